@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+DEMO ?= sdexport-demo
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/demo
+	$(BIN)/sdexport demo $(DEMO) --force
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[cpu,export]"
+	touch $@
+
+$(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[cpu,export,test]"
+	touch $@
+
+$(VENV)/lint: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[cpu,export,test,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

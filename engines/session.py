@@ -1,0 +1,219 @@
+"""The Session protocol: named tensors in, named tensors out, whatever runs the graph.
+
+    EngineError            an engine could not be opened or failed while running
+
+Wrong feeds are the caller's mistake and raise ValueError.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+Feeds = Mapping[str, np.ndarray]
+
+
+class EngineError(RuntimeError):
+    """An engine could not be opened or failed while running."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: `shape` holds sizes, and names where a dimension is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} ({', '.join(map(str, self.shape))})"
+
+
+class Session(Protocol):
+    """An opened graph. Safe to call from several threads; outputs belong to the caller."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Compute every output.
+
+        Args:
+          feeds: one array for each input, of its dtype and shape; equal dimension names mean
+            equal sizes.
+        Raises: ValueError: feeds do not fit. EngineError: the engine failed or is closed.
+        """
+        ...
+
+    def bind(self, **constants: np.ndarray) -> Session:
+        """Return a session that holds these inputs and asks only for the others.
+
+        The constants are copied, checked and (on devices) uploaded once. Closing the returned
+        session lets go of them and leaves this one open.
+        Raises: ValueError: a constant does not fit its input.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the engine; closing twice is allowed."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class SessionBase:
+    """What every session does alike; a subclass gives `_compute` and `_release`."""
+
+    def __init__(
+        self, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self.name = name
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._closed = False
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        self._check_open()
+        check_feeds(self.name, self.inputs, feeds)
+        return self._compute(feeds)
+
+    def bind(self, **constants: np.ndarray) -> Session:
+        return BoundSession(self, constants)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self.name}: the session is closed; open it again to run it")
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        raise TypeError(f"{type(self).__name__} must define _compute")
+
+    def _release(self) -> None:
+        """Free what the subclass holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class BoundSession(SessionBase):
+    """A session with some of its inputs held; see Session.bind."""
+
+    def __init__(self, parent: SessionBase, constants: Feeds) -> None:
+        known = {spec.name: spec for spec in parent.inputs}
+        held = {name: np.array(value) for name, value in constants.items()}
+        check_feeds(parent.name, [known[n] for n in held if n in known], held, known)
+        rest = [spec for spec in parent.inputs if spec.name not in held]
+        super().__init__(parent.name, rest, parent.outputs)
+        self._parent = parent
+        self._held = held
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return self._parent.run({**self._held, **feeds})
+
+    def _release(self) -> None:
+        self._held = {}
+
+
+def check_feeds(
+    name: str,
+    specs: Sequence[TensorSpec],
+    feeds: Feeds,
+    known: Mapping[str, TensorSpec] | None = None,
+) -> None:
+    """Raise ValueError unless `feeds` holds exactly the arrays that `specs` ask for.
+
+    Args:
+      name: the component, for the message.
+      known: the names that are listed when an unknown one comes; default those of `specs`.
+    """
+    wanted = {spec.name: spec for spec in specs}
+    if feeds.keys() != wanted.keys():
+        _complain_of_names(name, wanted, feeds, known or wanted)
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        value = feeds[spec.name]
+        if not isinstance(value, np.ndarray):
+            raise ValueError(
+                f"{name}: input '{spec.name}': expected a NumPy array {spec}, "
+                f"got {type(value).__name__}"
+            )
+        fits = value.dtype == spec.dtype and value.ndim == len(spec.shape)
+        if not fits or any(
+            isinstance(want, int) and want != got
+            for want, got in zip(spec.shape, value.shape, strict=True)
+        ):
+            raise ValueError(
+                f"{name}: input '{spec.name}': expected {spec}, got {value.dtype} {value.shape}"
+            )
+        for want, got in zip(spec.shape, value.shape, strict=True):
+            if got == 0:
+                raise ValueError(f"{name}: input '{spec.name}': empty array {value.shape}")
+            if isinstance(want, str):
+                first, source = sizes.setdefault(want, (got, spec.name))
+                if first != got:
+                    raise ValueError(
+                        f"{name}: '{want}' is {first} in input '{source}' "
+                        f"and {got} in input '{spec.name}'; they must be equal"
+                    )
+
+
+def _complain_of_names(
+    name: str, wanted: Mapping[str, TensorSpec], feeds: Feeds, known: Mapping[str, TensorSpec]
+) -> None:
+    problems = [f"missing input '{n}' {spec}" for n, spec in wanted.items() if n not in feeds]
+    problems += [f"no input '{n}'" for n in feeds if n not in wanted]
+    raise ValueError(f"{name}: {'; '.join(problems)}; the inputs are {', '.join(known)}")
+
+
+_BACKENDS: dict[str, tuple[str, str]] = {
+    "onnxruntime": ("engines.onnxruntime_session", "OnnxRuntimeSession"),
+}
+BACKENDS: tuple[str, ...] = tuple(_BACKENDS)
+
+
+def open_session(path: str | Path, backend: str = "onnxruntime", **options: Any) -> Session:
+    """Open an ONNX file with one of `BACKENDS`.
+
+    Args:
+      path: the .onnx file; external data is looked up beside it.
+      options: passed to the backend's session class.
+    Raises: ValueError: unknown backend. FileNotFoundError: no such file. ImportError: the
+      backend's package is not installed (the message names the pip command). EngineError: the
+      file cannot be loaded.
+    """
+    if backend not in _BACKENDS:
+        raise ValueError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file {path}")
+    module, attribute = _BACKENDS[backend]
+    factory: Callable[..., Session] = getattr(importlib.import_module(module), attribute)
+    return factory(path, **options)

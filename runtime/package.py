@@ -1,0 +1,265 @@
+"""Reading and checking a package: the folder that an export writes.
+
+    PackageError    the folder is there, but it is no package, or not one to trust
+
+A folder that Optimum exported (no sdexport.json) loads too; it carries no hashes to check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from engines import Session, TensorSpec, open_session
+from engines.onnx_file import external_data_locations
+from runtime.tokenizer import ClipTokenizer
+
+FORMAT_VERSION = 1
+MANIFEST = "sdexport.json"
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+
+
+class PackageError(Exception):
+    """The folder is no package, or not one to trust."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the package: path relative to it with forward slashes, bytes, SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph: its files (the .onnx first), arithmetic, and what goes in and out."""
+
+    files: tuple[FileRecord, ...]
+    precision: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of sdexport.json.
+
+    latent_channels; downscale: pixels a latent cell covers; scaling_factor: latents of the UNet
+    over latents of the VAE; default_size: (height, width) in pixels.
+    """
+
+    family: str
+    source: Mapping[str, str]
+    latent_channels: int
+    downscale: int
+    scaling_factor: float
+    default_size: tuple[int, int]
+    prediction_type: str
+    components: Mapping[str, Component]
+    files: tuple[FileRecord, ...]
+    tools: Mapping[str, str]
+    verification: Mapping[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Raises: KeyError, TypeError, ValueError: not the shape of a manifest."""
+        values = dict(data)
+        values["components"] = {
+            str(name): Component(
+                files=_records(entry["files"]),
+                precision=str(entry["precision"]),
+                opset=int(entry["opset"]),
+                inputs=_specs(entry["inputs"]),
+                outputs=_specs(entry["outputs"]),
+            )
+            for name, entry in data["components"].items()
+        }
+        values["files"] = _records(data["files"])
+        height, width = data["default_size"]
+        values["default_size"] = (int(height), int(width))
+        for key, kind in (("latent_channels", int), ("downscale", int), ("scaling_factor", float)):
+            values[key] = kind(data[key])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on disk whose files were checked.
+
+    Use `Package.load`.
+    """
+
+    folder: Path
+    manifest: Manifest
+    scheduler_config: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, verify: bool = True) -> Self:
+        """Read a package and check it: paths, sizes, and with `verify` every hash.
+
+        Raises: FileNotFoundError: no such folder. PackageError: no package, of another format
+          version, incomplete, altered, or pointing outside of its folder.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no package at {folder}: there is no such folder")
+        if (folder / MANIFEST).is_file():
+            manifest = _read_manifest(folder)
+            for record in _all_files(manifest):
+                _check_file(folder, record, verify=verify)
+        elif (folder / "unet" / "model.onnx").is_file():
+            manifest = _manifest_of_optimum(folder)
+        else:
+            raise PackageError(
+                f"{folder} is no package: it has no {MANIFEST}; make one with 'sdexport export'"
+            )
+        for name in manifest.components:
+            _check_external_data(folder, name)
+        return cls(folder, manifest, _read_json(folder, "scheduler/scheduler_config.json"))
+
+    def tokenizer(self) -> ClipTokenizer:
+        """Raises: PackageError: the tokenizer's files are missing or damaged."""
+        try:
+            return ClipTokenizer.from_folder(self.folder / "tokenizer")
+        except (FileNotFoundError, ValueError) as error:
+            raise PackageError(f"{self.folder}: {error}") from error
+
+    def model_path(self, component: str) -> Path:
+        """The .onnx file of a component.
+
+        Raises: PackageError: the package has no such component.
+        """
+        if component not in self.manifest.components:
+            raise PackageError(
+                f"{self.folder} has no {component}; it has {', '.join(self.manifest.components)}"
+            )
+        return self.folder / component / "model.onnx"
+
+    def open(self, component: str, backend: str = "onnxruntime", **options: Any) -> Session:
+        """Open a component as a Session; see engines.open_session."""
+        return open_session(self.model_path(component), backend, **options)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files that the manifest lists."""
+        return sum(record.size for record in _all_files(self.manifest))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _all_files(manifest: Manifest) -> list[FileRecord]:
+    of_components = [r for c in manifest.components.values() for r in c.files]
+    return of_components + list(manifest.files)
+
+
+def _records(entries: list[dict[str, Any]]) -> tuple[FileRecord, ...]:
+    return tuple(FileRecord(str(e["path"]), int(e["size"]), str(e["sha256"])) for e in entries)
+
+
+def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PackageError(f"{folder} is incomplete: {name} is missing") from None
+    except ValueError as error:
+        raise PackageError(f"{folder}: {name} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise PackageError(f"{folder}: {name} is damaged: it holds no JSON object")
+    return value
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    data = _read_json(folder, MANIFEST)
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise PackageError(
+            f"{folder}: format_version {version!r} is unknown to this sdexport, which reads "
+            f"{FORMAT_VERSION}; export the checkpoint again or update sdexport"
+        )
+    try:
+        manifest = Manifest.from_dict(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PackageError(f"{folder}: {MANIFEST} is damaged: {error!r}") from error
+    if min(manifest.latent_channels, manifest.downscale, *manifest.default_size) < 1:
+        raise PackageError(f"{folder}: {MANIFEST} is damaged: sizes must be positive")
+    strange = [name for name in manifest.components if name not in COMPONENTS]
+    if strange:
+        raise PackageError(f"{folder}: {MANIFEST} names unknown components: {', '.join(strange)}")
+    for name, component in manifest.components.items():
+        if f"{name}/model.onnx" not in {record.path for record in component.files}:
+            raise PackageError(f"{folder}: {MANIFEST} lists no {name}/model.onnx")
+    return manifest
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """The file that a path in the package means; PackageError if it leads out of the folder."""
+    pure = PurePosixPath(path)
+    target = folder / pure
+    outside = pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path
+    if outside or not target.resolve().is_relative_to(folder.resolve()):
+        raise PackageError(f"{folder}: '{path}' points outside of the package")
+    return target
+
+
+def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
+    path = _inside(folder, record.path)
+    if not path.is_file():
+        raise PackageError(f"{folder} is incomplete: {record.path} is missing")
+    size = path.stat().st_size
+    if size != record.size:
+        raise PackageError(
+            f"{folder}: {record.path} is truncated or altered: {size} bytes, not {record.size}"
+        )
+    if verify and sha256_of(path) != record.sha256:
+        raise PackageError(f"{folder}: {record.path} was altered: its SHA-256 does not match")
+
+
+def _check_external_data(folder: Path, component: str) -> None:
+    path = folder / component / "model.onnx"
+    try:
+        locations = external_data_locations(path)
+    except ValueError as error:
+        raise PackageError(f"{folder}: {component}: {error}") from error
+    for location in locations:
+        if not _inside(folder, f"{component}/{location}").is_file():
+            raise PackageError(f"{folder} is incomplete: {component}/{location} is missing")
+
+
+def _manifest_of_optimum(folder: Path) -> Manifest:
+    """What the folder's configurations say, for a package without manifest."""
+    unet = _read_json(folder, "unet/config.json")
+    vae = _read_json(folder, "vae_decoder/config.json")
+    scheduler = _read_json(folder, "scheduler/scheduler_config.json")
+    names = [name for name in COMPONENTS if (folder / name / "model.onnx").is_file()]
+    downscale = 2 ** (len(vae.get("block_out_channels", (0, 0, 0, 0))) - 1)
+    side = int(unet.get("sample_size") or 64) * downscale
+    return Manifest(
+        family="sd1",
+        source={"type": "optimum"},
+        latent_channels=int(vae.get("latent_channels", 4)),
+        downscale=downscale,
+        scaling_factor=float(vae.get("scaling_factor", 0.18215)),
+        default_size=(side, side),
+        prediction_type=str(scheduler.get("prediction_type", "epsilon")),
+        components={name: Component((), "unknown", 0, (), ()) for name in names},
+        files=(),
+        tools={},
+    )

@@ -1,0 +1,1 @@
+"""sdexport: a Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""

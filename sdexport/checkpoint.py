@@ -1,0 +1,192 @@
+"""Reading a Stable Diffusion checkpoint: a diffusers folder, or its id on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+PIPELINE_CLASSES = ("StableDiffusionPipeline",)
+_CLASSES = {
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+_WANTED = ["model_index.json", "tokenizer/*", "scheduler/*"] + [
+    f"{part}/{pattern}" for part in _CLASSES for pattern in ("*.json", "*.safetensors")
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A diffusers folder whose configurations were read and found to be ones we export.
+
+    configs: for text_encoder, unet and vae, the configuration with the class's defaults filled in.
+    source: what the manifest says of the origin, never a path.
+    """
+
+    folder: Path
+    source: Mapping[str, str]
+    index: Mapping[str, Any]
+    configs: Mapping[str, SimpleNamespace]
+    scheduler_config: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, source: str | Path, *, revision: str | None = None) -> Checkpoint:
+        """Find and check a checkpoint.
+
+        Args:
+          source: a folder, or a hub id such as "name/model".
+          revision: of the hub id.
+        Raises: FileNotFoundError: no such folder, or files are missing. ValueError: the folder is
+          damaged or of a kind that is not exported. ConnectionError: the hub cannot be reached.
+        """
+        folder, origin = _locate(source, revision)
+        index = read_json(folder / "model_index.json")
+        kind = index.get("_class_name")
+        if kind not in PIPELINE_CLASSES:
+            raise ValueError(
+                f"{folder}: pipelines of class {kind!r} are not exported; "
+                f"supported: {', '.join(PIPELINE_CLASSES)}"
+            )
+        configs = {part: _config(folder, index, part) for part in _CLASSES}
+        _check_supported(folder, configs)
+        for part in _CLASSES:
+            weight_files(folder, part)
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        if not any((folder / "tokenizer" / n).is_file() for n in ("vocab.json", "tokenizer.json")):
+            raise FileNotFoundError(f"{folder}: the tokenizer is missing (tokenizer/vocab.json)")
+        if origin["type"] == "folder":
+            origin = {**origin, "sha256": _fingerprint(folder)}
+        return cls(folder, origin, index, configs, scheduler)
+
+    def load(self, part: str) -> Any:
+        """The module of "text_encoder", "unet" or "vae", in float32 and for inference.
+
+        Raises: ValueError: the weights are damaged, do not fit the configuration, or hold NaN.
+        """
+        try:
+            module = _class(part).from_pretrained(
+                self.folder / part,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                **({"low_cpu_mem_usage": False} if part != "text_encoder" else {}),
+            )
+        except Exception as error:  # what the libraries raise here ranges from OSError to KeyError
+            raise ValueError(
+                f"{self.folder}: cannot load {part}: {' '.join(str(error).split())[:300]}"
+            ) from error
+        for name, weight in module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{self.folder}: {part}: weight {name} holds NaN or infinity")
+        return module.eval().requires_grad_(False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises: FileNotFoundError: missing. ValueError: damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.parent}: no Stable Diffusion checkpoint: {path.name} is missing"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    return value
+
+
+def weight_files(folder: Path, part: str) -> list[Path]:
+    """The safetensors files that `load` reads.
+
+    Raises: FileNotFoundError: there are none.
+    """
+    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    files = [folder / part / f"{stem}.safetensors"]
+    shards = folder / part / f"{stem}.safetensors.index.json"
+    if not files[0].is_file() and shards.is_file():
+        weight_map = read_json(shards).get("weight_map", {})
+        files = sorted({folder / part / name for name in weight_map.values()})
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise FileNotFoundError(f"{folder}: {part}: missing {', '.join(missing) or 'weights'}")
+    return files
+
+
+def _locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, str]]:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder, {"type": "folder"}
+    if folder.is_file():
+        raise ValueError(f"{source} is a file; expected a diffusers folder or a hub id")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise FileNotFoundError(f"no checkpoint at {source}: there is no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(str(source), revision=revision, allow_patterns=_WANTED))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"no folder {source}, and the hub cannot give it "
+            f"({type(error).__name__}); check the name and the network, or give a local folder"
+        ) from error
+    return found, {"type": "hub", "id": str(source), "revision": found.name}
+
+
+def _class(part: str) -> Any:
+    library, name = _CLASSES[part]
+    return getattr(__import__(library), name)
+
+
+def _config(folder: Path, index: Mapping[str, Any], part: str) -> SimpleNamespace:
+    named = index.get(part)
+    if not isinstance(named, list) or named[1:] != [_CLASSES[part][1]]:
+        raise ValueError(
+            f"{folder}: {part} is {named!r}; only {_CLASSES[part][1]} is exported as {part}"
+        )
+    values = read_json(folder / part / "config.json")
+    if part == "text_encoder":
+        from transformers import CLIPTextConfig
+
+        return SimpleNamespace(**CLIPTextConfig.from_dict(values).to_dict())
+    arguments = inspect.signature(_class(part).__init__).parameters.values()
+    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
+    return SimpleNamespace(**{**defaults, **values})
+
+
+def _check_supported(folder: Path, configs: Mapping[str, SimpleNamespace]) -> None:
+    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+    fits = {
+        "unet.in_channels equals vae.latent_channels": unet.in_channels == vae.latent_channels,
+        "unet.cross_attention_dim equals text_encoder.hidden_size": (
+            unet.cross_attention_dim == text.hidden_size
+        ),
+        "unet has no class, added or time conditions": not (
+            unet.class_embed_type or unet.addition_embed_type or unet.time_cond_proj_dim
+        ),
+    }
+    broken = [name for name, holds in fits.items() if not holds]
+    if broken:
+        raise ValueError(f"{folder}: not a checkpoint that is exported; expected {broken[0]}")
+
+
+def _fingerprint(folder: Path) -> str:
+    """SHA-256 over the weight files' own, in order of their names."""
+    total = hashlib.sha256()
+    for part in sorted(_CLASSES):
+        for file in weight_files(folder, part):
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            total.update(f"{part}/{file.name} {digest}\n".encode())
+    return total.hexdigest()

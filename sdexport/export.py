@@ -1,0 +1,347 @@
+"""From a checkpoint to a package: trace each component, record PyTorch's answers, write it all."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engines import TensorSpec
+from runtime import ClipTokenizer, Manifest
+from runtime.package import MANIFEST, Component, FileRecord, sha256_of
+from runtime.version import VERSION
+from sdexport.checkpoint import Checkpoint, read_json
+from sdexport.components import Part, parts
+from sdexport.reference import LARGEST_SIDE, PictureRecorder, TorchSession, record_component
+from sdexport.verify import Check, table, verify
+
+DEFAULT_OPSET = 23
+OPSETS = range(18, 25)
+EXTERNAL_DATA_FROM = 2_000_000_000
+"""Bytes of weights from which they go to model.onnx_data; a protocol buffer ends at 2 GiB."""
+# Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
+# power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
+_EXAMPLE = {
+    "batch": 2,
+    "sequence": 77,
+    "height": 17,
+    "width": 19,
+    "image_height": 136,
+    "image_width": 152,
+}
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "numpy")
+
+Progress = Callable[[str, str], None]
+"""Called with a component and the stage that begins."""
+
+
+class VerificationError(Exception):
+    """The exported graphs do not answer as PyTorch does."""
+
+
+def export(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    opset: int = DEFAULT_OPSET,
+    revision: str | None = None,
+    force: bool = False,
+    progress: Progress = lambda component, stage: None,
+) -> Manifest:
+    """Export a checkpoint to a package.
+
+    The package is built beside its destination and renamed into place, so an export that is
+    stopped leaves no package. With ONNX Runtime installed it is verified first.
+
+    Args:
+      source: a diffusers folder or a hub id.
+      destination: the folder to make.
+      opset: 18..24; from 23 on attention and group normalisation are single nodes.
+      force: replace what is at the destination, if that is a package or an empty folder.
+    Raises: FileNotFoundError, ValueError, ConnectionError: see Checkpoint.open. FileExistsError:
+      the destination exists. VerificationError: the package does not answer as PyTorch does.
+    """
+    if opset not in OPSETS:
+        raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
+    destination = Path(os.path.abspath(destination))
+    _check_destination(destination, force=force)
+    checkpoint = Checkpoint.open(source, revision=revision)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        beside.chmod(0o755)
+        manifest = _write_package(checkpoint, beside, opset, progress)
+        _move_into_place(beside, destination)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return manifest
+
+
+def _write_package(
+    checkpoint: Checkpoint, folder: Path, opset: int, progress: Progress
+) -> Manifest:
+    _copy_configuration(checkpoint, folder)
+    tokenizer = ClipTokenizer.from_folder(folder / "tokenizer")
+    vae = checkpoint.configs["vae"]
+    downscale = 2 ** (len(vae.block_out_channels) - 1)
+    side = checkpoint.configs["unet"].sample_size
+    height, width = (side, side) if isinstance(side, int) else side
+    components = _write_components(
+        checkpoint,
+        folder,
+        opset,
+        progress,
+        PictureRecorder(checkpoint.scheduler_config, tokenizer),
+        latent_shape=(
+            vae.latent_channels,
+            min(height, LARGEST_SIDE // downscale),
+            min(width, LARGEST_SIDE // downscale),
+        ),
+    )
+    manifest = Manifest(
+        family="stable-diffusion",
+        source=checkpoint.source,
+        latent_channels=vae.latent_channels,
+        downscale=downscale,
+        scaling_factor=vae.scaling_factor,
+        default_size=(height * downscale, width * downscale),
+        prediction_type=str(checkpoint.scheduler_config.get("prediction_type", "epsilon")),
+        components=components,
+        files=_records(folder, except_for=set(components)),
+        tools={"sdexport": VERSION, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in _TOOLS},
+    )
+    _write_manifest(folder, manifest)
+    if find_spec("onnxruntime"):
+        progress("package", "verify")
+        manifest = replace(manifest, verification=_verified(folder))
+        _write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_components(
+    checkpoint: Checkpoint,
+    folder: Path,
+    opset: int,
+    progress: Progress,
+    picture: PictureRecorder,
+    latent_shape: tuple[int, int, int],
+) -> dict[str, Component]:
+    """Trace and record one component after the other, with one module in memory at a time."""
+    components = {}
+    loaded: tuple[str, Any] = ("", None)
+    for part in parts(*(checkpoint.configs[p] for p in ("text_encoder", "unet", "vae"))):
+        if loaded[0] != part.source:
+            loaded = ("", None)
+            gc.collect()
+            progress(part.name, "load")
+            loaded = (part.source, checkpoint.load(part.source))
+        module = loaded[1]
+        progress(part.name, "record")
+        with TorchSession(part, module) as session:
+            ids = picture.input_ids if part.name == "text_encoder" else None
+            record_component(session, part, folder / "reference" / f"{part.name}.npz", ids)
+            if part.name == "text_encoder":
+                picture.encode(session)
+        if part.name == "unet":
+            picture.denoise(module, (1, *latent_shape))
+        elif part.name == "vae_decoder":
+            scaling_factor = checkpoint.configs["vae"].scaling_factor
+            picture.decode(module, scaling_factor, folder / "reference" / "picture.npz")
+        progress(part.name, "trace")
+        trace(part, module, folder / part.name / "model.onnx", opset=opset)
+        _copy_json(
+            checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
+        )
+        components[part.name] = Component(
+            files=tuple(_record(folder, f) for f in _model_files(folder / part.name)),
+            precision="fp32",
+            opset=opset,
+            inputs=part.inputs,
+            outputs=part.outputs,
+        )
+    return components
+
+
+def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
+    """Write one component as an ONNX file with dynamic axes; large weights go beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dynamic = {
+        spec.name: {
+            axis: torch.export.Dim.DYNAMIC
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str)
+        }
+        for spec in part.inputs
+    }
+    with torch.inference_mode(False), torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            part.wrap(module).eval(),
+            kwargs=part.example(_EXAMPLE, seed=0),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dynamic,
+            input_names=[spec.name for spec in part.inputs],
+            output_names=[spec.name for spec in part.outputs],
+            verbose=False,
+        )
+    assert program is not None  # for the type checker: None comes only with dynamo=False
+    _tidy(program.model, part)
+    weights = [value.const_value for value in program.model.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    program.save(str(path), external_data=size > EXTERNAL_DATA_FROM)
+
+
+def _tidy(model: Any, part: Part) -> None:
+    """Name the dynamic axes, and drop what the exporter notes of its own machine and sources."""
+    names: dict[str, str] = {}
+    for value, spec in zip(model.graph.inputs, part.inputs, strict=True):
+        for found, wanted in zip(value.shape, spec.shape, strict=True):
+            if isinstance(wanted, str):
+                names[str(found)] = wanted
+    for value, spec in zip(model.graph.outputs, part.outputs, strict=True):
+        value.shape = _shape(value, spec)
+    kept = {id(v) for v in (*model.graph.inputs, *model.graph.outputs)}
+    for value in model.graph.inputs:
+        value.metadata_props.clear()
+        value.shape = type(value.shape)([names.get(str(d), d) for d in value.shape])
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if id(value) not in kept and value.shape is not None:
+                value.shape = type(value.shape)([_renamed(d, names) for d in value.shape])
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name = part.name
+    model.producer_name, model.producer_version = "sdexport", VERSION
+
+
+def _shape(value: Any, spec: TensorSpec) -> Any:
+    return type(value.shape)(list(spec.shape))
+
+
+def _renamed(dimension: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(dimension, int):
+        return dimension
+    return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(dimension.value)) or None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own internals, which says nothing of the checkpoint."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils", "torch.export")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
+def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
+    (folder / "tokenizer").mkdir()
+    for name in _TOKENIZER_FILES:
+        if (checkpoint.folder / "tokenizer" / name).is_file():
+            shutil.copyfile(checkpoint.folder / "tokenizer" / name, folder / "tokenizer" / name)
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        _copy_json(checkpoint.folder / name, folder / name)
+
+
+def _copy_json(source: Path, destination: Path) -> None:
+    """A configuration without the path it was once loaded from."""
+    values = read_json(source)
+    values.pop("_name_or_path", None)
+    destination.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """model.onnx first, then its data."""
+    return sorted(folder.glob("model.onnx*"), key=lambda f: f.name)
+
+
+def _record(folder: Path, file: Path) -> FileRecord:
+    return FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, sha256_of(file))
+
+
+def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
+    """Everything that no component lists: configurations, tokenizer, references."""
+    files = (f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+    rest = (
+        f for f in files if f.parent.name not in except_for or not f.name.startswith("model.onnx")
+    )
+    return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """What verification measured, to two digits: the last ones vary with the machine."""
+    checks = verify(folder)
+    if not all(check.passed for check in checks):
+        raise VerificationError(
+            f"the exported graphs do not answer as PyTorch does\n{table(checks)}"
+        )
+    return {f"{c.name}.{c.output}": _figures(c) for c in checks if c.output != "files"}
+
+
+def _figures(check: Check) -> dict[str, float | str]:
+    return {
+        "error": float(f"{check.error:.1e}"),
+        "cosine": float(f"{check.cosine:.6f}"),
+        "bound": check.bound,
+    }
+
+
+def _check_destination(destination: Path, *, force: bool) -> None:
+    if not destination.exists():
+        return
+    if not force:
+        raise FileExistsError(f"{destination} exists; give --force to replace it")
+    holds_package = destination.is_dir() and (
+        (destination / MANIFEST).is_file() or not any(destination.iterdir())
+    )
+    if not holds_package:
+        raise FileExistsError(f"{destination} exists and is no package; it is not replaced")
+
+
+def _move_into_place(beside: Path, destination: Path) -> None:
+    """Rename; what stood there goes last, when the new package is in its place."""
+    old = None
+    if destination.exists():
+        old = beside.with_name(beside.name + ".old")
+        os.replace(destination, old)
+    os.replace(beside, destination)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)

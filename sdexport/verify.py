@@ -1,0 +1,183 @@
+"""Does a package still answer as PyTorch did? Replays the recorded answers, without PyTorch."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines import EngineError
+from runtime import Package, PackageError, Pipeline
+from runtime.package import sha256_of
+
+COMPONENT_BOUND = 3e-4
+"""Largest difference over the output's largest value. Two float32 kernels that sum a few thousand
+products in another order differ by 1e-6 to 1e-5 after some sixty layers; a wrong weight, a wrong
+epsilon or a half-precision layer differs by 1e-3 and more."""
+PICTURE_BOUND = 1
+"""Steps of 255. Rounding to 8 bits may fall to either side of a half, never further."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the report: what was measured, and the share of its bound that it used.
+
+    error: relative to the output's scale for components, in steps of 255 for the picture, None
+    where nothing could be measured and `note` says why.
+    """
+
+    name: str
+    output: str
+    error: float | None
+    cosine: float | None
+    bound: float
+    note: str = ""
+
+    @property
+    def share(self) -> float | None:
+        return None if self.error is None else self.error / self.bound
+
+    @property
+    def passed(self) -> bool:
+        return not self.note and self.error is not None and self.error <= self.bound
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"share": self.share, "passed": self.passed}
+
+
+def verify(folder: str | Path, backend: str = "onnxruntime", **options: Any) -> list[Check]:
+    """Check every file's hash, replay every component and paint the recorded picture.
+
+    Args:
+      backend, options: how components are opened; see engines.open_session.
+    Raises: FileNotFoundError, PackageError: no package, or one that misses files.
+    """
+    package = Package.load(folder, verify=False)
+    checks = [_hash_check(package, name) for name in ("package", *package.manifest.components)]
+    references = {p.stem: p for p in sorted((package.folder / "reference").glob("*.npz"))}
+    if not references:
+        raise PackageError(f"{package.folder} holds no recorded answers (reference/*.npz)")
+    with Pipeline(package, backend, **options) as pipeline:
+        for name in package.manifest.components:
+            checks += _replay(pipeline, name, references.get(name))
+        checks.append(_repaint(pipeline, references.get("picture")))
+    return checks
+
+
+def compare(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
+    """Largest difference relative to the largest expected value, and the cosine of the two.
+
+    Not finite values on either side give an infinite error.
+    """
+    a, b = expected.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf"), 0.0
+    scale = float(np.abs(a).max()) or 1.0
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b)) or 1.0
+    return float(np.abs(a - b).max()) / scale, float(a @ b) / norms
+
+
+def _hash_check(package: Package, name: str) -> Check:
+    manifest = package.manifest
+    records = manifest.files if name == "package" else manifest.components[name].files
+    altered = [r.path for r in records if sha256_of(package.folder / r.path) != r.sha256]
+    note = f"altered: {', '.join(altered)}" if altered else ""
+    return Check(name, "files", float(len(altered)), None, 1e-9, note)
+
+
+def _replay(pipeline: Pipeline, name: str, path: Path | None) -> list[Check]:
+    def failed(output: str, note: str) -> list[Check]:
+        return [Check(name, output, None, None, COMPONENT_BOUND, note)]
+
+    if path is None:
+        return failed("-", "no recorded answer")
+    try:
+        arrays = _read_arrays(path)
+        feeds = _named(arrays, "input.")
+        answers = pipeline.session(name).run(feeds)
+    except (EngineError, ValueError) as error:
+        return failed("-", str(error))
+    checks = []
+    for output, expected in _named(arrays, "output.").items():
+        actual = answers.get(output)
+        if actual is None or actual.shape != expected.shape:
+            checks += failed(output, "missing, or of another shape")
+            continue
+        checks.append(Check(name, output, *compare(expected, actual), COMPONENT_BOUND))
+    return checks or failed("-", "the recorded answer is empty")
+
+
+def _repaint(pipeline: Pipeline, path: Path | None) -> Check:
+    def failed(note: str) -> Check:
+        return Check("picture", "pixels", None, None, PICTURE_BOUND, note)
+
+    if path is None:
+        return failed("no recorded picture")
+    try:
+        recorded = _read_arrays(path)
+        latents, picture = recorded["latents"], recorded["picture"]
+        unit = pipeline.package.manifest.downscale
+        result = pipeline(
+            str(recorded["prompt"]),
+            str(recorded["negative_prompt"]),
+            height=latents.shape[2] * unit,
+            width=latents.shape[3] * unit,
+            num_inference_steps=int(recorded["num_inference_steps"]),
+            guidance_scale=float(recorded["guidance_scale"]),
+            scheduler=str(recorded["scheduler"]),
+            latents=latents,
+        )
+    except (EngineError, PackageError, ValueError, KeyError, IndexError) as error:
+        return failed(str(error))
+    pixels = np.asarray(result.images[0])
+    if pixels.shape != picture.shape[1:]:
+        return failed(f"{pixels.shape} instead of {picture.shape[1:]}")
+    worst = np.abs(pixels.astype(int) - picture[0].astype(int)).max()
+    _, cosine = compare(picture[0], pixels)
+    return Check("picture", "pixels", float(worst), cosine, PICTURE_BOUND)
+
+
+def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return dict(data)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"reference/{path.name} is damaged: {error}") from error
+
+
+def table(checks: Sequence[Check]) -> str:
+    """The report as aligned text."""
+    rows = [("component", "output", "max abs", "cosine", "bound", "share", "verdict")]
+    for check in checks:
+        numbers = check.error is not None and check.output != "files"
+        rows.append(
+            (
+                check.name,
+                check.output,
+                f"{check.error:.2e}" if numbers else "-",
+                f"{check.cosine:.7f}" if check.cosine is not None else "-",
+                f"{check.bound:.0e}"
+                if numbers and check.bound < 1
+                else f"{check.bound:g}/255"
+                if numbers
+                else "-",
+                f"{check.share:.1%}" if numbers else "-",
+                "ok" if check.passed else f"FAILED {check.note}".rstrip(),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+__all__ = ["Check", "compare", "table", "verify"]
