@@ -184,7 +184,7 @@ class Pipeline:
                 seed=number,
                 width=width,
                 height=height,
-                model=self.package.manifest.family,
+                model=self.package.folder.resolve().name,
             )
             for text, negative, number in zip(prompts, negatives, seeds, strict=True)
         ]

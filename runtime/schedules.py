@@ -55,10 +55,10 @@ def alphas_cumprod(values: np.ndarray, *, zero_terminal_snr: bool = False) -> np
 def spaced_timesteps(spacing: str, steps: int, train_steps: int, offset: int) -> np.ndarray:
     """Training timesteps to visit, highest first, (steps,) float64, not yet rounded.
 
-    Raises: ValueError: unknown spacing, or no step.
+    Raises: ValueError: unknown spacing, or a number of steps out of range.
     """
-    if steps < 1:
-        raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"num_inference_steps must be 1 to {train_steps}, got {steps}")
     if spacing == "linspace":
         return np.asarray(np.linspace(0, train_steps - 1, steps)[::-1])
     if spacing == "leading":
@@ -76,7 +76,7 @@ def karras_sigmas(low: float, high: float, steps: int, rho: float = 7.0) -> np.n
 
 def exponential_sigmas(low: float, high: float, steps: int) -> np.ndarray:
     """Noise levels from high to low, evenly spaced in log(sigma)."""
-    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+    return np.asarray(np.exp(np.linspace(math.log(high), math.log(low), steps)))
 
 
 def sigma_to_timestep(sigma: np.ndarray, all_sigmas: np.ndarray) -> np.ndarray:

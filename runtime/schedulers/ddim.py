@@ -39,11 +39,6 @@ class DDIMScheduler:
     ) -> None:
         self.config = DDIMConfig.from_mapping(config)
         train_steps = self.config.num_train_timesteps
-        if num_inference_steps > train_steps:
-            raise ValueError(
-                f"num_inference_steps must not exceed the {train_steps} training steps, "
-                f"got {num_inference_steps}"
-            )
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, got {eta}")
         self._eta = eta

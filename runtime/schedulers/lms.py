@@ -42,7 +42,7 @@ class LMSDiscreteScheduler:
 
     Args:
       config: keys of diffusers' LMSDiscreteScheduler; missing ones take its defaults.
-      num_inference_steps: at least 1.
+      num_inference_steps: 1 <= steps <= num_train_timesteps.
     Raises: ValueError: a value out of range.
     """
 

@@ -6,10 +6,10 @@ that differ from it, and a region's kind is the shape whose outline overlaps it 
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from sdexport.shapes import dataset
 
@@ -55,31 +55,15 @@ def look(picture: np.ndarray) -> tuple[str, list[Seen]]:
     background = int(np.bincount(nearest_colours(border), minlength=len(NAMES)).argmax())
     middle = np.median(border[nearest_colours(border) == background], axis=0)
     mask = np.linalg.norm(picture.astype(np.float64) - middle, axis=-1) > FAR
-    regions = [r for r in _regions(mask) if r.sum() >= SMALLEST_AREA]
-    seen = [_describe(picture, region) for region in regions]
+    seen = [_describe(picture, region) for region in _regions(mask)]
     return NAMES[background], sorted(seen, key=lambda s: -s.radius)
 
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:
-    """Connected regions (four neighbours) of a mask, each as a mask."""
-    left = mask.copy()
-    regions = []
-    for start in zip(*np.nonzero(mask), strict=True):
-        if not left[start]:
-            continue
-        region = np.zeros_like(mask)
-        queue = deque([start])
-        left[start] = False
-        while queue:
-            y, x = queue.popleft()
-            region[y, x] = True
-            for there in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
-                inside = 0 <= there[0] < mask.shape[0] and 0 <= there[1] < mask.shape[1]
-                if inside and left[there]:
-                    left[there] = False
-                    queue.append(there)
-        regions.append(region)
-    return regions
+    """Connected regions (four neighbours) of a mask that are large enough, each as a mask."""
+    labels, count = ndimage.label(mask)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    return [labels == i for i in range(1, count + 1) if areas[i] >= SMALLEST_AREA]
 
 
 def _describe(picture: np.ndarray, region: np.ndarray) -> Seen:

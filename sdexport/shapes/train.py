@@ -29,6 +29,15 @@ UNET_BATCH = 64
 KL_WEIGHT = 1e-4
 CAPTION_DROPOUT = 0.1
 SNR_CAP = 5.0
+OFFSET_FROM, NOISE_OFFSET = 900, 0.25
+"""From this step on the noise has a random mean for each channel, of this deviation.
+
+Even the noisiest latents of this schedule show the background's colour in their mean; a model that
+reads it there ignores the caption, and paints the colour that the first noise happens to suggest.
+"""
+NOISY_SHARE, NOISY_FROM = 0.4, 700
+"""From the same step on, the share of examples drawn from the noisiest timesteps, where the caption
+decides."""
 EMA_DECAY = 0.999
 DECAY_SHARE = 0.25
 """The last share of the steps over which the learning rate falls to zero."""
@@ -210,18 +219,23 @@ def train_unet(
         latents = scale * (mean[rows] + std[rows] * posterior_noise)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(0, 1000, (UNET_BATCH,), generator=generator)
+        if step >= OFFSET_FROM:
+            noise += NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
+            noisy = torch.rand(UNET_BATCH, generator=generator) < NOISY_SHARE
+            late = torch.randint(NOISY_FROM, 1000, (UNET_BATCH,), generator=generator)
+            timesteps = torch.where(noisy, late, timesteps)
         ids = input_ids[rows].clone()
         ids[torch.rand(UNET_BATCH, generator=generator) < CAPTION_DROPOUT] = empty
         signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        sample = signal.sqrt() * latents + (1 - signal).sqrt() * noise
         with torch.autocast(args.device, torch.bfloat16):
             hidden = text_encoder(ids.to(args.device)).last_hidden_state
-            predicted = unet(noisy.to(args.device), timesteps.to(args.device), hidden).sample
+            predicted = unet(sample.to(args.device), timesteps.to(args.device), hidden).sample
         error = (predicted.float().cpu() - noise).square().mean(dim=(1, 2, 3))
         snr = (signal / (1 - signal)).flatten()
         loss = (error * snr.clamp(max=SNR_CAP) / snr).mean()  # Min-SNR, arXiv 2303.09556, eq. 6
-        late = error[timesteps > 500].mean().item()
-        return loss, f"loss {loss.item():.4f} mse {error.mean().item():.4f} late {late:.4f}"
+        high = error[timesteps >= NOISY_FROM].mean().item()
+        return loss, f"loss {loss.item():.4f} mse {error.mean().item():.4f} noisy {high:.4f}"
 
     average = trainer.run(loss_of)
     return average["unet"].eval(), average["text_encoder"].eval()

@@ -1,0 +1,64 @@
+"""Shared fixtures: the embedded checkpoint, its package, and pipelines over both."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from runtime import Pipeline, load_pipeline
+from sdexport.export import export
+from sdexport.shapes import MODEL_DIR
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    return MODEL_DIR
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, exported once for the whole run; tests that alter it take a copy."""
+    folder = tmp_path_factory.mktemp("exported") / "package"
+    export(MODEL_DIR, folder)
+    return folder
+
+
+@pytest.fixture
+def package_copy(package: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(package, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def pipe(package: Path) -> Iterator[Pipeline]:
+    with load_pipeline(package) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="session")
+def modules(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's modules in float32, as the exporter loads them."""
+    from sdexport.checkpoint import Checkpoint
+
+    opened = Checkpoint.open(checkpoint)
+    return {part: opened.load(part) for part in ("text_encoder", "unet", "vae")}
+
+
+@pytest.fixture(scope="session")
+def torch_sessions(checkpoint: Path, modules: dict[str, Any]) -> dict[str, Any]:
+    from sdexport.checkpoint import Checkpoint
+    from sdexport.components import parts
+    from sdexport.reference import TorchSession
+
+    configs = Checkpoint.open(checkpoint).configs
+    return {
+        part.name: TorchSession(part, modules[part.source])
+        for part in parts(*(configs[name] for name in ("text_encoder", "unet", "vae")))
+    }

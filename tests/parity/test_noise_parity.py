@@ -1,0 +1,41 @@
+"""Noise against torch.randn, as streams of draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime import TorchGenerator
+from tests.tolerances import NOISE_ABS, assert_close
+
+SHAPES = [(1,), (3,), (2, 2), (15,), (16,), (17,), (5,), (31,), (1, 4, 16, 16), (7,), (1, 4, 9, 17)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**63 + 5, 2**64 - 1, -1, -3])
+def test_noise_equals_torch_in_a_stream_of_shapes(seed: int) -> None:
+    theirs, ours = torch.Generator().manual_seed(seed), TorchGenerator(seed)
+    for shape in [*SHAPES, *reversed(SHAPES)]:
+        expected = torch.randn(shape, generator=theirs).numpy()
+        assert_close(ours.randn(shape), expected, abs_=NOISE_ABS)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 64, 64), (4, 4, 128, 96), (2, 4, 8, 32), (1, 4, 17, 19)])
+def test_noise_equals_torch_for_latents_of_many_seeds(shape: tuple[int, ...]) -> None:
+    for seed in range(30):
+        expected = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).numpy()
+        assert_close(TorchGenerator(seed).randn(shape), expected, abs_=NOISE_ABS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(-(2**63), 2**64 - 1),
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8),
+)
+def test_noise_equals_torch_for_any_seed_and_sizes(seed: int, sizes: list[int]) -> None:
+    theirs, ours = torch.Generator().manual_seed(seed), TorchGenerator(seed)
+    for size in sizes:
+        expected = torch.randn(size, generator=theirs).numpy()
+        np.testing.assert_allclose(ours.randn((size,)), expected, rtol=0, atol=NOISE_ABS)

@@ -1,0 +1,168 @@
+"""A loader trusts nothing: every way in which a package can be broken."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import Package, PackageError, load_pipeline
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads((folder / "sdexport.json").read_text())
+    change(data)
+    (folder / "sdexport.json").write_text(json.dumps(data))
+
+
+def test_load_reads_the_manifest(package: Path) -> None:
+    loaded = Package.load(package)
+    manifest = loaded.manifest
+    assert list(manifest.components) == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    assert (manifest.default_size, manifest.downscale, manifest.latent_channels) == (
+        (128, 128),
+        8,
+        4,
+    )
+    assert loaded.size == sum(
+        f.stat().st_size for f in package.rglob("*") if f.is_file() and f.name != "sdexport.json"
+    )
+
+
+def test_manifest_round_trip(package: Path) -> None:
+    manifest = Package.load(package).manifest
+    assert manifest.to_json() == (package / "sdexport.json").read_text(encoding="utf-8")
+
+
+def test_load_missing_folder_and_other_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        Package.load(tmp_path / "nowhere")
+    with pytest.raises(PackageError, match=r"is no package: it has no sdexport\.json"):
+        Package.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["unet/model.onnx", "tokenizer/vocab.json", "scheduler/scheduler_config.json"]
+)
+def test_load_incomplete(package_copy: Path, name: str) -> None:
+    (package_copy / name).unlink()
+    with pytest.raises(PackageError, match=f"is incomplete: {re.escape(name)} is missing"):
+        Package.load(package_copy, verify=False)
+
+
+def test_load_truncated(package_copy: Path) -> None:
+    path = package_copy / "unet" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(PackageError, match=r"unet/model\.onnx is truncated or altered"):
+        Package.load(package_copy, verify=False)
+
+
+def test_load_altered(package_copy: Path) -> None:
+    path = package_copy / "vae_decoder" / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PackageError, match=r"vae_decoder/model\.onnx was altered: its SHA-256"):
+        Package.load(package_copy)
+    assert Package.load(package_copy, verify=False)
+
+
+@pytest.mark.parametrize("version", [None, 0, 2, "1", 10**40])
+def test_load_unknown_version(package_copy: Path, version: object) -> None:
+    edit_manifest(package_copy, lambda m: m.update(format_version=version))
+    with pytest.raises(PackageError, match=r"format_version .* is unknown to this sdexport"):
+        Package.load(package_copy)
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside.bin", "/etc/hostname", "unet/../../outside.bin", "..\\x", "C:/x"]
+)
+def test_load_manifest_pointing_outside(package_copy: Path, path: str) -> None:
+    (package_copy.parent / "outside.bin").write_bytes(b"secret")
+    edit_manifest(
+        package_copy, lambda m: m["files"].append({"path": path, "size": 6, "sha256": ""})
+    )
+    with pytest.raises(PackageError, match="points outside of the package"):
+        Package.load(package_copy)
+
+
+def test_load_link_leading_outside(package_copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere.json"
+    shutil.move(package_copy / "model_index.json", target)
+    (package_copy / "model_index.json").symlink_to(target)
+    with pytest.raises(PackageError, match="points outside of the package"):
+        Package.load(package_copy)
+
+
+def test_load_graph_with_data_outside(package_copy: Path) -> None:
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    path = package_copy / "vae_encoder" / "model.onnx"
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if len(t.raw_data) > 100)
+    set_external_data(tensor, "../../secret.bin", length=len(tensor.raw_data))
+    tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+
+    def accept(manifest: dict[str, Any]) -> None:
+        record = manifest["components"]["vae_encoder"]["files"][0]
+        record["size"] = path.stat().st_size
+
+    edit_manifest(package_copy, accept)
+    with pytest.raises(PackageError, match=r"secret\.bin' points outside of the package"):
+        Package.load(package_copy, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("components"), "sdexport.json is damaged"),
+        (lambda m: m.update(components=[]), "sdexport.json is damaged"),
+        (lambda m: m.update(default_size=[128]), "sdexport.json is damaged"),
+        (lambda m: m.update(downscale=0), "sizes must be positive"),
+        (lambda m: m.update(surprise=1), "sdexport.json is damaged"),
+        (lambda m: m.update(files=[{"path": 3}]), "sdexport.json is damaged"),
+        (lambda m: m["components"].update(brain=m["components"]["unet"]), "unknown components"),
+        (lambda m: m["components"]["unet"].update(files=[]), "lists no unet/model.onnx"),
+    ],
+)
+def test_load_damaged_manifest(
+    package_copy: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_manifest(package_copy, change)
+    with pytest.raises(PackageError, match=message):
+        Package.load(package_copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+def test_load_manifest_that_is_no_json(package_copy: Path, content: str) -> None:
+    (package_copy / "sdexport.json").write_text(content)
+    with pytest.raises(PackageError, match=r"sdexport\.json is damaged"):
+        Package.load(package_copy)
+
+
+def test_tokenizer_damaged(package_copy: Path) -> None:
+    (package_copy / "tokenizer" / "merges.txt").write_text("a b c\n")
+    edit_manifest(package_copy, lambda m: m.update(files=[]))
+    with pytest.raises(PackageError, match="merge 1 is no pair"):
+        load_pipeline(package_copy)
+
+
+def test_model_path_of_absent_component(package: Path) -> None:
+    with pytest.raises(PackageError, match="has no text_encoder_2; it has text_encoder, unet"):
+        Package.load(package).model_path("text_encoder_2")
+
+
+def test_folder_of_optimum_paints_the_same(package: Path, package_copy: Path) -> None:
+    """Without manifest, and with Optimum's integer timesteps declared in no place but the graph."""
+    (package_copy / "sdexport.json").unlink()
+    with load_pipeline(package_copy) as bare, load_pipeline(package) as whole:
+        a = bare("a red circle", num_inference_steps=3, seed=1)
+        b = whole("a red circle", num_inference_steps=3, seed=1)
+    assert a.images[0].tobytes() == b.images[0].tobytes()

@@ -1,0 +1,212 @@
+"""The command line: what it prints, its exit status, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from sdexport.cli import main
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def assert_one_line_error(result: Result, *parts: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_generate_writes_a_picture_and_its_parameters(package: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    arguments = ("generate", package, "a red circle", "-o", out, "--steps", 3, "--seed", 0)
+    result = call(*arguments, "--scheduler", "lms", "--size", "64x96", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)["images"]
+    assert len(report) == 1 and report[0]["seed"] == 0 and report[0]["path"] == str(out)
+    with Image.open(out) as image:
+        assert image.size == (64, 96)
+        assert (
+            "Steps: 3, Sampler: LMS, CFG scale: 7.5, Seed: 0, Size: 64x96"
+            in (image.info["parameters"])
+        )
+
+
+def test_generate_count_uses_seeds_that_follow(package: Path, tmp_path: Path) -> None:
+    base = ("generate", package, "a star", "--steps", 2)
+    result = call(*base, "-o", tmp_path / "a.png", "--count", 2, "--seed", 4)
+    assert result.exit_code == 0, result.output
+    assert "a-0.png (seed 4)" in result.stdout and "a-1.png (seed 5)" in result.stdout
+    assert call(*base, "-o", tmp_path / "b.png", "--seed", 5).exit_code == 0
+    a, b = (Image.open(tmp_path / name) for name in ("a-1.png", "b.png"))
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_generate_needs_force_to_overwrite(package: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    out.write_bytes(b"mine")
+    base = ("generate", package, "a star", "--steps", 1, "-o", out)
+    assert_one_line_error(call(*base), "a.png exists; give --force")
+    assert out.read_bytes() == b"mine"
+    assert call(*base, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "num_inference_steps must be 1 to 1000, got 0"),
+        (["--steps", "99999999999999999999"], "num_inference_steps must be 1 to 1000"),
+        (["--guidance", "-2"], "guidance_scale must be 0 or more, got -2.0"),
+        (["--guidance", "nan"], "guidance_scale must be 0 or more"),
+        (["--seed", str(2**64)], "seed: expected"),
+        (["--size", "100x128"], "width must be a multiple of 8"),
+        (["--size", "128x0"], "height must be a multiple of 8"),
+        (["--size", "99999992x8"], "width must be a multiple of 8 from 8 to 16384"),
+        (["--scheduler", "magic"], "unknown scheduler 'magic'; choose one of ddim, lms"),
+        (["--backend", "abacus"], "unknown backend 'abacus'; choose one of onnxruntime"),
+    ],
+)
+def test_generate_mistakes_are_one_line(
+    package: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = call("generate", package, "x", "-o", tmp_path / "a.png", *options)
+    assert_one_line_error(result, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["", "128", "axb", "-8x8", "8x8x8", "1e3x8", "١٢٨x128" * 3])
+def test_generate_size_that_is_none_is_a_usage_error(
+    package: Path, tmp_path: Path, size: str
+) -> None:
+    result = call("generate", package, "x", "-o", tmp_path / "a.png", "--size", size)
+    assert result.exit_code == 2 and "is no size; expected WIDTHxHEIGHT" in result.stderr
+
+
+def test_generate_output_that_cannot_be(package: Path, tmp_path: Path) -> None:
+    base = ("generate", package, "x", "-o")
+    assert_one_line_error(call(*base, tmp_path / "no" / "a.png"), "there is no folder")
+    assert_one_line_error(call(*base, tmp_path / "a.jpg"), "a name that ends in .png")
+    (tmp_path / "file").write_text("x")
+    assert_one_line_error(call(*base, tmp_path / "file" / "a.png"), "there is no folder")
+
+
+def test_generate_into_a_folder_that_is_read_only(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so the system's answer is given here."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    result = call("generate", package, "x", "-o", tmp_path / "a.png")
+    assert_one_line_error(result, "cannot be written")
+
+
+def test_generate_disk_full(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    result = call("generate", package, "x", "-o", tmp_path / "a.png", "--steps", 1)
+    assert_one_line_error(result, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_long_and_odd_prompts(package: Path, tmp_path: Path) -> None:
+    for number, prompt in enumerate(["", "circle " * 10_000, "🔴" * 50, "\x00\x01"]):
+        out = tmp_path / f"{number}.png"
+        code = "from sdexport.cli import main; import sys; main(sys.argv[1:])"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "generate", package, prompt, "-o", out, "--steps", "1"]
+            if "\x00" not in prompt
+            else [sys.executable, "-c", "print()"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("WARNING: prompt of 10000 tokens is cut" in done.stderr) == (number == 1)
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "generate"])
+def test_commands_on_no_package(command: str, tmp_path: Path) -> None:
+    rest = ["x", "-o", tmp_path / "a.png"] if command == "generate" else []
+    assert_one_line_error(call(command, tmp_path / "nowhere", *rest), "there is no such folder")
+    (tmp_path / "empty").mkdir()
+    assert_one_line_error(call(command, tmp_path / "empty", *rest), "it has no sdexport.json")
+
+
+def test_commands_on_a_truncated_package(package_copy: Path, tmp_path: Path) -> None:
+    path = package_copy / "unet" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    for command in ("verify", "inspect"):
+        assert_one_line_error(
+            call(command, package_copy), "unet/model.onnx is truncated or altered"
+        )
+
+
+def test_verify_prints_a_table_and_json(package: Path) -> None:
+    result = call("verify", package)
+    assert result.exit_code == 0 and "FAILED" not in result.stdout
+    assert result.stdout.splitlines()[0].split() == [
+        *("component", "output", "max", "abs", "cosine", "bound", "share", "verdict")
+    ]
+    report = json.loads(call("verify", package, "--json").stdout)
+    assert report["passed"] is True and len(report["checks"]) == 11
+
+
+def test_verify_fails_on_altered_weights(package_copy: Path) -> None:
+    path = package_copy / "vae_decoder" / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 255
+    path.write_bytes(data)
+    result = call("verify", package_copy)
+    assert result.exit_code == 1
+    assert "FAILED altered: vae_decoder/model.onnx" in result.stdout
+    assert result.stderr == "error: the package does not answer as PyTorch did\n"
+    report = call("verify", package_copy, "--json")
+    assert report.exit_code == 1 and json.loads(report.stdout)["passed"] is False
+
+
+def test_inspect_prints_components_and_json(package: Path) -> None:
+    result = call("inspect", package)
+    assert result.exit_code == 0
+    for part in ("unet: fp32, opset 23", "<- sample: float32 (batch, 4, height, width)", "128x128"):
+        assert part in result.stdout
+    report = json.loads(call("inspect", package, "--json").stdout)
+    assert report["format_version"] == 1 and report["size"] > 10e6
+
+
+def test_export_mistakes_are_one_line(package: Path, checkpoint: Path, tmp_path: Path) -> None:
+    assert_one_line_error(call("export", tmp_path / "no", tmp_path / "p"), "no such folder")
+    assert_one_line_error(call("export", "no/model", tmp_path / "p"), "the hub cannot give it")
+    assert_one_line_error(call("export", checkpoint, package), "exists; give --force")
+    assert call("export", checkpoint, tmp_path / "p", "--opset", 17).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_errors_have_status_two() -> None:
+    assert call("generate").exit_code == 2
+    assert call("paint").exit_code == 2
+    assert call("--version").exit_code == 0
+
+
+def test_bugs_keep_their_traceback(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("runtime.Package.load", bug)
+    assert isinstance(call("inspect", package).exception, ZeroDivisionError)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = call("--debug", "inspect", tmp_path / "nowhere")
+    assert isinstance(result.exception, FileNotFoundError)

@@ -1,0 +1,240 @@
+"""Exports are atomic, repeatable, and refuse what they cannot do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import Package
+from sdexport import export as export_module
+from sdexport.checkpoint import Checkpoint
+from sdexport.export import VerificationError, export
+
+
+@pytest.fixture
+def checkpoint_copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint, tmp_path / "checkpoint")
+
+
+def test_manifest_tells_what_was_exported(package: Path) -> None:
+    manifest = Package.load(package).manifest
+    assert manifest.source["type"] == "folder" and len(manifest.source["sha256"]) == 64
+    assert {c.opset for c in manifest.components.values()} == {23}
+    assert manifest.tools.keys() >= {"torch", "onnx", "sdexport"}
+    assert manifest.verification is not None
+    assert manifest.verification["unet.out_sample"]["cosine"] == pytest.approx(1.0)
+    text = (package / "sdexport.json").read_text(encoding="utf-8")
+    assert str(package.parent) not in text and "/home" not in text
+
+
+def test_graphs_hold_no_paths_of_this_machine(package: Path) -> None:
+    import onnx
+
+    for path in package.rglob("model.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        text = str([*model.metadata_props, *model.graph.metadata_props])
+        text += str([p for node in model.graph.node for p in node.metadata_props])
+        assert text == "[][]" and "site-packages" not in str(model.graph.value_info)
+        onnx.checker.check_model(str(path), full_check=True)
+        dims = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim}
+        assert dims <= {"", "batch", "height", "width", "sequence", "image_height", "image_width"}
+
+
+def test_second_export_has_the_same_bytes(package: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """In another process and folder, from another copy of the checkpoint."""
+    source = shutil.copytree(checkpoint, tmp_path / "elsewhere")
+    again = tmp_path / "deep" / "again"
+    command = [sys.executable, "-m", "sdexport", "export", str(source), str(again)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    files = sorted(f.relative_to(package) for f in package.rglob("*") if f.is_file())
+    assert files == sorted(f.relative_to(again) for f in again.rglob("*") if f.is_file())
+    different = [f for f in files if (package / f).read_bytes() != (again / f).read_bytes()]
+    assert different == []
+
+
+def test_existing_destination_needs_force(package: Path, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="exists; give --force"):
+        export(checkpoint, package)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(FileExistsError, match="is no package; it is not replaced"):
+        export(checkpoint, photos, force=True)
+    assert (photos / "holiday.jpg").exists()
+
+
+@pytest.fixture
+def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
+    """Puts the graphs of the exported package in place of tracing, which takes long."""
+
+    def copy(part: Any, module: Any, path: Path, *, opset: int) -> None:
+        path.parent.mkdir(parents=True)
+        shutil.copyfile(package / part.name / "model.onnx", path)
+
+    monkeypatch.setattr(export_module, "trace", copy)
+
+
+@pytest.mark.usefixtures("without_tracing")
+def test_force_replaces_a_package(checkpoint: Path, package_copy: Path) -> None:
+    (package_copy / "left-over").write_text("x")
+    stages: list[str] = []
+    export(checkpoint, package_copy, force=True, progress=lambda c, s: stages.append(f"{c} {s}"))
+    Package.load(package_copy)
+    assert not (package_copy / "left-over").exists()
+    assert [f.name for f in package_copy.parent.iterdir()] == [package_copy.name]
+    assert "unet trace" in stages and stages[-1] == "package verify"
+
+
+@pytest.mark.usefixtures("without_tracing")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_failure_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("stopped here")
+
+    monkeypatch.setattr(export_module, "_records", lambda *_, **__: fail())
+    with pytest.raises(error, match="stopped here"):
+        export(checkpoint, tmp_path / "out" / "package")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("without_tracing")
+def test_export_that_does_not_verify_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdexport.verify.COMPONENT_BOUND", 1e-12)
+    with pytest.raises(VerificationError, match=r"(?s)do not answer as PyTorch.*unet.*FAILED"):
+        export(checkpoint, tmp_path / "package")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_killed_export_leaves_no_package(checkpoint: Path, tmp_path: Path, number: int) -> None:
+    target = tmp_path / "package"
+    command = [sys.executable, "-m", "sdexport", "export", str(checkpoint), str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob(".package.*/reference/text_encoder.npz")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert not target.exists()
+    if number == signal.SIGINT:
+        assert process.returncode == 1 and errors.decode().strip() == "Aborted!"
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert not list(tmp_path.rglob("sdexport.json"))
+
+
+def test_read_only_parent(checkpoint: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    with pytest.raises(OSError, match="file"):
+        export(checkpoint, blocked / "package")
+
+
+@pytest.mark.parametrize("opset", [17, 25, -1])
+def test_opset_out_of_range(checkpoint: Path, tmp_path: Path, opset: int) -> None:
+    with pytest.raises(ValueError, match="opset must be 18 to 24"):
+        export(checkpoint, tmp_path / "package", opset=opset)
+
+
+def test_source_that_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        export(tmp_path / "nowhere", tmp_path / "package")
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is a file; expected a diffusers folder"):
+        export(tmp_path / "model.safetensors", tmp_path / "package")
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
+        export(tmp_path, tmp_path / "package")
+
+
+def test_hub_offline_says_so() -> None:
+    with pytest.raises(ConnectionError, match="the hub cannot give it"):
+        Checkpoint.open("nobody/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "'FluxPipeline' are not exported"),
+        ("model_index.json", {"unet": ["diffusers", "Other"]}, "only UNet2DConditionModel"),
+        ("unet/config.json", {"in_channels": 9}, "unet.in_channels equals vae.latent_channels"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "added or time conditions"),
+        ("unet/config.json", {"cross_attention_dim": 768}, "equals text_encoder.hidden_size"),
+    ],
+)
+def test_checkpoint_of_another_kind(
+    checkpoint_copy: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    path = checkpoint_copy / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        Checkpoint.open(checkpoint_copy)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unet/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json", "vae/config.json"],
+)
+def test_checkpoint_with_missing_files(checkpoint_copy: Path, name: str) -> None:
+    (checkpoint_copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=Path(name).name):
+        Checkpoint.open(checkpoint_copy)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_checkpoint_with_truncated_weights(checkpoint_copy: Path, part: str) -> None:
+    path = next((checkpoint_copy / part).glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=f"cannot load {part}"):
+        Checkpoint.open(checkpoint_copy).load(part)
+
+
+def test_checkpoint_with_nan(checkpoint_copy: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = checkpoint_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_in.weight"][0, 0, 0, 0] = torch.nan
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"weight decoder\.conv_in\.weight holds NaN"):
+        Checkpoint.open(checkpoint_copy).load("vae")
+
+
+def test_checkpoint_with_weights_of_another_shape(checkpoint_copy: Path) -> None:
+    path = checkpoint_copy / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"block_out_channels": [64, 128, 128]}))
+    with pytest.raises(ValueError, match="cannot load unet"):
+        Checkpoint.open(checkpoint_copy).load("unet")
+
+
+def test_checkpoint_reads_shards(checkpoint_copy: Path, modules: dict[str, Any]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = checkpoint_copy / "unet"
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(whole)
+    names = sorted(weights)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, keys in halves.items():
+        save_file({key: weights[key] for key in keys}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {k: f for f, keys in halves.items() for k in keys}}
+    (folder / f"{whole.name}.index.json").write_text(json.dumps(index))
+    whole.unlink()
+    loaded = Checkpoint.open(checkpoint_copy).load("unet").state_dict()
+    assert all((loaded[k] == v).all() for k, v in modules["unet"].state_dict().items())
