@@ -85,4 +85,4 @@ def sigma_to_timestep(sigma: np.ndarray, all_sigmas: np.ndarray) -> np.ndarray:
     Args:
       all_sigmas: (train_steps,) of every training step, rising.
     """
-    return np.interp(np.log(sigma), np.log(all_sigmas), np.arange(len(all_sigmas)))
+    return np.asarray(np.interp(np.log(sigma), np.log(all_sigmas), np.arange(len(all_sigmas))))

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 PIPELINE_CLASSES = ("StableDiffusionPipeline",)
 _CLASSES = {
@@ -73,6 +74,8 @@ class Checkpoint:
 
         Raises: ValueError: the weights are damaged, do not fit the configuration, or hold NaN.
         """
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
         try:
             module = _class(part).from_pretrained(
                 self.folder / part,
@@ -85,6 +88,9 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder}: cannot load {part}: {' '.join(str(error).split())[:300]}"
             ) from error
+        finally:
+            if bars:
+                transformers_logging.enable_progress_bar()
         for name, weight in module.named_parameters():
             if not torch.isfinite(weight).all():
                 raise ValueError(f"{self.folder}: {part}: weight {name} holds NaN or infinity")

@@ -130,6 +130,10 @@ def verify(package: Path, backend: str, as_json: bool) -> None:
         _print_json({"passed": passed, "checks": [check.to_dict() for check in checks]})
     else:
         click.echo(table(checks))
+    _exit_unless(passed)
+
+
+def _exit_unless(passed: bool) -> None:
     if not passed:
         click.echo("error: the package does not answer as PyTorch did", err=True)
         sys.exit(1)
@@ -269,8 +273,9 @@ def demo(folder: Path, force: bool, as_json: bool) -> None:
     report = run(folder, _export, force=force)
     if as_json:
         _print_json(report)
-        return
-    click.echo(report["table"])
-    for stage, seconds in report["seconds"].items():
-        click.echo(f"{stage:<9}{seconds:7.1f} s")
-    click.echo(f"package: {report['package']}\nsheet:   {report['sheet']}")
+    else:
+        click.echo(report["table"])
+        for stage, seconds in report["seconds"].items():
+            click.echo(f"{stage:<9}{seconds:7.1f} s")
+        click.echo(f"package: {report['package']}\nsheet:   {report['sheet']}")
+    _exit_unless(report["passed"])

@@ -92,7 +92,7 @@ def export(
     destination.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
-        beside.chmod(0o755)
+        beside.chmod(0o777 & ~_umask())
         manifest = _write_package(checkpoint, beside, opset, progress)
         _move_into_place(beside, destination)
     finally:
@@ -336,12 +336,23 @@ def _check_destination(destination: Path, *, force: bool) -> None:
         raise FileExistsError(f"{destination} exists and is no package; it is not replaced")
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _move_into_place(beside: Path, destination: Path) -> None:
     """Rename; what stood there goes last, when the new package is in its place."""
     old = None
     if destination.exists():
         old = beside.with_name(beside.name + ".old")
         os.replace(destination, old)
-    os.replace(beside, destination)
+    try:
+        os.replace(beside, destination)
+    except OSError:
+        if old is not None:
+            os.replace(old, destination)
+        raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)

@@ -32,6 +32,11 @@ def test_install_without_torch_paints_the_same(package: Path, tmp_path: Path) ->
     assert run(python, "-c", code, *ABSENT).strip() == b"[]"
     assert run(python, "-c", PAINT, package) == run(sys.executable, "-c", PAINT, package)
 
+    code = (
+        "from sdexport.shapes import MODEL_DIR; print(len(list(MODEL_DIR.rglob('*.safetensors'))))"
+    )
+    assert run(python, "-c", code).strip() == b"3"
+
     sdexport = tmp_path / "venv" / "bin" / "sdexport"
     report = run(sdexport, "verify", package).decode()
     assert "FAILED" not in report and "picture" in report

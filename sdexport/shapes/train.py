@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ OFFSET_FROM, NOISE_OFFSET = 900, 0.25
 Even the noisiest latents of this schedule show the background's colour in their mean; a model that
 reads it there ignores the caption, and paints the colour that the first noise happens to suggest.
 """
-NOISY_SHARE, NOISY_FROM = 0.4, 700
+NOISY_SHARES, NOISY_FROM = (0.4, 0.6), 700
 """From the same step on, the share of examples drawn from the noisiest timesteps, where the caption
-decides."""
+decides; one for each cycle."""
 EMA_DECAY = 0.999
 DECAY_SHARE = 0.25
 """The last share of the steps over which the learning rate falls to zero."""
@@ -53,7 +54,8 @@ def main() -> None:
     parser.add_argument("--vae-crop-steps", type=int, default=3000)
     parser.add_argument("--vae-steps", type=int, default=4000, help="with the steps on crops")
     parser.add_argument("--scenes", type=int, default=20480)
-    parser.add_argument("--unet-steps", type=int, default=4000)
+    parser.add_argument("--unet-steps", type=int, default=4000, help="of the first cycle")
+    parser.add_argument("--unet-more-steps", type=int, default=1200, help="of the second cycle")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
@@ -69,16 +71,23 @@ def seeded(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, constant, linear decay over the last `DECAY_SHARE`."""
-    return peak * min(1.0, (step + 1) / 100, (steps - step) / (DECAY_SHARE * steps))
+def learning_rate(step: int, ends: Sequence[int], peak: float) -> float:
+    """For each cycle linear warm-up over 100 steps, constant, linear decay over `DECAY_SHARE`.
+
+    Args:
+      ends: the step at which each cycle ends, rising.
+    """
+    start, end = next((a, b) for a, b in itertools.pairwise((0, *ends)) if step < b)
+    return peak * min(1.0, (step - start + 1) / 100, (end - step) / (DECAY_SHARE * (end - start)))
 
 
 class Trainer:
     """The optimiser, its moving average and its checkpoint; one object a stage."""
 
-    def __init__(self, path: Path, modules: torch.nn.ModuleDict, *, peak: float, steps: int):
-        self.path, self.modules, self.peak, self.steps = path, modules, peak, steps
+    def __init__(
+        self, path: Path, modules: torch.nn.ModuleDict, *, peak: float, ends: Sequence[int]
+    ):
+        self.path, self.modules, self.peak, self.ends = path, modules, peak, ends
         self.average = copy.deepcopy(modules).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             modules.parameters(), betas=(0.9, 0.99), weight_decay=0.01
@@ -105,9 +114,10 @@ class Trainer:
     def run(self, loss_of: Callable[[int], tuple[torch.Tensor, str]]) -> torch.nn.ModuleDict:
         """Train to the last step; returns the moving average of the weights."""
         started, first = time.monotonic(), self.step
-        while self.step < self.steps:
+        last = self.ends[-1]
+        while self.step < last:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, self.steps, self.peak)
+                group["lr"] = learning_rate(self.step, self.ends, self.peak)
             loss, note = loss_of(self.step)
             self.optimizer.zero_grad()
             loss.backward()
@@ -120,11 +130,11 @@ class Trainer:
                     self.average.parameters(), self.modules.parameters(), strict=True
                 ):
                     mean.lerp_(weight, 1 - decay)
-            if self.step % SAVE_EVERY == 0 or self.step == self.steps:
+            if self.step % SAVE_EVERY == 0 or self.step == last:
                 self.save()
                 pace = (time.monotonic() - started) / (self.step - first)
                 print(
-                    f"{self.path.stem} {self.step}/{self.steps} {note} {pace:.2f} s/step",
+                    f"{self.path.stem} {self.step}/{last} {note} {pace:.2f} s/step",
                     flush=True,
                 )
         return self.average
@@ -134,7 +144,7 @@ def train_vae(args: argparse.Namespace) -> Any:
     torch.manual_seed(args.seed)
     modules = torch.nn.ModuleDict({"vae": arch.build_vae()}).to(args.device)
     vae: Any = modules["vae"]
-    trainer = Trainer(args.work / "vae.pt", modules, peak=1e-3, steps=args.vae_steps)
+    trainer = Trainer(args.work / "vae.pt", modules, peak=1e-3, ends=(args.vae_steps,))
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
         rng = seeded(args.seed, 1, step)
@@ -200,7 +210,8 @@ def train_unet(
     ).to(args.device)
     unet: Any = modules["unet"]
     text_encoder: Any = modules["text_encoder"]
-    trainer = Trainer(args.work / "unet.pt", modules, peak=1e-3, steps=args.unet_steps)
+    ends = (args.unet_steps, args.unet_steps + args.unet_more_steps)
+    trainer = Trainer(args.work / "unet.pt", modules, peak=1e-3, ends=ends)
 
     mean, std = moments.chunk(2, dim=1)
     scale = 1 / (mean.var() + std.square().mean()).sqrt()
@@ -221,7 +232,7 @@ def train_unet(
         timesteps = torch.randint(0, 1000, (UNET_BATCH,), generator=generator)
         if step >= OFFSET_FROM:
             noise += NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
-            noisy = torch.rand(UNET_BATCH, generator=generator) < NOISY_SHARE
+            noisy = torch.rand(UNET_BATCH, generator=generator) < NOISY_SHARES[step >= ends[0]]
             late = torch.randint(NOISY_FROM, 1000, (UNET_BATCH,), generator=generator)
             timesteps = torch.where(noisy, late, timesteps)
         ids = input_ids[rows].clone()

@@ -160,7 +160,7 @@ def test_model_path_of_absent_component(package: Path) -> None:
 
 
 def test_folder_of_optimum_paints_the_same(package: Path, package_copy: Path) -> None:
-    """Without manifest, and with Optimum's integer timesteps declared in no place but the graph."""
+    """Without manifest: everything is read from the configurations and the graphs."""
     (package_copy / "sdexport.json").unlink()
     with load_pipeline(package_copy) as bare, load_pipeline(package) as whole:
         a = bare("a red circle", num_inference_steps=3, seed=1)

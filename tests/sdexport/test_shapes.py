@@ -42,7 +42,7 @@ def test_scenes_depend_on_the_seed_alone() -> None:
 
 
 def test_render_is_anti_aliased() -> None:
-    circle = dataset.Shape("circle", (0, 0, 0), 64, 64, 30)
+    circle = dataset.Shape("circle", (0, 0, 0), 63.3, 64.6, 30)
     assert dataset.coverage(circle).sum() == pytest.approx(np.pi * 30**2, rel=2e-3)
     assert len(np.unique(dataset.coverage(circle))) > 20
 

@@ -1,0 +1,81 @@
+"""Fill README's tables from the committed JSON: `python -m benchmarks.readme_tables`.
+
+Everything between the two marker comments is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+MARKED = re.compile(r"(<!-- tables -->\n).*(<!-- /tables -->)", re.DOTALL)
+
+
+def evaluation(report: dict[str, Any]) -> str:
+    lines = [
+        f"The embedded model on held-out prompts ({report['steps']} steps, guidance "
+        f"{report['guidance_scale']:g}, painted by the NumPy runtime, judged by image analysis; "
+        "`python -m sdexport.shapes.evaluate`):\n",
+        "| prompts | scheduler | colour | background | shape | size | all |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    pairs = [
+        "\nTwo-object prompts, reported without a bound:\n",
+        "| prompts | scheduler | background | both objects | relation | all |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in ("lms", "ddim"):
+        single, pair = report[f"single.{name}"], report[f"pair.{name}"]
+        columns = ("colour", "background", "shape", "size", "all")
+        lines.append(_row(single["prompts"], name, *(f"{single[c]:.1%}" for c in columns)))
+        columns = ("background", "objects", "relation", "all")
+        pairs.append(_row(pair["prompts"], name, *(f"{pair[c]:.1%}" for c in columns)))
+    return "\n".join(lines + pairs)
+
+
+def full_size(report: dict[str, Any]) -> str:
+    stages, seconds = report["stages"], report["generate_seconds"]
+    *components, picture = (check["error"] for check in report["checks"])
+    lines = [
+        f"{report['model']}, on {report['machine']['cores']} cores (`python -m "
+        "benchmarks.full_size`; single runs, each a process of its own):\n",
+        "| stage | wall time | peak memory |",
+        "|---|---|---|",
+        _stage("export, four components, with verification", stages["export"]),
+        _stage("verify, with the recorded 256x256 picture", stages["verify"]),
+        _stage(
+            f"generate 256x256, 2 steps, guidance on (denoise {seconds['denoise']:.1f} s, "
+            f"decode {seconds['decode']:.1f} s)",
+            stages["generate"],
+        ),
+        f"\nThe package has {report['package_gb']:.2f} GB, {report['external_data_gb']:.2f} GB of "
+        "them beside the UNet's graph. "
+        f"Largest difference to PyTorch of any component: {max(components):.1e} of the output's scale; of the "
+        f"picture: {picture:.0f} of 255.",
+    ]
+    return "\n".join(lines)
+
+
+def _stage(name: str, figures: dict[str, Any]) -> str:
+    return _row(name, f"{figures['seconds']:.0f} s", f"{figures['peak_gb']:.1f} GB")
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    shapes = json.loads((RESULTS / "shapes.json").read_text(encoding="utf-8"))
+    full = json.loads((RESULTS / "full_size.json").read_text(encoding="utf-8"))
+    text = f"{evaluation(shapes)}\n\n{full_size(full)}\n"
+    readme = ROOT / "README.md"
+    filled = MARKED.sub(lambda m: m[1] + text + m[2], readme.read_text(encoding="utf-8"))
+    readme.write_text(filled, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
