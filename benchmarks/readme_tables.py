@@ -54,8 +54,8 @@ def full_size(report: dict[str, Any]) -> str:
         ),
         f"\nThe package has {report['package_gb']:.2f} GB, {report['external_data_gb']:.2f} GB of "
         "them beside the UNet's graph. "
-        f"Largest difference to PyTorch of any component: {max(components):.1e} of the output's scale; of the "
-        f"picture: {picture:.0f} of 255.",
+        f"Largest difference to PyTorch of any component: {max(components):.1e} of the output's "
+        f"scale; of the picture: {picture:.0f} of 255.",
     ]
     return "\n".join(lines)
 

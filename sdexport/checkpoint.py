@@ -79,7 +79,7 @@ class Checkpoint:
         try:
             module = _class(part).from_pretrained(
                 self.folder / part,
-                torch_dtype=torch.float32,
+                dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
                 **({"low_cpu_mem_usage": False} if part != "text_encoder" else {}),

@@ -20,7 +20,7 @@ PROMPT = "a small yellow star on a blue background"
 @pytest.fixture(scope="module")
 def theirs(checkpoint: Path) -> Any:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        checkpoint, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        checkpoint, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
