@@ -38,7 +38,7 @@ reads it there ignores the caption, and paints the colour that the first noise h
 """
 NOISY_SHARES, NOISY_FROM = (0.4, 0.6), 700
 """From the same step on, the share of examples drawn from the noisiest timesteps, where the caption
-decides; one for each cycle."""
+decides: in the first cycle, and in the later ones."""
 EMA_DECAY = 0.999
 DECAY_SHARE = 0.25
 """The last share of the steps over which the learning rate falls to zero."""
@@ -54,8 +54,7 @@ def main() -> None:
     parser.add_argument("--vae-crop-steps", type=int, default=3000)
     parser.add_argument("--vae-steps", type=int, default=4000, help="with the steps on crops")
     parser.add_argument("--scenes", type=int, default=20480)
-    parser.add_argument("--unet-steps", type=int, default=4000, help="of the first cycle")
-    parser.add_argument("--unet-more-steps", type=int, default=1200, help="of the second cycle")
+    parser.add_argument("--unet-cycles", type=int, nargs="+", default=[4000, 1200, 450])
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
@@ -210,7 +209,7 @@ def train_unet(
     ).to(args.device)
     unet: Any = modules["unet"]
     text_encoder: Any = modules["text_encoder"]
-    ends = (args.unet_steps, args.unet_steps + args.unet_more_steps)
+    ends = tuple(itertools.accumulate(args.unet_cycles))
     trainer = Trainer(args.work / "unet.pt", modules, peak=1e-3, ends=ends)
 
     mean, std = moments.chunk(2, dim=1)
