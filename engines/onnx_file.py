@@ -55,8 +55,10 @@ def external_data_locations(path: str | Path) -> set[str]:
 
 
 def _collect(
-    data: mmap.mmap, message: str, start: int, end: int, found: set[str], name: str
+    data: mmap.mmap, message: str, start: int, end: int, found: set[str], name: str, depth: int = 0
 ) -> None:
+    if depth > 100:
+        raise ValueError(f"{name} is nested too deeply for a protocol buffer")
     if message == "Entry":
         texts = {_FIELDS["Entry"].get(n): data[a:b] for n, a, b in _rows(data, start, end, name)}
         if texts.get("key") == b"location":
@@ -65,7 +67,7 @@ def _collect(
     for number, a, b in _rows(data, start, end, name):
         inside = _FIELDS[message].get(number)
         if inside:
-            _collect(data, inside, a, b, found, name)
+            _collect(data, inside, a, b, found, name, depth + 1)
 
 
 def _rows(data: mmap.mmap, start: int, end: int, name: str) -> Iterator[tuple[int, int, int]]:
@@ -74,6 +76,8 @@ def _rows(data: mmap.mmap, start: int, end: int, name: str) -> Iterator[tuple[in
     while at < end:
         tag, at = _varint(data, at, end, name)
         wire = tag & 7
+        if not 8 <= tag < 2**32:  # readers disagree about such tags: one could hide a field
+            raise ValueError(f"{name} is no ONNX model, or a damaged one (field tag {tag})")
         if wire == 0:
             _, at = _varint(data, at, end, name)
         elif wire == 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.session import EngineError, Feeds, SessionBase, TensorSpec
+from engines.session import ANY_SIZE, EngineError, Feeds, SessionBase, TensorSpec
 
 try:
     import onnxruntime as ort
@@ -87,7 +87,7 @@ def _specs(values: Sequence[Any]) -> list[TensorSpec]:
         TensorSpec(
             v.name,
             _DTYPES.get(v.type, v.type),
-            tuple(d if isinstance(d, (int, str)) else "?" for d in v.shape),
+            tuple(d if isinstance(d, (int, str)) else ANY_SIZE for d in v.shape),
         )
         for v in values
     ]

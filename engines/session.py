@@ -17,6 +17,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 Feeds = Mapping[str, np.ndarray]
+ANY_SIZE = "?"
+"""A dynamic dimension without a name; two of them need not be equal."""
 
 
 class EngineError(RuntimeError):
@@ -176,7 +178,7 @@ def check_feeds(
         for want, got in zip(spec.shape, value.shape, strict=True):
             if got == 0:
                 raise ValueError(f"{name}: input '{spec.name}': empty array {value.shape}")
-            if isinstance(want, str):
+            if isinstance(want, str) and want != ANY_SIZE:
                 first, source = sizes.setdefault(want, (got, spec.name))
                 if first != got:
                     raise ValueError(

@@ -179,7 +179,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PackageError(f"{folder} is incomplete: {name} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PackageError(f"{folder}: {name} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise PackageError(f"{folder}: {name} is damaged: it holds no JSON object")
@@ -196,7 +196,7 @@ def _read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = Manifest.from_dict(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise PackageError(f"{folder}: {MANIFEST} is damaged: {error!r}") from error
     if min(manifest.latent_channels, manifest.downscale, *manifest.default_size) < 1:
         raise PackageError(f"{folder}: {MANIFEST} is damaged: sizes must be positive")
@@ -213,7 +213,7 @@ def _inside(folder: Path, path: str) -> Path:
     """The file that a path in the package means; PackageError if it leads out of the folder."""
     pure = PurePosixPath(path)
     target = folder / pure
-    outside = pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path
+    outside = pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\:\0")
     if outside or not target.resolve().is_relative_to(folder.resolve()):
         raise PackageError(f"{folder}: '{path}' points outside of the package")
     return target
@@ -233,7 +233,7 @@ def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
 
 
 def _check_external_data(folder: Path, component: str) -> None:
-    path = folder / component / "model.onnx"
+    path = _inside(folder, f"{component}/model.onnx")
     try:
         locations = external_data_locations(path)
     except ValueError as error:
@@ -252,7 +252,7 @@ def _manifest_of_optimum(folder: Path) -> Manifest:
     downscale = 2 ** (len(vae.get("block_out_channels", (0, 0, 0, 0))) - 1)
     side = int(unet.get("sample_size") or 64) * downscale
     return Manifest(
-        family="sd1",
+        family="stable-diffusion",
         source={"type": "optimum"},
         latent_channels=int(vae.get("latent_channels", 4)),
         downscale=downscale,

@@ -205,13 +205,12 @@ class Pipeline:
 
     def scheduler(self, name: str, num_inference_steps: int, *, eta: float = 0.0) -> Scheduler:
         """A scheduler on the package's configuration; see runtime.schedulers.create."""
+        if eta and schedulers.canonical_name(name) != "ddim":
+            raise ValueError(f"scheduler '{name}' takes no eta; only ddim does")
         options = {"eta": eta} if eta else {}
-        try:
-            return schedulers.create(
-                name, self.package.scheduler_config, num_inference_steps, **options
-            )
-        except TypeError:
-            raise ValueError(f"scheduler '{name}' takes no eta; only ddim does") from None
+        return schedulers.create(
+            name, self.package.scheduler_config, num_inference_steps, **options
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, H/8, W/8) for a picture of that size."""
@@ -269,7 +268,9 @@ class Pipeline:
                 noise = draw(latents.shape) if draw and scheduler.takes_noise else None
                 result = scheduler.step(noise_pred, i, latents, noise)
                 latents = result.prev_sample
-                yield DenoiseStep(i, float(timestep), latents, result.pred_original_sample)
+                yield DenoiseStep(
+                    i, float(timestep), latents.copy(), result.pred_original_sample.copy()
+                )
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of clean latents, (B, H, W, 3) uint8."""

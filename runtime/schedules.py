@@ -64,7 +64,7 @@ def spaced_timesteps(spacing: str, steps: int, train_steps: int, offset: int) ->
     if spacing == "leading":
         return np.asarray(np.arange(steps)[::-1] * float(train_steps // steps) + offset)
     if spacing == "trailing":
-        return np.asarray(np.round(np.arange(train_steps, 0, -train_steps / steps)) - 1)
+        return np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
     raise ValueError(f"unknown timestep_spacing '{spacing}'; choose one of {', '.join(SPACINGS)}")
 
 

@@ -77,11 +77,12 @@ class Checkpoint:
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            module = _class(part).from_pretrained(
+            module, report = _class(part).from_pretrained(
                 self.folder / part,
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
+                output_loading_info=True,
                 **({"low_cpu_mem_usage": False} if part != "text_encoder" else {}),
             )
         except Exception as error:  # what the libraries raise here ranges from OSError to KeyError
@@ -91,6 +92,12 @@ class Checkpoint:
         finally:
             if bars:
                 transformers_logging.enable_progress_bar()
+        absent = [*report["missing_keys"], *report["mismatched_keys"]]
+        if absent:
+            raise ValueError(
+                f"{self.folder}: {part}: {len(absent)} weights are missing or of another shape, "
+                f"such as {sorted(map(str, absent))[0]}"
+            )
         for name, weight in module.named_parameters():
             if not torch.isfinite(weight).all():
                 raise ValueError(f"{self.folder}: {part}: weight {name} holds NaN or infinity")

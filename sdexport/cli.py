@@ -73,7 +73,7 @@ def _bar(total: int, description: str) -> Iterator[Any]:
 
 
 def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,7 +106,7 @@ def _export(source: str | Path, package: Path, **options: Any) -> Any:
         raise ImportError(
             f"exporting needs {error.name}; run: pip install 'sdexport[export]'"
         ) from error
-    with _bar(14, "export") as bar:
+    with _bar(12, "export") as bar:
 
         def progress(component: str, stage: str) -> None:
             bar.set_description(f"{component}: {stage}")

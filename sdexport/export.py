@@ -7,11 +7,10 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -19,20 +18,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 import torch
 
-from engines import TensorSpec
-from runtime import ClipTokenizer, Manifest
+from runtime import ClipTokenizer, Manifest, Package
 from runtime.package import MANIFEST, Component, FileRecord, sha256_of
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json
 from sdexport.components import Part, parts
 from sdexport.reference import LARGEST_SIDE, PictureRecorder, TorchSession, record_component
-from sdexport.verify import Check, table, verify
+from sdexport.verify import Check, table, verify_package
 
 DEFAULT_OPSET = 23
 OPSETS = range(18, 25)
-EXTERNAL_DATA_FROM = 2_000_000_000
+EXTERNAL_DATA_FROM = 1_900_000_000
 """Bytes of weights from which they go to model.onnx_data; a protocol buffer ends at 2 GiB."""
 # Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
 # power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
@@ -105,9 +104,18 @@ def _write_package(
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
     tokenizer = ClipTokenizer.from_folder(folder / "tokenizer")
+    text = checkpoint.configs["text_encoder"]
+    if tokenizer.vocab_size > text.vocab_size or (
+        tokenizer.max_length > text.max_position_embeddings
+    ):
+        raise ValueError(
+            f"{checkpoint.folder}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
+            f"{tokenizer.max_length}) does not fit the text encoder ({text.vocab_size} ids, "
+            f"rows of {text.max_position_embeddings})"
+        )
     vae = checkpoint.configs["vae"]
     downscale = 2 ** (len(vae.block_out_channels) - 1)
-    side = checkpoint.configs["unet"].sample_size
+    side = checkpoint.configs["unet"].sample_size or 64
     height, width = (side, side) if isinstance(side, int) else side
     components = _write_components(
         checkpoint,
@@ -134,11 +142,11 @@ def _write_package(
         tools={"sdexport": VERSION, "python": platform.python_version()}
         | {name: metadata.version(name) for name in _TOOLS},
     )
-    _write_manifest(folder, manifest)
     if find_spec("onnxruntime"):
         progress("package", "verify")
-        manifest = replace(manifest, verification=_verified(folder))
-        _write_manifest(folder, manifest)
+        package = Package(folder, manifest, checkpoint.scheduler_config)
+        manifest = replace(manifest, verification=_verified(package))
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: now it is one
     return manifest
 
 
@@ -212,43 +220,30 @@ def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
     _tidy(program.model, part)
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    program.save(str(path), external_data=size > EXTERNAL_DATA_FROM)
+    beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
+    onnx_ir.save(program.model, path, external_data=beside)
 
 
 def _tidy(model: Any, part: Part) -> None:
     """Name the dynamic axes, and drop what the exporter notes of its own machine and sources."""
-    names: dict[str, str] = {}
-    for value, spec in zip(model.graph.inputs, part.inputs, strict=True):
-        for found, wanted in zip(value.shape, spec.shape, strict=True):
-            if isinstance(wanted, str):
-                names[str(found)] = wanted
-    for value, spec in zip(model.graph.outputs, part.outputs, strict=True):
-        value.shape = _shape(value, spec)
-    kept = {id(v) for v in (*model.graph.inputs, *model.graph.outputs)}
-    for value in model.graph.inputs:
-        value.metadata_props.clear()
-        value.shape = type(value.shape)([names.get(str(d), d) for d in value.shape])
+    for values, specs in ((model.graph.inputs, part.inputs), (model.graph.outputs, part.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.metadata_props.clear()
+            value.shape = onnx_ir.Shape(spec.shape)
+    edges = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-            if id(value) not in kept and value.shape is not None:
-                value.shape = type(value.shape)([_renamed(d, names) for d in value.shape])
+            if id(value) not in edges:
+                # The exporter's shapes inside of decomposed attention are wrong at opset 18, and
+                # ONNX Runtime shares buffers by them; every engine infers its own.
+                value.shape = None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.name = part.name
     model.producer_name, model.producer_version = "sdexport", VERSION
-
-
-def _shape(value: Any, spec: TensorSpec) -> Any:
-    return type(value.shape)(list(spec.shape))
-
-
-def _renamed(dimension: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(dimension, int):
-        return dimension
-    return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(dimension.value)) or None
 
 
 @contextmanager
@@ -302,13 +297,9 @@ def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
     return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _verified(folder: Path) -> dict[str, Any]:
+def _verified(package: Package) -> dict[str, Any]:
     """What verification measured, to two digits: the last ones vary with the machine."""
-    checks = verify(folder)
+    checks = verify_package(package)
     if not all(check.passed for check in checks):
         raise VerificationError(
             f"the exported graphs do not answer as PyTorch does\n{table(checks)}"

@@ -73,10 +73,19 @@ class ScheduleConfig:
                 f"unknown prediction_type '{self.prediction_type}'; "
                 f"choose one of {', '.join(PREDICTION_TYPES)}"
             )
-        for key in ("num_train_timesteps", "steps_offset"):
+        for key, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{key} must be a whole number, got {value!r}")
+        for key in ("beta_start", "beta_end"):
+            value = getattr(self, key)
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise ValueError(f"{key} must be a number between 0 and 1, got {value!r}")
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(
+                f"trained_betas must hold {self.num_train_timesteps} numbers between 0 and 1, "
+                f"got {len(self.trained_betas)}"
+            )
 
     @classmethod
     def known_keys(cls) -> frozenset[str]:
@@ -87,9 +96,9 @@ class ScheduleConfig:
         """Take the known keys of a scheduler_config.json; None means the default."""
         known = cls.known_keys()
         values = {k: v for k, v in config.items() if k in known and v is not None}
-        if "trained_betas" in values:
-            values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
         try:
+            if "trained_betas" in values:
+                values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"scheduler configuration: {error}") from error

@@ -58,6 +58,11 @@ class LMSDiscreteScheduler:
             self.config.num_train_timesteps,
             self.config.steps_offset,
         )
+        if self.timesteps[0] >= len(every):
+            raise ValueError(
+                f"steps_offset {self.config.steps_offset} leads to timestep "
+                f"{self.timesteps[0]:g}, beyond the {len(every)} training steps"
+            )
         sigmas = np.interp(self.timesteps, np.arange(len(every)), every)
         if self.config.use_karras_sigmas or self.config.use_exponential_sigmas:
             spread = (

@@ -122,13 +122,11 @@ def test_generate_disk_full(package: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_generate_long_and_odd_prompts(package: Path, tmp_path: Path) -> None:
-    for number, prompt in enumerate(["", "circle " * 10_000, "🔴" * 50, "\x00\x01"]):
+    for number, prompt in enumerate(["", "circle " * 10_000, "🔴" * 50, "\x01\x7f"]):
         out = tmp_path / f"{number}.png"
         code = "from sdexport.cli import main; import sys; main(sys.argv[1:])"
         done = subprocess.run(
-            [sys.executable, "-c", code, "generate", package, prompt, "-o", out, "--steps", "1"]
-            if "\x00" not in prompt
-            else [sys.executable, "-c", "print()"],
+            [sys.executable, "-c", code, "generate", package, prompt, "-o", out, "--steps", "1"],
             capture_output=True,
             text=True,
         )
