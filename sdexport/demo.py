@@ -29,7 +29,7 @@ PROMPTS = (
 )
 COLUMNS = 4
 STEPS, GUIDANCE_SCALE, SEED = 25, 5.0, 0
-MARGIN, CAPTION = 8, 28
+MARGIN, CAPTION = 8, 44
 
 
 def run(folder: Path, export: Callable[..., Any], *, force: bool) -> dict[str, Any]:

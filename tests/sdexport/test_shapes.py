@@ -109,7 +109,7 @@ def test_model_paints_held_out_prompts(pipe: Pipeline, scheduler: str) -> None:
 def test_contact_sheet_holds_every_picture(pipe: Pipeline) -> None:
     result = pipe("a star", seed=0, num_inference_steps=1, num_images_per_prompt=5)
     sheet = contact_sheet(result.images, ["a long caption of many words"] * 5)
-    assert sheet.width == 4 * 136 + 8 and sheet.height == 2 * 164 + 8
+    assert sheet.width == 4 * 136 + 8 and sheet.height == 2 * 180 + 8
     assert sheet.crop((8, 8, 136, 136)).tobytes() == result.images[0].tobytes()
 
 
