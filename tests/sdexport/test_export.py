@@ -238,3 +238,15 @@ def test_checkpoint_reads_shards(checkpoint_copy: Path, modules: dict[str, Any])
     whole.unlink()
     loaded = Checkpoint.open(checkpoint_copy).load("unet").state_dict()
     assert all((loaded[k] == v).all() for k, v in modules["unet"].state_dict().items())
+
+
+def test_checkpoint_with_a_missing_weight(checkpoint_copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for part in ("text_encoder", "unet", "vae"):
+        path = next((checkpoint_copy / part).glob("*.safetensors"))
+        weights = load_file(path)
+        del weights[sorted(weights)[0]]
+        save_file(weights, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="1 weights are missing or of another shape"):
+            Checkpoint.open(checkpoint_copy).load(part)
