@@ -123,7 +123,13 @@ def test_export_that_does_not_verify_is_refused(
 def test_killed_export_leaves_no_package(checkpoint: Path, tmp_path: Path, number: int) -> None:
     target = tmp_path / "package"
     command = [sys.executable, "-m", "sdexport", "export", str(checkpoint), str(target)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a run in the background inherits an ignored SIGINT, which no user's terminal does
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".package.*/reference/text_encoder.npz")):
             assert process.poll() is None and time.monotonic() < deadline
