@@ -42,7 +42,8 @@ def full_size(report: dict[str, Any]) -> str:
     *components, picture = (check["error"] for check in report["checks"])
     lines = [
         f"{report['model']}, on {report['machine']['cores']} cores (`python -m "
-        f"benchmarks.full_size`; single runs, each a process of its own{report.get('remark', '')}):\n",
+        "benchmarks.full_size`; single runs, each a process of its own"
+        f"{report.get('remark', '')}):\n",
         "| stage | wall time | peak memory |",
         "|---|---|---|",
         _stage("export, four components, with verification", stages["export"]),

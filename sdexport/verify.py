@@ -15,8 +15,8 @@ from runtime.package import sha256_of
 
 COMPONENT_BOUND = 5e-5
 """Largest difference over the output's largest value. Two float32 kernels that sum a few thousand
-products in another order differ by 1e-6 to 1e-5 after some sixty layers: 8.3e-6 measured at most, in SD 1.5's VAE decoder.
-A tenth more on one weight tensor of the embedded UNet shows as 2.9e-4."""
+products in another order differ by 1e-6 to 1e-5 after some sixty layers: 8.3e-6 measured at most,
+in SD 1.5's VAE decoder. A tenth more on one weight tensor of the embedded UNet shows as 2.9e-4."""
 PICTURE_BOUND = 1
 """Steps of 255. Rounding to 8 bits may fall to either side of a half, never further."""
 
