@@ -268,9 +268,8 @@ class Pipeline:
                 noise = draw(latents.shape) if draw and scheduler.takes_noise else None
                 result = scheduler.step(noise_pred, i, latents, noise)
                 latents = result.prev_sample
-                yield DenoiseStep(
-                    i, float(timestep), latents.copy(), result.pred_original_sample.copy()
-                )
+                # the next step reads these latents, so the receiver gets a copy
+                yield DenoiseStep(i, float(timestep), latents.copy(), result.pred_original_sample)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of clean latents, (B, H, W, 3) uint8."""

@@ -174,4 +174,5 @@ def write_tokenizer(folder: Path) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Indented, with a newline at the end."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

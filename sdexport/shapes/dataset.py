@@ -90,6 +90,7 @@ class Pair:
 
 
 def article(word: str) -> str:
+    """The indefinite article that goes before a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -108,6 +109,7 @@ def all_singles(*, held_out: bool) -> list[Single]:
 
 
 def pair_is_held_out(pair: Pair) -> bool:
+    """Whether training never shows this pair, on whatever background."""
     return _held_out((pair.first, pair.relation, pair.second), 6)
 
 

@@ -67,6 +67,7 @@ def main() -> None:
 
 
 def seeded(*key: int) -> np.random.Generator:
+    """The generator of (seed, stage[, step])."""
     return np.random.default_rng(key)
 
 
@@ -140,6 +141,7 @@ class Trainer:
 
 
 def train_vae(args: argparse.Namespace) -> Any:
+    """Stage 1: the VAE with averaged weights, for inference."""
     torch.manual_seed(args.seed)
     modules = torch.nn.ModuleDict({"vae": arch.build_vae()}).to(args.device)
     vae: Any = modules["vae"]
@@ -173,6 +175,7 @@ def vae_batch(rng: np.random.Generator, *, crop: bool) -> torch.Tensor:
 
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in -1..1."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from engines import EngineError, SessionBase
 from engines.session import Feeds
-from runtime import Package, Pipeline, save_png
+from runtime import DenoiseStep, Package, Pipeline, save_png
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "lms"}
 
@@ -129,6 +129,15 @@ def test_denoise_yields_every_step_and_can_be_left(pipe: Pipeline) -> None:
     next(loop)
     loop.close()
     assert pipe("a red circle", seed=0, **FAST).images
+
+
+def test_denoise_steps_belong_to_the_receiver(pipe: Pipeline) -> None:
+    def spoil(step: DenoiseStep) -> None:
+        if step.index < 2:
+            step.latents[:] = step.pred_original_sample[:] = 0
+
+    a, b = pipe("a star", seed=1, **FAST), pipe("a star", seed=1, on_step=spoil, **FAST)
+    assert a.images[0].tobytes() == b.images[0].tobytes()
 
 
 def test_denoise_wants_embeddings_for_the_guidance(pipe: Pipeline) -> None:
