@@ -163,8 +163,7 @@ def _write_components(
     loaded: tuple[str, Any] = ("", None)
     for part in parts(*(checkpoint.configs[p] for p in ("text_encoder", "unet", "vae"))):
         if loaded[0] != part.source:
-            loaded = ("", None)
-            gc.collect()
+            _free_weights(loaded[1])
             progress(part.name, "load")
             loaded = (part.source, checkpoint.load(part.source))
         module = loaded[1]
@@ -191,7 +190,15 @@ def _write_components(
             inputs=part.inputs,
             outputs=part.outputs,
         )
+    _free_weights(loaded[1])
     return components
+
+
+def _free_weights(module: Any) -> None:
+    """Give the weights' memory back, though torch.export keeps the parameters in its caches."""
+    for weight in () if module is None else (*module.parameters(), *module.buffers()):
+        weight.data = torch.empty(0, dtype=weight.dtype)
+    gc.collect()
 
 
 def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
@@ -222,6 +229,16 @@ def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
     size = sum(weight.nbytes for weight in weights if weight is not None)
     beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
     onnx_ir.save(program.model, path, external_data=beside)
+    _forget_constants(program.model)
+
+
+def _forget_constants(model: Any) -> None:
+    """Let go of the graph's weights: onnxscript's rules hold on to the last nodes they matched."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.const_value = None
 
 
 def _tidy(model: Any, part: Part) -> None:
