@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -21,6 +22,14 @@ from runtime.tokenizer import ClipTokenizer
 FORMAT_VERSION = 1
 MANIFEST = "sdexport.json"
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+EDGES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
+    "text_encoder": (frozenset({"input_ids"}), frozenset({"last_hidden_state"})),
+    "text_encoder_2": (frozenset({"input_ids"}), frozenset({"last_hidden_state"})),
+    "unet": (frozenset({"sample", "timestep", "encoder_hidden_states"}), frozenset({"out_sample"})),
+    "vae_decoder": (frozenset({"latent_sample"}), frozenset({"sample"})),
+    "vae_encoder": (frozenset({"sample"}), frozenset({"latent_parameters"})),
+}
+"""Names that a component's graph must have among its inputs and outputs."""
 
 
 class PackageError(Exception):
@@ -90,7 +99,20 @@ class Manifest:
         values["default_size"] = (int(height), int(width))
         for key, kind in (("latent_channels", int), ("downscale", int), ("scaling_factor", float)):
             values[key] = kind(data[key])
-        return cls(**values)
+        for key in ("source", "tools"):
+            values[key] = {str(k): str(v) for k, v in data[key].items()}
+        for key in ("family", "prediction_type"):
+            values[key] = str(data[key])
+        figures = data.get("verification")
+        if figures is not None:
+            values["verification"] = {k: _figures(v) for k, v in figures.items()}
+        manifest = cls(**values)
+        sizes = (manifest.latent_channels, manifest.downscale, *manifest.default_size)
+        if min(sizes) < 1 or max(sizes) > 2**20:
+            raise ValueError("sizes must be positive")
+        if not (math.isfinite(manifest.scaling_factor) and manifest.scaling_factor > 0):
+            raise ValueError(f"scaling_factor must be positive, got {manifest.scaling_factor}")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -105,9 +127,17 @@ class Package:
     scheduler_config: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def load(cls, folder: str | Path, *, verify: bool = True) -> Self:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        verify: bool = True,
+        on_bytes: Callable[[int], object] = lambda size: None,
+    ) -> Self:
         """Read a package and check it: paths, sizes, and with `verify` every hash.
 
+        Args:
+          on_bytes: called with the size of each file that was checked, for a progress bar.
         Raises: FileNotFoundError: no such folder. PackageError: no package, of another format
           version, incomplete, altered, or pointing outside of its folder.
         """
@@ -118,6 +148,8 @@ class Package:
             manifest = _read_manifest(folder)
             for record in _all_files(manifest):
                 _check_file(folder, record, verify=verify)
+                on_bytes(record.size)
+            _check_all_listed(folder, manifest)
         elif (folder / "unet" / "model.onnx").is_file():
             manifest = _manifest_of_optimum(folder)
         else:
@@ -147,8 +179,23 @@ class Package:
         return self.folder / component / "model.onnx"
 
     def open(self, component: str, backend: str = "onnxruntime", **options: Any) -> Session:
-        """Open a component as a Session; see engines.open_session."""
-        return open_session(self.model_path(component), backend, **options)
+        """Open a component as a Session; see engines.open_session.
+
+        Raises: PackageError: the graph lacks an input or output that the component must have.
+        """
+        session = open_session(self.model_path(component), backend, **options)
+        for kind, wanted, specs in zip(
+            ("input", "output"), EDGES[component], (session.inputs, session.outputs), strict=True
+        ):
+            names = [spec.name for spec in specs]
+            missing = sorted(wanted.difference(names))
+            if missing:
+                session.close()
+                raise PackageError(
+                    f"{self.folder}: {component}: the graph has no {kind} '{missing[0]}'; "
+                    f"it has {', '.join(names)}"
+                )
+        return session
 
     @property
     def size(self) -> int:
@@ -175,6 +222,12 @@ def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
 
 
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    if not all(isinstance(value, (int, float)) for value in values.values()):
+        raise TypeError("verification must hold numbers")
+    return dict(values)
+
+
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -199,8 +252,6 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.from_dict(data)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise PackageError(f"{folder}: {MANIFEST} is damaged: {error!r}") from error
-    if min(manifest.latent_channels, manifest.downscale, *manifest.default_size) < 1:
-        raise PackageError(f"{folder}: {MANIFEST} is damaged: sizes must be positive")
     strange = [name for name in manifest.components if name not in COMPONENTS]
     if strange:
         raise PackageError(f"{folder}: {MANIFEST} names unknown components: {', '.join(strange)}")
@@ -233,15 +284,32 @@ def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
         raise PackageError(f"{folder}: {record.path} was altered: its SHA-256 does not match")
 
 
+def _check_all_listed(folder: Path, manifest: Manifest) -> None:
+    """Whatever is read from a package must be under its manifest's hashes."""
+    listed = {record.path for record in _all_files(manifest)}
+    read = [folder / "scheduler" / "scheduler_config.json"]
+    for pattern in ("tokenizer*/*", "reference/*.npz"):
+        read += folder.glob(pattern)
+    for name in manifest.components:
+        read += [folder / name / location for location in _locations(folder, name)]
+    for path in read:
+        if path.is_file() and path.relative_to(folder).as_posix() not in listed:
+            raise PackageError(
+                f"{folder}: {path.relative_to(folder).as_posix()} is not listed in {MANIFEST}"
+            )
+
+
 def _check_external_data(folder: Path, component: str) -> None:
-    path = _inside(folder, f"{component}/model.onnx")
-    try:
-        locations = external_data_locations(path)
-    except ValueError as error:
-        raise PackageError(f"{folder}: {component}: {error}") from error
-    for location in locations:
+    for location in _locations(folder, component):
         if not _inside(folder, f"{component}/{location}").is_file():
             raise PackageError(f"{folder} is incomplete: {component}/{location} is missing")
+
+
+def _locations(folder: Path, component: str) -> set[str]:
+    try:
+        return external_data_locations(_inside(folder, f"{component}/model.onnx"))
+    except ValueError as error:
+        raise PackageError(f"{folder}: {component}: {error}") from error
 
 
 def _manifest_of_optimum(folder: Path) -> Manifest:
@@ -250,15 +318,24 @@ def _manifest_of_optimum(folder: Path) -> Manifest:
     vae = _read_json(folder, "vae_decoder/config.json")
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
     names = [name for name in COMPONENTS if (folder / name / "model.onnx").is_file()]
-    downscale = 2 ** (len(vae.get("block_out_channels", (0, 0, 0, 0))) - 1)
-    side = int(unet.get("sample_size") or 64) * downscale
+    try:
+        downscale = 2 ** (len(vae.get("block_out_channels") or (0, 0, 0, 0)) - 1)
+        side = unet.get("sample_size") or 64
+        height, width = (side, side) if isinstance(side, int) else side
+        latent_channels = int(vae.get("latent_channels") or 4)
+        scaling_factor = float(vae.get("scaling_factor") or 0.18215)
+        default_size = (int(height) * downscale, int(width) * downscale)
+        if min(latent_channels, scaling_factor, *default_size) <= 0:
+            raise ValueError("sizes must be positive")
+    except (TypeError, ValueError) as error:
+        raise PackageError(f"{folder}: unet or vae_decoder config.json: {error}") from error
     return Manifest(
         family="stable-diffusion",
         source={"type": "optimum"},
-        latent_channels=int(vae.get("latent_channels", 4)),
+        latent_channels=latent_channels,
         downscale=downscale,
-        scaling_factor=float(vae.get("scaling_factor", 0.18215)),
-        default_size=(side, side),
+        scaling_factor=scaling_factor,
+        default_size=default_size,
         prediction_type=str(scheduler.get("prediction_type", "epsilon")),
         components={name: Component((), "unknown", 0, (), ()) for name in names},
         files=(),

@@ -125,7 +125,7 @@ class Pipeline:
         latents: np.ndarray | None = None,
         scheduler: str | None = None,
         eta: float = 0.0,
-        on_step: Callable[[DenoiseStep], None] | None = None,
+        on_step: Callable[[DenoiseStep], object] | None = None,
     ) -> Result:
         """Paint pictures.
 

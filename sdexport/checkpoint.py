@@ -24,6 +24,7 @@ _CLASSES = {
 _WANTED = ["model_index.json", "tokenizer/*", "scheduler/*"] + [
     f"{part}/{pattern}" for part in _CLASSES for pattern in ("*.json", "*.safetensors")
 ]
+_UNWANTED = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,10 @@ def weight_files(folder: Path, part: str) -> list[Path]:
     shards = folder / part / f"{stem}.safetensors.index.json"
     if not files[0].is_file() and shards.is_file():
         weight_map = read_json(shards).get("weight_map", {})
-        files = sorted({folder / part / name for name in weight_map.values()})
+        names = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError(f"{shards} is damaged: it names files outside of its folder")
+        files = sorted(folder / part / name for name in names)
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise FileNotFoundError(f"{folder}: {part}: missing {', '.join(missing) or 'weights'}")
@@ -148,7 +152,11 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, s
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        found = Path(snapshot_download(str(source), revision=revision, allow_patterns=_WANTED))
+        found = Path(
+            snapshot_download(
+                str(source), revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            )
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConnectionError(
             f"no folder {source}, and the hub cannot give it "

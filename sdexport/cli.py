@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,7 @@ def _message(error: Exception) -> str:
         return "not enough memory for this; try a smaller size or fewer pictures"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    text = str(error) or type(error).__name__
-    return text if type(error).__name__ == "VerificationError" else " ".join(text.split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Size(click.ParamType[tuple[int, int]]):
@@ -64,12 +65,22 @@ class _Size(click.ParamType[tuple[int, int]]):
 
 
 @contextmanager
-def _bar(total: int, description: str) -> Iterator[Any]:
+def _bar(total: int, description: str, unit: str = "it") -> Iterator[Any]:
     """A progress bar on stderr, silent where stderr is no terminal."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=description, disable=None, leave=False) as bar:
+    with tqdm(
+        total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=None, leave=False
+    ) as bar:
         yield bar
+
+
+def _advance(bar: Any) -> Callable[[str], None]:
+    def advance(what: str) -> None:
+        bar.set_description(what)
+        bar.update()
+
+    return advance
 
 
 def _print_json(value: object) -> None:
@@ -82,6 +93,25 @@ def _print_json(value: object) -> None:
 def main(debug: bool) -> None:
     """A Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Once())
+    if threading.current_thread() is threading.main_thread():
+        # as Ctrl-C does: what is half-written is removed on the way out
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+class _Once(logging.Filter):
+    """Says each thing once: a picture after another may give the same warning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._said
+        self._said.add(message)
+        return new
 
 
 @main.command()
@@ -104,7 +134,8 @@ def _export(source: str | Path, package: Path, **options: Any) -> Any:
         from sdexport.export import export as run
     except ImportError as error:
         raise ImportError(
-            f"exporting needs {error.name}; run: pip install 'sdexport[export]'"
+            f"exporting needs {error.name or 'PyTorch and diffusers'}, which cannot be imported; "
+            "run: pip install 'sdexport[export]'"
         ) from error
     with _bar(12, "export") as bar:
 
@@ -124,7 +155,8 @@ def verify(package: Path, backend: str, as_json: bool) -> None:
     from sdexport.verify import table
     from sdexport.verify import verify as run
 
-    checks = run(package, backend)
+    with _bar(6, "verify") as bar:
+        checks = run(package, backend, progress=_advance(bar))
     passed = all(check.passed for check in checks)
     if as_json:
         _print_json({"passed": passed, "checks": [check.to_dict() for check in checks]})
@@ -195,7 +227,7 @@ def generate(
                 guidance_scale=guidance,
                 seed=(first + number) % 2**64,
                 scheduler=scheduler,
-                on_step=lambda step: bar.update() and None,
+                on_step=lambda step: bar.update(),
             )
             save_png(result.images[0], path)
             report.append(
@@ -232,7 +264,9 @@ def inspect(package: Path, as_json: bool) -> None:
     """Check every file's hash and show what is in PACKAGE."""
     from runtime import Package
 
-    loaded = Package.load(package)
+    total = sum(f.stat().st_size for f in package.rglob("*") if f.is_file())
+    with _bar(total, "hashes", "B") as bar:
+        loaded = Package.load(package, on_bytes=bar.update)
     manifest = loaded.manifest
     if as_json:
         _print_json(json.loads(manifest.to_json()) | {"size": loaded.size})
@@ -268,9 +302,10 @@ def inspect(package: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def demo(folder: Path, force: bool, as_json: bool) -> None:
     """Export the embedded model, verify it and paint a sheet of pictures into DIR."""
-    from sdexport.demo import run
+    from sdexport.demo import STEPS, run
 
-    report = run(folder, _export, force=force)
+    with _bar(6 + STEPS, "demo") as bar:
+        report = run(folder, _export, force=force, progress=_advance(bar))
     if as_json:
         _print_json(report)
     else:

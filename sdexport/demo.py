@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,28 @@ STEPS, GUIDANCE_SCALE, SEED = 25, 5.0, 0
 MARGIN, CAPTION = 8, 44
 
 
-def run(folder: Path, export: Callable[..., Any], *, force: bool) -> dict[str, Any]:
+def run(
+    folder: Path,
+    export: Callable[..., Any],
+    *,
+    force: bool,
+    progress: Callable[[str], object] = lambda what: None,
+) -> dict[str, Any]:
     """Export to folder/package, verify, paint folder/sheet.png; returns the report.
 
     Args:
       export: called with source, destination and `force`.
+      progress: called before each part of the verification and after each of the STEPS.
     Raises: FileExistsError: there is a demo already, without `force`.
     """
     package, sheet = folder / "package", folder / "sheet.png"
     if sheet.exists() and not force:
         raise FileExistsError(f"{sheet} exists; give --force to replace it")
+    import_module("engines.onnxruntime_session")  # says what to install before the long work
     clock = [time.perf_counter()]
     export(MODEL_DIR, package, force=force)
     clock.append(time.perf_counter())
-    checks = verify(package)
+    checks = verify(package, progress=progress)
     clock.append(time.perf_counter())
     with load_pipeline(package) as pipeline:
         result = pipeline(
@@ -54,6 +63,7 @@ def run(folder: Path, export: Callable[..., Any], *, force: bool) -> dict[str, A
             guidance_scale=GUIDANCE_SCALE,
             scheduler="lms",
             seed=[SEED + i for i in range(len(PROMPTS))],
+            on_step=lambda step: progress("paint"),
         )
     save_png(contact_sheet(result.images, PROMPTS), sheet)
     clock.append(time.perf_counter())

@@ -21,13 +21,14 @@ from typing import Any
 import onnx_ir
 import torch
 
+from engines import EngineError
 from runtime import ClipTokenizer, Manifest, Package
 from runtime.package import MANIFEST, Component, FileRecord, sha256_of
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json
 from sdexport.components import Part, parts
 from sdexport.reference import LARGEST_SIDE, PictureRecorder, TorchSession, record_component
-from sdexport.verify import Check, table, verify_package
+from sdexport.verify import Check, verify_package
 
 DEFAULT_OPSET = 23
 OPSETS = range(18, 25)
@@ -85,15 +86,22 @@ def export(
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
-    destination = Path(os.path.abspath(destination))
+    destination = Path(os.path.realpath(destination))
     _check_destination(destination, force=force)
     checkpoint = Checkpoint.open(source, revision=revision)
     destination.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         beside.chmod(0o777 & ~_umask())
-        manifest = _write_package(checkpoint, beside, opset, progress)
-        _move_into_place(beside, destination)
+        try:
+            manifest = _write_package(checkpoint, beside, opset, progress)
+        except RuntimeError as error:  # PyTorch's own, and its exporter's
+            if isinstance(error, EngineError):
+                raise
+            raise ValueError(
+                f"{checkpoint.folder}: PyTorch cannot run or trace it: {str(error)[:300]}"
+            ) from error
+        _move_into_place(beside, destination, force=force)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return manifest
@@ -282,8 +290,10 @@ def _quiet() -> Iterator[None]:
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / "tokenizer").mkdir()
     for name in _TOKENIZER_FILES:
-        if (checkpoint.folder / "tokenizer" / name).is_file():
-            shutil.copyfile(checkpoint.folder / "tokenizer" / name, folder / "tokenizer" / name)
+        source, target = checkpoint.folder / "tokenizer" / name, folder / "tokenizer" / name
+        if source.is_file():
+            copy = _copy_json if name == "tokenizer_config.json" else shutil.copyfile
+            copy(source, target)
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         _copy_json(checkpoint.folder / name, folder / name)
@@ -292,7 +302,8 @@ def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
 def _copy_json(source: Path, destination: Path) -> None:
     """A configuration without the path it was once loaded from."""
     values = read_json(source)
-    values.pop("_name_or_path", None)
+    for key in ("_name_or_path", "name_or_path"):
+        values.pop(key, None)
     destination.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -317,9 +328,10 @@ def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
 def _verified(package: Package) -> dict[str, Any]:
     """What verification measured, to two digits: the last ones vary with the machine."""
     checks = verify_package(package)
-    if not all(check.passed for check in checks):
+    failed = [f"{c.name} {c.output}: {c.verdict}" for c in checks if not c.passed]
+    if failed:
         raise VerificationError(
-            f"the exported graphs do not answer as PyTorch does\n{table(checks)}"
+            f"the exported graphs do not answer as PyTorch does; {'; '.join(failed)}"
         )
     return {f"{c.name}.{c.output}": _figures(c) for c in checks if c.output != "files"}
 
@@ -350,17 +362,19 @@ def _umask() -> int:
     return mask
 
 
-def _move_into_place(beside: Path, destination: Path) -> None:
+def _move_into_place(beside: Path, destination: Path, *, force: bool) -> None:
     """Rename; what stood there goes last, when the new package is in its place."""
     old = None
-    if destination.exists():
+    if destination.exists() and force:
         old = beside.with_name(beside.name + ".old")
         os.replace(destination, old)
     try:
-        os.replace(beside, destination)
-    except OSError:
+        beside.rename(destination)
+    except OSError as error:
         if old is not None:
             os.replace(old, destination)
+        if destination.exists():
+            raise FileExistsError(f"{destination} appeared meanwhile; it is left alone") from error
         raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)

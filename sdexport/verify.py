@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,29 +44,57 @@ class Check:
     def passed(self) -> bool:
         return not self.note and self.error is not None and self.error <= self.bound
 
+    @property
+    def verdict(self) -> str:
+        if self.passed:
+            return "ok"
+        found = "" if self.error is None or self.output == "files" else f"{self.error:.2e}"
+        over = f"{found} is over {self.bound:g}" if found else ""
+        return f"FAILED {self.note or over}".rstrip()
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"share": self.share, "passed": self.passed}
 
 
-def verify(folder: str | Path, backend: str = "onnxruntime", **options: Any) -> list[Check]:
+Progress = Callable[[str], object]
+
+
+def verify(
+    folder: str | Path,
+    backend: str = "onnxruntime",
+    *,
+    progress: Progress = lambda what: None,
+    **options: Any,
+) -> list[Check]:
     """Check every file's hash, replay every component and paint the recorded picture.
 
     Args:
+      progress: called with what is checked next: "hashes", each component, "picture".
       backend, options: how components are opened; see engines.open_session.
     Raises: FileNotFoundError, PackageError: no package, or one that misses files.
     """
-    return verify_package(Package.load(folder, verify=False), backend, **options)
+    package = Package.load(folder, verify=False)
+    return verify_package(package, backend, progress=progress, **options)
 
 
-def verify_package(package: Package, backend: str = "onnxruntime", **options: Any) -> list[Check]:
+def verify_package(
+    package: Package,
+    backend: str = "onnxruntime",
+    *,
+    progress: Progress = lambda what: None,
+    **options: Any,
+) -> list[Check]:
     """Like `verify`, for a package that is loaded already."""
+    progress("hashes")
     checks = [_hash_check(package, name) for name in ("package", *package.manifest.components)]
     references = {p.stem: p for p in sorted((package.folder / "reference").glob("*.npz"))}
     if not references:
         raise PackageError(f"{package.folder} holds no recorded answers (reference/*.npz)")
     with Pipeline(package, backend, **options) as pipeline:
         for name in package.manifest.components:
+            progress(name)
             checks += _replay(pipeline, name, references.get(name))
+        progress("picture")
         checks.append(_repaint(pipeline, references.get("picture")))
     return checks
 
@@ -102,7 +130,7 @@ def _replay(pipeline: Pipeline, name: str, path: Path | None) -> list[Check]:
         arrays = _read_arrays(path)
         feeds = _named(arrays, "input.")
         answers = pipeline.session(name).run(feeds)
-    except (EngineError, ValueError) as failure:
+    except (EngineError, PackageError, ValueError) as failure:
         return failed("-", str(failure))
     checks = []
     for output, expected in _named(arrays, "output.").items():
@@ -175,7 +203,7 @@ def table(checks: Sequence[Check]) -> str:
                 if numbers
                 else "-",
                 f"{check.share:.1%}" if numbers else "-",
-                "ok" if check.passed else f"FAILED {check.note}".rstrip(),
+                check.verdict,
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

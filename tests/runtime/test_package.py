@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runtime import Package, PackageError, load_pipeline
+from runtime.package import sha256_of
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -128,6 +129,13 @@ def test_load_graph_with_data_outside(package_copy: Path) -> None:
         (lambda m: m.update(downscale=0), "sizes must be positive"),
         (lambda m: m.update(surprise=1), "sdexport.json is damaged"),
         (lambda m: m.update(files=[{"path": 3}]), "sdexport.json is damaged"),
+        (lambda m: m.update(scaling_factor=0), "scaling_factor must be positive"),
+        (lambda m: m.update(scaling_factor=float("nan")), "scaling_factor must be positive"),
+        (lambda m: m.update(latent_channels=10**9), "sizes must be positive"),
+        (lambda m: m.update(tools=None), "sdexport.json is damaged"),
+        (lambda m: m.update(source=[]), "sdexport.json is damaged"),
+        (lambda m: m.update(verification={"unet.out_sample": 3}), "sdexport.json is damaged"),
+        (lambda m: m.update(verification={"a.b": {"error": "x"}}), "sdexport.json is damaged"),
         (lambda m: m["components"].update(brain=m["components"]["unet"]), "unknown components"),
         (lambda m: m["components"]["unet"].update(files=[]), "lists no unet/model.onnx"),
     ],
@@ -149,14 +157,90 @@ def test_load_manifest_that_is_no_json(package_copy: Path, content: str) -> None
 
 def test_tokenizer_damaged(package_copy: Path) -> None:
     (package_copy / "tokenizer" / "merges.txt").write_text("a b c\n")
-    edit_manifest(package_copy, lambda m: m.update(files=[]))
+    size = (package_copy / "tokenizer" / "merges.txt").stat().st_size
+
+    def accept(manifest: dict[str, Any]) -> None:
+        record = next(r for r in manifest["files"] if r["path"] == "tokenizer/merges.txt")
+        record["size"] = size
+
+    edit_manifest(package_copy, accept)
     with pytest.raises(PackageError, match="merge 1 is no pair"):
-        load_pipeline(package_copy)
+        load_pipeline(package_copy, verify=False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["scheduler/scheduler_config.json", "tokenizer/merges.txt", "reference/picture.npz"],
+)
+def test_load_file_without_a_hash(package_copy: Path, name: str) -> None:
+    """A manifest that says nothing of a file would let it be swapped."""
+
+    def forget(manifest: dict[str, Any]) -> None:
+        manifest["files"] = [r for r in manifest["files"] if r["path"] != name]
+
+    edit_manifest(package_copy, forget)
+    with pytest.raises(PackageError, match=f"{name} is not listed"):
+        Package.load(package_copy)
+
+
+def test_load_external_data_without_a_hash(package_copy: Path) -> None:
+    import onnx
+
+    path = package_copy / "vae_encoder" / "model.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin")
+    record = {
+        "path": "vae_encoder/model.onnx",
+        "size": path.stat().st_size,
+        "sha256": sha256_of(path),
+    }
+    edit_manifest(package_copy, lambda m: m["components"]["vae_encoder"].update(files=[record]))
+    with pytest.raises(PackageError, match=r"vae_encoder/weights\.bin is not listed"):
+        Package.load(package_copy)
+
+
+def test_open_graph_with_other_names(package_copy: Path) -> None:
+    shutil.copyfile(
+        package_copy / "vae_encoder" / "model.onnx", package_copy / "vae_decoder" / "model.onnx"
+    )
+    (package_copy / "sdexport.json").unlink()
+    with (
+        load_pipeline(package_copy) as pipe,
+        pytest.raises(PackageError, match=r"vae_decoder: the graph has no input 'latent_sample'; "),
+    ):
+        pipe("a red circle", num_inference_steps=1)
 
 
 def test_model_path_of_absent_component(package: Path) -> None:
     with pytest.raises(PackageError, match="has no text_encoder_2; it has text_encoder, unet"):
         Package.load(package).model_path("text_encoder_2")
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("unet", {"sample_size": "large"}),
+        ("unet", {"sample_size": [16]}),
+        ("unet", {"sample_size": -16}),
+        ("vae_decoder", {"block_out_channels": 3}),
+        ("vae_decoder", {"scaling_factor": [1]}),
+        ("vae_decoder", {"latent_channels": "four"}),
+    ],
+)
+def test_folder_of_optimum_with_damaged_configuration(
+    package_copy: Path, part: str, change: dict[str, Any]
+) -> None:
+    (package_copy / "sdexport.json").unlink()
+    path = package_copy / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(PackageError, match=r"unet or vae_decoder config\.json"):
+        Package.load(package_copy)
+
+
+def test_folder_of_optimum_with_uneven_size(package_copy: Path) -> None:
+    (package_copy / "sdexport.json").unlink()
+    path = package_copy / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": [16, 24]}))
+    assert Package.load(package_copy).manifest.default_size == (128, 192)
 
 
 def test_folder_of_optimum_paints_the_same(package: Path, package_copy: Path) -> None:

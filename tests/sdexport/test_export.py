@@ -96,6 +96,48 @@ def test_force_replaces_a_package(checkpoint: Path, package_copy: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_tracing")
+def test_destination_that_appears_meanwhile_is_left_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def appear(folder: Path, **_: object) -> tuple[()]:
+        (tmp_path / "package").mkdir()
+        (tmp_path / "package" / "another's").write_text("x")
+        return ()
+
+    monkeypatch.setattr(export_module, "_records", appear)
+    monkeypatch.setattr(export_module, "_verified", lambda package: {})
+    with pytest.raises(FileExistsError, match="appeared meanwhile; it is left alone"):
+        export(checkpoint, tmp_path / "package")
+    assert [f.name for f in tmp_path.iterdir()] == ["package"]
+    assert (tmp_path / "package" / "another's").read_text() == "x"
+
+
+@pytest.mark.usefixtures("without_tracing")
+def test_force_through_a_link_replaces_what_it_points_to(
+    checkpoint: Path, package_copy: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(package_copy, target_is_directory=True)
+    (package_copy / "left-over").write_text("x")
+    export(checkpoint, link, force=True)
+    assert link.is_symlink() and not (package_copy / "left-over").exists()
+    Package.load(link)
+
+
+@pytest.mark.usefixtures("without_tracing")
+def test_error_of_pytorch_is_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] not enough memory")
+
+    monkeypatch.setattr(export_module, "record_component", fail)
+    with pytest.raises(ValueError, match=r"PyTorch cannot run or trace it: .*not enough memory"):
+        export(checkpoint, tmp_path / "package")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("without_tracing")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
 def test_failure_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
@@ -114,12 +156,15 @@ def test_export_that_does_not_verify_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sdexport.verify.COMPONENT_BOUND", 1e-12)
-    with pytest.raises(VerificationError, match=r"(?s)do not answer as PyTorch.*unet.*FAILED"):
+    with pytest.raises(
+        VerificationError,
+        match=r"do not answer as PyTorch.*unet out_sample: FAILED [^\n]* is over 1e-12",
+    ):
         export(checkpoint, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_killed_export_leaves_no_package(checkpoint: Path, tmp_path: Path, number: int) -> None:
     target = tmp_path / "package"
     command = [sys.executable, "-m", "sdexport", "export", str(checkpoint), str(target)]
@@ -140,11 +185,14 @@ def test_killed_export_leaves_no_package(checkpoint: Path, tmp_path: Path, numbe
     if number == signal.SIGINT:
         assert process.returncode == 1 and errors.decode().strip() == "Aborted!"
         assert list(tmp_path.iterdir()) == []
+    elif number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert list(tmp_path.iterdir()) == []
     else:
         assert not list(tmp_path.rglob("sdexport.json"))
 
 
-def test_read_only_parent(checkpoint: Path, tmp_path: Path) -> None:
+def test_parent_that_is_a_file(checkpoint: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
     with pytest.raises(OSError, match="file"):
@@ -244,6 +292,27 @@ def test_checkpoint_reads_shards(checkpoint_copy: Path, modules: dict[str, Any])
     whole.unlink()
     loaded = Checkpoint.open(checkpoint_copy).load("unet").state_dict()
     assert all((loaded[k] == v).all() for k, v in modules["unet"].state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/a.safetensors", None, 3])
+def test_checkpoint_with_shards_elsewhere(checkpoint_copy: Path, name: object) -> None:
+    whole = checkpoint_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    index = {"weight_map": {"conv_in.weight": name}}
+    whole.with_name(f"{whole.name}.index.json").write_text(json.dumps(index))
+    whole.unlink()
+    with pytest.raises(ValueError, match="names files outside of its folder"):
+        Checkpoint.open(checkpoint_copy)
+
+
+def test_tokenizer_config_holds_no_path(
+    checkpoint_copy: Path, tmp_path: Path, without_tracing: None
+) -> None:
+    path = checkpoint_copy / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"name_or_path": "/somewhere/private"}))
+    export(checkpoint_copy, tmp_path / "package")
+    texts = [f.read_text() for f in (tmp_path / "package").rglob("*.json")]
+    assert not any("private" in text for text in texts)
 
 
 def test_checkpoint_with_a_missing_weight(checkpoint_copy: Path) -> None:
