@@ -133,7 +133,7 @@ def weight_files(folder: Path, part: str) -> list[Path]:
         names = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise ValueError(f"{shards} is damaged: it names files outside of its folder")
-        files = sorted(folder / part / name for name in names)
+        files = sorted(folder / part / str(name) for name in names)
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise FileNotFoundError(f"{folder}: {part}: missing {', '.join(missing) or 'weights'}")
