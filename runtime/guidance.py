@@ -2,24 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
+from runtime import checks
 
-def is_guided(guidance_scale: float) -> bool:
-    """Whether an unconditional pass is needed: at scale 1 it would cancel out.
 
-    Below 1 there is none either, as in diffusers.
+@dataclass(frozen=True)
+class GuidanceState:
+    """What a guidance function is given, between the UNet's prediction and the scheduler's step.
+
+    index, timestep: of the step. sigma: noise over signal in `latents`, the noise level of
+    Karras et al. latents, noise_pred, pred_original_sample: (B, C, H/8, W/8) float32, the
+    scheduler's state, the guided prediction, and the clean latents behind the two.
     """
-    return guidance_scale > 1
+
+    index: int
+    timestep: float
+    sigma: float
+    latents: np.ndarray
+    noise_pred: np.ndarray
+    pred_original_sample: np.ndarray
 
 
-def combine(noise_pred: np.ndarray, guidance_scale: float) -> np.ndarray:
-    """Move the prediction away from the unconditional one.
+GuidanceFunction = Callable[[GuidanceState], np.ndarray | None]
+"""Returns latents to go on with instead of the state's, or None to leave them."""
 
-    Args:
-      noise_pred: (2B, C, H, W), the unconditional half first.
-    Returns: (B, C, H, W), same dtype.
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly, when and by what the prediction is led.
+
+    scale: of the classifier-free guidance, 0 or more; up to 1 no unconditional pass is run.
+    rescale: 0..1, how far the guided prediction gets the standard deviation of the one for the
+      prompt (arXiv 2305.08891, section 3.4); against overexposure at high scales.
+    interval: (start, end) as fractions of the steps, 0 <= start < end <= 1; outside no
+      unconditional pass is run (arXiv 2404.07724).
+    function: called in every step; see GuidanceState.
+    Raises: ValueError: a value out of range.
     """
-    noise_pred_uncond, noise_pred_text = np.split(noise_pred, 2)
-    guided: np.ndarray = noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
-    return guided
+
+    scale: float = 7.5
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    function: GuidanceFunction | None = None
+
+    def __post_init__(self) -> None:
+        checks.number("guidance_scale", self.scale, 0)
+        checks.number("guidance_rescale", self.rescale, 0, 1)
+        try:
+            start, end = self.interval
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"guidance_interval must be (start, end), got {self.interval!r:.60}"
+            ) from None
+        checks.number("guidance_interval start", start, 0, 1)
+        checks.number("guidance_interval end", end, 0, 1)
+        if not start < end:
+            raise ValueError(f"guidance_interval must rise, got {self.interval}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether an unconditional pass is needed: at scale 1 it would cancel out.
+
+        Below 1 there is none either, as in diffusers.
+        """
+        return self.scale > 1
+
+    def is_guided_at(self, i: int, steps: int) -> bool:
+        """Whether step i of so many runs the unconditional pass."""
+        start, end = self.interval
+        return self.is_guided and start <= i / steps < end
+
+    def combine(self, noise_pred: np.ndarray) -> np.ndarray:
+        """Move the prediction away from the unconditional one.
+
+        Args:
+          noise_pred: (2B, C, H, W), the unconditional half first.
+        Returns: (B, C, H, W), same dtype.
+        """
+        noise_pred_uncond, noise_pred_text = np.split(noise_pred, 2)
+        guided: np.ndarray = noise_pred_text - noise_pred_uncond
+        guided *= self.scale
+        guided += noise_pred_uncond
+        if self.rescale:
+            axes = tuple(range(1, guided.ndim))
+            wanted = noise_pred_text.std(axes, keepdims=True, ddof=1)
+            ratio = wanted / guided.std(axes, keepdims=True, ddof=1)
+            guided *= self.rescale * ratio + (1 - self.rescale)
+        return guided

@@ -1,4 +1,4 @@
-"""Pictures: from the VAE's numbers to PNG files that carry their parameters."""
+"""Pictures: into the VAE's numbers, and from them to PNG files that carry their parameters."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from runtime.version import VERSION
+
+ImageInput = str | Path | Image.Image | np.ndarray
+"""A file, a Pillow image of any mode, or pixels: (H, W), (H, W, 3) or (H, W, 4) uint8."""
+RESIZE_MODES = ("stretch", "crop", "fill")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class Parameters:
     width: int
     height: int
     model: str
+    eta: float = 0.0
+    strength: float | None = None
+    batch_size: int = 1
+    batch_index: int = 0
 
     def __str__(self) -> str:
         """The `parameters` text that Stable Diffusion user interfaces write into PNG files."""
@@ -38,10 +46,99 @@ class Parameters:
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
             "Model": self.model,
+            "Denoising strength": self.strength,
+            "Eta": self.eta or None,
+            # a batch from one seed: this picture comes again only as the same one of as many
+            "Batch size": self.batch_size if self.batch_size > 1 else None,
+            "Batch pos": self.batch_index if self.batch_size > 1 else None,
             "Version": f"sdexport {VERSION}",
         }
         lines.append(", ".join(f"{k}: {v}" for k, v in settings.items() if v is not None))
         return "\n".join(lines)
+
+
+def open_image(source: ImageInput) -> Image.Image:
+    """Any picture as it is meant to be seen: turned as its EXIF says, 8 bits, RGB.
+
+    Transparency is laid over white. 16-bit greyscale is brought to 8 bits.
+    Raises: FileNotFoundError: no such file. ValueError: no picture, or an array of another kind.
+    """
+    if isinstance(source, (str, Path)):
+        image = _read(Path(source))
+    elif isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or not (
+            source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))
+        ):
+            raise ValueError(
+                "image: expected (H, W), (H, W, 3) or (H, W, 4) uint8, "
+                f"got {source.dtype} {source.shape}"
+            )
+        image = Image.fromarray(source)
+    else:
+        raise ValueError(
+            f"image: expected a file, a Pillow image or an array, got {type(source).__name__}"
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(
+            Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+        )
+    return image.convert("RGB")
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no picture at {path}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+
+
+def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -> Image.Image:
+    """Bring a picture to a size.
+
+    Args:
+      mode: "stretch" lets the proportions change, as diffusers does by default; "crop" covers the
+        size and cuts what is over, evenly; "fill" puts the whole picture in the middle and
+        repeats its edges around it.
+    Raises: ValueError: unknown mode.
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"unknown resize_mode '{mode}'; choose one of {', '.join(RESIZE_MODES)}")
+    if image.size == (width, height):
+        return image
+    how = Image.Resampling.LANCZOS
+    if mode == "stretch":
+        return image.resize((width, height), how)
+    if mode == "crop":
+        return ImageOps.fit(image, (width, height), how)
+    inner = ImageOps.contain(image, (width, height), how)
+    left, top = (width - inner.width) // 2, (height - inner.height) // 2
+    sides = ((top, height - inner.height - top), (left, width - inner.width - left))
+    sides = (*sides, (0, 0))[: np.asarray(inner).ndim]
+    return Image.fromarray(np.pad(np.asarray(inner), sides, mode="edge"))
+
+
+def to_sample(image: Image.Image) -> np.ndarray:
+    """(1, 3, H, W) float32 in -1..1 of an RGB picture, as the VAE's encoder takes it."""
+    unit = np.asarray(image, np.float32) / 255
+    return np.ascontiguousarray(unit.transpose(2, 0, 1)[None] * 2 - 1)
+
+
+def open_mask(source: ImageInput, width: int, height: int, mode: str = "stretch") -> np.ndarray:
+    """(1, 1, height, width) float32: 1 where a mask is bright and painting happens, else 0.
+
+    Raises: see open_image.
+    """
+    grey = resize(open_image(source).convert("L"), width, height, mode)
+    return (np.asarray(grey, np.float32) / 255 >= 0.5).astype(np.float32)[None, None]
 
 
 def to_uint8(sample: np.ndarray) -> np.ndarray:

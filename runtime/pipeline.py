@@ -1,9 +1,7 @@
-"""Text to image: encode the prompt, denoise latents, decode the picture."""
+"""Text to image, image to image and inpainting: encode, denoise, decode."""
 
 from __future__ import annotations
 
-import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,24 +12,20 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from engines import EngineError, Session
-from runtime import guidance, image, schedulers
-from runtime.noise import TorchGenerator, check_seed
+from engines import Session
+from runtime import checks, inputs, schedulers, vae
+from runtime import image as images
+from runtime import prompt as prompt_text
+from runtime.components import Components, chunks, finite
+from runtime.denoise import DenoiseStep, Draw, Embeds, Start, denoise
+from runtime.guidance import Guidance, GuidanceFunction
+from runtime.image import ImageInput
+from runtime.inputs import MAX_SIDE, EachStep, Given, Noise
 from runtime.package import Package
 from runtime.schedulers import Scheduler
 
-MAX_SIDE = 16384
+MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
-
-
-@dataclass(frozen=True)
-class DenoiseStep:
-    """The state after one step; arrays are (B, C, H/8, W/8) float32 and belong to the receiver."""
-
-    index: int
-    timestep: float
-    latents: np.ndarray
-    pred_original_sample: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Result:
 
     images: list[Image.Image]
     latents: np.ndarray
-    parameters: list[image.Parameters]
+    parameters: list[images.Parameters]
     seconds: Mapping[str, float]
 
 
@@ -57,6 +51,10 @@ class Pipeline:
       package: a checked package.
       backend, options: how components are opened, when they are first needed.
       sessions: components that are open already; they stay the caller's to close.
+      max_batch: pictures that a component is given at once; None gives it all of them. Bounds the
+        memory of a large batch and changes nothing else.
+      vae_tile: side in pixels of the tiles in which the VAE works on larger pictures; None lets it
+        work on the whole. Bounds memory; colours may shift a little from tile to tile.
     """
 
     def __init__(
@@ -65,15 +63,19 @@ class Pipeline:
         backend: str = "onnxruntime",
         *,
         sessions: Mapping[str, Session] | None = None,
+        max_batch: int | None = None,
+        vae_tile: int | None = None,
         **options: Any,
     ) -> None:
+        unit = package.manifest.downscale
+        if max_batch is not None:
+            checks.whole("max_batch", max_batch, 1, 2**31)
+        if vae_tile is not None and checks.whole("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
+            raise ValueError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
         self.package = package
         self.tokenizer = package.tokenizer()
-        self._backend, self._options = backend, options
-        self._given = dict(sessions or {})
-        self._opened: dict[str, Session] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+        self.max_batch, self.vae_tile = max_batch, vae_tile
+        self._components = Components(package, backend, options, sessions or {})
 
     def session(self, component: str) -> Session:
         """The open session of a component.
@@ -81,24 +83,11 @@ class Pipeline:
         Raises: PackageError: the package has no such component. EngineError: it cannot be opened,
           or the pipeline is closed.
         """
-        with self._lock:
-            if self._closed:
-                raise EngineError("the pipeline is closed; load it again")
-            if component in self._given:
-                return self._given[component]
-            if component not in self._opened:
-                self._opened[component] = self.package.open(
-                    component, self._backend, **self._options
-                )
-            return self._opened[component]
+        return self._components[component]
 
     def close(self) -> None:
         """Close every session that the pipeline opened; closing twice is allowed."""
-        with self._lock:
-            self._closed = True
-            for session in self._opened.values():
-                session.close()
-            self._opened.clear()
+        self._components.close()
 
     def __enter__(self) -> Self:
         return self
@@ -113,16 +102,30 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_function: GuidanceFunction | None = None,
+        image: ImageInput | Sequence[ImageInput] | None = None,
+        strength: float | None = None,
+        mask_image: ImageInput | None = None,
+        resize_mode: str = "stretch",
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] | None = None,
+        noise_device: str = "cpu",
         latents: np.ndarray | None = None,
+        prompt_embeds: Embeds | None = None,
+        negative_prompt_embeds: np.ndarray | None = None,
+        prompt_weights: bool = False,
+        clip_skip: int = 0,
         scheduler: str | None = None,
         eta: float = 0.0,
         on_step: Callable[[DenoiseStep], object] | None = None,
@@ -131,65 +134,84 @@ class Pipeline:
 
         Args:
           prompt, negative_prompt: one text, or one for each picture.
-          height, width: pixels, multiples of the package's downscale (8); default the package's.
+          height, width: pixels, multiples of the package's downscale (8); default those of
+            `image`, rounded down, or else the package's.
           num_inference_steps: 1..1000.
+          timesteps, sigmas: instead of a number of steps, for schedulers that take them.
           guidance_scale: 0 or more; up to 1 no unconditional pass is run.
+          guidance_rescale, guidance_interval, guidance_function: see Guidance.
+          image: picture to begin from, or one for each prompt: any file, mode or size.
+          strength: 0..1, how much of `image` is given up; default 0.8, with a mask 1.
+          mask_image: bright where `image` is painted anew.
+          resize_mode: how image and mask get to the size: "stretch", "crop" or "fill".
           seed: one for the whole batch (as one torch generator), a list with one for each picture,
             or None to draw some; 0 is a seed.
+          noise_device: "cpu" or "cuda": whose torch generator the noise is equal to.
           latents: (B, C, H/8, W/8) float32 standard normal noise to start from, instead of a seed.
+          prompt_embeds, negative_prompt_embeds: (1 or B, n, width) float32 instead of the texts;
+            for prompt_embeds also a function from a step index to such an array.
+          prompt_weights: read "(word:1.3)" and its kin, and prompts of any length; see
+            runtime.prompt. Otherwise brackets are text and 75 tokens are the limit.
+          clip_skip: layers of the text encoder to leave out at its end, 0..2.
           scheduler: one of runtime.schedulers.NAMES; default the package's own.
-          eta: for DDIM, 0..1.
+          eta: for schedulers that have it, 0..1.
           on_step: called after every step.
         Raises: ValueError: an argument out of range. EngineError: a component failed or gave
           numbers that are not finite.
         """
-        prompts, negatives = self._prompts(prompt, negative_prompt, num_images_per_prompt)
-        height, width = self._size(height, width)
-        if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
-            raise ValueError(f"num_inference_steps must be an integer, got {num_inference_steps!r}")
-        if not guidance_scale >= 0 or not np.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale must be 0 or more, got {guidance_scale}")
+        guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval, guidance_function)
+        prompts, negatives = inputs.prompts(prompt, negative_prompt, prompt_embeds, num_images_per_prompt)
+        given = self._given(image, mask_image, height, width, resize_mode)
         name = scheduler or self.default_scheduler
-        sampler = self.scheduler(name, num_inference_steps, eta=eta)
-        seeds, draw = _noise_source(seed, len(prompts))
-        shape = (len(prompts), *self.latent_shape(height, width))
-        if latents is None:
-            latents = draw(shape)
-        elif latents.shape != shape or latents.dtype != np.float32:
-            raise ValueError(
-                f"latents: expected float32 {shape}, got {latents.dtype} {latents.shape}"
-            )
-        else:
-            seeds = [None] * len(prompts) if seed is None else seeds
+        sampler = self.scheduler(
+            name, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
+        )
+        custom = timesteps is not None or sigmas is not None
+        steps = len(sampler.timesteps) if custom else num_inference_steps
+        begin, strength = inputs.begin(steps, sampler.order, strength, given)
+        source = Noise(seed, len(prompts), noise_device)
 
         clock = [time.perf_counter()]
-        embeds = self.encode(prompts, negatives if guidance.is_guided(guidance_scale) else None)
+        embeds = self._embeds(
+            prompts,
+            negatives if guidance.is_guided else None,
+            prompt_embeds,
+            negative_prompt_embeds,
+            weights=prompt_weights,
+            clip_skip=clip_skip,
+        )
+        start = self._start(given, source, latents, len(prompts), begin)
         clock.append(time.perf_counter())
-        for step in self.denoise(
-            latents, embeds, sampler, guidance_scale=guidance_scale, draw=draw
-        ):
+        for step in self._denoise(start, embeds, sampler, guidance, source.draw):
             if on_step is not None:
                 on_step(step)
         clock.append(time.perf_counter())
         pixels = self.decode(step.latents)
         clock.append(time.perf_counter())
 
+        drawn = latents is None or seed is not None
         parameters = [
-            image.Parameters(
+            images.Parameters(
                 prompt=text,
                 negative_prompt=negative,
-                num_inference_steps=num_inference_steps,
+                num_inference_steps=steps,
                 scheduler=schedulers.canonical_name(name) or name,
                 guidance_scale=float(guidance_scale),
-                seed=number,
-                width=width,
-                height=height,
+                seed=number if drawn else None,
+                width=given.width,
+                height=given.height,
                 model=self.package.folder.resolve().name,
+                eta=eta,
+                strength=strength,
+                batch_size=1 if source.each else len(prompts),
+                batch_index=0 if source.each else index,
             )
-            for text, negative, number in zip(prompts, negatives, seeds, strict=True)
+            for index, (text, negative, number) in enumerate(
+                zip(prompts, negatives, source.seeds, strict=True)
+            )
         ]
         return Result(
-            images=[image.to_image(p, q) for p, q in zip(pixels, parameters, strict=True)],
+            images=[images.to_image(p, q) for p, q in zip(pixels, parameters, strict=True)],
             latents=step.latents,
             parameters=parameters,
             seconds=dict(
@@ -203,11 +225,19 @@ class Pipeline:
         named = str(self.package.scheduler_config.get("_class_name", ""))
         return schedulers.canonical_name(named) or DEFAULT_SCHEDULER
 
-    def scheduler(self, name: str, num_inference_steps: int, *, eta: float = 0.0) -> Scheduler:
+    def scheduler(
+        self,
+        name: str,
+        num_inference_steps: int,
+        *,
+        eta: float = 0.0,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> Scheduler:
         """A scheduler on the package's configuration; see runtime.schedulers.create."""
-        if eta and schedulers.canonical_name(name) != "ddim":
-            raise ValueError(f"scheduler '{name}' takes no eta; only ddim does")
-        options = {"eta": eta} if eta else {}
+        checks.whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
+        given = {"eta": eta or None, "timesteps": timesteps, "sigmas": sigmas}
+        options = {key: value for key, value in given.items() if value is not None}
         return schedulers.create(
             name, self.package.scheduler_config, num_inference_steps, **options
         )
@@ -217,95 +247,202 @@ class Pipeline:
         manifest = self.package.manifest
         return manifest.latent_channels, height // manifest.downscale, width // manifest.downscale
 
-    def encode(self, prompts: Sequence[str], negatives: Sequence[str] | None = None) -> np.ndarray:
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str] | None = None,
+        *,
+        prompt_weights: bool = False,
+        clip_skip: int = 0,
+    ) -> np.ndarray:
         """Text embeddings, the negative ones first if there are any.
 
-        Returns: (B, 77, width) float32, or (2B, 77, width) with negatives.
+        Args:
+          prompt_weights, clip_skip: see `__call__`.
+        Returns: (B, n, width) float32, or (2B, n, width) with negatives; n is 77, or a multiple of
+          it for long prompts with weights.
+        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
         """
-        input_ids = self.tokenizer([*(negatives or ()), *prompts])
+        texts = [*(negatives or ()), *prompts]
+        output = self._text_output(clip_skip)
         text_encoder = self.session("text_encoder")
-        ids = input_ids.astype(text_encoder.inputs[0].dtype)
-        embeds = text_encoder.run({"input_ids": ids})["last_hidden_state"]
-        return _finite(embeds, "text_encoder", "the prompt")
+        dtype = text_encoder.inputs[0].dtype
+
+        def hidden_states(input_ids: np.ndarray) -> np.ndarray:
+            parts = [
+                text_encoder.run({"input_ids": input_ids[rows].astype(dtype)})[output]
+                for rows in chunks(len(input_ids), self.max_batch)
+            ]
+            return finite(np.concatenate(parts), "text_encoder", "the prompt")
+
+        how = prompt_text.encode_weighted if prompt_weights else prompt_text.encode_plain
+        return how(self.tokenizer, hidden_states, texts)
+
+    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see runtime.vae.encode."""
+        session = self.session("vae_encoder")
+        parts = [
+            vae.encode(session, pixels[rows], tile=self.vae_tile)
+            for rows in chunks(len(pixels), self.max_batch)
+        ]
+        return finite(np.concatenate(parts), "vae_encoder", "the picture")
 
     def denoise(
         self,
         latents: np.ndarray,
-        prompt_embeds: np.ndarray,
+        prompt_embeds: Embeds,
         scheduler: Scheduler,
         *,
         guidance_scale: float = 7.5,
-        draw: Callable[[Sequence[int]], np.ndarray] | None = None,
+        guidance: Guidance | None = None,
+        draw: Draw | None = None,
     ) -> Iterator[DenoiseStep]:
         """Turn noise into clean latents, yielding after every step.
 
+        Leaving the loop early, closing the generator or Ctrl-C stops at once; the sessions can be
+        used on.
+
         Args:
           latents: (B, C, H/8, W/8) float32 standard normal noise.
-          prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1.
+          prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1; or a function
+            from (step index, number of steps) to such arrays.
+          guidance: instead of guidance_scale.
           draw: gives fresh noise of a shape, for schedulers that take some.
-        Raises: EngineError: the UNet failed or gave numbers that are not finite.
+        Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that
+          are not finite.
         """
-        guided = guidance.is_guided(guidance_scale)
-        if len(prompt_embeds) != len(latents) * (2 if guided else 1):
-            raise ValueError(
-                f"prompt_embeds: expected {'two rows' if guided else 'one row'} for each of "
-                f"{len(latents)} pictures at guidance_scale {guidance_scale}, "
-                f"got {len(prompt_embeds)} rows"
-            )
-        unet = self.session("unet")
-        time_spec = next(spec for spec in unet.inputs if spec.name == "timestep")
-        latents = latents * np.float32(scheduler.init_noise_sigma)
-        with unet.bind(encoder_hidden_states=prompt_embeds) as bound:
-            for i, timestep in enumerate(scheduler.timesteps):
-                sample = scheduler.scale_model_input(latents, i)
-                feeds = {
-                    "sample": np.concatenate([sample, sample]) if guided else sample,
-                    "timestep": np.full((1,) * len(time_spec.shape), timestep, time_spec.dtype),
-                }
-                noise_pred = _finite(bound.run(feeds)["out_sample"], "unet", f"step {i}")
-                if guided:
-                    noise_pred = guidance.combine(noise_pred, guidance_scale)
-                noise = draw(latents.shape) if draw and scheduler.takes_noise else None
-                result = scheduler.step(noise_pred, i, latents, noise)
-                latents = result.prev_sample
-                # the next step reads these latents, so the receiver gets a copy
-                yield DenoiseStep(i, float(timestep), latents.copy(), result.pred_original_sample)
+        guidance = guidance or Guidance(guidance_scale)
+        return self._denoise(Start(latents), prompt_embeds, scheduler, guidance, draw)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of clean latents, (B, H, W, 3) uint8."""
-        latent_sample = latents / np.float32(self.package.manifest.scaling_factor)
-        decoded = self.session("vae_decoder").run({"latent_sample": latent_sample})["sample"]
-        return image.to_uint8(_finite(decoded, "vae_decoder", "the latents"))
+        manifest, session = self.package.manifest, self.session("vae_decoder")
+        unit = manifest.downscale
+        tile = None if self.vae_tile is None else self.vae_tile // unit
+        parts = []
+        for rows in chunks(len(latents), self.max_batch):
+            latent_sample = latents[rows] / np.float32(manifest.scaling_factor)
+            sample = vae.decode(session, latent_sample, tile=tile)
+            parts.append(images.to_uint8(finite(sample, "vae_decoder", "the latents")))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _prompts(
+    def _denoise(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        num_images_per_prompt: int,
-    ) -> tuple[list[str], list[str]]:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or num_images_per_prompt < 1:
-            raise ValueError("expected at least one prompt and one image for it")
-        if negative_prompt is None or isinstance(negative_prompt, str):
-            negatives = [negative_prompt or ""] * len(prompts)
-        else:
-            negatives = list(negative_prompt)
-        if len(negatives) != len(prompts):
-            raise ValueError(f"got {len(prompts)} prompts and {len(negatives)} negative prompts")
-        repeat = range(num_images_per_prompt)
-        return [p for p in prompts for _ in repeat], [n for n in negatives for _ in repeat]
+        start: Start,
+        embeds: Embeds,
+        scheduler: Scheduler,
+        guidance: Guidance,
+        draw: Draw | None,
+    ) -> Iterator[DenoiseStep]:
+        return denoise(
+            self.session("unet"),
+            start,
+            embeds,
+            scheduler,
+            guidance=guidance,
+            prediction_type=self.package.manifest.prediction_type,
+            draw=draw,
+            max_batch=self.max_batch,
+        )
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        unit = self.package.manifest.downscale
-        default_height, default_width = self.package.manifest.default_size
-        height = default_height if height is None else height
-        width = default_width if width is None else width
-        for name, side in (("height", height), ("width", width)):
-            if not isinstance(side, int) or not unit <= side <= MAX_SIDE or side % unit:
-                raise ValueError(
-                    f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, got {side}"
-                )
-        return height, width
+    def _text_output(self, clip_skip: int) -> str:
+        names = {f"clip_skip.{n}": n for n in range(1, 12)}
+        outputs = [spec.name for spec in self.session("text_encoder").outputs]
+        able = [0, *(names[name] for name in outputs if name in names)]
+        if clip_skip not in able:
+            raise ValueError(
+                f"clip_skip must be one of {', '.join(map(str, able))} with this package, "
+                f"got {clip_skip!r:.20}"
+            )
+        return f"clip_skip.{clip_skip}" if clip_skip else "last_hidden_state"
+
+    def _embeds(
+        self,
+        prompts: list[str],
+        negatives: list[str] | None,
+        prompt_embeds: Embeds | None,
+        negative_prompt_embeds: np.ndarray | None,
+        *,
+        weights: bool,
+        clip_skip: int,
+    ) -> Embeds:
+        """What `denoise` asks for, from texts or embeddings."""
+        if prompt_embeds is None and negative_prompt_embeds is None:
+            return self.encode(prompts, negatives, prompt_weights=weights, clip_skip=clip_skip)
+        count = len(prompts)
+
+        def of_texts(texts: list[str]) -> np.ndarray:
+            return self.encode(texts, prompt_weights=weights, clip_skip=clip_skip)
+
+        positive = of_texts(prompts) if prompt_embeds is None else prompt_embeds
+        if negatives is None:
+            if callable(positive):
+                return EachStep(positive, None, count)
+            return inputs.rows("prompt_embeds", positive, count)
+        if negative_prompt_embeds is None:
+            negative_prompt_embeds = of_texts(negatives)
+        negative = inputs.rows("negative_prompt_embeds", negative_prompt_embeds, count)
+        if callable(positive):
+            return EachStep(positive, negative, count)
+        return inputs.joined(negative, inputs.rows("prompt_embeds", positive, count))
+
+    def _given(
+        self,
+        source: ImageInput | Sequence[ImageInput] | None,
+        mask: ImageInput | None,
+        height: int | None,
+        width: int | None,
+        resize_mode: str,
+    ) -> Given:
+        """Pictures and mask that were given, at the size that will be painted."""
+        if self._inpaints() and mask is None:
+            raise ValueError("this package paints into pictures: give image and mask_image")
+        manifest = self.package.manifest
+        return inputs.given(
+            source, mask, height, width, resize_mode, manifest.default_size, manifest.downscale
+        )
+
+    def _inpaints(self) -> bool:
+        """Whether the UNet has channels for mask and masked picture."""
+        spec = next(s for s in self.session("unet").inputs if s.name == "sample")
+        return spec.shape[1] == 2 * self.package.manifest.latent_channels + 1
+
+    def _start(
+        self, given: Given, source: Noise, latents: np.ndarray | None, count: int, begin: int
+    ) -> Start:
+        """Noise and the latents of what was given, drawn in the order in which diffusers draws."""
+        shape = (count, *self.latent_shape(given.height, given.width))
+        if latents is not None and (latents.shape != shape or latents.dtype != np.float32):
+            raise ValueError(
+                f"latents: expected float32 {shape}, got {latents.dtype} {latents.shape}"
+            )
+        original = masked = mask = None
+        inpaints = self._inpaints()
+        if given.image is not None and not (inpaints and begin == 0):
+            original = self._latents_of(given.image, source, count)
+        noise = source.draw(shape) if latents is None else latents
+        if given.image is not None and given.mask is not None:
+            unit = self.package.manifest.downscale
+            mask = np.ascontiguousarray(given.mask[:, :, ::unit, ::unit])
+            if inpaints:
+                masked = self._latents_of(given.image * (given.mask < 0.5), source, count)
+            else:  # diffusers draws for this too, though the UNet does not look at it
+                source.draw_rows(len(given.image), shape[1:])
+        return Start(noise, begin, original, mask, masked)
+
+    def _latents_of(self, pixels: np.ndarray, source: Noise, count: int) -> np.ndarray:
+        if count % len(pixels):
+            raise ValueError(f"got {len(pixels)} images for {count} pictures")
+        moments = self.encode_image(pixels)
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        repeats = count // len(pixels)
+        if source.each:
+            moments = np.repeat(moments, repeats, axis=0)
+        drawn = vae.sample_posterior(moments, source.draw_rows(len(pixels), shape))
+        if not source.each:
+            drawn = np.repeat(drawn, repeats, axis=0)
+        scaled: np.ndarray = drawn * np.float32(self.package.manifest.scaling_factor)
+        return scaled
 
 
 def load_pipeline(
@@ -315,34 +452,8 @@ def load_pipeline(
 
     Args:
       verify: compare every file with its SHA-256 first.
-      options: for the backend's sessions, such as `threads`.
+      options: of Pipeline (max_batch, vae_tile), and of the backend's sessions (threads).
     Raises: FileNotFoundError, PackageError: see Package.load. ImportError: the backend is not
       installed.
     """
     return Pipeline(Package.load(folder, verify=verify), backend, **options)
-
-
-def _noise_source(
-    seed: int | Sequence[int] | None, count: int
-) -> tuple[list[int | None], Callable[[Sequence[int]], np.ndarray]]:
-    """The seed of each picture, and a function that draws noise for all of them."""
-    if seed is None:
-        first = secrets.randbits(32)
-        seed = [(first + i) % 2**32 for i in range(count)]
-    if isinstance(seed, Sequence):
-        if len(seed) != count:
-            raise ValueError(f"got {len(seed)} seeds for {count} pictures")
-        generators = [TorchGenerator(number) for number in seed]
-
-        def draw_each(shape: Sequence[int]) -> np.ndarray:
-            return np.concatenate([g.randn((1, *shape[1:])) for g in generators])
-
-        return list(seed), draw_each
-    check_seed(seed)
-    return [seed] * count, TorchGenerator(seed).randn
-
-
-def _finite(values: np.ndarray, component: str, where: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise EngineError(f"{component}: NaN or infinity came out for {where}")
-    return values

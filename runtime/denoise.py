@@ -1,0 +1,199 @@
+"""The loop that turns noise into clean latents, one step at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engines import Session
+from runtime.components import chunks, finite
+from runtime.guidance import Guidance, GuidanceState
+from runtime.schedulers import Scheduler
+
+Draw = Callable[[Sequence[int]], np.ndarray]
+"""Gives standard normal noise of a shape."""
+Embeds = np.ndarray | Callable[[int, int], np.ndarray]
+"""Embeddings for the whole run, or for step i of so many."""
+
+
+@dataclass(frozen=True)
+class DenoiseStep:
+    """The state after one step; arrays are (B, C, H/8, W/8) float32 and belong to the receiver."""
+
+    index: int
+    timestep: float
+    latents: np.ndarray
+    pred_original_sample: np.ndarray
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the loop begins, and what holds it to a given picture.
+
+    noise: (B, C, H/8, W/8) float32 standard normal.
+    index: of the first step that is run.
+    original: (B, C, H/8, W/8) clean latents of the picture to begin from, or None.
+    mask: (1 or B, 1, H/8, W/8) float32, 1 where painting happens; outside of it a UNet without
+      inpainting channels is held to `original`.
+    masked: (B, C, H/8, W/8) latents of the picture without what the mask covers, for UNets that
+      have channels for mask and masked picture.
+    """
+
+    noise: np.ndarray
+    index: int = 0
+    original: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    masked: np.ndarray | None = None
+
+    def latents(self, scheduler: Scheduler) -> np.ndarray:
+        """The scheduler's state before the first step."""
+        if self.original is None or (self.mask is not None and self.index == 0):
+            return self.noise * np.float32(scheduler.init_noise_sigma)
+        return scheduler.add_noise(self.original, self.noise, self.index)
+
+    def held(self, latents: np.ndarray, scheduler: Scheduler, i: int) -> np.ndarray:
+        """Latents after step i with the given picture outside of the mask."""
+        if self.mask is None or self.masked is not None or self.original is None:
+            return latents
+        given = self.original
+        if i + 1 < len(scheduler.timesteps):
+            given = scheduler.add_noise(given, self.noise, i + 1)
+        return (1 - self.mask) * given + self.mask * latents
+
+
+def denoise(
+    unet: Session,
+    start: Start,
+    prompt_embeds: Embeds,
+    scheduler: Scheduler,
+    *,
+    guidance: Guidance,
+    prediction_type: str = "epsilon",
+    draw: Draw | None = None,
+    max_batch: int | None = None,
+) -> Iterator[DenoiseStep]:
+    """Run the scheduler's steps from `start`, yielding after each.
+
+    Args:
+      unet: sample, timestep, encoder_hidden_states -> out_sample.
+      prompt_embeds: (B, n, width), or (2B, n, width) with the unconditional half first exactly if
+        `guidance.is_guided`.
+      prediction_type: what the UNet predicts; only a guidance function needs it.
+      draw: for schedulers that take fresh noise.
+      max_batch: pictures that the UNet is given at once.
+    Raises: ValueError: wrong number of embeddings. EngineError: the UNet failed or gave numbers
+      that are not finite.
+    """
+    latents, steps = start.latents(scheduler), len(scheduler.timesteps)
+    predictor = _Predictor(unet, guidance, max_batch)
+    try:
+        for i in range(start.index, steps):
+            timestep = float(scheduler.timesteps[i])
+            sample = scheduler.scale_model_input(latents, i)
+            if start.masked is not None and start.mask is not None:
+                masks = np.broadcast_to(start.mask, (len(sample), *start.mask.shape[1:]))
+                sample = np.concatenate([sample, masks, start.masked], axis=1)
+            embeds = prompt_embeds(i, steps) if callable(prompt_embeds) else prompt_embeds
+            guided = guidance.is_guided_at(i, steps)
+            noise_pred = predictor(sample, timestep, embeds, guided, f"step {i}")
+            if guidance.function is not None:
+                latents = _led(guidance, i, timestep, latents, noise_pred, scheduler, prediction_type)
+            noise = draw(latents.shape) if draw and scheduler.takes_noise(i) else None
+            result = scheduler.step(noise_pred, i, latents, noise)
+            latents = start.held(result.prev_sample, scheduler, i)
+            # the next step reads these latents, so the receiver gets a copy
+            yield DenoiseStep(i, timestep, latents.copy(), result.pred_original_sample)
+    finally:
+        predictor.close()
+
+
+class _Predictor:
+    """The guided prediction for all pictures; embeddings are bound while they stay the same."""
+
+    def __init__(self, unet: Session, guidance: Guidance, max_batch: int | None) -> None:
+        self._unet, self._guidance, self._max_batch = unet, guidance, max_batch
+        self._time_spec = next(spec for spec in unet.inputs if spec.name == "timestep")
+        self._embeds: np.ndarray | None = None
+        self._bound: dict[tuple[int, bool], Session] = {}
+
+    def __call__(
+        self, sample: np.ndarray, timestep: float, embeds: np.ndarray, guided: bool, where: str
+    ) -> np.ndarray:
+        count = len(sample)
+        if embeds is not self._embeds:
+            self._check(embeds, count)
+            self.close()
+            self._embeds = embeds
+        time = np.full((1,) * len(self._time_spec.shape), timestep, self._time_spec.dtype)
+        parts = []
+        for rows in chunks(count, self._max_batch):
+            unet = self._session(embeds, rows, count, guided)
+            part = sample[rows]
+            feeds = {"sample": np.concatenate([part, part]) if guided else part, "timestep": time}
+            noise_pred = finite(unet.run(feeds)["out_sample"], "unet", where)
+            parts.append(self._guidance.combine(noise_pred) if guided else noise_pred)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _session(self, embeds: np.ndarray, rows: slice, count: int, guided: bool) -> Session:
+        key = rows.start, guided
+        if key not in self._bound:
+            conditional = embeds[len(embeds) - count :][rows]
+            held = np.concatenate([embeds[rows], conditional]) if guided else conditional
+            self._bound[key] = self._unet.bind(encoder_hidden_states=held)
+        return self._bound[key]
+
+    def _check(self, embeds: np.ndarray, count: int) -> None:
+        each = 2 if self._guidance.is_guided else 1
+        if len(embeds) != count * each:
+            raise ValueError(
+                f"prompt_embeds: expected {'two rows' if each == 2 else 'one row'} for each of "
+                f"{count} pictures at guidance_scale {self._guidance.scale:g}, "
+                f"got {len(embeds)} rows"
+            )
+
+    def close(self) -> None:
+        for session in self._bound.values():
+            session.close()
+        self._bound.clear()
+
+
+def _led(
+    guidance: Guidance,
+    i: int,
+    timestep: float,
+    latents: np.ndarray,
+    noise_pred: np.ndarray,
+    scheduler: Scheduler,
+    prediction_type: str,
+) -> np.ndarray:
+    """The latents that the guidance function wants the step to begin from."""
+    assert guidance.function is not None  # for the type checker: the caller looked
+    one, zero = np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
+    signal = scheduler.add_noise(one, zero, i).item()
+    spread = scheduler.add_noise(zero, one, i).item()
+    original = _clean(latents, noise_pred, signal, spread, prediction_type)
+    state = GuidanceState(i, timestep, spread / signal, latents.copy(), noise_pred, original)
+    changed = guidance.function(state)
+    if changed is None:
+        return latents
+    changed = np.asarray(changed)
+    if changed.shape != latents.shape:
+        raise ValueError(
+            f"guidance function: expected latents {latents.shape}, got {changed.shape}"
+        )
+    return finite(changed.astype(latents.dtype), "the guidance function", f"step {i}")
+
+
+def _clean(
+    latents: np.ndarray, noise_pred: np.ndarray, signal: float, spread: float, kind: str
+) -> np.ndarray:
+    """Clean latents behind `latents` = signal * clean + spread * noise, for what was predicted."""
+    if kind == "sample":
+        return noise_pred
+    if kind == "v_prediction":  # arXiv 2202.00512, appendix D, brought to signal^2 + spread^2 = 1
+        size = math.hypot(signal, spread)
+        return (signal / size**2) * latents - (spread / size) * noise_pred
+    return (latents - spread * noise_pred) / signal
