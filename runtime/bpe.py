@@ -59,11 +59,14 @@ class Merges:
         if line is None or len(token) > _LONGEST_WHOLE:
             return _NOT_WHOLE
         left, _, right = line.partition(" ")
-        if not (self.is_whole(left) and self.is_whole(right)):
-            return _NOT_WHOLE
-        made, splits, ranks, rank = self._made, self._splits, self.ranks, self.ranks[line]
-        made_left, made_right = made[left], made[right]
-        if made_left >= rank or made_right >= rank:
+        made, splits, ranks = self._made, self._splits, self.ranks
+        made_left, made_right = made.get(left), made.get(right)
+        if made_left is None:
+            made_left = made[left] = self._check(left)
+        if made_right is None:
+            made_right = made[right] = self._check(right)
+        rank = ranks[line]
+        if not (_NOT_WHOLE < made_left < rank and _NOT_WHOLE < made_right < rank):
             return _NOT_WHOLE
         while made_left >= 0 or made_right >= 0:
             if made_left > made_right:

@@ -191,12 +191,15 @@ class ClipTokenizer:
         if not (word.isascii() and word.isprintable()):
             symbols = bpe.byte_symbols()
             letters = "".join(symbols[byte] for byte in word.encode("utf-8"))
-        tokens = [letters + bpe.END]
-        if not self._merges.is_whole(tokens[0]):
+        token = letters + bpe.END
+        if self._merges.is_whole(token):
+            ids: tuple[int, ...] = (self._vocab.get(token, self._unk_id),)
+        else:
             tokens = self._merges.apply([*letters[:-1], letters[-1] + bpe.END])
-        ids = tuple(self._vocab.get(token, self._unk_id) for token in tokens)
+            ids = tuple(self._vocab.get(token, self._unk_id) for token in tokens)
+        words = self._words
         if len(word) < 100:
-            if len(self._words) >= _CACHED_WORDS:
-                self._words.clear()
-            self._words[word] = ids
+            if len(words) >= _CACHED_WORDS:
+                words.clear()
+            words[word] = ids
         return ids

@@ -116,7 +116,9 @@ def _read_merges(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"tokenizer: {path.name} is no UTF-8 text") from error
     lines = [line for line in text.split("\n") if line]
-    if "#version" in text:
+    if lines and lines[0].startswith("#version"):
+        del lines[0]
+    if "\n#version" in text:
         lines = [line for line in lines if not line.startswith("#version")]
     _check_pairs(path, lines, lines)
     return lines
