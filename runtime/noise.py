@@ -42,13 +42,7 @@ class TorchGenerator:
     ) -> None:
         if device not in DEVICES:
             raise ValueError(f"unknown noise device '{device}'; choose one of {', '.join(DEVICES)}")
-        if (multiprocessors is not None and multiprocessors < 1) or not (
-            threads_per_multiprocessor >= philox.BLOCK
-        ):
-            raise ValueError(
-                "noise: expected 1 or more multiprocessors of 256 or more threads, got "
-                f"{multiprocessors} of {threads_per_multiprocessor}"
-            )
+        philox.check_gpu(multiprocessors, threads_per_multiprocessor)
         self.seed = check_seed(seed)
         self.device = device
         self._gpu = multiprocessors, threads_per_multiprocessor

@@ -46,6 +46,19 @@ def philox4x32(
     return a, b, c, d
 
 
+def check_gpu(multiprocessors: int | None, threads_per_multiprocessor: int) -> None:
+    """Raises: ValueError: there is no such GPU."""
+    for least, number in (
+        (1, 1 if multiprocessors is None else multiprocessors),
+        (BLOCK, threads_per_multiprocessor),
+    ):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(
+                f"noise: expected 1 or more multiprocessors of {BLOCK} or more threads, got "
+                f"{multiprocessors} of {threads_per_multiprocessor}"
+            )
+
+
 def grid_threads(size: int, multiprocessors: int | None, threads_per_multiprocessor: int) -> int:
     """Number of GPU threads that a draw of `size` values launches.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime import TorchGenerator, philox
-from tests.tolerances import CUDA_NOISE_ABS, CUDA_NOISE_PRINTED_ABS, assert_close
+from tests.tolerances import CUDA_NOISE_ABS, CUDA_NOISE_PRINTED_ABS, NOISE_ABS, assert_close
 
 
 def test_noise_is_a_stream() -> None:
@@ -38,6 +38,8 @@ def test_noise_unknown_device_and_shape() -> None:
         TorchGenerator(0, "cuda", multiprocessors=0)
     with pytest.raises(ValueError, match="of 256 or more threads"):
         TorchGenerator(0, "cuda", threads_per_multiprocessor=0)
+    with pytest.raises(ValueError, match=r"got 1\.5 of 2048"):
+        TorchGenerator(0, "cuda", multiprocessors=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must not be negative"):
         TorchGenerator(0).randn((2, -1))
     assert TorchGenerator(0).randn((0, 4)).shape == (0, 4)
@@ -97,6 +99,13 @@ def test_cuda_noise_equals_a_recorded_stream() -> None:
     for text in CUDA_SEED_0:
         expected = np.array(text.split(), dtype=np.float64)
         assert_close(generator.randn(expected.shape), expected, abs_=CUDA_NOISE_PRINTED_ABS)
+
+
+def test_cuda_noise_equals_published_values_of_more_digits() -> None:
+    """The first values of seed 0 as the AUTOMATIC1111 web UI documents them."""
+    expected = [-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.57972564]
+    expected += [-0.62285122, -0.32838709, -1.07454231, -0.36314407, -1.67105067, 2.26550497]
+    assert_close(TorchGenerator(0, "cuda").randn((12,)), np.array(expected), abs_=NOISE_ABS)
 
 
 def reference_cuda(size: int, threads: int, seed: int, offset: int) -> list[float]:
