@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from runtime import ClipTokenizer
+from runtime import ClipTokenizer, bpe, tokenizer_files
 from runtime import unicode_tables as committed
 from sdexport.shapes import MODEL_DIR
 from tests.parity import make_unicode_tables
@@ -67,6 +67,18 @@ def test_token_ids_of_a_million_random_strings(name: str) -> None:
 def test_token_ids_of_any_text(text: str) -> None:
     ours, theirs = _CACHED
     assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_token_is_joined_to_itself_and_nearly_all_are_found_whole(name: str) -> None:
+    """Tokens of repeated characters, such as "....", may have to be joined to be sure."""
+    merges = tokenizer_files.read(VOCABULARIES[name]).merges
+    for token in merges.products:
+        letters = list(token.removesuffix(bpe.END))
+        letters[-1] += bpe.END if token.endswith(bpe.END) else ""
+        assert merges.apply(letters) == [token]
+    whole = sum(map(merges.is_whole, merges.products))
+    assert whole > 0.99 * len(merges.products)
 
 
 @pytest.mark.parametrize("name", PRESENT)
