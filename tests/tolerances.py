@@ -10,6 +10,14 @@ NOISE_ABS = 1e-6
 """torch.randn: float32 logarithm, sine and cosine of NumPy and PyTorch differ by an ulp or two;
 the largest of 2.6 million values measured was 4.8e-7."""
 
+CUDA_NOISE_ABS = 1e-5
+"""torch.randn on CUDA: its kernel takes the fast sine and cosine, whose absolute error the CUDA
+programming guide gives as 2**-21.2 (4.2e-7) near zero and larger further out; times a radius of at
+most 6.7. Not measured yet: no GPU was at hand."""
+
+CUDA_NOISE_PRINTED_ABS = 5.1e-5
+"""Recorded values were printed with four decimals."""
+
 SCHEDULER_STEP_REL = 1e-5
 SCHEDULER_STEP_ABS = 1e-6
 """One step on the same inputs: diffusers computes its schedule in float32 (cumulative product of

@@ -1,11 +1,14 @@
-"""Seeds and streams; equality with torch is in tests/parity."""
+"""Seeds and streams; equality with torch is in tests/parity and tests/gpu."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 
-from runtime import TorchGenerator
+from runtime import TorchGenerator, philox
+from tests.tolerances import CUDA_NOISE_ABS, CUDA_NOISE_PRINTED_ABS, NOISE_ABS, assert_close
 
 
 def test_noise_is_a_stream() -> None:
@@ -29,8 +32,132 @@ def test_noise_seed_of_another_type(seed: object) -> None:
 
 
 def test_noise_unknown_device_and_shape() -> None:
-    with pytest.raises(ValueError, match="choose one of cpu"):
+    with pytest.raises(ValueError, match="choose one of cpu, cuda"):
         TorchGenerator(0, device="tpu")
+    with pytest.raises(ValueError, match="expected 1 or more multiprocessors"):
+        TorchGenerator(0, "cuda", multiprocessors=0)
+    with pytest.raises(ValueError, match="of 256 or more threads"):
+        TorchGenerator(0, "cuda", threads_per_multiprocessor=0)
+    with pytest.raises(ValueError, match=r"got 1\.5 of 2048"):
+        TorchGenerator(0, "cuda", multiprocessors=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must not be negative"):
         TorchGenerator(0).randn((2, -1))
     assert TorchGenerator(0).randn((0, 4)).shape == (0, 4)
+    assert TorchGenerator(0, "cuda").randn((0, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ("00000000 " * 4, "00000000 " * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            "243f6a88 85a308d3 13198a2e 03707344",
+            "a4093822 299f31d0",
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
+    """The test vectors of Random123, by the authors of Philox."""
+    words = [np.array([int(word, 16)], dtype=np.uint64) for word in counter.split()]
+    first, second = (int(word, 16) for word in key.split())
+    result = philox.philox4x32((words[0], words[1], words[2], words[3]), (first, second))
+    assert [f"{word[0]:08x}" for word in result] == expected.split()
+
+
+CUDA_SEED_0 = (
+    """
+ -0.9247 -0.4253 -2.6438  0.1452 -0.1209 -0.5797 -0.6229 -0.3284 -1.0745 -0.3631
+ -1.6711  2.2655  0.3117 -0.1842  1.2866  1.1820 -0.1271  1.2169  1.4353  1.0605
+ -0.4941 -1.4244 -0.7244 -1.2973  0.0697 -0.0074  1.8969  0.6878 -0.0779 -0.8373
+  1.3506 -0.2879 -0.5965 -0.3283 -0.9086 -0.8059 -0.7407 -0.0504  0.5435  1.5150
+  0.0141  0.4532  1.6349  0.7124 -0.1806  1.0252 -1.4622 -0.7554 -0.1836  0.3824
+  0.3918 -0.0830  0.8971 -1.1123  0.1116  0.4863 -0.5499 -0.3231 -0.5469  0.9049
+  0.2837  0.1210  0.4730 -1.0823 -0.0334 -0.9734  0.9559 -1.1795 -1.0064  0.1160
+  0.6852 -0.4124 -0.6738 -0.5404  0.6898 -1.5517  0.3805 -0.0436  0.3597 -0.5043
+""",
+    """
+  0.1808 -0.5523  0.9238 -0.7350  1.3800  0.8676  0.1297 -0.9406  0.8109  0.8821
+""",
+    """
+  2.5441 -0.7163 -0.4934  0.1267  0.1014 -0.4035  0.9023  0.8099 -0.6884  0.1372
+  1.0377  0.0925 -0.3752 -0.0908  2.0639 -1.8164 -0.2719  0.2811 -1.0399  0.7765
+  0.8814  0.0444 -1.4870  1.1334  1.3268 -1.2616  0.9501 -0.6558  0.9098 -0.6290
+ -0.6587  2.0811  1.4151 -0.3091 -0.2055  2.0562 -0.0490 -0.6361 -0.5359 -0.1310
+ -0.2945  1.2275  1.0549  0.3576  1.6378 -0.2310  0.7883 -0.0807 -0.3924  1.2673
+  1.0420 -0.4945 -1.1637  1.5740  0.7116  0.6104  1.2852 -0.6533  1.1171 -1.0067
+  1.2912  1.6028  0.1332  1.0703 -1.1161 -0.8396 -3.6680  0.8189  0.1255 -0.7691
+  0.1552 -0.8782 -0.4734  0.9690 -1.9985  0.1030  0.8580  0.7625 -1.2587 -0.8183
+""",
+)
+
+
+def test_cuda_noise_equals_a_recorded_stream() -> None:
+    """Three draws in a row of torch 2 on a CUDA device after manual_seed(0), as printed."""
+    generator = TorchGenerator(0, device="cuda")
+    for text in CUDA_SEED_0:
+        expected = np.array(text.split(), dtype=np.float64)
+        assert_close(generator.randn(expected.shape), expected, abs_=CUDA_NOISE_PRINTED_ABS)
+
+
+def test_cuda_noise_equals_published_values_of_more_digits() -> None:
+    """The first values of seed 0 as the AUTOMATIC1111 web UI documents them."""
+    expected = [-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.57972564]
+    expected += [-0.62285122, -0.32838709, -1.07454231, -0.36314407, -1.67105067, 2.26550497]
+    assert_close(TorchGenerator(0, "cuda").randn((12,)), np.array(expected), abs_=NOISE_ABS)
+
+
+def reference_cuda(size: int, threads: int, seed: int, offset: int) -> list[float]:
+    """The kernel as it is written for one thread: a loop over turns, four numbers a turn."""
+    values = [math.nan] * size
+    for thread in range(threads):
+        for turn, at in enumerate(range(thread, size, 4 * threads)):
+            counter = [offset // 4 + turn, 0, thread, 0]
+            key = [seed & 0xFFFFFFFF, seed >> 32]
+            for _ in range(10):
+                first, second = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
+                counter = [
+                    second >> 32 ^ counter[1] ^ key[0],
+                    second & 0xFFFFFFFF,
+                    first >> 32 ^ counter[3] ^ key[1],
+                    first & 0xFFFFFFFF,
+                ]
+                key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+            for quarter, place in enumerate(range(at, min(size, at + 4 * threads), threads)):
+                x, y = counter[quarter // 2 * 2 : quarter // 2 * 2 + 2]
+                radius = math.sqrt(-2 * math.log((x + 0.5) / 2**32))
+                angle = 2 * math.pi * (y + 0.5) / 2**32
+                values[place] = radius * (math.cos(angle) if quarter % 2 else math.sin(angle))
+    return values
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 1100, 1700, 2048, 2049, 5000])
+def test_cuda_noise_beyond_one_value_a_thread(size: int) -> None:
+    seed = 2**40 + 12345
+    generator = TorchGenerator(
+        seed, "cuda", multiprocessors=1, threads_per_multiprocessor=512 + 100
+    )
+    threads = min(512, -(-size // 256) * 256)
+    turns = -(-size // (4 * threads))
+    for offset in (0, 4 * turns):
+        expected = np.array(reference_cuda(size, threads, seed, offset))
+        assert_close(generator.randn((size,)), expected, abs_=CUDA_NOISE_ABS)
+
+
+def test_cuda_noise_that_fits_is_the_same_on_every_gpu() -> None:
+    shape = (1, 4, 96, 64)
+    expected = TorchGenerator(5, "cuda").randn(shape)
+    small = TorchGenerator(5, "cuda", multiprocessors=24, threads_per_multiprocessor=1024)
+    smaller = TorchGenerator(5, "cuda", multiprocessors=23, threads_per_multiprocessor=1024)
+    np.testing.assert_array_equal(small.randn(shape), expected)
+    assert not np.array_equal(smaller.randn(shape), expected)
+
+
+def test_cuda_noise_asks_for_the_gpu_when_it_matters() -> None:
+    generator = TorchGenerator(0, "cuda")
+    assert generator.randn((3, 4, 128, 128)).shape == (3, 4, 128, 128)
+    with pytest.raises(ValueError, match=r"depend on the GPU, got 262144; give multiprocessors="):
+        generator.randn((4, 4, 128, 128))
+    with pytest.raises(ValueError, match="at most 536870912 values"):
+        TorchGenerator(0, "cuda", multiprocessors=108).randn((2**29 + 1,))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from runtime import ClipTokenizer
-from runtime.tokenizer import merge
+from runtime import ClipTokenizer, clip_text, tokenizer_files
+from runtime.bpe import Merges, join_long, join_short
+from sdexport.shapes import MODEL_DIR
 
-RANKS = {("l", "o"): 0, ("lo", "w</w>"): 1, ("e", "r</w>"): 2, ("a", "a"): 3, ("aa", "aa"): 4}
+RANKS = {"l o": 0, "lo w</w>": 1, "e r</w>": 2, "a a": 3, "aa aa": 4}
 
 
 @pytest.fixture
@@ -36,12 +41,38 @@ def folder(checkpoint: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_merge_by_rank_then_from_the_left(symbols: list[str], expected: list[str]) -> None:
-    assert merge(symbols, RANKS) == expected
+    assert join_short(symbols, RANKS) == expected
+    assert join_long(symbols, RANKS) == expected
+
+
+@given(
+    lines=st.lists(
+        st.tuples(st.text("ab", min_size=1, max_size=3), st.text("ab", min_size=1, max_size=3)),
+        max_size=12,
+        unique_by=lambda pair: pair[0] + pair[1],
+    ),
+    token=st.text("ab", min_size=1, max_size=9),
+)
+def test_is_whole_only_of_what_is_joined_to_one_token(
+    lines: list[tuple[str, str]], token: str
+) -> None:
+    """With merges of any order, sensible or not."""
+    merges = Merges([f"{left} {right}" for left, right in lines])
+    joined = join_long(list(token), merges.ranks)
+    assert join_short(list(token), merges.ranks) == joined
+    assert joined == [token] or not merges.is_whole(token)
+
+
+def test_is_whole_of_trained_merges(checkpoint: Path) -> None:
+    """All merges of a trained vocabulary are found whole, or the quick way would be none."""
+    files = tokenizer_files.read(checkpoint / "tokenizer")
+    assert len(files.merges.products) > 50
+    assert all(files.merges.is_whole(token) for token in files.merges.products)
 
 
 def test_merge_of_a_very_long_word_is_quick() -> None:
     started = time.perf_counter()
-    assert len(merge(["a"] * 100_000, RANKS)) == 25_000
+    assert len(join_long(["a"] * 100_000, RANKS)) == 25_000
     assert time.perf_counter() - started < 5
 
 
@@ -59,7 +90,38 @@ def test_call_truncates_with_a_warning(folder: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         ids = tokenizer(["circle " * 10_000])
     assert ids[0, -1] == tokenizer.eos_id and len(set(ids[0, 1:-1])) == 1
-    assert "10000 tokens is cut to the first 75" in caplog.text
+    assert "10000 tokens is cut to the first 75, left out is: 'circle circle" in caplog.text
+
+
+def test_call_tells_what_was_cut(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = ClipTokenizer.from_folder(folder)
+    prompt = "red " * 75 + "Blue\nCIRCLE 3"
+    with caplog.at_level(logging.WARNING):
+        tokenizer([prompt, "a circle", prompt])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"prompt of {75 + len(tokenizer.encode('blue circle 3'))} tokens is cut to the first 75, "
+        "left out is: 'blue circle 3'"
+    ]
+    assert tokenizer.left_out(prompt) == "blue circle 3"
+    assert tokenizer.left_out("red " * 75) == ""
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_decode_gives_the_text_without_spaces(text: str) -> None:
+    tokenizer = _embedded()
+    expected = clip_text.normalise(text)
+    decoded = tokenizer.decode(tokenizer.encode(text))
+    assert re.sub(r"\s", "", decoded) == re.sub(r"\s", "", expected)
+
+
+def test_decode_refuses_strange_ids() -> None:
+    with pytest.raises(ValueError, match="no token has the id 10000000"):
+        _embedded().decode([10_000_000])
+
+
+@functools.cache
+def _embedded() -> ClipTokenizer:
+    return ClipTokenizer.from_folder(MODEL_DIR / "tokenizer")
 
 
 def test_call_refuses_other_types(folder: Path) -> None:
@@ -102,15 +164,98 @@ def test_from_folder_takes_the_pad_token(folder: Path) -> None:
         ("vocab.json", '{"a": "b"}', "something else than ids"),
         ("merges.txt", "#version: 0.2\na b c\n", "merge 1 is no pair"),
         ("merges.txt", "#version: 0.2\nzz qq\n", "'zz' \\+ 'qq' makes no token"),
+        ("merges.txt", "#version: 0.2\na\n", "merge 1 is no pair: 'a'"),
+        ("vocab.json", '{"a": true}', "something else than ids: 'a' to True"),
+        ("vocab.json", '{"a": 1.0}', "something else than ids"),
+        ("vocab.json", '{"a": NaN}', "something else than ids"),
+        ("vocab.json", '{"a": null}', "something else than ids"),
+        ("vocab.json", '{"a": -1}', "something else than ids"),
+        ("vocab.json", '{"a": 99999999999}', "something else than ids"),
+        ("vocab.json", '{"a": 1, "b": 1}', "one id to several tokens"),
+        ("vocab.json", "{}", "do not belong together"),
+        ("vocab.json", "[" * 100_000, "vocab.json is damaged"),
         ("tokenizer_config.json", "<html>", "tokenizer_config.json is damaged"),
+        ("tokenizer_config.json", "null", "holds no JSON object"),
+        ("tokenizer_config.json", '{"pad_token": {}}', "pad_token: expected a token with content"),
+        ("tokenizer_config.json", '{"pad_token": ["!"]}', "pad_token: expected a token"),
+        ("tokenizer_config.json", '{"pad_token": 3}', "pad_token: expected a token"),
+        ("tokenizer_config.json", '{"pad_token": ""}', "pad_token: expected a token"),
+        ("tokenizer_config.json", '{"pad_token": "[PAD]"}', r"vocabulary has no \[PAD\]"),
+        ("tokenizer_config.json", '{"pad_token": {"content": 3}}', "pad_token: expected a token"),
+        (
+            "tokenizer_config.json",
+            '{"pad_token": {"content": "!", "lstrip": "no"}}',
+            "lstrip: expected true or false, got 'no'",
+        ),
+        ("tokenizer_config.json", '{"extra_special_tokens": 3}', "expected a list, got 3"),
+        ("tokenizer_config.json", '{"extra_special_tokens": [3]}', "expected a token"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "expected a JSON object"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"-1": {}}}', "'-1' is no id"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "'x' is no id"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"7": {}}}', "token with content"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"7": "x"}}', "token with content"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"99999999999": {}}}', "is no id"),
+        ("added_tokens.json", "[]", "holds no JSON object"),
+        ("added_tokens.json", '{"<a>": -1}', "'<a>' has no id, but -1"),
+        ("added_tokens.json", '{"<a>": "7"}', "'<a>' has no id, but '7'"),
+        ("added_tokens.json", '{"<a>": true}', "'<a>' has no id, but True"),
+        ("added_tokens.json", '{"<a>": 1e30}', "'<a>' has no id"),
+        ("added_tokens.json", '{"<a>": 7, "<b>": 7}', "one id to several tokens"),
+        ("tokenizer.json", "{}", "holds no byte-pair model"),
+        ("tokenizer.json", '{"model": {"vocab": []}}', "holds no byte-pair model"),
+        ("tokenizer.json", '{"model": {"vocab": {}}}', "expected a list of merges, got None"),
+        ("tokenizer.json", '{"model": {"vocab": {}, "merges": null}}', "list of merges, got None"),
+        ("tokenizer.json", '{"model": {"vocab": {}, "merges": "a b"}}', "list of merges, got 'a"),
+        ("tokenizer.json", '{"model": {"vocab": {}, "merges": [3]}}', "merge 1 is no pair: 3"),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}, "merges": [["a", 3]]}}',
+            r"merge 1 is no pair: \['a', 3\]",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}, "merges": []}, "added_tokens": {}}',
+            "expected a list of added_tokens",
+        ),
+    ]
+    + [
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}, "merges": []}, "added_tokens": [' + entry + "]}",
+            "(added_tokens: .*(has no id|token with content|is there twice|true or false))",
+        )
+        for entry in (
+            "3",
+            "{}",
+            '{"id": 7}',
+            '{"content": "a"}',
+            '{"content": "a", "id": -1}',
+            '{"content": "a", "id": true}',
+            '{"content": "a", "id": "7"}',
+            '{"content": "a", "id": 1e30}',
+            '{"content": "a", "id": 3000000000}',
+            '{"content": "a", "id": 7, "special": "x"}',
+            '{"content": "a", "id": 7}, {"content": "b", "id": 7}',
+        )
     ],
 )
 def test_from_folder_refuses_damaged_files(
     folder: Path, name: str, content: str, message: str
 ) -> None:
     (folder / name).write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    (folder / "special_tokens_map.json").unlink()
+    with pytest.raises(ValueError, match=message) as caught:
         ClipTokenizer.from_folder(folder)
+
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "length", ["1e30", "1" + "0" * 30, "NaN", "-5", "true", '"77"', "null", "1"]
+)
+def test_from_folder_takes_strange_lengths_for_77(folder: Path, length: str) -> None:
+    (folder / "tokenizer_config.json").write_text(f'{{"model_max_length": {length}}}')
+    assert ClipTokenizer.from_folder(folder).max_length == 77
 
 
 def test_from_folder_refuses_binary_merges_and_no_files(folder: Path, tmp_path: Path) -> None:

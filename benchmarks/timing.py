@@ -1,0 +1,82 @@
+"""Time peers side by side: one call of each in turn, so that all meet the same machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+WARM_UP = 5
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    before: Callable[[str], object] = lambda name: None,
+) -> dict[str, Any]:
+    """Call each in turn, `repeats` times after a warm-up; median, p20, p80 and samples in us.
+
+    Args:
+      before: untimed preparation of one call.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-WARM_UP, repeats):
+        for name, call in calls.items():
+            before(name)
+            started = time.perf_counter_ns()
+            call()
+            elapsed = (time.perf_counter_ns() - started) / 1000
+            if number >= 0:
+                samples[name].append(round(elapsed, 2))
+    return {name: summary(values) for name, values in samples.items()}
+
+
+def summary(samples: list[float]) -> dict[str, Any]:
+    fifths = statistics.quantiles(samples, n=5)
+    return {
+        "median_us": round(statistics.median(samples), 2),
+        "p20_us": round(fifths[0], 2),
+        "p80_us": round(fifths[-1], 2),
+        "samples_us": samples,
+    }
+
+
+def environment(*packages: str) -> dict[str, Any]:
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        )
+        if Path("/proc/cpuinfo").exists()
+        else iter(()),
+        platform.machine(),
+    )
+    return {
+        "cpu": cpu,
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+    }
+
+
+def show_and_save(report: dict[str, Any], rows: Mapping[str, dict[str, Any]], args: Any) -> None:
+    """Print a line for each timing; write the whole report where --json says."""
+    for title, peers in rows.items():
+        times = "   ".join(f"{name} {peer['median_us']:,.1f} us" for name, peer in peers.items())
+        print(f"{title:40} {times}")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=description, prog=f"python -m benchmarks.{module}")
+    result.add_argument("--json", type=Path, help="write the report here")
+    result.add_argument("--repeats", type=int, default=300)
+    return result
