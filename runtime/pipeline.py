@@ -138,7 +138,7 @@ class Pipeline:
             or None to draw some; 0 is a seed.
           latents: (B, C, H/8, W/8) float32 standard normal noise to start from, instead of a seed.
           scheduler: one of runtime.schedulers.NAMES; default the package's own.
-          eta: for DDIM, 0..1.
+          eta: for DDIM and TCD, 0..1.
           on_step: called after every step.
         Raises: ValueError: an argument out of range. EngineError: a component failed or gave
           numbers that are not finite.
@@ -205,9 +205,10 @@ class Pipeline:
 
     def scheduler(self, name: str, num_inference_steps: int, *, eta: float = 0.0) -> Scheduler:
         """A scheduler on the package's configuration; see runtime.schedulers.create."""
-        if eta and schedulers.canonical_name(name) != "ddim":
-            raise ValueError(f"scheduler '{name}' takes no eta; only ddim does")
-        options = {"eta": eta} if eta else {}
+        short = schedulers.canonical_name(name)
+        options = {"eta": eta} if short and "eta" in schedulers.option_names(short) else {}
+        if eta and short and not options:
+            raise ValueError(f"scheduler '{name}' takes no eta; only ddim and tcd do")
         return schedulers.create(
             name, self.package.scheduler_config, num_inference_steps, **options
         )
@@ -265,7 +266,7 @@ class Pipeline:
                 noise_pred = _finite(bound.run(feeds)["out_sample"], "unet", f"step {i}")
                 if guided:
                     noise_pred = guidance.combine(noise_pred, guidance_scale)
-                noise = draw(latents.shape) if draw and scheduler.takes_noise else None
+                noise = draw(latents.shape) if draw and scheduler.takes_noise(i) else None
                 result = scheduler.step(noise_pred, i, latents, noise)
                 latents = result.prev_sample
                 # the next step reads these latents, so the receiver gets a copy
