@@ -154,7 +154,7 @@ class Pipeline:
             runtime.prompt. Otherwise brackets are text and 75 tokens are the limit.
           clip_skip: layers of the text encoder to leave out at its end, 0..2.
           scheduler: one of runtime.schedulers.NAMES; default the package's own.
-          eta: for schedulers that have it, 0..1.
+          eta: for DDIM and TCD, 0..1.
           on_step: called after every step.
         Raises: ValueError: an argument out of range. EngineError: a component failed or gave
           numbers that are not finite.
@@ -236,8 +236,13 @@ class Pipeline:
     ) -> Scheduler:
         """A scheduler on the package's configuration; see runtime.schedulers.create."""
         checks.whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
-        given = {"eta": eta or None, "timesteps": timesteps, "sigmas": sigmas}
-        options = {key: value for key, value in given.items() if value is not None}
+        options: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
+        options = {key: value for key, value in options.items() if value is not None}
+        short = schedulers.canonical_name(name)
+        if short and "eta" in schedulers.option_names(short):
+            options["eta"] = eta  # 0 too: TCD's own default is another one
+        elif eta and short:
+            raise ValueError(f"scheduler '{name}' takes no eta; only ddim and tcd do")
         return schedulers.create(
             name, self.package.scheduler_config, num_inference_steps, **options
         )

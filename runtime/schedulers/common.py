@@ -1,16 +1,12 @@
-"""The Scheduler protocol and what its families share."""
+"""The Scheduler protocol and the few functions that its families share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self
+import math
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
-
-from runtime import schedules
-
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
@@ -22,11 +18,15 @@ class StepResult:
 
 
 class Scheduler(Protocol):
-    """One generation's sampler, ready after construction and addressed by step index."""
+    """One generation's sampler, ready after construction and addressed by step index.
+
+    The first `step` may be at any index (second-order samplers: a multiple of `order`); what a
+    multistep sampler remembers begins there, and again wherever an index does not follow on.
+    """
 
     @property
     def timesteps(self) -> np.ndarray:
-        """Training timestep of each step, highest first, (steps,) float64."""
+        """Training timestep of each call of the UNet, (steps,) float64."""
         ...
 
     @property
@@ -35,8 +35,12 @@ class Scheduler(Protocol):
         ...
 
     @property
-    def takes_noise(self) -> bool:
-        """Whether `step` asks for fresh noise."""
+    def order(self) -> int:
+        """Calls of the UNet for each of num_inference_steps, 1 or 2."""
+        ...
+
+    def takes_noise(self, i: int) -> bool:
+        """Whether step i asks for fresh noise."""
         ...
 
     def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
@@ -46,7 +50,16 @@ class Scheduler(Protocol):
     def step(
         self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
     ) -> StepResult:
-        """Advance latents by step i, 0 <= i < len(timesteps), called in rising order."""
+        """Advance latents by step i.
+
+        Args:
+          noise_pred: (B, C, H/8, W/8), the guided prediction of the UNet.
+          i: step index, 0 <= i < len(timesteps), called in rising order.
+          sample: (B, C, H/8, W/8) float32 or float64 latents before the step, not scaled.
+          noise: of the same shape, standard normal; needed if takes_noise(i).
+        Returns: StepResult, same shape and dtype as sample; both arrays are the caller's.
+        Raises: ValueError: shapes differ, index out of range, or noise is missing.
+        """
         ...
 
     def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
@@ -54,70 +67,159 @@ class Scheduler(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Keys that every scheduler understands, under diffusers' names and with its defaults."""
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
-
-    def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"unknown prediction_type '{self.prediction_type}'; "
-                f"choose one of {', '.join(PREDICTION_TYPES)}"
-            )
-        for key, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{key} must be a whole number, got {value!r}")
-        for key in ("beta_start", "beta_end"):
-            value = getattr(self, key)
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise ValueError(f"{key} must be a number between 0 and 1, got {value!r}")
-        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
-            raise ValueError(
-                f"trained_betas must hold {self.num_train_timesteps} numbers between 0 and 1, "
-                f"got {len(self.trained_betas)}"
-            )
-
-    @classmethod
-    def known_keys(cls) -> frozenset[str]:
-        return frozenset(field.name for field in fields(cls))
-
-    @classmethod
-    def from_mapping(cls, config: Mapping[str, Any]) -> Self:
-        """Take the known keys of a scheduler_config.json; None means the default."""
-        known = cls.known_keys()
-        values = {k: v for k, v in config.items() if k in known and v is not None}
-        try:
-            if "trained_betas" in values:
-                values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"scheduler configuration: {error}") from error
-
-    def betas(self) -> np.ndarray:
-        return schedules.betas(
-            self.beta_schedule,
-            self.beta_start,
-            self.beta_end,
-            self.num_train_timesteps,
-            self.trained_betas,
-        )
-
-
-def check_step(name: str, noise_pred: np.ndarray, i: int, sample: np.ndarray, steps: int) -> None:
-    """Raise ValueError unless the two arrays match and the index is one of the schedule's."""
+def check_step(
+    scheduler: Scheduler,
+    noise_pred: np.ndarray,
+    i: int,
+    sample: np.ndarray,
+    noise: np.ndarray | None,
+) -> None:
+    """Raise ValueError unless the arrays match, the index exists and needed noise is there."""
+    name = type(scheduler).__name__
     if noise_pred.shape != sample.shape:
         raise ValueError(
             f"{name}: noise_pred {noise_pred.shape} and sample {sample.shape} must have one shape"
         )
+    if sample.dtype.kind != "f":
+        raise ValueError(f"{name}: sample must be float32 or float64, got {sample.dtype}")
+    steps = len(scheduler.timesteps)
     if not 0 <= i < steps:
         raise ValueError(f"{name}: step index {i} is not within 0..{steps - 1}")
+    if scheduler.takes_noise(i) and (noise is None or noise.shape != sample.shape):
+        got = "none" if noise is None else str(noise.shape)
+        raise ValueError(f"{name}: step {i} needs noise of shape {sample.shape}, got {got}")
+
+
+Term = tuple[float, np.ndarray]
+
+
+class Memory:
+    """What a sampler keeps between steps: a scratch array and its newest `depth` values.
+
+    The arrays are its own and are never handed out, so that a step allocates nothing beside its
+    results and nobody can change the past.
+    """
+
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
+        self._rows: list[np.ndarray] = []
+        self._next = -1
+        self.scratch = np.empty(0, np.float32)
+        self.held = 0
+        self.begin = 0
+
+    def start(self, i: int, sample: np.ndarray) -> int:
+        """Begin step i, forgetting the past if i does not follow on; the number of values held."""
+        if sample.shape != self.scratch.shape or sample.dtype != self.scratch.dtype:
+            self.scratch = np.empty(sample.shape, sample.dtype)
+            self._rows = [np.empty_like(self.scratch) for _ in range(self._depth)]
+            self._next = -1
+        if i != self._next:
+            self.held, self.begin = 0, i
+        self._next = i + 1
+        return self.held
+
+    def sum(self, *terms: Term) -> np.ndarray:
+        """The weighted sum of arrays, in a new one."""
+        return combine(np.empty(self.scratch.shape, self.scratch.dtype), self.scratch, *terms)
+
+    def push(self) -> np.ndarray:
+        """The array for a new value; the oldest is given up for it."""
+        self._rows.insert(0, self._rows.pop())
+        self.held = min(self.held + 1, self._depth)
+        return self._rows[0]
+
+    def __getitem__(self, back: int) -> np.ndarray:
+        """The newest value at 0, the one before at 1."""
+        return self._rows[back]
+
+
+def combine(out: np.ndarray, scratch: np.ndarray, *terms: Term) -> np.ndarray:
+    """out = the weighted sum of arrays, without a new one; `out` may be the first of them."""
+    empty = True
+    for weight, array in terms:
+        if not weight:
+            continue
+        if empty:
+            np.multiply(array, weight, out)
+            empty = False
+        elif weight == 1.0:
+            np.add(out, array, out)
+        else:
+            np.multiply(array, weight, scratch)
+            np.add(out, scratch, out)
+    if empty:
+        out.fill(0.0)
+    return out
+
+
+def original_weights(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """Weights of (sample, noise_pred) that give the clean latents, sample = alpha x + sigma noise.
+
+    Source: DDPM, arXiv 2006.11239, eq. 15; v: arXiv 2202.00512, appendix D.
+    """
+    if prediction_type == "epsilon":
+        return (1 / alpha, -sigma / alpha) if alpha else (math.inf, -math.inf)
+    return (alpha, -sigma) if prediction_type == "v_prediction" else (0.0, 1.0)
+
+
+def epsilon_weights(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """Weights of (sample, noise_pred) that give the noise in the sample."""
+    if prediction_type == "epsilon":
+        return 0.0, 1.0
+    if prediction_type == "v_prediction":
+        return sigma, alpha
+    return 1 / sigma, -alpha / sigma
+
+
+def ve_original_weights(prediction_type: str, sigma: float) -> tuple[float, float]:
+    """As original_weights for a variance-exploding sample = x + sigma noise."""
+    alpha = 1 / math.hypot(sigma, 1)
+    of_sample, of_prediction = original_weights(prediction_type, alpha, sigma * alpha)
+    return (1.0, -sigma) if prediction_type == "epsilon" else (of_sample * alpha, of_prediction)
+
+
+def require_finite(name: str, *tables: object) -> None:
+    """Raise ValueError if a table of coefficients holds NaN or infinity."""
+    for table in tables:
+        if not np.isfinite(np.asarray(table, np.float64)).all():
+            raise ValueError(
+                f"{name}: this schedule divides by zero: it visits one noise level twice, or pure "
+                "noise; take fewer steps, another timestep_spacing, or v_prediction for a model "
+                "with rescale_betas_zero_snr"
+            )
+
+
+class Limits(Protocol):
+    """The keys of a configuration that limit clean latents."""
+
+    @property
+    def clip_sample(self) -> bool: ...
+    @property
+    def clip_sample_range(self) -> float: ...
+    @property
+    def thresholding(self) -> bool: ...
+    @property
+    def dynamic_thresholding_ratio(self) -> float: ...
+    @property
+    def sample_max_value(self) -> float: ...
+
+
+def limit(original: np.ndarray, scratch: np.ndarray, config: Limits) -> bool:
+    """Clip clean latents in place, or threshold them by percentile; whether anything was done.
+
+    Source: dynamic thresholding: Imagen, arXiv 2205.11487, sec. 2.3.
+    """
+    if config.thresholding:
+        flat, sizes = original.reshape(len(original), -1), scratch.reshape(len(original), -1)
+        np.abs(flat, out=sizes)
+        ratio = config.dynamic_thresholding_ratio
+        highest = np.quantile(sizes, ratio, axis=1, keepdims=True, overwrite_input=True)
+        highest = np.clip(highest, 1.0, config.sample_max_value).astype(flat.dtype)
+        np.clip(flat, -highest, highest, out=flat)
+        flat /= highest
+        return True
+    if config.clip_sample:
+        np.clip(original, -config.clip_sample_range, config.clip_sample_range, out=original)
+        return True
+    return False

@@ -2,60 +2,141 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runtime.schedulers.common import ScheduleConfig, Scheduler
+from runtime.schedulers.common import Scheduler
+from runtime.schedulers.config import WITHOUT_EFFECT, ScheduleConfig
+from runtime.schedulers.consistency import ConsistencyConfig, LCMScheduler, TCDScheduler
 from runtime.schedulers.ddim import DDIMConfig, DDIMScheduler
+from runtime.schedulers.ddpm import DDPMConfig, DDPMScheduler
+from runtime.schedulers.deis import DEISConfig, DEISMultistepScheduler
+from runtime.schedulers.dpm2 import (
+    DPM2Config,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
+from runtime.schedulers.dpmsolver import DPMSolverConfig, DPMSolverMultistepScheduler
+from runtime.schedulers.dpmsolver_sde import DPMSolverSDEConfig, DPMSolverSDEScheduler
+from runtime.schedulers.dpmsolver_singlestep import (
+    DPMSolverSinglestepConfig,
+    DPMSolverSinglestepScheduler,
+)
+from runtime.schedulers.euler import (
+    EulerAncestralConfig,
+    EulerAncestralDiscreteScheduler,
+    EulerConfig,
+    EulerDiscreteScheduler,
+)
+from runtime.schedulers.heun import HeunConfig, HeunDiscreteScheduler
 from runtime.schedulers.lms import LMSConfig, LMSDiscreteScheduler
+from runtime.schedulers.pndm import PNDMConfig, PNDMScheduler
+from runtime.schedulers.unipc import UniPCConfig, UniPCMultistepScheduler
 
 logger = logging.getLogger(__name__)
 
-_SCHEDULERS: dict[str, tuple[str, Callable[..., Scheduler], type[ScheduleConfig]]] = {
-    "ddim": ("DDIMScheduler", DDIMScheduler, DDIMConfig),
-    "lms": ("LMSDiscreteScheduler", LMSDiscreteScheduler, LMSConfig),
+_SCHEDULERS: dict[str, tuple[Callable[..., Scheduler], type[ScheduleConfig]]] = {
+    "ddim": (DDIMScheduler, DDIMConfig),
+    "ddpm": (DDPMScheduler, DDPMConfig),
+    "pndm": (PNDMScheduler, PNDMConfig),
+    "lms": (LMSDiscreteScheduler, LMSConfig),
+    "euler": (EulerDiscreteScheduler, EulerConfig),
+    "euler_a": (EulerAncestralDiscreteScheduler, EulerAncestralConfig),
+    "heun": (HeunDiscreteScheduler, HeunConfig),
+    "dpm2": (KDPM2DiscreteScheduler, DPM2Config),
+    "dpm2_a": (KDPM2AncestralDiscreteScheduler, DPM2Config),
+    "dpmsolver++": (DPMSolverMultistepScheduler, DPMSolverConfig),
+    "dpmsolver++_single": (DPMSolverSinglestepScheduler, DPMSolverSinglestepConfig),
+    "dpmsolver_sde": (DPMSolverSDEScheduler, DPMSolverSDEConfig),
+    "unipc": (UniPCMultistepScheduler, UniPCConfig),
+    "deis": (DEISMultistepScheduler, DEISConfig),
+    "lcm": (LCMScheduler, ConsistencyConfig),
+    "tcd": (TCDScheduler, ConsistencyConfig),
 }
 NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
 
-# Keys of Stable Diffusion's published configurations that belong to other samplers.
-_ELSEWHERE = frozenset({"skip_prk_steps", "set_alpha_to_one", "clip_sample", "clip_sample_range"})
+# Names that other programs use, with the keys that they set.
+_KARRAS = {"use_karras_sigmas": True}
+_2M_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
+_ALIASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "plms": ("pndm", {"skip_prk_steps": True}),
+    "lms_karras": ("lms", _KARRAS),
+    "euler_karras": ("euler", _KARRAS),
+    "dpm2_karras": ("dpm2", _KARRAS),
+    "dpm2_a_karras": ("dpm2_a", _KARRAS),
+    "dpm++_2m": ("dpmsolver++", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpm++_2m_karras": (
+        "dpmsolver++",
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, **_KARRAS},
+    ),
+    "dpm++_2m_sde": ("dpmsolver++", _2M_SDE),
+    "dpm++_2m_sde_karras": ("dpmsolver++", {**_2M_SDE, **_KARRAS}),
+    "dpm++_sde": ("dpmsolver_sde", {}),
+    "dpm++_sde_karras": ("dpmsolver_sde", _KARRAS),
+}
+ALIASES: tuple[str, ...] = tuple(_ALIASES)
+
+# Keys of some sampler's configuration: none of them is strange in another's.
+_KNOWN = WITHOUT_EFFECT | {"solver_p"}
+_KNOWN = _KNOWN.union(*(config.known_keys() for _, config in _SCHEDULERS.values()))
 
 
 def canonical_name(name: str) -> str | None:
-    """Short name of a scheduler given by its short or its class name; None if there is none."""
-    for short, (twin, _, _) in _SCHEDULERS.items():
-        if name.lower() in (short, twin.lower()):
-            return short
-    return None
+    """Short name or alias of a scheduler given by that or its class name; None if there is none."""
+    lowered = name.lower()
+    if lowered in _SCHEDULERS or lowered in _ALIASES:
+        return lowered
+    return next((short for short in NAMES if class_name(short).lower() == lowered), None)
 
 
 def create(
-    name: str, config: Mapping[str, Any], num_inference_steps: int, **options: Any
+    name: str, config: Mapping[str, Any], num_inference_steps: int | None, **options: Any
 ) -> Scheduler:
     """Build a scheduler.
 
     Args:
-      name: one of NAMES, or a class name of diffusers.
-      config: the content of scheduler_config.json, of this or another scheduler; keys that this
-        one does not know are logged as a warning, unless they are some other sampler's.
-      options: of the one scheduler, such as `eta` for DDIM.
-    Raises: ValueError: unknown name, or a value out of range.
+      name: one of NAMES or ALIASES, or a class name of diffusers.
+      config: the content of scheduler_config.json, of this or another scheduler; keys that no
+        sampler knows are logged as a warning.
+      num_inference_steps: may be None where `timesteps` or `sigmas` are given.
+      options: of the one scheduler, such as `eta` for DDIM; see option_names.
+    Raises: ValueError: unknown name or option, or a value out of range.
     """
     short = canonical_name(name)
     if short is None:
         raise ValueError(f"unknown scheduler '{name}'; choose one of {', '.join(NAMES)}")
-    twin, build, known = _SCHEDULERS[short]
-    strange = [
-        key
-        for key in config
-        if not key.startswith("_") and key not in known.known_keys() and key not in _ELSEWHERE
-    ]
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        raise ValueError("scheduler configuration: expected an object with keys")
+    base, preset = _ALIASES.get(short, (short, {}))
+    unknown = [option for option in options if option not in option_names(base)]
+    if unknown:
+        valid = ", ".join(option_names(base)) or "none"
+        raise ValueError(f"{short} takes no option {', '.join(unknown)}; valid options: {valid}")
+    strange = [key for key in config if not key.startswith("_") and key not in _KNOWN]
     if strange:
-        logger.warning("%s ignores %s", twin, ", ".join(strange))
-    return build(config, num_inference_steps, **options)
+        logger.warning("%s ignores %s", class_name(base), ", ".join(strange))
+    if num_inference_steps is None:
+        num_inference_steps = _count(options)
+    return _SCHEDULERS[base][0]({**config, **preset}, num_inference_steps, **options)
+
+
+def _count(options: Mapping[str, Any]) -> int:
+    """Steps of the caller's own schedule: sigmas hold one more."""
+    for name, extra in (("timesteps", 0), ("sigmas", 1)):
+        if hasattr(options.get(name), "__len__"):
+            return len(options[name]) - extra
+    raise ValueError("num_inference_steps: expected a whole number, or timesteps or sigmas")
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """Keyword options of a scheduler in NAMES or ALIASES."""
+    parameters = inspect.signature(_SCHEDULERS[_ALIASES.get(name, (name,))[0]][0]).parameters
+    return tuple(key for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY)
 
 
 def class_name(name: str) -> str:
-    """diffusers' class name of a scheduler in NAMES."""
-    return _SCHEDULERS[name][0]
+    """diffusers' class name of a scheduler in NAMES or ALIASES."""
+    build = _SCHEDULERS[_ALIASES.get(name, (name,))[0]][0]
+    return str(getattr(build, "__name__", name))

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from runtime import schedules
-from runtime.schedulers.common import ScheduleConfig, StepResult, check_step
+from runtime.schedulers.common import (
+    Memory,
+    StepResult,
+    check_step,
+    epsilon_weights,
+    limit,
+    original_weights,
+    require_finite,
+)
+from runtime.schedulers.config import ScheduleConfig, number_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +43,19 @@ class DDIMScheduler:
     Raises: ValueError: a value out of range.
     """
 
+    init_noise_sigma = 1.0
+    order = 1
+
     def __init__(
         self, config: Mapping[str, Any], num_inference_steps: int, *, eta: float = 0.0
     ) -> None:
         self.config = DDIMConfig.from_mapping(config)
+        self._eta = number_option("eta", eta, 0, 1)
         train_steps = self.config.num_train_timesteps
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {eta}")
-        self._eta = eta
+        steps = self.config.check_steps(num_inference_steps)
         self.timesteps = np.round(
             schedules.spaced_timesteps(
-                self.config.timestep_spacing,
-                num_inference_steps,
-                train_steps,
-                self.config.steps_offset,
+                self.config.timestep_spacing, steps, train_steps, self.config.steps_offset
             )
         )
         kept = schedules.alphas_cumprod(
@@ -55,19 +63,36 @@ class DDIMScheduler:
         )
         final = 1.0 if self.config.set_alpha_to_one else float(kept[0])
         now = self.timesteps.astype(np.int64)
-        if now.min() < 0 or now.max() >= train_steps:
-            raise ValueError(
-                f"steps_offset {self.config.steps_offset} leads to timestep {now.max()}, "
-                f"beyond the {train_steps} training steps"
-            )
-        before = now - train_steps // num_inference_steps
-        self._alpha = kept[now]
-        self._alpha_prev = np.where(before >= 0, kept[np.maximum(before, 0)], final)
+        before = now - train_steps // steps
+        self._alpha = np.sqrt(kept[now])
+        self._sigma = np.sqrt(1 - kept[now])
+        kept_before = np.where(before >= 0, kept[np.maximum(before, 0)], final)
+        self._weights = [
+            self._step_weights(float(a), float(b))
+            for a, b in zip(kept[now], kept_before, strict=True)
+        ]
+        require_finite("DDIMScheduler", self._weights)
+        self._memory = Memory()
 
-    init_noise_sigma = 1.0
+    def _step_weights(self, kept: float, before: float) -> tuple[float, ...]:
+        """Of (sample, noise_pred) in the clean latents, then of (clean, sample, noise_pred, noise).
 
-    @property
-    def takes_noise(self) -> bool:
+        Source: eq. 12 and 16.
+        """
+        alpha, sigma = math.sqrt(kept), math.sqrt(1 - kept)
+        kind = self.config.prediction_type
+        deviation = self._eta * math.sqrt(max(0.0, (1 - before) / (1 - kept) * (1 - kept / before)))
+        direction = math.sqrt(max(0.0, 1 - before - deviation**2))
+        of_sample, of_prediction = epsilon_weights(kind, alpha, sigma)
+        return (
+            *original_weights(kind, alpha, sigma),
+            math.sqrt(before),
+            direction * of_sample,
+            direction * of_prediction,
+            deviation,
+        )
+
+    def takes_noise(self, i: int) -> bool:
         return self._eta > 0
 
     def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
@@ -76,57 +101,17 @@ class DDIMScheduler:
     def step(
         self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
     ) -> StepResult:
-        """Advance latents by one DDIM step.
-
-        Args:
-          noise_pred: (B, C, H/8, W/8), the guided prediction of the UNet.
-          i: step index, 0 <= i < len(timesteps).
-          sample: (B, C, H/8, W/8) latents before the step.
-          noise: of the same shape, standard normal; needed if eta > 0.
-        Returns: StepResult, same shape and dtype as sample.
-        Raises: ValueError: shapes differ, index out of range, or noise is missing.
-        Source: DDIM, arXiv 2010.02502, eq. 12 and 16; v: arXiv 2202.00512, appendix D.
-        """
-        check_step("DDIM", noise_pred, i, sample, len(self.timesteps))
-        alpha, alpha_prev = float(self._alpha[i]), float(self._alpha_prev[i])
-        signal, spread = math.sqrt(alpha), math.sqrt(1 - alpha)
-        if self.config.prediction_type == "epsilon":
-            epsilon = noise_pred
-            original = (sample - spread * epsilon) / signal
-        elif self.config.prediction_type == "v_prediction":
-            original = signal * sample - spread * noise_pred
-            epsilon = signal * noise_pred + spread * sample
-        else:
-            original = noise_pred
-            epsilon = (sample - signal * original) / spread
-        original = self._limited(original)
-        deviation = 0.0
-        if self._eta:
-            deviation = self._eta * math.sqrt(
-                (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
-            )
-        direction = math.sqrt(max(0.0, 1 - alpha_prev - deviation**2))
-        prev = math.sqrt(alpha_prev) * original + direction * epsilon
-        if self._eta:
-            if noise is None:
-                raise ValueError("DDIM: eta > 0 needs noise")
-            prev += deviation * noise
-        return StepResult(prev, original)
-
-    def _limited(self, original: np.ndarray) -> np.ndarray:
-        """Clip the clean latents, or threshold them by percentile (arXiv 2205.11487, sec. 2.3)."""
-        config = self.config
-        if config.thresholding:
-            flat = original.reshape(len(original), -1)
-            limit = np.quantile(np.abs(flat), config.dynamic_thresholding_ratio, axis=1)
-            limit = np.clip(limit, 1.0, config.sample_max_value).astype(original.dtype)[:, None]
-            return np.asarray(np.clip(flat, -limit, limit) / limit).reshape(original.shape)
-        if config.clip_sample:
-            reach = config.clip_sample_range
-            return np.asarray(np.clip(original, -reach, reach))
-        return original
+        """Advance latents by one DDIM step; see Scheduler.step."""
+        check_step(self, noise_pred, i, sample, noise)
+        memory, (a, b, clean, same, predicted, fresh) = self._memory, self._weights[i]
+        memory.start(i, sample)
+        original = memory.sum((a, sample), (b, noise_pred))
+        limit(original, memory.scratch, self.config)
+        terms = [(clean, original), (same, sample), (predicted, noise_pred)]
+        if noise is not None:
+            terms.append((fresh, noise))
+        return StepResult(memory.sum(*terms), original)
 
     def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
         """Source: DDPM, arXiv 2006.11239, eq. 4."""
-        alpha = float(self._alpha[i])
-        return math.sqrt(alpha) * original + math.sqrt(1 - alpha) * noise
+        return float(self._alpha[i]) * original + float(self._sigma[i]) * noise

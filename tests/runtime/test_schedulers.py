@@ -1,8 +1,9 @@
-"""Schedulers against hand-computed values and wrong configurations; parity is in tests/parity."""
+"""Schedulers against hand-computed values and wrong arguments; parity is in tests/parity."""
 
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,94 @@ import pytest
 from runtime import schedulers
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+PLAIN = SD | {"clip_sample": False}
+SIGMA_BASED = ("lms", "euler", "heun", "dpm2", "dpm2_a", "dpmsolver_sde")
+STOCHASTIC = ("ddpm", "euler_a", "dpm2_a", "dpmsolver_sde", "lcm", "tcd")
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
+def run(sampler: schedulers.Scheduler, sample: np.ndarray, begin: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(3)
+    for i in range(begin, len(sampler.timesteps)):
+        noise = rng.standard_normal(sample.shape).astype(sample.dtype)
+        given = sampler.scale_model_input(sample, i)
+        sample = sampler.step(np.sin(given), i, sample, noise).prev_sample
+    return sample
+
+
+@pytest.mark.parametrize("name", sorted(set(schedulers.NAMES) - set(STOCHASTIC)))
 def test_scheduler_recovers_the_clean_sample(name: str) -> None:
     """With the true noise as prediction every sampler must walk back to the clean latents."""
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 1, 4, 8, 8))
-    sampler = schedulers.create(name, SD | {"clip_sample": False}, 20)
+    sampler = schedulers.create(name, PLAIN | {"set_alpha_to_one": True}, 20)
     sample = sampler.add_noise(clean, noise, 0)
-    for i in range(20):
+    for i in range(len(sampler.timesteps)):
         result = sampler.step(noise, i, sample)
         sample = result.prev_sample
-        np.testing.assert_allclose(result.pred_original_sample, clean, atol=1e-9)
-    np.testing.assert_allclose(sample, clean, atol=1e-9)
+        if name != "pndm":  # whose warm-up steps stand between timesteps
+            np.testing.assert_allclose(result.pred_original_sample, clean, atol=1e-9)
+    # DEIS ends at the first training timestep, not at zero noise
+    np.testing.assert_allclose(sample, clean, atol=0.2 if name == "deis" else 1e-9)
+
+
+@pytest.mark.parametrize("name", schedulers.NAMES)
+def test_scheduler_may_be_used_again(name: str) -> None:
+    sampler = schedulers.create(name, PLAIN, 6)
+    sample = np.random.default_rng(1).standard_normal((1, 4, 8, 8))
+    first = run(sampler, sample)
+    run(sampler, sample, begin=2)
+    assert np.array_equal(first, run(sampler, sample))
+
+
+@pytest.mark.parametrize("name", schedulers.NAMES)
+def test_scheduler_hands_out_nothing_that_it_keeps(name: str) -> None:
+    """Whatever a caller does to arrays between steps, the trajectory is the same."""
+    sample = np.random.default_rng(1).standard_normal((1, 4, 8, 8))
+    sampler = schedulers.create(name, PLAIN, 6)
+    expected = run(schedulers.create(name, PLAIN, 6), sample)
+    rng = np.random.default_rng(3)
+    for i in range(len(sampler.timesteps)):
+        noise = rng.standard_normal(sample.shape)
+        prediction = np.sin(sampler.scale_model_input(sample, i))
+        result = sampler.step(prediction, i, sample, noise)
+        sample = result.prev_sample.copy()
+        for array in (prediction, noise, result.prev_sample, result.pred_original_sample):
+            array.fill(np.nan)
+    assert np.array_equal(sample, expected)
+
+
+@pytest.mark.parametrize("name", schedulers.NAMES)
+def test_step_allocates_its_results_alone(name: str) -> None:
+    sampler = schedulers.create(name, PLAIN, 8)
+    sample = np.ones((1, 4, 64, 64), np.float32)
+    run(sampler, sample)
+    noise, worst = sample.copy(), 0
+    tracemalloc.start()
+    try:
+        for i in range(len(sampler.timesteps)):
+            tracemalloc.clear_traces()
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            result = sampler.step(sample, i, sample, noise)
+            worst = max(worst, tracemalloc.get_traced_memory()[1] - before)
+            del result
+    finally:
+        tracemalloc.stop()
+    # the first step allocates nothing either: the shapes are those of the run before
+    assert worst < 2 * sample.nbytes + 8192
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", schedulers.NAMES)
+def test_scheduler_keeps_the_dtype(name: str, dtype: type) -> None:
+    sampler = schedulers.create(name, SD, 5)
+    sample = np.ones((1, 4, 8, 8), dtype)
+    noise = np.ones((1, 4, 8, 8), np.float32)
+    result = sampler.step(sampler.scale_model_input(sample, 0), 0, sample, noise)
+    assert result.prev_sample.dtype == result.pred_original_sample.dtype == dtype
+    assert sampler.scale_model_input(sample, 0).dtype == dtype
+    assert sampler.add_noise(sample, noise, 0).dtype == dtype
+    assert sampler.timesteps.dtype == np.float64
 
 
 def test_lms_first_step_is_euler() -> None:
@@ -41,11 +116,9 @@ def test_lms_coefficients_integrate_polynomials_exactly() -> None:
     assert isinstance(sampler, schedulers.LMSDiscreteScheduler)
     sigmas = sampler.sigmas[:6]
     cubic = np.polynomial.Polynomial([0.3, -0.2, 0.05, 0.01])
-    sample = np.zeros((1, 1, 1, 1))
     for i in range(5):
-        sample = np.zeros((1, 1, 1, 1))
         slope = np.full((1, 1, 1, 1), cubic(sigmas[i]))
-        sample = sampler.step(slope, i, sample).prev_sample
+        sample = sampler.step(slope, i, np.zeros((1, 1, 1, 1))).prev_sample
     whole = cubic.integ()
     assert sample.item() == pytest.approx(whole(sigmas[5]) - whole(sigmas[4]), rel=1e-9)
 
@@ -56,23 +129,95 @@ def test_lms_coefficients_integrate_polynomials_exactly() -> None:
     [
         ({"beta_schedule": "steep"}, "unknown beta_schedule 'steep'; choose one of linear"),
         ({"prediction_type": "x"}, "unknown prediction_type 'x'; choose one of epsilon"),
-        ({"timestep_spacing": "even"}, "unknown timestep_spacing 'even'; choose one of linspace"),
+        ({"prediction_type": "flow_prediction"}, "flow matching is not supported"),
+        ({"use_flow_sigmas": True}, "flow matching models are not supported"),
         ({"num_train_timesteps": "many"}, "num_train_timesteps must be a whole number"),
+        ({"num_train_timesteps": 10**400}, "num_train_timesteps must be a number between"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must be a number between"),
         ({"trained_betas": [0.1, 2.0]}, "between 0 and 1"),
+        ({"trained_betas": [0.1] * 999 + [2.0]}, "between 0 and 1"),
+        ({"trained_betas": [0.1] * 999 + [float("nan")]}, "trained_betas must be a list"),
+        ({"trained_betas": "0.1"}, "trained_betas must be a list of numbers"),
+        ({"trained_betas": [[0.1], 2]}, "trained_betas must be a list of numbers"),
+        ({"beta_start": float("nan")}, "beta_start must be a number"),
+        ({"beta_start": "0.1"}, "beta_start must be a number"),
+        ({"beta_end": True}, "beta_end must be a number"),
+        ({"beta_end": 10**400}, "beta_end must be a number"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule must be a text"),
     ],
 )
 def test_scheduler_refuses_wrong_configuration(
+    name: str, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        schedulers.create(name, SD | config, 10)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("ddim", {"timestep_spacing": "even"}, "unknown timestep_spacing 'even'; choose one of"),
+        ("ddim", {"clip_sample": "yes"}, "clip_sample must be true or false"),
+        ("ddim", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "pure noise"),
+        ("ddim", {"steps_offset": 500}, "steps_offset 500 leads to timestep"),
+        ("pndm", {"prediction_type": "sample"}, "unknown prediction_type 'sample'"),
+        ("pndm", {"timestep_spacing": "trailing", "steps_offset": 10**9}, "steps_offset must be"),
+        ("ddpm", {"variance_type": "learned_range"}, "needs a UNet that predicts variances"),
+        ("dpmsolver++", {"variance_type": "learned"}, "needs a UNet that predicts variances"),
+        ("dpmsolver++", {"algorithm_type": "dpmsolver"}, "cannot end at final_sigmas_type 'zero'"),
+        ("dpmsolver++", {"algorithm_type": "rk4"}, "unknown algorithm_type 'rk4'"),
+        ("dpmsolver++", {"solver_order": 4}, "solver_order must be a number between 1 and 3"),
+        ("dpmsolver++", {"lambda_min_clipped": 99.0}, "lambda_min_clipped leaves no timestep"),
+        ("dpmsolver++_single", {"algorithm_type": "sde-dpmsolver"}, "unknown algorithm_type"),
+        ("deis", {"algorithm_type": "sde-dpmsolver++"}, "unknown algorithm_type"),
+        ("unipc", {"solver_p": "ddim"}, "solver_p"),
+        ("unipc", {"lower_order_final": False}, "lower_order_final false needs"),
+        ("unipc", {"disable_corrector": 3}, "disable_corrector must be a list"),
+        ("euler", {"final_sigmas_type": "one"}, "unknown final_sigmas_type 'one'"),
+        ("euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "must be below sigma_max"),
+        ("lcm", {"original_inference_steps": 5000}, "original_inference_steps must be 1 to 1000"),
+        ("lcm", {"original_inference_steps": 4}, "num_inference_steps must be 1 to 4"),
+    ],
+)
+def test_scheduler_refuses_what_it_leaves_out(
     name: str, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         schedulers.create(name, SD | config, 10)
 
 
+@pytest.mark.parametrize("name", [*SIGMA_BASED[:-1], "dpmsolver++", "unipc", "deis"])
+def test_scheduler_refuses_two_ways_to_spread_sigmas(name: str) -> None:
+    with pytest.raises(ValueError, match="use_beta_sigmas needs SciPy"):
+        schedulers.create(name, SD | {"use_beta_sigmas": True}, 5)
+    both = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
+    with pytest.raises(ValueError, match="exclude each other"):
+        schedulers.create(name, SD | both, 5)
+
+
 @pytest.mark.parametrize("name", schedulers.NAMES)
-@pytest.mark.parametrize("steps", [0, -3, 1001])
-def test_scheduler_refuses_wrong_number_of_steps(name: str, steps: int) -> None:
+@pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, "10", True, 10**400])
+def test_scheduler_refuses_wrong_number_of_steps(name: str, steps: Any) -> None:
     with pytest.raises(ValueError, match="num_inference_steps"):
         schedulers.create(name, SD, steps)
+
+
+@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 61, 999, 1000])
+def test_scheduler_is_finite_or_says_why(name: str, spacing: str, steps: int) -> None:
+    config = PLAIN | {"timestep_spacing": spacing, "steps_offset": 1}
+    try:
+        sampler = schedulers.create(name, config, steps)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return
+    assert np.isfinite(sampler.timesteps).all()
+    assert sampler.timesteps.min() >= 0
+    sample = np.full((1, 1, 2, 2), 0.5)
+    assert np.isfinite(run(sampler, sample)).all()
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
@@ -80,40 +225,93 @@ def test_scheduler_refuses_wrong_steps(name: str) -> None:
     sampler = schedulers.create(name, SD, 5)
     sample = np.zeros((1, 4, 8, 8), np.float32)
     with pytest.raises(ValueError, match="one shape"):
-        sampler.step(np.zeros((1, 4, 8, 9), np.float32), 0, sample)
-    with pytest.raises(ValueError, match=r"not within 0\.\.4"):
-        sampler.step(sample, 5, sample)
+        sampler.step(np.zeros((1, 4, 8, 9), np.float32), 0, sample, sample)
+    with pytest.raises(ValueError, match=r"is not within 0\.\."):
+        sampler.step(sample, len(sampler.timesteps), sample, sample)
+    with pytest.raises(ValueError, match="must be float32 or float64"):
+        sampler.step(sample, 0, sample.astype(np.int32), sample)
+    needed = [i for i in range(len(sampler.timesteps)) if sampler.takes_noise(i)]
+    for i in needed[:1]:
+        with pytest.raises(ValueError, match=f"step {i} needs noise of shape"):
+            sampler.step(sample, i, sample)
+    if sampler.order == 2:
+        with pytest.raises(ValueError, match="begin at an even step index, got 3"):
+            sampler.step(sample, 3, sample, sample)
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
-def test_scheduler_keeps_float32(name: str) -> None:
-    sampler = schedulers.create(name, SD, 5)
-    sample = np.ones((1, 4, 8, 8), np.float32)
-    result = sampler.step(sampler.scale_model_input(sample, 0), 0, sample)
-    assert result.prev_sample.dtype == result.pred_original_sample.dtype == np.float32
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddim", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
+        ("ddim", {"eta": "1"}, "eta must be between 0 and 1"),
+        ("tcd", {"eta": float("nan")}, "eta must be between 0 and 1"),
+        ("lms", {"eta": 0.5}, "lms takes no option eta; valid options: none"),
+        ("ddim", {"s_churn": 1}, "ddim takes no option s_churn; valid options: eta"),
+        ("euler", {"s_churn": -1}, "s_churn must be between 0"),
+        ("euler", {"timesteps": [1, 2, 3]}, "timesteps must fall from each to the next"),
+        ("euler", {"timesteps": [1000, 2, 1]}, "timesteps must be numbers from 0 to below 1000"),
+        ("euler", {"timesteps": [5, 2]}, "timesteps: expected 3"),
+        ("euler", {"timesteps": "abc"}, "timesteps must be a list of numbers"),
+        ("euler", {"sigmas": [3.0, 2.0, 1.0]}, "sigmas: expected 4"),
+        ("euler", {"sigmas": [3.0, 2.0, 2.0, 0.0]}, "sigmas must fall"),
+        ("ddpm", {"timesteps": [5.5, 2, 1]}, "timesteps must be whole numbers"),
+        ("heun", {"timesteps": []}, "timesteps must be numbers"),
+        ("lcm", {"strength": 2}, "strength must be between 0 and 1"),
+        ("lcm", {"strength": 0.01}, "num_inference_steps must be 1 to 0"),
+        ("lcm", {"timesteps": [999, 500, 100], "strength": 0.5}, "give one or the other"),
+    ],
+)
+def test_create_refuses_wrong_options(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedulers.create(name, SD, 3, **options)
 
 
-def test_ddim_needs_noise_for_eta() -> None:
-    sampler = schedulers.create("ddim", SD, 5, eta=1.0)
-    sample = np.zeros((1, 4, 8, 8), np.float32)
-    with pytest.raises(ValueError, match="eta > 0 needs noise"):
-        sampler.step(sample, 0, sample)
-    with pytest.raises(ValueError, match="eta must be between 0 and 1"):
-        schedulers.create("ddim", SD, 5, eta=1.5)
+def test_create_refuses_timesteps_beside_spread_sigmas() -> None:
+    for name in ("euler", "heun", "dpmsolver++", "dpmsolver++_single"):
+        with pytest.raises(ValueError, match="give one or the other"):
+            schedulers.create(name, SD | {"use_karras_sigmas": True}, None, timesteps=[500, 20])
+
+
+def test_create_counts_the_callers_own_schedule() -> None:
+    assert len(schedulers.create("euler", SD, None, sigmas=[9.0, 3.0, 0.0]).timesteps) == 2
+    assert len(schedulers.create("ddpm", SD, None, timesteps=[900, 3]).timesteps) == 2
+    with pytest.raises(ValueError, match="num_inference_steps: expected a whole number"):
+        schedulers.create("euler", SD, None)
 
 
 def test_create_names_what_it_does_not_know(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match="unknown scheduler 'magic'; choose one of ddim, lms"):
+    with pytest.raises(ValueError, match="unknown scheduler 'magic'; choose one of ddim, ddpm"):
         schedulers.create("magic", SD, 5)
     with caplog.at_level(logging.WARNING):
         schedulers.create("LMSDiscreteScheduler", SD | {"wobble": 3, "_private": 1}, 5)
     assert [r.getMessage() for r in caplog.records] == ["LMSDiscreteScheduler ignores wobble"]
 
 
-def test_lms_refuses_what_it_leaves_out() -> None:
-    with pytest.raises(ValueError, match="use_beta_sigmas needs SciPy"):
-        schedulers.create("lms", SD | {"use_beta_sigmas": True}, 5)
-    with pytest.raises(ValueError, match="exclude each other"):
-        schedulers.create(
-            "lms", SD | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, 5
-        )
+@pytest.mark.parametrize("name", schedulers.NAMES)
+def test_scheduler_takes_the_configuration_of_another(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of Stable Diffusion 1.5, and that of a solver."""
+    for other in (
+        {
+            "skip_prk_steps": True,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            "clip_sample": False,
+        },
+        {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lambda_min_clipped": -np.inf},
+        {"predict_x0": True, "solver_type": "bh2", "disable_corrector": [], "solver_p": None},
+    ):
+        schedulers.create(name, SD | other, 5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", [*schedulers.NAMES, *schedulers.ALIASES])
+def test_names_lead_to_classes_of_diffusers(name: str) -> None:
+    assert schedulers.canonical_name(name.upper()) == name
+    twin = schedulers.class_name(name)
+    assert type(schedulers.create(name, PLAIN, 5)).__name__ == twin
+    short = schedulers.canonical_name(twin)
+    assert short is not None
+    assert schedulers.class_name(short) == twin
+    assert schedulers.canonical_name("") is None
