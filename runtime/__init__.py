@@ -8,16 +8,20 @@ with load_pipeline("package") as pipe:
 
 from engines import EngineError
 from runtime import schedulers
+from runtime.denoise import DenoiseStep
+from runtime.guidance import Guidance, GuidanceState
 from runtime.image import Parameters, save_png
 from runtime.noise import TorchGenerator
 from runtime.package import Manifest, Package, PackageError
-from runtime.pipeline import DenoiseStep, Pipeline, Result, load_pipeline
+from runtime.pipeline import Pipeline, Result, load_pipeline
 from runtime.tokenizer import ClipTokenizer
 
 __all__ = [
     "ClipTokenizer",
     "DenoiseStep",
     "EngineError",
+    "Guidance",
+    "GuidanceState",
     "Manifest",
     "Package",
     "PackageError",

@@ -12,6 +12,7 @@ from engines import Session
 from runtime.components import chunks, finite
 from runtime.guidance import Guidance, GuidanceState
 from runtime.schedulers import Scheduler
+from runtime.schedulers.common import original_weights
 
 Draw = Callable[[Sequence[int]], np.ndarray]
 """Gives standard normal noise of a shape."""
@@ -61,7 +62,8 @@ class Start:
         given = self.original
         if i + 1 < len(scheduler.timesteps):
             given = scheduler.add_noise(given, self.noise, i + 1)
-        return (1 - self.mask) * given + self.mask * latents
+        held: np.ndarray = (1 - self.mask) * given + self.mask * latents
+        return held
 
 
 def denoise(
@@ -100,7 +102,9 @@ def denoise(
             guided = guidance.is_guided_at(i, steps)
             noise_pred = predictor(sample, timestep, embeds, guided, f"step {i}")
             if guidance.function is not None:
-                latents = _led(guidance, i, timestep, latents, noise_pred, scheduler, prediction_type)
+                latents = _led(
+                    guidance, i, timestep, latents, noise_pred, scheduler, prediction_type
+                )
             noise = draw(latents.shape) if draw and scheduler.takes_noise(i) else None
             result = scheduler.step(noise_pred, i, latents, noise)
             latents = start.held(result.prev_sample, scheduler, i)
@@ -174,7 +178,9 @@ def _led(
     one, zero = np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
     signal = scheduler.add_noise(one, zero, i).item()
     spread = scheduler.add_noise(zero, one, i).item()
-    original = _clean(latents, noise_pred, signal, spread, prediction_type)
+    size = math.hypot(signal, spread)
+    weights = original_weights(prediction_type, signal / size, spread / size)
+    original = weights[0] / size * latents + weights[1] * noise_pred
     state = GuidanceState(i, timestep, spread / signal, latents.copy(), noise_pred, original)
     changed = guidance.function(state)
     if changed is None:
@@ -185,15 +191,3 @@ def _led(
             f"guidance function: expected latents {latents.shape}, got {changed.shape}"
         )
     return finite(changed.astype(latents.dtype), "the guidance function", f"step {i}")
-
-
-def _clean(
-    latents: np.ndarray, noise_pred: np.ndarray, signal: float, spread: float, kind: str
-) -> np.ndarray:
-    """Clean latents behind `latents` = signal * clean + spread * noise, for what was predicted."""
-    if kind == "sample":
-        return noise_pred
-    if kind == "v_prediction":  # arXiv 2202.00512, appendix D, brought to signal^2 + spread^2 = 1
-        size = math.hypot(signal, spread)
-        return (signal / size**2) * latents - (spread / size) * noise_pred
-    return (latents - spread * noise_pred) / signal

@@ -84,9 +84,7 @@ def open_image(source: ImageInput) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).astype(np.uint8))
     if image.has_transparency_data:
-        image = Image.alpha_composite(
-            Image.new("RGBA", image.size, "white"), image.convert("RGBA")
-        )
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -121,9 +119,9 @@ def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -
         return ImageOps.fit(image, (width, height), how)
     inner = ImageOps.contain(image, (width, height), how)
     left, top = (width - inner.width) // 2, (height - inner.height) // 2
-    sides = ((top, height - inner.height - top), (left, width - inner.width - left))
-    sides = (*sides, (0, 0))[: np.asarray(inner).ndim]
-    return Image.fromarray(np.pad(np.asarray(inner), sides, mode="edge"))
+    pixels = np.asarray(inner)
+    sides = [(top, height - inner.height - top), (left, width - inner.width - left), (0, 0)]
+    return Image.fromarray(np.pad(pixels, sides[: pixels.ndim], mode="edge"))
 
 
 def to_sample(image: Image.Image) -> np.ndarray:

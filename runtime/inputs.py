@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Given:
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
 
+
 def given(
     source: ImageInput | Sequence[ImageInput] | None,
     mask: ImageInput | None,
@@ -46,7 +48,7 @@ def given(
     """
     if source is None and mask is not None:
         raise ValueError("mask_image needs an image to be painted into")
-    sources = list(source) if isinstance(source, (list, tuple)) else [source]
+    sources: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
     opened = [open_image(s) for s in sources if s is not None]
     if source is not None and not opened:
         raise ValueError("image: expected at least one picture")
@@ -95,7 +97,7 @@ class Noise:
             return self._generators[0].randn(shape)
         return np.concatenate([g.randn((1, *shape[1:])) for g in self._generators])
 
-    def drawrows(self, rows: int, shape: Sequence[int]) -> np.ndarray:
+    def draw_rows(self, count: int, shape: Sequence[int]) -> np.ndarray:
         """For so many given images; with a generator for each picture, for all of those."""
         return self.draw((count, *shape))
 
@@ -168,9 +170,7 @@ def prompts(
     return [p for p in prompts for _ in repeat], [n for n in negatives for _ in repeat]
 
 
-def begin(
-    steps: int, order: int, strength: float | None, given: Given
-) -> tuple[int, float | None]:
+def begin(steps: int, order: int, strength: float | None, given: Given) -> tuple[int, float | None]:
     """Index of the first step, and the strength that led to it."""
     if given.image is None:
         if strength is not None:

@@ -14,12 +14,11 @@ from PIL import Image
 
 from engines import Session
 from runtime import checks, inputs, schedulers, vae
-from runtime import image as images
 from runtime import prompt as prompt_text
 from runtime.components import Components, chunks, finite
 from runtime.denoise import DenoiseStep, Draw, Embeds, Start, denoise
 from runtime.guidance import Guidance, GuidanceFunction
-from runtime.image import ImageInput
+from runtime.image import ImageInput, Parameters, to_image, to_uint8
 from runtime.inputs import MAX_SIDE, EachStep, Given, Noise
 from runtime.package import Package
 from runtime.schedulers import Scheduler
@@ -40,7 +39,7 @@ class Result:
 
     images: list[Image.Image]
     latents: np.ndarray
-    parameters: list[images.Parameters]
+    parameters: list[Parameters]
     seconds: Mapping[str, float]
 
 
@@ -160,7 +159,9 @@ class Pipeline:
           numbers that are not finite.
         """
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval, guidance_function)
-        prompts, negatives = inputs.prompts(prompt, negative_prompt, prompt_embeds, num_images_per_prompt)
+        prompts, negatives = inputs.prompts(
+            prompt, negative_prompt, prompt_embeds, num_images_per_prompt
+        )
         given = self._given(image, mask_image, height, width, resize_mode)
         name = scheduler or self.default_scheduler
         sampler = self.scheduler(
@@ -191,7 +192,7 @@ class Pipeline:
 
         drawn = latents is None or seed is not None
         parameters = [
-            images.Parameters(
+            Parameters(
                 prompt=text,
                 negative_prompt=negative,
                 num_inference_steps=steps,
@@ -211,7 +212,7 @@ class Pipeline:
             )
         ]
         return Result(
-            images=[images.to_image(p, q) for p, q in zip(pixels, parameters, strict=True)],
+            images=[to_image(p, q) for p, q in zip(pixels, parameters, strict=True)],
             latents=step.latents,
             parameters=parameters,
             seconds=dict(
@@ -328,7 +329,7 @@ class Pipeline:
         for rows in chunks(len(latents), self.max_batch):
             latent_sample = latents[rows] / np.float32(manifest.scaling_factor)
             sample = vae.decode(session, latent_sample, tile=tile)
-            parts.append(images.to_uint8(finite(sample, "vae_decoder", "the latents")))
+            parts.append(to_uint8(finite(sample, "vae_decoder", "the latents")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _denoise(
