@@ -31,6 +31,8 @@ def test_public_names() -> None:
         "ClipTokenizer",
         "DenoiseStep",
         "EngineError",
+        "Guidance",
+        "GuidanceState",
         "Manifest",
         "Package",
         "PackageError",
