@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+import numpy as np
+
 from engines import Session, TensorSpec, open_session
 from engines.onnx_file import external_data_locations
 from runtime.tokenizer import ClipTokenizer
@@ -61,7 +63,8 @@ class Manifest:
     """The content of sdexport.json.
 
     latent_channels; downscale: pixels a latent cell covers; scaling_factor: latents of the UNet
-    over latents of the VAE; default_size: (height, width) in pixels.
+    over latents of the VAE; default_size: (height, width) in pixels; preview: (latent_channels + 1,
+    3) colours for runtime.preview.linear_preview.
     """
 
     family: str
@@ -74,6 +77,7 @@ class Manifest:
     components: Mapping[str, Component]
     files: tuple[FileRecord, ...]
     tools: Mapping[str, str]
+    preview: tuple[tuple[float, ...], ...] | None = None
     verification: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
@@ -106,7 +110,12 @@ class Manifest:
         figures = data.get("verification")
         if figures is not None:
             values["verification"] = {k: _figures(v) for k, v in figures.items()}
+        if data.get("preview") is not None:
+            values["preview"] = tuple(tuple(map(float, row)) for row in data["preview"])
         manifest = cls(**values)
+        colours = np.asarray(manifest.preview or np.zeros((manifest.latent_channels + 1, 3)))
+        if colours.shape != (manifest.latent_channels + 1, 3) or not np.isfinite(colours).all():
+            raise ValueError("preview must hold a colour for each latent channel and one more")
         sizes = (manifest.latent_channels, manifest.downscale, *manifest.default_size)
         if min(sizes) < 1 or max(sizes) > 2**20:
             raise ValueError("sizes must be positive")

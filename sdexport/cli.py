@@ -18,6 +18,7 @@ import click
 from runtime.version import VERSION
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class _Group(click.Group):
@@ -171,90 +172,125 @@ def _exit_unless(passed: bool) -> None:
         sys.exit(1)
 
 
+class _Interval(click.ParamType[tuple[float, float]]):
+    name = "START:END"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        try:
+            start, end = map(float, str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r} is no interval; expected two numbers such as 0.1:0.8", param, ctx)
+        return start, end
+
+
 @main.command()
 @click.argument("package", type=FOLDER)
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option("-o", "--output", type=FILE, required=True, help="A .png.")
+@click.option("--negative", "negative_prompt", default="", help="What should not be seen.")
+@click.option("--steps", "num_inference_steps", type=int, default=25, show_default=True)
+@click.option("--guidance", "guidance_scale", type=float, default=7.5, show_default=True)
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="A .png."
+    "--rescale", "guidance_rescale", type=float, default=0.0, help="0..1, against overexposure."
 )
-@click.option("--negative", default="", help="What the picture should not show.")
-@click.option("--steps", type=int, default=25, show_default=True)
-@click.option("--guidance", type=float, default=7.5, show_default=True)
-@click.option("--seed", type=int, help="Default: a random one, which is printed.")
-@click.option("--scheduler", help="ddim or lms; default the package's own.")
-@click.option("--size", type=_Size(), help="Default the package's own.")
 @click.option(
-    "--count",
-    type=click.IntRange(1, 1000),
-    default=1,
+    "--guidance-interval",
+    type=_Interval(),
+    default="0:1",
     show_default=True,
-    help="With seeds that follow.",
+    help="Fractions of the steps that are guided; the others take half the time.",
 )
+@click.option("--seed", type=int, help="Default: a random one, which is printed.")
+@click.option(
+    "--noise",
+    "noise_device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Whose PyTorch generator the noise is equal to.",
+)
+@click.option("--scheduler", help="Default the package's own; a wrong name lists them all.")
+@click.option("--eta", type=float, default=0.0, help="0..1, for ddim and tcd.")
+@click.option("--size", type=_Size(), help="Default the image's, or the package's own.")
+@click.option("--image", type=FILE, help="Begin from this picture.")
+@click.option("--strength", type=float, help="0..1, how much of the image is given up.")
+@click.option("--mask", "mask_image", type=FILE, help="Paint only where this picture is bright.")
+@click.option(
+    "--resize",
+    "resize_mode",
+    type=click.Choice(["stretch", "crop", "fill"]),
+    default="stretch",
+    show_default=True,
+    help="How image and mask get to the size.",
+)
+@click.option(
+    "--weights", "prompt_weights", is_flag=True, help="Read (word:1.3), and long prompts."
+)
+@click.option("--clip-skip", type=int, default=0, help="Layers of the text encoder to leave out.")
+@click.option("--embeds", type=FILE, help="Paint from this .npz instead of PROMPT.")
+@click.option("--save-embeds", type=FILE, help="Write the prompt's embeddings to this .npz.")
+@click.option("--count", type=click.IntRange(1, 1000), default=1, help="With seeds that follow.")
+@click.option("--previews", type=FOLDER, help="Write a picture of each step, and an animation.")
+@click.option(
+    "--preview-with",
+    type=click.Choice(["vae", "linear"]),
+    default="vae",
+    show_default=True,
+    help="linear is cheap and coarse.",
+)
+@click.option("--tile", "vae_tile", type=int, help="Let the VAE work in tiles of so many pixels.")
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--force", is_flag=True, help="Overwrite existing pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def generate(
     package: Path,
-    prompt: str,
+    prompt: str | None,
     output: Path,
-    negative: str,
-    steps: int,
-    guidance: float,
     seed: int | None,
-    scheduler: str | None,
     size: tuple[int, int] | None,
+    embeds: Path | None,
+    save_embeds: Path | None,
     count: int,
+    previews: Path | None,
+    preview_with: str,
+    vae_tile: int | None,
     backend: str,
     force: bool,
     as_json: bool,
+    **arguments: Any,
 ) -> None:
     """Paint PROMPT with PACKAGE."""
-    from runtime import load_pipeline, save_png
+    from runtime import load_pipeline
     from runtime.noise import check_seed
+    from sdexport.generate import load_arguments, paint, picture_paths, save_embeds_of
 
-    paths = _picture_paths(output, count, force=force)
+    if (prompt is None) == (embeds is None) or (embeds and save_embeds):
+        raise click.UsageError("give either PROMPT, which --save-embeds can keep, or --embeds")
+    paths = picture_paths(output, count, force=force)
     first = int.from_bytes(os.urandom(4)) if seed is None else check_seed(seed)
-    width, height = size or (None, None)
-    report = []
-    with load_pipeline(package, backend) as pipe, _bar(count * max(steps, 1), "generate") as bar:
-        for number, path in enumerate(paths):
-            result = pipe(
-                prompt,
-                negative,
-                height=height,
-                width=width,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                seed=(first + number) % 2**64,
-                scheduler=scheduler,
-                on_step=lambda step: bar.update(),
-            )
-            save_png(result.images[0], path)
-            report.append(
-                {"path": str(path)} | vars(result.parameters[0]) | {"seconds": dict(result.seconds)}
-            )
-            if not as_json:
-                click.echo(f"{path} (seed {result.parameters[0].seed})")
+    arguments |= {"width": size[0], "height": size[1]} if size else {}
+    arguments |= load_arguments(embeds) if embeds else {"prompt": prompt}
+    steps = count * max(arguments["num_inference_steps"], 1)
+    with (
+        load_pipeline(package, backend, vae_tile=vae_tile) as pipe,
+        _bar(steps, "generate") as bar,
+    ):
+        if save_embeds:
+            save_embeds_of(pipe, save_embeds, arguments)
+        report = paint(
+            pipe,
+            paths,
+            first,
+            arguments,
+            previews=previews,
+            preview_with=preview_with,
+            on_step=bar.update,
+            on_picture=lambda path, seed: None if as_json else click.echo(f"{path} (seed {seed})"),
+        )
     if as_json:
         _print_json({"images": report})
-
-
-def _picture_paths(output: Path, count: int, *, force: bool) -> list[Path]:
-    """OUT.png, or OUT-0.png and so on; checked before anything is painted."""
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"{output}: pictures are written as PNG; give a name that ends in .png")
-    folder = output.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{output}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{output}: the folder {folder} cannot be written")
-    paths = [output]
-    if count > 1:
-        paths = [output.with_stem(f"{output.stem}-{number}") for number in range(count)]
-    present = [path for path in paths if path.exists()]
-    if present and not force:
-        raise FileExistsError(f"{present[0]} exists; give --force to overwrite it")
-    return paths
 
 
 @main.command()

@@ -18,15 +18,27 @@ Shape = tuple[int | str, ...]
 
 
 class TextEncoder(nn.Module):
-    """input_ids (batch, sequence) -> last_hidden_state, pooler_output."""
+    """input_ids (batch, sequence) -> last_hidden_state, pooler_output, clip_skip.1 and so on.
 
-    def __init__(self, model: nn.Module) -> None:
+    clip_skip.N is what comes out if the last N layers are left out, through the final
+    normalisation, which is what diffusers' clip_skip=N takes.
+    """
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.skips = clip_skips(model.config)
 
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        result = self.model(input_ids=input_ids)
-        return result.last_hidden_state, result.pooler_output
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = self.model(input_ids=input_ids, output_hidden_states=True)
+        normalise = getattr(self.model, "text_model", self.model).final_layer_norm
+        skipped = [normalise(result.hidden_states[-1 - n]) for n in self.skips]
+        return (result.last_hidden_state, result.pooler_output, *skipped)
+
+
+def clip_skips(config: Any) -> range:
+    """How many layers may be left out: 1 and 2 where there are as many to spare."""
+    return range(1, min(3, config.num_hidden_layers))
 
 
 class UNet(nn.Module):
@@ -121,6 +133,10 @@ def parts(text_encoder: Any, unet: Any, vae: Any) -> tuple[Part, ...]:
             (
                 spec("last_hidden_state", "batch", "sequence", width),
                 spec("pooler_output", "batch", width),
+                *(
+                    spec(f"clip_skip.{n}", "batch", "sequence", width)
+                    for n in clip_skips(text_encoder)
+                ),
             ),
         ),
         Part(

@@ -27,6 +27,7 @@ from runtime.package import MANIFEST, Component, FileRecord, sha256_of
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json
 from sdexport.components import Part, parts
+from sdexport.preview import fit_preview
 from sdexport.reference import LARGEST_SIDE, PictureRecorder, TorchSession, record_component
 from sdexport.verify import Check, verify_package
 
@@ -125,7 +126,7 @@ def _write_package(
     downscale = 2 ** (len(vae.block_out_channels) - 1)
     side = checkpoint.configs["unet"].sample_size or 64
     height, width = (side, side) if isinstance(side, int) else side
-    components = _write_components(
+    components, preview = _write_components(
         checkpoint,
         folder,
         opset,
@@ -146,6 +147,7 @@ def _write_package(
         default_size=(height * downscale, width * downscale),
         prediction_type=str(checkpoint.scheduler_config.get("prediction_type", "epsilon")),
         components=components,
+        preview=preview,
         files=_records(folder, except_for=set(components)),
         tools={"sdexport": VERSION, "python": platform.python_version()}
         | {name: metadata.version(name) for name in _TOOLS},
@@ -165,9 +167,13 @@ def _write_components(
     progress: Progress,
     picture: PictureRecorder,
     latent_shape: tuple[int, int, int],
-) -> dict[str, Component]:
-    """Trace and record one component after the other, with one module in memory at a time."""
+) -> tuple[dict[str, Component], tuple[tuple[float, ...], ...]]:
+    """Trace and record one component after the other, with one module in memory at a time.
+
+    Returns: the components, and the colours for previews.
+    """
     components = {}
+    preview: tuple[tuple[float, ...], ...] = ()
     loaded: tuple[str, Any] = ("", None)
     for part in parts(*(checkpoint.configs[p] for p in ("text_encoder", "unet", "vae"))):
         if loaded[0] != part.source:
@@ -184,8 +190,11 @@ def _write_components(
         if part.name == "unet":
             picture.denoise(module, (1, *latent_shape))
         elif part.name == "vae_decoder":
-            scaling_factor = checkpoint.configs["vae"].scaling_factor
-            picture.decode(module, scaling_factor, folder / "reference" / "picture.npz")
+            vae = checkpoint.configs["vae"]
+            picture.decode(module, vae.scaling_factor, folder / "reference" / "picture.npz")
+            preview = fit_preview(
+                module, vae.scaling_factor, 2 ** (len(vae.block_out_channels) - 1)
+            )
         progress(part.name, "trace")
         trace(part, module, folder / part.name / "model.onnx", opset=opset)
         _copy_json(
@@ -199,7 +208,7 @@ def _write_components(
             outputs=part.outputs,
         )
     _free_weights(loaded[1])
-    return components
+    return components, preview
 
 
 def _free_weights(module: Any) -> None:

@@ -1,0 +1,39 @@
+"""Fits the linear map from latents to colours that cheap previews use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+SIDE = 16
+"""Cells a side of each fitted picture."""
+
+
+def fit_preview(vae: Any, scaling_factor: float, downscale: int) -> tuple[tuple[float, ...], ...]:
+    """Least squares from latents to the mean colour of the pixels they cover.
+
+    The pictures are coloured patches of several sizes, with sharp and with soft edges: the VAE's
+    own answer to them, and no photographs, decides.
+
+    Returns: (C + 1, 3): what each channel adds to red, green and blue, and the constant, to four
+      digits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    side = SIDE * downscale
+    pictures = []
+    for patches in (1, 2, 4, 8):
+        for mode in ("nearest", "bilinear"):
+            colours = torch.rand((2, 3, patches, patches), generator=generator) * 2 - 1
+            pictures.append(torch.nn.functional.interpolate(colours, (side, side), mode=mode))
+    means, averages = [], []
+    with torch.inference_mode():
+        for picture in torch.cat(pictures).split(1):
+            means.append(vae.encode(picture).latent_dist.mean * scaling_factor)
+            averages.append(torch.nn.functional.avg_pool2d(picture, downscale))
+    cells = torch.cat(means).movedim(1, -1).flatten(0, 2).double().numpy()
+    wanted = torch.cat(averages).movedim(1, -1).flatten(0, 2).double().numpy()
+    with_constant = np.concatenate([cells, np.ones((len(cells), 1))], axis=1)
+    solved, *_ = np.linalg.lstsq(with_constant, wanted, rcond=None)
+    return tuple(tuple(float(f"{value:.4g}") for value in row) for row in solved)
