@@ -149,7 +149,9 @@ def _exit_unless(passed: bool) -> None:
 @click.option("--steps", type=int, default=25, show_default=True)
 @click.option("--guidance", type=float, default=7.5, show_default=True)
 @click.option("--seed", type=int, help="Default: a random one, which is printed.")
-@click.option("--scheduler", help="ddim or lms; default the package's own.")
+@click.option(
+    "--scheduler", help="Such as ddim, euler_a or dpm++_2m_karras; default the package's own."
+)
 @click.option("--size", type=_Size(), help="Default the package's own.")
 @click.option(
     "--count",

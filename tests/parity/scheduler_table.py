@@ -54,7 +54,10 @@ NOTES = """
 | DDPM `fixed_large_log` | NaN | as `fixed_large` |
 | UniPC `bh1`, or `predict_x0` false, ending at zero noise | NaN | works |
 | UniPC without `lower_order_final`, ending at zero noise | NaN | an error that says so |
-| `rescale_betas_zero_snr` with epsilon at pure noise | NaN | an error that says so |
+| `rescale_betas_zero_snr` with epsilon at pure noise | NaN, or noise if clipped | \
+an error that says so |
+| log-SNR solvers, as many steps as training timesteps | NaN or an error | an error that says so |
+| DPM-Solver++, Karras, ending at `sigma_min`, order 3 or Heun | NaN | works |
 | leading spacing with `steps_offset`, 1000 steps | an index error, or the last timestep twice | \
 an error that says so |
 | learned variances, flow matching, `use_beta_sigmas`, `solver_p` | there | refused |
