@@ -44,7 +44,7 @@ Names and class names are both accepted, and so is a `scheduler_config.json` as 
 
 The bounds that the tests hold are {wide:.0e} and {single:.0e}; for the beta schedules
 `squaredcos_cap_v2` and `exp`, to which the largest float32 figures of Heun, Euler ancestral and
-DEIS belong, {steep:g}: their noise levels begin in the thousands, and few digits of a float32 are left.
+DEIS belong, {steep:g}: their noise levels begin in the thousands, which costs float32 most digits.
 
 | name | class in diffusers | cases | float64 | float32 | step |
 |---|---|---:|---:|---:|---:|
