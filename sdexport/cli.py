@@ -211,7 +211,7 @@ class _Interval(click.ParamType[tuple[float, float]]):
     show_default=True,
     help="Whose PyTorch generator the noise is equal to.",
 )
-@click.option("--scheduler", help="Default the package's own; a wrong name lists them all.")
+@click.option("--scheduler", help="Such as euler_a or dpm++_2m_karras; default the package's own.")
 @click.option("--eta", type=float, default=0.0, help="0..1, for ddim and tcd.")
 @click.option("--size", type=_Size(), help="Default the image's, or the package's own.")
 @click.option("--image", type=FILE, help="Begin from this picture.")

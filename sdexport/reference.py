@@ -81,8 +81,7 @@ class PictureRecorder:
     """
 
     def __init__(self, scheduler_config: Mapping[str, Any], tokenizer: ClipTokenizer) -> None:
-        name = canonical_name(str(scheduler_config.get("_class_name", ""))) or "ddim"
-        self.scheduler_name = name
+        self.scheduler_name = _deterministic(scheduler_config)
         self._config = scheduler_config
         self._tokenizer = tokenizer
         self._arrays: dict[str, np.ndarray] = {}
@@ -136,3 +135,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An .npz that has the same bytes for the same arrays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, allow_pickle=False, **dict(arrays))
+
+
+def _deterministic(scheduler_config: Mapping[str, Any]) -> str:
+    """The checkpoint's own scheduler, or DDIM if it is unknown here or adds noise on its way."""
+    name = canonical_name(str(scheduler_config.get("_class_name", ""))) or "ddim"
+    sampler = schedulers.create(name, scheduler_config, STEPS)
+    return "ddim" if any(map(sampler.takes_noise, range(len(sampler.timesteps)))) else name

@@ -136,20 +136,18 @@ class Memory:
 
 def combine(out: np.ndarray, scratch: np.ndarray, *terms: Term) -> np.ndarray:
     """out = the weighted sum of arrays, without a new one; `out` may be the first of them."""
-    empty = True
+    total: np.ndarray | None = None  # `out`, or the first array while it stands for itself
     for weight, array in terms:
         if not weight:
             continue
-        if empty:
-            np.multiply(array, weight, out)
-            empty = False
+        if total is None:
+            total = array if weight == 1.0 else np.multiply(array, weight, out)
         elif weight == 1.0:
-            np.add(out, array, out)
+            total = np.add(total, array, out)
         else:
-            np.multiply(array, weight, scratch)
-            np.add(out, scratch, out)
-    if empty:
-        out.fill(0.0)
+            total = np.add(total, np.multiply(array, weight, scratch), out)
+    if total is not out:
+        np.copyto(out, 0.0 if total is None else total)
     return out
 
 
@@ -177,6 +175,14 @@ def ve_original_weights(prediction_type: str, sigma: float) -> tuple[float, floa
     alpha = 1 / math.hypot(sigma, 1)
     of_sample, of_prediction = original_weights(prediction_type, alpha, sigma * alpha)
     return (1.0, -sigma) if prediction_type == "epsilon" else (of_sample * alpha, of_prediction)
+
+
+def slope_weights(seen: tuple[float, float], sigma: float) -> tuple[float, float]:
+    """Weights of (sample, noise_pred) in dx/dsigma = (sample - clean) / sigma, clean as `seen`.
+
+    Source: Karras et al. 2022, arXiv 2206.00364, eq. 1 and 3.
+    """
+    return (1 - seen[0]) / sigma, -seen[1] / sigma
 
 
 def require_finite(name: str, *tables: object) -> None:

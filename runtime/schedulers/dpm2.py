@@ -18,6 +18,7 @@ from runtime.schedulers.common import (
     StepResult,
     check_step,
     require_finite,
+    slope_weights,
     ve_original_weights,
 )
 from runtime.schedulers.heun import check_pair
@@ -72,9 +73,11 @@ class KDPM2DiscreteScheduler:
         self._weights = []
         for i, sigma in enumerate(self.sigmas.tolist()):
             step = i // 2
-            slope = float((down if i % 2 else middle)[step] - sigmas[step]) / sigma
+            width = float((down if i % 2 else middle)[step] - sigmas[step])
             added = split[step][1] if self._ancestral and i % 2 else 0.0
-            self._weights.append((*ve_original_weights(kind, sigma), slope, added))
+            seen = ve_original_weights(kind, sigma)
+            same, predicted = slope_weights(seen, sigma)
+            self._weights.append((*seen, width * same, width * predicted, added))
         require_finite(type(self).__name__, self._weights)
         self._scales = input_scales(self.sigmas)
         self._memory = Memory(1)
@@ -98,14 +101,14 @@ class KDPM2DiscreteScheduler:
         Raises: ValueError: also, an odd index that does not follow on.
         """
         check_step(self, noise_pred, i, sample, noise)
-        memory, (a, b, slope, added) = self._memory, self._weights[i]
+        memory, (a, b, same, predicted, added) = self._memory, self._weights[i]
         check_pair(memory, i, sample)
         original = memory.sum((a, sample), (b, noise_pred))
         if i % 2 == 0:
             np.copyto(memory.push(), sample)
-            prev = memory.sum((1 + slope, sample), (-slope, original))
+            prev = memory.sum((1 + same, sample), (predicted, noise_pred))
             return StepResult(prev, original)
-        terms = [(1.0, memory[0]), (slope, sample), (-slope, original)]
+        terms = [(1.0, memory[0]), (same, sample), (predicted, noise_pred)]
         if noise is not None:
             terms.append((added, noise))
         return StepResult(memory.sum(*terms), original)

@@ -18,6 +18,7 @@ from runtime.schedulers.common import (
     StepResult,
     check_step,
     require_finite,
+    slope_weights,
     ve_original_weights,
 )
 from runtime.schedulers.config import (
@@ -103,12 +104,13 @@ class EulerDiscreteScheduler:
         return start_sigma(self.config, self.sigmas)
 
     def _step_weights(self, i: int, gamma: float) -> tuple[float, ...]:
-        """Of (sample, noise_pred) in the clean latents, then of (sample, clean) in the next."""
+        """Of (sample, noise_pred) in the clean latents, then in the next ones."""
         sigma, goal = float(self.sigmas[i]), float(self.sigmas[i + 1])
         raised = sigma * (gamma + 1)
         kind = self.config.prediction_type.removeprefix("original_")
         seen = ve_original_weights(kind, raised if kind == "epsilon" else sigma)
-        return (*seen, goal / raised, 1 - goal / raised)
+        same, predicted = slope_weights(seen, raised)
+        return (*seen, 1 + (goal - raised) * same, (goal - raised) * predicted)
 
     def takes_noise(self, i: int) -> bool:
         return bool(self._weights[i][0] > 0)
@@ -121,14 +123,14 @@ class EulerDiscreteScheduler:
     ) -> StepResult:
         """Advance latents by one Euler step; see Scheduler.step."""
         check_step(self, noise_pred, i, sample, noise)
-        memory, (fresh, a, b, same, clean) = self._memory, self._weights[i]
+        memory, (fresh, a, b, same, predicted) = self._memory, self._weights[i]
         memory.start(i, sample)
         if fresh and noise is not None:
             raised = memory.push()
             np.multiply(noise, fresh, raised)
             sample = np.add(raised, sample, raised)
         original = memory.sum((a, sample), (b, noise_pred))
-        return StepResult(memory.sum((same, sample), (clean, original)), original)
+        return StepResult(memory.sum((same, sample), (predicted, noise_pred)), original)
 
     def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
         return original + float(self.sigmas[i]) * noise
@@ -199,7 +201,9 @@ class EulerAncestralDiscreteScheduler:
         for sigma, goal in zip(self.sigmas[:-1].tolist(), self.sigmas[1:].tolist(), strict=True):
             down, added = ancestral_split(sigma, goal)
             seen = ve_original_weights(self.config.prediction_type, sigma)
-            self._weights.append((*seen, down / sigma, 1 - down / sigma, added))
+            same, predicted = slope_weights(seen, sigma)
+            width = down - sigma
+            self._weights.append((*seen, 1 + width * same, width * predicted, added))
         require_finite("EulerAncestralDiscreteScheduler", self._weights)
         self._scales = input_scales(self.sigmas)
         self._memory = Memory()
@@ -220,10 +224,10 @@ class EulerAncestralDiscreteScheduler:
     ) -> StepResult:
         """Advance latents by one ancestral step; see Scheduler.step."""
         check_step(self, noise_pred, i, sample, noise)
-        memory, (a, b, same, clean, added) = self._memory, self._weights[i]
+        memory, (a, b, same, predicted, added) = self._memory, self._weights[i]
         memory.start(i, sample)
         original = memory.sum((a, sample), (b, noise_pred))
-        terms = [(same, sample), (clean, original)]
+        terms = [(same, sample), (predicted, noise_pred)]
         if noise is not None:
             terms.append((added, noise))
         return StepResult(memory.sum(*terms), original)

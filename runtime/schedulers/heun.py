@@ -14,6 +14,7 @@ from runtime.schedulers.common import (
     check_step,
     combine,
     require_finite,
+    slope_weights,
     ve_original_weights,
 )
 from runtime.schedulers.sigmas import (
@@ -61,11 +62,24 @@ class HeunDiscreteScheduler:
         self.sigmas = np.append(sigmas[:1], [*np.repeat(sigmas[1:], 2), 0.0])
         kind = self.config.prediction_type
         self._weights = [
-            (*ve_original_weights(kind, sigma), 1 / sigma) for sigma in self.sigmas[:-1].tolist()
+            self._step_weights(ve_original_weights(kind, sigma), i, sigma)
+            for i, sigma in enumerate(self.sigmas[:-1].tolist())
         ]
         require_finite("HeunDiscreteScheduler", self._weights)
         self._scales = input_scales(self.sigmas)
-        self._memory = Memory(2)  # the sample and the slope at the start of a step
+        self._memory = Memory(1)  # the latents after half of the slope at the start of a step
+
+    def _step_weights(
+        self, seen: tuple[float, float], i: int, sigma: float
+    ) -> tuple[float, float, float, float]:
+        """Of (sample, noise_pred) in the clean latents, then in half of the step's slope.
+
+        With clip_sample the last is of (sample, clean).
+        """
+        width = float(self.sigmas[i] - self.sigmas[i - 1] if i % 2 else np.diff(self.sigmas)[i])
+        of_clean = (0.0, 1.0)
+        same, other = slope_weights(of_clean if self.config.clip_sample else seen, sigma)
+        return (*seen, width / 2 * same, width / 2 * other)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -85,22 +99,19 @@ class HeunDiscreteScheduler:
         Raises: ValueError: also, an odd index that does not follow on.
         """
         check_step(self, noise_pred, i, sample, noise)
-        memory, (a, b, inverse) = self._memory, self._weights[i]
+        memory, (a, b, same, other) = self._memory, self._weights[i]
         check_pair(memory, i, sample)
         original = memory.sum((a, sample), (b, noise_pred))
+        shown = noise_pred
         if self.config.clip_sample:
             reach = self.config.clip_sample_range
-            np.clip(original, -reach, reach, out=original)
+            shown = np.clip(original, -reach, reach, out=original)
         if i % 2:
-            width = float(self.sigmas[i] - self.sigmas[i - 1]) / 2
-            slope = width * inverse
-            start = ((1.0, memory[0]), (width, memory[1]))
-            return StepResult(memory.sum(*start, (slope, sample), (-slope, original)), original)
-        slope_here = memory.push()
-        combine(slope_here, memory.scratch, (inverse, sample), (-inverse, original))
-        np.copyto(memory.push(), sample)
-        width = float(self.sigmas[i + 1] - self.sigmas[i])
-        return StepResult(memory.sum((1.0, sample), (width, slope_here)), original)
+            return StepResult(
+                memory.sum((1.0, memory[0]), (same, sample), (other, shown)), original
+            )
+        combine(memory.push(), memory.scratch, (1 + same, sample), (other, shown))
+        return StepResult(memory.sum((1 + 2 * same, sample), (2 * other, shown)), original)
 
     def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
         return original + float(self.sigmas[i]) * noise

@@ -19,6 +19,7 @@ from runtime.schedulers.common import (
     check_step,
     combine,
     require_finite,
+    slope_weights,
     ve_original_weights,
 )
 from runtime.schedulers.sigmas import (
@@ -60,9 +61,9 @@ class LMSDiscreteScheduler:
         self.sigmas = np.append(sigmas, 0.0)
         require_finite("LMSDiscreteScheduler", 1 / np.diff(self.sigmas))
         self._coefficients = [_coefficients(self.sigmas, i) for i in range(len(self.timesteps))]
-        self._originals = [
-            ve_original_weights(self.config.prediction_type, sigma) for sigma in sigmas.tolist()
-        ]
+        kind, levels = self.config.prediction_type, sigmas.tolist()
+        self._originals = [ve_original_weights(kind, sigma) for sigma in levels]
+        self._slopes = [slope_weights(*pair) for pair in zip(self._originals, levels, strict=True)]
         self._scales = input_scales(self.sigmas)
         self._memory = Memory(ORDER)
 
@@ -81,11 +82,10 @@ class LMSDiscreteScheduler:
     ) -> StepResult:
         """Advance latents by one multistep; the last four slopes are remembered."""
         check_step(self, noise_pred, i, sample, noise)
-        memory, (a, b) = self._memory, self._originals[i]
+        memory, (a, b), (same, predicted) = self._memory, self._originals[i], self._slopes[i]
         memory.start(i, sample)
         original = memory.sum((a, sample), (b, noise_pred))
-        inverse = 1 / float(self.sigmas[i])
-        combine(memory.push(), memory.scratch, (inverse, sample), (-inverse, original))
+        combine(memory.push(), memory.scratch, (same, sample), (predicted, noise_pred))
         weights = self._coefficients[i][: memory.held]
         slopes = [(weight, memory[k]) for k, weight in enumerate(weights)]
         return StepResult(memory.sum((1.0, sample), *slopes), original)

@@ -73,7 +73,7 @@ def test_generate_needs_force_to_overwrite(package: Path, tmp_path: Path) -> Non
         (["--size", "100x128"], "width must be a multiple of 8"),
         (["--size", "128x0"], "height must be a multiple of 8"),
         (["--size", "99999992x8"], "width must be a multiple of 8 from 8 to 16384"),
-        (["--scheduler", "magic"], "unknown scheduler 'magic'; choose one of ddim, lms"),
+        (["--scheduler", "magic"], "unknown scheduler 'magic'; choose one of ddim, ddpm, pndm"),
         (["--backend", "abacus"], "unknown backend 'abacus'; choose one of onnxruntime"),
     ],
 )

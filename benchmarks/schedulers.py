@@ -1,0 +1,156 @@
+"""Cost of one scheduler step, ours beside diffusers', on a (1, 4, 64, 64) float32 latent.
+
+Run: python -m benchmarks.schedulers [--json FILE] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import diffusers
+import numpy as np
+import torch
+
+from runtime import schedulers
+from tests.parity.twins import build_twin, twin_class
+
+SHAPE = (1, 4, 64, 64)
+STEPS = 20
+CONFIG = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    **{name: (name, {}, {}) for name in schedulers.NAMES},
+    "ddim eta=1": ("ddim", {}, {"eta": 1.0}),
+    "ddim v_prediction": ("ddim", {"prediction_type": "v_prediction"}, {}),
+    "dpmsolver++ order 3": ("dpmsolver++", {"solver_order": 3}, {}),
+    "dpmsolver++ sde": ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    "unipc order 3": ("unipc", {"solver_order": 3}, {}),
+}
+
+
+def walk_ours(sampler: schedulers.Scheduler, seconds: list[float]) -> None:
+    """One trajectory; the time of each step without the noise, which both sides are given."""
+    sample, prediction, noise = np.random.default_rng(0).standard_normal((3, *SHAPE), np.float32)
+    for i in range(len(sampler.timesteps)):
+        start = time.perf_counter()
+        sample = sampler.step(prediction, i, sample, noise).prev_sample
+        seconds.append(time.perf_counter() - start)
+
+
+def walk_theirs(theirs: Any, options: dict[str, Any], seconds: list[float]) -> None:
+    arrays = np.random.default_rng(0).standard_normal((3, *SHAPE), np.float32)
+    sample, prediction, _ = torch.from_numpy(arrays)
+    theirs.scale_model_input(sample, theirs.timesteps[0])
+    for timestep in theirs.timesteps:
+        start = time.perf_counter()
+        sample = theirs.step(prediction, timestep, sample, **options).prev_sample
+        seconds.append(time.perf_counter() - start)
+
+
+def peak(sampler: schedulers.Scheduler) -> int:
+    """Most bytes that a warm step held beside what stood before it."""
+    walk_ours(sampler, [])
+    sample = np.ones(SHAPE, np.float32)
+    worst = 0
+    tracemalloc.start()
+    for i in range(len(sampler.timesteps)):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = sampler.step(sample, i, sample, sample)
+        worst = max(worst, tracemalloc.get_traced_memory()[1] - before)
+        del result
+    tracemalloc.stop()
+    return worst
+
+
+def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: int) -> Any:
+    module = sys.modules[twin_class(name).__module__]
+    noise = torch.randn(SHAPE)
+    config = CONFIG | config
+    ours: list[float] = []
+    theirs: list[float] = []
+    with contextlib.ExitStack() as stack:
+        if hasattr(module, "randn_tensor"):
+            stack.enter_context(mock.patch.object(module, "randn_tensor", lambda *_, **__: noise))
+        if name == "dpmsolver_sde":
+            made: Callable[..., Any] = lambda *_: lambda a, b: noise  # noqa: E731
+            stack.enter_context(mock.patch.object(module, "BrownianTreeNoiseSampler", made))
+        for turn in range(rounds + 2):
+            twin, step_options = build_twin(name, config, STEPS, options)
+            sampler = schedulers.create(name, config, STEPS, **options)
+            walk_theirs(twin, step_options, theirs if turn > 1 else [])
+            walk_ours(sampler, ours if turn > 1 else [])
+
+    def summary(seconds: list[float]) -> dict[str, float]:
+        low, middle, high = np.percentile(seconds, (20, 50, 80)) * 1e6
+        return {"median_us": middle, "p20_us": low, "p80_us": high}
+
+    results = 2 * int(np.prod(SHAPE)) * 4
+    return {
+        "ours": summary(ours),
+        "diffusers": summary(theirs),
+        "ratio": statistics.median(ours) / statistics.median(theirs),
+        "peak_of_results": peak(schedulers.create(name, config, STEPS, **options)) / results,
+        "steps_timed": len(ours),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--rounds", type=int, default=10)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    with torch.inference_mode():
+        for label, (name, config, options) in VARIANTS.items():
+            figures[label] = found = measure(name, config, options, arguments.rounds)
+            print(
+                f"{label:22} {found['ours']['median_us']:7.1f} us  "
+                f"diffusers {found['diffusers']['median_us']:7.1f} us  "
+                f"ratio {found['ratio']:.2f}  peak {found['peak_of_results']:.2f} of the results"
+            )
+    if arguments.json:
+        document = {
+            "shape": SHAPE,
+            "dtype": "float32",
+            "steps": STEPS,
+            "threads": 1,
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "versions": {
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+            },
+            "schedulers": figures,
+        }
+        partial = arguments.json.with_name(f"{arguments.json.name}.part")
+        partial.write_text(json.dumps(document, indent=1) + "\n")
+        partial.replace(arguments.json)
+
+
+if __name__ == "__main__":
+    main()
