@@ -25,10 +25,10 @@ from engines import EngineError
 from runtime import ClipTokenizer, Manifest, Package
 from runtime.package import MANIFEST, Component, FileRecord, sha256_of
 from runtime.version import VERSION
-from sdexport.checkpoint import Checkpoint, read_json
+from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import Part, parts
 from sdexport.preview import fit_preview
-from sdexport.reference import LARGEST_SIDE, PictureRecorder, TorchSession, record_component
+from sdexport.reference import PictureRecorder, TorchSession, record_component
 from sdexport.verify import Check, verify_package
 
 DEFAULT_OPSET = 23
@@ -112,34 +112,13 @@ def _write_package(
     checkpoint: Checkpoint, folder: Path, opset: int, progress: Progress
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
-    tokenizer = ClipTokenizer.from_folder(folder / "tokenizer")
-    text = checkpoint.configs["text_encoder"]
-    if tokenizer.vocab_size > text.vocab_size or (
-        tokenizer.max_length > text.max_position_embeddings
-    ):
-        raise ValueError(
-            f"{checkpoint.folder}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
-            f"{tokenizer.max_length}) does not fit the text encoder ({text.vocab_size} ids, "
-            f"rows of {text.max_position_embeddings})"
-        )
-    vae = checkpoint.configs["vae"]
-    downscale = 2 ** (len(vae.block_out_channels) - 1)
-    side = checkpoint.configs["unet"].sample_size or 64
-    height, width = (side, side) if isinstance(side, int) else side
-    components, preview = _write_components(
-        checkpoint,
-        folder,
-        opset,
-        progress,
-        PictureRecorder(checkpoint.scheduler_config, tokenizer),
-        latent_shape=(
-            vae.latent_channels,
-            min(height, LARGEST_SIDE // downscale),
-            min(width, LARGEST_SIDE // downscale),
-        ),
-    )
+    tokenizers = {part: _tokenizer(checkpoint, folder, part) for part in checkpoint.text_encoders}
+    vae, downscale = checkpoint.configs["vae"], checkpoint.downscale
+    height, width = checkpoint.sample_size
+    picture = PictureRecorder(checkpoint, tokenizers)
+    components, preview = _write_components(checkpoint, folder, opset, progress, picture)
     manifest = Manifest(
-        family="stable-diffusion",
+        family=checkpoint.family,
         source=checkpoint.source,
         latent_channels=vae.latent_channels,
         downscale=downscale,
@@ -154,19 +133,29 @@ def _write_package(
     )
     if find_spec("onnxruntime"):
         progress("package", "verify")
-        package = Package(folder, manifest, checkpoint.scheduler_config)
+        package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
         manifest = replace(manifest, verification=_verified(package))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: now it is one
     return manifest
 
 
+def _tokenizer(checkpoint: Checkpoint, folder: Path, part: str) -> ClipTokenizer:
+    """The copied tokenizer of a text encoder, found to fit it."""
+    tokenizer = ClipTokenizer.from_folder(folder / tokenizer_folder(part))
+    text = checkpoint.configs[part]
+    if tokenizer.vocab_size > text.vocab_size or (
+        tokenizer.max_length > text.max_position_embeddings
+    ):
+        raise ValueError(
+            f"{checkpoint.folder}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
+            f"{tokenizer.max_length}) does not fit {part} ({text.vocab_size} ids, "
+            f"rows of {text.max_position_embeddings})"
+        )
+    return tokenizer
+
+
 def _write_components(
-    checkpoint: Checkpoint,
-    folder: Path,
-    opset: int,
-    progress: Progress,
-    picture: PictureRecorder,
-    latent_shape: tuple[int, int, int],
+    checkpoint: Checkpoint, folder: Path, opset: int, progress: Progress, picture: PictureRecorder
 ) -> tuple[dict[str, Component], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
 
@@ -175,7 +164,11 @@ def _write_components(
     components = {}
     preview: tuple[tuple[float, ...], ...] = ()
     loaded: tuple[str, Any] = ("", None)
-    for part in parts(*(checkpoint.configs[p] for p in ("text_encoder", "unet", "vae"))):
+    if picture.begins_with_vae:
+        progress("vae_encoder", "load")
+        loaded = ("vae", checkpoint.load("vae"))
+        picture.begin(loaded[1])
+    for part in parts(checkpoint.configs):
         if loaded[0] != part.source:
             _free_weights(loaded[1])
             progress(part.name, "load")
@@ -183,18 +176,17 @@ def _write_components(
         module = loaded[1]
         progress(part.name, "record")
         with TorchSession(part, module) as session:
-            ids = picture.input_ids if part.name == "text_encoder" else None
+            is_text = part.name in checkpoint.text_encoders
+            ids = picture.input_ids(part.name) if is_text else None
             record_component(session, part, folder / "reference" / f"{part.name}.npz", ids)
-            if part.name == "text_encoder":
-                picture.encode(session)
+            if is_text:
+                picture.encode(part.name, session)
         if part.name == "unet":
-            picture.denoise(module, (1, *latent_shape))
+            picture.denoise(module)
         elif part.name == "vae_decoder":
-            vae = checkpoint.configs["vae"]
-            picture.decode(module, vae.scaling_factor, folder / "reference" / "picture.npz")
-            preview = fit_preview(
-                module, vae.scaling_factor, 2 ** (len(vae.block_out_channels) - 1)
-            )
+            picture.decode(module, folder / "reference" / "picture.npz")
+            scaling_factor = checkpoint.configs["vae"].scaling_factor
+            preview = fit_preview(module, scaling_factor, checkpoint.downscale)
         progress(part.name, "trace")
         trace(part, module, folder / part.name / "model.onnx", opset=opset)
         _copy_json(
@@ -297,12 +289,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
-    (folder / "tokenizer").mkdir()
-    for name in _TOKENIZER_FILES:
-        source, target = checkpoint.folder / "tokenizer" / name, folder / "tokenizer" / name
-        if source.is_file():
-            copy = _copy_json if name == "tokenizer_config.json" else shutil.copyfile
-            copy(source, target)
+    for where in map(tokenizer_folder, checkpoint.text_encoders):
+        (folder / where).mkdir()
+        for name in _TOKENIZER_FILES:
+            source, target = checkpoint.folder / where / name, folder / where / name
+            if source.is_file():
+                copy = _copy_json if name == "tokenizer_config.json" else shutil.copyfile
+                copy(source, target)
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         _copy_json(checkpoint.folder / name, folder / name)

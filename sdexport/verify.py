@@ -152,17 +152,24 @@ def _repaint(pipeline: Pipeline, path: Path | None) -> Check:
         return failed("no recorded picture")
     try:
         recorded = _read_arrays(path)
-        latents, picture = recorded["latents"], recorded["picture"]
-        unit = pipeline.package.manifest.downscale
+        picture = recorded["picture"]
+        given: dict[str, Any] = {
+            argument: recorded[name]
+            for argument, name in (("image", "image"), ("mask_image", "mask"))
+            if name in recorded
+        }
         result = pipeline(
             str(recorded["prompt"]),
             str(recorded["negative_prompt"]),
-            height=latents.shape[2] * unit,
-            width=latents.shape[3] * unit,
+            height=picture.shape[1],
+            width=picture.shape[2],
             num_inference_steps=int(recorded["num_inference_steps"]),
             guidance_scale=float(recorded["guidance_scale"]),
             scheduler=str(recorded["scheduler"]),
-            latents=latents,
+            latents=recorded.get("latents"),
+            seed=None if "latents" in recorded else int(recorded["seed"]),
+            strength=float(recorded["strength"]) if "strength" in recorded else None,
+            **given,
         )
     except (EngineError, PackageError, ValueError, TypeError, LookupError) as error:
         return failed(str(error))

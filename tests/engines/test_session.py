@@ -30,7 +30,7 @@ def session(request: pytest.FixtureRequest, package: Path, modules: dict[str, An
         from sdexport.shapes import MODEL_DIR
 
         configs = Checkpoint.open(MODEL_DIR).configs
-        unet = parts(*(configs[p] for p in ("text_encoder", "unet", "vae")))[1]
+        unet = parts(configs)[1]
         return TorchSession(unet, modules["unet"])
     return open_session(package / "unet" / "model.onnx", request.param)
 
