@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,7 @@ def denoise(
     scheduler: Scheduler,
     *,
     guidance: Guidance,
+    conditions: Mapping[str, np.ndarray] | None = None,
     prediction_type: str = "epsilon",
     draw: Draw | None = None,
     max_batch: int | None = None,
@@ -83,6 +84,7 @@ def denoise(
       unet: sample, timestep, encoder_hidden_states -> out_sample.
       prompt_embeds: (B, n, width), or (2B, n, width) with the unconditional half first exactly if
         `guidance.is_guided`.
+      conditions: further inputs of the UNet, a row for each row of prompt_embeds.
       prediction_type: what the UNet predicts; only a guidance function needs it.
       draw: for schedulers that take fresh noise.
       max_batch: pictures that the UNet is given at once.
@@ -90,7 +92,7 @@ def denoise(
       that are not finite.
     """
     latents, steps = start.latents(scheduler), len(scheduler.timesteps)
-    predictor = _Predictor(unet, guidance, max_batch)
+    predictor = _Predictor(unet, guidance, conditions or {}, max_batch)
     try:
         for i in range(start.index, steps):
             timestep = float(scheduler.timesteps[i])
@@ -117,8 +119,15 @@ def denoise(
 class _Predictor:
     """The guided prediction for all pictures; embeddings are bound while they stay the same."""
 
-    def __init__(self, unet: Session, guidance: Guidance, max_batch: int | None) -> None:
+    def __init__(
+        self,
+        unet: Session,
+        guidance: Guidance,
+        conditions: Mapping[str, np.ndarray],
+        max_batch: int | None,
+    ) -> None:
         self._unet, self._guidance, self._max_batch = unet, guidance, max_batch
+        self._conditions = conditions
         self._time_spec = next(spec for spec in unet.inputs if spec.name == "timestep")
         self._embeds: np.ndarray | None = None
         self._bound: dict[tuple[int, bool], Session] = {}
@@ -144,9 +153,13 @@ class _Predictor:
     def _session(self, embeds: np.ndarray, rows: slice, count: int, guided: bool) -> Session:
         key = rows.start, guided
         if key not in self._bound:
-            conditional = embeds[len(embeds) - count :][rows]
-            held = np.concatenate([embeds[rows], conditional]) if guided else conditional
-            self._bound[key] = self._unet.bind(encoder_hidden_states=held)
+
+            def held(values: np.ndarray) -> np.ndarray:
+                conditional = values[len(values) - count :][rows]
+                return np.concatenate([values[rows], conditional]) if guided else conditional
+
+            given = {"encoder_hidden_states": embeds, **self._conditions}
+            self._bound[key] = self._unet.bind(**{name: held(v) for name, v in given.items()})
         return self._bound[key]
 
     def _check(self, embeds: np.ndarray, count: int) -> None:

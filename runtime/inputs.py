@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from runtime import checks
+from runtime.conditioning import Encoded
 from runtime.denoise import Embeds
 from runtime.image import ImageInput, open_image, open_mask, resize, to_sample
 from runtime.noise import TorchGenerator, check_seed
@@ -97,45 +98,118 @@ class Noise:
             return self._generators[0].randn(shape)
         return np.concatenate([g.randn((1, *shape[1:])) for g in self._generators])
 
-    def draw_rows(self, count: int, shape: Sequence[int]) -> np.ndarray:
-        """For so many given images; with a generator for each picture, for all of those."""
-        return self.draw((count, *shape))
+
+@dataclass(frozen=True)
+class Rows:
+    """Embeddings with a row for each picture, the same for all steps or a function of the step."""
+
+    embeds: Embeds
+    pooled: np.ndarray | None = None
+
+    def zeros(self) -> Rows:
+        """As many rows that say nothing."""
+        embeds = self.embeds(0, 1) if callable(self.embeds) else self.embeds
+        pooled = None if self.pooled is None else np.zeros_like(self.pooled)
+        return Rows(np.zeros_like(embeds), pooled)
 
 
-class EachStep:
-    """Embeddings that change over the steps, joined with the negative ones."""
+@dataclass(frozen=True)
+class GivenEmbeds:
+    """Embeddings that the caller brings: (1 or B, n, width), pooled ones (1 or B, width)."""
+
+    prompt_embeds: Embeds | None = None
+    negative_prompt_embeds: np.ndarray | None = None
+    pooled_prompt_embeds: np.ndarray | None = None
+    negative_pooled_prompt_embeds: np.ndarray | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.prompt_embeds is None and self.negative_prompt_embeds is None
+
+    def positive(self, count: int) -> Rows | None:
+        """Raises: ValueError: arrays do not fit."""
+        embeds = self.prompt_embeds
+        if embeds is None:
+            return None
+        pooled = rows("pooled_prompt_embeds", self.pooled_prompt_embeds, count, 2)
+        if callable(embeds):
+            return Rows(_EachStep(embeds, count), pooled)
+        return Rows(rows("prompt_embeds", embeds, count, 3), pooled)
+
+    def negative(self, count: int) -> Rows | None:
+        """Raises: ValueError: arrays do not fit."""
+        embeds = rows("negative_prompt_embeds", self.negative_prompt_embeds, count, 3)
+        pooled = rows("negative_pooled_prompt_embeds", self.negative_pooled_prompt_embeds, count, 2)
+        return None if embeds is None else Rows(embeds, pooled)
+
+
+class _EachStep:
+    """Embeddings that change over the steps, below the negative ones if there are any.
+
+    Gives the same object as long as the function gives the same one.
+    """
 
     def __init__(
         self,
-        positive: Callable[[int, int], np.ndarray],
-        negative: np.ndarray | None,
+        function: Callable[[int, int], np.ndarray],
         count: int,
+        negative: np.ndarray | None = None,
     ) -> None:
-        self._positive, self._negative, self._count = positive, negative, count
+        self.function, self.count, self._negative = function, count, negative
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
     def __call__(self, i: int, steps: int) -> np.ndarray:
-        """The same object as long as the function gives the same one."""
-        given = self._positive(i, steps)
-        if self._last is None or self._last[0] is not given:
-            own = rows("prompt_embeds", given, self._count)
-            whole = own if self._negative is None else joined(self._negative, own)
-            self._last = given, whole
-        return self._last[1]
+        given = self.function(i, steps)
+        last = self._last
+        if last is None or last[0] is not given:
+            whole = rows("prompt_embeds", given, self.count, 3)
+            if self._negative is not None:
+                whole = _stacked(self._negative, whole)
+            self._last = last = (given, whole)
+        return last[1]
 
 
-def rows(name: str, embeds: np.ndarray, count: int) -> np.ndarray:
-    """Embeddings as one row for each picture."""
-    fits = isinstance(embeds, np.ndarray) and embeds.ndim == 3 and embeds.dtype == np.float32
+@overload
+def rows(name: str, embeds: np.ndarray, count: int, ndim: int) -> np.ndarray: ...
+@overload
+def rows(name: str, embeds: None, count: int, ndim: int) -> None: ...
+@overload
+def rows(name: str, embeds: np.ndarray | None, count: int, ndim: int) -> np.ndarray | None: ...
+def rows(name: str, embeds: np.ndarray | None, count: int, ndim: int) -> np.ndarray | None:
+    """Embeddings as one row for each picture; None stays None.
+
+    Raises: ValueError: another dtype or shape, NaN or infinity.
+    """
+    if embeds is None:
+        return None
+    is_array = isinstance(embeds, np.ndarray)
+    fits = is_array and embeds.ndim == ndim and embeds.dtype == np.float32
     if not fits or not len(embeds) or count % len(embeds):
-        got = f"{embeds.dtype} {embeds.shape}" if isinstance(embeds, np.ndarray) else type(embeds)
-        raise ValueError(f"{name}: expected float32 (1 or {count}, n, width), got {got}")
+        got = f"{embeds.dtype} {embeds.shape}" if is_array else type(embeds).__name__
+        shape = ", ".join(["n", "width"][3 - ndim :])
+        raise ValueError(f"{name}: expected float32 (1 or {count}, {shape}), got {got}")
     if not np.isfinite(embeds).all():
         raise ValueError(f"{name}: NaN or infinity is in it")
     return np.repeat(embeds, count // len(embeds), axis=0)
 
 
-def joined(negative: np.ndarray, positive: np.ndarray) -> np.ndarray:
+def joined(negative: Rows | Encoded, positive: Rows | Encoded) -> tuple[Embeds, np.ndarray | None]:
+    """Both below each other, the negative ones first: embeddings, and pooled ones.
+
+    Raises: ValueError: they differ in shape.
+    """
+    pooled = None
+    if negative.pooled is not None and positive.pooled is not None:
+        pooled = _stacked(negative.pooled, positive.pooled)
+    above, below = negative.embeds, positive.embeds
+    assert isinstance(above, np.ndarray)  # for the type checker: only prompts change over steps
+    if isinstance(below, _EachStep):
+        return _EachStep(below.function, below.count, above), pooled
+    assert isinstance(below, np.ndarray)
+    return _stacked(above, below), pooled
+
+
+def _stacked(negative: np.ndarray, positive: np.ndarray) -> np.ndarray:
     if negative.shape[1:] != positive.shape[1:]:
         raise ValueError(
             f"negative_prompt_embeds {negative.shape} and prompt_embeds {positive.shape} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,14 +14,15 @@ from PIL import Image
 
 from engines import Session
 from runtime import checks, inputs, schedulers, vae
-from runtime import prompt as prompt_text
 from runtime.components import Components, chunks, finite
+from runtime.conditioning import Encoded, Sizes, TextEncoders, conditions
 from runtime.denoise import DenoiseStep, Draw, Embeds, Start, denoise
 from runtime.guidance import Guidance, GuidanceFunction
 from runtime.image import ImageInput, Parameters, to_image, to_uint8
-from runtime.inputs import MAX_SIDE, EachStep, Given, Noise
+from runtime.inputs import MAX_SIDE, Given, GivenEmbeds, Noise, Rows
 from runtime.package import Package
 from runtime.schedulers import Scheduler
+from runtime.tokenizer import ClipTokenizer
 
 MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
@@ -72,9 +73,19 @@ class Pipeline:
         if vae_tile is not None and checks.whole("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
             raise ValueError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
         self.package = package
-        self.tokenizer = package.tokenizer()
         self.max_batch, self.vae_tile = max_batch, vae_tile
         self._components = Components(package, backend, options, sessions or {})
+        self._texts = TextEncoders(package, self.session, max_batch)
+
+    @property
+    def tokenizer(self) -> ClipTokenizer:
+        """That of the first text encoder."""
+        return next(iter(self.tokenizers.values()))
+
+    @property
+    def tokenizers(self) -> Mapping[str, ClipTokenizer]:
+        """The tokenizer of each text encoder."""
+        return self._texts.tokenizers
 
     def session(self, component: str) -> Session:
         """The open session of a component.
@@ -123,8 +134,15 @@ class Pipeline:
         latents: np.ndarray | None = None,
         prompt_embeds: Embeds | None = None,
         negative_prompt_embeds: np.ndarray | None = None,
+        pooled_prompt_embeds: np.ndarray | None = None,
+        negative_pooled_prompt_embeds: np.ndarray | None = None,
         prompt_weights: bool = False,
         clip_skip: int = 0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
         scheduler: str | None = None,
         eta: float = 0.0,
         on_step: Callable[[DenoiseStep], object] | None = None,
@@ -132,7 +150,8 @@ class Pipeline:
         """Paint pictures.
 
         Args:
-          prompt, negative_prompt: one text, or one for each picture.
+          prompt, negative_prompt: one text, or one for each picture. Without a negative prompt
+            SDXL is given zeros, which is not the same as "".
           height, width: pixels, multiples of the package's downscale (8); default those of
             `image`, rounded down, or else the package's.
           num_inference_steps: 1..1000.
@@ -151,7 +170,13 @@ class Pipeline:
             for prompt_embeds also a function from a step index to such an array.
           prompt_weights: read "(word:1.3)" and its kin, and prompts of any length; see
             runtime.prompt. Otherwise brackets are text and 75 tokens are the limit.
-          clip_skip: layers of the text encoder to leave out at its end, 0..2.
+          pooled_prompt_embeds, negative_pooled_prompt_embeds: (1 or B, width) float32, which SDXL
+            needs beside the others.
+          clip_skip: layers of the text encoder to leave out at its end; as in diffusers, for the
+            prompt and not for the negative one.
+          original_size, crops_coords_top_left, target_size, aesthetic_score,
+            negative_aesthetic_score: what SDXL is told of the picture; sizes are (height, width),
+            default the picture's own.
           scheduler: one of runtime.schedulers.NAMES; default the package's own.
           eta: for DDIM and TCD, 0..1.
           on_step: called after every step.
@@ -159,6 +184,8 @@ class Pipeline:
           numbers that are not finite.
         """
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval, guidance_function)
+        if self._unet_takes("timestep_cond"):  # it is told the scale instead of led by it
+            guidance = replace(guidance, scale=1.0)
         prompts, negatives = inputs.prompts(
             prompt, negative_prompt, prompt_embeds, num_images_per_prompt
         )
@@ -173,17 +200,38 @@ class Pipeline:
         source = Noise(seed, len(prompts), noise_device)
 
         clock = [time.perf_counter()]
-        embeds = self._embeds(
+        embeds, pooled = self._condition(
             prompts,
             negatives if guidance.is_guided else None,
-            prompt_embeds,
-            negative_prompt_embeds,
-            weights=prompt_weights,
+            GivenEmbeds(
+                prompt_embeds,
+                negative_prompt_embeds,
+                pooled_prompt_embeds,
+                negative_pooled_prompt_embeds,
+            ),
+            zeros=negative_prompt is None and self._takes_zeros,
+            prompt_weights=prompt_weights,
             clip_skip=clip_skip,
+        )
+        sizes = Sizes(
+            original_size or (given.height, given.width),
+            target_size or (given.height, given.width),
+            crops_coords_top_left,
+            aesthetic_score,
+            negative_aesthetic_score,
+        )
+        further = conditions(
+            self.session("unet"),
+            self.package.index,
+            pooled,
+            sizes,
+            guidance_scale,
+            len(prompts),
+            guided=guidance.is_guided,
         )
         start = self._start(given, source, latents, len(prompts), begin)
         clock.append(time.perf_counter())
-        for step in self._denoise(start, embeds, sampler, guidance, source.draw):
+        for step in self._denoise(start, embeds, sampler, guidance, source.draw, further):
             if on_step is not None:
                 on_step(step)
         clock.append(time.perf_counter())
@@ -270,19 +318,12 @@ class Pipeline:
         Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
         """
         texts = [*(negatives or ()), *prompts]
-        output = self._text_output(clip_skip)
-        text_encoder = self.session("text_encoder")
-        dtype = text_encoder.inputs[0].dtype
-
-        def hidden_states(input_ids: np.ndarray) -> np.ndarray:
-            parts = [
-                text_encoder.run({"input_ids": input_ids[rows].astype(dtype)})[output]
-                for rows in chunks(len(input_ids), self.max_batch)
-            ]
-            return finite(np.concatenate(parts), "text_encoder", "the prompt")
-
-        how = prompt_text.encode_weighted if prompt_weights else prompt_text.encode_plain
-        return how(self.tokenizer, hidden_states, texts)
+        return self._texts.encode(
+            texts,
+            negatives=len(negatives or ()),
+            prompt_weights=prompt_weights,
+            clip_skip=clip_skip,
+        ).embeds
 
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
         """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see runtime.vae.encode."""
@@ -301,6 +342,7 @@ class Pipeline:
         *,
         guidance_scale: float = 7.5,
         guidance: Guidance | None = None,
+        conditions: Mapping[str, np.ndarray] | None = None,
         draw: Draw | None = None,
     ) -> Iterator[DenoiseStep]:
         """Turn noise into clean latents, yielding after every step.
@@ -313,12 +355,14 @@ class Pipeline:
           prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1; or a function
             from (step index, number of steps) to such arrays.
           guidance: instead of guidance_scale.
+          conditions: further inputs of the UNet; see runtime.conditioning.
           draw: gives fresh noise of a shape, for schedulers that take some.
         Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that
           are not finite.
         """
         guidance = guidance or Guidance(guidance_scale)
-        return self._denoise(Start(latents), prompt_embeds, scheduler, guidance, draw)
+        start = Start(latents)
+        return self._denoise(start, prompt_embeds, scheduler, guidance, draw, conditions)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of clean latents, (B, H, W, 3) uint8."""
@@ -339,6 +383,7 @@ class Pipeline:
         scheduler: Scheduler,
         guidance: Guidance,
         draw: Draw | None,
+        further: Mapping[str, np.ndarray] | None = None,
     ) -> Iterator[DenoiseStep]:
         return denoise(
             self.session("unet"),
@@ -346,51 +391,50 @@ class Pipeline:
             embeds,
             scheduler,
             guidance=guidance,
+            conditions=further,
             prediction_type=self.package.manifest.prediction_type,
             draw=draw,
             max_batch=self.max_batch,
         )
 
-    def _text_output(self, clip_skip: int) -> str:
-        names = {f"clip_skip.{n}": n for n in range(1, 12)}
-        outputs = [spec.name for spec in self.session("text_encoder").outputs]
-        able = [0, *(names[name] for name in outputs if name in names)]
-        if clip_skip not in able:
-            raise ValueError(
-                f"clip_skip must be one of {', '.join(map(str, able))} with this package, "
-                f"got {clip_skip!r:.20}"
-            )
-        return f"clip_skip.{clip_skip}" if clip_skip else "last_hidden_state"
-
-    def _embeds(
+    def _condition(
         self,
         prompts: list[str],
         negatives: list[str] | None,
-        prompt_embeds: Embeds | None,
-        negative_prompt_embeds: np.ndarray | None,
+        given: GivenEmbeds,
         *,
-        weights: bool,
+        zeros: bool,
+        prompt_weights: bool,
         clip_skip: int,
-    ) -> Embeds:
-        """What `denoise` asks for, from texts or embeddings."""
-        if prompt_embeds is None and negative_prompt_embeds is None:
-            return self.encode(prompts, negatives, prompt_weights=weights, clip_skip=clip_skip)
+    ) -> tuple[Embeds, np.ndarray | None]:
+        """Embeddings as `denoise` asks for them, and pooled ones, from texts or from the caller.
+
+        Args:
+          negatives: None without guidance.
+          zeros: no negative prompt was given, and the model was trained to take zeros for it.
+        """
         count = len(prompts)
 
-        def of_texts(texts: list[str]) -> np.ndarray:
-            return self.encode(texts, prompt_weights=weights, clip_skip=clip_skip)
+        def encode(texts: list[str], negative: int = 0) -> Encoded:
+            return self._texts.encode(
+                texts, negatives=negative, prompt_weights=prompt_weights, clip_skip=clip_skip
+            )
 
-        positive = of_texts(prompts) if prompt_embeds is None else prompt_embeds
+        if given.is_empty and negatives is not None and not zeros:
+            # in one call, so that both are equally long
+            both = encode([*negatives, *prompts], len(negatives))
+            return both.embeds, both.pooled
+        positive: Rows | Encoded = given.positive(count) or encode(prompts)
         if negatives is None:
-            if callable(positive):
-                return EachStep(positive, None, count)
-            return inputs.rows("prompt_embeds", positive, count)
-        if negative_prompt_embeds is None:
-            negative_prompt_embeds = of_texts(negatives)
-        negative = inputs.rows("negative_prompt_embeds", negative_prompt_embeds, count)
-        if callable(positive):
-            return EachStep(positive, negative, count)
-        return inputs.joined(negative, inputs.rows("prompt_embeds", positive, count))
+            return positive.embeds, positive.pooled
+        negative: Rows | Encoded | None = given.negative(count)
+        if negative is None:
+            negative = (
+                Rows(positive.embeds, positive.pooled).zeros()
+                if zeros
+                else encode(negatives, count)
+            )
+        return inputs.joined(negative, positive)
 
     def _given(
         self,
@@ -403,10 +447,20 @@ class Pipeline:
         """Pictures and mask that were given, at the size that will be painted."""
         if self._inpaints() and mask is None:
             raise ValueError("this package paints into pictures: give image and mask_image")
+        if self.package.index.get("requires_aesthetics_score") and source is None:
+            raise ValueError("this package refines pictures: give image")
         manifest = self.package.manifest
         return inputs.given(
             source, mask, height, width, resize_mode, manifest.default_size, manifest.downscale
         )
+
+    @property
+    def _takes_zeros(self) -> bool:
+        xl = "text_encoder_2" in self.tokenizers
+        return xl and bool(self.package.index.get("force_zeros_for_empty_prompt", True))
+
+    def _unet_takes(self, name: str) -> bool:
+        return any(spec.name == name for spec in self.session("unet").inputs)
 
     def _inpaints(self) -> bool:
         """Whether the UNet has channels for mask and masked picture."""
@@ -432,21 +486,30 @@ class Pipeline:
             mask = np.ascontiguousarray(given.mask[:, :, ::unit, ::unit])
             if inpaints:
                 masked = self._latents_of(given.image * (given.mask < 0.5), source, count)
-            else:  # diffusers draws for this too, though the UNet does not look at it
-                source.draw_rows(len(given.image), shape[1:])
+            elif self._draws_posterior():
+                # diffusers draws for this too, though the UNet does not look at it
+                source.draw((len(given.image), *shape[1:]))
         return Start(noise, begin, original, mask, masked)
+
+    def _draws_posterior(self) -> bool:
+        outputs = self.session("vae_encoder").outputs
+        return outputs[0].shape[1] != self.package.manifest.latent_channels
 
     def _latents_of(self, pixels: np.ndarray, source: Noise, count: int) -> np.ndarray:
         if count % len(pixels):
             raise ValueError(f"got {len(pixels)} images for {count} pictures")
-        moments = self.encode_image(pixels)
-        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        moments, channels = self.encode_image(pixels), self.package.manifest.latent_channels
         repeats = count // len(pixels)
-        if source.each:
+        if moments.shape[1] == channels:  # AutoencoderTiny has no posterior to draw from
+            drawn = np.repeat(moments, repeats, axis=0)
+        elif source.each:
             moments = np.repeat(moments, repeats, axis=0)
-        drawn = vae.sample_posterior(moments, source.draw_rows(len(pixels), shape))
-        if not source.each:
-            drawn = np.repeat(drawn, repeats, axis=0)
+            drawn = vae.sample_posterior(
+                moments, source.draw((count, channels, *moments.shape[2:]))
+            )
+        else:
+            noise = source.draw((len(pixels), channels, *moments.shape[2:]))
+            drawn = np.repeat(vae.sample_posterior(moments, noise), repeats, axis=0)
         scaled: np.ndarray = drawn * np.float32(self.package.manifest.scaling_factor)
         return scaled
 
