@@ -1,21 +1,16 @@
-"""What the UNet is told beside the latents: embeddings of texts, sizes, scores and scales."""
+"""Embeddings as the denoising loop wants them: of texts, or the caller's own."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from engines import Session
-from runtime.components import chunks, finite
-from runtime.package import Package
-from runtime.prompt import apply_weights, tokenize_weighted
+from runtime import checks
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-PENULTIMATE = "hidden_states."
+Embeds = np.ndarray | Callable[[int, int], np.ndarray]
+"""Embeddings for the whole run, or for step i of so many."""
 
 
 @dataclass(frozen=True)
@@ -26,161 +21,106 @@ class Encoded:
     pooled: np.ndarray | None = None
 
 
-class TextEncoders:
-    """The text encoders of a package, each with its tokenizer.
+@dataclass(frozen=True)
+class GivenEmbeds:
+    """Embeddings that the caller brings: (1 or B, n, width), pooled ones (1 or B, width)."""
+
+    prompt_embeds: Embeds | None = None
+    negative_prompt_embeds: np.ndarray | None = None
+    pooled_prompt_embeds: np.ndarray | None = None
+    negative_pooled_prompt_embeds: np.ndarray | None = None
+
+
+def condition(
+    encode: Callable[[list[str], int], Encoded],
+    prompts: list[str],
+    negatives: list[str] | None,
+    given: GivenEmbeds,
+    *,
+    zeros: bool = False,
+) -> tuple[Embeds, np.ndarray | None]:
+    """What `denoise` asks for: one row for each prompt, after one for each negative if there are.
 
     Args:
-      session: gives the open session of a component.
-      max_batch: rows that an encoder is given at once.
+      encode: texts to embeddings; how many of the first are negative.
+      negatives: None if no unconditional pass is run at all.
+      given: takes the place of the texts.
+      zeros: no negative prompt was given, and the model was trained to take zeros for it.
+    Returns: embeddings, and pooled ones if the model has them.
+    Raises: ValueError: embeddings do not fit.
     """
+    count = len(prompts)
+    theirs = given.prompt_embeds is not None or given.negative_prompt_embeds is not None
+    if not theirs and not (zeros and negatives is not None):
+        # in one call, so that both are equally long
+        both = encode([*(negatives or ()), *prompts], len(negatives or ()))
+        return both.embeds, both.pooled
+    texts = encode(prompts, 0) if given.prompt_embeds is None else None
+    positive = texts.embeds if texts else given.prompt_embeds
+    pooled = _rows("pooled_prompt_embeds", given.pooled_prompt_embeds, count, 2)
+    pooled = texts.pooled if texts else pooled
+    if negatives is None:
+        negative, negative_pooled = None, None
+    elif given.negative_prompt_embeds is not None:
+        negative = _rows("negative_prompt_embeds", given.negative_prompt_embeds, count, 3)
+        name = "negative_pooled_prompt_embeds"
+        negative_pooled = _rows(name, given.negative_pooled_prompt_embeds, count, 2)
+    elif zeros:
+        like = positive(0, 1) if callable(positive) else positive
+        negative = np.zeros_like(_rows("prompt_embeds", like, count, 3))
+        negative_pooled = None if pooled is None else np.zeros_like(pooled)
+    else:
+        of_texts = encode(negatives, count)
+        negative, negative_pooled = of_texts.embeds, of_texts.pooled
+    if negatives is not None and pooled is not None and negative_pooled is None:
+        raise ValueError("negative_pooled_prompt_embeds must come with negative_prompt_embeds")
+    pooled = None if pooled is None else _stacked(negative_pooled, pooled)
+    if callable(positive):
+        return _EachStep(positive, negative, count), pooled
+    rows = _rows("prompt_embeds", positive, count, 3)
+    assert rows is not None  # for the type checker: there were texts or embeddings
+    return _stacked(negative, rows), pooled
+
+
+class _EachStep:
+    """Embeddings that change over the steps, below the negative ones if there are any."""
 
     def __init__(
-        self, package: Package, session: Callable[[str], Session], max_batch: int | None
-    ) -> None:
-        self._session, self._max_batch = session, max_batch
-        self.tokenizers = {
-            name: package.tokenizer(name)
-            for name in TEXT_ENCODERS
-            if name in package.manifest.components
-        }
-
-    def encode(
         self,
-        texts: Sequence[str],
-        *,
-        negatives: int = 0,
-        prompt_weights: bool = False,
-        clip_skip: int = 0,
-    ) -> Encoded:
-        """Embeddings as the model was trained on: of two encoders side by side, if there are two.
+        positive: Callable[[int, int], np.ndarray],
+        negative: np.ndarray | None,
+        count: int,
+    ) -> None:
+        self._positive, self._negative, self._count = positive, negative, count
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
 
-        Args:
-          prompt_weights: read weights in brackets and prompts of any length; see runtime.prompt.
-          negatives: how many of the first texts are negative prompts; like diffusers, clip_skip
-            leaves those alone.
-          clip_skip: layers to leave out at the end.
-        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
-        """
-        sides, pooled = [], None
-        for name, tokenizer in self.tokenizers.items():
-            if prompt_weights:
-                tokens = tokenize_weighted(tokenizer, texts)
-                rows = tokens.input_ids.shape[1]
-                hidden, of_text = self._run(name, tokens.flat_ids, negatives * rows, clip_skip)
-                sides.append(apply_weights(hidden, tokens))
-                of_text = None if of_text is None else of_text[::rows]
-            else:
-                hidden, of_text = self._run(name, tokenizer(texts), negatives, clip_skip)
-                sides.append(hidden)
-            pooled = of_text if of_text is not None else pooled
-        return Encoded(sides[0] if len(sides) == 1 else np.concatenate(sides, axis=-1), pooled)
-
-    def _run(
-        self, name: str, input_ids: np.ndarray, negatives: int, clip_skip: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        session, output, whole = self._session(name), *self._outputs(name, clip_skip)
-        ids = input_ids.astype(session.inputs[0].dtype)
-        found = [session.run({"input_ids": ids[r]}) for r in chunks(len(ids), self._max_batch)]
-        hidden = np.concatenate([each[output] for each in found])
-        if clip_skip and negatives:
-            hidden[:negatives] = np.concatenate([each[whole] for each in found])[:negatives]
-        pooled = None
-        if "text_embeds" in found[0]:
-            pooled = np.concatenate([each["text_embeds"] for each in found])
-            finite(pooled, name, "the prompt")
-        return finite(hidden, name, "the prompt"), pooled
-
-    def _outputs(self, name: str, clip_skip: int) -> tuple[str, str]:
-        """The outputs that hold the embeddings with layers left out, and with none.
-
-        SDXL takes the last but one layer's for the whole.
-        """
-        outputs = [spec.name for spec in self._session(name).outputs]
-        layers = sum(output.startswith(PENULTIMATE) for output in outputs)
-        if "text_encoder_2" in self.tokenizers:
-            able = {n: f"{PENULTIMATE}{layers - 1 - n}" for n in range(layers)}
-        else:
-            able = {0: "last_hidden_state"}
-            able |= {n: f"clip_skip.{n}" for n in range(1, 12) if f"clip_skip.{n}" in outputs}
-        if isinstance(clip_skip, bool) or clip_skip not in able:
-            raise ValueError(
-                f"clip_skip must be one of {', '.join(map(str, able))} with this package, "
-                f"got {clip_skip!r:.20}"
-            )
-        return able[clip_skip], able[0]
+    def __call__(self, i: int, steps: int) -> np.ndarray:
+        """The same object as long as the function gives the same one."""
+        given, last = self._positive(i, steps), self._last
+        if last is None or last[0] is not given:
+            own = _rows("prompt_embeds", given, self._count, 3)
+            if own is None:
+                raise ValueError("prompt_embeds: the function gave None")
+            self._last = last = (given, _stacked(self._negative, own))
+        return last[1]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What SDXL is told of a picture, each (height, width) in pixels, and what its refiner is.
-
-    Source: arXiv 2307.01952, sections 2.2 and 2.5.
-    """
-
-    original_size: tuple[int, int]
-    target_size: tuple[int, int]
-    crops_coords_top_left: tuple[int, int] = (0, 0)
-    aesthetic_score: float = 6.0
-    negative_aesthetic_score: float = 2.5
-
-    def time_ids(self, count: int, *, scored: bool, guided: bool) -> np.ndarray:
-        """(B, 6), or (B, 5) for the refiner, float32; twice as many rows if guided.
-
-        Args:
-          scored: whether an aesthetic score takes the place of the target size.
-        """
-        base = [*self.original_size, *self.crops_coords_top_left]
-        rows = [
-            [*base, score] if scored else [*base, *self.target_size]
-            for score in (self.negative_aesthetic_score, self.aesthetic_score)
-        ]
-        return np.repeat(np.array(rows if guided else rows[1:], np.float32), count, axis=0)
+def _rows(name: str, given: np.ndarray | None, count: int, ndim: int) -> np.ndarray | None:
+    """Embeddings as one row for each picture; None stays None."""
+    if given is None:
+        return None
+    given = checks.floats(name, given, (None,) * ndim)
+    if not given.size or count % len(given):
+        raise ValueError(f"{name}: expected 1 or {count} rows, got {given.shape}")
+    return np.repeat(given, count // len(given), axis=0)
 
 
-def guidance_embedding(scale: float, width: int) -> np.ndarray:
-    """How a consistency model is told the guidance scale, (1, width) float32.
-
-    Source: the sinusoids of arXiv 1706.03762, section 3.5, over 1000 (scale - 1), as diffusers lays
-      them out.
-    """
-    half = width // 2
-    frequencies = np.exp(np.arange(half) * (-math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * (scale - 1.0) * frequencies
-    embedding = np.zeros(width)
-    embedding[: 2 * half] = np.concatenate([np.sin(angles), np.cos(angles)])
-    return embedding.astype(np.float32)[None]
-
-
-def conditions(
-    unet: Session,
-    index: Mapping[str, Any],
-    pooled: np.ndarray | None,
-    sizes: Sizes,
-    guidance_scale: float,
-    count: int,
-    *,
-    guided: bool,
-) -> dict[str, np.ndarray]:
-    """The further inputs that a UNet asks for, a row for each of the embeddings.
-
-    Args:
-      index: the package's model_index.json.
-      pooled: (B or 2B, width) from the text encoders.
-      count: of pictures.
-    Raises: ValueError: the UNet wants pooled embeddings and there are none.
-    """
-    wanted = {spec.name: spec.shape for spec in unet.inputs}
-    rows = count * (2 if guided else 1)
-    found: dict[str, np.ndarray] = {}
-    if "text_embeds" in wanted:
-        if pooled is None:
-            raise ValueError("pooled_prompt_embeds must come with prompt_embeds for this package")
-        scored = bool(index.get("requires_aesthetics_score")) or wanted["time_ids"][-1] == 5
-        found["text_embeds"] = pooled
-        found["time_ids"] = sizes.time_ids(count, scored=scored, guided=guided)
-    if "timestep_cond" in wanted:
-        width = wanted["timestep_cond"][-1]
-        if not isinstance(width, int):
-            raise ValueError("unet: input 'timestep_cond' must have a fixed width")
-        found["timestep_cond"] = np.repeat(guidance_embedding(guidance_scale, width), rows, axis=0)
-    return found
+def _stacked(negative: np.ndarray | None, positive: np.ndarray) -> np.ndarray:
+    if negative is None:
+        return positive
+    if negative.shape[1:] != positive.shape[1:]:
+        raise ValueError(
+            f"negative embeddings {negative.shape} and embeddings of the prompt {positive.shape} "
+            "must have rows of one shape"
+        )
+    return np.concatenate([negative, positive])

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from runtime import checks
-from runtime.conditioning import Encoded
-from runtime.denoise import Embeds
+from runtime.conditioning import Embeds
 from runtime.image import ImageInput, open_image, open_mask, resize, to_sample
 from runtime.noise import TorchGenerator, check_seed
+from runtime.schedulers import Scheduler
 
 MAX_SIDE = 16384
 
@@ -39,22 +39,29 @@ def given(
     resize_mode: str,
     default_size: tuple[int, int],
     unit: int,
+    count: int,
 ) -> Given:
     """Pictures and mask at the size that will be painted.
 
     Args:
       height, width: multiples of `unit`; default those of the first picture, rounded down, or
         else default_size, (height, width).
+      count: how many will be painted; a multiple of the pictures.
     Raises: ValueError: sizes or pictures that cannot be. FileNotFoundError: no such picture.
     """
     if source is None and mask is not None:
         raise ValueError("mask_image needs an image to be painted into")
     sources: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
-    opened = [open_image(s) for s in sources if s is not None]
+    opened = [open_image(each) for each in sources] if source is not None else []
     if source is not None and not opened:
         raise ValueError("image: expected at least one picture")
+    if opened and count % len(opened):
+        raise ValueError(f"got {len(opened)} images for {count} pictures")
     if opened:
-        default_size = opened[0].height // unit * unit, opened[0].width // unit * unit
+        default_size = (
+            max(opened[0].height // unit, 1) * unit,
+            max(opened[0].width // unit, 1) * unit,
+        )
     size = (
         _side("width", default_size[1] if width is None else width, unit),
         _side("height", default_size[0] if height is None else height, unit),
@@ -74,178 +81,80 @@ def _side(name: str, value: int, unit: int) -> int:
         side = -1
     if side % unit:
         raise ValueError(
-            f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, got {value!r:.40}"
+            f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, "
+            f"got {checks.shown(value)}"
         )
     return side
 
 
 class Noise:
-    """Noise for all pictures: from one generator, or from one for each of them."""
+    """Noise for all pictures: from one generator, or from one for each of them.
 
-    def __init__(self, seed: int | Sequence[int] | None, count: int, device: str) -> None:
-        if seed is None:
-            first = secrets.randbits(32)
-            seed = [(first + i) % 2**32 for i in range(count)]
-        self.each = isinstance(seed, Sequence)
-        self.seeds = list(seed) if isinstance(seed, Sequence) else [check_seed(seed)] * count
-        if len(self.seeds) != count:
-            raise ValueError(f"got {len(self.seeds)} seeds for {count} pictures")
-        sources = self.seeds if self.each else self.seeds[:1]
-        self._generators = [TorchGenerator(number, device) for number in sources]
-
-    def draw(self, shape: Sequence[int]) -> np.ndarray:
-        if not self.each:
-            return self._generators[0].randn(shape)
-        return np.concatenate([g.randn((1, *shape[1:])) for g in self._generators])
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Embeddings with a row for each picture, the same for all steps or a function of the step."""
-
-    embeds: Embeds
-    pooled: np.ndarray | None = None
-
-    def zeros(self) -> Rows:
-        """As many rows that say nothing."""
-        embeds = self.embeds(0, 1) if callable(self.embeds) else self.embeds
-        pooled = None if self.pooled is None else np.zeros_like(self.pooled)
-        return Rows(np.zeros_like(embeds), pooled)
-
-
-@dataclass(frozen=True)
-class GivenEmbeds:
-    """Embeddings that the caller brings: (1 or B, n, width), pooled ones (1 or B, width)."""
-
-    prompt_embeds: Embeds | None = None
-    negative_prompt_embeds: np.ndarray | None = None
-    pooled_prompt_embeds: np.ndarray | None = None
-    negative_pooled_prompt_embeds: np.ndarray | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        return self.prompt_embeds is None and self.negative_prompt_embeds is None
-
-    def positive(self, count: int) -> Rows | None:
-        """Raises: ValueError: arrays do not fit."""
-        embeds = self.prompt_embeds
-        if embeds is None:
-            return None
-        pooled = rows("pooled_prompt_embeds", self.pooled_prompt_embeds, count, 2)
-        if callable(embeds):
-            return Rows(_EachStep(embeds, count), pooled)
-        return Rows(rows("prompt_embeds", embeds, count, 3), pooled)
-
-    def negative(self, count: int) -> Rows | None:
-        """Raises: ValueError: arrays do not fit."""
-        embeds = rows("negative_prompt_embeds", self.negative_prompt_embeds, count, 3)
-        pooled = rows("negative_pooled_prompt_embeds", self.negative_pooled_prompt_embeds, count, 2)
-        return None if embeds is None else Rows(embeds, pooled)
-
-
-class _EachStep:
-    """Embeddings that change over the steps, below the negative ones if there are any.
-
-    Gives the same object as long as the function gives the same one.
+    Args:
+      seed: one for all, or a list with one for each; None draws one for each.
+    Raises: ValueError: no seed, or not one for each.
     """
 
     def __init__(
-        self,
-        function: Callable[[int, int], np.ndarray],
-        count: int,
-        negative: np.ndarray | None = None,
+        self, seed: int | Sequence[int] | np.ndarray | None, count: int, device: str
     ) -> None:
-        self.function, self.count, self._negative = function, count, negative
-        self._last: tuple[np.ndarray, np.ndarray] | None = None
+        if seed is None:
+            first = secrets.randbits(32)
+            seed = [(first + i) % 2**32 for i in range(count)]
+        one = isinstance(seed, str) or not isinstance(seed, (Sequence, np.ndarray))
+        seeds = [seed] * count if one or not np.ndim(seed) else list(seed)  # type: ignore[arg-type]
+        if len(seeds) != count:
+            raise ValueError(f"got {len(seeds)} seeds for {count} pictures")
+        try:
+            self.seeds = [check_seed(number) for number in seeds]  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        self.each = not one
+        self._generators = [
+            TorchGenerator(n, device) for n in self.seeds[: None if self.each else 1]
+        ]
 
-    def __call__(self, i: int, steps: int) -> np.ndarray:
-        given = self.function(i, steps)
-        last = self._last
-        if last is None or last[0] is not given:
-            whole = rows("prompt_embeds", given, self.count, 3)
-            if self._negative is not None:
-                whole = _stacked(self._negative, whole)
-            self._last = last = (given, whole)
-        return last[1]
-
-
-@overload
-def rows(name: str, embeds: np.ndarray, count: int, ndim: int) -> np.ndarray: ...
-@overload
-def rows(name: str, embeds: None, count: int, ndim: int) -> None: ...
-@overload
-def rows(name: str, embeds: np.ndarray | None, count: int, ndim: int) -> np.ndarray | None: ...
-def rows(name: str, embeds: np.ndarray | None, count: int, ndim: int) -> np.ndarray | None:
-    """Embeddings as one row for each picture; None stays None.
-
-    Raises: ValueError: another dtype or shape, NaN or infinity.
-    """
-    if embeds is None:
-        return None
-    is_array = isinstance(embeds, np.ndarray)
-    fits = is_array and embeds.ndim == ndim and embeds.dtype == np.float32
-    if not fits or not len(embeds) or count % len(embeds):
-        got = f"{embeds.dtype} {embeds.shape}" if is_array else type(embeds).__name__
-        shape = ", ".join(["n", "width"][3 - ndim :])
-        raise ValueError(f"{name}: expected float32 (1 or {count}, {shape}), got {got}")
-    if not np.isfinite(embeds).all():
-        raise ValueError(f"{name}: NaN or infinity is in it")
-    return np.repeat(embeds, count // len(embeds), axis=0)
-
-
-def joined(negative: Rows | Encoded, positive: Rows | Encoded) -> tuple[Embeds, np.ndarray | None]:
-    """Both below each other, the negative ones first: embeddings, and pooled ones.
-
-    Raises: ValueError: they differ in shape.
-    """
-    pooled = None
-    if negative.pooled is not None and positive.pooled is not None:
-        pooled = _stacked(negative.pooled, positive.pooled)
-    above, below = negative.embeds, positive.embeds
-    assert isinstance(above, np.ndarray)  # for the type checker: only prompts change over steps
-    if isinstance(below, _EachStep):
-        return _EachStep(below.function, below.count, above), pooled
-    assert isinstance(below, np.ndarray)
-    return _stacked(above, below), pooled
-
-
-def _stacked(negative: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    if negative.shape[1:] != positive.shape[1:]:
-        raise ValueError(
-            f"negative_prompt_embeds {negative.shape} and prompt_embeds {positive.shape} "
-            "must have rows of one shape"
-        )
-    return np.concatenate([negative, positive])
+    def draw(self, shape: Sequence[int]) -> np.ndarray:
+        """Standard normal float32; with a generator for each picture, shape[0] is their number."""
+        if not self.each:
+            return self._generators[0].randn(shape)
+        return np.concatenate([g.randn((1, *shape[1:])) for g in self._generators])
 
 
 def prompts(
     prompt: str | Sequence[str] | None,
     negative_prompt: str | Sequence[str] | None,
     prompt_embeds: Embeds | None,
+    negative_prompt_embeds: np.ndarray | None,
     num_images_per_prompt: int,
 ) -> tuple[list[str], list[str]]:
     """Prompt and negative prompt of each picture; empty where embeddings stand for them."""
     checks.whole("num_images_per_prompt", num_images_per_prompt, 1, 100_000)
     if (prompt is None) == (prompt_embeds is None):
         raise ValueError("expected either a prompt or prompt_embeds")
-    if prompt is None:
-        prompts = [""] * (len(prompt_embeds) if isinstance(prompt_embeds, np.ndarray) else 1)
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise ValueError("expected either a negative_prompt or negative_prompt_embeds")
+    if prompt is not None:
+        prompts = checks.texts("prompt", prompt)
+    elif callable(prompt_embeds):
+        prompts = [""]
     else:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [""] * len(checks.floats("prompt_embeds", prompt_embeds, (None, None, None)))
     if not prompts:
         raise ValueError("expected at least one prompt")
+    negatives = checks.texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
     if negative_prompt is None or isinstance(negative_prompt, str):
-        negatives = [negative_prompt or ""] * len(prompts)
-    else:
-        negatives = list(negative_prompt)
+        negatives *= len(prompts)
     if len(negatives) != len(prompts):
         raise ValueError(f"got {len(prompts)} prompts and {len(negatives)} negative prompts")
     repeat = range(num_images_per_prompt)
     return [p for p in prompts for _ in repeat], [n for n in negatives for _ in repeat]
 
 
-def begin(steps: int, order: int, strength: float | None, given: Given) -> tuple[int, float | None]:
-    """Index of the first step, and the strength that led to it."""
+def begin(
+    steps: int, scheduler: Scheduler, strength: float | None, given: Given
+) -> tuple[int, float | None]:
+    """Index of the first of the scheduler's timesteps, and the strength that led to it."""
     if given.image is None:
         if strength is not None:
             raise ValueError("strength needs an image to begin from")
@@ -258,4 +167,4 @@ def begin(steps: int, order: int, strength: float | None, given: Given) -> tuple
         raise ValueError(
             f"strength {strength:g} leaves none of {steps} steps; give at least {1 / steps:.3g}"
         )
-    return (steps - kept) * order, strength
+    return (steps - kept) * scheduler.order, strength

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,14 +18,17 @@ from PIL import Image
 from engines import Session
 from runtime import checks, inputs, schedulers, vae
 from runtime.components import Components, chunks, finite
-from runtime.conditioning import Encoded, Sizes, TextEncoders, conditions
-from runtime.denoise import DenoiseStep, Draw, Embeds, Start, denoise
+from runtime.conditioning import Embeds, GivenEmbeds, condition
+from runtime.denoise import DenoiseStep, Draw, denoise
 from runtime.guidance import Guidance, GuidanceFunction
 from runtime.image import ImageInput, Parameters, to_image, to_uint8
-from runtime.inputs import MAX_SIDE, Given, GivenEmbeds, Noise, Rows
+from runtime.inputs import MAX_SIDE, Given, Noise
 from runtime.package import Package
 from runtime.schedulers import Scheduler
+from runtime.start import Start, start
+from runtime.text_encoders import TextEncoders
 from runtime.tokenizer import ClipTokenizer
+from runtime.unet_inputs import Sizes, conditions
 
 MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
@@ -186,21 +192,27 @@ class Pipeline:
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval, guidance_function)
         if self._unet_takes("timestep_cond"):  # it is told the scale instead of led by it
             guidance = replace(guidance, scale=1.0)
+        checks.function("on_step", on_step)
         prompts, negatives = inputs.prompts(
-            prompt, negative_prompt, prompt_embeds, num_images_per_prompt
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
-        given = self._given(image, mask_image, height, width, resize_mode)
-        name = scheduler or self.default_scheduler
+        count = len(prompts)
+        given = self._given(image, mask_image, height, width, resize_mode, count)
+        name = self.default_scheduler if scheduler is None else scheduler
         sampler = self.scheduler(
             name, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
         )
-        custom = timesteps is not None or sigmas is not None
-        steps = len(sampler.timesteps) if custom else num_inference_steps
-        begin, strength = inputs.begin(steps, sampler.order, strength, given)
-        source = Noise(seed, len(prompts), noise_device)
+        if timesteps is not None or sigmas is not None:
+            num_inference_steps = math.ceil(len(sampler.timesteps) / sampler.order)
+        begin, strength = inputs.begin(num_inference_steps, sampler, strength, given)
+        source = Noise(seed, count, noise_device)
+        shape = (count, *self.latent_shape(given.height, given.width))
+        if latents is not None:
+            checks.floats("latents", latents, shape)
 
         clock = [time.perf_counter()]
-        embeds, pooled = self._condition(
+        embeds, pooled = condition(
+            partial(self._texts.encode, prompt_weights=prompt_weights, clip_skip=clip_skip),
             prompts,
             negatives if guidance.is_guided else None,
             GivenEmbeds(
@@ -210,10 +222,8 @@ class Pipeline:
                 negative_pooled_prompt_embeds,
             ),
             zeros=negative_prompt is None and self._takes_zeros,
-            prompt_weights=prompt_weights,
-            clip_skip=clip_skip,
         )
-        sizes = Sizes(
+        sizes = Sizes.checked(
             original_size or (given.height, given.width),
             target_size or (given.height, given.width),
             crops_coords_top_left,
@@ -226,46 +236,62 @@ class Pipeline:
             pooled,
             sizes,
             guidance_scale,
-            len(prompts),
+            count,
             guided=guidance.is_guided,
         )
-        start = self._start(given, source, latents, len(prompts), begin)
+        beginning = start(
+            given,
+            source,
+            shape,
+            begin,
+            self.encode_image,
+            latents=latents,
+            scaling_factor=self.package.manifest.scaling_factor,
+            inpaints=self._inpaints(),
+            draws=given.image is None or self._draws_posterior(),
+        )
         clock.append(time.perf_counter())
-        for step in self._denoise(start, embeds, sampler, guidance, source.draw, further):
-            if on_step is not None:
-                on_step(step)
+        loop = self._denoise(beginning, embeds, sampler, guidance, source.draw, further)
+        with closing(loop) as steps:
+            for step in steps:
+                result = step.latents if on_step is None else step.latents.copy()
+                if on_step is not None:
+                    on_step(step)
         clock.append(time.perf_counter())
-        pixels = self.decode(step.latents)
+        pixels = self.decode(result)
         clock.append(time.perf_counter())
 
+        every = Parameters(
+            prompt="",
+            negative_prompt="",
+            num_inference_steps=num_inference_steps,
+            scheduler=schedulers.canonical_name(name) or name,
+            guidance_scale=float(guidance_scale),
+            seed=None,
+            width=given.width,
+            height=given.height,
+            model=self.package.folder.resolve().name,
+            eta=float(eta),
+            strength=strength,
+            batch_size=1 if source.each else count,
+        )
         drawn = latents is None or seed is not None
         parameters = [
-            Parameters(
-                prompt=text,
-                negative_prompt=negative,
-                num_inference_steps=steps,
-                scheduler=schedulers.canonical_name(name) or name,
-                guidance_scale=float(guidance_scale),
-                seed=number if drawn else None,
-                width=given.width,
-                height=given.height,
-                model=self.package.folder.resolve().name,
-                eta=eta,
-                strength=strength,
-                batch_size=1 if source.each else len(prompts),
-                batch_index=0 if source.each else index,
+            replace(
+                every,
+                prompt=prompts[i],
+                negative_prompt=negatives[i],
+                seed=source.seeds[i] if drawn else None,
+                batch_index=0 if source.each else i,
             )
-            for index, (text, negative, number) in enumerate(
-                zip(prompts, negatives, source.seeds, strict=True)
-            )
+            for i in range(count)
         ]
+        seconds = np.diff(clock).tolist()
         return Result(
             images=[to_image(p, q) for p, q in zip(pixels, parameters, strict=True)],
-            latents=step.latents,
+            latents=result,
             parameters=parameters,
-            seconds=dict(
-                zip(("encode", "denoise", "decode"), np.diff(clock).tolist(), strict=True)
-            ),
+            seconds=dict(zip(("encode", "denoise", "decode"), seconds, strict=True)),
         )
 
     @property
@@ -284,7 +310,10 @@ class Pipeline:
         sigmas: Sequence[float] | None = None,
     ) -> Scheduler:
         """A scheduler on the package's configuration; see runtime.schedulers.create."""
+        if not isinstance(name, str):
+            raise ValueError(f"scheduler must be a name, got {checks.shown(name)}")
         checks.whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
+        checks.number("eta", eta, 0, 1)
         options: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
         options = {key: value for key, value in options.items() if value is not None}
         short = schedulers.canonical_name(name)
@@ -317,19 +346,26 @@ class Pipeline:
           it for long prompts with weights.
         Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
         """
-        texts = [*(negatives or ()), *prompts]
+        above = checks.texts("negatives", negatives or [])
         return self._texts.encode(
-            texts,
-            negatives=len(negatives or ()),
+            [*above, *checks.texts("prompts", prompts)],
+            len(above),
             prompt_weights=prompt_weights,
             clip_skip=clip_skip,
         ).embeds
 
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
-        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see runtime.vae.encode."""
-        session = self.session("vae_encoder")
+        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see runtime.vae.encode.
+
+        Raises: ValueError: an array of another kind, or sides that are no multiples of the
+          package's downscale. EngineError: the encoder failed.
+        """
+        unit, session = self.package.manifest.downscale, self.session("vae_encoder")
+        checks.floats("pixels", pixels, (None, 3, None, None))
+        if not pixels.size or pixels.shape[2] % unit or pixels.shape[3] % unit:
+            raise ValueError(f"pixels: sides must be multiples of {unit}, got {pixels.shape}")
         parts = [
-            vae.encode(session, pixels[rows], tile=self.vae_tile)
+            vae.encode(session, pixels[rows], tile=self.vae_tile, downscale=unit)
             for rows in chunks(len(pixels), self.max_batch)
         ]
         return finite(np.concatenate(parts), "vae_encoder", "the picture")
@@ -344,7 +380,7 @@ class Pipeline:
         guidance: Guidance | None = None,
         conditions: Mapping[str, np.ndarray] | None = None,
         draw: Draw | None = None,
-    ) -> Iterator[DenoiseStep]:
+    ) -> Generator[DenoiseStep]:
         """Turn noise into clean latents, yielding after every step.
 
         Leaving the loop early, closing the generator or Ctrl-C stops at once; the sessions can be
@@ -355,20 +391,25 @@ class Pipeline:
           prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1; or a function
             from (step index, number of steps) to such arrays.
           guidance: instead of guidance_scale.
-          conditions: further inputs of the UNet; see runtime.conditioning.
+          conditions: further inputs of the UNet; see runtime.unet_inputs.
           draw: gives fresh noise of a shape, for schedulers that take some.
         Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that
           are not finite.
         """
         guidance = guidance or Guidance(guidance_scale)
-        start = Start(latents)
-        return self._denoise(start, prompt_embeds, scheduler, guidance, draw, conditions)
+        channels = self.package.manifest.latent_channels
+        checks.floats("latents", latents, (None, channels, None, None))
+        begin = Start(latents)
+        return self._denoise(begin, prompt_embeds, scheduler, guidance, draw, conditions)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pixels of clean latents, (B, H, W, 3) uint8."""
+        """Pixels of clean latents (B, C, H/8, W/8) float32: (B, H, W, 3) uint8.
+
+        Raises: ValueError: an array of another kind. EngineError: the decoder failed.
+        """
         manifest, session = self.package.manifest, self.session("vae_decoder")
-        unit = manifest.downscale
-        tile = None if self.vae_tile is None else self.vae_tile // unit
+        checks.floats("latents", latents, (None, manifest.latent_channels, None, None))
+        tile = None if self.vae_tile is None else self.vae_tile // manifest.downscale
         parts = []
         for rows in chunks(len(latents), self.max_batch):
             latent_sample = latents[rows] / np.float32(manifest.scaling_factor)
@@ -383,8 +424,8 @@ class Pipeline:
         scheduler: Scheduler,
         guidance: Guidance,
         draw: Draw | None,
-        further: Mapping[str, np.ndarray] | None = None,
-    ) -> Iterator[DenoiseStep]:
+        further: Mapping[str, np.ndarray] | None,
+    ) -> Generator[DenoiseStep]:
         return denoise(
             self.session("unet"),
             start,
@@ -397,45 +438,6 @@ class Pipeline:
             max_batch=self.max_batch,
         )
 
-    def _condition(
-        self,
-        prompts: list[str],
-        negatives: list[str] | None,
-        given: GivenEmbeds,
-        *,
-        zeros: bool,
-        prompt_weights: bool,
-        clip_skip: int,
-    ) -> tuple[Embeds, np.ndarray | None]:
-        """Embeddings as `denoise` asks for them, and pooled ones, from texts or from the caller.
-
-        Args:
-          negatives: None without guidance.
-          zeros: no negative prompt was given, and the model was trained to take zeros for it.
-        """
-        count = len(prompts)
-
-        def encode(texts: list[str], negative: int = 0) -> Encoded:
-            return self._texts.encode(
-                texts, negatives=negative, prompt_weights=prompt_weights, clip_skip=clip_skip
-            )
-
-        if given.is_empty and negatives is not None and not zeros:
-            # in one call, so that both are equally long
-            both = encode([*negatives, *prompts], len(negatives))
-            return both.embeds, both.pooled
-        positive: Rows | Encoded = given.positive(count) or encode(prompts)
-        if negatives is None:
-            return positive.embeds, positive.pooled
-        negative: Rows | Encoded | None = given.negative(count)
-        if negative is None:
-            negative = (
-                Rows(positive.embeds, positive.pooled).zeros()
-                if zeros
-                else encode(negatives, count)
-            )
-        return inputs.joined(negative, positive)
-
     def _given(
         self,
         source: ImageInput | Sequence[ImageInput] | None,
@@ -443,6 +445,7 @@ class Pipeline:
         height: int | None,
         width: int | None,
         resize_mode: str,
+        count: int,
     ) -> Given:
         """Pictures and mask that were given, at the size that will be painted."""
         if self._inpaints() and mask is None:
@@ -451,7 +454,14 @@ class Pipeline:
             raise ValueError("this package refines pictures: give image")
         manifest = self.package.manifest
         return inputs.given(
-            source, mask, height, width, resize_mode, manifest.default_size, manifest.downscale
+            source,
+            mask,
+            height,
+            width,
+            resize_mode,
+            manifest.default_size,
+            manifest.downscale,
+            count,
         )
 
     @property
@@ -462,56 +472,14 @@ class Pipeline:
     def _unet_takes(self, name: str) -> bool:
         return any(spec.name == name for spec in self.session("unet").inputs)
 
-    def _inpaints(self) -> bool:
-        """Whether the UNet has channels for mask and masked picture."""
-        spec = next(s for s in self.session("unet").inputs if s.name == "sample")
-        return spec.shape[1] == 2 * self.package.manifest.latent_channels + 1
-
-    def _start(
-        self, given: Given, source: Noise, latents: np.ndarray | None, count: int, begin: int
-    ) -> Start:
-        """Noise and the latents of what was given, drawn in the order in which diffusers draws."""
-        shape = (count, *self.latent_shape(given.height, given.width))
-        if latents is not None and (latents.shape != shape or latents.dtype != np.float32):
-            raise ValueError(
-                f"latents: expected float32 {shape}, got {latents.dtype} {latents.shape}"
-            )
-        original = masked = mask = None
-        inpaints = self._inpaints()
-        if given.image is not None and not (inpaints and begin == 0):
-            original = self._latents_of(given.image, source, count)
-        noise = source.draw(shape) if latents is None else latents
-        if given.image is not None and given.mask is not None:
-            unit = self.package.manifest.downscale
-            mask = np.ascontiguousarray(given.mask[:, :, ::unit, ::unit])
-            if inpaints:
-                masked = self._latents_of(given.image * (given.mask < 0.5), source, count)
-            elif self._draws_posterior():
-                # diffusers draws for this too, though the UNet does not look at it
-                source.draw((len(given.image), *shape[1:]))
-        return Start(noise, begin, original, mask, masked)
-
     def _draws_posterior(self) -> bool:
         outputs = self.session("vae_encoder").outputs
         return outputs[0].shape[1] != self.package.manifest.latent_channels
 
-    def _latents_of(self, pixels: np.ndarray, source: Noise, count: int) -> np.ndarray:
-        if count % len(pixels):
-            raise ValueError(f"got {len(pixels)} images for {count} pictures")
-        moments, channels = self.encode_image(pixels), self.package.manifest.latent_channels
-        repeats = count // len(pixels)
-        if moments.shape[1] == channels:  # AutoencoderTiny has no posterior to draw from
-            drawn = np.repeat(moments, repeats, axis=0)
-        elif source.each:
-            moments = np.repeat(moments, repeats, axis=0)
-            drawn = vae.sample_posterior(
-                moments, source.draw((count, channels, *moments.shape[2:]))
-            )
-        else:
-            noise = source.draw((len(pixels), channels, *moments.shape[2:]))
-            drawn = np.repeat(vae.sample_posterior(moments, noise), repeats, axis=0)
-        scaled: np.ndarray = drawn * np.float32(self.package.manifest.scaling_factor)
-        return scaled
+    def _inpaints(self) -> bool:
+        """Whether the UNet has channels for mask and masked picture."""
+        spec = next(s for s in self.session("unet").inputs if s.name == "sample")
+        return spec.shape[1] == 2 * self.package.manifest.latent_channels + 1
 
 
 def load_pipeline(
