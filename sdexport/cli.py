@@ -119,11 +119,18 @@ class _Once(logging.Filter):
 @click.argument("source")
 @click.argument("package", type=FOLDER)
 @click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 keeps float32 where half would not do.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
-def export(source: str, package: Path, opset: int, revision: str | None, force: bool) -> None:
+def export(source: str, package: Path, **options: Any) -> None:
     """Export SOURCE, a diffusers folder or a hub id, to the folder PACKAGE."""
-    manifest = _export(source, package, opset=opset, revision=revision, force=force)
+    manifest = _export(source, package, **options)
     size = sum(r.size for c in manifest.components.values() for r in c.files)
     click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
     if manifest.verification is None:
@@ -329,7 +336,9 @@ def inspect(package: Path, as_json: bool) -> None:
         for key, figures in (manifest.verification or {}).items():
             if key.startswith(f"{name}."):
                 output = key.removeprefix(f"{name}.")
-                click.echo(f"  {output} was {figures['error']:.1e} from PyTorch's (relative)")
+                click.echo(
+                    f"  {output} against PyTorch: {figures['metric']} {figures['error']:.1e}"
+                )
 
 
 @main.command()

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from runtime.package import MANIFEST, Component, FileRecord, sha256_of
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import Part, parts
+from sdexport.precision import PRECISIONS, keeps_single, to_half
 from sdexport.preview import fit_preview
 from sdexport.reference import PictureRecorder, TorchSession, record_component
 from sdexport.verify import Check, verify_package
@@ -68,6 +70,7 @@ def export(
     destination: str | Path,
     *,
     opset: int = DEFAULT_OPSET,
+    precision: str = "fp32",
     revision: str | None = None,
     force: bool = False,
     progress: Progress = lambda component, stage: None,
@@ -81,12 +84,15 @@ def export(
       source: a diffusers folder or a hub id.
       destination: the folder to make.
       opset: 18..24; from 23 on attention and group normalisation are single nodes.
+      precision: "fp32", or "fp16" with float32 where half would not do; see sdexport.precision.
       force: replace what is at the destination, if that is a package or an empty folder.
     Raises: FileNotFoundError, ValueError, ConnectionError: see Checkpoint.open. FileExistsError:
       the destination exists. VerificationError: the package does not answer as PyTorch does.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
     destination = Path(os.path.realpath(destination))
     _check_destination(destination, force=force)
     checkpoint = Checkpoint.open(source, revision=revision)
@@ -95,7 +101,7 @@ def export(
     try:
         beside.chmod(0o777 & ~_umask())
         try:
-            manifest = _write_package(checkpoint, beside, opset, progress)
+            manifest = _write_package(checkpoint, beside, opset, precision, progress)
         except RuntimeError as error:  # PyTorch's own, and its exporter's
             if isinstance(error, EngineError):
                 raise
@@ -109,14 +115,14 @@ def export(
 
 
 def _write_package(
-    checkpoint: Checkpoint, folder: Path, opset: int, progress: Progress
+    checkpoint: Checkpoint, folder: Path, opset: int, precision: str, progress: Progress
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
     tokenizers = {part: _tokenizer(checkpoint, folder, part) for part in checkpoint.text_encoders}
     vae, downscale = checkpoint.configs["vae"], checkpoint.downscale
     height, width = checkpoint.sample_size
     picture = PictureRecorder(checkpoint, tokenizers)
-    components, preview = _write_components(checkpoint, folder, opset, progress, picture)
+    components, preview = _write_components(checkpoint, folder, opset, precision, progress, picture)
     manifest = Manifest(
         family=checkpoint.family,
         source=checkpoint.source,
@@ -155,7 +161,12 @@ def _tokenizer(checkpoint: Checkpoint, folder: Path, part: str) -> ClipTokenizer
 
 
 def _write_components(
-    checkpoint: Checkpoint, folder: Path, opset: int, progress: Progress, picture: PictureRecorder
+    checkpoint: Checkpoint,
+    folder: Path,
+    opset: int,
+    precision: str,
+    progress: Progress,
+    picture: PictureRecorder,
 ) -> tuple[dict[str, Component], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
 
@@ -188,13 +199,16 @@ def _write_components(
             scaling_factor = checkpoint.configs["vae"].scaling_factor
             preview = fit_preview(module, scaling_factor, checkpoint.downscale)
         progress(part.name, "trace")
-        trace(part, module, folder / part.name / "model.onnx", opset=opset)
+        whole = precision == "fp32" or keeps_single(part.name, checkpoint.configs) is not None
+        upcast = bool(getattr(checkpoint.configs[part.source], "upcast_attention", False))
+        change = None if whole else partial(to_half, upcast_attention=upcast)
+        trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
         components[part.name] = Component(
             files=tuple(_record(folder, f) for f in _model_files(folder / part.name)),
-            precision="fp32",
+            precision="fp32" if whole else precision,
             opset=opset,
             inputs=part.inputs,
             outputs=part.outputs,
@@ -210,8 +224,19 @@ def _free_weights(module: Any) -> None:
     gc.collect()
 
 
-def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
-    """Write one component as an ONNX file with dynamic axes; large weights go beside it."""
+def trace(
+    part: Part,
+    module: Any,
+    path: Path,
+    *,
+    opset: int,
+    change: Callable[[onnx_ir.Model], object] | None = None,
+) -> None:
+    """Write one component as an ONNX file with dynamic axes; large weights go beside it.
+
+    Args:
+      change: made to the graph before it is written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     dynamic = {
         spec.name: {
@@ -234,6 +259,8 @@ def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
         )
     assert program is not None  # for the type checker: None comes only with dynamo=False
     _tidy(program.model, part)
+    if change is not None:
+        change(program.model)
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
@@ -340,6 +367,7 @@ def _verified(package: Package) -> dict[str, Any]:
 
 def _figures(check: Check) -> dict[str, float | str]:
     return {
+        "metric": check.metric,
         "error": float(f"{check.error:.1e}"),
         "cosine": float(f"{check.cosine:.6f}"),
         "bound": check.bound,

@@ -135,16 +135,15 @@ class _Pass:
 
     def _weight(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         single = value.const_value
-        assert single is not None and single.shape is not None  # for the type checker
+        assert single is not None  # for the type checker: the caller looked
 
         def convert() -> ir.Tensor:  # when it is written, so that one weight at a time is twice
             return ir.Tensor(single.numpy().astype(wanted.numpy()), name=name)
 
         name = f"{value.name}.half"
-        tensor = ir.LazyTensor(convert, dtype=wanted, shape=ir.Shape(single.shape), name=name)
-        weight = ir.Value(
-            name=name, type=ir.TensorType(wanted), shape=tensor.shape, const_value=tensor
-        )
+        shape = ir.Shape(single.numpy().shape)
+        tensor = ir.LazyTensor(convert, dtype=wanted, shape=shape, name=name)
+        weight = ir.Value(name=name, type=ir.TensorType(wanted), shape=shape, const_value=tensor)
         self.graph.register_initializer(weight)
         return weight
 
