@@ -160,6 +160,8 @@ def _led(
     sigma = spread / signal if signal else math.inf
     size = math.hypot(signal, spread)
     weights = original_weights(prediction_type, signal / size, spread / size)
+    if not math.isfinite(weights[0]):
+        weights = 0.0, 0.0  # no signal, and a prediction of the noise alone: nothing is known yet
     original = weights[0] / size * latents + weights[1] * noise_pred
     state = GuidanceState(i, timestep, sigma, latents.copy(), noise_pred.copy(), original)
     changed = guidance.function(state)

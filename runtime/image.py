@@ -76,8 +76,8 @@ def open_image(source: ImageInput) -> Image.Image:
 
 
 def _of_array(pixels: np.ndarray) -> Image.Image:
-    channels = pixels.shape[2:]
-    if pixels.dtype != np.uint8 or channels not in ((), (3,), (4,)) or not pixels.size:
+    shaped = pixels.ndim >= 2 and pixels.shape[2:] in ((), (3,), (4,))
+    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
         raise ValueError(
             "image: expected (H, W), (H, W, 3) or (H, W, 4) uint8, "
             f"got {pixels.dtype} {pixels.shape}"
@@ -164,12 +164,15 @@ def to_uint8(sample: np.ndarray) -> np.ndarray:
       sample: (B, 3, H, W) float32, nominally -1..1; values beyond are clipped.
     Returns: (B, H, W, 3) uint8.
     """
-    unit = sample / 2
-    unit += 0.5
-    np.clip(unit, 0, 1, out=unit)
-    unit *= 255
-    np.rint(unit, out=unit)
-    return np.ascontiguousarray(unit.transpose(0, 2, 3, 1).astype(np.uint8))
+    count, channels, height, width = sample.shape
+    pixels = np.empty((count, height, width, channels), np.uint8)
+    for i, c in np.ndindex(count, channels):  # one plane at a time, for the memory
+        plane = sample[i, c] / 2
+        plane += 0.5
+        np.clip(plane, 0, 1, out=plane)
+        plane *= 255
+        pixels[i, :, :, c] = np.rint(plane, out=plane)
+    return pixels
 
 
 def to_image(pixels: np.ndarray, parameters: Parameters | None = None) -> Image.Image:
