@@ -285,7 +285,7 @@ def generate(
         _bar(steps, "generate") as bar,
     ):
         if save_embeds:
-            save_embeds_of(pipe, save_embeds, arguments)
+            save_embeds_of(pipe, save_embeds, arguments, force=force)
         report = paint(
             pipe,
             paths,

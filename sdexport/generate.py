@@ -92,8 +92,15 @@ def load_arguments(path: Path) -> dict[str, np.ndarray | None]:
     }
 
 
-def save_embeds_of(pipe: Pipeline, path: Path, arguments: Mapping[str, Any]) -> None:
-    """Write the embeddings of the prompt and negative prompt in the pipeline's arguments."""
+def save_embeds_of(
+    pipe: Pipeline, path: Path, arguments: Mapping[str, Any], *, force: bool
+) -> None:
+    """Write the embeddings of the prompt and negative prompt in the pipeline's arguments.
+
+    Raises: FileExistsError: without `force`. ValueError, OSError: see runtime.embeds_file.
+    """
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; give --force to overwrite it")
     how = {key: arguments[key] for key in ("prompt_weights", "clip_skip")}
     texts = {key: arguments[key] for key in ("prompt", "negative_prompt")}
     negative, positive = np.split(

@@ -137,7 +137,9 @@ class _Pass:
         single = value.const_value
         assert single is not None  # for the type checker: the caller looked
 
-        def convert() -> ir.Tensor:  # when it is written, so that one weight at a time is twice
+        def convert() -> ir.Tensor[
+            Any
+        ]:  # when it is written, so that one weight at a time is twice
             return ir.Tensor(single.numpy().astype(wanted.numpy()), name=name)
 
         name = f"{value.name}.half"
