@@ -316,14 +316,13 @@ class Pipeline:
         checks.number("eta", eta, 0, 1)
         options: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
         options = {key: value for key, value in options.items() if value is not None}
+        steps = None if options else num_inference_steps  # else they are as many as are given
         short = schedulers.canonical_name(name)
         if short and "eta" in schedulers.option_names(short):
             options["eta"] = eta  # 0 too: TCD's own default is another one
         elif eta and short:
             raise ValueError(f"scheduler '{name}' takes no eta; only ddim and tcd do")
-        return schedulers.create(
-            name, self.package.scheduler_config, num_inference_steps, **options
-        )
+        return schedulers.create(name, self.package.scheduler_config, steps, **options)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, H/8, W/8) for a picture of that size."""
