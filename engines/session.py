@@ -197,6 +197,7 @@ def _complain_of_names(
 
 _BACKENDS: dict[str, tuple[str, str]] = {
     "onnxruntime": ("engines.onnxruntime_session", "OnnxRuntimeSession"),
+    "openvino": ("engines.openvino_session", "OpenVinoSession"),
 }
 BACKENDS: tuple[str, ...] = tuple(_BACKENDS)
 
