@@ -113,6 +113,30 @@ class OnnxRuntimeSession(SessionBase):
         self._session = None
 
 
+def open_cuda(
+    path: str | Path,
+    *,
+    device: int = 0,
+    threads: int | None = None,
+    optimization: str = "all",
+    provider_options: Mapping[str, Any] | None = None,
+) -> OnnxRuntimeSession:
+    """An ONNX graph in ONNX Runtime on an NVIDIA GPU; what CUDA cannot do runs on the CPU.
+
+    Args:
+      device: number of the GPU.
+      provider_options: more options of the CUDA provider, by ONNX Runtime's names.
+    Raises: see OnnxRuntimeSession.
+    """
+    options = {"device_id": str(device), **(provider_options or {})}
+    return OnnxRuntimeSession(
+        path,
+        providers=[("CUDAExecutionProvider", options), "CPUExecutionProvider"],
+        threads=threads,
+        optimization=optimization,
+    )
+
+
 class _OnDevice(BoundSession):
     """Constants stay in device memory; each call binds them and uploads the other inputs."""
 

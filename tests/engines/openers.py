@@ -24,7 +24,7 @@ def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
     package: Path = request.getfixturevalue("package")
     model = package / "unet" / "model.onnx"
     if opener == "onnxruntime-cuda":
-        return open_session(model, "onnxruntime", providers=["CUDAExecutionProvider"])
+        return open_session(model, opener)
     pytest.importorskip(opener)
     return open_session(model, opener)
 
