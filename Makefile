@@ -30,11 +30,11 @@ $(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable ".[cpu,export,test]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
 	touch $@
 
 $(VENV)/lint: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable ".[cpu,export,test,dev]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
 
 clean:

@@ -1,21 +1,23 @@
 """Tensors in, tensors out: one Session protocol over every inference engine."""
 
+from engines.backends import AUTO, BACKENDS, PLAN_BACKENDS, choose, open_session
 from engines.session import (
-    BACKENDS,
     EngineError,
     Session,
     SessionBase,
     TensorSpec,
     check_feeds,
-    open_session,
 )
 
 __all__ = [
+    "AUTO",
     "BACKENDS",
+    "PLAN_BACKENDS",
     "EngineError",
     "Session",
     "SessionBase",
     "TensorSpec",
     "check_feeds",
+    "choose",
     "open_session",
 ]

@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from engines.session import ANY_SIZE, EngineError, Feeds, SessionBase, TensorSpec
+from engines.session import (
+    ANY_SIZE,
+    BoundSession,
+    EngineError,
+    Feeds,
+    Session,
+    SessionBase,
+    TensorSpec,
+    check_feeds,
+)
 
 try:
     import onnxruntime as ort
@@ -27,62 +36,178 @@ _DTYPES = {
 }
 
 
+OPTIMIZATIONS = ("none", "basic", "extended", "all")
+_LEVELS = dict(
+    zip(
+        OPTIMIZATIONS,
+        ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"),
+        strict=True,
+    )
+)
+_DEVICES = {"CUDAExecutionProvider": "cuda", "NvTensorRtRtxExecutionProvider": "cuda"}
+
+Provider = str | tuple[str, Mapping[str, Any]]
+
+
 class OnnxRuntimeSession(SessionBase):
     """An ONNX graph in ONNX Runtime.
+
+    ONNX Runtime maps weights that lie in a file beside the graph; it keeps a second, rearranged
+    copy of those of matrix products and convolutions unless `prepacking` is off.
 
     Args:
       path: the .onnx file; external data is looked up beside it.
       providers: execution providers in order of preference, each a name or (name, options).
       threads: threads inside one operator; None leaves it to ONNX Runtime (every core).
-    Raises: EngineError: the file cannot be loaded, or a provider is not in this installation.
+      optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
+      prepacking: False leaves weights where they are mapped: no copy, slower products.
+    Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, or a
+      provider is not in this installation or does not start.
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        providers: Sequence[str | tuple[str, Mapping[str, Any]]] = ("CPUExecutionProvider",),
+        providers: Sequence[Provider] = ("CPUExecutionProvider",),
         threads: int | None = None,
+        optimization: str = "all",
+        prepacking: bool = True,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
-        available = ort.get_available_providers()
-        for provider in providers:
-            wanted = provider if isinstance(provider, str) else provider[0]
-            if wanted not in available:
-                raise EngineError(
-                    f"{name}: ONNX Runtime has no {wanted} here; it has {', '.join(available)}"
-                )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only: warnings are about graph optimisation
-        # From the second run of a shape on it would keep a second arena for that shape: 1.7 times
-        # the peak memory in the VAE's decoder, at the same speed.
-        options.enable_mem_pattern = False
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        wanted = [p if isinstance(p, str) else p[0] for p in providers]
+        _check_available(name, wanted)
+        options = _options(threads, optimization, prepacking)
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # its exception classes share no base but Exception
             raise EngineError(
                 f"{name}: ONNX Runtime cannot load {path.name}: {_one_line(error)}"
             ) from error
+        _check_started(name, wanted, self._session.get_providers())
         super().__init__(
             name, _specs(self._session.get_inputs()), _specs(self._session.get_outputs())
         )
         self._output_names = [spec.name for spec in self.outputs]
+        self.device = _DEVICES.get(wanted[0], "cpu") if wanted else "cpu"
+
+    def bind(self, **constants: np.ndarray) -> Session:
+        return BoundSession(self, constants) if self.device == "cpu" else _OnDevice(self, constants)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        session = self._session
-        if session is None:
-            self._check_open()
+        session = self._opened()
         try:
             values = session.run(self._output_names, dict(feeds))
         except Exception as error:
             raise EngineError(f"{self.name}: ONNX Runtime failed: {_one_line(error)}") from error
         return dict(zip(self._output_names, values, strict=True))
 
+    def _opened(self) -> Any:
+        session = self._session
+        if session is None:  # closed by another thread since `run` looked
+            self._check_open()
+        return session
+
     def _release(self) -> None:
         self._session = None
+
+
+def open_cuda(
+    path: str | Path,
+    *,
+    device: int = 0,
+    threads: int | None = None,
+    optimization: str = "all",
+    provider_options: Mapping[str, Any] | None = None,
+) -> OnnxRuntimeSession:
+    """An ONNX graph in ONNX Runtime on an NVIDIA GPU; what CUDA cannot do runs on the CPU.
+
+    Args:
+      device: number of the GPU.
+      provider_options: more options of the CUDA provider, by ONNX Runtime's names.
+    Raises: see OnnxRuntimeSession.
+    """
+    options = {"device_id": str(device), **(provider_options or {})}
+    return OnnxRuntimeSession(
+        path,
+        providers=[("CUDAExecutionProvider", options), "CPUExecutionProvider"],
+        threads=threads,
+        optimization=optimization,
+    )
+
+
+class _OnDevice(BoundSession):
+    """Constants stay in device memory; each call binds them and uploads the other inputs."""
+
+    def __init__(self, parent: OnnxRuntimeSession, constants: Feeds) -> None:
+        super().__init__(parent, constants)
+        self._owner = parent
+        self._uploaded: dict[str, Any] = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), parent.device, 0)
+            for name, value in self._held.items()
+        }
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        session = self._owner._opened()
+        check_feeds(self.name, self._owner.inputs, {**self._held, **feeds})
+        try:
+            binding = session.io_binding()
+            for name, value in self._uploaded.items():
+                binding.bind_ortvalue_input(name, value)
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            for spec in self.outputs:
+                binding.bind_output(spec.name, "cpu")
+            session.run_with_iobinding(binding)
+            values = binding.copy_outputs_to_cpu()
+        except Exception as error:
+            raise EngineError(f"{self.name}: ONNX Runtime failed: {_one_line(error)}") from error
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def _release(self) -> None:
+        super()._release()
+        self._uploaded = {}
+
+
+def _options(threads: int | None, optimization: str, prepacking: bool) -> Any:
+    if optimization not in OPTIMIZATIONS:
+        raise ValueError(
+            f"optimization must be one of {', '.join(OPTIMIZATIONS)}, got {optimization!r:.40}"
+        )
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise ValueError(f"threads must be a whole number of at least 1, got {threads!r:.40}")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only: warnings are about graph optimisation
+    # From the second run of a shape on it would keep a second arena for that shape: 1.7 times the
+    # peak memory in the VAE's decoder, at the same speed.
+    options.enable_mem_pattern = False
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not prepacking:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _check_available(name: str, wanted: Sequence[str]) -> None:
+    available = ort.get_available_providers()
+    for provider in wanted:
+        if provider not in available:
+            hint = "; run: pip install 'sdexport[gpu]'" if provider.startswith("CUDA") else ""
+            raise EngineError(
+                f"{name}: ONNX Runtime has no {provider} here; it has {', '.join(available)}{hint}"
+            )
+
+
+def _check_started(name: str, wanted: Sequence[str], started: Sequence[str]) -> None:
+    """ONNX Runtime goes on without a provider that does not start; the caller asked for it."""
+    for provider in wanted:
+        if provider not in started:
+            raise EngineError(
+                f"{name}: ONNX Runtime could not start {provider} (no such device, or a driver "
+                f"that is too old); it would run on {', '.join(started)}"
+            )
 
 
 def _specs(values: Sequence[Any]) -> list[TensorSpec]:

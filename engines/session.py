@@ -7,12 +7,10 @@ Wrong feeds are the caller's mistake and raise ValueError.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -193,29 +191,3 @@ def _complain_of_names(
     problems = [f"missing input '{n}' {spec}" for n, spec in wanted.items() if n not in feeds]
     problems += [f"no input '{n}'" for n in feeds if n not in wanted]
     raise ValueError(f"{name}: {'; '.join(problems)}; the inputs are {', '.join(known)}")
-
-
-_BACKENDS: dict[str, tuple[str, str]] = {
-    "onnxruntime": ("engines.onnxruntime_session", "OnnxRuntimeSession"),
-}
-BACKENDS: tuple[str, ...] = tuple(_BACKENDS)
-
-
-def open_session(path: str | Path, backend: str = "onnxruntime", **options: Any) -> Session:
-    """Open an ONNX file with one of `BACKENDS`.
-
-    Args:
-      path: the .onnx file; external data is looked up beside it.
-      options: passed to the backend's session class.
-    Raises: ValueError: unknown backend. FileNotFoundError: no such file. ImportError: the
-      backend's package is not installed (the message names the pip command). EngineError: the
-      file cannot be loaded.
-    """
-    if backend not in _BACKENDS:
-        raise ValueError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model file {path}")
-    module, attribute = _BACKENDS[backend]
-    factory: Callable[..., Session] = getattr(importlib.import_module(module), attribute)
-    return factory(path, **options)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines import EngineError, Session
+from engines import EngineError, Session, SessionBase
+from engines.backends import option_names
+from engines.onnx_specs import graph_specs
+from engines.session import Feeds
+from runtime.backends import Backends, backend_of, check_backends
 from runtime.package import Package
 
 
@@ -16,21 +21,28 @@ class Components:
     """Opens the graphs of a package when they are first needed.
 
     Args:
-      backend, options: see engines.open_session.
+      backends: for all components, or by component; see runtime.backends.
+      options: of the backends' sessions; each gets those that it takes.
       sessions: components that are open already; they stay the caller's to close.
+      low_memory: keep one component open at a time. Calls then wait for each other.
+    Raises: ValueError: unknown backends or components.
     """
 
     def __init__(
         self,
         package: Package,
-        backend: str,
+        backends: Backends,
         options: Mapping[str, Any],
         sessions: Mapping[str, Session],
+        *,
+        low_memory: bool = False,
     ) -> None:
-        self._package, self._backend, self._options = package, backend, options
+        self._backends = check_backends(backends, tuple(package.manifest.components))
+        self._package, self._options = package, dict(options)
         self._given = dict(sessions)
         self._opened: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._low_memory = low_memory
+        self._lock = threading.RLock()
         self._closed = False
 
     def __getitem__(self, component: str) -> Session:
@@ -38,15 +50,20 @@ class Components:
         opened, or everything is closed.
         """
         with self._lock:
-            if self._closed:
-                raise EngineError("the pipeline is closed; load it again")
+            self._check_open()
             if component in self._given:
                 return self._given[component]
-            if component not in self._opened:
-                self._opened[component] = self._package.open(
-                    component, self._backend, **self._options
-                )
-            return self._opened[component]
+            if self._low_memory:
+                return _Passing(self, component, self._package.model_path(component))
+            return self._open(component)
+
+    def run(self, component: str, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run a component alone in memory; what else is open is closed before it is opened."""
+        with self._lock:
+            self._check_open()
+            for other in [name for name in self._opened if name != component]:
+                self._opened.pop(other).close()
+            return self._open(component).run(feeds)
 
     def close(self) -> None:
         """Close every session that was opened here; closing twice is allowed."""
@@ -55,6 +72,34 @@ class Components:
             for session in self._opened.values():
                 session.close()
             self._opened.clear()
+
+    def _open(self, component: str) -> Session:
+        if component not in self._opened:
+            engine_dir = self._options.get("engine_dir")
+            backend = self._package.resolve(
+                component, backend_of(self._backends, component), engine_dir
+            )
+            options = self._options
+            if not isinstance(self._backends, str):  # not every option is for every one of them
+                taken = {"engine_dir", *option_names(backend)}
+                options = {name: value for name, value in options.items() if name in taken}
+            self._opened[component] = self._package.open(component, backend, **options)
+        return self._opened[component]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the pipeline is closed; load it again")
+
+
+class _Passing(SessionBase):
+    """A component that is opened for the call and may be closed for another's sake after it."""
+
+    def __init__(self, components: Components, component: str, path: Path) -> None:
+        super().__init__(component, *graph_specs(path))
+        self._components = components
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return self._components.run(self.name, feeds)
 
 
 def chunks(count: int, most: int | None) -> Iterator[slice]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,10 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from engines import Session, TensorSpec, open_session
+from engines import AUTO, PLAN_BACKENDS, Session, TensorSpec, choose, open_session
 from engines.onnx_file import external_data_locations
+from engines.sidecar import combined_digest, model_digest
 from runtime.tokenizer import ClipTokenizer
 
+_log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 MANIFEST = "sdexport.json"
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
@@ -195,12 +198,56 @@ class Package:
             )
         return self.folder / component / "model.onnx"
 
-    def open(self, component: str, backend: str = "onnxruntime", **options: Any) -> Session:
+    def plan_path(self, component: str, backend: str, engine_dir: str | Path | None = None) -> Path:
+        """Where the built engine of a component is, or would be."""
+        folder = self.folder / "engines" if engine_dir is None else Path(engine_dir)
+        return folder / backend / f"{component}.plan"
+
+    def resolve(self, component: str, backend: str, engine_dir: str | Path | None = None) -> str:
+        """The backend itself, or what "auto" takes for this component; that is logged.
+
+        Raises: ImportError: no backend is installed.
+        """
+        if backend == AUTO:
+            backend = choose(plan_of=lambda name: self.plan_path(component, name, engine_dir))
+            _log.info("%s: auto takes %s", component, backend)
+        return backend
+
+    def model_digest(self, component: str) -> str:
+        """engines.sidecar.model_digest, from the manifest's hashes where there is a manifest.
+
+        Raises: PackageError: the package has no such component.
+        """
+        path, files = self.model_path(component), self.manifest.components[component].files
+        if not files:
+            return model_digest(path)
+        used = {"model.onnx", *_locations(self.folder, component)}
+        names = [(record.path.removeprefix(f"{component}/"), record.sha256) for record in files]
+        return combined_digest([(name, digest) for name, digest in names if name in used])
+
+    def open(
+        self,
+        component: str,
+        backend: str = "onnxruntime",
+        *,
+        engine_dir: str | Path | None = None,
+        **options: Any,
+    ) -> Session:
         """Open a component as a Session; see engines.open_session.
 
+        Args:
+          backend: "auto" takes the best that is installed, a plan that was built before all others.
+          engine_dir: where built engines are, instead of the package's own engines folder.
         Raises: PackageError: the graph lacks an input or output that the component must have.
         """
-        session = open_session(self.model_path(component), backend, **options)
+        path = self.model_path(component)
+        backend = self.resolve(component, backend, engine_dir)
+        if backend in PLAN_BACKENDS:
+            options |= {
+                "plan": self.plan_path(component, backend, engine_dir),
+                "digest": self.model_digest(component),
+            }
+        session = open_session(path, backend, **options)
         for kind, wanted, specs in zip(
             ("input", "output"), EDGES[component], (session.inputs, session.outputs), strict=True
         ):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from engines import Session
 from runtime import checks, inputs, schedulers, vae
+from runtime.backends import Backends
 from runtime.components import Components, chunks, finite
 from runtime.conditioning import Embeds, GivenEmbeds, condition
 from runtime.denoise import DenoiseStep, Draw, denoise
@@ -55,22 +56,25 @@ class Pipeline:
 
     Args:
       package: a checked package.
-      backend, options: how components are opened, when they are first needed.
+      backend: one for all components, or {"unet": "openvino", "*": "auto"}; see runtime.backends.
+      options: of the backends' sessions, for when components are first needed.
       sessions: components that are open already; they stay the caller's to close.
       max_batch: pictures that a component is given at once; None gives it all of them. Bounds the
         memory of a large batch and changes nothing else.
       vae_tile: side in pixels of the tiles in which the VAE works on larger pictures; None lets it
         work on the whole. Bounds memory; colours may shift a little from tile to tile.
+      low_memory: hold one component in memory at a time; each is opened when it is needed.
     """
 
     def __init__(
         self,
         package: Package,
-        backend: str = "onnxruntime",
+        backend: Backends = "onnxruntime",
         *,
         sessions: Mapping[str, Session] | None = None,
         max_batch: int | None = None,
         vae_tile: int | None = None,
+        low_memory: bool = False,
         **options: Any,
     ) -> None:
         unit = package.manifest.downscale
@@ -80,7 +84,9 @@ class Pipeline:
             raise ValueError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
         self.package = package
         self.max_batch, self.vae_tile = max_batch, vae_tile
-        self._components = Components(package, backend, options, sessions or {})
+        self._components = Components(
+            package, backend, options, sessions or {}, low_memory=low_memory
+        )
         self._texts = TextEncoders(package, self.session, max_batch)
 
     @property
@@ -482,13 +488,14 @@ class Pipeline:
 
 
 def load_pipeline(
-    folder: str | Path, backend: str = "onnxruntime", *, verify: bool = True, **options: Any
+    folder: str | Path, backend: Backends = "onnxruntime", *, verify: bool = True, **options: Any
 ) -> Pipeline:
     """Load a package for painting.
 
     Args:
       verify: compare every file with its SHA-256 first.
-      options: of Pipeline (max_batch, vae_tile), and of the backend's sessions (threads).
+      options: of Pipeline (max_batch, vae_tile, low_memory), and of the backends' sessions
+        (threads, engine_dir).
     Raises: FileNotFoundError, PackageError: see Package.load. ImportError: the backend is not
       installed.
     """

@@ -137,6 +137,49 @@ def export(source: str, package: Path, **options: Any) -> None:
         click.echo("not verified: install sdexport[cpu] and run 'sdexport verify'", err=True)
 
 
+class _SpanType(click.ParamType[Any]):
+    name = "MIN:OPT:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from engines.profiles import Span
+
+        try:
+            return Span.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Backends(click.ParamType[Any]):
+    """NAME, or COMPONENT=NAME; given several times, each component may have its own."""
+
+    name = "[COMPONENT=]NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from runtime.backends import parse_backends
+
+        parse_backends([value])
+        return value
+
+
+def _backends(values: tuple[str, ...]) -> Any:
+    from runtime.backends import parse_backends
+
+    return parse_backends(values)
+
+
+backend_option = click.option(
+    "--backend",
+    "backends",
+    type=_Backends(),
+    multiple=True,
+    help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto; "
+    "also for one component, such as unet=openvino, and several times.",
+)
+engine_dir_option = click.option(
+    "--engine-dir", type=FOLDER, help="Built engines, instead of PACKAGE/engines."
+)
+
+
 def _export(source: str | Path, package: Path, **options: Any) -> Any:
     try:
         from sdexport.export import export as run
@@ -156,21 +199,30 @@ def _export(source: str | Path, package: Path, **options: Any) -> Any:
 
 @main.command()
 @click.argument("package", type=FOLDER)
-@click.option("--backend", default="onnxruntime", show_default=True)
+@backend_option
+@engine_dir_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def verify(package: Path, backend: str, as_json: bool) -> None:
+def verify(
+    package: Path, backends: tuple[str, ...], engine_dir: Path | None, as_json: bool
+) -> None:
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
     from sdexport.verify import table
     from sdexport.verify import verify as run
 
     with _bar(6, "verify") as bar:
-        checks = run(package, backend, progress=_advance(bar))
+        checks = run(
+            package, _backends(backends), progress=_advance(bar), **_given(engine_dir=engine_dir)
+        )
     passed = all(check.passed for check in checks)
     if as_json:
         _print_json({"passed": passed, "checks": [check.to_dict() for check in checks]})
     else:
         click.echo(table(checks))
     _exit_unless(passed)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _exit_unless(passed: bool) -> None:
@@ -248,7 +300,9 @@ class _Interval(click.ParamType[tuple[float, float]]):
     help="linear is cheap and coarse.",
 )
 @click.option("--tile", "vae_tile", type=int, help="Let the VAE work in tiles of so many pixels.")
-@click.option("--backend", default="onnxruntime", show_default=True)
+@backend_option
+@engine_dir_option
+@click.option("--low-memory", is_flag=True, help="Hold one component in memory at a time.")
 @click.option("--force", is_flag=True, help="Overwrite existing pictures.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def generate(
@@ -263,7 +317,9 @@ def generate(
     previews: Path | None,
     preview_with: str,
     vae_tile: int | None,
-    backend: str,
+    backends: tuple[str, ...],
+    engine_dir: Path | None,
+    low_memory: bool,
     force: bool,
     as_json: bool,
     **arguments: Any,
@@ -281,7 +337,13 @@ def generate(
     arguments |= load_arguments(embeds) if embeds else {"prompt": prompt}
     steps = count * max(arguments["num_inference_steps"], 1)
     with (
-        load_pipeline(package, backend, vae_tile=vae_tile) as pipe,
+        load_pipeline(
+            package,
+            _backends(backends),
+            vae_tile=vae_tile,
+            low_memory=low_memory,
+            **_given(engine_dir=engine_dir),
+        ) as pipe,
         _bar(steps, "generate") as bar,
     ):
         if save_embeds:
@@ -298,6 +360,85 @@ def generate(
         )
     if as_json:
         _print_json({"images": report})
+
+
+@main.command()
+@click.argument("package", type=FOLDER)
+@click.option("--backend", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]))
+@click.option("--component", "components", multiple=True, help="Build this one only.")
+@click.option("--batch", type=_SpanType(), help="Pictures at once; default 1:1:4.")
+@click.option("--height", type=_SpanType(), help="Pixels; default around the package's own.")
+@click.option("--width", type=_SpanType(), help="Pixels; default around the package's own.")
+@click.option("--tokens", type=_SpanType(), help="Of a prompt; default 77:77:231.")
+@click.option("--guidance/--no-guidance", default=True, help="Room for the unconditional half.")
+@click.option("--static", is_flag=True, help="Add a profile for the OPT sizes alone.")
+@click.option("--refittable", is_flag=True, help="Weights can be replaced; needs a GPU.")
+@click.option("--weight-stripped", is_flag=True, help="Plans without weights; needs a GPU.")
+@click.option("--version-compatible", is_flag=True, help="For later versions of TensorRT too.")
+@click.option("--hardware-compatible", is_flag=True, help="tensorrt: for every GPU from Ampere on.")
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    help="tensorrt-rtx: such as 8.9; default portable.",
+)
+@click.option("--optimization-level", type=click.IntRange(0, 5))
+@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Scratch memory.")
+@click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory.")
+@click.option("--timing-cache", type=FILE, help="Keep what the builder measures in this file.")
+@click.option("--engine-dir", type=FOLDER, help="Write here instead of PACKAGE/engines.")
+@click.option("--rebuild-stale", is_flag=True, help="Replace engines of something else.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def build(
+    package: Path,
+    backend: str,
+    components: tuple[str, ...],
+    engine_dir: Path | None,
+    timing_cache: Path | None,
+    rebuild_stale: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Build engines for TensorRT or TensorRT-RTX from PACKAGE.
+
+    TensorRT-RTX builds without a GPU. An engine that is there already, for the same graph, library,
+    sizes and options, is kept.
+    """
+    from engines.tensorrt_build import BuildOptions
+    from runtime import Package
+    from sdexport.build import Sizes, report
+    from sdexport.build import build as run
+
+    sizes = {k: arguments.pop(k) for k in ("batch", "height", "width", "tokens")}
+    flags = {k: arguments.pop(k) for k in ("guidance", "static")}
+    workspace = arguments.pop("workspace")
+    arguments["workspace"] = workspace * 10**6 if workspace else None
+    options = BuildOptions(**arguments)
+    with _bar(100, "build") as bar:
+
+        def progress(component: str, phase: str, share: float) -> None:
+            bar.set_description(f"{component}: {phase}")
+            bar.n = round(100 * share)
+            bar.refresh()
+
+        built = run(
+            Package.load(package),
+            backend=backend,
+            sizes=Sizes(**_given(**sizes), **flags),
+            components=components,
+            engine_dir=engine_dir,
+            options=options,
+            timing_cache=timing_cache,
+            rebuild_stale=rebuild_stale,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({"engines": report(built)})
+        return
+    for one in built:
+        how = f"{one.seconds:.1f} s" if one.built else "was there"
+        size = one.sidecar.plan_size / 1e6
+        click.echo(f"{one.sidecar.component:<14}{size:8.1f} MB  {how:<10} {one.plan}")
 
 
 @main.command()

@@ -38,7 +38,7 @@ class TorchSession(SessionBase):
         self._module = part.wrap(module).eval()
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in feeds.items()}
+        tensors = {name: _tensor(value) for name, value in feeds.items()}
         with torch.inference_mode():
             result = self._module(**tensors)
         values = result if isinstance(result, tuple) else (result,)
@@ -46,6 +46,12 @@ class TorchSession(SessionBase):
 
     def _release(self) -> None:
         del self._module
+
+
+def _tensor(value: np.ndarray) -> torch.Tensor:
+    """The array itself where PyTorch can read it in place, else a copy."""
+    shared = value.flags.c_contiguous and value.flags.writeable
+    return torch.from_numpy(value if shared else np.array(value, order="C"))
 
 
 def record_component(

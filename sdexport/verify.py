@@ -12,6 +12,7 @@ import numpy as np
 
 from engines import EngineError
 from runtime import Package, PackageError, Pipeline
+from runtime.backends import Backends
 from runtime.package import sha256_of
 
 COMPONENT_BOUND = 5e-5
@@ -91,7 +92,7 @@ Progress = Callable[[str], object]
 
 def verify(
     folder: str | Path,
-    backend: str = "onnxruntime",
+    backend: Backends = "onnxruntime",
     *,
     progress: Progress = lambda what: None,
     **options: Any,
@@ -109,7 +110,7 @@ def verify(
 
 def verify_package(
     package: Package,
-    backend: str = "onnxruntime",
+    backend: Backends = "onnxruntime",
     *,
     progress: Progress = lambda what: None,
     **options: Any,

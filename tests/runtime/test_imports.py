@@ -7,7 +7,20 @@ import sys
 
 import runtime
 
-HEAVY = ("torch", "diffusers", "transformers", "onnx", "click", "onnxruntime", "tensorrt", "scipy")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "click",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "polygraphy",
+    "cuda",
+    "scipy",
+)
 
 
 def test_import_leaves_heavy_packages_out() -> None:

@@ -1,0 +1,128 @@
+"""OpenVINO as a Session, from the same ONNX files."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.onnx_specs import graph_specs
+from engines.session import EngineError, Feeds, SessionBase
+
+try:
+    import openvino as ov
+except ImportError as error:
+    raise ImportError("OpenVINO is not installed; run: pip install 'sdexport[openvino]'") from error
+
+PRECISIONS = ("f32", "bf16", "f16")
+
+
+class OpenVinoSession(SessionBase):
+    """An ONNX graph in OpenVINO.
+
+    Each thread that calls `run` works on an infer request of its own; requests are kept and taken
+    up again.
+
+    Args:
+      path: the .onnx file; external data is looked up beside it, and mapped, not read.
+      device: one of OpenVINO's devices, such as CPU or GPU.
+      precision: of the arithmetic: f32, bf16 or f16. OpenVINO's own default is bf16 wherever the
+        processor has it; here it is f32, so that every backend paints the same picture.
+      threads: for one call; None leaves it to OpenVINO (every core).
+      streams: calls that are computed at the same time, sharing the threads.
+      cache_dir: folder for compiled graphs, which are then loaded instead of compiled; it is made
+        if it is missing.
+    Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, the device
+      is not there, or the cache folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "CPU",
+        precision: str = "f32",
+        threads: int | None = None,
+        streams: int = 1,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        path = Path(path)
+        name = path.parent.name or path.stem
+        config = _config(precision, threads, streams)
+        inputs, outputs = graph_specs(path)
+        if cache_dir is not None:
+            config["CACHE_DIR"] = str(_made(Path(cache_dir), name))
+        try:
+            core: Any = ov.Core()
+            self._model: Any = core.compile_model(core.read_model(str(path)), device, config)
+        except RuntimeError as error:
+            raise EngineError(
+                f"{name}: OpenVINO cannot load {path.name}: {_reason(error)}"
+            ) from error
+        super().__init__(name, inputs, outputs)
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        with self._lock:
+            self._check_open()
+            request = self._idle.pop() if self._idle else self._model.create_infer_request()
+        try:
+            request.infer({name: _tensor(value) for name, value in feeds.items()})
+            return {
+                spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs
+            }
+        except RuntimeError as error:
+            raise EngineError(f"{self.name}: OpenVINO failed: {_reason(error)}") from error
+        finally:
+            with self._lock:
+                if not self._closed:
+                    self._idle.append(request)
+
+    def _release(self) -> None:
+        with self._lock:
+            self._idle.clear()
+            self._model = None
+
+
+def _config(precision: str, threads: int | None, streams: int) -> dict[str, Any]:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r:.40}")
+    for option, value in (("threads", threads), ("streams", streams)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{option} must be a whole number of at least 1, got {value!r:.40}")
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "NUM_STREAMS": str(streams),
+    }
+    if precision == "f32":  # nor any shortcut that the plugin would take for speed
+        config["EXECUTION_MODE_HINT"] = "ACCURACY"
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    return config
+
+
+def _made(folder: Path, name: str) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(
+            f"{name}: the cache folder {folder} cannot be made: {error.strerror}"
+        ) from error
+    return folder
+
+
+def _tensor(value: np.ndarray) -> Any:
+    """The array itself where OpenVINO can read it in place, else a copy."""
+    shared = value.flags.c_contiguous and value.flags.writeable
+    return ov.Tensor(value if shared else np.array(value, order="C"), shared_memory=True)
+
+
+def _reason(error: Exception) -> str:
+    """The telling lines of OpenVINO's message, without the trail of its source files."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    trail = re.compile(r"^(Exception from .*|FrontEnd API failed with \w+:)$")
+    return " ".join(line for line in lines if line and not trail.match(line)) or repr(error)

@@ -1,0 +1,160 @@
+"""What stands beside a plan: from what, with what and for what it was built. The cache's key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from engines.onnx_file import external_data_locations
+from engines.profiles import Profile, Span
+from engines.session import EngineError, TensorSpec
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """The content of a plan's .json.
+
+    onnx_sha256: see `model_digest`. target: for a plan that belongs to one GPU its name and compute
+    capability, else the list of compute capabilities it was built for. plan_size: in bytes.
+    """
+
+    component: str
+    backend: str
+    library_version: str
+    onnx_sha256: str
+    target: Mapping[str, str]
+    profiles: tuple[Profile, ...]
+    options: Mapping[str, Any]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    plan_size: int = 0
+    plan_sha256: str = field(default="", repr=False)
+
+    def to_json(self) -> str:
+        data = asdict(self) | {
+            "format_version": FORMAT_VERSION,
+            "profiles": [{n: str(s) for n, s in p.items()} for p in self.profiles],
+        }
+        return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, plan: Path) -> Self:
+        """The sidecar of a plan.
+
+        Raises: FileNotFoundError: no plan, or no sidecar. EngineError: it is damaged, of another
+          format, or the plan beside it has another size.
+        """
+        path = sidecar_path(plan)
+        if not plan.is_file():
+            raise FileNotFoundError(f"no engine {plan}")
+        if not path.is_file():
+            raise FileNotFoundError(f"no sidecar {path}: the engine was not built to its end")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            version = data.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise ValueError(f"format_version {version!r:.20} is not {FORMAT_VERSION}")
+            sidecar = cls(**data | _typed(data))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise EngineError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        size = plan.stat().st_size
+        if size != sidecar.plan_size:
+            raise EngineError(
+                f"{plan} is truncated or altered: {size} bytes, not {sidecar.plan_size}"
+            )
+        return sidecar
+
+    def differences(self, wanted: Self) -> list[str]:
+        """What of the key is not as wanted, in words."""
+        found = []
+        if self.onnx_sha256 != wanted.onnx_sha256:
+            found.append("the ONNX file is another one")
+        for what in ("backend", "library_version"):
+            mine, other = getattr(self, what), getattr(wanted, what)
+            if mine != other:
+                found.append(f"{what.replace('_', ' ')} {mine} instead of {other}")
+        for have, want in ((self.target, wanted.target), (self.options, wanted.options)):
+            for key in dict.fromkeys([*have, *want]):
+                if have.get(key) != want.get(key):
+                    label = key.replace("_", " ")
+                    found.append(f"{label} {have.get(key)} instead of {want.get(key)}")
+        if self.profiles != wanted.profiles:
+            found.append(f"profiles {_list(self.profiles)} instead of {_list(wanted.profiles)}")
+        return found
+
+
+def sidecar_path(plan: Path) -> Path:
+    return plan.with_suffix(".json")
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256 over an ONNX file and every file of weights that it points to.
+
+    Raises: EngineError: no well-formed ONNX file.
+    """
+    try:
+        locations = sorted(external_data_locations(path))
+    except ValueError as error:
+        raise EngineError(f"{path.parent.name}: {error}") from error
+    return combined_digest(
+        [(path.name, file_digest(path))]
+        + [(name, file_digest(path.parent / name)) for name in locations]
+    )
+
+
+def combined_digest(files: Sequence[tuple[str, str]]) -> str:
+    """One digest for (name, SHA-256) of each file, the graph's among them, in any order."""
+    if len(files) == 1:
+        return files[0][1]
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ("target", "options"):
+        if not isinstance(data[name], dict):
+            raise TypeError(f"{name} is no object")
+    for name in ("component", "backend", "library_version", "onnx_sha256", "plan_sha256"):
+        if not isinstance(data[name], str):
+            raise TypeError(f"{name} is no text")
+    return {
+        "profiles": tuple(
+            {str(n): Span.parse(s) for n, s in profile.items()} for profile in data["profiles"]
+        ),
+        "inputs": _specs(data["inputs"]),
+        "outputs": _specs(data["outputs"]),
+        "plan_size": int(data["plan_size"]),
+    }
+
+
+def _specs(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
+
+
+def _list(profiles: Sequence[Profile]) -> str:
+    return "; ".join(", ".join(f"{n} {s}" for n, s in p.items()) or "fixed" for p in profiles)

@@ -1,0 +1,142 @@
+"""The key beside a plan: written, read, compared, and never trusted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines import EngineError, TensorSpec
+from engines.onnx_specs import graph_specs
+from engines.profiles import Span
+from engines.sidecar import Sidecar, combined_digest, model_digest, sidecar_path
+from runtime import Package
+
+SIDECAR = Sidecar(
+    component="unet",
+    backend="tensorrt",
+    library_version="11.0",
+    onnx_sha256="0" * 64,
+    target={"gpu": "NVIDIA A100", "compute_capability": "8.0"},
+    profiles=({"batch": Span(1, 2, 8)},),
+    options={"refittable": False, "compute_capabilities": []},
+    inputs=(TensorSpec("sample", "float32", ("batch", 4)),),
+    outputs=(TensorSpec("out_sample", "float32", ("batch", 4)),),
+    plan_size=3,
+    plan_sha256="1" * 64,
+)
+
+
+def write(folder: Path, text: str | None = None) -> Path:
+    plan = folder / "unet.plan"
+    plan.write_bytes(b"abc")
+    sidecar_path(plan).write_text(SIDECAR.to_json() if text is None else text)
+    return plan
+
+
+def changed(**values: object) -> Sidecar:
+    return Sidecar(**vars(SIDECAR) | values)  # type: ignore[arg-type]
+
+
+def test_sidecar_comes_back_as_it_was(tmp_path: Path) -> None:
+    assert Sidecar.read(write(tmp_path)) == SIDECAR
+    assert not SIDECAR.differences(SIDECAR)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"onnx_sha256": "2" * 64}, "the ONNX file is another one"),
+        ({"library_version": "11.1"}, "library version 11.0 instead of 11.1"),
+        ({"target": {"gpu": "B200", "compute_capability": "8.0"}}, "gpu NVIDIA A100 instead of B2"),
+        ({"options": {"refittable": True, "compute_capabilities": []}}, "refittable False instead"),
+        ({"profiles": ({"batch": Span(1, 1, 1)},)}, "profiles batch 1:2:8 instead of batch 1:1:1"),
+    ],
+)
+def test_sidecar_differences_in_words(values: dict[str, object], words: str) -> None:
+    (found,) = SIDECAR.differences(changed(**values))
+    assert words in found
+
+
+def test_sidecar_of_a_plan_that_was_cut(tmp_path: Path) -> None:
+    plan = write(tmp_path)
+    plan.write_bytes(b"ab")
+    with pytest.raises(EngineError, match="truncated or altered: 2 bytes, not 3"):
+        Sidecar.read(plan)
+
+
+def test_sidecar_missing_or_without_plan(tmp_path: Path) -> None:
+    plan = write(tmp_path)
+    sidecar_path(plan).unlink()
+    with pytest.raises(FileNotFoundError, match="not built to its end"):
+        Sidecar.read(plan)
+    plan.unlink()
+    with pytest.raises(FileNotFoundError, match="no engine"):
+        Sidecar.read(plan)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", "{", "[" * 5000, '{"format_version": 9}'])
+def test_sidecar_garbage(tmp_path: Path, text: str) -> None:
+    with pytest.raises(EngineError, match=r"unet\.json is damaged"):
+        Sidecar.read(write(tmp_path, text))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@given(name=st.sampled_from(sorted(json.loads(SIDECAR.to_json()))), value=JSON)
+def test_sidecar_survives_any_value(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: object
+) -> None:
+    data = json.loads(SIDECAR.to_json())
+    data[name] = value
+    plan = write(tmp_path_factory.mktemp("s"), json.dumps(data))
+    try:
+        Sidecar.read(plan).differences(SIDECAR)
+    except EngineError as error:
+        assert "unet" in str(error)
+
+
+def test_model_digest_is_the_files_own_and_the_manifests(package: Path) -> None:
+    loaded = Package.load(package)
+    for component in loaded.manifest.components:
+        assert loaded.model_digest(component) == model_digest(loaded.model_path(component))
+
+
+def test_combined_digest_sees_names_and_contents() -> None:
+    files = [("model.onnx", "a"), ("model.onnx_data", "b")]
+    assert combined_digest(files) == combined_digest(files[::-1])
+    assert combined_digest(files) != combined_digest(
+        [("model.onnx", "b"), ("model.onnx_data", "a")]
+    )
+
+
+def test_graph_specs_are_those_of_onnx(package: Path) -> None:
+    import onnx
+
+    for component in ("text_encoder", "unet", "vae_decoder", "vae_encoder"):
+        path = package / component / "model.onnx"
+        graph = onnx.load(path).graph
+        for ours, theirs in zip(graph_specs(path), (graph.input, graph.output), strict=True):
+            assert [spec.name for spec in ours] == [value.name for value in theirs]
+            for spec, value in zip(ours, theirs, strict=True):
+                shape = value.type.tensor_type.shape.dim
+                assert spec.shape == tuple(d.dim_param or d.dim_value for d in shape)
+                assert spec.dtype == {1: "float32", 7: "int64"}[value.type.tensor_type.elem_type]
+
+
+@given(cut=st.integers(0, 5000), garbage=st.binary(max_size=30))
+def test_graph_specs_garbage_is_an_engine_error(
+    package: Path, tmp_path_factory: pytest.TempPathFactory, cut: int, garbage: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("g") / "model.onnx"
+    path.write_bytes((package / "text_encoder" / "model.onnx").read_bytes()[:cut] + garbage)
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        graph_specs(path)
