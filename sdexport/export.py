@@ -29,6 +29,7 @@ from sdexport.checkpoint import Checkpoint, read_json
 from sdexport.components import Part, parts
 from sdexport.preview import fit_preview
 from sdexport.reference import LARGEST_SIDE, PictureRecorder, TorchSession, record_component
+from sdexport.sources import Options, open_source
 from sdexport.verify import Check, verify_package
 
 DEFAULT_OPSET = 23
@@ -69,6 +70,7 @@ def export(
     *,
     opset: int = DEFAULT_OPSET,
     revision: str | None = None,
+    options: Options | None = None,
     force: bool = False,
     progress: Progress = lambda component, stage: None,
 ) -> Manifest:
@@ -78,18 +80,19 @@ def export(
     stopped leaves no package. With ONNX Runtime installed it is verified first.
 
     Args:
-      source: a diffusers folder or a hub id.
+      source: a diffusers folder, a hub id, or a single file.
       destination: the folder to make.
+      options: how to read the source, and what to change in it.
       opset: 18..24; from 23 on attention and group normalisation are single nodes.
       force: replace what is at the destination, if that is a package or an empty folder.
-    Raises: FileNotFoundError, ValueError, ConnectionError: see Checkpoint.open. FileExistsError:
+    Raises: FileNotFoundError, ValueError, ConnectionError: see open_source. FileExistsError:
       the destination exists. VerificationError: the package does not answer as PyTorch does.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     destination = Path(os.path.realpath(destination))
     _check_destination(destination, force=force)
-    checkpoint = Checkpoint.open(source, revision=revision)
+    checkpoint = open_source(source, revision=revision, options=options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
@@ -100,7 +103,7 @@ def export(
             if isinstance(error, EngineError):
                 raise
             raise ValueError(
-                f"{checkpoint.folder}: PyTorch cannot run or trace it: {str(error)[:300]}"
+                f"{checkpoint.label}: PyTorch cannot run or trace it: {str(error)[:300]}"
             ) from error
         _move_into_place(beside, destination, force=force)
     finally:
@@ -118,7 +121,7 @@ def _write_package(
         tokenizer.max_length > text.max_position_embeddings
     ):
         raise ValueError(
-            f"{checkpoint.folder}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
+            f"{checkpoint.label}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
             f"{tokenizer.max_length}) does not fit the text encoder ({text.vocab_size} ids, "
             f"rows of {text.max_position_embeddings})"
         )

@@ -37,6 +37,8 @@ _BASE_SIZE = 64
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 _OTHER_CHANNELS = {5: "depth-to-image", 7: "upscaling", 8: "instruct-pix2pix"}
 
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -167,11 +169,23 @@ def vae_state(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, torch.Te
     """The weights of a VAE, from a whole checkpoint or a file of its own, in either layout."""
     names = {k.removeprefix(_VAE).removeprefix("vae."): v for k, v in tensors.items()}
     if any(name.startswith("encoder.down_blocks.") for name in names):
-        return names
+        return {_new_attention_name(name): _linear(name, value) for name, value in names.items()}
     found = {
         k: v for k, v in names.items() if k.startswith(("encoder.", "decoder.", "quant", "post"))
     }
     return dict(convert_ldm_vae_checkpoint(found, dict(config)))
+
+
+def _new_attention_name(name: str) -> str:
+    """diffusers renamed these layers; files from before remain, such as sd-vae-ft-mse."""
+    for old, new in _OLD_ATTENTION.items():
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
+
+
+def _linear(name: str, value: torch.Tensor) -> torch.Tensor:
+    is_wide = ".attentions." in name and value.ndim == 4
+    return value[:, :, 0, 0] if is_wide else value
 
 
 def _unet_state(
