@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +48,7 @@ class Checkpoint:
     configs: for text_encoder, text_encoder_2, unet and vae, as far as they are there, the
       configuration with the class's defaults filled in.
     source: what the manifest says of the origin, never a path.
+    loader: gives the modules where the folder holds no weights. label: what messages call it.
     """
 
     folder: Path
@@ -55,18 +56,29 @@ class Checkpoint:
     index: Mapping[str, Any]
     configs: Mapping[str, SimpleNamespace]
     scheduler_config: Mapping[str, Any]
+    loader: Callable[[str], Any] | None = None
+    label: str = ""
 
     @classmethod
-    def open(cls, source: str | Path, *, revision: str | None = None) -> Checkpoint:
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        loader: Callable[[str], Any] | None = None,
+        origin: Mapping[str, str] | None = None,
+        label: str | None = None,
+    ) -> Checkpoint:
         """Find and check a checkpoint.
 
         Args:
           source: a folder, or a hub id such as "name/model".
           revision: of the hub id.
+          loader, origin, label: for a folder that holds configurations alone, see sdexport.sources.
         Raises: FileNotFoundError: no such folder, or files are missing. ValueError: the folder is
           damaged or of a kind that is not exported. ConnectionError: the hub cannot be reached.
         """
-        folder, origin = _locate(source, revision)
+        folder, found = _locate(source, revision)
         index = read_json(folder / "model_index.json")
         kind = index.get("_class_name")
         if kind not in PIPELINE_CLASSES:
@@ -80,7 +92,7 @@ class Checkpoint:
             raise ValueError(f"{folder}: model_index.json names no {(*absent, 'text_encoder')[0]}")
         configs = {part: _config(folder, index, part) for part in present}
         _check_supported(folder, configs)
-        for part in present:
+        for part in present if loader is None else ():
             weight_files(folder, part)
         for part in _encoders(present):
             where = tokenizer_folder(part)
@@ -88,9 +100,10 @@ class Checkpoint:
                 raise FileNotFoundError(f"{folder}: the tokenizer is missing ({where}/vocab.json)")
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         _check_scheduler(folder, scheduler)
-        if origin["type"] == "folder":
-            origin = {**origin, "sha256": _fingerprint(folder, present)}
-        return cls(folder, origin, index, configs, scheduler)
+        if origin is None:
+            is_local = found["type"] == "folder"
+            origin = {**found, "sha256": _fingerprint(folder, present)} if is_local else found
+        return cls(folder, origin, index, configs, scheduler, loader, label or str(folder))
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -125,6 +138,13 @@ class Checkpoint:
 
         Raises: ValueError: the weights are damaged, do not fit the configuration, or hold NaN.
         """
+        module = self.loader(part) if self.loader else self._load_weights(part)
+        for name, weight in module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{self.label}: {part}: weight {name} holds NaN or infinity")
+        return module.eval().requires_grad_(False)
+
+    def _load_weights(self, part: str) -> Any:
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
@@ -149,10 +169,7 @@ class Checkpoint:
                 f"{self.folder}: {part}: {len(absent)} weights are missing or of another shape, "
                 f"such as {sorted(map(str, absent))[0]}"
             )
-        for name, weight in module.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"{self.folder}: {part}: weight {name} holds NaN or infinity")
-        return module.eval().requires_grad_(False)
+        return module
 
     def _class(self, part: str) -> Any:
         return _class(part, str(self.index[part][1]))

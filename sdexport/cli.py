@@ -127,10 +127,33 @@ class _Once(logging.Filter):
     help="fp16 keeps float32 where half would not do.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file.")
+@click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this; repeatable.")
+@click.option("--vae", type=click.Path(path_type=Path), help="Take this VAE, folder or file.")
+@click.option(
+    "--prediction-type",
+    type=click.Choice(["epsilon", "v_prediction"]),
+    help="What the UNet predicts, where the file does not tell.",
+)
+@click.option("--ema", is_flag=True, help="Take the averaged weights of a single file.")
+@click.option("--allow-pickle", is_flag=True, help="Read .ckpt, .pt and .bin, weights alone.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
-def export(source: str, package: Path, **options: Any) -> None:
-    """Export SOURCE, a diffusers folder or a hub id, to the folder PACKAGE."""
-    manifest = _export(source, package, **options)
+def export(
+    source: str,
+    package: Path,
+    opset: int,
+    precision: str,
+    revision: str | None,
+    force: bool,
+    **files: Any,
+) -> None:
+    """Export SOURCE to the folder PACKAGE.
+
+    SOURCE is a diffusers folder, a hub id, or one .safetensors file in the original layout.
+    """
+    manifest = _export(
+        source, package, files, opset=opset, precision=precision, revision=revision, force=force
+    )
     size = sum(r.size for c in manifest.components.values() for r in c.files)
     click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
     if manifest.verification is None:
@@ -180,9 +203,12 @@ engine_dir_option = click.option(
 )
 
 
-def _export(source: str | Path, package: Path, **options: Any) -> Any:
+def _export(
+    source: str | Path, package: Path, files: dict[str, Any] | None = None, **options: Any
+) -> Any:
     try:
         from sdexport.export import export as run
+        from sdexport.sources import Options
     except ImportError as error:
         raise ImportError(
             f"exporting needs {error.name or 'PyTorch and diffusers'}, which cannot be imported; "
@@ -194,7 +220,7 @@ def _export(source: str | Path, package: Path, **options: Any) -> Any:
             bar.set_description(f"{component}: {stage}")
             bar.update()
 
-        return run(source, package, progress=progress, **options)
+        return run(source, package, options=Options(**files or {}), progress=progress, **options)
 
 
 @main.command()

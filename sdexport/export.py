@@ -31,6 +31,7 @@ from sdexport.components import Part, parts
 from sdexport.precision import PRECISIONS, keeps_single, to_half
 from sdexport.preview import fit_preview
 from sdexport.reference import PictureRecorder, TorchSession, record_component
+from sdexport.sources import Options, open_source
 from sdexport.verify import Check, verify_package
 
 DEFAULT_OPSET = 23
@@ -72,6 +73,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     precision: str = "fp32",
     revision: str | None = None,
+    options: Options | None = None,
     force: bool = False,
     progress: Progress = lambda component, stage: None,
 ) -> Manifest:
@@ -81,12 +83,13 @@ def export(
     stopped leaves no package. With ONNX Runtime installed it is verified first.
 
     Args:
-      source: a diffusers folder or a hub id.
+      source: a diffusers folder, a hub id, or a single file.
       destination: the folder to make.
+      options: how to read the source, and what to change in it.
       opset: 18..24; from 23 on attention and group normalisation are single nodes.
       precision: "fp32", or "fp16" with float32 where half would not do; see sdexport.precision.
       force: replace what is at the destination, if that is a package or an empty folder.
-    Raises: FileNotFoundError, ValueError, ConnectionError: see Checkpoint.open. FileExistsError:
+    Raises: FileNotFoundError, ValueError, ConnectionError: see open_source. FileExistsError:
       the destination exists. VerificationError: the package does not answer as PyTorch does.
     """
     if opset not in OPSETS:
@@ -95,7 +98,7 @@ def export(
         raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
     destination = Path(os.path.realpath(destination))
     _check_destination(destination, force=force)
-    checkpoint = Checkpoint.open(source, revision=revision)
+    checkpoint = open_source(source, revision=revision, options=options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
@@ -106,7 +109,7 @@ def export(
             if isinstance(error, EngineError):
                 raise
             raise ValueError(
-                f"{checkpoint.folder}: PyTorch cannot run or trace it: {str(error)[:300]}"
+                f"{checkpoint.label}: PyTorch cannot run or trace it: {str(error)[:300]}"
             ) from error
         _move_into_place(beside, destination, force=force)
     finally:
@@ -153,7 +156,7 @@ def _tokenizer(checkpoint: Checkpoint, folder: Path, part: str) -> ClipTokenizer
         tokenizer.max_length > text.max_position_embeddings
     ):
         raise ValueError(
-            f"{checkpoint.folder}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
+            f"{checkpoint.label}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
             f"{tokenizer.max_length}) does not fit {part} ({text.vocab_size} ids, "
             f"rows of {text.max_position_embeddings})"
         )

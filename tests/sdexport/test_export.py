@@ -209,7 +209,7 @@ def test_source_that_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         export(tmp_path / "nowhere", tmp_path / "package")
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match="is a file; expected a diffusers folder"):
+    with pytest.raises(ValueError, match="does not begin with its header"):
         export(tmp_path / "model.safetensors", tmp_path / "package")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
         export(tmp_path, tmp_path / "package")
