@@ -122,6 +122,9 @@ class _Once(logging.Filter):
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file.")
 @click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this; repeatable.")
+@click.option(
+    "--embedding", multiple=True, metavar="FILE[:WORD]", help="Add this word; repeatable."
+)
 @click.option("--vae", type=click.Path(path_type=Path), help="Take this VAE, folder or file.")
 @click.option(
     "--prediction-type",
