@@ -87,17 +87,12 @@ class Pipeline:
         self._components = Components(
             package, backend, options, sessions or {}, low_memory=low_memory
         )
-        self._texts = TextEncoders(package, self.session, max_batch)
+        self.text_encoders = TextEncoders(package, self.session, max_batch)
 
     @property
     def tokenizer(self) -> ClipTokenizer:
         """That of the first text encoder."""
-        return next(iter(self.tokenizers.values()))
-
-    @property
-    def tokenizers(self) -> Mapping[str, ClipTokenizer]:
-        """The tokenizer of each text encoder."""
-        return self._texts.tokenizers
+        return next(iter(self.text_encoders.tokenizers.values()))
 
     def session(self, component: str) -> Session:
         """The open session of a component.
@@ -166,7 +161,7 @@ class Pipeline:
             SDXL is given zeros, which is not the same as "".
           height, width: pixels, multiples of the package's downscale (8); default those of
             `image`, rounded down, or else the package's.
-          num_inference_steps: 1..1000.
+          num_inference_steps: 1 or more, as many as the scheduler was trained with at most.
           timesteps, sigmas: instead of a number of steps, for schedulers that take them.
           guidance_scale: 0 or more; up to 1 no unconditional pass is run.
           guidance_rescale, guidance_interval, guidance_function: see Guidance.
@@ -218,7 +213,7 @@ class Pipeline:
 
         clock = [time.perf_counter()]
         embeds, pooled = condition(
-            partial(self._texts.encode, prompt_weights=prompt_weights, clip_skip=clip_skip),
+            partial(self.text_encoders.encode, prompt_weights=prompt_weights, clip_skip=clip_skip),
             prompts,
             negatives if guidance.is_guided else None,
             GivenEmbeds(
@@ -352,7 +347,7 @@ class Pipeline:
         Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
         """
         above = checks.texts("negatives", negatives or [])
-        return self._texts.encode(
+        return self.text_encoders.encode(
             [*above, *checks.texts("prompts", prompts)],
             len(above),
             prompt_weights=prompt_weights,
@@ -471,7 +466,7 @@ class Pipeline:
 
     @property
     def _takes_zeros(self) -> bool:
-        xl = "text_encoder_2" in self.tokenizers
+        xl = "text_encoder_2" in self.text_encoders.tokenizers
         return xl and bool(self.package.index.get("force_zeros_for_empty_prompt", True))
 
     def _unet_takes(self, name: str) -> bool:

@@ -38,7 +38,8 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _WANTED = ["model_index.json", "tokenizer*/*", "scheduler/*"] + [
     f"{part}/{pattern}" for part in _CLASSES for pattern in ("*.json", "*.safetensors")
 ]
-_UNWANTED = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
+_UNWANTED = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*non_ema*"]
+VARIANTS = (None, "fp16")
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ class Checkpoint:
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
+                variant=variant(self.folder, part),
                 output_loading_info=True,
                 **({} if part in TEXT_ENCODERS else {"low_cpu_mem_usage": False}),
             )
@@ -190,14 +192,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def variant(folder: Path, part: str) -> str | None:
+    """None, or "fp16" where a part has only weights of that name."""
+    for name in VARIANTS:
+        if any((folder / part / file).is_file() for file in _weight_names(part, name)):
+            return name
+    return None
+
+
+def _weight_names(part: str, variant: str | None) -> tuple[str, str]:
+    """The file of all weights, and the list of shards that may stand in its place."""
+    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    dotted = f".{variant}" if variant else ""
+    return f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"
+
+
 def weight_files(folder: Path, part: str) -> list[Path]:
     """The safetensors files that `load` reads.
 
     Raises: FileNotFoundError: there are none.
     """
-    stem = "model" if part in TEXT_ENCODERS else "diffusion_pytorch_model"
-    files = [folder / part / f"{stem}.safetensors"]
-    shards = folder / part / f"{stem}.safetensors.index.json"
+    whole, listed = _weight_names(part, variant(folder, part))
+    files, shards = [folder / part / whole], folder / part / listed
     if not files[0].is_file() and shards.is_file():
         weight_map = read_json(shards).get("weight_map", {})
         names = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
@@ -227,6 +243,11 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, s
                 str(source), revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
             )
         )
+        bare = [p for p in _CLASSES if not _has_weights(found, p)]
+        if bare:  # published in half precision alone
+            snapshot_download(
+                str(source), revision=found.name, allow_patterns=[f"{p}/*.fp16*" for p in bare]
+            )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConnectionError(
             f"no folder {source}, and the hub cannot give it "
@@ -243,6 +264,10 @@ def tokenizer_folder(part: str) -> str:
 def _encoders(parts: Iterable[str]) -> tuple[str, ...]:
     there = set(parts)
     return tuple(part for part in TEXT_ENCODERS if part in there)
+
+
+def _has_weights(folder: Path, part: str) -> bool:
+    return any((folder / part / file).is_file() for file in _weight_names(part, None))
 
 
 def _class(part: str, name: str) -> Any:

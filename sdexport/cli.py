@@ -129,6 +129,9 @@ class _Once(logging.Filter):
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file.")
 @click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this; repeatable.")
+@click.option(
+    "--embedding", multiple=True, metavar="FILE[:WORD]", help="Add this word; repeatable."
+)
 @click.option("--vae", type=click.Path(path_type=Path), help="Take this VAE, folder or file.")
 @click.option(
     "--prediction-type",
@@ -274,7 +277,7 @@ class _Interval(click.ParamType[tuple[float, float]]):
 @click.argument("package", type=FOLDER)
 @click.argument("prompt", required=False)
 @click.option("-o", "--output", type=FILE, required=True, help="A .png.")
-@click.option("--negative", "negative_prompt", default="", help="What should not be seen.")
+@click.option("--negative", "negative_prompt", help="What should not be seen.")
 @click.option("--steps", "num_inference_steps", type=int, default=25, show_default=True)
 @click.option("--guidance", "guidance_scale", type=float, default=7.5, show_default=True)
 @click.option(

@@ -19,6 +19,7 @@ import diffusers
 import torch
 import transformers
 
+from runtime import ClipTokenizer
 from sdexport.checkpoint import Checkpoint, read_json
 from sdexport.single_file import PREDICTION_TYPES, SingleFile
 
@@ -34,6 +35,7 @@ class Options:
     tokenizer: a folder, for a single file. allow_pickle: read .ckpt and .bin, weights alone.
     prediction_type: of the UNet, where a file does not tell. ema: take a file's averaged weights.
     vae: a folder or file that replaces the VAE. lora: each FILE or FILE:SCALE, merged in turn.
+    embedding: each FILE or FILE:WORD, put into tokenizer and text encoder.
     """
 
     tokenizer: Path | None = None
@@ -42,6 +44,7 @@ class Options:
     ema: bool = False
     vae: Path | None = None
     lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
 
 
 def open_source(
@@ -69,7 +72,7 @@ def open_source(
     try:
         prepare = _prepare_file if is_file else _prepare_folder
         loader, origin = prepare(source, folder, revision, options)
-        for change in (_change_prediction, _change_vae, _merge_loras):
+        for change in (_change_prediction, _change_vae, _merge_loras, _add_words):
             loader, origin = change(folder, loader, origin, options)
         checkpoint = Checkpoint.open(folder, loader=loader, origin=origin, label=str(source))
     except BaseException as error:
@@ -163,6 +166,49 @@ def _merge_loras(
     for number, lora in enumerate(loras, 1):
         told[f"lora.{number}.sha256"] = lora.file.sha256()
         told[f"lora.{number}.scale"] = f"{lora.scale:g}"
+    return load, origin | told
+
+
+def _add_words(
+    folder: Path, loader: Loader, origin: dict[str, str], options: Options
+) -> tuple[Loader, dict[str, str]]:
+    if not options.embedding:
+        return loader, origin
+    from sdexport.textual_inversion import (
+        LEGACY_EOS,
+        Embedding,
+        add_tokens,
+        add_vectors,
+        parse_embedding,
+    )
+
+    encoders = {part: m for part, m in _empty_modules(folder).items() if part != "unet"}
+    widths = {part: module.config.hidden_size for part, module in encoders.items()}
+    embeddings = [
+        Embedding.open(path, word, widths, allow_pickle=options.allow_pickle)
+        for path, word in map(parse_embedding, options.embedding)
+    ]
+    ids, eos = {}, {}
+    for part, module in encoders.items():
+        tokenizer = folder / part.replace("text_encoder", "tokenizer")
+        ids[part] = add_tokens(tokenizer, embeddings)
+        eos[part] = ClipTokenizer.from_folder(tokenizer).eos_id
+        size = max(module.config.vocab_size, max(ids[part].values()) + 1)
+        config = folder / part / "config.json"
+        update_json(config, {"vocab_size": size})
+        if module.config.eos_token_id == LEGACY_EOS:
+            update_json(config, {"eos_token_id": eos[part]})
+
+    def load(part: str) -> Any:
+        module = loader(part)
+        if part in encoders:
+            add_vectors(part, module, embeddings, ids[part], eos=eos[part])
+        return module
+
+    told = {}
+    for number, embedding in enumerate(embeddings, 1):
+        told[f"embedding.{number}.sha256"] = embedding.file.sha256()
+        told[f"embedding.{number}.word"] = embedding.word
     return load, origin | told
 
 

@@ -31,7 +31,8 @@ def test_family_exports_verifies_and_paints(family: str, tmp_path: Path) -> None
     assert all(check.passed for check in verify(package))
     theirs: Any = diffusers.DiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
-    arguments: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 3} | given(family)
+    arguments: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 6.0}
+    arguments |= given(family)
     if family != "lcm":
         arguments["negative_prompt"] = NEGATIVE
     if given(family):

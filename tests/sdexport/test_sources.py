@@ -102,7 +102,7 @@ def embedded(
 def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
     """Puts the graphs of the embedded model's package in place of tracing, which takes long."""
 
-    def copy(part: Any, module: Any, path: Path, *, opset: int) -> None:
+    def copy(part: Any, module: Any, path: Path, **_: object) -> None:
         path.parent.mkdir(parents=True)
         shutil.copyfile(package / part.name / "model.onnx", path)
 
