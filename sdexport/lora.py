@@ -114,11 +114,11 @@ class Lora:
         return lora
 
     def merge_into(self, part: str, module: Any) -> None:
-        """Add the change to the weights of a part, in place."""
+        """Give a part's layers changed weights; the old ones, perhaps pages of a file, stay."""
         for name, layer in self.layers.get(part, {}).items():
             weight = module.get_submodule(name).weight
             change = layer.change(weight.shape, self.alphas.get((part, name)))
-            weight.data.add_(change, alpha=self.scale)
+            weight.data = torch.add(weight.data, change, alpha=self.scale)
 
     def _check(self, modules: Mapping[str, Any]) -> None:
         for part, layers in self.layers.items():

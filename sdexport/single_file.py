@@ -115,7 +115,11 @@ class SingleFile:
         _write(folder / "model_index.json", dict(sorted(index.items())))
 
     def load(self, part: str) -> Any:
-        """The module of "unet", "vae" or a text encoder, in float32 and for inference."""
+        """The module of "unet", "vae" or a text encoder, in float32 and for inference.
+
+        Weights that are float32 in the file are its pages: put others in their place, but do not
+        write into them.
+        """
         module = _empty(part, self.family)
         found, wanted = self._state(part, self.file.tensors), module.state_dict()
         module.load_state_dict({k: found.pop(k).to(torch.float32) for k in wanted}, assign=True)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from sdexport.published import FAMILIES, Family
 from sdexport.shapes import MODEL_DIR
 from sdexport.single_file import SingleFile
+from sdexport.weight_file import WeightFile
 from tests.sdexport.original_layout import SMALL, original_layout, random_modules, vae_layout
 
 SD1, SD2, SDXL, REFINER = SMALL
@@ -384,3 +385,22 @@ def test_published_configurations_have_the_published_sizes() -> None:
         "Stable Diffusion XL": [2567, 123, 695],
         "Stable Diffusion XL refiner": [2260, 695],
     }
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_real_shapes_fit_the_published_configurations(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block of the real depth finds its place; no weight is ever filled."""
+    with torch.device("meta"):
+        modules = {
+            part: getattr(transformers, layout.class_name)(
+                transformers.CLIPTextConfig(**layout.config)
+            )
+            for part, layout in family.text_encoders.items()
+        }
+        modules["unet"] = diffusers.UNet2DConditionModel(**family.unet)
+        modules["vae"] = diffusers.AutoencoderKL(**family.vae)
+    file = WeightFile(Path("model.safetensors"), original_layout(family, modules), {}, None)
+    monkeypatch.setattr(WeightFile, "open", lambda path, allow_pickle: file)
+    assert SingleFile.open("model.safetensors").family == family

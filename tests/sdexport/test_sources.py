@@ -24,6 +24,7 @@ from sdexport.published import Family
 from sdexport.shapes import MODEL_DIR
 from sdexport.single_file import SingleFile
 from sdexport.sources import Options, open_source
+from tests.sdexport.lora_files import ATTENTION, random_lora, save_kohya
 from tests.sdexport.original_layout import SMALL, original_layout, random_modules, vae_layout
 
 TOKENIZER = MODEL_DIR / "tokenizer"
@@ -169,6 +170,16 @@ def test_prediction_type_of_a_folder(checkpoint: Path) -> None:
         open_source(checkpoint, options=Options(prediction_type="flow"))
 
 
+def test_lora_is_merged_once_and_the_file_stays(file: Path, tmp_path: Path) -> None:
+    modules = {k: v for k, v in random_modules(SD1).items() if k != "vae"}
+    lora = save_kohya(tmp_path / "lora.safetensors", random_lora(modules, ATTENTION), None)
+    before = file.read_bytes()
+    opened = open_source(file, options=Options(tokenizer=TOKENIZER, lora=(str(lora),)))
+    first = opened.load("unet")
+    assert same(opened.load("unet"), first) and not same(first, modules["unet"])
+    assert file.read_bytes() == before
+
+
 def test_nan_in_a_file_is_named(file: Path) -> None:
     tensors = load_file(file)
     tensors["first_stage_model.decoder.conv_in.weight"][0, 0, 0, 0] = torch.nan
@@ -267,3 +278,44 @@ def test_command_line_names_the_mistake_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "a web page" in done.stderr
     assert [f.name for f in tmp_path.iterdir()] == ["page.safetensors"]
+
+
+def test_export_options_reach_the_exporter(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from sdexport import cli
+
+    asked: list[Any] = []
+
+    def export(source: str, package: Path, files: Any, **options: Any) -> Any:
+        asked.append((source, Options(**files), options))
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(cli, "_export", export)
+    arguments = [
+        "--lora",
+        "a:0.5",
+        "--lora",
+        "b",
+        "--embedding",
+        "c",
+        "--vae",
+        "d",
+        "--ema",
+        "--allow-pickle",
+    ]
+    arguments += ["--tokenizer", "e", "--prediction-type", "v_prediction"]
+    result = CliRunner().invoke(cli.main, ["export", "x.ckpt", str(tmp_path / "p"), *arguments])
+    assert result.exit_code == 1 and result.stderr == "error: seen enough\n"
+    expected = Options(
+        tokenizer=Path("e"),
+        allow_pickle=True,
+        prediction_type="v_prediction",
+        ema=True,
+        vae=Path("d"),
+        lora=("a:0.5", "b"),
+        embedding=("c",),
+    )
+    assert asked[0][:2] == ("x.ckpt", expected)
