@@ -121,7 +121,11 @@ def test_session_gives_nan_for_nan_and_goes_on(session: Session) -> None:
     np.testing.assert_array_equal(session.run(given)["out_sample"], expected)
 
 
-def test_session_agrees_with_the_recorded_answer(session: Session, package: Path) -> None:
+def test_session_agrees_with_the_recorded_answer(
+    session: Session, package: Path, request: pytest.FixtureRequest
+) -> None:
+    if "fake" in request.node.callspec.id:
+        pytest.skip("the stand-in computes something else")
     with np.load(package / "reference" / "unet.npz") as arrays:
         given = {k.removeprefix("input."): arrays[k] for k in arrays if k.startswith("input.")}
         expected = arrays["output.out_sample"]
