@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value for a message: one line, and not all of a large one."""
+    if isinstance(value, np.ndarray):
+        return f"an array {value.dtype} {value.shape}"
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer too long for Python to write out
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -14,22 +34,60 @@ def whole(name: str, value: object, low: int, high: int) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r:.60}") from None
-    if isinstance(value, bool) or not low <= number <= high:
-        raise ValueError(f"{name} must be {low} to {high}, got {value!r:.60}")
+        raise ValueError(f"{name} must be an integer, got {shown(value)}") from None
+    if isinstance(value, (bool, np.ndarray)) or not low <= number <= high:
+        raise ValueError(f"{name} must be {low} to {high}, got {shown(value)}")
     return number
 
 
 def number(name: str, value: object, low: float, high: float = math.inf) -> float:
-    """`value` as a finite float from low to high.
+    """`value` as a finite float from low to high; NumPy's numbers are welcome, booleans are not.
 
     Raises: ValueError: something else.
     """
-    span = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-    try:
-        result = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} must be {span}, got {value!r:.60}") from None
-    if isinstance(value, (str, bool)) or not (math.isfinite(result) and low <= result <= high):
-        raise ValueError(f"{name} must be {span}, got {value!r:.60}")
+    result = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
+    if not (math.isfinite(result) and low <= result <= high):
+        span = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+        raise ValueError(f"{name} must be {span}, got {shown(value)}")
     return result
+
+
+def function(name: str, value: object) -> None:
+    """Raises: ValueError: `value` is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a function, got {shown(value)}")
+
+
+def texts(name: str, value: object) -> list[str]:
+    """One text, or a list or tuple of them, as a list.
+
+    Raises: ValueError: something else.
+    """
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+        raise ValueError(f"{name} must be a text or a list of texts, got {shown(value)}")
+    return list(value)
+
+
+def floats(name: str, value: object, shape: Sequence[int | None]) -> np.ndarray:
+    """`value`, if it is a float32 array of finite numbers and of that shape; None is any size.
+
+    Raises: ValueError: something else.
+    """
+    fits = isinstance(value, np.ndarray) and value.ndim == len(shape) and value.dtype == np.float32
+    if not fits or any(
+        want not in (None, got)
+        for want, got in zip(shape, value.shape, strict=True)  # type: ignore[attr-defined]
+    ):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: expected float32 ({wanted}), got {shown(value)}")
+    array: np.ndarray = value  # type: ignore[assignment]
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: NaN or infinity is in it")
+    return array

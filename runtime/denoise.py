@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engines import Session
+from runtime import checks
 from runtime.components import chunks, finite
+from runtime.conditioning import Embeds
 from runtime.guidance import Guidance, GuidanceState
 from runtime.schedulers import Scheduler
 from runtime.schedulers.common import original_weights
+from runtime.start import Start
 
 Draw = Callable[[Sequence[int]], np.ndarray]
 """Gives standard normal noise of a shape."""
-Embeds = np.ndarray | Callable[[int, int], np.ndarray]
-"""Embeddings for the whole run, or for step i of so many."""
 
 
 @dataclass(frozen=True)
@@ -30,42 +31,6 @@ class DenoiseStep:
     pred_original_sample: np.ndarray
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where the loop begins, and what holds it to a given picture.
-
-    noise: (B, C, H/8, W/8) float32 standard normal.
-    index: of the first step that is run.
-    original: (B, C, H/8, W/8) clean latents of the picture to begin from, or None.
-    mask: (1 or B, 1, H/8, W/8) float32, 1 where painting happens; outside of it a UNet without
-      inpainting channels is held to `original`.
-    masked: (B, C, H/8, W/8) latents of the picture without what the mask covers, for UNets that
-      have channels for mask and masked picture.
-    """
-
-    noise: np.ndarray
-    index: int = 0
-    original: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    masked: np.ndarray | None = None
-
-    def latents(self, scheduler: Scheduler) -> np.ndarray:
-        """The scheduler's state before the first step."""
-        if self.original is None or (self.mask is not None and self.index == 0):
-            return self.noise * np.float32(scheduler.init_noise_sigma)
-        return scheduler.add_noise(self.original, self.noise, self.index)
-
-    def held(self, latents: np.ndarray, scheduler: Scheduler, i: int) -> np.ndarray:
-        """Latents after step i with the given picture outside of the mask."""
-        if self.mask is None or self.masked is not None or self.original is None:
-            return latents
-        given = self.original
-        if i + 1 < len(scheduler.timesteps):
-            given = scheduler.add_noise(given, self.noise, i + 1)
-        held: np.ndarray = (1 - self.mask) * given + self.mask * latents
-        return held
-
-
 def denoise(
     unet: Session,
     start: Start,
@@ -73,16 +38,18 @@ def denoise(
     scheduler: Scheduler,
     *,
     guidance: Guidance,
+    conditions: Mapping[str, np.ndarray] | None = None,
     prediction_type: str = "epsilon",
     draw: Draw | None = None,
     max_batch: int | None = None,
-) -> Iterator[DenoiseStep]:
+) -> Generator[DenoiseStep]:
     """Run the scheduler's steps from `start`, yielding after each.
 
     Args:
       unet: sample, timestep, encoder_hidden_states -> out_sample.
       prompt_embeds: (B, n, width), or (2B, n, width) with the unconditional half first exactly if
         `guidance.is_guided`.
+      conditions: further inputs of the UNet, a row for each row of prompt_embeds.
       prediction_type: what the UNet predicts; only a guidance function needs it.
       draw: for schedulers that take fresh noise.
       max_batch: pictures that the UNet is given at once.
@@ -90,7 +57,7 @@ def denoise(
       that are not finite.
     """
     latents, steps = start.latents(scheduler), len(scheduler.timesteps)
-    predictor = _Predictor(unet, guidance, max_batch)
+    predictor = _Predictor(unet, guidance, conditions or {}, max_batch)
     try:
         for i in range(start.index, steps):
             timestep = float(scheduler.timesteps[i])
@@ -117,8 +84,15 @@ def denoise(
 class _Predictor:
     """The guided prediction for all pictures; embeddings are bound while they stay the same."""
 
-    def __init__(self, unet: Session, guidance: Guidance, max_batch: int | None) -> None:
+    def __init__(
+        self,
+        unet: Session,
+        guidance: Guidance,
+        conditions: Mapping[str, np.ndarray],
+        max_batch: int | None,
+    ) -> None:
         self._unet, self._guidance, self._max_batch = unet, guidance, max_batch
+        self._conditions = conditions
         self._time_spec = next(spec for spec in unet.inputs if spec.name == "timestep")
         self._embeds: np.ndarray | None = None
         self._bound: dict[tuple[int, bool], Session] = {}
@@ -144,12 +118,17 @@ class _Predictor:
     def _session(self, embeds: np.ndarray, rows: slice, count: int, guided: bool) -> Session:
         key = rows.start, guided
         if key not in self._bound:
-            conditional = embeds[len(embeds) - count :][rows]
-            held = np.concatenate([embeds[rows], conditional]) if guided else conditional
-            self._bound[key] = self._unet.bind(encoder_hidden_states=held)
+
+            def held(values: np.ndarray) -> np.ndarray:
+                conditional = values[len(values) - count :][rows]
+                return np.concatenate([values[rows], conditional]) if guided else conditional
+
+            given = {"encoder_hidden_states": embeds, **self._conditions}
+            self._bound[key] = self._unet.bind(**{name: held(v) for name, v in given.items()})
         return self._bound[key]
 
     def _check(self, embeds: np.ndarray, count: int) -> None:
+        checks.floats("prompt_embeds", embeds, (None, None, None))
         each = 2 if self._guidance.is_guided else 1
         if len(embeds) != count * each:
             raise ValueError(
@@ -176,18 +155,25 @@ def _led(
     """The latents that the guidance function wants the step to begin from."""
     assert guidance.function is not None  # for the type checker: the caller looked
     one, zero = np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
-    signal = scheduler.add_noise(one, zero, i).item()
-    spread = scheduler.add_noise(zero, one, i).item()
+    signal: float = scheduler.add_noise(one, zero, i).item()
+    spread: float = scheduler.add_noise(zero, one, i).item()
+    sigma = spread / signal if signal else math.inf
     size = math.hypot(signal, spread)
     weights = original_weights(prediction_type, signal / size, spread / size)
+    if not math.isfinite(weights[0]):
+        weights = 0.0, 0.0  # no signal, and a prediction of the noise alone: nothing is known yet
     original = weights[0] / size * latents + weights[1] * noise_pred
-    state = GuidanceState(i, timestep, spread / signal, latents.copy(), noise_pred, original)
+    state = GuidanceState(i, timestep, sigma, latents.copy(), noise_pred.copy(), original)
     changed = guidance.function(state)
     if changed is None:
         return latents
     changed = np.asarray(changed)
-    if changed.shape != latents.shape:
+    if changed.shape != latents.shape or changed.dtype.kind not in "fiu":
         raise ValueError(
-            f"guidance function: expected latents {latents.shape}, got {changed.shape}"
+            f"guidance_function: expected latents {latents.dtype} {latents.shape}, "
+            f"got {checks.shown(changed)}"
         )
-    return finite(changed.astype(latents.dtype), "the guidance function", f"step {i}")
+    changed = changed.astype(latents.dtype)
+    if not np.isfinite(changed).all():
+        raise ValueError(f"guidance_function: NaN or infinity came out at step {i}")
+    return changed

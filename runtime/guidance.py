@@ -9,14 +9,17 @@ import numpy as np
 
 from runtime import checks
 
+MAX_SCALE = 10_000.0
+
 
 @dataclass(frozen=True)
 class GuidanceState:
     """What a guidance function is given, between the UNet's prediction and the scheduler's step.
 
     index, timestep: of the step. sigma: noise over signal in `latents`, the noise level of
-    Karras et al. latents, noise_pred, pred_original_sample: (B, C, H/8, W/8) float32, the
-    scheduler's state, the guided prediction, and the clean latents behind the two.
+    Karras et al.; infinite where there is no signal. latents, noise_pred, pred_original_sample:
+    (B, C, H/8, W/8) float32, the scheduler's state, the guided prediction, and the clean latents
+    behind the two; copies.
     """
 
     index: int
@@ -51,13 +54,15 @@ class Guidance:
 
     def __post_init__(self) -> None:
         checks.number("guidance_scale", self.scale, 0)
+        if self.scale > MAX_SCALE:
+            raise ValueError(f"guidance_scale must be {MAX_SCALE:g} or less, got {self.scale}")
         checks.number("guidance_rescale", self.rescale, 0, 1)
-        try:
-            start, end = self.interval
-        except (TypeError, ValueError):
+        checks.function("guidance_function", self.function)
+        if not isinstance(self.interval, (tuple, list)) or len(self.interval) != 2:
             raise ValueError(
-                f"guidance_interval must be (start, end), got {self.interval!r:.60}"
-            ) from None
+                f"guidance_interval must be (start, end), got {checks.shown(self.interval)}"
+            )
+        start, end = self.interval
         checks.number("guidance_interval start", start, 0, 1)
         checks.number("guidance_interval end", end, 0, 1)
         if not start < end:
@@ -90,6 +95,7 @@ class Guidance:
         if self.rescale:
             axes = tuple(range(1, guided.ndim))
             wanted = noise_pred_text.std(axes, keepdims=True, ddof=1)
-            ratio = wanted / guided.std(axes, keepdims=True, ddof=1)
+            spread = guided.std(axes, keepdims=True, ddof=1)
+            ratio = np.divide(wanted, spread, out=np.ones_like(wanted), where=spread > 0)
             guided *= self.rescale * ratio + (1 - self.rescale)
         return guided

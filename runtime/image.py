@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
+from runtime.checks import one_line, shown
 from runtime.version import VERSION
 
 ImageInput = str | Path | Image.Image | np.ndarray
@@ -60,43 +61,56 @@ class Parameters:
 def open_image(source: ImageInput) -> Image.Image:
     """Any picture as it is meant to be seen: turned as its EXIF says, 8 bits, RGB.
 
-    Transparency is laid over white. 16-bit greyscale is brought to 8 bits.
-    Raises: FileNotFoundError: no such file. ValueError: no picture, or an array of another kind.
+    Transparency is laid over white. Integers of 16 or 32 bits count as 0..65535 and are brought to
+    8 bits; floats are refused, since nothing says which of them is white. Of an animation the
+    first picture is taken.
+    Raises: FileNotFoundError: no such file. ValueError: no picture, or one of another kind.
     """
     if isinstance(source, (str, Path)):
-        image = _read(Path(source))
-    elif isinstance(source, Image.Image):
-        image = source
-    elif isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or not (
-            source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4))
-        ):
-            raise ValueError(
-                "image: expected (H, W), (H, W, 3) or (H, W, 4) uint8, "
-                f"got {source.dtype} {source.shape}"
-            )
-        image = Image.fromarray(source)
-    else:
+        return _read(Path(source))
+    if isinstance(source, np.ndarray):
+        source = _of_array(source)
+    if not isinstance(source, Image.Image):
+        raise ValueError(f"image: expected a file, a Pillow image or an array, got {shown(source)}")
+    return _brought_to_rgb(source, f"image of mode {source.mode}")
+
+
+def _of_array(pixels: np.ndarray) -> Image.Image:
+    shaped = pixels.ndim >= 2 and pixels.shape[2:] in ((), (3,), (4,))
+    if pixels.dtype != np.uint8 or not shaped or not pixels.size:
         raise ValueError(
-            f"image: expected a file, a Pillow image or an array, got {type(source).__name__}"
+            "image: expected (H, W), (H, W, 3) or (H, W, 4) uint8, "
+            f"got {pixels.dtype} {pixels.shape}"
         )
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    return Image.fromarray(pixels)
 
 
 def _read(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        opened = Image.open(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"no picture at {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+    except Exception as error:  # what Pillow's readers raise ranges from OSError to struct.error
+        raise ValueError(f"{path} is no picture that can be read: {one_line(error)}") from error
+    with opened:
+        return _brought_to_rgb(opened, str(path))
+
+
+def _brought_to_rgb(image: Image.Image, what: str) -> Image.Image:
+    """Raises: ValueError: see open_image; `what` it is that cannot be read."""
+    if image.mode.startswith("F"):
+        raise ValueError(f"{what}: float pixels have no agreed range; bring it to 8 bits first")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            levels = np.clip(np.asarray(image), 0, 65535) / 257
+            image = Image.fromarray(np.rint(levels).astype(np.uint8))
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+    except Exception as error:  # pixels are read only now; see _read
+        raise ValueError(f"{what} is no picture that can be read: {one_line(error)}") from error
 
 
 def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -> Image.Image:
@@ -109,7 +123,9 @@ def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -
     Raises: ValueError: unknown mode.
     """
     if mode not in RESIZE_MODES:
-        raise ValueError(f"unknown resize_mode '{mode}'; choose one of {', '.join(RESIZE_MODES)}")
+        raise ValueError(
+            f"unknown resize_mode {shown(mode)}; choose one of {', '.join(RESIZE_MODES)}"
+        )
     if image.size == (width, height):
         return image
     how = Image.Resampling.LANCZOS
@@ -117,7 +133,9 @@ def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -
         return image.resize((width, height), how)
     if mode == "crop":
         return ImageOps.fit(image, (width, height), how)
-    inner = ImageOps.contain(image, (width, height), how)
+    scale = min(width / image.width, height / image.height)
+    inside = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    inner = image.resize(inside, how)
     left, top = (width - inner.width) // 2, (height - inner.height) // 2
     pixels = np.asarray(inner)
     sides = [(top, height - inner.height - top), (left, width - inner.width - left), (0, 0)]
@@ -146,8 +164,15 @@ def to_uint8(sample: np.ndarray) -> np.ndarray:
       sample: (B, 3, H, W) float32, nominally -1..1; values beyond are clipped.
     Returns: (B, H, W, 3) uint8.
     """
-    unit = np.clip(sample / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
-    return np.rint(unit * 255).astype(np.uint8)
+    count, channels, height, width = sample.shape
+    pixels = np.empty((count, height, width, channels), np.uint8)
+    for i, c in np.ndindex(count, channels):  # one plane at a time, for the memory
+        plane = sample[i, c] / 2
+        plane += 0.5
+        np.clip(plane, 0, 1, out=plane)
+        plane *= 255
+        pixels[i, :, :, c] = np.rint(plane, out=plane)
+    return pixels
 
 
 def to_image(pixels: np.ndarray, parameters: Parameters | None = None) -> Image.Image:

@@ -137,6 +137,7 @@ class Package:
     folder: Path
     manifest: Manifest
     scheduler_config: Mapping[str, Any] = field(repr=False)
+    index: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -170,12 +171,19 @@ class Package:
             )
         for name in manifest.components:
             _check_external_data(folder, name)
-        return cls(folder, manifest, _read_json(folder, "scheduler/scheduler_config.json"))
+        scheduler_config = _read_json(folder, "scheduler/scheduler_config.json")
+        has_index = (folder / "model_index.json").is_file()
+        index = _read_json(folder, "model_index.json") if has_index else {}
+        return cls(folder, manifest, scheduler_config, index)
 
-    def tokenizer(self) -> ClipTokenizer:
-        """Raises: PackageError: the tokenizer's files are missing or damaged."""
+    def tokenizer(self, component: str = "text_encoder") -> ClipTokenizer:
+        """The tokenizer of a text encoder.
+
+        Raises: PackageError: its files are missing or damaged.
+        """
         try:
-            return ClipTokenizer.from_folder(self.folder / "tokenizer")
+            where = component.replace("text_encoder", "tokenizer")
+            return ClipTokenizer.from_folder(self.folder / where)
         except (FileNotFoundError, ValueError) as error:
             raise PackageError(f"{self.folder}: {error}") from error
 
@@ -278,8 +286,8 @@ def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
 
 
-def _figures(values: Mapping[str, Any]) -> dict[str, float]:
-    if not all(isinstance(value, (int, float)) for value in values.values()):
+def _figures(values: Mapping[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(value, (int, float)) for k, value in values.items() if k != "metric"):
         raise TypeError("verification must hold numbers")
     return dict(values)
 
@@ -343,7 +351,7 @@ def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
 def _check_all_listed(folder: Path, manifest: Manifest) -> None:
     """Whatever is read from a package must be under its manifest's hashes."""
     listed = {record.path for record in _all_files(manifest)}
-    read = [folder / "scheduler" / "scheduler_config.json"]
+    read = [folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"]
     for pattern in ("tokenizer*/*", "reference/*.npz"):
         read += folder.glob(pattern)
     for name in manifest.components:

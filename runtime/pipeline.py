@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,15 +17,19 @@ from PIL import Image
 
 from engines import Session
 from runtime import checks, inputs, schedulers, vae
-from runtime import prompt as prompt_text
 from runtime.backends import Backends
 from runtime.components import Components, chunks, finite
-from runtime.denoise import DenoiseStep, Draw, Embeds, Start, denoise
+from runtime.conditioning import Embeds, GivenEmbeds, condition
+from runtime.denoise import DenoiseStep, Draw, denoise
 from runtime.guidance import Guidance, GuidanceFunction
 from runtime.image import ImageInput, Parameters, to_image, to_uint8
-from runtime.inputs import MAX_SIDE, EachStep, Given, Noise
+from runtime.inputs import MAX_SIDE, Given, Noise
 from runtime.package import Package
 from runtime.schedulers import Scheduler
+from runtime.start import Start, start
+from runtime.text_encoders import TextEncoders
+from runtime.tokenizer import ClipTokenizer
+from runtime.unet_inputs import Sizes, conditions
 
 MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
@@ -76,11 +83,16 @@ class Pipeline:
         if vae_tile is not None and checks.whole("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
             raise ValueError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
         self.package = package
-        self.tokenizer = package.tokenizer()
         self.max_batch, self.vae_tile = max_batch, vae_tile
         self._components = Components(
             package, backend, options, sessions or {}, low_memory=low_memory
         )
+        self.text_encoders = TextEncoders(package, self.session, max_batch)
+
+    @property
+    def tokenizer(self) -> ClipTokenizer:
+        """That of the first text encoder."""
+        return next(iter(self.text_encoders.tokenizers.values()))
 
     def session(self, component: str) -> Session:
         """The open session of a component.
@@ -129,8 +141,15 @@ class Pipeline:
         latents: np.ndarray | None = None,
         prompt_embeds: Embeds | None = None,
         negative_prompt_embeds: np.ndarray | None = None,
+        pooled_prompt_embeds: np.ndarray | None = None,
+        negative_pooled_prompt_embeds: np.ndarray | None = None,
         prompt_weights: bool = False,
         clip_skip: int = 0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
+        aesthetic_score: float = 6.0,
+        negative_aesthetic_score: float = 2.5,
         scheduler: str | None = None,
         eta: float = 0.0,
         on_step: Callable[[DenoiseStep], object] | None = None,
@@ -138,10 +157,11 @@ class Pipeline:
         """Paint pictures.
 
         Args:
-          prompt, negative_prompt: one text, or one for each picture.
+          prompt, negative_prompt: one text, or one for each picture. Without a negative prompt
+            SDXL is given zeros, which is not the same as "".
           height, width: pixels, multiples of the package's downscale (8); default those of
             `image`, rounded down, or else the package's.
-          num_inference_steps: 1..1000.
+          num_inference_steps: 1 or more, as many as the scheduler was trained with at most.
           timesteps, sigmas: instead of a number of steps, for schedulers that take them.
           guidance_scale: 0 or more; up to 1 no unconditional pass is run.
           guidance_rescale, guidance_interval, guidance_function: see Guidance.
@@ -157,7 +177,13 @@ class Pipeline:
             for prompt_embeds also a function from a step index to such an array.
           prompt_weights: read "(word:1.3)" and its kin, and prompts of any length; see
             runtime.prompt. Otherwise brackets are text and 75 tokens are the limit.
-          clip_skip: layers of the text encoder to leave out at its end, 0..2.
+          pooled_prompt_embeds, negative_pooled_prompt_embeds: (1 or B, width) float32, which SDXL
+            needs beside the others.
+          clip_skip: layers of the text encoder to leave out at its end; as in diffusers, for the
+            prompt and not for the negative one.
+          original_size, crops_coords_top_left, target_size, aesthetic_score,
+            negative_aesthetic_score: what SDXL is told of the picture; sizes are (height, width),
+            default the picture's own.
           scheduler: one of runtime.schedulers.NAMES; default the package's own.
           eta: for DDIM and TCD, 0..1.
           on_step: called after every step.
@@ -165,65 +191,108 @@ class Pipeline:
           numbers that are not finite.
         """
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval, guidance_function)
+        if self._unet_takes("timestep_cond"):  # it is told the scale instead of led by it
+            guidance = replace(guidance, scale=1.0)
+        checks.function("on_step", on_step)
         prompts, negatives = inputs.prompts(
-            prompt, negative_prompt, prompt_embeds, num_images_per_prompt
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
-        given = self._given(image, mask_image, height, width, resize_mode)
-        name = scheduler or self.default_scheduler
+        count = len(prompts)
+        given = self._given(image, mask_image, height, width, resize_mode, count)
+        name = self.default_scheduler if scheduler is None else scheduler
         sampler = self.scheduler(
             name, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
         )
-        custom = timesteps is not None or sigmas is not None
-        steps = len(sampler.timesteps) if custom else num_inference_steps
-        begin, strength = inputs.begin(steps, sampler.order, strength, given)
-        source = Noise(seed, len(prompts), noise_device)
+        if timesteps is not None or sigmas is not None:
+            num_inference_steps = math.ceil(len(sampler.timesteps) / sampler.order)
+        begin, strength = inputs.begin(num_inference_steps, sampler, strength, given)
+        source = Noise(seed, count, noise_device)
+        shape = (count, *self.latent_shape(given.height, given.width))
+        if latents is not None:
+            checks.floats("latents", latents, shape)
 
         clock = [time.perf_counter()]
-        embeds = self._embeds(
+        embeds, pooled = condition(
+            partial(self.text_encoders.encode, prompt_weights=prompt_weights, clip_skip=clip_skip),
             prompts,
             negatives if guidance.is_guided else None,
-            prompt_embeds,
-            negative_prompt_embeds,
-            weights=prompt_weights,
-            clip_skip=clip_skip,
+            GivenEmbeds(
+                prompt_embeds,
+                negative_prompt_embeds,
+                pooled_prompt_embeds,
+                negative_pooled_prompt_embeds,
+            ),
+            zeros=negative_prompt is None and self._takes_zeros,
         )
-        start = self._start(given, source, latents, len(prompts), begin)
+        sizes = Sizes.checked(
+            original_size or (given.height, given.width),
+            target_size or (given.height, given.width),
+            crops_coords_top_left,
+            aesthetic_score,
+            negative_aesthetic_score,
+        )
+        further = conditions(
+            self.session("unet"),
+            self.package.index,
+            pooled,
+            sizes,
+            guidance_scale,
+            count,
+            guided=guidance.is_guided,
+        )
+        beginning = start(
+            given,
+            source,
+            shape,
+            begin,
+            self.encode_image,
+            latents=latents,
+            scaling_factor=self.package.manifest.scaling_factor,
+            inpaints=self._inpaints(),
+            draws=given.image is None or self._draws_posterior(),
+        )
         clock.append(time.perf_counter())
-        for step in self._denoise(start, embeds, sampler, guidance, source.draw):
-            if on_step is not None:
-                on_step(step)
+        loop = self._denoise(beginning, embeds, sampler, guidance, source.draw, further)
+        with closing(loop) as steps:
+            for step in steps:
+                result = step.latents if on_step is None else step.latents.copy()
+                if on_step is not None:
+                    on_step(step)
         clock.append(time.perf_counter())
-        pixels = self.decode(step.latents)
+        pixels = self.decode(result)
         clock.append(time.perf_counter())
 
+        every = Parameters(
+            prompt="",
+            negative_prompt="",
+            num_inference_steps=num_inference_steps,
+            scheduler=schedulers.canonical_name(name) or name,
+            guidance_scale=float(guidance_scale),
+            seed=None,
+            width=given.width,
+            height=given.height,
+            model=self.package.folder.resolve().name,
+            eta=float(eta),
+            strength=strength,
+            batch_size=1 if source.each else count,
+        )
         drawn = latents is None or seed is not None
         parameters = [
-            Parameters(
-                prompt=text,
-                negative_prompt=negative,
-                num_inference_steps=steps,
-                scheduler=schedulers.canonical_name(name) or name,
-                guidance_scale=float(guidance_scale),
-                seed=number if drawn else None,
-                width=given.width,
-                height=given.height,
-                model=self.package.folder.resolve().name,
-                eta=eta,
-                strength=strength,
-                batch_size=1 if source.each else len(prompts),
-                batch_index=0 if source.each else index,
+            replace(
+                every,
+                prompt=prompts[i],
+                negative_prompt=negatives[i],
+                seed=source.seeds[i] if drawn else None,
+                batch_index=0 if source.each else i,
             )
-            for index, (text, negative, number) in enumerate(
-                zip(prompts, negatives, source.seeds, strict=True)
-            )
+            for i in range(count)
         ]
+        seconds = np.diff(clock).tolist()
         return Result(
             images=[to_image(p, q) for p, q in zip(pixels, parameters, strict=True)],
-            latents=step.latents,
+            latents=result,
             parameters=parameters,
-            seconds=dict(
-                zip(("encode", "denoise", "decode"), np.diff(clock).tolist(), strict=True)
-            ),
+            seconds=dict(zip(("encode", "denoise", "decode"), seconds, strict=True)),
         )
 
     @property
@@ -242,17 +311,19 @@ class Pipeline:
         sigmas: Sequence[float] | None = None,
     ) -> Scheduler:
         """A scheduler on the package's configuration; see runtime.schedulers.create."""
+        if not isinstance(name, str):
+            raise ValueError(f"scheduler must be a name, got {checks.shown(name)}")
         checks.whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
+        checks.number("eta", eta, 0, 1)
         options: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
         options = {key: value for key, value in options.items() if value is not None}
+        steps = None if options else num_inference_steps  # else they are as many as are given
         short = schedulers.canonical_name(name)
         if short and "eta" in schedulers.option_names(short):
             options["eta"] = eta  # 0 too: TCD's own default is another one
         elif eta and short:
             raise ValueError(f"scheduler '{name}' takes no eta; only ddim and tcd do")
-        return schedulers.create(
-            name, self.package.scheduler_config, num_inference_steps, **options
-        )
+        return schedulers.create(name, self.package.scheduler_config, steps, **options)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, H/8, W/8) for a picture of that size."""
@@ -275,26 +346,26 @@ class Pipeline:
           it for long prompts with weights.
         Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
         """
-        texts = [*(negatives or ()), *prompts]
-        output = self._text_output(clip_skip)
-        text_encoder = self.session("text_encoder")
-        dtype = text_encoder.inputs[0].dtype
-
-        def hidden_states(input_ids: np.ndarray) -> np.ndarray:
-            parts = [
-                text_encoder.run({"input_ids": input_ids[rows].astype(dtype)})[output]
-                for rows in chunks(len(input_ids), self.max_batch)
-            ]
-            return finite(np.concatenate(parts), "text_encoder", "the prompt")
-
-        how = prompt_text.encode_weighted if prompt_weights else prompt_text.encode_plain
-        return how(self.tokenizer, hidden_states, texts)
+        above = checks.texts("negatives", negatives or [])
+        return self.text_encoders.encode(
+            [*above, *checks.texts("prompts", prompts)],
+            len(above),
+            prompt_weights=prompt_weights,
+            clip_skip=clip_skip,
+        ).embeds
 
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
-        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see runtime.vae.encode."""
-        session = self.session("vae_encoder")
+        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see runtime.vae.encode.
+
+        Raises: ValueError: an array of another kind, or sides that are no multiples of the
+          package's downscale. EngineError: the encoder failed.
+        """
+        unit, session = self.package.manifest.downscale, self.session("vae_encoder")
+        checks.floats("pixels", pixels, (None, 3, None, None))
+        if not pixels.size or pixels.shape[2] % unit or pixels.shape[3] % unit:
+            raise ValueError(f"pixels: sides must be multiples of {unit}, got {pixels.shape}")
         parts = [
-            vae.encode(session, pixels[rows], tile=self.vae_tile)
+            vae.encode(session, pixels[rows], tile=self.vae_tile, downscale=unit)
             for rows in chunks(len(pixels), self.max_batch)
         ]
         return finite(np.concatenate(parts), "vae_encoder", "the picture")
@@ -307,8 +378,9 @@ class Pipeline:
         *,
         guidance_scale: float = 7.5,
         guidance: Guidance | None = None,
+        conditions: Mapping[str, np.ndarray] | None = None,
         draw: Draw | None = None,
-    ) -> Iterator[DenoiseStep]:
+    ) -> Generator[DenoiseStep]:
         """Turn noise into clean latents, yielding after every step.
 
         Leaving the loop early, closing the generator or Ctrl-C stops at once; the sessions can be
@@ -319,18 +391,25 @@ class Pipeline:
           prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1; or a function
             from (step index, number of steps) to such arrays.
           guidance: instead of guidance_scale.
+          conditions: further inputs of the UNet; see runtime.unet_inputs.
           draw: gives fresh noise of a shape, for schedulers that take some.
         Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that
           are not finite.
         """
         guidance = guidance or Guidance(guidance_scale)
-        return self._denoise(Start(latents), prompt_embeds, scheduler, guidance, draw)
+        channels = self.package.manifest.latent_channels
+        checks.floats("latents", latents, (None, channels, None, None))
+        begin = Start(latents)
+        return self._denoise(begin, prompt_embeds, scheduler, guidance, draw, conditions)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Pixels of clean latents, (B, H, W, 3) uint8."""
+        """Pixels of clean latents (B, C, H/8, W/8) float32: (B, H, W, 3) uint8.
+
+        Raises: ValueError: an array of another kind. EngineError: the decoder failed.
+        """
         manifest, session = self.package.manifest, self.session("vae_decoder")
-        unit = manifest.downscale
-        tile = None if self.vae_tile is None else self.vae_tile // unit
+        checks.floats("latents", latents, (None, manifest.latent_channels, None, None))
+        tile = None if self.vae_tile is None else self.vae_tile // manifest.downscale
         parts = []
         for rows in chunks(len(latents), self.max_batch):
             latent_sample = latents[rows] / np.float32(manifest.scaling_factor)
@@ -345,58 +424,19 @@ class Pipeline:
         scheduler: Scheduler,
         guidance: Guidance,
         draw: Draw | None,
-    ) -> Iterator[DenoiseStep]:
+        further: Mapping[str, np.ndarray] | None,
+    ) -> Generator[DenoiseStep]:
         return denoise(
             self.session("unet"),
             start,
             embeds,
             scheduler,
             guidance=guidance,
+            conditions=further,
             prediction_type=self.package.manifest.prediction_type,
             draw=draw,
             max_batch=self.max_batch,
         )
-
-    def _text_output(self, clip_skip: int) -> str:
-        names = {f"clip_skip.{n}": n for n in range(1, 12)}
-        outputs = [spec.name for spec in self.session("text_encoder").outputs]
-        able = [0, *(names[name] for name in outputs if name in names)]
-        if clip_skip not in able:
-            raise ValueError(
-                f"clip_skip must be one of {', '.join(map(str, able))} with this package, "
-                f"got {clip_skip!r:.20}"
-            )
-        return f"clip_skip.{clip_skip}" if clip_skip else "last_hidden_state"
-
-    def _embeds(
-        self,
-        prompts: list[str],
-        negatives: list[str] | None,
-        prompt_embeds: Embeds | None,
-        negative_prompt_embeds: np.ndarray | None,
-        *,
-        weights: bool,
-        clip_skip: int,
-    ) -> Embeds:
-        """What `denoise` asks for, from texts or embeddings."""
-        if prompt_embeds is None and negative_prompt_embeds is None:
-            return self.encode(prompts, negatives, prompt_weights=weights, clip_skip=clip_skip)
-        count = len(prompts)
-
-        def of_texts(texts: list[str]) -> np.ndarray:
-            return self.encode(texts, prompt_weights=weights, clip_skip=clip_skip)
-
-        positive = of_texts(prompts) if prompt_embeds is None else prompt_embeds
-        if negatives is None:
-            if callable(positive):
-                return EachStep(positive, None, count)
-            return inputs.rows("prompt_embeds", positive, count)
-        if negative_prompt_embeds is None:
-            negative_prompt_embeds = of_texts(negatives)
-        negative = inputs.rows("negative_prompt_embeds", negative_prompt_embeds, count)
-        if callable(positive):
-            return EachStep(positive, negative, count)
-        return inputs.joined(negative, inputs.rows("prompt_embeds", positive, count))
 
     def _given(
         self,
@@ -405,56 +445,41 @@ class Pipeline:
         height: int | None,
         width: int | None,
         resize_mode: str,
+        count: int,
     ) -> Given:
         """Pictures and mask that were given, at the size that will be painted."""
         if self._inpaints() and mask is None:
             raise ValueError("this package paints into pictures: give image and mask_image")
+        if self.package.index.get("requires_aesthetics_score") and source is None:
+            raise ValueError("this package refines pictures: give image")
         manifest = self.package.manifest
         return inputs.given(
-            source, mask, height, width, resize_mode, manifest.default_size, manifest.downscale
+            source,
+            mask,
+            height,
+            width,
+            resize_mode,
+            manifest.default_size,
+            manifest.downscale,
+            count,
         )
+
+    @property
+    def _takes_zeros(self) -> bool:
+        xl = "text_encoder_2" in self.text_encoders.tokenizers
+        return xl and bool(self.package.index.get("force_zeros_for_empty_prompt", True))
+
+    def _unet_takes(self, name: str) -> bool:
+        return any(spec.name == name for spec in self.session("unet").inputs)
+
+    def _draws_posterior(self) -> bool:
+        outputs = self.session("vae_encoder").outputs
+        return outputs[0].shape[1] != self.package.manifest.latent_channels
 
     def _inpaints(self) -> bool:
         """Whether the UNet has channels for mask and masked picture."""
         spec = next(s for s in self.session("unet").inputs if s.name == "sample")
         return spec.shape[1] == 2 * self.package.manifest.latent_channels + 1
-
-    def _start(
-        self, given: Given, source: Noise, latents: np.ndarray | None, count: int, begin: int
-    ) -> Start:
-        """Noise and the latents of what was given, drawn in the order in which diffusers draws."""
-        shape = (count, *self.latent_shape(given.height, given.width))
-        if latents is not None and (latents.shape != shape or latents.dtype != np.float32):
-            raise ValueError(
-                f"latents: expected float32 {shape}, got {latents.dtype} {latents.shape}"
-            )
-        original = masked = mask = None
-        inpaints = self._inpaints()
-        if given.image is not None and not (inpaints and begin == 0):
-            original = self._latents_of(given.image, source, count)
-        noise = source.draw(shape) if latents is None else latents
-        if given.image is not None and given.mask is not None:
-            unit = self.package.manifest.downscale
-            mask = np.ascontiguousarray(given.mask[:, :, ::unit, ::unit])
-            if inpaints:
-                masked = self._latents_of(given.image * (given.mask < 0.5), source, count)
-            else:  # diffusers draws for this too, though the UNet does not look at it
-                source.draw_rows(len(given.image), shape[1:])
-        return Start(noise, begin, original, mask, masked)
-
-    def _latents_of(self, pixels: np.ndarray, source: Noise, count: int) -> np.ndarray:
-        if count % len(pixels):
-            raise ValueError(f"got {len(pixels)} images for {count} pictures")
-        moments = self.encode_image(pixels)
-        shape = (moments.shape[1] // 2, *moments.shape[2:])
-        repeats = count // len(pixels)
-        if source.each:
-            moments = np.repeat(moments, repeats, axis=0)
-        drawn = vae.sample_posterior(moments, source.draw_rows(len(pixels), shape))
-        if not source.each:
-            drawn = np.repeat(drawn, repeats, axis=0)
-        scaled: np.ndarray = drawn * np.float32(self.package.manifest.scaling_factor)
-        return scaled
 
 
 def load_pipeline(

@@ -92,7 +92,7 @@ class PreviewWriter:
 
     Args:
       pipeline: decodes, and knows the package's colours.
-      folder: where step-000.png and so on go; made if it is missing.
+      folder: where step-000.png and so on go; made with the first of them.
       method: "vae" decodes both sides in every step; "linear" is cheap and coarse.
       prefix: of the names, where several runs share the folder.
     Raises: ValueError: unknown method, or the package has no colours for "linear".
@@ -111,11 +111,11 @@ class PreviewWriter:
                 "with the VAE"
             )
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._frames: list[Image.Image] = []
 
     def __call__(self, step: DenoiseStep) -> None:
         latents = step.latents
+        self.folder.mkdir(parents=True, exist_ok=True)
         # some schedulers keep the noise at its own strength: brought to what the VAE knows
         latents = latents / max(1.0, float(latents.std()))
         pair = np.concatenate([self._pixels(latents), self._pixels(step.pred_original_sample)], 2)

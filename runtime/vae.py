@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
@@ -19,23 +21,32 @@ def decode(session: Session, latents: np.ndarray, *, tile: int | None = None) ->
     Args:
       session: latent_sample -> sample.
       latents: (B, C, h, w) float32, divided by the scaling factor.
-      tile: side of a tile in latent cells; None decodes the whole at once. Tiles overlap by a
-        quarter and are blended linearly; memory then depends on the tile and not on the picture.
+      tile: side of a tile in latent cells, 2 or more; None decodes the whole at once. Tiles overlap
+        by a quarter or more and are blended linearly; memory then depends on the tile and not on
+        the picture.
     Returns: (B, 3, 8h, 8w) float32, nominally -1..1.
     """
     return _tiled(lambda part: session.run({"latent_sample": part})["sample"], latents, tile)
 
 
-def encode(session: Session, pixels: np.ndarray, *, tile: int | None = None) -> np.ndarray:
+def encode(
+    session: Session, pixels: np.ndarray, *, tile: int | None = None, downscale: int = 8
+) -> np.ndarray:
     """The posterior of pixels.
 
     Args:
       session: sample -> latent_parameters.
-      pixels: (B, 3, H, W) float32, -1..1.
-      tile: side of a tile in pixels; None encodes the whole at once.
+      pixels: (B, 3, H, W) float32, -1..1; with tiles, H and W are multiples of downscale.
+      tile: side of a tile in pixels, two multiples of downscale or more; None encodes the whole at
+        once.
+      downscale: pixels that a latent cell covers.
     Returns: (B, 2C, H/8, W/8) float32, mean and logarithm of the variance.
     """
-    return _tiled(lambda part: session.run({"sample": part})["latent_parameters"], pixels, tile)
+
+    def run(part: np.ndarray) -> np.ndarray:
+        return session.run({"sample": part})["latent_parameters"]
+
+    return _tiled(run, pixels, tile, downscale)
 
 
 def sample_posterior(moments: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -55,24 +66,24 @@ def sample_posterior(moments: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def _tiled(
-    run: Callable[[np.ndarray], np.ndarray], values: np.ndarray, tile: int | None
+    run: Callable[[np.ndarray], np.ndarray], values: np.ndarray, tile: int | None, unit: int = 1
 ) -> np.ndarray:
-    """Run whole, or tile by tile, blending what overlaps."""
+    """Run whole, or tile by tile, blending what overlaps; tiles begin at multiples of `unit`."""
     height, width = values.shape[2:]
     if tile is None or max(height, width) <= tile:
         return run(values)
-    rows, columns = _starts(height, tile), _starts(width, tile)
+    rows, columns = _starts(height, tile, unit), _starts(width, tile, unit)
     result: np.ndarray | None = None
     for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
         cells = values[:, :, top : top + tile, left : left + tile]
         part = run(np.ascontiguousarray(cells))
         if result is None:  # now it is known how many pixels a cell has, or cells a pixel
-            scale = part.shape[2] / cells.shape[2]
-            down = _weights(rows, part.shape[2], scale)
-            across = _weights(columns, part.shape[3], scale)
-            size = (round(height * scale), round(width * scale))
+            scale = Fraction(part.shape[2], cells.shape[2])
+            down = _weights([int(start * scale) for start in rows], part.shape[2])
+            across = _weights([int(start * scale) for start in columns], part.shape[3])
+            size = (int(height * scale), int(width * scale))
             result = np.zeros((*part.shape[:2], *size), part.dtype)
-        y, x = round(top * scale), round(left * scale)
+        y, x = int(top * scale), int(left * scale)
         part *= down[i][:, None]
         part *= across[j]
         result[:, :, y : y + part.shape[2], x : x + part.shape[3]] += part
@@ -80,22 +91,18 @@ def _tiled(
     return result
 
 
-def _starts(size: int, tile: int) -> list[int]:
-    """Where tiles begin along one side: spread evenly, overlapping by a quarter or more.
-
-    On multiples of eight where size and tile are, as the encoder needs them.
-    """
+def _starts(size: int, tile: int, unit: int) -> list[int]:
+    """Where tiles begin along one side: spread evenly, overlapping by a quarter or more."""
+    size, tile = size // unit, tile // unit
     if size <= tile:
         return [0]
-    overlap = round(tile * OVERLAP)
-    count = -(-(size - overlap) // (tile - overlap))
-    unit = 8 if size % 8 == tile % 8 == 0 else 1
-    return [round(k * (size - tile) / (count - 1) / unit) * unit for k in range(count)]
+    overlap = math.ceil(tile * OVERLAP)
+    count = math.ceil((size - overlap) / (tile - overlap))
+    return [k * (size - tile) // (count - 1) * unit for k in range(count)]
 
 
-def _weights(starts: list[int], length: int, scale: float) -> list[np.ndarray]:
+def _weights(offsets: list[int], length: int) -> list[np.ndarray]:
     """For each tile along one side its (length,) float32 weights, which add up to one."""
-    offsets = [round(start * scale) for start in starts]
     tent = np.minimum(np.arange(length) + 0.5, np.arange(length)[::-1] + 0.5)
     total = np.zeros(offsets[-1] + length)
     for offset in offsets:

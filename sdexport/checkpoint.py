@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,24 +15,41 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-PIPELINE_CLASSES = ("StableDiffusionPipeline",)
-_CLASSES = {
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
+from runtime import schedulers
+from runtime.pipeline import DEFAULT_SCHEDULER
+
+PIPELINE_CLASSES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
+_CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "vae": ("diffusers", ("AutoencoderKL", "AutoencoderTiny")),
 }
-_WANTED = ["model_index.json", "tokenizer/*", "scheduler/*"] + [
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_WANTED = ["model_index.json", "tokenizer*/*", "scheduler/*"] + [
     f"{part}/{pattern}" for part in _CLASSES for pattern in ("*.json", "*.safetensors")
 ]
-_UNWANTED = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
+_UNWANTED = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*non_ema*"]
+VARIANTS = (None, "fp16")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A diffusers folder whose configurations were read and found to be ones we export.
 
-    configs: for text_encoder, unet and vae, the configuration with the class's defaults filled in.
+    configs: for text_encoder, text_encoder_2, unet and vae, as far as they are there, the
+      configuration with the class's defaults filled in.
     source: what the manifest says of the origin, never a path.
+    loader: gives the modules where the folder holds no weights. label: what messages call it.
     """
 
     folder: Path
@@ -40,18 +57,29 @@ class Checkpoint:
     index: Mapping[str, Any]
     configs: Mapping[str, SimpleNamespace]
     scheduler_config: Mapping[str, Any]
+    loader: Callable[[str], Any] | None = None
+    label: str = ""
 
     @classmethod
-    def open(cls, source: str | Path, *, revision: str | None = None) -> Checkpoint:
+    def open(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        loader: Callable[[str], Any] | None = None,
+        origin: Mapping[str, str] | None = None,
+        label: str | None = None,
+    ) -> Checkpoint:
         """Find and check a checkpoint.
 
         Args:
           source: a folder, or a hub id such as "name/model".
           revision: of the hub id.
+          loader, origin, label: for a folder that holds configurations alone, see sdexport.sources.
         Raises: FileNotFoundError: no such folder, or files are missing. ValueError: the folder is
           damaged or of a kind that is not exported. ConnectionError: the hub cannot be reached.
         """
-        folder, origin = _locate(source, revision)
+        folder, found = _locate(source, revision)
         index = read_json(folder / "model_index.json")
         kind = index.get("_class_name")
         if kind not in PIPELINE_CLASSES:
@@ -59,32 +87,76 @@ class Checkpoint:
                 f"{folder}: pipelines of class {kind!r} are not exported; "
                 f"supported: {', '.join(PIPELINE_CLASSES)}"
             )
-        configs = {part: _config(folder, index, part) for part in _CLASSES}
+        present = [part for part in _CLASSES if index.get(part) not in (None, [None, None])]
+        absent = [part for part in ("unet", "vae") if part not in present]
+        if absent or not _encoders(present):
+            raise ValueError(f"{folder}: model_index.json names no {(*absent, 'text_encoder')[0]}")
+        configs = {part: _config(folder, index, part) for part in present}
         _check_supported(folder, configs)
-        for part in _CLASSES:
+        for part in present if loader is None else ():
             weight_files(folder, part)
+        for part in _encoders(present):
+            where = tokenizer_folder(part)
+            if not any((folder / where / n).is_file() for n in ("vocab.json", "tokenizer.json")):
+                raise FileNotFoundError(f"{folder}: the tokenizer is missing ({where}/vocab.json)")
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        if not any((folder / "tokenizer" / n).is_file() for n in ("vocab.json", "tokenizer.json")):
-            raise FileNotFoundError(f"{folder}: the tokenizer is missing (tokenizer/vocab.json)")
-        if origin["type"] == "folder":
-            origin = {**origin, "sha256": _fingerprint(folder)}
-        return cls(folder, origin, index, configs, scheduler)
+        _check_scheduler(folder, scheduler)
+        if origin is None:
+            is_local = found["type"] == "folder"
+            origin = {**found, "sha256": _fingerprint(folder, present)} if is_local else found
+        return cls(folder, origin, index, configs, scheduler, loader, label or str(folder))
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Those that there are, in their order."""
+        return _encoders(self.configs)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels that a latent cell covers along a side."""
+        vae = self.configs["vae"]
+        levels = getattr(vae, "block_out_channels", None) or vae.decoder_block_out_channels
+        return int(2 ** (len(levels) - 1))
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """Cells (height, width) of the latents that the UNet was trained on."""
+        side = self.configs["unet"].sample_size or 64
+        height, width = (side, side) if isinstance(side, int) else side
+        return int(height), int(width)
+
+    @property
+    def family(self) -> str:
+        """What the runtime calls this kind of model."""
+        unet, vae = self.configs["unet"], self.configs["vae"]
+        name = "latent-consistency" if unet.time_cond_proj_dim else "stable-diffusion"
+        if "text_encoder_2" in self.configs:
+            name += "-xl" if "text_encoder" in self.configs else "-xl-refiner"
+        return name + "-inpainting" if unet.in_channels > vae.latent_channels else name
 
     def load(self, part: str) -> Any:
         """The module of "text_encoder", "unet" or "vae", in float32 and for inference.
 
         Raises: ValueError: the weights are damaged, do not fit the configuration, or hold NaN.
         """
+        module = self.loader(part) if self.loader else self._load_weights(part)
+        for name, weight in module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{self.label}: {part}: weight {name} holds NaN or infinity")
+        return module.eval().requires_grad_(False)
+
+    def _load_weights(self, part: str) -> Any:
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            module, report = _class(part).from_pretrained(
+            module, report = self._class(part).from_pretrained(
                 self.folder / part,
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
+                variant=variant(self.folder, part),
                 output_loading_info=True,
-                **({"low_cpu_mem_usage": False} if part != "text_encoder" else {}),
+                **({} if part in TEXT_ENCODERS else {"low_cpu_mem_usage": False}),
             )
         except Exception as error:  # what the libraries raise here ranges from OSError to KeyError
             raise ValueError(
@@ -99,10 +171,10 @@ class Checkpoint:
                 f"{self.folder}: {part}: {len(absent)} weights are missing or of another shape, "
                 f"such as {sorted(map(str, absent))[0]}"
             )
-        for name, weight in module.named_parameters():
-            if not torch.isfinite(weight).all():
-                raise ValueError(f"{self.folder}: {part}: weight {name} holds NaN or infinity")
-        return module.eval().requires_grad_(False)
+        return module
+
+    def _class(self, part: str) -> Any:
+        return _class(part, str(self.index[part][1]))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -120,14 +192,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def variant(folder: Path, part: str) -> str | None:
+    """None, or "fp16" where a part has only weights of that name."""
+    for name in VARIANTS:
+        if any((folder / part / file).is_file() for file in _weight_names(part, name)):
+            return name
+    return None
+
+
+def _weight_names(part: str, variant: str | None) -> tuple[str, str]:
+    """The file of all weights, and the list of shards that may stand in its place."""
+    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    dotted = f".{variant}" if variant else ""
+    return f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"
+
+
 def weight_files(folder: Path, part: str) -> list[Path]:
     """The safetensors files that `load` reads.
 
     Raises: FileNotFoundError: there are none.
     """
-    stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-    files = [folder / part / f"{stem}.safetensors"]
-    shards = folder / part / f"{stem}.safetensors.index.json"
+    whole, listed = _weight_names(part, variant(folder, part))
+    files, shards = [folder / part / whole], folder / part / listed
     if not files[0].is_file() and shards.is_file():
         weight_map = read_json(shards).get("weight_map", {})
         names = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
@@ -157,6 +243,11 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, s
                 str(source), revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
             )
         )
+        bare = [p for p in _CLASSES if not _has_weights(found, p)]
+        if bare:  # published in half precision alone
+            snapshot_download(
+                str(source), revision=found.name, allow_patterns=[f"{p}/*.fp16*" for p in bare]
+            )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConnectionError(
             f"no folder {source}, and the hub cannot give it "
@@ -165,36 +256,59 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, s
     return found, {"type": "hub", "id": str(source), "revision": found.name}
 
 
-def _class(part: str) -> Any:
-    library, name = _CLASSES[part]
-    return getattr(__import__(library), name)
+def tokenizer_folder(part: str) -> str:
+    """The folder of a text encoder's tokenizer."""
+    return part.replace("text_encoder", "tokenizer")
+
+
+def _encoders(parts: Iterable[str]) -> tuple[str, ...]:
+    there = set(parts)
+    return tuple(part for part in TEXT_ENCODERS if part in there)
+
+
+def _has_weights(folder: Path, part: str) -> bool:
+    return any((folder / part / file).is_file() for file in _weight_names(part, None))
+
+
+def _class(part: str, name: str) -> Any:
+    return getattr(__import__(_CLASSES[part][0]), name)
 
 
 def _config(folder: Path, index: Mapping[str, Any], part: str) -> SimpleNamespace:
-    named = index.get(part)
-    if not isinstance(named, list) or named[1:] != [_CLASSES[part][1]]:
+    named, known = index.get(part), _CLASSES[part][1]
+    if not isinstance(named, list) or len(named) != 2 or named[1] not in known:
         raise ValueError(
-            f"{folder}: {part} is {named!r}; only {_CLASSES[part][1]} is exported as {part}"
+            f"{folder}: {part} is {named!r}; only {' and '.join(known)} is exported as {part}"
         )
     values = read_json(folder / part / "config.json")
-    if part == "text_encoder":
+    if part in TEXT_ENCODERS:
         from transformers import CLIPTextConfig
 
         return SimpleNamespace(**CLIPTextConfig.from_dict(values).to_dict())
-    arguments = inspect.signature(_class(part).__init__).parameters.values()
+    arguments = inspect.signature(_class(part, named[1]).__init__).parameters.values()
     defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
     return SimpleNamespace(**{**defaults, **values})
 
 
 def _check_supported(folder: Path, configs: Mapping[str, SimpleNamespace]) -> None:
-    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+    unet, vae = configs["unet"], configs["vae"]
+    encoders = [configs[part] for part in _encoders(configs)]
+    xl = "text_encoder_2" in configs
+    width = sum(encoder.hidden_size for encoder in encoders)
+    latent = vae.latent_channels
     fits = {
-        "unet.in_channels equals vae.latent_channels": unet.in_channels == vae.latent_channels,
-        "unet.cross_attention_dim equals text_encoder.hidden_size": (
-            unet.cross_attention_dim == text.hidden_size
+        "unet.in_channels equals vae.latent_channels, or twice that and one for inpainting": (
+            unet.in_channels in (latent, 2 * latent + 1)
         ),
-        "unet has no class, added or time conditions": not (
-            unet.class_embed_type or unet.addition_embed_type or unet.time_cond_proj_dim
+        "unet.cross_attention_dim equals text_encoder.hidden_size": (
+            unet.cross_attention_dim == width
+        ),
+        "unet has no class conditions": not unet.class_embed_type and not unet.num_class_embeds,
+        "unet has added conditions of text and time exactly with text_encoder_2": (
+            unet.addition_embed_type == ("text_time" if xl else None)
+        ),
+        "vae has no mean, deviation or shift of its own": not any(
+            getattr(vae, key, None) for key in ("latents_mean", "latents_std", "shift_factor")
         ),
     }
     broken = [name for name, holds in fits.items() if not holds]
@@ -202,10 +316,19 @@ def _check_supported(folder: Path, configs: Mapping[str, SimpleNamespace]) -> No
         raise ValueError(f"{folder}: not a checkpoint that is exported; expected {broken[0]}")
 
 
-def _fingerprint(folder: Path) -> str:
+def _check_scheduler(folder: Path, config: Mapping[str, Any]) -> None:
+    """A configuration that the runtime would refuse is refused now."""
+    name = schedulers.canonical_name(str(config.get("_class_name", ""))) or DEFAULT_SCHEDULER
+    try:
+        schedulers.create(name, config, 4)
+    except ValueError as error:
+        raise ValueError(f"{folder}: scheduler/scheduler_config.json: {error}") from error
+
+
+def _fingerprint(folder: Path, parts: Iterable[str]) -> str:
     """SHA-256 over the weight files' own, in order of their names."""
     total = hashlib.sha256()
-    for part in sorted(_CLASSES):
+    for part in sorted(parts):
         for file in weight_files(folder, part):
             with file.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()

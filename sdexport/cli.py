@@ -119,11 +119,44 @@ class _Once(logging.Filter):
 @click.argument("source")
 @click.argument("package", type=FOLDER)
 @click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 keeps float32 where half would not do.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file.")
+@click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this; repeatable.")
+@click.option(
+    "--embedding", multiple=True, metavar="FILE[:WORD]", help="Add this word; repeatable."
+)
+@click.option("--vae", type=click.Path(path_type=Path), help="Take this VAE, folder or file.")
+@click.option(
+    "--prediction-type",
+    type=click.Choice(["epsilon", "v_prediction"]),
+    help="What the UNet predicts, where the file does not tell.",
+)
+@click.option("--ema", is_flag=True, help="Take the averaged weights of a single file.")
+@click.option("--allow-pickle", is_flag=True, help="Read .ckpt, .pt and .bin, weights alone.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
-def export(source: str, package: Path, opset: int, revision: str | None, force: bool) -> None:
-    """Export SOURCE, a diffusers folder or a hub id, to the folder PACKAGE."""
-    manifest = _export(source, package, opset=opset, revision=revision, force=force)
+def export(
+    source: str,
+    package: Path,
+    opset: int,
+    precision: str,
+    revision: str | None,
+    force: bool,
+    **files: Any,
+) -> None:
+    """Export SOURCE to the folder PACKAGE.
+
+    SOURCE is a diffusers folder, a hub id, or one .safetensors file in the original layout.
+    """
+    manifest = _export(
+        source, package, files, opset=opset, precision=precision, revision=revision, force=force
+    )
     size = sum(r.size for c in manifest.components.values() for r in c.files)
     click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
     if manifest.verification is None:
@@ -173,9 +206,12 @@ engine_dir_option = click.option(
 )
 
 
-def _export(source: str | Path, package: Path, **options: Any) -> Any:
+def _export(
+    source: str | Path, package: Path, files: dict[str, Any] | None = None, **options: Any
+) -> Any:
     try:
         from sdexport.export import export as run
+        from sdexport.sources import Options
     except ImportError as error:
         raise ImportError(
             f"exporting needs {error.name or 'PyTorch and diffusers'}, which cannot be imported; "
@@ -187,7 +223,7 @@ def _export(source: str | Path, package: Path, **options: Any) -> Any:
             bar.set_description(f"{component}: {stage}")
             bar.update()
 
-        return run(source, package, progress=progress, **options)
+        return run(source, package, options=Options(**files or {}), progress=progress, **options)
 
 
 @main.command()
@@ -241,7 +277,7 @@ class _Interval(click.ParamType[tuple[float, float]]):
 @click.argument("package", type=FOLDER)
 @click.argument("prompt", required=False)
 @click.option("-o", "--output", type=FILE, required=True, help="A .png.")
-@click.option("--negative", "negative_prompt", default="", help="What should not be seen.")
+@click.option("--negative", "negative_prompt", help="What should not be seen.")
 @click.option("--steps", "num_inference_steps", type=int, default=25, show_default=True)
 @click.option("--guidance", "guidance_scale", type=float, default=7.5, show_default=True)
 @click.option(
@@ -340,7 +376,7 @@ def generate(
         _bar(steps, "generate") as bar,
     ):
         if save_embeds:
-            save_embeds_of(pipe, save_embeds, arguments)
+            save_embeds_of(pipe, save_embeds, arguments, force=force)
         report = paint(
             pipe,
             paths,
@@ -470,7 +506,9 @@ def inspect(package: Path, as_json: bool) -> None:
         for key, figures in (manifest.verification or {}).items():
             if key.startswith(f"{name}."):
                 output = key.removeprefix(f"{name}.")
-                click.echo(f"  {output} was {figures['error']:.1e} from PyTorch's (relative)")
+                click.echo(
+                    f"  {output} against PyTorch: {figures['metric']} {figures['error']:.1e}"
+                )
 
 
 @main.command()

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +26,12 @@ from engines import EngineError
 from runtime import ClipTokenizer, Manifest, Package
 from runtime.package import MANIFEST, Component, FileRecord, sha256_of
 from runtime.version import VERSION
-from sdexport.checkpoint import Checkpoint, read_json
+from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import Part, parts
+from sdexport.precision import PRECISIONS, keeps_single, to_half
 from sdexport.preview import fit_preview
-from sdexport.reference import LARGEST_SIDE, PictureRecorder, TorchSession, record_component
+from sdexport.reference import PictureRecorder, TorchSession, record_component
+from sdexport.sources import Options, open_source
 from sdexport.verify import Check, verify_package
 
 DEFAULT_OPSET = 23
@@ -68,7 +71,9 @@ def export(
     destination: str | Path,
     *,
     opset: int = DEFAULT_OPSET,
+    precision: str = "fp32",
     revision: str | None = None,
+    options: Options | None = None,
     force: bool = False,
     progress: Progress = lambda component, stage: None,
 ) -> Manifest:
@@ -78,29 +83,33 @@ def export(
     stopped leaves no package. With ONNX Runtime installed it is verified first.
 
     Args:
-      source: a diffusers folder or a hub id.
+      source: a diffusers folder, a hub id, or a single file.
       destination: the folder to make.
+      options: how to read the source, and what to change in it.
       opset: 18..24; from 23 on attention and group normalisation are single nodes.
+      precision: "fp32", or "fp16" with float32 where half would not do; see sdexport.precision.
       force: replace what is at the destination, if that is a package or an empty folder.
-    Raises: FileNotFoundError, ValueError, ConnectionError: see Checkpoint.open. FileExistsError:
+    Raises: FileNotFoundError, ValueError, ConnectionError: see open_source. FileExistsError:
       the destination exists. VerificationError: the package does not answer as PyTorch does.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
     destination = Path(os.path.realpath(destination))
     _check_destination(destination, force=force)
-    checkpoint = Checkpoint.open(source, revision=revision)
+    checkpoint = open_source(source, revision=revision, options=options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         beside.chmod(0o777 & ~_umask())
         try:
-            manifest = _write_package(checkpoint, beside, opset, progress)
+            manifest = _write_package(checkpoint, beside, opset, precision, progress)
         except RuntimeError as error:  # PyTorch's own, and its exporter's
             if isinstance(error, EngineError):
                 raise
             raise ValueError(
-                f"{checkpoint.folder}: PyTorch cannot run or trace it: {str(error)[:300]}"
+                f"{checkpoint.label}: PyTorch cannot run or trace it: {str(error)[:300]}"
             ) from error
         _move_into_place(beside, destination, force=force)
     finally:
@@ -109,37 +118,16 @@ def export(
 
 
 def _write_package(
-    checkpoint: Checkpoint, folder: Path, opset: int, progress: Progress
+    checkpoint: Checkpoint, folder: Path, opset: int, precision: str, progress: Progress
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
-    tokenizer = ClipTokenizer.from_folder(folder / "tokenizer")
-    text = checkpoint.configs["text_encoder"]
-    if tokenizer.vocab_size > text.vocab_size or (
-        tokenizer.max_length > text.max_position_embeddings
-    ):
-        raise ValueError(
-            f"{checkpoint.folder}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
-            f"{tokenizer.max_length}) does not fit the text encoder ({text.vocab_size} ids, "
-            f"rows of {text.max_position_embeddings})"
-        )
-    vae = checkpoint.configs["vae"]
-    downscale = 2 ** (len(vae.block_out_channels) - 1)
-    side = checkpoint.configs["unet"].sample_size or 64
-    height, width = (side, side) if isinstance(side, int) else side
-    components, preview = _write_components(
-        checkpoint,
-        folder,
-        opset,
-        progress,
-        PictureRecorder(checkpoint.scheduler_config, tokenizer),
-        latent_shape=(
-            vae.latent_channels,
-            min(height, LARGEST_SIDE // downscale),
-            min(width, LARGEST_SIDE // downscale),
-        ),
-    )
+    tokenizers = {part: _tokenizer(checkpoint, folder, part) for part in checkpoint.text_encoders}
+    vae, downscale = checkpoint.configs["vae"], checkpoint.downscale
+    height, width = checkpoint.sample_size
+    picture = PictureRecorder(checkpoint, tokenizers)
+    components, preview = _write_components(checkpoint, folder, opset, precision, progress, picture)
     manifest = Manifest(
-        family="stable-diffusion",
+        family=checkpoint.family,
         source=checkpoint.source,
         latent_channels=vae.latent_channels,
         downscale=downscale,
@@ -154,19 +142,34 @@ def _write_package(
     )
     if find_spec("onnxruntime"):
         progress("package", "verify")
-        package = Package(folder, manifest, checkpoint.scheduler_config)
+        package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
         manifest = replace(manifest, verification=_verified(package))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: now it is one
     return manifest
+
+
+def _tokenizer(checkpoint: Checkpoint, folder: Path, part: str) -> ClipTokenizer:
+    """The copied tokenizer of a text encoder, found to fit it."""
+    tokenizer = ClipTokenizer.from_folder(folder / tokenizer_folder(part))
+    text = checkpoint.configs[part]
+    if tokenizer.vocab_size > text.vocab_size or (
+        tokenizer.max_length > text.max_position_embeddings
+    ):
+        raise ValueError(
+            f"{checkpoint.label}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
+            f"{tokenizer.max_length}) does not fit {part} ({text.vocab_size} ids, "
+            f"rows of {text.max_position_embeddings})"
+        )
+    return tokenizer
 
 
 def _write_components(
     checkpoint: Checkpoint,
     folder: Path,
     opset: int,
+    precision: str,
     progress: Progress,
     picture: PictureRecorder,
-    latent_shape: tuple[int, int, int],
 ) -> tuple[dict[str, Component], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
 
@@ -175,7 +178,11 @@ def _write_components(
     components = {}
     preview: tuple[tuple[float, ...], ...] = ()
     loaded: tuple[str, Any] = ("", None)
-    for part in parts(*(checkpoint.configs[p] for p in ("text_encoder", "unet", "vae"))):
+    if picture.begins_with_vae:
+        progress("vae_encoder", "load")
+        loaded = ("vae", checkpoint.load("vae"))
+        picture.begin(loaded[1])
+    for part in parts(checkpoint.configs):
         if loaded[0] != part.source:
             _free_weights(loaded[1])
             progress(part.name, "load")
@@ -183,26 +190,28 @@ def _write_components(
         module = loaded[1]
         progress(part.name, "record")
         with TorchSession(part, module) as session:
-            ids = picture.input_ids if part.name == "text_encoder" else None
+            is_text = part.name in checkpoint.text_encoders
+            ids = picture.input_ids(part.name) if is_text else None
             record_component(session, part, folder / "reference" / f"{part.name}.npz", ids)
-            if part.name == "text_encoder":
-                picture.encode(session)
+            if is_text:
+                picture.encode(part.name, session)
         if part.name == "unet":
-            picture.denoise(module, (1, *latent_shape))
+            picture.denoise(module)
         elif part.name == "vae_decoder":
-            vae = checkpoint.configs["vae"]
-            picture.decode(module, vae.scaling_factor, folder / "reference" / "picture.npz")
-            preview = fit_preview(
-                module, vae.scaling_factor, 2 ** (len(vae.block_out_channels) - 1)
-            )
+            picture.decode(module, folder / "reference" / "picture.npz")
+            scaling_factor = checkpoint.configs["vae"].scaling_factor
+            preview = fit_preview(module, scaling_factor, checkpoint.downscale)
         progress(part.name, "trace")
-        trace(part, module, folder / part.name / "model.onnx", opset=opset)
+        whole = precision == "fp32" or keeps_single(part.name, checkpoint.configs) is not None
+        upcast = bool(getattr(checkpoint.configs[part.source], "upcast_attention", False))
+        change = None if whole else partial(to_half, upcast_attention=upcast)
+        trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
         components[part.name] = Component(
             files=tuple(_record(folder, f) for f in _model_files(folder / part.name)),
-            precision="fp32",
+            precision="fp32" if whole else precision,
             opset=opset,
             inputs=part.inputs,
             outputs=part.outputs,
@@ -218,8 +227,19 @@ def _free_weights(module: Any) -> None:
     gc.collect()
 
 
-def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
-    """Write one component as an ONNX file with dynamic axes; large weights go beside it."""
+def trace(
+    part: Part,
+    module: Any,
+    path: Path,
+    *,
+    opset: int,
+    change: Callable[[onnx_ir.Model], object] | None = None,
+) -> None:
+    """Write one component as an ONNX file with dynamic axes; large weights go beside it.
+
+    Args:
+      change: made to the graph before it is written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     dynamic = {
         spec.name: {
@@ -242,6 +262,8 @@ def trace(part: Part, module: Any, path: Path, *, opset: int) -> None:
         )
     assert program is not None  # for the type checker: None comes only with dynamo=False
     _tidy(program.model, part)
+    if change is not None:
+        change(program.model)
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
@@ -297,12 +319,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
-    (folder / "tokenizer").mkdir()
-    for name in _TOKENIZER_FILES:
-        source, target = checkpoint.folder / "tokenizer" / name, folder / "tokenizer" / name
-        if source.is_file():
-            copy = _copy_json if name == "tokenizer_config.json" else shutil.copyfile
-            copy(source, target)
+    for where in map(tokenizer_folder, checkpoint.text_encoders):
+        (folder / where).mkdir()
+        for name in _TOKENIZER_FILES:
+            source, target = checkpoint.folder / where / name, folder / where / name
+            if source.is_file():
+                copy = _copy_json if name == "tokenizer_config.json" else shutil.copyfile
+                copy(source, target)
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         _copy_json(checkpoint.folder / name, folder / name)
@@ -347,6 +370,7 @@ def _verified(package: Package) -> dict[str, Any]:
 
 def _figures(check: Check) -> dict[str, float | str]:
     return {
+        "metric": check.metric,
         "error": float(f"{check.error:.1e}"),
         "cosine": float(f"{check.cosine:.6f}"),
         "bound": check.bound,

@@ -89,15 +89,28 @@ def load_arguments(path: Path) -> dict[str, np.ndarray | None]:
         "prompt": None,
         "prompt_embeds": found.prompt_embeds,
         "negative_prompt_embeds": found.negative_prompt_embeds,
+        "pooled_prompt_embeds": found.pooled_prompt_embeds,
+        "negative_pooled_prompt_embeds": found.negative_pooled_prompt_embeds,
     }
 
 
-def save_embeds_of(pipe: Pipeline, path: Path, arguments: Mapping[str, Any]) -> None:
-    """Write the embeddings of the prompt and negative prompt in the pipeline's arguments."""
+def save_embeds_of(
+    pipe: Pipeline, path: Path, arguments: Mapping[str, Any], *, force: bool
+) -> None:
+    """Write the embeddings of the prompt and negative prompt in the pipeline's arguments.
+
+    Raises: FileExistsError: without `force`. ValueError, OSError: see runtime.embeds_file.
+    """
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; give --force to overwrite it")
     how = {key: arguments[key] for key in ("prompt_weights", "clip_skip")}
-    texts = {key: arguments[key] for key in ("prompt", "negative_prompt")}
-    negative, positive = np.split(
-        pipe.encode([texts["prompt"]], [texts["negative_prompt"]], **how), 2
-    )
+    texts = {key: arguments[key] or "" for key in ("prompt", "negative_prompt")}
+    both = pipe.text_encoders.encode([texts["negative_prompt"], texts["prompt"]], 1, **how)
+    pooled = {}
+    if both.pooled is not None:
+        pooled = {
+            "pooled_prompt_embeds": both.pooled[1:],
+            "negative_pooled_prompt_embeds": both.pooled[:1],
+        }
     model = pipe.package.folder.resolve().name
-    save_embeds(path, positive, negative, model=model, **texts, **how)
+    save_embeds(path, both.embeds[1:], both.embeds[:1], model=model, **pooled, **texts, **how)

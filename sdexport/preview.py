@@ -30,7 +30,9 @@ def fit_preview(vae: Any, scaling_factor: float, downscale: int) -> tuple[tuple[
     means, averages = [], []
     with torch.inference_mode():
         for picture in torch.cat(pictures).split(1):
-            means.append(vae.encode(picture).latent_dist.mean * scaling_factor)
+            result = vae.encode(picture)
+            mean = result.latents if hasattr(result, "latents") else result.latent_dist.mean
+            means.append(mean * scaling_factor)
             averages.append(torch.nn.functional.avg_pool2d(picture, downscale))
     cells = torch.cat(means).movedim(1, -1).flatten(0, 2).double().numpy()
     wanted = torch.cat(averages).movedim(1, -1).flatten(0, 2).double().numpy()

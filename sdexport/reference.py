@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from engines import SessionBase
 from engines.session import Feeds
 from runtime import ClipTokenizer, schedulers
 from runtime.schedulers import canonical_name
+from sdexport.checkpoint import Checkpoint
 from sdexport.components import Part
 
 PROMPT = "a photograph of a red bird on a blue chair"
@@ -82,45 +83,123 @@ def record_component(
 class PictureRecorder:
     """Paints one picture with PyTorch and diffusers' scheduler, a component at a time.
 
-    Call `encode`, `denoise` and `decode` in this order, each with the component of that moment, so
-    that never two of them are in memory.
+    Call `begin` if `begins_with_vae`, then `encode` for each text encoder, `denoise` and `decode`,
+    each with the module of that moment, so that never two of them are in memory.
+
+    Args:
+      tokenizers: for each text encoder.
     """
 
-    def __init__(self, scheduler_config: Mapping[str, Any], tokenizer: ClipTokenizer) -> None:
-        self.scheduler_name = _deterministic(scheduler_config)
-        self._config = scheduler_config
-        self._tokenizer = tokenizer
+    def __init__(self, checkpoint: Checkpoint, tokenizers: Mapping[str, ClipTokenizer]) -> None:
+        self._checkpoint, self._tokenizers = checkpoint, tokenizers
+        self.scheduler_name = _deterministic(checkpoint.scheduler_config)
+        family = checkpoint.family
+        self._inpaints, self._refines = "inpainting" in family, "refiner" in family
+        self._guided = not checkpoint.configs["unet"].time_cond_proj_dim
+        unit = checkpoint.downscale
+        most = LARGEST_SIDE // unit
+        self._cells = tuple(min(side, most) for side in checkpoint.sample_size)
+        self._size = tuple(side * unit for side in self._cells)
+        self._embeds: list[torch.Tensor] = []
+        self._pooled = torch.empty(0)
         self._arrays: dict[str, np.ndarray] = {}
+        self._generator = torch.Generator().manual_seed(SEED)
+        self._original: torch.Tensor | None = None
+        self._beside: list[torch.Tensor] = []
 
     @property
-    def input_ids(self) -> np.ndarray:
-        return self._tokenizer([NEGATIVE_PROMPT, PROMPT])
+    def begins_with_vae(self) -> bool:
+        """Whether the picture begins from another one."""
+        return self._inpaints or self._refines
 
-    def encode(self, text_encoder: TorchSession) -> None:
-        result = text_encoder.run({"input_ids": self.input_ids})
-        self._embeds = torch.from_numpy(result["last_hidden_state"])
+    def begin(self, vae: Any) -> None:
+        """Draw noise and encode the given picture, in the order in which diffusers draws."""
+        picture = _coloured(self._size)
+        self._arrays["image"] = picture
+        sample = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        if self._refines:
+            self._arrays["strength"] = np.array(0.5)
+            self._original = self._encoded(vae, sample)
+            self._noise = self._draw()
+            return
+        mask = np.zeros(self._size, np.uint8)
+        mask[self._size[0] // 4 :, : self._size[1] // 2] = 255
+        self._arrays["mask"] = mask
+        self._noise = self._draw()
+        covered = torch.from_numpy(mask)[None, None].float() / 255
+        unit = self._checkpoint.downscale
+        self._beside = [
+            covered[:, :, ::unit, ::unit],
+            self._encoded(vae, sample * (covered < 0.5)),
+        ]
 
-    def denoise(self, unet: Any, shape: tuple[int, ...]) -> None:
-        """shape: (1, C, H/8, W/8) of the latents."""
+    def input_ids(self, part: str) -> np.ndarray:
+        return self._tokenizers[part]([NEGATIVE_PROMPT, PROMPT])
+
+    def encode(self, part: str, text_encoder: TorchSession) -> None:
+        result = text_encoder.run({"input_ids": self.input_ids(part)})
+        if "text_encoder_2" in self._checkpoint.configs:
+            layers = self._checkpoint.configs[part].num_hidden_layers
+            self._embeds.append(torch.from_numpy(result[f"hidden_states.{layers - 1}"]))
+            self._pooled = torch.from_numpy(result.get("text_embeds", np.empty(0)))
+        else:
+            self._embeds.append(torch.from_numpy(result["last_hidden_state"]))
+
+    def denoise(self, unet: Any) -> None:
         class_ = getattr(diffusers, schedulers.class_name(self.scheduler_name))
-        scheduler = class_.from_config(dict(self._config))
+        scheduler = class_.from_config(dict(self._checkpoint.scheduler_config))
         scheduler.set_timesteps(STEPS)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
-        latents = noise * scheduler.init_noise_sigma
+        if not self.begins_with_vae:
+            self._noise = self._draw()
+            self._arrays["latents"] = self._noise.numpy()
+        timesteps = scheduler.timesteps
+        if self._original is None:
+            latents = self._noise * scheduler.init_noise_sigma
+        else:
+            begin = STEPS // 2 * scheduler.order
+            timesteps = timesteps[begin:]
+            scheduler.set_begin_index(begin)
+            latents = scheduler.add_noise(self._original, self._noise, timesteps[:1])
+        embeds, conditions = self._conditions(unet)
         with torch.inference_mode():
-            for timestep in scheduler.timesteps:
-                sample = scheduler.scale_model_input(torch.cat([latents] * 2), timestep)
-                both = unet(sample, timestep, self._embeds).sample
-                noise_pred_uncond, noise_pred_text = both.chunk(2)
-                noise_pred = noise_pred_uncond + GUIDANCE_SCALE * (
-                    noise_pred_text - noise_pred_uncond
-                )
-                latents = scheduler.step(noise_pred, timestep, latents).prev_sample
-        self._arrays |= {"latents": noise.numpy(), "denoised": latents.numpy()}
+            for timestep in timesteps:
+                rows = torch.cat([latents] * len(embeds))
+                sample = scheduler.scale_model_input(rows, timestep)
+                beside = [value.expand(len(embeds), -1, -1, -1) for value in self._beside]
+                both = unet(torch.cat([sample, *beside], 1), timestep, embeds, **conditions).sample
+                if self._guided:
+                    uncond, text = both.chunk(2)
+                    both = uncond + GUIDANCE_SCALE * (text - uncond)
+                latents = scheduler.step(both, timestep, latents).prev_sample
+        self._arrays["denoised"] = latents.numpy()
 
-    def decode(self, vae: Any, scaling_factor: float, path: Path) -> None:
+    def _conditions(self, unet: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Embeddings, the negative one first if there is guidance, and what else the UNet takes."""
+        embeds, pooled = torch.cat(self._embeds, -1), self._pooled
+        conditions: dict[str, Any] = {}
+        if "text_encoder_2" in self._checkpoint.configs:
+            size = [float(side) for side in self._size]
+            if self._refines:
+                time_ids = torch.tensor([[*size, 0, 0, 2.5], [*size, 0, 0, 6.0]])
+            else:
+                time_ids = torch.tensor([[*size, 0, 0, *size]] * 2)
+            rows = slice(None) if self._guided else slice(1, None)
+            conditions["added_cond_kwargs"] = {
+                "text_embeds": pooled[rows],
+                "time_ids": time_ids[rows],
+            }
+        if not self._guided:
+            embeds = embeds[1:]
+            embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+            scale = torch.tensor([GUIDANCE_SCALE - 1])
+            width = unet.config.time_cond_proj_dim
+            conditions["timestep_cond"] = embed(None, scale, embedding_dim=width)
+        return embeds, conditions
+
+    def decode(self, vae: Any, path: Path) -> None:
         """Decode the picture and write everything."""
         with torch.inference_mode():
+            scaling_factor = self._checkpoint.configs["vae"].scaling_factor
             latents = torch.from_numpy(self._arrays["denoised"]) / scaling_factor
             sample = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
         pixels = (sample.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
@@ -130,11 +209,32 @@ class PictureRecorder:
             "scheduler": self.scheduler_name,
             "num_inference_steps": STEPS,
             "guidance_scale": GUIDANCE_SCALE,
+            "seed": SEED,
         }
         write_arrays(
             path,
             {k: np.array(v) for k, v in settings.items()} | self._arrays | {"picture": pixels},
         )
+
+    def _draw(self) -> torch.Tensor:
+        shape = (1, self._checkpoint.configs["vae"].latent_channels, *self._cells)
+        return torch.randn(shape, generator=self._generator)
+
+    def _encoded(self, vae: Any, sample: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            result = vae.encode(sample)
+            if hasattr(result, "latents"):
+                latents = result.latents
+            else:
+                latents = result.latent_dist.mean + result.latent_dist.std * self._draw()
+            return latents * self._checkpoint.configs["vae"].scaling_factor
+
+
+def _coloured(size: Sequence[int]) -> np.ndarray:
+    """A picture (H, W, 3) uint8 of soft colours."""
+    down, across = np.mgrid[0 : size[0], 0 : size[1]].astype(float)
+    waves = [np.sin(down / 23 + k) * np.cos(across / (17 + 5 * k)) for k in range(3)]
+    return np.rint(127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

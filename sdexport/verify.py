@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +19,33 @@ COMPONENT_BOUND = 5e-5
 """Largest difference over the output's largest value. Two float32 kernels that sum a few thousand
 products in another order differ by 1e-6 to 1e-5 after some sixty layers: 8.3e-6 measured at most,
 in SD 1.5's VAE decoder. A tenth more on one weight tensor of the embedded UNet shows as 2.9e-4."""
+EXACT = ("fp32", "unknown")
+"""Precisions that must answer as PyTorch's float32 does."""
 PICTURE_BOUND = 1
 """Steps of 255. Rounding to 8 bits may fall to either side of a half, never further."""
+HALF_COMPONENT_BOUND = 1e-3
+"""1 - cosine of a component with arithmetic in half precision."""
+HALF_PICTURE_BOUND = 35.0
+"""Decibels of PSNR between pictures, where a component computes in half precision."""
+
+
+METRICS = {
+    "relative": "{:.2e}",
+    "1 - cosine": "1-cos {:.1e}",
+    "of 255": "{:g}/255",
+    "PSNR": "{:.1f} dB",
+    "files": "{:g}",
+}
+"""How figures are shown: the largest difference over the output's largest value, 1 - cosine, steps
+of 255 in a picture, decibels between pictures, altered files."""
 
 
 @dataclass(frozen=True)
 class Check:
     """One row of the report: what was measured, and the share of its bound that it used.
 
-    error: relative to the output's scale for components, in steps of 255 for the picture, None
-    where nothing could be measured and `note` says why.
+    error: in units of `metric`, None where nothing could be measured and `note` says why.
+    metric: one of METRICS.
     """
 
     name: str
@@ -36,22 +54,34 @@ class Check:
     cosine: float | None
     bound: float
     note: str = ""
+    metric: str = "relative"
 
     @property
     def share(self) -> float | None:
-        return None if self.error is None else self.error / self.bound
+        if self.error is None:
+            return None
+        if self.metric == "PSNR":  # the more the better
+            return self.bound / self.error if self.error > 0 else math.inf
+        return self.error / self.bound
 
     @property
     def passed(self) -> bool:
-        return not self.note and self.error is not None and self.error <= self.bound
+        return not self.note and self.share is not None and self.share <= 1
 
     @property
     def verdict(self) -> str:
         if self.passed:
             return "ok"
-        found = "" if self.error is None or self.output == "files" else f"{self.error:.2e}"
-        over = f"{found} is over {self.bound:g}" if found else ""
-        return f"FAILED {self.note or over}".rstrip()
+        beyond = "" if self.error is None or self.metric == "files" else self._beyond()
+        return f"FAILED {self.note or beyond}".rstrip()
+
+    def _beyond(self) -> str:
+        word = "under" if self.metric == "PSNR" else "over"
+        return f"{self.shown(self.error)} is {word} {self.shown(self.bound)}"
+
+    def shown(self, value: float | None) -> str:
+        """A figure of this row with its unit."""
+        return "-" if value is None else METRICS[self.metric].format(value)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"share": self.share, "passed": self.passed}
@@ -118,10 +148,12 @@ def _hash_check(package: Package, name: str) -> Check:
     records = manifest.files if name == "package" else manifest.components[name].files
     altered = [r.path for r in records if sha256_of(package.folder / r.path) != r.sha256]
     note = f"altered: {', '.join(altered)}" if altered else ""
-    return Check(name, "files", float(len(altered)), None, 1e-9, note)
+    return Check(name, "files", float(len(altered)), None, 1e-9, note, "files")
 
 
 def _replay(pipeline: Pipeline, name: str, path: Path | None) -> list[Check]:
+    half = pipeline.package.manifest.components[name].precision not in EXACT
+
     def failed(output: str, note: str) -> list[Check]:
         return [Check(name, output, None, None, COMPONENT_BOUND, note)]
 
@@ -141,38 +173,58 @@ def _replay(pipeline: Pipeline, name: str, path: Path | None) -> list[Check]:
             continue
         error, cosine = compare(expected, actual)
         note = "NaN or infinity" if error is None else ""
-        checks.append(Check(name, output, error, cosine, COMPONENT_BOUND, note))
+        if not half:
+            checks.append(Check(name, output, error, cosine, COMPONENT_BOUND, note))
+        else:
+            error = None if error is None else max(0.0, 1 - cosine)
+            bound = HALF_COMPONENT_BOUND
+            checks.append(Check(name, output, error, cosine, bound, note, "1 - cosine"))
     return checks or failed("-", "the recorded answer is empty")
 
 
 def _repaint(pipeline: Pipeline, path: Path | None) -> Check:
+    components = pipeline.package.manifest.components.values()
+    half = any(component.precision not in EXACT for component in components)
+
     def failed(note: str) -> Check:
-        return Check("picture", "pixels", None, None, PICTURE_BOUND, note)
+        return Check("picture", "pixels", None, None, PICTURE_BOUND, note, "of 255")
 
     if path is None:
         return failed("no recorded picture")
     try:
         recorded = _read_arrays(path)
-        latents, picture = recorded["latents"], recorded["picture"]
-        unit = pipeline.package.manifest.downscale
+        picture = recorded["picture"]
+        given: dict[str, Any] = {
+            argument: recorded[name]
+            for argument, name in (("image", "image"), ("mask_image", "mask"))
+            if name in recorded
+        }
         result = pipeline(
             str(recorded["prompt"]),
             str(recorded["negative_prompt"]),
-            height=latents.shape[2] * unit,
-            width=latents.shape[3] * unit,
+            height=picture.shape[1],
+            width=picture.shape[2],
             num_inference_steps=int(recorded["num_inference_steps"]),
             guidance_scale=float(recorded["guidance_scale"]),
             scheduler=str(recorded["scheduler"]),
-            latents=latents,
+            latents=recorded.get("latents"),
+            seed=None if "latents" in recorded else int(recorded["seed"]),
+            strength=float(recorded["strength"]) if "strength" in recorded else None,
+            **given,
         )
     except (EngineError, PackageError, ValueError, TypeError, LookupError) as error:
         return failed(str(error))
     pixels = np.asarray(result.images[0])
     if pixels.shape != picture.shape[1:]:
         return failed(f"{pixels.shape} instead of {picture.shape[1:]}")
-    worst = np.abs(pixels.astype(int) - picture[0].astype(int)).max()
+    difference = np.abs(pixels.astype(float) - picture[0].astype(float))
     _, cosine = compare(picture[0], pixels)
-    return Check("picture", "pixels", float(worst), cosine, PICTURE_BOUND)
+    if half:
+        noise = float((difference**2).mean())
+        decibels = min(10 * math.log10(255**2 / noise), 100.0) if noise else 100.0
+        return Check("picture", "pixels", decibels, cosine, HALF_PICTURE_BOUND, "", "PSNR")
+    worst = float(difference.max())
+    return Check("picture", "pixels", worst, cosine, PICTURE_BOUND, "", "of 255")
 
 
 def _named(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -189,21 +241,17 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def table(checks: Sequence[Check]) -> str:
     """The report as aligned text."""
-    rows = [("component", "output", "max abs", "cosine", "bound", "share", "verdict")]
+    rows = [("component", "output", "difference", "cosine", "bound", "share", "verdict")]
     for check in checks:
-        numbers = check.error is not None and check.output != "files"
+        measured = check.error is not None and check.metric != "files"
         rows.append(
             (
                 check.name,
                 check.output,
-                f"{check.error:.2e}" if numbers else "-",
+                check.shown(check.error) if measured else "-",
                 f"{check.cosine:.7f}" if check.cosine is not None else "-",
-                f"{check.bound:.0e}"
-                if numbers and check.bound < 1
-                else f"{check.bound:g}/255"
-                if numbers
-                else "-",
-                f"{check.share:.1%}" if numbers else "-",
+                check.shown(check.bound) if measured else "-",
+                f"{check.share:.1%}" if measured else "-",
                 check.verdict,
             )
         )

@@ -58,7 +58,4 @@ def torch_sessions(checkpoint: Path, modules: dict[str, Any]) -> dict[str, Any]:
     from sdexport.reference import TorchSession
 
     configs = Checkpoint.open(checkpoint).configs
-    return {
-        part.name: TorchSession(part, modules[part.source])
-        for part in parts(*(configs[name] for name in ("text_encoder", "unet", "vae")))
-    }
+    return {part.name: TorchSession(part, modules[part.source]) for part in parts(configs)}

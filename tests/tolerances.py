@@ -53,6 +53,55 @@ GPU_COMPONENT_REL = 5e-3
 PICTURE_ABS = verify.PICTURE_BOUND
 """Steps of 255 between our picture and diffusers', see sdexport/verify.py."""
 
+BLEND_ABS = 1e-6
+"""Blending weights are float32 and add up to one within an ulp or two; values are at most 1."""
+
+TILED_MEAN = 6.0
+"""Steps of 255 between a picture decoded in tiles and whole, on average. The VAE's attention and
+group norms see one tile instead of the picture, so flat colours shift a little. Measured on the
+embedded model, made for 128x128: 4.1 with tiles of 64, 1.8 with 128, 1.3 with 192."""
+
+TILED_LATENTS = 0.2
+"""The same for encoding, over the standard deviation of the latents: 0.13 with tiles of 64, 0.07
+with 128."""
+
+TILED_SEAM = 0.4
+"""Steps of 255 that neighbouring pixels may differ more where tiles begin and end than elsewhere,
+beyond what they do in the whole picture. Measured: 0.1."""
+
+TILING_MEMORY = 1.3
+"""Peak memory of 1024x1024 in tiles of 512 over 512x512 whole: the result and its pixels come on
+top of the same activations."""
+
+CLEAN_REL = 1e-3
+"""Clean latents at the first step, from two formulas in float32: at the highest noise level the
+prediction is multiplied by 14.6 before it is subtracted."""
+
+BATCH_LATENTS_ABS = 1e-4
+"""Latents of a batch against single pictures, and of one max_batch against another. Measured with
+ONNX Runtime on x86-64: 0, after 20 steps too; a library that adds in another order for matrices of
+other shapes may differ in the last bits."""
+
+LEAK_MB = 10.0
+"""Resident memory between the 50th and the 200th picture: the allocator's own unrest."""
+
+RESCALE_REL = 1e-5
+"""Guidance rescale against the formula in PyTorch: standard deviations in float32, summed in
+another order."""
+
+PREVIEW_CORRELATION = 0.975
+"""The linear preview of finished latents against the VAE's picture at one pixel a cell, each
+colour for itself. Measured on the embedded model: 0.986 to 0.992; on average 11 to
+14 of 255 apart."""
+
+DOCS_PICTURE_MEAN = 2.0
+"""Mean difference, of 255, between a picture of the docs and the same painted anew: another
+processor's rounding, grown over the steps, and the WebP compression of both."""
+
+FUSED_ABS = 2e-7
+"""A weight with a LoRA merged into it, of a magnitude below one, against diffusers' own: the same
+products of float32, scaled before or after the sum. Measured: at most 6e-8."""
+
 
 def assert_close(
     actual: np.ndarray, expected: np.ndarray, *, rel: float = 0.0, abs_: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,7 +103,8 @@ class Memory:
 
     def __init__(self, depth: int = 0) -> None:
         self._depth = depth
-        self._rows: list[np.ndarray] = []
+        self._block = np.empty((0, 0), np.float32)
+        self._order: list[int] = []  # rows of the block, the newest first
         self._next = -1
         self.scratch = np.empty(0, np.float32)
         self.held = 0
@@ -112,7 +114,8 @@ class Memory:
         """Begin step i, forgetting the past if i does not follow on; the number of values held."""
         if sample.shape != self.scratch.shape or sample.dtype != self.scratch.dtype:
             self.scratch = np.empty(sample.shape, sample.dtype)
-            self._rows = [np.empty_like(self.scratch) for _ in range(self._depth)]
+            self._block = np.zeros((self._depth, sample.size), sample.dtype)
+            self._order = list(range(self._depth))
             self._next = -1
         if i != self._next:
             self.held, self.begin = 0, i
@@ -125,13 +128,21 @@ class Memory:
 
     def push(self) -> np.ndarray:
         """The array for a new value; the oldest is given up for it."""
-        self._rows.insert(0, self._rows.pop())
+        self._order.insert(0, self._order.pop())
         self.held = min(self.held + 1, self._depth)
-        return self._rows[0]
+        return self[0]
 
     def __getitem__(self, back: int) -> np.ndarray:
         """The newest value at 0, the one before at 1."""
-        return self._rows[back]
+        row: np.ndarray = self._block[self._order[back]]
+        return row.reshape(self.scratch.shape)
+
+    def mix(self, weights: Sequence[float]) -> np.ndarray:
+        """The weighted sum of the newest values, in a new array; one pass over all of them."""
+        by_row = np.zeros(self._depth, self._block.dtype)
+        by_row[self._order[: len(weights)]] = weights
+        mixed: np.ndarray = np.dot(by_row, self._block).reshape(self.scratch.shape)
+        return mixed
 
 
 def combine(out: np.ndarray, scratch: np.ndarray, *terms: Term) -> np.ndarray:

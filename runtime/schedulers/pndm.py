@@ -146,9 +146,8 @@ class PNDMScheduler:
         if call == 0:
             np.copyto(base, sample)
         same, predicted = self._transfer(start, goal)
-        weights = _MULTISTEP[memory.held - 1]
-        past = [(predicted * weight, memory[k]) for k, weight in enumerate(weights)]
-        return memory.sum((same, sample), *past)
+        past = memory.mix([predicted * weight for weight in _MULTISTEP[memory.held - 1]])
+        return combine(past, memory.scratch, (1.0, past), (same, sample))
 
     def _transfer(self, start: int, goal: int) -> tuple[float, float]:
         """Weights of (sample, prediction) from one timestep to another. Source: eq. 11."""

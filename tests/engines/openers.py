@@ -65,6 +65,6 @@ def _torch(request: pytest.FixtureRequest) -> Session:
     from sdexport.shapes import MODEL_DIR
 
     configs = Checkpoint.open(MODEL_DIR).configs
-    unet = parts(*(configs[p] for p in ("text_encoder", "unet", "vae")))[1]
+    unet = parts(configs)[1]
     modules: dict[str, Any] = request.getfixturevalue("modules")
     return TorchSession(unet, modules["unet"])

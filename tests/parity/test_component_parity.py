@@ -26,7 +26,7 @@ SIZES = [
 
 def part_named(name: str, checkpoint: Path) -> Part:
     configs = Checkpoint.open(checkpoint).configs
-    every = parts(*(configs[p] for p in ("text_encoder", "unet", "vae")))
+    every = parts(configs)
     return next(part for part in every if part.name == name)
 
 

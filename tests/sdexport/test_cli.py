@@ -65,7 +65,7 @@ def test_generate_needs_force_to_overwrite(package: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "0"], "num_inference_steps must be 1 to 1000, got 0"),
+        (["--steps", "0"], "num_inference_steps must be 1 to 100000, got 0"),
         (["--steps", "99999999999999999999"], "num_inference_steps must be 1 to 1000"),
         (["--guidance", "-2"], "guidance_scale must be 0 or more, got -2.0"),
         (["--guidance", "nan"], "guidance_scale must be 0 or more"),
@@ -158,7 +158,7 @@ def test_verify_prints_a_table_and_json(package: Path) -> None:
         *("component", "output", "max", "abs", "cosine", "bound", "share", "verdict")
     ]
     report = json.loads(call("verify", package, "--json").stdout)
-    assert report["passed"] is True and len(report["checks"]) == 11
+    assert report["passed"] is True and len(report["checks"]) == 12
 
 
 def test_verify_fails_on_altered_weights(package_copy: Path) -> None:

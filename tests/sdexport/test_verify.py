@@ -44,6 +44,7 @@ def test_verify_passes_an_untouched_package(package: Path) -> None:
     assert measured == {
         ("text_encoder", "last_hidden_state"),
         ("text_encoder", "pooler_output"),
+        ("text_encoder", "clip_skip.1"),
         ("unet", "out_sample"),
         ("vae_decoder", "sample"),
         ("vae_encoder", "latent_parameters"),

@@ -1,0 +1,101 @@
+"""Texts to embeddings, through the text encoders of a package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from engines import Session
+from runtime import checks
+from runtime.components import chunks, finite
+from runtime.conditioning import Encoded
+from runtime.package import Package
+from runtime.prompt import apply_weights, tokenize_weighted
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+PENULTIMATE = "hidden_states."
+
+
+class TextEncoders:
+    """The text encoders of a package, each with its tokenizer.
+
+    Args:
+      session: gives the open session of a component.
+      max_batch: rows that an encoder is given at once.
+    """
+
+    def __init__(
+        self, package: Package, session: Callable[[str], Session], max_batch: int | None
+    ) -> None:
+        self._session, self._max_batch = session, max_batch
+        self.tokenizers = {
+            name: package.tokenizer(name)
+            for name in TEXT_ENCODERS
+            if name in package.manifest.components
+        }
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        negatives: int = 0,
+        *,
+        prompt_weights: bool = False,
+        clip_skip: int = 0,
+    ) -> Encoded:
+        """Embeddings as the model was trained on: of two encoders side by side, if there are two.
+
+        Args:
+          prompt_weights: read weights in brackets and prompts of any length; see runtime.prompt.
+          negatives: how many of the first texts are negative prompts; like diffusers, clip_skip
+            leaves those alone.
+          clip_skip: layers to leave out at the end.
+        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
+        """
+        sides, pooled = [], None
+        for name, tokenizer in self.tokenizers.items():
+            if prompt_weights:
+                tokens = tokenize_weighted(tokenizer, texts)
+                rows = tokens.input_ids.shape[1]
+                hidden, of_text = self._run(name, tokens.flat_ids, negatives * rows, clip_skip)
+                sides.append(apply_weights(hidden, tokens))
+                of_text = None if of_text is None else of_text[::rows]
+            else:
+                hidden, of_text = self._run(name, tokenizer(texts), negatives, clip_skip)
+                sides.append(hidden)
+            pooled = of_text if of_text is not None else pooled
+        return Encoded(sides[0] if len(sides) == 1 else np.concatenate(sides, axis=-1), pooled)
+
+    def _run(
+        self, name: str, input_ids: np.ndarray, negatives: int, clip_skip: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        session, output, whole = self._session(name), *self._outputs(name, clip_skip)
+        ids = input_ids.astype(session.inputs[0].dtype)
+        found = [session.run({"input_ids": ids[r]}) for r in chunks(len(ids), self._max_batch)]
+        hidden = np.concatenate([each[output] for each in found])
+        if clip_skip and negatives:
+            hidden[:negatives] = np.concatenate([each[whole] for each in found])[:negatives]
+        pooled = None
+        if "text_embeds" in found[0]:
+            pooled = np.concatenate([each["text_embeds"] for each in found])
+            finite(pooled, name, "the prompt")
+        return finite(hidden, name, "the prompt"), pooled
+
+    def _outputs(self, name: str, clip_skip: int) -> tuple[str, str]:
+        """The outputs that hold the embeddings with layers left out, and with none.
+
+        SDXL takes the last but one layer's for the whole.
+        """
+        outputs = [spec.name for spec in self._session(name).outputs]
+        layers = sum(output.startswith(PENULTIMATE) for output in outputs)
+        if "text_encoder_2" in self.tokenizers:
+            able = {n: f"{PENULTIMATE}{layers - 1 - n}" for n in range(layers)}
+        else:
+            able = {0: "last_hidden_state"}
+            able |= {n: f"clip_skip.{n}" for n in range(1, 12) if f"clip_skip.{n}" in outputs}
+        if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or clip_skip not in able:
+            raise ValueError(
+                f"clip_skip must be one of {', '.join(map(str, able))} with this package, "
+                f"got {checks.shown(clip_skip)}"
+            )
+        return able[clip_skip], able[0]

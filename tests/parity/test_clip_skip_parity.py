@@ -1,0 +1,64 @@
+"""clip_skip against diffusers.StableDiffusionPipeline on the same checkpoint and seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from runtime import Pipeline
+from tests.parity.test_picture_parity import assert_same_pictures, paint_with_diffusers
+
+ARGUMENTS: dict[str, Any] = {
+    "prompt": "a large purple star on an orange background",
+    "num_inference_steps": 10,
+    "clip_skip": 1,
+}
+
+
+@pytest.fixture
+def theirs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        checkpoint, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    kind = type(pipeline.text_encoder)
+    if not hasattr(pipeline.text_encoder, "text_model"):
+        # transformers 5 has no text_model inside of CLIPTextModel; diffusers 0.42 still asks for
+        # it, with clip_skip alone
+        monkeypatch.setattr(kind, "text_model", property(lambda self: self), raising=False)
+    return pipeline
+
+
+def test_clip_skip_equals_diffusers(pipe: Pipeline, theirs: Any) -> None:
+    expected = paint_with_diffusers(theirs, "ddim", 5, guidance_scale=1.0, **ARGUMENTS)
+    ours = pipe(scheduler="ddim", seed=5, guidance_scale=1.0, **ARGUMENTS)
+    assert_same_pictures(ours, expected)
+
+
+def test_clip_skip_changes_the_embeddings(pipe: Pipeline) -> None:
+    whole, skipped = (pipe.encode([ARGUMENTS["prompt"]], clip_skip=n) for n in (0, 1))
+    assert whole.shape == skipped.shape and np.abs(whole - skipped).mean() > 0.1
+
+
+def test_clip_skip_with_guidance_equals_diffusers(pipe: Pipeline, theirs: Any) -> None:
+    """diffusers leaves no layer out for the negative prompt; ours, like the web UI, does.
+
+    Given the whole encoder's embeddings for it, the pictures are one.
+    """
+    expected = paint_with_diffusers(
+        theirs, "ddim", 5, guidance_scale=5.0, negative_prompt="red", **ARGUMENTS
+    )
+    negative = pipe.encode(["red"])
+    ours = pipe(
+        scheduler="ddim",
+        seed=5,
+        guidance_scale=5.0,
+        negative_prompt_embeds=negative,
+        **ARGUMENTS,
+    )
+    assert_same_pictures(ours, expected)

@@ -1,0 +1,157 @@
+"""Whole pictures of every family against diffusers' own pipeline, on small random checkpoints.
+
+Our pipeline runs over TorchSession here: what differs is the runtime's own error. The graphs of
+every family are exported and verified in tests/sdexport/test_families.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runtime import Manifest, Package, Pipeline
+from sdexport.checkpoint import Checkpoint
+from sdexport.components import parts
+from sdexport.reference import TorchSession
+from tests.families import FAMILIES, build
+from tests.parity.test_picture_parity import assert_same_pictures
+
+PROMPT, NEGATIVE = "a small yellow star on a blue background", "a red circle"
+LIST = [PROMPT, "a large red circle, 🔴 très joli"]
+
+
+def over_torch(folder: Path) -> Pipeline:
+    """Our pipeline on a checkpoint's own modules, without an export."""
+    checkpoint = Checkpoint.open(folder)
+    modules = {part: checkpoint.load(part) for part in checkpoint.configs}
+    every = parts(checkpoint.configs)
+    height, width = checkpoint.sample_size
+    unit = checkpoint.downscale
+    manifest = Manifest(
+        family=checkpoint.family,
+        source={},
+        latent_channels=checkpoint.configs["vae"].latent_channels,
+        downscale=unit,
+        scaling_factor=checkpoint.configs["vae"].scaling_factor,
+        default_size=(height * unit, width * unit),
+        prediction_type="epsilon",
+        components={part.name: None for part in every},  # type: ignore[misc]
+        files=(),
+        tools={},
+    )
+    package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
+    sessions: Any = {part.name: TorchSession(part, modules[part.source]) for part in every}
+    return Pipeline(package, sessions=sessions)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def both(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pipeline, Any]]:
+    folder = build(family, tmp_path_factory.mktemp("families") / family)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    yield over_torch(folder), theirs
+
+
+def given(family: str) -> dict[str, Any]:
+    """Picture and mask for those that begin from one."""
+    if not ("inpainting" in family or family == "refiner"):
+        return {}
+    rng = np.random.default_rng(3)
+    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:, :40] = 255
+    image = small.resize((64, 64), Image.Resampling.BICUBIC)
+    return {"image": image} | ({} if family == "refiner" else {"mask_image": Image.fromarray(mask)})
+
+
+def theirs_paint(pipeline: Any, seed: int, **arguments: Any) -> np.ndarray:
+    generator = torch.Generator().manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images = pipeline(generator=generator, output_type="np", **arguments).images
+    return (images * 255).round().astype(np.uint8)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "guided": {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance_scale": 6.0},
+    "no-negative": {"prompt": PROMPT, "guidance_scale": 5.0},
+    "unguided": {"prompt": PROMPT, "guidance_scale": 0.0},
+    "batch": {"prompt": LIST, "negative_prompt": ["", NEGATIVE], "guidance_scale": 3.0},
+    "two-each": {"prompt": PROMPT, "num_images_per_prompt": 2, "guidance_scale": 4.0},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_family_equals_diffusers(family: str, both: tuple[Pipeline, Any], case: str) -> None:
+    ours, theirs = both
+    arguments = CASES[case] | {"num_inference_steps": 4} | given(family)
+    if family == "lcm":
+        arguments.pop("negative_prompt", None)  # its pipeline knows none
+    if "inpainting" in family or family == "refiner":
+        arguments["strength"] = 1.0 if case == "guided" and "inpainting" in family else 0.6
+    expected = theirs_paint(theirs, 7, **arguments)
+    assert np.ptp(expected) > 20, "the picture is nearly flat and would prove nothing"
+    assert_same_pictures(ours(seed=7, **arguments), expected)
+
+
+def test_family_other_sizes(family: str, both: tuple[Pipeline, Any]) -> None:
+    """Uneven latents, and for SDXL other numbers in its time_ids."""
+    if given(family):
+        pytest.skip("the given picture decides")
+    ours, theirs = both
+    arguments: dict[str, Any] = {"prompt": PROMPT, "height": 72, "width": 104}
+    arguments |= {"num_inference_steps": 3, "guidance_scale": 5.0}
+    expected = theirs_paint(theirs, 1, **arguments)
+    assert_same_pictures(ours(seed=1, **arguments), expected)
+
+
+def test_family_needs_what_it_begins_from(family: str, both: tuple[Pipeline, Any]) -> None:
+    if given(family):
+        with pytest.raises(ValueError, match=r"this package .* give image"):
+            both[0](PROMPT, num_inference_steps=2)
+
+
+def test_sdxl_sizes_and_embeddings(tmp_path: Path) -> None:
+    """Every size argument, clip_skip, and embeddings in place of texts."""
+    folder = build("sdxl", tmp_path / "sdxl")
+    theirs = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    ours = over_torch(folder)
+    arguments: dict[str, Any] = {
+        "num_inference_steps": 2,
+        "guidance_scale": 5.0,
+        "original_size": (512, 700),
+        "crops_coords_top_left": (16, 8),
+        "target_size": (64, 128),
+    }
+    texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "clip_skip": 1}
+    expected = theirs_paint(theirs, 2, **arguments, **texts)
+    assert_same_pictures(ours(seed=2, **arguments, **texts), expected)
+    positive, negative, pooled, negative_pooled = theirs.encode_prompt(
+        PROMPT, negative_prompt=NEGATIVE, clip_skip=1
+    )
+    embeds = {
+        "prompt_embeds": positive,
+        "negative_prompt_embeds": negative,
+        "pooled_prompt_embeds": pooled,
+        "negative_pooled_prompt_embeds": negative_pooled,
+    }
+    arrays = {name: tensor.detach().numpy() for name, tensor in embeds.items()}
+    assert_same_pictures(ours(seed=2, **arguments, **arrays), expected)
+    with pytest.raises(ValueError, match="pooled_prompt_embeds must come with prompt_embeds"):
+        ours(prompt_embeds=arrays["prompt_embeds"], guidance_scale=1.0, num_inference_steps=1)

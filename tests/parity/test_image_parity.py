@@ -1,0 +1,325 @@
+"""Every way of painting against its diffusers pipeline, on the same checkpoint and torch seeds.
+
+Where this project differs from diffusers on purpose:
+
+- A list of seeds means that each picture is the one that its seed gives alone. diffusers draws the
+  posterior of a single image to be inpainted from the first generator only, so its batch with a
+  list of generators is another one than its pictures one by one.
+- Several images with num_images_per_prompt are repeated as the prompts are, a a b b; diffusers
+  repeats them as a b a b, so that prompts meet the images of others.
+- Inpainting by blending with `dpm2` and `dpmsolver_sde` holds the half steps to their own noise
+  level. diffusers takes the level of the next whole step there (its `sigmas` hold no half steps);
+  with that mended, the pictures are equal.
+- Transparency is laid over white, where diffusers drops the alpha channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from runtime import Package, Pipeline, schedulers
+from sdexport.checkpoint import Checkpoint
+from sdexport.components import parts
+from sdexport.reference import TorchSession
+from tests.parity import twins
+from tests.parity.test_picture_parity import assert_same_pictures
+
+PROMPTS = ["a red circle", "a small blue star on a green background"]
+NEGATIVES = ["grey", ""]
+SIX = ("ddim", "lms", "euler_a", "heun", "dpm2_a", "dpmsolver++")
+PLAIN: dict[str, Any] = {"prompt": PROMPTS, "negative_prompt": NEGATIVES, "num_inference_steps": 4}
+
+
+def quick_then_slow(names: tuple[str, ...] = SIX) -> list[Any]:
+    rest = [name for name in schedulers.NAMES if name not in names]
+    return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in rest)]
+
+
+class Increments(twins.Noise):
+    """Brownian increments that are drawn from a torch generator, one for each call of the UNet."""
+
+    def __init__(self, generator: torch.Generator, sample: torch.Tensor) -> None:
+        self.now, self._generator, self._size = -1, generator, sample.shape
+        self._half = None
+
+    def randn_tensor(self, shape: Any, **_: Any) -> torch.Tensor:
+        return torch.randn(self._size, generator=self._generator)
+
+    def __call__(self, start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        self.now += 1
+        return self.brownian(start, goal)
+
+
+class Theirs:
+    """diffusers' three pipelines over one checkpoint."""
+
+    def __init__(self, checkpoint: Path, unet: Any = None) -> None:
+        base = diffusers.StableDiffusionPipeline.from_pretrained(
+            checkpoint, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        )
+        modules = base.components | ({} if unet is None else {"unet": unet})
+        self.config = dict(base.scheduler.config)
+        self.text = base
+        self.image, self.inpaint = (
+            class_(**modules, requires_safety_checker=False)
+            for class_ in (
+                diffusers.StableDiffusionImg2ImgPipeline,
+                diffusers.StableDiffusionInpaintPipeline,
+            )
+        )
+
+    def __call__(self, scheduler: str, seed: int | list[int], **arguments: Any) -> np.ndarray:
+        """Pixels of the pipeline that the arguments ask for."""
+        pipeline = self.text
+        if "image" in arguments:
+            pipeline = self.inpaint if "mask_image" in arguments else self.image
+        pipeline.set_progress_bar_config(disable=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated uses inside of diffusers itself
+            class_ = twins.twin_class(scheduler)
+            pipeline.scheduler = class_.from_config(self.config)
+            generators = [torch.Generator().manual_seed(s) for s in np.atleast_1d(seed).tolist()]
+            generator = generators if isinstance(seed, list) else generators[0]
+            with brownian(scheduler, generators[0]):
+                result = pipeline(generator=generator, output_type="np", **arguments)
+        return (result.images * 255).round().astype(np.uint8)
+
+
+@contextlib.contextmanager
+def brownian(scheduler: str, generator: torch.Generator) -> Iterator[None]:
+    """Where diffusers wants torchsde, draw what this project draws."""
+    if scheduler != "dpmsolver_sde":
+        yield
+        return
+    module = sys.modules[twins.twin_class(scheduler).__module__]
+    sampler = mock.Mock(side_effect=lambda sample, *_, **__: Increments(generator, sample))
+    with mock.patch.object(module, "BrownianTreeNoiseSampler", sampler):
+        yield
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> Theirs:
+    return Theirs(checkpoint)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth background with a disc and a bar."""
+    y, x = np.mgrid[:height, :width] / max(width, height)
+    shades = np.random.default_rng(seed).uniform(0, 255, (4, 3))
+    pixels = shades[0] * x[..., None] + shades[1] * y[..., None]
+    pixels[(x - 0.35) ** 2 + (y - 0.4) ** 2 < 0.04] = shades[2]
+    pixels[np.abs(x - 0.75) < 0.05] = shades[3]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def box_mask(width: int, height: int) -> Image.Image:
+    """A box with soft edges, which no multiple of 8 fits."""
+    pixels = np.zeros((height, width), np.float32)
+    pixels[height // 5 : height * 3 // 4, width // 3 : width * 7 // 8] = 255
+    pixels[height // 5 : height // 4] *= 0.6
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def check(pipe: Pipeline, theirs: Theirs, scheduler: str, seed: Any, **arguments: Any) -> None:
+    expected = theirs(scheduler, seed, **arguments)
+    assert_same_pictures(pipe(scheduler=scheduler, seed=seed, **arguments), expected)
+
+
+@pytest.mark.parametrize("scheduler", schedulers.NAMES)
+def test_text_to_image_equals_diffusers(pipe: Pipeline, theirs: Theirs, scheduler: str) -> None:
+    """Fresh noise is drawn in the same order, so stochastic samplers are equal too."""
+    check(pipe, theirs, scheduler, 3, **PLAIN)
+
+
+@pytest.mark.parametrize("scheduler", quick_then_slow(("ddim", "euler_a")))
+@pytest.mark.parametrize("guidance_rescale", [0.3, 0.7, 1.0])
+def test_guidance_rescale_equals_diffusers(
+    pipe: Pipeline, theirs: Theirs, scheduler: str, guidance_rescale: float
+) -> None:
+    more = {"guidance_rescale": guidance_rescale, "guidance_scale": 12.0}
+    check(pipe, theirs, scheduler, 2**33 + 1, **PLAIN, **more)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_prompt_embeds_equal_diffusers(
+    pipe: Pipeline, theirs: Theirs, scheduler: str, guidance_scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(2, 2, 77, 96, generator=generator)
+    arguments = {"num_inference_steps": 4, "guidance_scale": guidance_scale}
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    expected = theirs(scheduler, 1, **arguments, **dict(zip(names, embeds, strict=True)))
+    ours = {name: value.numpy() for name, value in zip(names, embeds, strict=True)}
+    assert_same_pictures(pipe(scheduler=scheduler, seed=1, **arguments, **ours), expected)
+
+
+@pytest.mark.parametrize("scheduler", quick_then_slow(("ddim", "euler_a", "dpm2_a", "lcm")))
+def test_seed_list_equals_list_of_generators(
+    pipe: Pipeline, theirs: Theirs, scheduler: str
+) -> None:
+    if scheduler == "dpmsolver_sde":
+        pytest.skip("the stand-in for torchsde draws from one generator")
+    check(pipe, theirs, scheduler, [7, 2**35], **PLAIN)
+    one = {"image": picture(96, 64), "strength": 0.7}
+    check(pipe, theirs, scheduler, [7, 2**35], **PLAIN, **one)
+
+
+@pytest.mark.parametrize("scheduler", quick_then_slow())
+@pytest.mark.parametrize(
+    ("strength", "size"),
+    [(0.3, (100, 70)), (0.8, (64, 129)), pytest.param(1.0, (128, 128), marks=pytest.mark.slow)],
+)
+def test_image_to_image_equals_diffusers(
+    pipe: Pipeline, theirs: Theirs, scheduler: str, strength: float, size: tuple[int, int]
+) -> None:
+    given = {"image": picture(*size), "strength": strength}
+    check(pipe, theirs, scheduler, 11, **PLAIN, **given)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "lms", "euler_a"])
+@pytest.mark.parametrize("strength", [0.25, 0.5, 0.99, 1.0])
+def test_image_to_image_at_every_strength(
+    pipe: Pipeline, theirs: Theirs, scheduler: str, strength: float
+) -> None:
+    given = {"prompt": "a star", "image": picture(64, 64, 5), "strength": strength}
+    check(pipe, theirs, scheduler, 0, num_inference_steps=7, **given)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm2_a"])
+def test_image_to_image_of_several_images(pipe: Pipeline, theirs: Theirs, scheduler: str) -> None:
+    images = [picture(90, 70, 1), picture(90, 70, 2)]
+    check(pipe, theirs, scheduler, 4, **PLAIN, image=images, strength=0.6)
+    check(pipe, theirs, scheduler, [4, 5], **PLAIN, image=images, strength=0.6)
+    arguments = {"prompt": "a star", "num_inference_steps": 4, "num_images_per_prompt": 3}
+    check(pipe, theirs, scheduler, 4, **arguments, image=images[0], strength=0.6)
+
+
+@pytest.mark.parametrize(
+    "scheduler", quick_then_slow(("ddim", "lms", "euler_a", "dpm2", "dpmsolver_sde", "unipc"))
+)
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_by_blending_equals_diffusers(
+    pipe: Pipeline, theirs: Theirs, scheduler: str, strength: float
+) -> None:
+    given = {"image": picture(100, 90), "mask_image": box_mask(100, 90), "strength": strength}
+    with half_steps_at_their_own_level():
+        check(pipe, theirs, scheduler, 6, **PLAIN, **given, width=96, height=80)
+
+
+@contextlib.contextmanager
+def half_steps_at_their_own_level() -> Iterator[None]:
+    """Mend add_noise of diffusers' samplers of two unlike halves, for use between the halves."""
+    levels = {
+        "dpm2": lambda twin: twin.sigmas_interpol[twin.step_index],
+        "dpmsolver_sde": lambda twin: (twin.sigmas[twin.step_index - 1 :][:2].prod()) ** 0.5,
+    }
+
+    def mended(original: Any, level: Any) -> Any:
+        def add_noise(self: Any, samples: Any, noise: Any, timesteps: Any) -> Any:
+            if self.step_index is None or self.state_in_first_order:
+                return original(self, samples, noise, timesteps)
+            return samples + noise * level(self)
+
+        return add_noise
+
+    with contextlib.ExitStack() as stack:
+        for name, level in levels.items():
+            class_ = twins.twin_class(name)
+            method = mended(class_.add_noise, level)
+            stack.enter_context(mock.patch.object(class_, "add_noise", method))
+        yield
+
+
+def test_inpainting_several_images(pipe: Pipeline, theirs: Theirs) -> None:
+    images = [picture(64, 64, 1), picture(64, 64, 2)]
+    given = {"image": images, "mask_image": box_mask(64, 64), "width": 64, "height": 64}
+    check(pipe, theirs, "euler_a", 8, **PLAIN, **given, strength=0.8)
+    check(pipe, theirs, "euler_a", [8, 9], **PLAIN, **given, strength=1.0)
+    few = {"prompt": "a star", "num_inference_steps": 4, "num_images_per_prompt": 2}
+    check(pipe, theirs, "ddim", 8, **few, **(given | {"image": images[0]}), strength=1.0)
+
+
+@pytest.fixture(scope="module")
+def inpainting_unet(checkpoint: Path) -> Any:
+    """A small UNet with 9 input channels and random weights."""
+    torch.manual_seed(0)
+    config = diffusers.UNet2DConditionModel.load_config(checkpoint / "unet")
+    sizes = {"in_channels": 9, "block_out_channels": (16, 32, 32), "norm_num_groups": 8}
+    return diffusers.UNet2DConditionModel.from_config({**config, **sizes}).eval()
+
+
+@pytest.fixture(scope="module")
+def inpainting(
+    package: Path,
+    checkpoint: Path,
+    torch_sessions: dict[str, Any],
+    inpainting_unet: Any,
+) -> tuple[Pipeline, Theirs]:
+    configs = Checkpoint.open(checkpoint).configs
+    part = parts({**configs, "unet": inpainting_unet.config})[1]
+    sessions = torch_sessions | {"unet": TorchSession(part, inpainting_unet)}
+    ours = Pipeline(Package.load(package, verify=False), sessions=sessions)
+    return ours, Theirs(checkpoint, inpainting_unet)
+
+
+@pytest.mark.parametrize("scheduler", quick_then_slow())
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting_unet_equals_diffusers(
+    inpainting: tuple[Pipeline, Theirs], scheduler: str, strength: float
+) -> None:
+    given = {"image": picture(100, 90), "mask_image": box_mask(100, 90), "strength": strength}
+    check(*inpainting, scheduler, 6, **PLAIN, **given, width=96, height=80)
+
+
+def test_inpainting_unet_of_several_images(inpainting: tuple[Pipeline, Theirs]) -> None:
+    images = [picture(64, 64, 1), picture(64, 64, 2)]
+    given = {"image": images, "mask_image": box_mask(64, 64), "width": 64, "height": 64}
+    check(*inpainting, "euler_a", 8, **PLAIN, **given, strength=0.8)
+    check(*inpainting, "euler_a", [8, 9], **PLAIN, **given, strength=1.0)
+    few = {"prompt": "a star", "num_inference_steps": 4, "num_images_per_prompt": 2}
+    check(*inpainting, "ddim", 8, **few, **(given | {"image": images[0]}), strength=0.7)
+
+
+def test_inpainting_unet_wants_a_mask(inpainting: tuple[Pipeline, Theirs]) -> None:
+    for arguments in ({}, {"image": picture(64, 64)}):
+        with pytest.raises(ValueError, match="give image and mask_image"):
+            inpainting[0]("a star", num_inference_steps=2, **arguments)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_seed_list_equals_single_pictures_with_an_image(pipe: Pipeline, masked: bool) -> None:
+    """Where diffusers' inpainting differs: it draws for one image from one generator."""
+    given: dict[str, Any] = {"image": picture(64, 64), "strength": 0.8}
+    if masked:
+        given["mask_image"] = box_mask(64, 64)
+    many = pipe(PROMPTS, num_inference_steps=4, scheduler="euler_a", seed=[1, 2], **given)
+    for prompt, seed, image in zip(PROMPTS, [1, 2], many.images, strict=True):
+        one = pipe(prompt, num_inference_steps=4, scheduler="euler_a", seed=seed, **given)
+        assert_same_pictures(one, np.asarray(image)[None])
+
+
+def test_images_are_repeated_as_prompts_are(pipe: Pipeline) -> None:
+    """Where diffusers differs: it would give the prompts 0 0 1 1 the images 0 1 0 1."""
+    images, seeds = [picture(64, 64, 1), picture(64, 64, 2)], [1, 2, 3, 4]
+    short = pipe(**PLAIN, image=images, num_images_per_prompt=2, seed=seeds)
+    written_out = pipe(
+        [p for p in PROMPTS for _ in range(2)],
+        [n for n in NEGATIVES for _ in range(2)],
+        num_inference_steps=4,
+        image=[i for i in images for _ in range(2)],
+        seed=seeds,
+    )
+    assert_same_pictures(short, np.stack([np.asarray(i) for i in written_out.images]))

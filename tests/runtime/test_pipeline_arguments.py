@@ -1,0 +1,110 @@
+"""Wrong arguments: each is refused in one line, before anything is painted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import Pipeline
+
+PICTURE = np.zeros((64, 64, 3), np.uint8)
+EMBEDS = np.zeros((1, 77, 96), np.float32)
+NAN = math.nan
+WRONG: dict[str, list[Any]] = {
+    "prompt": [5, [1, 2], b"x", {"a": 1}, None, ["a", None], [], "\ud800"],
+    "negative_prompt": [5, [1], [], ["a", "b"]],
+    "height": ["128", [128], np.array([1, 2]), 10**5000, NAN, 1e9, -8, True],
+    "num_inference_steps": ["5", NAN, -1, 10**9, 5000, None, [5], np.zeros((2, 2))],
+    "timesteps": ["abc", [], [NAN], 5, [1, 2, 3], ["a"], [[1]], [10**9], np.array([]), object()],
+    "sigmas": ["abc", [], [NAN], 5, [1, 2, 3], [-5], ["a"], [[1]], np.array([]), object()],
+    "guidance_scale": ["7", None, NAN, -1, 1e300, [7.5], np.array([1.0, 2.0]), 10**400],
+    "guidance_rescale": ["x", -0.1, 1.1, None],
+    "guidance_interval": [None, 5, (1, 0)],
+    "guidance_function": [5],
+    "image": [5, [], [None], {}, PICTURE.astype(float), [PICTURE, PICTURE], b"x"],
+    "mask_image": [PICTURE],
+    "strength": [0.5],
+    "num_images_per_prompt": ["2", 0, -1, 1.5, NAN, None, 10**9],
+    "seed": ["1", 1.5, NAN, 2**64, -(2**63) - 1, [], [1, 2], ["a"], [None], True, {1: 2}, [[1]]],
+    "noise_device": ["tpu", 5],
+    "latents": [5, "x", [[1]], EMBEDS, np.zeros((1, 4, 16, 16)), np.full((1, 4, 16, 16), NAN)],
+    "prompt_embeds": [EMBEDS],
+    "negative_prompt_embeds": [5, EMBEDS[:, :10], EMBEDS[:, :, :9], EMBEDS[:0], EMBEDS * NAN],
+    "clip_skip": [-1, 99, "1", 1.0, True, None, NAN, np.zeros(2)],
+    "scheduler": ["magic", 5, "", ["ddim"], NAN],
+    "eta": ["x", NAN, -1, 2, None, [0.5]],
+    "on_step": [5, "x"],
+}
+OF_IMAGES: dict[str, list[Any]] = {
+    "strength": ["x", NAN, 0, 2, -1, 0.1, [0.5]],
+    "mask_image": [5, [PICTURE], PICTURE[:0]],
+    "resize_mode": ["zoom", 5, None],
+}
+OF_EMBEDS: dict[str, list[Any]] = {
+    "prompt_embeds": [
+        *(5, "x", [[1]], EMBEDS[0], EMBEDS.astype(float), EMBEDS * NAN, EMBEDS[:0]),
+        *(EMBEDS[:, :, :50], EMBEDS[:, :0], lambda i, steps: None, lambda i, steps: EMBEDS[0]),
+    ]
+}
+
+
+def refuse(pipe: Pipeline, values: list[Any], name: str, **others: Any) -> None:
+    base: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 2, "scheduler": "ddim"}
+    for value in values:
+        with pytest.raises(ValueError) as caught:
+            pipe(**{**base, **others, name: value})
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_call_refuses(pipe: Pipeline, name: str) -> None:
+    samplers = {"timesteps": "ddpm", "sigmas": "euler"}
+    others = {"scheduler": samplers[name]} if name in samplers else {}
+    refuse(pipe, WRONG[name], name, **others)
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_call_with_an_image_refuses(pipe: Pipeline, name: str) -> None:
+    refuse(pipe, OF_IMAGES[name], name, image=PICTURE, width=64, height=72)
+
+
+def test_call_with_embeds_refuses(pipe: Pipeline) -> None:
+    refuse(pipe, OF_EMBEDS["prompt_embeds"], "prompt_embeds", prompt=None)
+
+
+def test_call_refuses_two_ways_at_once(pipe: Pipeline) -> None:
+    with pytest.raises(ValueError, match="either a negative_prompt or negative_prompt_embeds"):
+        pipe("a", "b", negative_prompt_embeds=EMBEDS)
+    refuse(pipe, [[900, 0]], "timesteps", scheduler="euler", sigmas=[1.0, 0.0])
+
+
+def test_call_missing_image(pipe: Pipeline) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no picture at gone\.png"):
+        pipe("a star", image="gone.png")
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [np.zeros((1, 4, 8)), np.zeros((1, 3, 8, 8), np.float32), "x", None],
+)
+def test_decode_and_denoise_refuse(pipe: Pipeline, latents: Any) -> None:
+    with pytest.raises(ValueError, match="latents: expected float32"):
+        pipe.decode(latents)
+    with pytest.raises(ValueError, match="latents: expected float32"):
+        pipe.denoise(latents, EMBEDS, pipe.scheduler("ddim", 2))
+
+
+@pytest.mark.parametrize("size", [(60, 64), (64, 7), (0, 64)])
+def test_encode_image_refuses(pipe: Pipeline, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="pixels: sides must be multiples of 8"):
+        pipe.encode_image(np.zeros((1, 3, *size), np.float32))
+
+
+@pytest.mark.parametrize("prompts", [5, [5], None, b"x"])
+def test_encode_refuses(pipe: Pipeline, prompts: Any) -> None:
+    with pytest.raises(ValueError, match="prompts must be a text or a list of texts"):
+        pipe.encode(prompts)

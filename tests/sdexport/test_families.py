@@ -1,0 +1,42 @@
+"""Graphs of every family: exported, verified, and painting as diffusers does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from runtime import load_pipeline
+from sdexport.export import export
+from sdexport.verify import verify
+from tests.families import FAMILIES, build
+from tests.parity.test_family_parity import NEGATIVE, PROMPT, given, theirs_paint
+from tests.parity.test_picture_parity import assert_same_pictures
+
+QUICK = ("sdxl",)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in FAMILIES],
+)
+def test_family_exports_verifies_and_paints(family: str, tmp_path: Path) -> None:
+    checkpoint = build(family, tmp_path / family)
+    package = tmp_path / "package"
+    manifest = export(checkpoint, package)
+    assert manifest.verification is not None and "picture.pixels" in manifest.verification
+    assert all(check.passed for check in verify(package))
+    theirs: Any = diffusers.DiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    arguments: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 3, "guidance_scale": 6.0}
+    arguments |= given(family)
+    if family != "lcm":
+        arguments["negative_prompt"] = NEGATIVE
+    if given(family):
+        arguments["strength"] = 0.7
+    expected = theirs_paint(theirs, 5, **arguments)
+    with load_pipeline(package) as ours:
+        assert_same_pictures(ours(seed=5, **arguments), expected)
