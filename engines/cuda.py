@@ -113,11 +113,17 @@ def _driver_hint() -> str:
     return ""
 
 
+def use_device(device: int) -> None:
+    """Make this thread's calls go to that GPU."""
+    call(runtime().cudaSetDevice, device)
+
+
 class Stream:
-    """A stream of work that waits for no other."""
+    """A stream of work that waits for no other. uploaded: bytes sent to the device so far."""
 
     def __init__(self) -> None:
         rt = runtime()
+        self.uploaded = 0
         self._handle: Any = call(rt.cudaStreamCreateWithFlags, rt.cudaStreamNonBlocking)
 
     @property
@@ -129,14 +135,19 @@ class Stream:
         call(runtime().cudaStreamSynchronize, self._handle)
 
     def upload(self, target: DeviceBuffer, source: PinnedBuffer, size: int) -> None:
-        rt = runtime()
-        kind = rt.cudaMemcpyKind.cudaMemcpyHostToDevice
-        call(rt.cudaMemcpyAsync, target.address, source.address, size, kind, self._handle)
+        self.uploaded += size
+        self._copy(target.address, source.address, size, "cudaMemcpyHostToDevice")
 
     def download(self, target: PinnedBuffer, source: DeviceBuffer, size: int) -> None:
+        self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost")
+
+    def duplicate(self, target: DeviceBuffer, source: DeviceBuffer, size: int) -> None:
+        self._copy(target.address, source.address, size, "cudaMemcpyDeviceToDevice")
+
+    def _copy(self, target: int, source: int, size: int, kind: str) -> None:
         rt = runtime()
-        kind = rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call(rt.cudaMemcpyAsync, target.address, source.address, size, kind, self._handle)
+        direction = getattr(rt.cudaMemcpyKind, kind)
+        call(rt.cudaMemcpyAsync, target, source, size, direction, self._handle)
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Record what `work` puts into this stream, without running it.

@@ -7,14 +7,28 @@ from typing import Any
 
 import pytest
 
-from engines import Session, open_session
+from engines import PLAN_BACKENDS, Session, open_session
+from engines.profiles import Profile, Span
+from engines.tensorrt_build import build_plan
+from tests.engines.fake_tensorrt import install, write_plan
 
 OPENERS = [
     "onnxruntime",
     "openvino",
     "torch",
+    "fake-tensorrt",
+    "fake-tensorrt-rtx",
     pytest.param("onnxruntime-cuda", marks=pytest.mark.gpu),
+    pytest.param("tensorrt", marks=pytest.mark.gpu),
+    pytest.param("tensorrt-rtx", marks=pytest.mark.gpu),
 ]
+MODULES = {"tensorrt-rtx": "tensorrt_rtx"}
+PROFILE: Profile = {
+    "batch": Span(1, 2, 4),
+    "height": Span(4, 16, 40),
+    "width": Span(4, 16, 40),
+    "sequence": Span(77, 77, 77),
+}
 
 
 def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
@@ -25,8 +39,22 @@ def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
     model = package / "unet" / "model.onnx"
     if opener == "onnxruntime-cuda":
         return open_session(model, opener)
-    pytest.importorskip(opener)
+    if opener.startswith("fake-"):
+        install(request.getfixturevalue("monkeypatch"))
+        backend = opener.removeprefix("fake-")
+        plan = write_plan(model, request.getfixturevalue("tmp_path") / "unet.plan", backend)
+        return open_session(model, backend, plan=plan)
+    pytest.importorskip(MODULES.get(opener, opener))
+    if opener in PLAN_BACKENDS:
+        return open_session(model, opener, plan=_built(request, model, opener))
     return open_session(model, opener)
+
+
+def _built(request: pytest.FixtureRequest, model: Path, backend: str) -> Path:
+    """A real plan, built once for the whole run."""
+    plan: Path = request.getfixturevalue("tmp_path_factory").getbasetemp() / backend / "unet.plan"
+    build_plan(model, plan, backend=backend, profiles=[PROFILE])
+    return plan
 
 
 def _torch(request: pytest.FixtureRequest) -> Session:

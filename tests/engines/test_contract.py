@@ -12,7 +12,7 @@ import pytest
 
 from engines import EngineError, Session
 from tests.engines.openers import OPENERS, open_unet
-from tests.tolerances import COMPONENT_REL, assert_close
+from tests.tolerances import COMPONENT_REL, GPU_COMPONENT_REL, assert_close
 
 
 def feeds(batch: int = 1, height: int = 16, width: int = 16) -> dict[str, np.ndarray]:
@@ -121,11 +121,17 @@ def test_session_gives_nan_for_nan_and_goes_on(session: Session) -> None:
     np.testing.assert_array_equal(session.run(given)["out_sample"], expected)
 
 
-def test_session_agrees_with_the_recorded_answer(session: Session, package: Path) -> None:
+def test_session_agrees_with_the_recorded_answer(
+    session: Session, package: Path, request: pytest.FixtureRequest
+) -> None:
+    if "fake" in request.node.callspec.id:
+        pytest.skip("the stand-in computes something else")
     with np.load(package / "reference" / "unet.npz") as arrays:
         given = {k.removeprefix("input."): arrays[k] for k in arrays if k.startswith("input.")}
         expected = arrays["output.out_sample"]
-    assert_close(session.run(given)["out_sample"], expected, rel=COMPONENT_REL)
+    on_gpu = request.node.get_closest_marker("gpu") is not None
+    rel = GPU_COMPONENT_REL if on_gpu else COMPONENT_REL
+    assert_close(session.run(given)["out_sample"], expected, rel=rel)
 
 
 def test_session_bind_gives_the_same_and_copies(session: Session) -> None:

@@ -1,0 +1,82 @@
+"""CUDA, ONNX Runtime and TensorRT on the GPU that is there; the contract tests run there too.
+
+Not yet run: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu_session import check_cuda
+from engines import EngineError, cuda
+from engines.profiles import Span
+from engines.tensorrt_build import BuildOptions
+from runtime import Package, Pipeline
+from sdexport.build import Sizes, build
+from tests.tolerances import GPU_COMPONENT_REL, assert_close
+
+pytestmark = pytest.mark.gpu
+SIZES = Sizes(Span(1, 1, 2), Span(64, 128, 192), Span(64, 128, 192))
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def test_cuda_copies_captures_and_refuses() -> None:
+    report = check_cuda()
+    assert report["copied"] and report["replayed"]
+    assert "cudaMalloc: " in report["out_of_memory"]
+
+
+def test_cuda_says_what_is_there() -> None:
+    gpu = cuda.gpu()
+    assert gpu.name and gpu.memory > 2**30 and "." in gpu.compute_capability
+    with pytest.raises(EngineError, match="there is no GPU 99"):
+        cuda.gpu(99)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", *MODULES])
+def test_picture_on_the_gpu_is_near(
+    package: Path, pipe: Pipeline, tmp_path: Path, backend: str
+) -> None:
+    loaded = Package.load(package, verify=False)
+    if backend in MODULES:
+        pytest.importorskip(MODULES[backend])
+        build(loaded, backend=backend, sizes=SIZES, engine_dir=tmp_path)
+    else:
+        pytest.importorskip("onnxruntime")
+    arguments = {"num_inference_steps": 4, "seed": 3, "scheduler": "ddim"}
+    with Pipeline(loaded, backend, engine_dir=tmp_path) as on_gpu:
+        ours = on_gpu("a red circle", **arguments).latents  # type: ignore[arg-type]
+    assert_close(
+        ours,
+        pipe("a red circle", **arguments).latents,  # type: ignore[arg-type]
+        rel=10 * GPU_COMPONENT_REL,
+    )
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_stripped_plan_is_small_and_answers_the_same(
+    package: Path, tmp_path: Path, backend: str
+) -> None:
+    pytest.importorskip(MODULES[backend])
+    loaded = Package.load(package, verify=False)
+    sizes = {}
+    for name in ("whole", "stripped"):
+        options = BuildOptions(weight_stripped=name == "stripped")
+        (built,) = build(
+            loaded,
+            backend=backend,
+            components=["unet"],
+            sizes=SIZES,
+            engine_dir=tmp_path / name,
+            options=options,
+        )
+        sizes[name] = built.sidecar.plan_size
+    assert sizes["stripped"] < sizes["whole"] / 2
+    with np.load(package / "reference" / "unet.npz") as arrays:
+        feeds = {k.removeprefix("input."): arrays[k] for k in arrays if k.startswith("input.")}
+        expected = arrays["output.out_sample"]
+    with loaded.open("unet", backend, engine_dir=tmp_path / "stripped") as session:
+        assert_close(session.run(feeds)["out_sample"], expected, rel=GPU_COMPONENT_REL)

@@ -1,0 +1,147 @@
+"""Backends by component, the choice of auto, and one component in memory at a time."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engines.backends
+from engines import EngineError, Session, choose, cuda
+from runtime import Package, Pipeline, load_pipeline
+from runtime.backends import backend_of, check_backends, parse_backends
+from tests.tolerances import PICTURE_ABS
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+
+
+def test_parse_backends() -> None:
+    assert parse_backends([]) == "onnxruntime"
+    assert parse_backends(["openvino"]) == "openvino"
+    mixed = parse_backends(["openvino", "unet=tensorrt-rtx", "unet=auto"])
+    assert [backend_of(mixed, name) for name in ("unet", "vae_decoder")] == ["auto", "openvino"]
+    assert backend_of(parse_backends(["unet=openvino"]), "vae_decoder") == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["abacus"], "unknown backend 'abacus'; choose one of onnxruntime, .*auto"),
+        (["unet="], "unknown backend ''"),
+        (["brain=openvino"], "no component 'brain'; choose one of text_encoder"),
+        (["=openvino"], "no component ''"),
+    ],
+)
+def test_parse_backends_refuses(values: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_backends(values)
+
+
+def test_check_backends_knows_the_package() -> None:
+    with pytest.raises(ValueError, match="no component 'text_encoder_2' to run on openvino"):
+        check_backends({"text_encoder_2": "openvino"}, COMPONENTS)
+
+
+def test_pipeline_refuses_backends_at_once(package: Path) -> None:
+    for backend in ("abacus", {"unet": "abacus"}, {"brain": "openvino"}):
+        with pytest.raises(ValueError, match=r"abacus|brain"):
+            load_pipeline(package, backend, verify=False)
+
+
+def test_option_that_a_backend_does_not_take(package: Path) -> None:
+    with (
+        load_pipeline(package, verify=False, stream=1) as pipe,
+        pytest.raises(ValueError, match="onnxruntime takes no option 'stream'; it takes providers"),
+    ):
+        pipe.session("unet")
+
+
+def test_mixed_backends_paint_the_same(package: Path, pipe: Pipeline) -> None:
+    pytest.importorskip("openvino")
+    arguments: dict[str, Any] = {"num_inference_steps": 3, "seed": 4}
+    backends = {"unet": "openvino", "*": "onnxruntime"}
+    with load_pipeline(package, backends, verify=False, precision="f32", threads=1) as mixed:
+        assert type(mixed.session("unet")).__name__ == "OpenVinoSession"
+        assert type(mixed.session("vae_decoder")).__name__ == "OnnxRuntimeSession"
+        ours = np.asarray(mixed("a red circle", **arguments).images[0]).astype(int)
+    expected = np.asarray(pipe("a red circle", **arguments).images[0]).astype(int)
+    assert np.abs(ours - expected).max() <= PICTURE_ABS
+
+
+def test_low_memory_holds_one_component_and_paints_the_same(package: Path, pipe: Pipeline) -> None:
+    opened: list[Session] = []
+    most = 0
+
+    class Watched(Package):
+        def open(self, component: str, *arguments: Any, **options: Any) -> Session:
+            nonlocal most
+            session = super().open(component, *arguments, **options)
+            opened.append(session)
+            most = max(most, sum(not s._closed for s in opened))  # type: ignore[attr-defined]
+            return session
+
+    seen = []
+    arguments: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
+    with Pipeline(Watched.load(package, verify=False), low_memory=True) as small:
+        image = small("a red circle", **arguments).images[0]
+        assert (most, len(opened)) == (1, 3)
+
+        def look(step: Any) -> None:
+            seen.append(small.decode(step.pred_original_sample))
+
+        again = small("a red circle", on_step=look, **arguments).images[0]
+        assert (most, len(seen)) == (1, 3)
+    assert image.tobytes() == again.tobytes()
+    assert image.tobytes() == pipe("a red circle", **arguments).images[0].tobytes()
+    with pytest.raises(EngineError, match="the pipeline is closed"):
+        small("a red circle", **arguments)
+
+
+def test_auto_says_what_it_takes(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), load_pipeline(package, "auto", verify=False) as pipe:
+        pipe.session("vae_decoder")
+    assert f"vae_decoder: auto takes {choose()}" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "plan", "best"),
+    [
+        ({"onnxruntime"}, False, False, "onnxruntime"),
+        ({"onnxruntime", "openvino"}, False, True, "openvino"),
+        ({"onnxruntime", "openvino", "cuda", "tensorrt-rtx"}, False, True, "openvino"),
+        ({"onnxruntime", "openvino", "cuda"}, True, True, "onnxruntime-cuda"),
+        ({"onnxruntime", "cuda", "tensorrt-rtx"}, True, True, "tensorrt-rtx"),
+        ({"onnxruntime", "openvino", "tensorrt-rtx"}, True, False, "openvino"),
+    ],
+)
+def test_auto_takes_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+    package: Path,
+    installed: set[str],
+    gpu: bool,
+    plan: bool,
+    best: str,
+) -> None:
+    monkeypatch.setattr(engines.backends, "_installed", lambda name: name in installed)
+    monkeypatch.setattr(engines.backends, "_has_cuda_provider", lambda: "cuda" in installed)
+    monkeypatch.setattr(cuda, "absent", lambda: "" if gpu else "no GPU")
+    path = package / "unet" / "model.onnx"
+    assert choose(plan_of=lambda backend: path if plan else None) == best
+
+
+def test_auto_without_any_engine_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.backends, "_installed", lambda name: False)
+    with pytest.raises(ImportError, match=r"pip install 'sdexport\[cpu\]'"):
+        choose()
+
+
+def test_plan_that_was_not_built_says_how(package: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    with (
+        load_pipeline(package, "tensorrt-rtx", verify=False) as pipe,
+        pytest.raises(FileNotFoundError, match="build it: sdexport build PACKAGE --backend tens"),
+    ):
+        pipe.session("unet")

@@ -1,0 +1,127 @@
+"""sdexport build: sizes in pictures and pixels, and the command itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from engines import cuda
+from engines.profiles import Span
+from runtime import Package
+from sdexport.build import Sizes, profiles
+from sdexport.cli import main
+
+
+@pytest.fixture(scope="module")
+def loaded(package: Path) -> Package:
+    return Package.load(package, verify=False)
+
+
+def test_profiles_double_the_batch_for_guidance(loaded: Package) -> None:
+    sizes = Sizes(Span(1, 2, 4), Span(64, 128, 256), Span(128, 128, 128))
+    (unet,) = profiles(loaded, "unet", sizes)
+    assert unet == {
+        "batch": Span(1, 4, 8),
+        "height": Span(8, 16, 32),
+        "width": Span(16, 16, 16),
+        "sequence": Span(77, 77, 231),
+    }
+    (decoder,) = profiles(loaded, "vae_decoder", sizes)
+    assert decoder["batch"] == Span(1, 2, 4) and decoder["height"] == Span(8, 16, 32)
+    (encoder,) = profiles(loaded, "vae_encoder", sizes)
+    assert encoder["image_height"] == Span(64, 128, 256)
+    (text,) = profiles(loaded, "text_encoder", sizes)
+    assert text == {"batch": Span(1, 4, 4 * 2 * 3), "sequence": Span(77, 77, 77)}
+
+
+def test_profiles_without_guidance_and_with_a_static_one(loaded: Package) -> None:
+    sizes = Sizes(Span(1, 2, 4), guidance=False, static=True)
+    fixed, dynamic = profiles(loaded, "unet", sizes)
+    assert dynamic["batch"] == Span(1, 2, 4)
+    assert fixed == {name: Span(s.opt, s.opt, s.opt) for name, s in dynamic.items()}
+    height, _ = loaded.manifest.default_size
+    assert fixed["height"].opt == height // loaded.manifest.downscale
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (Sizes(height=Span(60, 64, 64)), "height 60:64:64: 60 is not a multiple of 8"),
+        (Sizes(tokens=Span(1, 77, 77)), "tokens 1:77:77: 1 is not a multiple of 77"),
+    ],
+)
+def test_profiles_refuse_sizes(loaded: Package, sizes: Sizes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        profiles(loaded, "unet", sizes)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def build(package: Path, folder: Path, *arguments: object) -> Result:
+    return run("build", package, "--backend", "tensorrt-rtx", "--engine-dir", folder, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--height", "60"], "error: height 60:60:60: 60 is not a multiple of 8", 1),
+        (["--batch", "4:2:1"], "4:2:1 is no span: expected 1 <= MIN <= OPT <= MAX", 2),
+        (["--batch", "many"], "'many' is no span: expected MIN:OPT:MAX or one number", 2),
+        (["--component", "brain"], "has no brain; it has text_encoder, unet", 1),
+        (["--hardware-compatible"], "knows no hardware_compatible", 1),
+        (["--optimization-level", "9"], "9 is not in the range", 2),
+    ],
+)
+def test_build_mistakes(
+    package: Path, tmp_path: Path, arguments: list[str], message: str, code: int
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    result = build(package, tmp_path / "e", *arguments)
+    assert result.exit_code == code and message in result.stderr
+    assert code == 2 or result.stderr.count("\n") == 1
+    assert not (tmp_path / "e").exists() or not list((tmp_path / "e").rglob("*.plan"))
+
+
+def test_build_command_builds_keeps_and_replaces(package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    result = build(package, tmp_path, "--component", "text_encoder", "--json")
+    assert result.exit_code == 0, result.stderr
+    (entry,) = json.loads(result.stdout)["engines"]
+    assert entry["built"] and entry["profiles"] == [{"batch": "1:2:24", "sequence": "77:77:77"}]
+    assert Path(entry["plan"]).stat().st_size == entry["size"]
+    again = build(package, tmp_path, "--component", "text_encoder")
+    assert again.exit_code == 0 and "was there" in again.stdout
+    other = build(package, tmp_path, "--component", "text_encoder", "--batch", "2")
+    assert other.exit_code == 1
+    assert "profiles batch 1:2:24" in other.stderr and "--rebuild-stale" in other.stderr
+    replaced = build(
+        package, tmp_path, "--component", "text_encoder", "--batch", "2", "--rebuild-stale"
+    )
+    assert replaced.exit_code == 0, replaced.stderr
+
+
+def test_build_into_the_package_leaves_it_valid(package_copy: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    arguments = ("--backend", "tensorrt-rtx", "--component", "text_encoder")
+    assert run("build", package_copy, *arguments).exit_code == 0
+    assert (package_copy / "engines" / "tensorrt-rtx" / "text_encoder.plan").is_file()
+    assert Package.load(package_copy).manifest
+
+
+def test_generate_on_a_machine_without_gpu_is_one_line(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    if not cuda.absent():
+        pytest.skip("there is a GPU")
+    assert build(package, tmp_path, "--component", "unet").exit_code == 0
+    out = tmp_path / "a.png"
+    arguments = ("--backend", "unet=tensorrt-rtx", "--engine-dir", tmp_path)
+    result = run("generate", package, "circle", "-o", out, *arguments)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "error: unet: no NVIDIA GPU can be used" in result.stderr
