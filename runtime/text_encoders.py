@@ -54,14 +54,15 @@ class TextEncoders:
         """
         sides, pooled = [], None
         for name, tokenizer in self.tokenizers.items():
+            expanded = [tokenizer.expand(text) for text in texts]
             if prompt_weights:
-                tokens = tokenize_weighted(tokenizer, texts)
+                tokens = tokenize_weighted(tokenizer, expanded)
                 rows = tokens.input_ids.shape[1]
                 hidden, of_text = self._run(name, tokens.flat_ids, negatives * rows, clip_skip)
                 sides.append(apply_weights(hidden, tokens))
                 of_text = None if of_text is None else of_text[::rows]
             else:
-                hidden, of_text = self._run(name, tokenizer(texts), negatives, clip_skip)
+                hidden, of_text = self._run(name, tokenizer(expanded), negatives, clip_skip)
                 sides.append(hidden)
             pooled = of_text if of_text is not None else pooled
         return Encoded(sides[0] if len(sides) == 1 else np.concatenate(sides, axis=-1), pooled)

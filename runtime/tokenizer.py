@@ -5,6 +5,7 @@ Source: Radford et al. 2021, arXiv 2103.00020, section 2.4; Sennrich et al. 2016
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,6 +133,19 @@ class ClipTokenizer:
         Raises: TypeError, ValueError: see `encode`.
         """
         return self.decode(self.encode(prompt)[self.max_length - 2 :])
+
+    def expand(self, text: str) -> str:
+        """Write out learned words of several vectors: `<cat>` becomes `<cat> <cat>_1 <cat>_2`.
+
+        For every added token that is followed by tokens of its own name and a number.
+        """
+        for token in self._added:
+            if token in text and f"{token}_1" in self._added:
+                numbered = itertools.takewhile(
+                    self._added.__contains__, (f"{token}_{i}" for i in itertools.count(1))
+                )
+                text = text.replace(token, " ".join((token, *numbered)))
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without start and end token, however many there are.

@@ -243,7 +243,8 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, s
                 str(source), revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
             )
         )
-        bare = [p for p in _CLASSES if not _has_weights(found, p)]
+        parts = [p for p in _CLASSES if (found / p / "config.json").is_file()]
+        bare = [p for p in parts if not _has_weights(found, p)]
         if bare:  # published in half precision alone
             snapshot_download(
                 str(source), revision=found.name, allow_patterns=[f"{p}/*.fp16*" for p in bare]

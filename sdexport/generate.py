@@ -106,7 +106,7 @@ def save_embeds_of(
     how = {key: arguments[key] for key in ("prompt_weights", "clip_skip")}
     texts = {key: arguments[key] or "" for key in ("prompt", "negative_prompt")}
     both = pipe.text_encoders.encode([texts["negative_prompt"], texts["prompt"]], 1, **how)
-    pooled = {}
+    pooled: dict[str, Any] = {}
     if both.pooled is not None:
         pooled = {
             "pooled_prompt_embeds": both.pooled[1:],

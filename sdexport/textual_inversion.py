@@ -7,7 +7,6 @@ Source: Gal et al. 2022, arXiv 2208.01618.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,6 @@ from torch import nn
 
 from runtime import ClipTokenizer
 from sdexport.weight_file import WeightFile
-
-logger = logging.getLogger(__name__)
 
 MOST_VECTORS = 75
 LEGACY_EOS = 2
@@ -83,15 +80,7 @@ class Embedding:
             )
         if not all(torch.isfinite(rows).all() for rows in chosen.values()):
             raise ValueError(f"{path}: a vector holds NaN or infinity")
-        embedding = cls(file, name, chosen)
-        if len(embedding.tokens) > 1:
-            logger.warning(
-                "%s has %d vectors; write '%s' in prompts",
-                path,
-                len(embedding.tokens),
-                " ".join(embedding.tokens),
-            )
-        return embedding
+        return cls(file, name, chosen)
 
 
 def parse_embedding(text: str) -> tuple[Path, str | None]:

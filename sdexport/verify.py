@@ -241,7 +241,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def table(checks: Sequence[Check]) -> str:
     """The report as aligned text."""
-    rows = [("component", "output", "difference", "cosine", "bound", "share", "verdict")]
+    rows = [("component", "output", "max abs", "cosine", "bound", "share", "verdict")]
     for check in checks:
         measured = check.error is not None and check.metric != "files"
         rows.append(

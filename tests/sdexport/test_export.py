@@ -229,7 +229,7 @@ def test_hub_offline_says_so() -> None:
         (
             "unet/config.json",
             {"addition_embed_type": "text_time"},
-            "unet has added conditions of text and time exactly with",
+            "added conditions of text and time",
         ),
         ("unet/config.json", {"cross_attention_dim": 768}, "equals text_encoder.hidden_size"),
     ],

@@ -119,6 +119,10 @@ def test_both_tokenizers_split_the_words(layout: str, files: Any, tmp_path: Path
     theirs = transformers.CLIPTokenizer.from_pretrained(folder)
     for prompt in (*PROMPTS, "an <old> <flat>_1"):
         assert ours.encode(prompt) == theirs(prompt, add_special_tokens=False).input_ids
+    mixin = diffusers.loaders.TextualInversionLoaderMixin()
+    for prompt in (*PROMPTS, "a <style> and <toy>, <style>", "plain"):
+        assert ours.expand(prompt) == mixin.maybe_convert_prompt(prompt, theirs)
+    assert ours.expand("a <style>!") == "a <style> <style>_1 <style>_2!"
 
 
 def test_words_are_baked_into_the_package(
@@ -164,13 +168,6 @@ def test_pooled_output_is_of_the_end_token(modules: dict[str, Any], files: Any) 
     with torch.no_grad():
         result = encoder(torch.tensor([[595, 320, 597, 343, 596, 596]]))
     assert torch.equal(result.pooler_output, result.last_hidden_state[:, 4])
-
-
-def test_several_vectors_are_told_of(
-    files: dict[str, Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    Embedding.open(files["a1111.pt"], None, {"text_encoder": WIDTH}, allow_pickle=True)
-    assert "has 3 vectors; write '<style> <style>_1 <style>_2' in prompts" in caplog.text
 
 
 def refused(checkpoint: Path, embedding: str, message: str, *more: str) -> None:
