@@ -112,5 +112,5 @@ def save_embeds_of(
             "pooled_prompt_embeds": both.pooled[1:],
             "negative_pooled_prompt_embeds": both.pooled[:1],
         }
-    model = pipe.package.folder.resolve().name
-    save_embeds(path, both.embeds[1:], both.embeds[:1], model=model, **pooled, **texts, **how)
+    notes: dict[str, Any] = {"model": pipe.package.folder.resolve().name, **texts, **how}
+    save_embeds(path, both.embeds[1:], both.embeds[:1], **pooled, **notes)
