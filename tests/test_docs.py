@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.tolerances import DOCS_PICTURE_MEAN
@@ -15,6 +16,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 MAX_BYTES = 1_500_000
 
 
+@pytest.mark.slow
 def test_experiments_page_is_what_its_code_gives(package: Path, tmp_path: Path) -> None:
     script = runpy.run_path(str(DOCS / "experiments.py"))
     page = (DOCS / "experiments.md").read_text(encoding="utf-8")
