@@ -1,0 +1,85 @@
+"""From nothing to a picture: import, and a whole process, in runs that alternate.
+
+    python -m benchmarks.startup PACKAGE [--json FILE]
+
+`import runtime` is measured over what NumPy and Pillow take by themselves; the whole process paints
+128x128 in 20 steps with `sdexport generate` from a start with warm disk caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROUNDS = 11
+BARE = "import numpy, PIL.Image, PIL.ImageOps, PIL.PngImagePlugin"
+STEPS = 20
+
+
+def seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def measure(package: Path, rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of each kind of process, round by round."""
+    with tempfile.TemporaryDirectory() as folder:
+        paint = [
+            "-m",
+            "sdexport",
+            "generate",
+            str(package),
+            "a large red circle on a white background",
+        ]
+        paint += ["-o", str(Path(folder) / "a.png"), "--steps", str(STEPS), "--size", "128x128"]
+        commands = {
+            "python": ["-c", "pass"],
+            "numpy and pillow": ["-c", BARE],
+            "runtime": ["-c", f"{BARE}; import runtime"],
+            "help": ["-m", "sdexport", "--help"],
+            "picture": [*paint, "--seed", "0", "--force"],
+        }
+        runs: dict[str, list[float]] = {name: [] for name in commands}
+        for number in range(rounds + 1):
+            for name, command in commands.items():
+                taken = seconds([sys.executable, *command])
+                if number:  # the first round warms the disk's cache
+                    runs[name].append(taken)
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.startup")
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--json", type=Path, help="also write the report here")
+    args = parser.parse_args()
+    runs = measure(args.package)
+    median = {name: statistics.median(values) for name, values in runs.items()}
+    report = {
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
+        "python": platform.python_version(),
+        "import_runtime_over_numpy_and_pillow_ms": round(
+            1000 * (median["runtime"] - median["numpy and pillow"]), 1
+        ),
+        "help_over_python_ms": round(1000 * (median["help"] - median["python"]), 1),
+        "picture_s": round(median["picture"], 3),
+        "median_s": {name: round(value, 4) for name, value in median.items()},
+        "runs_s": {name: [round(v, 4) for v in values] for name, values in runs.items()},
+    }
+    text = json.dumps(report, indent=2) + "\n"
+    print(text, end="")
+    if args.json:
+        args.json.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
