@@ -11,7 +11,7 @@ demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow

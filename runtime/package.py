@@ -116,12 +116,12 @@ class Manifest:
         if data.get("preview") is not None:
             values["preview"] = tuple(tuple(map(float, row)) for row in data["preview"])
         manifest = cls(**values)
-        colours = np.asarray(manifest.preview or np.zeros((manifest.latent_channels + 1, 3)))
-        if colours.shape != (manifest.latent_channels + 1, 3) or not np.isfinite(colours).all():
-            raise ValueError("preview must hold a colour for each latent channel and one more")
         sizes = (manifest.latent_channels, manifest.downscale, *manifest.default_size)
         if min(sizes) < 1 or max(sizes) > 2**20:
             raise ValueError("sizes must be positive")
+        colours = np.asarray(manifest.preview or np.zeros((manifest.latent_channels + 1, 3)))
+        if colours.shape != (manifest.latent_channels + 1, 3) or not np.isfinite(colours).all():
+            raise ValueError("preview must hold a colour for each latent channel and one more")
         if not (math.isfinite(manifest.scaling_factor) and manifest.scaling_factor > 0):
             raise ValueError(f"scaling_factor must be positive, got {manifest.scaling_factor}")
         return manifest

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from runtime import Pipeline, load_pipeline
 from sdexport.export import export
@@ -27,7 +30,11 @@ def checkpoint() -> Path:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, exported once for the whole run; tests that alter it take a copy."""
     folder = tmp_path_factory.mktemp("exported") / "package"
-    export(MODEL_DIR, folder)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # once for all workers: the first one exports
+        folder = tmp_path_factory.getbasetemp().parent / "package"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            export(MODEL_DIR, folder)
     return folder
 
 

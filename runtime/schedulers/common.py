@@ -115,10 +115,10 @@ class Memory:
         if sample.shape != self.scratch.shape or sample.dtype != self.scratch.dtype:
             self.scratch = np.empty(sample.shape, sample.dtype)
             self._block = np.zeros((self._depth, sample.size), sample.dtype)
-            self._order = list(range(self._depth))
             self._next = -1
         if i != self._next:
             self.held, self.begin = 0, i
+            self._order = list(range(self._depth))  # sums in the same order, to the last bit
         self._next = i + 1
         return self.held
 
