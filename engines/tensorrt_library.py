@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 
@@ -56,6 +55,8 @@ def library(backend: str) -> Library:
 
 def polygraphy_version() -> str:
     """Raises: ImportError: Polygraphy is not installed."""
+    from importlib import metadata  # 20 ms, which painting does not need
+
     try:
         return metadata.version("polygraphy")
     except metadata.PackageNotFoundError:

@@ -26,6 +26,48 @@ WITHOUT_EFFECT = frozenset(
         "use_flow_sigmas",
     }
 )
+KNOWN_KEYS = WITHOUT_EFFECT.union(
+    {
+        "algorithm_type",
+        "beta_end",
+        "beta_schedule",
+        "beta_start",
+        "clip_sample",
+        "clip_sample_range",
+        "disable_corrector",
+        "dynamic_thresholding_ratio",
+        "euler_at_final",
+        "final_sigmas_type",
+        "interpolation_type",
+        "lambda_min_clipped",
+        "lower_order_final",
+        "num_train_timesteps",
+        "original_inference_steps",
+        "predict_x0",
+        "prediction_type",
+        "rescale_betas_zero_snr",
+        "sample_max_value",
+        "set_alpha_to_one",
+        "sigma_max",
+        "sigma_min",
+        "skip_prk_steps",
+        "solver_order",
+        "solver_p",
+        "solver_type",
+        "steps_offset",
+        "thresholding",
+        "timestep_scaling",
+        "timestep_spacing",
+        "timestep_type",
+        "trained_betas",
+        "use_beta_sigmas",
+        "use_exponential_sigmas",
+        "use_karras_sigmas",
+        "use_lu_lambdas",
+        "variance_type",
+    }
+)
+"""Keys of some sampler's configuration: none of them is strange in another's."""
 
 
 def is_number(value: Any) -> bool:

@@ -2,58 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from runtime.schedulers.common import Scheduler
-from runtime.schedulers.config import WITHOUT_EFFECT, ScheduleConfig
-from runtime.schedulers.consistency import ConsistencyConfig, LCMScheduler, TCDScheduler
-from runtime.schedulers.ddim import DDIMConfig, DDIMScheduler
-from runtime.schedulers.ddpm import DDPMConfig, DDPMScheduler
-from runtime.schedulers.deis import DEISConfig, DEISMultistepScheduler
-from runtime.schedulers.dpm2 import (
-    DPM2Config,
-    KDPM2AncestralDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-)
-from runtime.schedulers.dpmsolver import DPMSolverConfig, DPMSolverMultistepScheduler
-from runtime.schedulers.dpmsolver_sde import DPMSolverSDEConfig, DPMSolverSDEScheduler
-from runtime.schedulers.dpmsolver_singlestep import (
-    DPMSolverSinglestepConfig,
-    DPMSolverSinglestepScheduler,
-)
-from runtime.schedulers.euler import (
-    EulerAncestralConfig,
-    EulerAncestralDiscreteScheduler,
-    EulerConfig,
-    EulerDiscreteScheduler,
-)
-from runtime.schedulers.heun import HeunConfig, HeunDiscreteScheduler
-from runtime.schedulers.lms import LMSConfig, LMSDiscreteScheduler
-from runtime.schedulers.pndm import PNDMConfig, PNDMScheduler
-from runtime.schedulers.unipc import UniPCConfig, UniPCMultistepScheduler
+from runtime.schedulers.config import KNOWN_KEYS
 
 logger = logging.getLogger(__name__)
 
-_SCHEDULERS: dict[str, tuple[Callable[..., Scheduler], type[ScheduleConfig]]] = {
-    "ddim": (DDIMScheduler, DDIMConfig),
-    "ddpm": (DDPMScheduler, DDPMConfig),
-    "pndm": (PNDMScheduler, PNDMConfig),
-    "lms": (LMSDiscreteScheduler, LMSConfig),
-    "euler": (EulerDiscreteScheduler, EulerConfig),
-    "euler_a": (EulerAncestralDiscreteScheduler, EulerAncestralConfig),
-    "heun": (HeunDiscreteScheduler, HeunConfig),
-    "dpm2": (KDPM2DiscreteScheduler, DPM2Config),
-    "dpm2_a": (KDPM2AncestralDiscreteScheduler, DPM2Config),
-    "dpmsolver++": (DPMSolverMultistepScheduler, DPMSolverConfig),
-    "dpmsolver++_single": (DPMSolverSinglestepScheduler, DPMSolverSinglestepConfig),
-    "dpmsolver_sde": (DPMSolverSDEScheduler, DPMSolverSDEConfig),
-    "unipc": (UniPCMultistepScheduler, UniPCConfig),
-    "deis": (DEISMultistepScheduler, DEISConfig),
-    "lcm": (LCMScheduler, ConsistencyConfig),
-    "tcd": (TCDScheduler, ConsistencyConfig),
+# Short name -> module and class; a family is imported when it is first built.
+_SCHEDULERS: dict[str, tuple[str, str]] = {
+    "ddim": ("ddim", "DDIMScheduler"),
+    "ddpm": ("ddpm", "DDPMScheduler"),
+    "pndm": ("pndm", "PNDMScheduler"),
+    "lms": ("lms", "LMSDiscreteScheduler"),
+    "euler": ("euler", "EulerDiscreteScheduler"),
+    "euler_a": ("euler", "EulerAncestralDiscreteScheduler"),
+    "heun": ("heun", "HeunDiscreteScheduler"),
+    "dpm2": ("dpm2", "KDPM2DiscreteScheduler"),
+    "dpm2_a": ("dpm2", "KDPM2AncestralDiscreteScheduler"),
+    "dpmsolver++": ("dpmsolver", "DPMSolverMultistepScheduler"),
+    "dpmsolver++_single": ("dpmsolver_singlestep", "DPMSolverSinglestepScheduler"),
+    "dpmsolver_sde": ("dpmsolver_sde", "DPMSolverSDEScheduler"),
+    "unipc": ("unipc", "UniPCMultistepScheduler"),
+    "deis": ("deis", "DEISMultistepScheduler"),
+    "lcm": ("consistency", "LCMScheduler"),
+    "tcd": ("consistency", "TCDScheduler"),
 }
 NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
 
@@ -77,10 +54,6 @@ _ALIASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "dpm++_sde_karras": ("dpmsolver_sde", _KARRAS),
 }
 ALIASES: tuple[str, ...] = tuple(_ALIASES)
-
-# Keys of some sampler's configuration: none of them is strange in another's.
-_KNOWN = WITHOUT_EFFECT | {"solver_p"}
-_KNOWN = _KNOWN.union(*(config.known_keys() for _, config in _SCHEDULERS.values()))
 
 
 def canonical_name(name: str) -> str | None:
@@ -114,12 +87,12 @@ def create(
     if unknown:
         valid = ", ".join(option_names(base)) or "none"
         raise ValueError(f"{short} takes no option {', '.join(unknown)}; valid options: {valid}")
-    strange = [key for key in config if not key.startswith("_") and key not in _KNOWN]
+    strange = [key for key in config if not key.startswith("_") and key not in KNOWN_KEYS]
     if strange:
         logger.warning("%s ignores %s", class_name(base), ", ".join(strange))
     if num_inference_steps is None:
         num_inference_steps = _count(options)
-    return _SCHEDULERS[base][0]({**config, **preset}, num_inference_steps, **options)
+    return build_class(base)({**config, **preset}, num_inference_steps, **options)
 
 
 def _count(options: Mapping[str, Any]) -> int:
@@ -132,11 +105,23 @@ def _count(options: Mapping[str, Any]) -> int:
 
 def option_names(name: str) -> tuple[str, ...]:
     """Keyword options of a scheduler in NAMES or ALIASES."""
-    parameters = inspect.signature(_SCHEDULERS[_ALIASES.get(name, (name,))[0]][0]).parameters
+    parameters = inspect.signature(build_class(name)).parameters
     return tuple(key for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY)
 
 
 def class_name(name: str) -> str:
     """diffusers' class name of a scheduler in NAMES or ALIASES."""
-    build = _SCHEDULERS[_ALIASES.get(name, (name,))[0]][0]
-    return str(getattr(build, "__name__", name))
+    return _SCHEDULERS[_base(name)][1]
+
+
+def build_class(name: str) -> Callable[..., Scheduler]:
+    """The class of a scheduler in NAMES or ALIASES."""
+    module, class_ = _SCHEDULERS[_base(name)]
+    found: Callable[..., Scheduler] = getattr(
+        importlib.import_module(f"runtime.schedulers.{module}"), class_
+    )
+    return found
+
+
+def _base(name: str) -> str:
+    return _ALIASES.get(name, (name,))[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from runtime import schedulers
+from runtime.schedulers.config import KNOWN_KEYS, WITHOUT_EFFECT, ScheduleConfig
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = SD | {"clip_sample": False}
@@ -315,3 +316,20 @@ def test_names_lead_to_classes_of_diffusers(name: str) -> None:
     assert short is not None
     assert schedulers.class_name(short) == twin
     assert schedulers.canonical_name("") is None
+
+
+def test_every_key_of_a_configuration_is_known() -> None:
+    """The list stands apart from the families, so that they need not be imported to read it."""
+    for name in schedulers.NAMES:
+        getattr(schedulers, schedulers.class_name(name))
+    found = set(ScheduleConfig.known_keys()).union(
+        *(config.known_keys() for config in _subclasses(ScheduleConfig))
+    )
+    assert found | WITHOUT_EFFECT | {"solver_p"} == KNOWN_KEYS
+    with pytest.raises(AttributeError, match="no attribute 'MagicScheduler'"):
+        schedulers.MagicScheduler  # noqa: B018
+
+
+def _subclasses(class_: type[ScheduleConfig]) -> set[type[ScheduleConfig]]:
+    own = set(class_.__subclasses__())
+    return own.union(*(_subclasses(each) for each in own))
