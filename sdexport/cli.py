@@ -288,7 +288,7 @@ class _Interval(click.ParamType[tuple[float, float]]):
     type=_Interval(),
     default="0:1",
     show_default=True,
-    help="Fractions of the steps that are guided; the others take half the time.",
+    help="Fractions of the steps that are guided; the others run no second pass.",
 )
 @click.option("--seed", type=int, help="Default: a random one, which is printed.")
 @click.option(
