@@ -62,6 +62,7 @@ Profile = Mapping[str, Span]
 
 
 def show(profile: Profile) -> str:
+    """One line: each dimension with its span."""
     return ", ".join(f"{name} {span}" for name, span in profile.items())
 
 

@@ -91,6 +91,7 @@ class Sidecar:
 
 
 def sidecar_path(plan: Path) -> Path:
+    """Where the sidecar of a plan lies."""
     return plan.with_suffix(".json")
 
 
@@ -104,8 +105,8 @@ def model_digest(path: Path) -> str:
     except ValueError as error:
         raise EngineError(f"{path.parent.name}: {error}") from error
     return combined_digest(
-        [(path.name, file_digest(path))]
-        + [(name, file_digest(path.parent / name)) for name in locations]
+        [(path.name, sha256_of(path))]
+        + [(name, sha256_of(path.parent / name)) for name in locations]
     )
 
 
@@ -117,7 +118,8 @@ def combined_digest(files: Sequence[tuple[str, str]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -24,7 +24,7 @@ from engines.lock import locked
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, check_profiles, input_shapes
 from engines.session import EngineError
-from engines.sidecar import Sidecar, file_digest, model_digest, sidecar_path, write_atomically
+from engines.sidecar import Sidecar, model_digest, sha256_of, sidecar_path, write_atomically
 from engines.tensorrt_library import Library, library, polygraphy_version
 
 _log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _build_and_rename(
     part = plan.with_name(f".{plan.name}.{os.getpid()}.part")
     try:
         _run_worker({**job, "plan": str(part)}, wanted.component, lib, progress)
-        sidecar = replace(wanted, plan_size=part.stat().st_size, plan_sha256=file_digest(part))
+        sidecar = replace(wanted, plan_size=part.stat().st_size, plan_sha256=sha256_of(part))
         # in this order a process that dies in between leaves no plan with a wrong sidecar
         sidecar_path(plan).unlink(missing_ok=True)
         os.replace(part, plan)

@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def build_command(backend: str, component: str) -> str:
+    """The command that builds a component's plan, for messages."""
     return f"sdexport build PACKAGE --backend {backend} --component {component}"
 
 

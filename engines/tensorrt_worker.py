@@ -27,6 +27,7 @@ EVERY = 0.05
 
 
 def main() -> None:
+    """Build what one line of JSON on stdin asks for, and report on what was stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries print to stdout

@@ -7,7 +7,6 @@ A folder that Optimum exported (no sdexport.json) loads too; it carries no hashe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ import numpy as np
 
 from engines import AUTO, PLAN_BACKENDS, Session, TensorSpec, choose, open_session
 from engines.onnx_file import external_data_locations
-from engines.sidecar import combined_digest, model_digest
+from engines.sidecar import combined_digest, model_digest, sha256_of
 from runtime.tokenizer import ClipTokenizer
 
 _log = logging.getLogger(__name__)
@@ -162,15 +161,16 @@ class Package:
             for record in _all_files(manifest):
                 _check_file(folder, record, verify=verify)
                 on_bytes(record.size)
-            _check_all_listed(folder, manifest)
         elif (folder / "unet" / "model.onnx").is_file():
             manifest = _manifest_of_optimum(folder)
         else:
             raise PackageError(
                 f"{folder} is no package: it has no {MANIFEST}; make one with 'sdexport export'"
             )
-        for name in manifest.components:
-            _check_external_data(folder, name)
+        locations = {name: _locations(folder, name) for name in manifest.components}
+        if (folder / MANIFEST).is_file():
+            _check_all_listed(folder, manifest, locations)
+        _check_external_data(folder, locations)
         scheduler_config = _read_json(folder, "scheduler/scheduler_config.json")
         has_index = (folder / "model_index.json").is_file()
         index = _read_json(folder, "model_index.json") if has_index else {}
@@ -267,12 +267,6 @@ class Package:
         return sum(record.size for record in _all_files(self.manifest))
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _all_files(manifest: Manifest) -> list[FileRecord]:
     of_components = [r for c in manifest.components.values() for r in c.files]
     return of_components + list(manifest.files)
@@ -348,14 +342,14 @@ def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
         raise PackageError(f"{folder}: {record.path} was altered: its SHA-256 does not match")
 
 
-def _check_all_listed(folder: Path, manifest: Manifest) -> None:
+def _check_all_listed(folder: Path, manifest: Manifest, locations: Mapping[str, set[str]]) -> None:
     """Whatever is read from a package must be under its manifest's hashes."""
     listed = {record.path for record in _all_files(manifest)}
     read = [folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"]
     for pattern in ("tokenizer*/*", "reference/*.npz"):
         read += folder.glob(pattern)
-    for name in manifest.components:
-        read += [folder / name / location for location in _locations(folder, name)]
+    for name, found in locations.items():
+        read += [folder / name / location for location in found]
     for path in read:
         if path.is_file() and path.relative_to(folder).as_posix() not in listed:
             raise PackageError(
@@ -363,10 +357,11 @@ def _check_all_listed(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _check_external_data(folder: Path, component: str) -> None:
-    for location in _locations(folder, component):
-        if not _inside(folder, f"{component}/{location}").is_file():
-            raise PackageError(f"{folder} is incomplete: {component}/{location} is missing")
+def _check_external_data(folder: Path, locations: Mapping[str, set[str]]) -> None:
+    for component, found in locations.items():
+        for location in found:
+            if not _inside(folder, f"{component}/{location}").is_file():
+                raise PackageError(f"{folder} is incomplete: {component}/{location} is missing")
 
 
 def _locations(folder: Path, component: str) -> set[str]:

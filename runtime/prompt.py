@@ -5,8 +5,7 @@ holds 77 tokens, of which a longer prompt fills one and loses its end. The weigh
 `(word:1.3)` and gives a long prompt as many rows as it needs. A prompt without brackets,
 backslashes and BREAK, of up to 75 tokens, comes out the same bit for bit on both.
 
-The text encoder is a callable, input_ids (N, 77) int64 -> hidden states (N, 77, width) float32;
-what else it needs, such as clip_skip, is bound to it by the caller (`functools.partial`).
+Here is what the weighted way adds; runtime.text_encoders takes a prompt down either.
 
 Source: the weighted way follows the meaning of prompts in the AUTOMATIC1111 Stable Diffusion web UI
 (its "original" emphasis).
@@ -16,14 +15,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from runtime.tokenizer import ClipTokenizer
 
-TextEncoder = Callable[[np.ndarray], np.ndarray]
 BRACKET = 1.1
 MAX_WEIGHT = 1000.0
 _MAX_SCALE = 1000.0
@@ -233,31 +231,3 @@ def apply_weights(
         if restore_mean and abs(after) > abs(before) / _MAX_SCALE:
             row *= np.float32(before / after)
     return embeds.reshape(count, rows * length, -1)
-
-
-def encode_plain(
-    tokenizer: ClipTokenizer, text_encoder: TextEncoder, prompts: Sequence[str]
-) -> np.ndarray:
-    """Embeddings as diffusers makes them: brackets are text, the end of a long prompt is cut off.
-
-    Returns: (B, max_length, width) float32.
-    Raises: see ClipTokenizer.
-    """
-    return text_encoder(tokenizer(prompts))
-
-
-def encode_weighted(
-    tokenizer: ClipTokenizer,
-    text_encoder: TextEncoder,
-    prompts: Sequence[str],
-    *,
-    comma_backtrack: int = 0,
-    restore_mean: bool = True,
-) -> np.ndarray:
-    """Embeddings of prompts with weights and of any length; negative prompts in the same call.
-
-    Returns: (B, rows * max_length, width) float32.
-    Raises: see tokenize_weighted and apply_weights.
-    """
-    tokens = tokenize_weighted(tokenizer, prompts, comma_backtrack=comma_backtrack)
-    return apply_weights(text_encoder(tokens.flat_ids), tokens, restore_mean=restore_mean)

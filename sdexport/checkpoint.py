@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from engines.sidecar import sha256_of
 from runtime import schedulers
 from runtime.pipeline import DEFAULT_SCHEDULER
 
@@ -331,7 +332,5 @@ def _fingerprint(folder: Path, parts: Iterable[str]) -> str:
     total = hashlib.sha256()
     for part in sorted(parts):
         for file in weight_files(folder, part):
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{part}/{file.name} {digest}\n".encode())
+            total.update(f"{part}/{file.name} {sha256_of(file)}\n".encode())
     return total.hexdigest()

@@ -23,8 +23,9 @@ import onnx_ir
 import torch
 
 from engines import EngineError
+from engines.sidecar import sha256_of
 from runtime import ClipTokenizer, Manifest, Package
-from runtime.package import MANIFEST, Component, FileRecord, sha256_of
+from runtime.package import MANIFEST, Component, FileRecord
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import Part, parts

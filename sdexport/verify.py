@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from engines import EngineError
+from engines.sidecar import sha256_of
 from runtime import Package, PackageError, Pipeline
 from runtime.backends import Backends
-from runtime.package import sha256_of
 
 COMPONENT_BOUND = 5e-5
 """Largest difference over the output's largest value. Two float32 kernels that sum a few thousand

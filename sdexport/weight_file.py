@@ -7,7 +7,6 @@ weights alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -20,6 +19,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from engines.sidecar import sha256_of
 
 PICKLE_HINT = (
     "a pickle can run programs; give --allow-pickle to read its weights alone, "
@@ -127,8 +128,8 @@ class WeightFile:
         return kind_of(names, self.tensors)
 
     def sha256(self) -> str:
-        with self.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        """SHA-256 of the file, in hexadecimal."""
+        return sha256_of(self.path)
 
 
 def kind_of(names: Iterable[Any], tensors: Mapping[str, torch.Tensor]) -> str:

@@ -71,10 +71,12 @@ KNOWN_KEYS = WITHOUT_EFFECT.union(
 
 
 def is_number(value: Any) -> bool:
+    """Whether it is a finite number of a size that schedules can hold; booleans are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def is_whole(value: Any) -> bool:
+    """Whether it is an integer; booleans are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from runtime.schedulers.common import (
     ve_original_weights,
 )
 from runtime.schedulers.config import number_option
+from runtime.schedulers.dpm2 import DPM2Config
 from runtime.schedulers.heun import check_pair
 from runtime.schedulers.sigmas import (
-    SpreadConfig,
     ancestral_split,
     input_scales,
     interleave,
@@ -31,16 +31,6 @@ from runtime.schedulers.sigmas import (
     start_sigma,
     training_sigmas,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPMSolverSDEConfig(SpreadConfig):
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "prediction_type": ("epsilon", "v_prediction")
-    }
 
 
 class DPMSolverSDEScheduler:
@@ -63,7 +53,7 @@ class DPMSolverSDEScheduler:
     def __init__(
         self, config: Mapping[str, Any], num_inference_steps: int, *, s_noise: float = 1.0
     ) -> None:
-        self.config = DPMSolverSDEConfig.from_mapping(config)
+        self.config = DPM2Config.from_mapping(config)
         if self.config.use_karras_sigmas:  # these are bounded by the timesteps alone
             self.config = replace(self.config, sigma_min=None, sigma_max=None)
         self._s_noise = number_option("s_noise", s_noise, 0, 1e9)

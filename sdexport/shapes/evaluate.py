@@ -90,6 +90,7 @@ def passes(shares: dict[str, float]) -> bool:
 
 
 def run(package: Path, singles: int, pairs: int, pictures: Path | None) -> dict[str, Any]:
+    """Paint and judge held-out prompts; those that fell short go to the folder `pictures`."""
     report: dict[str, Any] = {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
     with load_pipeline(package) as pipeline:
         for kind, prompts in (

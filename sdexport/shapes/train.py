@@ -206,6 +206,7 @@ def encode_scenes(args: argparse.Namespace, vae: Any) -> tuple[torch.Tensor, tor
 def train_unet(
     args: argparse.Namespace, moments: torch.Tensor, input_ids: torch.Tensor, vocab_size: int
 ) -> tuple[Any, Any]:
+    """UNet and text encoder, trained together on the latents of captioned pictures."""
     torch.manual_seed(args.seed + 1)
     modules = torch.nn.ModuleDict(
         {"unet": arch.build_unet(), "text_encoder": arch.build_text_encoder(vocab_size)}

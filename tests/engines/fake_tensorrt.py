@@ -22,7 +22,7 @@ import pytest
 from engines import cuda
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, Span
-from engines.sidecar import Sidecar, file_digest, sidecar_path
+from engines.sidecar import Sidecar, sha256_of, sidecar_path
 
 VERSION = "9.9.9"
 PROFILE: Profile = {
@@ -307,14 +307,14 @@ def write_plan(model: Path, plan: Path, backend: str, **changes: Any) -> Path:
         "component": plan.stem,
         "backend": backend,
         "library_version": VERSION,
-        "onnx_sha256": file_digest(model),
+        "onnx_sha256": sha256_of(model),
         "target": {"compute_capabilities": "portable"},
         "profiles": (PROFILE,),
         "options": {},
         "inputs": inputs,
         "outputs": outputs,
         "plan_size": 4,
-        "plan_sha256": file_digest(plan),
+        "plan_sha256": sha256_of(plan),
     }
     sidecar_path(plan).write_text(Sidecar(**values | changes).to_json())
     return plan

@@ -31,6 +31,12 @@ def text_encoder(input_ids: np.ndarray) -> np.ndarray:
     return table[input_ids] + places
 
 
+def encode_weighted(texts: list[str], *, restore_mean: bool = True) -> np.ndarray:
+    """The weighted way, as runtime.text_encoders goes it."""
+    tokens = prompt.tokenize_weighted(tokenizer(), texts)
+    return prompt.apply_weights(text_encoder(tokens.flat_ids), tokens, restore_mean=restore_mean)
+
+
 def pairs(text: str) -> list[tuple[str, float]]:
     (part,) = parse_weights(text)
     return [(segment.text, round(segment.weight, 9)) for segment in part]
@@ -140,8 +146,8 @@ def test_plain_prompts_come_out_the_same_to_the_bit(text: str) -> None:
     tokens = prompt.tokenize_weighted(tokenizer(), [text])
     np.testing.assert_array_equal(tokens.flat_ids, tokenizer()([text]))
     assert tokens.input_ids.dtype == np.int64 and tokens.weights.dtype == np.float32
-    plain = prompt.encode_plain(tokenizer(), text_encoder, [text])
-    weighted = prompt.encode_weighted(tokenizer(), text_encoder, [text])
+    plain = text_encoder(tokenizer()([text]))
+    weighted = encode_weighted([text])
     np.testing.assert_array_equal(weighted, plain)
 
 
@@ -154,7 +160,7 @@ def test_long_prompts_fill_rows_of_their_own() -> None:
     assert second[:8].tolist() == [tokenizer().bos_id, *[red] * 5, blue, tokenizer().eos_id]
     assert tokens.weights[0, 1, :8].tolist() == [1, 1, 1, 1, 1, 1, 2, 1]
     np.testing.assert_array_equal(tokens.input_ids[1, 1], tokenizer()([""])[0])
-    assert prompt.encode_weighted(tokenizer(), text_encoder, ["red " * 80]).shape == (1, 154, 3)
+    assert encode_weighted(["red " * 80]).shape == (1, 154, 3)
 
 
 def test_break_begins_a_row() -> None:
@@ -197,10 +203,9 @@ def test_weights_scale_tokens_and_keep_the_mean() -> None:
 
 
 def test_weights_of_a_prompt_do_not_depend_on_the_others() -> None:
-    encode = functools.partial(prompt.encode_weighted, tokenizer(), text_encoder)
-    both = encode(["a (red:1.5) circle", "(blue:0.2) star"])
-    np.testing.assert_array_equal(both[:1], encode(["a (red:1.5) circle"]))
-    np.testing.assert_array_equal(both[1:], encode(["(blue:0.2) star"]))
+    both = encode_weighted(["a (red:1.5) circle", "(blue:0.2) star"])
+    np.testing.assert_array_equal(both[:1], encode_weighted(["a (red:1.5) circle"]))
+    np.testing.assert_array_equal(both[1:], encode_weighted(["(blue:0.2) star"]))
 
 
 def test_weights_that_leave_no_mean_give_finite_numbers() -> None:
