@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup PACKAGE [--json FILE]
 
-`import runtime` is measured over what NumPy and Pillow take by themselves; the whole process paints
+`from runtime import *` is measured over what NumPy and Pillow take by themselves; the whole process paints
 128x128 in 20 steps with `sdexport generate` from a start with warm disk caches.
 """
 
@@ -44,7 +44,7 @@ def measure(package: Path, rounds: int = ROUNDS) -> dict[str, list[float]]:
         commands = {
             "python": ["-c", "pass"],
             "numpy and pillow": ["-c", BARE],
-            "runtime": ["-c", f"{BARE}; import runtime"],
+            "runtime": ["-c", f"{BARE}; from runtime import *"],
             "help": ["-m", "sdexport", "--help"],
             "picture": [*paint, "--seed", "0", "--force"],
         }

@@ -4,17 +4,35 @@ from runtime import load_pipeline
 
 with load_pipeline("package") as pipe:
     pipe("a red circle", seed=0).images[0].save("circle.png")
+
+Each name is imported when it is first asked for.
 """
 
-from engines import EngineError
-from runtime import schedulers
-from runtime.denoise import DenoiseStep
-from runtime.guidance import Guidance, GuidanceState
-from runtime.image import Parameters, save_png
-from runtime.noise import TorchGenerator
-from runtime.package import Manifest, Package, PackageError
-from runtime.pipeline import Pipeline, Result, load_pipeline
-from runtime.tokenizer import ClipTokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engines import EngineError
+    from runtime import schedulers
+    from runtime.denoise import DenoiseStep
+    from runtime.guidance import Guidance, GuidanceState
+    from runtime.image import Parameters, save_png
+    from runtime.noise import TorchGenerator
+    from runtime.package import Manifest, Package, PackageError
+    from runtime.pipeline import Pipeline, Result, load_pipeline
+    from runtime.tokenizer import ClipTokenizer
+
+_HOMES = {
+    "engines": ("EngineError",),
+    "runtime.denoise": ("DenoiseStep",),
+    "runtime.guidance": ("Guidance", "GuidanceState"),
+    "runtime.image": ("Parameters", "save_png"),
+    "runtime.noise": ("TorchGenerator",),
+    "runtime.package": ("Manifest", "Package", "PackageError"),
+    "runtime.pipeline": ("Pipeline", "Result", "load_pipeline"),
+    "runtime.tokenizer": ("ClipTokenizer",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ClipTokenizer",
@@ -33,3 +51,15 @@ __all__ = [
     "save_png",
     "schedulers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "schedulers":
+        return import_module("runtime.schedulers")
+    if name not in _HOME:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

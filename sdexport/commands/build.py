@@ -1,0 +1,101 @@
+"""sdexport build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdexport.commands.common import FILE, FOLDER, given, json_option, print_json, progress_bar
+
+
+class SpanType(click.ParamType[Any]):
+    name = "MIN:OPT:MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from engines.profiles import Span
+
+        try:
+            return Span.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.argument("package", type=FOLDER)
+@click.option("--backend", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]))
+@click.option("--component", "components", multiple=True, help="Build this one only.")
+@click.option("--batch", type=SpanType(), help="Pictures at once; default 1:1:4.")
+@click.option("--height", type=SpanType(), help="Pixels; default around the package's own.")
+@click.option("--width", type=SpanType(), help="Pixels; default around the package's own.")
+@click.option("--tokens", type=SpanType(), help="Of a prompt; default 77:77:231.")
+@click.option("--guidance/--no-guidance", default=True, help="Room for the unconditional half.")
+@click.option("--static", is_flag=True, help="Add a profile for the OPT sizes alone.")
+@click.option("--refittable", is_flag=True, help="Weights can be replaced; needs a GPU.")
+@click.option("--weight-stripped", is_flag=True, help="Plans without weights; needs a GPU.")
+@click.option("--version-compatible", is_flag=True, help="For later versions of TensorRT too.")
+@click.option("--hardware-compatible", is_flag=True, help="tensorrt: for every GPU from Ampere on.")
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    help="tensorrt-rtx: such as 8.9; default portable.",
+)
+@click.option("--optimization-level", type=click.IntRange(0, 5))
+@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Scratch memory.")
+@click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory.")
+@click.option("--timing-cache", type=FILE, help="Keep what the builder measures in this file.")
+@click.option("--engine-dir", type=FOLDER, help="Write here instead of PACKAGE/engines.")
+@click.option("--rebuild-stale", is_flag=True, help="Replace engines of something else.")
+@json_option
+def build(
+    package: Path,
+    backend: str,
+    components: tuple[str, ...],
+    engine_dir: Path | None,
+    timing_cache: Path | None,
+    rebuild_stale: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
+    """Build engines for TensorRT or TensorRT-RTX from PACKAGE.
+
+    TensorRT-RTX builds without a GPU. An engine that is there already, for the same graph, library,
+    sizes and options, is kept.
+    """
+    from engines.tensorrt_build import BuildOptions
+    from runtime import Package
+    from sdexport.build import Sizes, report
+    from sdexport.build import build as run
+
+    sizes = {k: arguments.pop(k) for k in ("batch", "height", "width", "tokens")}
+    flags = {k: arguments.pop(k) for k in ("guidance", "static")}
+    workspace = arguments.pop("workspace")
+    arguments["workspace"] = workspace * 10**6 if workspace else None
+    options = BuildOptions(**arguments)
+    with progress_bar(100, "build") as bar:
+
+        def progress(component: str, phase: str, share: float) -> None:
+            bar.set_description(f"{component}: {phase}")
+            bar.n = round(100 * share)
+            bar.refresh()
+
+        built = run(
+            Package.load(package),
+            backend=backend,
+            sizes=Sizes(**given(**sizes), **flags),
+            components=components,
+            engine_dir=engine_dir,
+            options=options,
+            timing_cache=timing_cache,
+            rebuild_stale=rebuild_stale,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"engines": report(built)})
+        return
+    for one in built:
+        how = f"{one.seconds:.1f} s" if one.built else "was there"
+        size = one.sidecar.plan_size / 1e6
+        click.echo(f"{one.sidecar.component:<14}{size:8.1f} MB  {how:<10} {one.plan}")

@@ -1,0 +1,80 @@
+"""What several commands share: option types, progress bars, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+class Backends(click.ParamType[Any]):
+    """NAME, or COMPONENT=NAME; given several times, each component may have its own."""
+
+    name = "[COMPONENT=]NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from runtime.backends import parse_backends
+
+        parse_backends([value])
+        return value
+
+
+def parsed(values: tuple[str, ...]) -> Any:
+    from runtime.backends import parse_backends
+
+    return parse_backends(values)
+
+
+backend_option = click.option(
+    "--backend",
+    "backends",
+    type=Backends(),
+    multiple=True,
+    help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto; "
+    "also for one component, such as unet=openvino, and several times.",
+)
+engine_dir_option = click.option(
+    "--engine-dir", type=FOLDER, help="Built engines, instead of PACKAGE/engines."
+)
+
+
+@contextmanager
+def progress_bar(total: int, description: str, unit: str = "it") -> Iterator[Any]:
+    """A progress bar on stderr, silent where stderr is no terminal."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=None, leave=False
+    ) as bar:
+        yield bar
+
+
+def advance(bar: Any) -> Callable[[str], None]:
+    def advance(what: str) -> None:
+        bar.set_description(what)
+        bar.update()
+
+    return advance
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def exit_unless(passed: bool) -> None:
+    if not passed:
+        click.echo("error: the package does not answer as PyTorch did", err=True)
+        sys.exit(1)
