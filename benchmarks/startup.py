@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup PACKAGE [--json FILE]
 
-`from runtime import *` is measured over what NumPy and Pillow take by themselves; the whole process paints
-128x128 in 20 steps with `sdexport generate` from a start with warm disk caches.
+`from runtime import *` is measured over what NumPy and Pillow take by themselves; the whole process
+paints 128x128 in 20 steps with `sdexport generate` from a start with warm disk caches.
 """
 
 from __future__ import annotations

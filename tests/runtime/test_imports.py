@@ -24,7 +24,10 @@ HEAVY = (
 
 
 def test_import_leaves_heavy_packages_out() -> None:
-    code = f"import sys, engines; from runtime import *; print([n for n in {HEAVY!r} if n in sys.modules])"
+    code = (
+        "import sys, engines; from runtime import *; "
+        f"print([n for n in {HEAVY!r} if n in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
