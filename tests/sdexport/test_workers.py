@@ -40,9 +40,9 @@ def command(tmp_path: Path) -> list[str]:
 def test_worker_answers_and_goes_on_after_an_error(command: list[str]) -> None:
     with Worker(command) as worker:
         assert worker.ask("echo", text="größer", n=[1, None]) == {"text": "größer", "n": [1, None]}
-        with pytest.raises(WorkerError, match="^ValueError: two lines$"):
+        with pytest.raises(WorkerError, match=r"^ValueError: two lines$"):
             worker.ask("fail")
-        with pytest.raises(WorkerError, match="KeyError: .no such thing"):
+        with pytest.raises(WorkerError, match=r"KeyError: .no such thing"):
             worker.ask("no such thing")
         assert worker.ask("shout") == "heard"
 
