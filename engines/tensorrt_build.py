@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from engines import cuda
 from engines.lock import locked
+from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, check_profiles, input_shapes
 from engines.session import EngineError
@@ -118,6 +119,7 @@ def build_plan(
         backend=backend,
         library_version=version,
         onnx_sha256=digest or model_digest(onnx),
+        graph_sha256=graph_digest(onnx),
         target=_target(component, lib, options),
         profiles=tuple(dict(profile) for profile in profiles),
         options=options.key(),
@@ -178,12 +180,12 @@ def _writable(plan: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise EngineError(
-            f"{plan.parent} cannot be written; give another folder for the engines"
+            f"{plan.parent} cannot be written; --engine-dir puts engines elsewhere"
         ) from error
     except OSError as error:
         if error.errno == 30:  # EROFS
             raise EngineError(
-                f"{plan.parent} is on a read-only disk; give another folder for the engines"
+                f"{plan.parent} is on a read-only disk; --engine-dir puts engines elsewhere"
             ) from error
         raise
 
