@@ -334,5 +334,5 @@ def test_checkpoint_with_a_missing_weight(checkpoint_copy: Path) -> None:
         weights = load_file(path)
         del weights[sorted(weights)[0]]
         save_file(weights, path, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="1 weights are missing or of another shape"):
+        with pytest.raises(ValueError, match=r"1 of \d+ weights are missing"):
             Checkpoint.open(checkpoint_copy).load(part)
