@@ -1,6 +1,6 @@
 """Weights of eight bits: each output channel is int8 with a float32 scale of its own.
 
-Plain ONNX (DequantizeLinear, Gather), so every backend reads it; arithmetic stays float32.
+Plain ONNX (DequantizeLinear), so every backend reads it; arithmetic stays float32.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 WEIGHTS = "int8 weights"
+TABLE = "float16 weights: embeddings; of a table in int8 every look-up would convert all of it"
 EDGE = "float32: first and last convolution; they hold little, and all that is painted passes them"
 TIMESTEP = "float32: timestep embedding; it holds little, and every block listens to it"
 SMALL = "float32: weights of a few numbers, where nothing is saved"
@@ -24,29 +25,29 @@ _SMALLEST = 256
 
 
 def quantize(model: ir.Model) -> dict[str, int]:
-    """Store the weights of convolutions, matrix products and embeddings as int8, in place.
+    """Store the weights of convolutions and matrix products as int8, embeddings as float16.
 
-    Symmetric and rounded to nearest: the largest number of a channel becomes 127 or -127.
+    In place. Symmetric and rounded to nearest: the largest number of a channel becomes 127 or -127.
 
     Returns: how many nodes have int8 weights, and how many have not for each reason.
     """
     graph = model.graph
     nodes: Counter[str] = Counter()
-    stored: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value]] = {}
+    stored: dict[tuple[ir.Value, int], tuple[ir.Value, ...]] = {}
     for node in list(graph):
         slot = _WEIGHT_OF.get(node.op_type, 0)
         weight = node.inputs[slot] if node.op_type in _WEIGHT_OF else None
         if weight is None or not _is_matrix(weight):
             continue
-        reason = _exclusion(node, weight)
-        nodes[reason or WEIGHTS] += 1
-        if reason:
+        kind = _kind(node, weight)
+        nodes[kind] += 1
+        if kind not in (WEIGHTS, TABLE):
             continue
         key = weight, _channel_axis(node)
         if key not in stored:
-            stored[key] = _store(graph, *key)
-        if node.op_type == "Gather":
-            _gather_rows(graph, node, *stored[key])
+            stored[key] = _halved(graph, weight) if kind == TABLE else _quantized(graph, *key)
+        if kind == TABLE:
+            _look_up(graph, node, *stored[key])
         else:
             whole = _node("DequantizeLinear", [*stored[key]], f"{node.name}.weight", axis=key[1])
             graph.insert_before(node, whole)
@@ -62,13 +63,17 @@ def _is_matrix(value: ir.Value) -> bool:
     return constant is not None and constant.dtype == ir.DataType.FLOAT and len(constant.shape) > 1
 
 
-def _exclusion(node: ir.Node, weight: ir.Value) -> str | None:
+def _kind(node: ir.Node, weight: ir.Value) -> str:
+    """WEIGHTS, TABLE, or the reason why the weight is left alone."""
     shape = _array_shape(weight)
+    if np.prod(shape) < _SMALLEST:
+        return SMALL
+    if node.op_type == "Gather":
+        return TABLE
     if any(part in str(weight.name) for part in _CONDITIONS):
         return TIMESTEP
-    if node.op_type == "Conv" and min(shape[:2]) <= _PICTURE_CHANNELS:
-        return EDGE
-    return SMALL if np.prod(shape) < _SMALLEST else None
+    edge = node.op_type == "Conv" and min(shape[:2]) <= _PICTURE_CHANNELS
+    return EDGE if edge else WEIGHTS
 
 
 def _array_shape(weight: ir.Value) -> tuple[int, ...]:
@@ -85,7 +90,7 @@ def _channel_axis(node: ir.Node) -> int:
     return 0 if transposed is not None and transposed.as_int() else 1
 
 
-def _store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
+def _quantized(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
     """The int8 weight and the scales of its channels, both initializers."""
     constant = weight.const_value
     assert constant is not None  # for the type checker: _is_matrix looked
@@ -122,39 +127,31 @@ def _initializer(graph: ir.Graph, tensor: Any) -> ir.Value:
     return value
 
 
-def _gather_rows(graph: ir.Graph, node: ir.Node, codes: ir.Value, scales: ir.Value) -> None:
-    """Rows of an embedding, each times its scale; the table stays as it is stored."""
-    ids, result = node.inputs[1], node.outputs[0]
-    name = str(node.name)
-    rows = _node("Gather", [codes, ids], f"{name}.codes", ir.DataType.INT8, axis=0)
-    floats = _node("Cast", [rows.outputs[0]], f"{name}.floats", to=int(ir.DataType.FLOAT))
-    column = _column(graph, scales)
-    factor = _node("Gather", [column, ids], f"{name}.scales", axis=0)
-    product = _node("Mul", [floats.outputs[0], factor.outputs[0]], f"{name}.rows")
-    for new in (rows, floats, factor, product):
+def _halved(graph: ir.Graph, weight: ir.Value) -> tuple[ir.Value]:
+    constant = weight.const_value
+    assert constant is not None  # for the type checker: _is_matrix looked
+
+    def halves() -> ir.Tensor[Any]:
+        return ir.Tensor(constant.numpy().astype(np.float16), name=name)
+
+    name, shape = f"{weight.name}.float16", ir.Shape(_array_shape(weight))
+    tensor = ir.LazyTensor(halves, dtype=ir.DataType.FLOAT16, shape=shape, name=name)
+    return (_initializer(graph, tensor),)
+
+
+def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value) -> None:
+    """Rows of a float16 table, as float32."""
+    result = node.outputs[0]
+    rows = _node("Gather", [table, node.inputs[1]], f"{node.name}.rows", axis=0)
+    rows.outputs[0].dtype = ir.DataType.FLOAT16
+    floats = _node("Cast", [rows.outputs[0]], f"{node.name}.floats", to=int(ir.DataType.FLOAT))
+    for new in (rows, floats):
         graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(result, product.outputs[0])
+    ir.convenience.replace_all_uses_with(result, floats.outputs[0])
     graph.remove(node, safe=True)
 
 
-def _column(graph: ir.Graph, scales: ir.Value) -> ir.Value:
-    """The scales of rows as a matrix of one column, so that gathering keeps an axis to spread."""
-    assert scales.const_value is not None  # for the type checker: it is an initializer
-    array = scales.const_value.numpy().reshape(-1, 1)
-    name = str(scales.name)
-    if not scales.uses() and name in graph.initializers:
-        del graph.initializers[name]
-        return _initializer(graph, ir.Tensor(array, name=name))
-    return graph.initializers[name]
-
-
-def _node(
-    kind: str,
-    inputs: list[ir.Value | None],
-    name: str,
-    dtype: ir.DataType = ir.DataType.FLOAT,
-    **attributes: int,
-) -> ir.Node:
-    result = ir.Value(name=name, type=ir.TensorType(dtype))
+def _node(kind: str, inputs: list[ir.Value | None], name: str, **attributes: int) -> ir.Node:
+    result = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
     given: list[Any] = [ir.AttrInt64(key, value) for key, value in attributes.items()]
     return ir.Node("", kind, inputs, given, outputs=[result], name=name)
