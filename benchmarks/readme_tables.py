@@ -156,8 +156,10 @@ def _row(*cells: object) -> str:
 def main() -> None:
     shapes = json.loads((RESULTS / "shapes.json").read_text(encoding="utf-8"))
     full = json.loads((RESULTS / "full_size.json").read_text(encoding="utf-8"))
-    lower = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
-    text = f"{evaluation(shapes)}\n\n{precisions(lower)}\n\n{full_size(full)}\n"
+    text = f"{evaluation(shapes)}\n\n{full_size(full)}\n"
+    if (RESULTS / "precision.json").is_file():
+        report = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
+        text += f"\n{precisions(report)}\n"
     if (RESULTS / "gpu.json").is_file():
         report = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))
         text += f"\n{gpu(report)}\n"
