@@ -9,9 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import parts
 from sdexport.modules import free_weights
-from sdexport.precision import PRECISIONS, keeps_single, to_half
+from sdexport.precision import check_precision, conversion, verifying_backend
 from sdexport.preview import fit_preview
 from sdexport.reference import PictureRecorder, TorchSession, record_component
 from sdexport.sources import Options, open_source
@@ -65,22 +63,22 @@ def export(
     """Export a checkpoint to a package.
 
     The package is built beside its destination and renamed into place, so an export that is
-    stopped leaves no package. With ONNX Runtime installed it is verified first.
+    stopped leaves no package. It is verified first if a backend that takes its precision is
+    installed.
 
     Args:
       source: a diffusers folder, a hub id, or a single file.
       destination: the folder to make.
       options: how to read the source, and what to change in it.
       opset: 18..24; from 23 on attention and group normalisation are single nodes.
-      precision: "fp32", or "fp16" with float32 where half would not do; see sdexport.precision.
+      precision: one of sdexport.precision.PRECISIONS.
       force: replace what is at the destination, if that is a package or an empty folder.
     Raises: FileNotFoundError, ValueError, ConnectionError: see open_source. FileExistsError:
       the destination exists. VerificationError: the package does not answer as PyTorch does.
     """
     if opset not in OPSETS:
         raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
+    check_precision(precision, opset)
     destination = Path(os.path.realpath(destination))
     _check_destination(destination, force=force)
     checkpoint = open_source(source, revision=revision, options=options)
@@ -110,7 +108,8 @@ def _write_package(
     vae, downscale = checkpoint.configs["vae"], checkpoint.downscale
     height, width = checkpoint.sample_size
     picture = PictureRecorder(checkpoint, tokenizers)
-    total = _count_stages(checkpoint, picture)
+    backend = verifying_backend(precision)
+    total = _count_stages(checkpoint, picture, verifies=backend is not None)
 
     def begin(component: str, stage: str) -> None:
         progress(component, stage, total)
@@ -130,18 +129,19 @@ def _write_package(
         tools={"sdexport": VERSION, "python": platform.python_version()}
         | {name: metadata.version(name) for name in _TOOLS},
     )
-    if find_spec("onnxruntime"):
+    if backend is not None:
         package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
-        manifest = replace(manifest, verification=_verified(package, begin))
+        figures = _verified(package, backend, begin)
+        manifest = replace(manifest, verification=figures, verified_with=backend)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: now it is one
     return manifest
 
 
-def _count_stages(checkpoint: Checkpoint, picture: PictureRecorder) -> int:
+def _count_stages(checkpoint: Checkpoint, picture: PictureRecorder, *, verifies: bool) -> int:
     """Loads, records, traces and verifications, those of the picture among them."""
     components = parts(checkpoint.configs)
     loads = len(checkpoint.configs) + picture.begins_with_vae
-    checks = len(components) + 1 if find_spec("onnxruntime") else 0
+    checks = len(components) + 1 if verifies else 0
     return loads + 2 * len(components) + checks
 
 
@@ -199,19 +199,18 @@ def _write_components(
             scaling_factor = checkpoint.configs["vae"].scaling_factor
             preview = fit_preview(module, scaling_factor, checkpoint.downscale)
         begin(part.name, "trace")
-        whole = precision == "fp32" or keeps_single(part.name, checkpoint.configs) is not None
-        upcast = bool(getattr(checkpoint.configs[part.source], "upcast_attention", False))
-        change = None if whole else partial(to_half, upcast_attention=upcast)
+        change = conversion(precision, part.source, checkpoint.configs)
         trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
         components[part.name] = Component(
             files=tuple(_record(folder, f) for f in _model_files(folder / part.name)),
-            precision="fp32" if whole else precision,
+            precision=change.precision,
             opset=opset,
             inputs=part.inputs,
             outputs=part.outputs,
+            nodes=change.nodes,
         )
     free_weights(loaded[1])
     return components, preview
@@ -256,9 +255,11 @@ def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
     return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))
 
 
-def _verified(package: Package, begin: _Begin) -> dict[str, Any]:
+def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
     """What verification measured, to two digits: the last ones vary with the machine."""
-    checks = verify_package(package, hashes=False, progress=lambda what: begin(what, "verify"))
+    checks = verify_package(
+        package, backend, hashes=False, progress=lambda what: begin(what, "verify")
+    )
     failed = [f"{c.name} {c.output}: {c.verdict}" for c in checks if not c.passed]
     if failed:
         raise VerificationError(
