@@ -30,7 +30,7 @@ class Contender:
 
     options: of the worker's `open`; memory: resident at work, in sizes of the fp32 weights.
     scheduler: GenAI's LMS is not diffusers' with timesteps spaced as "leading", its Euler is; with
-      one step the two are the same.
+      two steps the two are the same.
     """
 
     name: str

@@ -43,8 +43,8 @@ BOUNDS = {
     "vae_decoder": 1.4,
 }
 """Our time over the reference's: about twice what was measured, 0.02 (LMS) to 1.8 (noise). Of the
-libraries that are replaced only PyTorch's noise is faster than ours. The arithmetic beside which the
-pipeline stands takes 2 to 6 ms as the allocator happens to give its pages back: 1.1 to 2.5."""
+libraries that are replaced only PyTorch's noise is faster than ours. The arithmetic beside which
+the pipeline stands takes 2 to 6 ms as the allocator happens to give pages back: 1.1 to 2.5."""
 SHAPE = (1, 4, 64, 64)
 STEPS = 20
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -9,7 +9,6 @@ work folder. A part that fails is reported and the others go on.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 import time
@@ -40,7 +39,8 @@ def _core() -> tuple[str, ...]:
 
 SD15 = ("--model", "sd15")
 PARTS = {
-    "startup": Part("startup", minutes=1),
+    "startup": Part("startup", minutes=2),
+    "install": Part("install", minutes=1),
     "overhead": Part("overhead", minutes=1),
     "scaling": Part("scaling", minutes=1),
     "latency-embedded": Part("latency", ("--rounds", "10"), 2),
@@ -82,13 +82,11 @@ def prepare(args: argparse.Namespace) -> None:
 def run(name: str, args: argparse.Namespace) -> bool:
     """Whether the part's command succeeded."""
     part = PARTS[name]
-    if importlib.util.find_spec(f"benchmarks.{part.module}") is None:
-        print(f"{name}: there is no benchmarks.{part.module}", flush=True)
-        return True
     command = [sys.executable, "-m", f"benchmarks.{part.module}", *part.options]
     if part.module in ("startup", "overhead"):
-        command += [str(args.work / "embedded" / "package")]
         command += ["--json", str(args.results / f"{part.module}.json")]
+        if part.module == "startup":
+            command += [str(args.work / "embedded" / "package"), "--work", str(args.work)]
     else:
         command += ["--work", str(args.work), "--results", str(args.results)]
         if args.tokenizer:

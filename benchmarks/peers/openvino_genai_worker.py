@@ -13,6 +13,11 @@ from common import opened, run
 
 from sdexport.workers import timed
 
+SCHEDULERS = {
+    "lms": genai.Scheduler.Type.LMS_DISCRETE,
+    "euler": genai.Scheduler.Type.EULER_DISCRETE,
+}
+
 
 class Given(genai.Generator):
     """Hands out latents that were drawn elsewhere."""
@@ -39,12 +44,7 @@ class GenAIWorker:
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         self.pipe = genai.Text2ImagePipeline(model, "CPU", **options)
-        self.pipe.set_scheduler(
-            genai.Scheduler.from_config(
-                Path(model) / "scheduler" / "scheduler_config.json",
-                genai.Scheduler.Type.LMS_DISCRETE,
-            )
-        )
+        self.config = Path(model) / "scheduler" / "scheduler_config.json"
         return opened([], "openvino", "openvino-genai")
 
     def component(self, name: str, feeds: str, output: str | None = None) -> dict[str, Any]:
@@ -54,10 +54,11 @@ class GenAIWorker:
         self, arguments: dict[str, Any], latents: str, output: str | None = None
     ) -> dict[str, Any]:
         given = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
-        noise = np.load(latents)
+        noise, prompt = np.load(latents), given.pop("prompt")
+        kind = SCHEDULERS[arguments["scheduler"]]
+        self.pipe.set_scheduler(genai.Scheduler.from_config(self.config, kind))
 
         def paint() -> np.ndarray:
-            prompt = given.pop("prompt")
             return self.pipe.generate(prompt, generator=Given(noise), **given).data[0].copy()
 
         pixels, measured = timed(paint)
