@@ -76,9 +76,10 @@ def run_export(
             f"exporting needs {error.name or 'PyTorch and diffusers'}, which cannot be imported; "
             "run: pip install 'sdexport[export]'"
         ) from error
-    with progress_bar(12, "export") as bar:
+    with progress_bar(None, "export") as bar:
 
-        def progress(component: str, stage: str) -> None:
+        def progress(component: str, stage: str, total: int) -> None:
+            bar.total = total
             bar.set_description(f"{component}: {stage}")
             bar.update()
 

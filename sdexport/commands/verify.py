@@ -29,10 +29,12 @@ def verify(
     package: Path, backends: tuple[str, ...], engine_dir: Path | None, as_json: bool
 ) -> None:
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
+    from runtime import Package
     from sdexport.verify import table
     from sdexport.verify import verify as run
 
-    with progress_bar(6, "verify") as bar:
+    total = 2 + len(Package.load(package, verify=False).manifest.components)
+    with progress_bar(total, "verify") as bar:
         checks = run(
             package, parsed(backends), progress=advance(bar), **given(engine_dir=engine_dir)
         )
