@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from runtime.version import VERSION
-from sdexport.commands import build, demo, export, generate, inspect, verify
+from sdexport.commands import bench, build, demo, export, generate, inspect, verify
 
 
 class _Group(click.Group):
@@ -79,6 +79,7 @@ for _command in (
     verify.verify,
     generate.generate,
     inspect.inspect,
+    bench.bench,
     demo.demo,
 ):
     main.add_command(_command)
