@@ -10,7 +10,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -206,7 +206,9 @@ def _write_components(
         whole = precision == "fp32" or keeps_single(part.name, checkpoint.configs) is not None
         upcast = bool(getattr(checkpoint.configs[part.source], "upcast_attention", False))
         change = None if whole else partial(to_half, upcast_attention=upcast)
-        trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
+        metadata = _metadata(checkpoint, part.name, "fp32" if whole else precision)
+        path = folder / part.name / "model.onnx"
+        trace(part, module, path, opset=opset, change=change, metadata=metadata)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -219,6 +221,13 @@ def _write_components(
         )
     _free_weights(loaded[1])
     return components, preview
+
+
+def _metadata(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, str]:
+    """What a graph says of itself: how it came to be, with no path and no time of day."""
+    source = {f"source.{key}": value for key, value in checkpoint.source.items()}
+    of_graph = {"component": component, "family": checkpoint.family, "precision": precision}
+    return {"sdexport": VERSION} | of_graph | source
 
 
 def _free_weights(module: Any) -> None:
@@ -235,11 +244,13 @@ def trace(
     *,
     opset: int,
     change: Callable[[onnx_ir.Model], object] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write one component as an ONNX file with dynamic axes; large weights go beside it.
 
     Args:
       change: made to the graph before it is written.
+      metadata: what the file says of itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     dynamic = {
@@ -265,6 +276,7 @@ def trace(
     _tidy(program.model, part)
     if change is not None:
         change(program.model)
+    program.model.metadata_props.update(metadata or {})
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
@@ -301,6 +313,7 @@ def _tidy(model: Any, part: Part) -> None:
     model.graph.metadata_props.clear()
     model.graph.name = part.name
     model.producer_name, model.producer_version = "sdexport", VERSION
+    model.doc_string = f"{part.name} of Stable Diffusion, exported by sdexport"
 
 
 @contextmanager
