@@ -52,6 +52,7 @@ def _message(error: Exception) -> str:
 def main(debug: bool) -> None:
     """A Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("runtime.package").setLevel(logging.INFO)  # it says what auto takes
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Once())
     if threading.current_thread() is threading.main_thread():

@@ -23,6 +23,7 @@ from engines.profiles import Profile, Span
 from engines.sidecar import Sidecar, model_digest, sidecar_path
 from engines.tensorrt_build import BuildOptions, Built, build_plan
 from engines.tensorrt_library import LIBRARIES
+from engines.tensorrt_worker import MOST, _told
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 pytest.importorskip("polygraphy")
@@ -255,6 +256,13 @@ def test_build_worker_that_dies(
     with pytest.raises(EngineError, match=r"died \(killed, perhaps for memory\): the last words"):
         build(package, tmp_path / "out" / "text_encoder.plan")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_worker_tells_a_few_of_many_messages() -> None:
+    many = [f"node {i}" for i in range(40)]
+    told = _told([*many, "node 0"], ValueError("x"))
+    assert told == "; ".join([*many[:MOST], f"and {40 - MOST} more"])
+    assert _told([], ValueError("the\nreason")) == "the reason"
 
 
 FULL = """
