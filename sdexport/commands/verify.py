@@ -71,7 +71,7 @@ def verify(
 def _check_alone(options: Mapping[str, Any]) -> None:
     """Options that say something of a checkpoint want one."""
     for name, value in options.items():
-        if value not in (None, (), False):
+        if value is not None and value is not False and value != ():  # 0 is a seed
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --against SOURCE")
 
 
