@@ -14,7 +14,7 @@ from engines import open_session
 from sdexport.checkpoint import Checkpoint
 from sdexport.components import parts
 from sdexport.export import trace
-from sdexport.precision import keeps_single, to_half
+from sdexport.precision import conversion
 from tests.families import FAMILIES, build
 
 QUICK = ("sd1", "sdxl")
@@ -67,9 +67,8 @@ def test_graphs_are_accepted(family: str, precision: str, opset: int, tmp_path: 
     for part in parts(checkpoint.configs):
         if part.source not in loaded:
             loaded = {part.source: checkpoint.load(part.source)}
-        half = precision == "fp16" and keeps_single(part.name, checkpoint.configs) is None
+        change = conversion(precision, part.source, checkpoint.configs)
         path = tmp_path / part.name / "model.onnx"
-        change = to_half if half else None
         trace(part, loaded[part.source], path, opset=opset, change=change)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
