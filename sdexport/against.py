@@ -25,7 +25,7 @@ from sdexport.checkpoint import Checkpoint, tokenizer_folder
 from sdexport.components import Part, parts
 from sdexport.reference import TorchSession
 from sdexport.sources import Options, open_source
-from sdexport.verify import Check, Progress, _failed, compared
+from sdexport.verify import Check, Progress, compared, failed_check
 
 LARGEST_CELLS = 32
 """Cells of the largest latents, along a side: enough to show a mistake, and small in memory."""
@@ -136,7 +136,7 @@ def _compare(
         fitted = {s.name: _fitted(feeds[s.name], s) for s in specs}
         actual = graphs.run(part.name, fitted)
     except (EngineError, PackageError, ValueError) as failure:
-        return [_failed(part.name, str(failure), inputs=shown)]
+        return [failed_check(part.name, str(failure), inputs=shown)]
     there = {spec.name for spec in given} | EDGES[part.name][1]
     wanted = {name: value for name, value in expected.items() if name in there}
     return compared(part.name, precision, wanted, actual, inputs=shown)

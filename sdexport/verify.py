@@ -157,15 +157,15 @@ def _hash_check(package: Package, name: str) -> Check:
 def _replay(pipeline: Pipeline, name: str, path: Path | None) -> list[Check]:
     precision = pipeline.package.manifest.components[name].precision
     if path is None:
-        return [_failed(name, "no recorded answer")]
+        return [failed_check(name, "no recorded answer")]
     try:
         arrays = _read_arrays(path)
         answers = pipeline.session(name).run(_named(arrays, "input."))
     except (EngineError, PackageError, ValueError) as failure:
-        return [_failed(name, str(failure))]
+        return [failed_check(name, str(failure))]
     expected = _named(arrays, "output.")
     if not expected:
-        return [_failed(name, "the recorded answer is empty")]
+        return [failed_check(name, "the recorded answer is empty")]
     return compared(name, precision, expected, answers)
 
 
@@ -182,7 +182,7 @@ def compared(
     for output, value in expected.items():
         actual = answers.get(output)
         if actual is None or actual.shape != value.shape:
-            checks.append(_failed(name, "missing, or of another shape", output, inputs))
+            checks.append(failed_check(name, "missing, or of another shape", output, inputs))
             continue
         error, cosine = compare(value, actual)
         note = "NaN or infinity" if error is None else ""
@@ -194,7 +194,8 @@ def compared(
     return checks
 
 
-def _failed(name: str, note: str, output: str = "-", inputs: str = "") -> Check:
+def failed_check(name: str, note: str, output: str = "-", inputs: str = "") -> Check:
+    """A row for what could not be measured, and why."""
     return Check(name, output, None, None, COMPONENT_BOUND, note, inputs=inputs)
 
 
@@ -286,4 +287,4 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
-__all__ = ["Check", "compare", "compared", "table", "verify", "verify_package"]
+__all__ = ["Check", "compare", "compared", "failed_check", "table", "verify", "verify_package"]
