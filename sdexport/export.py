@@ -200,7 +200,9 @@ def _write_components(
             preview = fit_preview(module, scaling_factor, checkpoint.downscale)
         begin(part.name, "trace")
         change = conversion(precision, part.source, checkpoint.configs)
-        trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
+        path = folder / part.name / "model.onnx"
+        notes = _notes(checkpoint, part.name, change.precision)
+        trace(part, module, path, opset=opset, change=change, notes=notes)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -214,6 +216,13 @@ def _write_components(
         )
     free_weights(loaded[1])
     return components, preview
+
+
+def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, str]:
+    """What a graph says of itself: how it came to be, with no path and no time of day."""
+    source = {f"source.{key}": value for key, value in checkpoint.source.items()}
+    of_graph = {"component": component, "family": checkpoint.family, "precision": precision}
+    return {"sdexport": VERSION} | of_graph | source
 
 
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:

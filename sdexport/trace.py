@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,20 @@ def trace(
     *,
     opset: int,
     change: Callable[[ir.Model], object] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write one component as an ONNX file with dynamic axes; large weights go beside it.
 
     Args:
       change: made to the graph before it is written.
+      notes: metadata, what the file says of itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     model = _traced(part, module, opset)
     _tidy(model, part)
     if change is not None:
         change(model)
+    model.metadata_props.update(notes or {})
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
@@ -160,6 +163,7 @@ def _tidy(model: ir.Model, part: Part) -> None:
     model.graph.metadata_props.clear()
     model.graph.name = part.name
     model.producer_name, model.producer_version = "sdexport", VERSION
+    model.doc_string = f"{part.name} of Stable Diffusion, exported by sdexport"
 
 
 @contextmanager
