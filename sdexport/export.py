@@ -31,14 +31,21 @@ from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import Part, parts
 from sdexport.precision import PRECISIONS, keeps_single, to_half
 from sdexport.preview import fit_preview
-from sdexport.reference import PictureRecorder, TorchSession, record_component
+from sdexport.reference import (
+    PictureRecorder,
+    TorchSession,
+    record_component,
+    record_token_graphs,
+)
 from sdexport.sources import Options, open_source
+from sdexport.token_graphs import write_token_graphs
 from sdexport.verify import Check, verify_package
 
 DEFAULT_OPSET = 23
 OPSETS = range(18, 25)
 EXTERNAL_DATA_FROM = 1_900_000_000
-"""Bytes of weights from which they go to model.onnx_data; a protocol buffer ends at 2 GiB."""
+"""Bytes of weights from which they go to model.onnx_data; a protocol buffer ends at 2 GiB. A text
+encoder's always do: several graphs read them."""
 # Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
 # power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
 _EXAMPLE = {
@@ -194,7 +201,8 @@ def _write_components(
             is_text = part.name in checkpoint.text_encoders
             ids = picture.input_ids(part.name) if is_text else None
             record_component(session, part, folder / "reference" / f"{part.name}.npz", ids)
-            if is_text:
+            if ids is not None:
+                record_token_graphs(session, module, folder / "reference", ids)
                 picture.encode(part.name, session)
         if part.name == "unet":
             picture.denoise(module)
@@ -207,6 +215,8 @@ def _write_components(
         upcast = bool(getattr(checkpoint.configs[part.source], "upcast_attention", False))
         change = None if whole else partial(to_half, upcast_attention=upcast)
         trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
+        if is_text:
+            write_token_graphs(folder / part.name / "model.onnx")
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -267,7 +277,8 @@ def trace(
         change(program.model)
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
+    aside = size > EXTERNAL_DATA_FROM or part.source.startswith("text_encoder")
+    beside = f"{path.name}_data" if aside else None
     onnx_ir.save(program.model, path, external_data=beside)
     _forget_constants(program.model)
 
@@ -341,8 +352,8 @@ def _copy_json(source: Path, destination: Path) -> None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """model.onnx first, then its data."""
-    return sorted(folder.glob("model.onnx*"), key=lambda f: f.name)
+    """model.onnx first, then its data, then the graphs beside it."""
+    return sorted(folder.glob("*.onnx*"), key=lambda f: (not f.name.startswith("model."), f.name))
 
 
 def _record(folder: Path, file: Path) -> FileRecord:
@@ -352,9 +363,7 @@ def _record(folder: Path, file: Path) -> FileRecord:
 def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
     """Everything that no component lists: configurations, tokenizer, references."""
     files = (f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
-    rest = (
-        f for f in files if f.parent.name not in except_for or not f.name.startswith("model.onnx")
-    )
+    rest = (f for f in files if f.parent.name not in except_for or not f.suffix.startswith(".onnx"))
     return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))
 
 
