@@ -47,12 +47,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def walk_ours(sampler: schedulers.Scheduler, seconds: list[float]) -> None:
-    """One trajectory; the time of each step without the noise, which both sides are given."""
+def walk_ours(sampler: schedulers.Scheduler, seconds: list[float], *, clean: bool = False) -> None:
+    """One trajectory; the time of each step without the noise, which both sides are given.
+
+    Args:
+      clean: ask for the clean latents too.
+    """
     sample, prediction, noise = np.random.default_rng(0).standard_normal((3, *SHAPE), np.float32)
     for i in range(len(sampler.timesteps)):
         start = time.perf_counter()
-        sample = sampler.step(prediction, i, sample, noise).prev_sample
+        result = sampler.step(prediction, i, sample, noise)
+        sample = result.prev_sample
+        if clean:
+            _ = result.pred_original_sample
         seconds.append(time.perf_counter() - start)
 
 
@@ -87,6 +94,7 @@ def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: 
     noise = torch.randn(SHAPE)
     config = CONFIG | config
     ours: list[float] = []
+    with_clean: list[float] = []
     theirs: list[float] = []
     with contextlib.ExitStack() as stack:
         if hasattr(module, "randn_tensor"):
@@ -99,6 +107,7 @@ def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: 
             sampler = schedulers.create(name, config, STEPS, **options)
             walk_theirs(twin, step_options, theirs if turn > 1 else [])
             walk_ours(sampler, ours if turn > 1 else [])
+            walk_ours(sampler, with_clean if turn > 1 else [], clean=True)
 
     def summary(seconds: list[float]) -> dict[str, float]:
         low, middle, high = np.percentile(seconds, (20, 50, 80)) * 1e6
@@ -107,8 +116,10 @@ def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: 
     results = 2 * int(np.prod(SHAPE)) * 4
     return {
         "ours": summary(ours),
+        "ours_with_clean_latents": summary(with_clean),
         "diffusers": summary(theirs),
         "ratio": statistics.median(ours) / statistics.median(theirs),
+        "ratio_with_clean_latents": statistics.median(with_clean) / statistics.median(theirs),
         "peak_of_results": peak(schedulers.create(name, config, STEPS, **options)) / results,
         "steps_timed": len(ours),
     }
@@ -129,7 +140,8 @@ def main() -> None:
             print(
                 f"{label:22} {found['ours']['median_us']:7.1f} us  "
                 f"diffusers {found['diffusers']['median_us']:7.1f} us  "
-                f"ratio {found['ratio']:.2f}  peak {found['peak_of_results']:.2f} of the results"
+                f"ratio {found['ratio']:.2f} ({found['ratio_with_clean_latents']:.2f} with clean "
+                f"latents)  peak {found['peak_of_results']:.2f} of the results"
             )
     if arguments.json:
         document = {

@@ -14,21 +14,23 @@ from engines.onnx_file import external_data_locations
 from engines.profiles import Profile, Span
 from engines.session import EngineError, TensorSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Sidecar:
     """The content of a plan's .json.
 
-    onnx_sha256: see `model_digest`. target: for a plan that belongs to one GPU its name and compute
-    capability, else the list of compute capabilities it was built for. plan_size: in bytes.
+    onnx_sha256: see `model_digest`. graph_sha256: see engines.onnx_digest. target: for a plan that
+    belongs to one GPU its name and compute capability, else the list of compute capabilities it was
+    built for. plan_size: in bytes.
     """
 
     component: str
     backend: str
     library_version: str
     onnx_sha256: str
+    graph_sha256: str
     target: Mapping[str, str]
     profiles: tuple[Profile, ...]
     options: Mapping[str, Any]
@@ -71,10 +73,15 @@ class Sidecar:
             )
         return sidecar
 
+    def takes_weights(self, graph_sha256: str) -> bool:
+        """Whether weights of another ONNX file, of that graph, can be put into the plan."""
+        return bool(self.options.get("refittable")) and self.graph_sha256 == graph_sha256
+
     def differences(self, wanted: Self) -> list[str]:
-        """What of the key is not as wanted, in words."""
+        """What of the key is not as wanted, in words; nothing if other weights can be put in."""
         found = []
-        if self.onnx_sha256 != wanted.onnx_sha256:
+        same = self.onnx_sha256 == wanted.onnx_sha256
+        if not same and not self.takes_weights(wanted.graph_sha256):
             found.append("the ONNX file is another one")
         for what in ("backend", "library_version"):
             mine, other = getattr(self, what), getattr(wanted, what)
@@ -141,7 +148,14 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("target", "options"):
         if not isinstance(data[name], dict):
             raise TypeError(f"{name} is no object")
-    for name in ("component", "backend", "library_version", "onnx_sha256", "plan_sha256"):
+    for name in (
+        "component",
+        "backend",
+        "library_version",
+        "onnx_sha256",
+        "graph_sha256",
+        "plan_sha256",
+    ):
         if not isinstance(data[name], str):
             raise TypeError(f"{name} is no text")
     return {

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from engines import cuda
 from engines.lock import locked
+from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, check_profiles, input_shapes
 from engines.session import EngineError
@@ -118,6 +119,7 @@ def build_plan(
         backend=backend,
         library_version=version,
         onnx_sha256=digest or model_digest(onnx),
+        graph_sha256=graph_digest(onnx),
         target=_target(component, lib, options),
         profiles=tuple(dict(profile) for profile in profiles),
         options=options.key(),

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from engines import cuda
+from engines.onnx_digest import graph_digest
 from engines.session import EngineError
 from engines.sidecar import Sidecar
-from engines.tensorrt_library import Library
+from engines.tensorrt_library import Library, library
 
 _log = logging.getLogger(__name__)
 
@@ -38,19 +39,40 @@ def read_sidecar(plan: Path, backend: str, component: str) -> Sidecar:
         ) from error
 
 
-def check_fits(
-    sidecar: Sidecar, lib: Library, backend: str, gpu: cuda.Gpu, digest: str | None
-) -> None:
-    """Raises: EngineError: the plan was built from, with or for something else; says what."""
+def differences(
+    sidecar: Sidecar,
+    onnx: Path,
+    backend: str,
+    *,
+    digest: str | None,
+    version: str | None,
+    gpu: cuda.Gpu | None,
+) -> list[str]:
+    """What keeps a plan from running an ONNX file here, in words.
+
+    Args:
+      digest: engines.sidecar.model_digest of `onnx`. version: of the library. None: not compared.
+    """
     found = []
-    if digest is not None and sidecar.onnx_sha256 != digest:
-        found.append("it was built from another ONNX file")
+    if digest not in (None, sidecar.onnx_sha256):
+        same = sidecar.graph_sha256 == graph_digest(onnx)
+        if not sidecar.takes_weights(sidecar.graph_sha256 if same else ""):
+            hint = ", of the same graph: --refittable would take its weights" if same else ""
+            found.append(f"it was built from another ONNX file{hint}")
     if sidecar.backend != backend:
         found.append(f"it was built for {sidecar.backend}")
-    version = lib.version()
-    if sidecar.library_version != version and not sidecar.options.get("version_compatible"):
-        found.append(f"it was built with {lib.name} {sidecar.library_version}, here is {version}")
-    found += _target_differences(sidecar, gpu)
+    built = sidecar.library_version
+    if version not in (None, built) and not sidecar.options.get("version_compatible"):
+        found.append(f"it was built with {library(backend).name} {built}, here is {version}")
+    return found + ([] if gpu is None else _target_differences(sidecar, gpu))
+
+
+def check_fits(
+    sidecar: Sidecar, onnx: Path, backend: str, gpu: cuda.Gpu, digest: str | None
+) -> None:
+    """Raises: EngineError: the plan was built from, with or for something else; says what."""
+    version = library(backend).version()
+    found = differences(sidecar, onnx, backend, digest=digest, version=version, gpu=gpu)
     if found:
         command = build_command(backend, sidecar.component)
         raise EngineError(
@@ -103,10 +125,17 @@ class Messages:
 
 
 def load_engine(
-    trt: Any, lib: Library, plan: Path, onnx: Path, sidecar: Sidecar, messages: Messages
+    trt: Any,
+    lib: Library,
+    plan: Path,
+    onnx: Path,
+    sidecar: Sidecar,
+    digest: str | None,
+    messages: Messages,
 ) -> tuple[Any, Any]:
-    """The runtime and the engine of a plan; weights are put in where it was stripped of them.
+    """The runtime and the engine of a plan, with the weights of `onnx`.
 
+    They are put in where the plan holds none, or those of another file.
     Raises: EngineError: the library refuses it; the message is its own.
     """
     runtime = trt.Runtime(messages.logger)
@@ -116,7 +145,8 @@ def load_engine(
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise EngineError(f"{sidecar.component}: {lib.name} cannot load {plan}: {messages.taken()}")
-    if sidecar.options.get("weight_stripped"):
+    others = digest not in (None, sidecar.onnx_sha256)
+    if others or sidecar.options.get("weight_stripped"):
         refit(trt, engine, onnx, sidecar.component, messages)
     if sidecar.options.get("weight_streaming"):
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
@@ -130,6 +160,7 @@ def refit(trt: Any, engine: Any, onnx: Path, component: str, messages: Messages)
     """
     if not engine.refittable:
         raise EngineError(f"{component}: the engine is not refittable; build it with --refittable")
+    _log.info("%s: the weights come from %s", component, onnx)
     refitter = trt.Refitter(engine, messages.logger)
     parser = trt.OnnxParserRefitter(refitter, messages.logger)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():

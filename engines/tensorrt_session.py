@@ -15,6 +15,7 @@ import numpy as np
 
 from engines import cuda
 from engines.activations import shared_activations
+from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.profiles import narrowest
 from engines.session import BoundSession, EngineError, Feeds, Session, SessionBase, check_feeds
@@ -26,6 +27,7 @@ from engines.tensorrt_plan import (
     check_names,
     load_engine,
     read_sidecar,
+    refit,
 )
 from engines.tensorrt_shape import Shape
 
@@ -41,10 +43,11 @@ class TensorRtSession(SessionBase):
     Calls from several threads take turns.
 
     Args:
-      path: the ONNX file that the plan was built from; a stripped plan takes its weights from it.
+      path: the ONNX file that the plan was built from, or another one of the same graph, whose
+        weights a refittable plan takes; a stripped plan takes its weights from it too.
       backend: tensorrt or tensorrt-rtx.
       plan: the .plan, with its sidecar beside it.
-      digest: engines.sidecar.model_digest of the ONNX file; None trusts the plan to be of it.
+      digest: engines.sidecar.model_digest of `path`; None trusts the plan to be of it.
       device: number of the GPU.
       cuda_graphs: launch the whole engine at once from the second or third call of a shape on.
       runtime_cache: TensorRT-RTX: file for compiled kernels; None is beside the plan.
@@ -71,13 +74,16 @@ class TensorRtSession(SessionBase):
             gpu = cuda.gpu(device)
         except EngineError as error:
             raise EngineError(f"{component}: {error}") from error
-        check_fits(sidecar, lib, backend, gpu, digest)
+        check_fits(sidecar, path, backend, gpu, digest)
         inputs, outputs = graph_specs(path)
         super().__init__(component, inputs, outputs)
         self._trt, self._device, self._profiles = trt, device, sidecar.profiles
+        self._graph_sha256 = sidecar.graph_sha256
         self._messages = Messages(trt, component)
         cuda.use_device(device)
-        self._runtime, self._engine = load_engine(trt, lib, plan, path, sidecar, self._messages)
+        self._runtime, self._engine = load_engine(
+            trt, lib, plan, path, sidecar, digest, self._messages
+        )
         check_names(trt, self._engine, sidecar, [s.name for s in (*inputs, *outputs)])
         self._config: Any = None
         self._cache: RuntimeCache | None = None
@@ -93,6 +99,25 @@ class TensorRtSession(SessionBase):
 
     def bind(self, **constants: np.ndarray) -> Session:
         return _Uploaded(self, constants)
+
+    def refit(self, path: str | Path) -> None:
+        """Put in the weights of another ONNX file of the same graph; for refittable plans.
+
+        Raises: EngineError: the graph is another one, the plan is not refittable, or the library
+          refuses.
+        """
+        path = Path(path)
+        if graph_digest(path) != self._graph_sha256:
+            raise EngineError(f"{self.name}: {path} is another graph; its weights do not fit")
+        with self._activations.lock:
+            self._check_open()
+            cuda.use_device(self._device)
+            self._drop_shapes()  # recorded CUDA graphs may hold what is replaced
+            refit(self._trt, self._engine, path, self.name, self._messages)
+
+    def _drop_shapes(self) -> None:
+        while self._shapes:
+            self._shapes.popitem()[1].close()
 
     def _configure(self, cuda_graphs: bool, cache: Path) -> None:
         trt = self._trt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from runtime import checks
 from runtime.components import chunks, finite
 from runtime.conditioning import Embeds
 from runtime.guidance import Guidance, GuidanceState
-from runtime.schedulers import Scheduler
+from runtime.schedulers import Scheduler, StepResult
 from runtime.schedulers.common import original_weights
 from runtime.start import Start
 
@@ -23,12 +23,19 @@ Draw = Callable[[Sequence[int]], np.ndarray]
 
 @dataclass(frozen=True)
 class DenoiseStep:
-    """The state after one step; arrays are (B, C, H/8, W/8) float32 and belong to the receiver."""
+    """The state after one step; arrays are (B, C, H/8, W/8) float32 and belong to the receiver.
+
+    pred_original_sample, the clean latents that the step saw, is computed when first asked for.
+    """
 
     index: int
     timestep: float
     latents: np.ndarray
-    pred_original_sample: np.ndarray
+    _result: StepResult = field(repr=False)
+
+    @property
+    def pred_original_sample(self) -> np.ndarray:
+        return self._result.pred_original_sample
 
 
 def denoise(
@@ -76,7 +83,7 @@ def denoise(
             result = scheduler.step(noise_pred, i, latents, noise)
             latents = start.held(result.prev_sample, scheduler, i)
             # the next step reads these latents, so the receiver gets a copy
-            yield DenoiseStep(i, timestep, latents.copy(), result.pred_original_sample)
+            yield DenoiseStep(i, timestep, latents.copy(), result)
     finally:
         predictor.close()
 

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+Original = np.ndarray | Callable[[], np.ndarray]
+"""Clean latents, or what computes them."""
 
-@dataclass(frozen=True)
+
 class StepResult:
-    """What a step gives: the next latents, and the clean latents that it sees behind them."""
+    """What a step gives: the next latents, and the clean latents that it sees behind them.
 
-    prev_sample: np.ndarray
-    pred_original_sample: np.ndarray
+    Most samplers step without the clean latents. Theirs are computed when they are first asked
+    for, of the sample and noise_pred that the step was given and that must be unchanged till then.
+    """
+
+    __slots__ = ("_original", "prev_sample")
+
+    def __init__(self, prev_sample: np.ndarray, original: Original) -> None:
+        self.prev_sample = prev_sample
+        self._original = original
+
+    @property
+    def pred_original_sample(self) -> np.ndarray:
+        if callable(self._original):
+            self._original = self._original()
+        return self._original
 
 
 class Scheduler(Protocol):
@@ -160,6 +175,16 @@ def combine(out: np.ndarray, scratch: np.ndarray, *terms: Term) -> np.ndarray:
     if total is not out:
         np.copyto(out, 0.0 if total is None else total)
     return out
+
+
+def later(*terms: Term) -> Callable[[], np.ndarray]:
+    """The weighted sum of arrays, when it is asked for."""
+    return partial(_summed, terms)
+
+
+def _summed(terms: tuple[Term, ...]) -> np.ndarray:
+    first = terms[0][1]
+    return combine(np.empty_like(first), np.empty_like(first), *terms)
 
 
 def original_weights(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
+    later,
     require_finite,
     slope_weights,
     ve_original_weights,
@@ -103,7 +104,7 @@ class KDPM2DiscreteScheduler:
         check_step(self, noise_pred, i, sample, noise)
         memory, (a, b, same, predicted, added) = self._memory, self._weights[i]
         check_pair(memory, i, sample)
-        original = memory.sum((a, sample), (b, noise_pred))
+        original = later((a, sample), (b, noise_pred))
         if i % 2 == 0:
             np.copyto(memory.push(), sample)
             prev = memory.sum((1 + same, sample), (predicted, noise_pred))

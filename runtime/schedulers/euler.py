@@ -15,8 +15,10 @@ import numpy as np
 from runtime import schedules
 from runtime.schedulers.common import (
     Memory,
+    Original,
     StepResult,
     check_step,
+    later,
     require_finite,
     slope_weights,
     ve_original_weights,
@@ -129,7 +131,9 @@ class EulerDiscreteScheduler:
             raised = memory.push()
             np.multiply(noise, fresh, raised)
             sample = np.add(raised, sample, raised)
-        original = memory.sum((a, sample), (b, noise_pred))
+            original: Original = memory.sum((a, sample), (b, noise_pred))
+        else:
+            original = later((a, sample), (b, noise_pred))
         return StepResult(memory.sum((same, sample), (predicted, noise_pred)), original)
 
     def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
@@ -226,7 +230,7 @@ class EulerAncestralDiscreteScheduler:
         check_step(self, noise_pred, i, sample, noise)
         memory, (a, b, same, predicted, added) = self._memory, self._weights[i]
         memory.start(i, sample)
-        original = memory.sum((a, sample), (b, noise_pred))
+        original = later((a, sample), (b, noise_pred))
         terms = [(same, sample), (predicted, noise_pred)]
         if noise is not None:
             terms.append((added, noise))

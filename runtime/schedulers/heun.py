@@ -10,9 +10,10 @@ import numpy as np
 
 from runtime.schedulers.common import (
     Memory,
+    Original,
     StepResult,
     check_step,
-    combine,
+    later,
     require_finite,
     slope_weights,
     ve_original_weights,
@@ -101,17 +102,19 @@ class HeunDiscreteScheduler:
         check_step(self, noise_pred, i, sample, noise)
         memory, (a, b, same, other) = self._memory, self._weights[i]
         check_pair(memory, i, sample)
-        original = memory.sum((a, sample), (b, noise_pred))
+        original: Original = later((a, sample), (b, noise_pred))
         shown = noise_pred
         if self.config.clip_sample:
             reach = self.config.clip_sample_range
-            shown = np.clip(original, -reach, reach, out=original)
+            seen = memory.sum((a, sample), (b, noise_pred))
+            original = shown = np.clip(seen, -reach, reach, out=seen)
         if i % 2:
             return StepResult(
                 memory.sum((1.0, memory[0]), (same, sample), (other, shown)), original
             )
-        combine(memory.push(), memory.scratch, (1 + same, sample), (other, shown))
-        return StepResult(memory.sum((1 + 2 * same, sample), (2 * other, shown)), original)
+        prev = memory.sum((same, sample), (other, shown))  # half of the slope, so far
+        halfway = np.add(sample, prev, memory.push())
+        return StepResult(np.add(halfway, prev, prev), original)
 
     def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
         return original + float(self.sigmas[i]) * noise

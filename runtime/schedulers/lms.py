@@ -18,6 +18,7 @@ from runtime.schedulers.common import (
     StepResult,
     check_step,
     combine,
+    later,
     require_finite,
     slope_weights,
     ve_original_weights,
@@ -84,7 +85,7 @@ class LMSDiscreteScheduler:
         check_step(self, noise_pred, i, sample, noise)
         memory, (a, b), (same, predicted) = self._memory, self._originals[i], self._slopes[i]
         memory.start(i, sample)
-        original = memory.sum((a, sample), (b, noise_pred))
+        original = later((a, sample), (b, noise_pred))
         combine(memory.push(), memory.scratch, (same, sample), (predicted, noise_pred))
         weights = self._coefficients[i][: memory.held]
         slopes = [(weight, memory[k]) for k, weight in enumerate(weights)]

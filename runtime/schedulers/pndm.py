@@ -16,6 +16,7 @@ from runtime.schedulers.common import (
     StepResult,
     check_step,
     combine,
+    later,
     original_weights,
     require_finite,
 )
@@ -109,7 +110,7 @@ class PNDMScheduler:
         if call == 0:
             self._base.push(), self._base.push()
         a, b = self._weights[i]
-        original = memory.sum((a, sample), (b, noise_pred))
+        original = later((a, sample), (b, noise_pred))
         if call < len(self._warm_up):
             prev = self._runge_kutta(noise_pred, i, call, sample)
         else:

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from sdexport.commands.common import FOLDER, json_option, print_json, progress_bar
+from sdexport.commands.common import (
+    FOLDER,
+    engine_dir_option,
+    json_option,
+    print_json,
+    progress_bar,
+)
 
 
 @click.command()
 @click.argument("package", type=FOLDER)
+@engine_dir_option
 @json_option
-def inspect(package: Path, as_json: bool) -> None:
-    """Check every file's hash and show what is in PACKAGE."""
+def inspect(package: Path, engine_dir: Path | None, as_json: bool) -> None:
+    """Check every file's hash and show what is in PACKAGE, and which engines were built for it."""
     from runtime import Package
+    from sdexport.built import built_engines
 
     total = sum(f.stat().st_size for f in package.rglob("*") if f.is_file())
     with progress_bar(total, "hashes", "B") as bar:
         loaded = Package.load(package, on_bytes=bar.update)
-    manifest = loaded.manifest
+    manifest, engines = loaded.manifest, built_engines(loaded, engine_dir)
     if as_json:
-        print_json(json.loads(manifest.to_json()) | {"size": loaded.size})
+        report = json.loads(manifest.to_json()) | {"size": loaded.size, "engines": engines}
+        print_json(report)
         return
     height, width = manifest.default_size
     lines = {
@@ -49,3 +60,30 @@ def inspect(package: Path, as_json: bool) -> None:
                 click.echo(
                     f"  {output} against PyTorch: {figures['metric']} {figures['error']:.1e}"
                 )
+    for engine in engines:
+        _show_engine(engine)
+
+
+def _show_engine(engine: Mapping[str, Any]) -> None:
+    version = engine.get("library_version", "of an unknown version")
+    size = engine["size"] / 1e6
+    click.echo(f"\nengine {engine['component']}: {engine['backend']} {version}, {size:.1f} MB")
+    for profile in engine.get("profiles", ()):
+        sizes = ", ".join(f"{name} {span}" for name, span in profile.items())
+        click.echo(f"  profile: {sizes or 'fixed'}")
+    target = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in engine.get("target", {}).items())
+    click.echo(f"  for: {target or 'unknown'}")
+    chosen = [
+        name.replace("_", " ") + ("" if value is True else f" {value}")
+        for name, value in engine.get("options", {}).items()
+        if value not in (None, False) and not isinstance(value, list)  # the list is the target
+    ]
+    if chosen:
+        click.echo(f"  options: {', '.join(chosen)}")
+    if engine["fits"]:
+        beside = f" (not compared: {', '.join(engine['not_compared'])})"
+        click.echo(f"  fresh{beside if engine['not_compared'] else ''}")
+        if engine["refits"]:
+            click.echo("  takes this package's weights when it is opened")
+    else:
+        click.echo(f"  stale: {'; '.join(engine['differences'])}")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from engines import cuda
+from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, Span
 from engines.sidecar import Sidecar, sha256_of, sidecar_path
@@ -308,6 +309,7 @@ def write_plan(model: Path, plan: Path, backend: str, **changes: Any) -> Path:
         "backend": backend,
         "library_version": VERSION,
         "onnx_sha256": sha256_of(model),
+        "graph_sha256": graph_digest(model),
         "target": {"compute_capabilities": "portable"},
         "profiles": (PROFILE,),
         "options": {},

@@ -20,6 +20,7 @@ SIDECAR = Sidecar(
     backend="tensorrt",
     library_version="11.0",
     onnx_sha256="0" * 64,
+    graph_sha256="3" * 64,
     target={"gpu": "NVIDIA A100", "compute_capability": "8.0"},
     profiles=({"batch": Span(1, 2, 8)},),
     options={"refittable": False, "compute_capabilities": []},

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from engines import EngineError, Session, cuda, open_session
 from engines.activations import shared_activations
 from engines.profiles import Span
-from engines.sidecar import sidecar_path
+from engines.sidecar import model_digest, sha256_of, sidecar_path
+from engines.tensorrt_session import TensorRtSession
+from runtime import load_pipeline
 from tests.engines.fake_tensorrt import PROFILE, FakeCuda, Status, install, write_plan
 from tests.engines.test_contract import feeds
 
@@ -172,6 +176,81 @@ def test_stripped_plan_takes_its_weights_from_the_onnx_file(
 ) -> None:
     opened(model, tmp_path, options={"weight_stripped": True}).close()
     assert ("refit", "model.onnx") in log
+
+
+@pytest.fixture
+def other(model: Path, tmp_path: Path) -> Path:
+    """The same graph with other weights."""
+    path = tmp_path / "other" / "merged.onnx"
+    path.parent.mkdir()
+    return with_other_weights(model, path)
+
+
+def with_other_weights(model: Path, path: Path) -> Path:
+    changed = onnx.load(model)
+    tensor = max(changed.graph.initializer, key=lambda t: len(t.raw_data))
+    tensor.raw_data = bytes(len(tensor.raw_data))
+    onnx.save(changed, path)
+    return path
+
+
+def test_refittable_plan_takes_the_weights_of_another_file(
+    gpu: FakeCuda, model: Path, other: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", TRT, options={"refittable": True})
+    open_session(model, TRT, plan=plan, digest=model_digest(model)).close()
+    assert not [what for what in log if what[0] == "refit"]
+    open_session(other, TRT, plan=plan, digest=model_digest(other)).close()
+    assert ("refit", "merged.onnx") in log
+
+
+def test_plan_that_is_not_refittable_says_what_would_help(
+    gpu: FakeCuda, model: Path, other: Path, tmp_path: Path
+) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    with pytest.raises(EngineError, match="of the same graph: --refittable would take its weights"):
+        open_session(other, TRT, plan=plan, digest=model_digest(other))
+
+
+def test_refit_of_an_open_session(
+    gpu: FakeCuda, model: Path, other: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    session = opened(model, tmp_path, options={"refittable": True})
+    assert isinstance(session, TensorRtSession)
+    given = feeds()
+    rest = {name: value for name, value in given.items() if name != "encoder_hidden_states"}
+    with session, session.bind(encoder_hidden_states=given["encoder_hidden_states"]) as bound:
+        for _ in range(3):
+            expected = bound.run(rest)["out_sample"]
+        instantiated = gpu.counts["cudaGraphInstantiate"]
+        session.refit(other)
+        assert log[-1] == ("refit", "merged.onnx")
+        for _ in range(3):  # the bound inputs are still there, the graph is captured anew
+            np.testing.assert_array_equal(bound.run(rest)["out_sample"], expected)
+        assert gpu.counts["cudaGraphInstantiate"] == instantiated + 1
+        with pytest.raises(EngineError, match="is another graph; its weights do not fit"):
+            session.refit(model.parents[1] / "vae_decoder" / "model.onnx")
+
+
+def test_pipeline_takes_the_engines_of_another_package(
+    gpu: FakeCuda, package: Path, package_copy: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    """Two packages of one graph: --engine-dir names the engines of the other."""
+    path, manifest = package_copy / "unet" / "model.onnx", package_copy / "sdexport.json"
+    with_other_weights(path, path)
+    values = json.loads(manifest.read_text())
+    for record in values["components"]["unet"]["files"]:
+        record |= {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest.write_text(json.dumps(values))
+    folder = tmp_path / "engines" / TRT
+    folder.mkdir(parents=True)
+    options = {"refittable": True}
+    write_plan(package / "unet" / "model.onnx", folder / "unet.plan", TRT, options=options)
+    for source, refits in ((package, 0), (package_copy, 1)):
+        log.clear()
+        with load_pipeline(source, {"unet": TRT}, engine_dir=tmp_path / "engines") as pipe:
+            pipe.session("unet")
+        assert len([what for what in log if what[0] == "refit"]) == refits
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_session import check_cuda
-from engines import EngineError, cuda
+from engines import EngineError, cuda, open_session
 from engines.profiles import Span
-from engines.tensorrt_build import BuildOptions
+from engines.tensorrt_build import BuildOptions, build_plan
+from engines.tensorrt_session import TensorRtSession
 from runtime import Package, Pipeline
-from sdexport.build import Sizes, build
+from sdexport.build import Sizes, build, profiles
+from tests.engines.test_tensorrt_session import with_other_weights
 from tests.tolerances import GPU_COMPONENT_REL, assert_close
 
 pytestmark = pytest.mark.gpu
@@ -75,8 +77,35 @@ def test_stripped_plan_is_small_and_answers_the_same(
         )
         sizes[name] = built.sidecar.plan_size
     assert sizes["stripped"] < sizes["whole"] / 2
+    feeds, expected = recorded(package)
+    with loaded.open("unet", backend, engine_dir=tmp_path / "stripped") as session:
+        assert_close(session.run(feeds)["out_sample"], expected, rel=GPU_COMPONENT_REL)
+
+
+def recorded(package: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """PyTorch's inputs and output of the UNet."""
     with np.load(package / "reference" / "unet.npz") as arrays:
         feeds = {k.removeprefix("input."): arrays[k] for k in arrays if k.startswith("input.")}
-        expected = arrays["output.out_sample"]
-    with loaded.open("unet", backend, engine_dir=tmp_path / "stripped") as session:
+        return feeds, arrays["output.out_sample"]
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_refit_answers_as_the_other_weights_do(package: Path, tmp_path: Path, backend: str) -> None:
+    """An engine of other weights, opened for this package, and changed while it is open."""
+    pytest.importorskip(MODULES[backend])
+    other, loaded = tmp_path / "unet" / "model.onnx", Package.load(package, verify=False)
+    other.parent.mkdir()
+    with_other_weights(loaded.model_path("unet"), other)
+    plan = loaded.plan_path("unet", backend, tmp_path)
+    sizes = profiles(loaded, "unet", SIZES)
+    build_plan(other, plan, backend=backend, profiles=sizes, options=BuildOptions(refittable=True))
+    feeds, expected = recorded(package)
+    with open_session(other) as session:
+        without = session.run(feeds)["out_sample"]
+    with loaded.open("unet", backend, engine_dir=tmp_path) as session:
+        assert_close(session.run(feeds)["out_sample"], expected, rel=GPU_COMPONENT_REL)
+        assert isinstance(session, TensorRtSession)
+        session.refit(other)
+        assert_close(session.run(feeds)["out_sample"], without, rel=GPU_COMPONENT_REL)
+        session.refit(loaded.model_path("unet"))
         assert_close(session.run(feeds)["out_sample"], expected, rel=GPU_COMPONENT_REL)

@@ -40,14 +40,15 @@ Names and class names are both accepted, and so is a `scheduler_config.json` as 
 - **float32** is the same in float32 against diffusers as it is, whose tables are float32: the
   difference is almost all theirs. The median of the cases stands in brackets.
 - **Step** is our time for a step on a (1, 4, 64, 64) float32 latent and, in brackets, its share of
-  diffusers' (one thread, median).
+  diffusers' (one thread, median). **Clean** is that share where the clean latents are asked for
+  too, which diffusers always computes and most samplers here only on demand.
 
 The bounds that the tests hold are {wide:.0e} and {single:.0e}; for the beta schedules
 `squaredcos_cap_v2` and `exp`, to which the largest float32 figures of Heun, Euler ancestral and
 DEIS belong, {steep:g}: their noise levels begin in the thousands, which costs float32 most digits.
 
-| name | class in diffusers | cases | float64 | float32 | step |
-|---|---|---:|---:|---:|---:|
+| name | class in diffusers | cases | float64 | float32 | step | clean |
+|---|---|---:|---:|---:|---:|---:|
 """
 NOTES = """
 ## Where diffusers stops
@@ -123,7 +124,8 @@ def main() -> None:
         page += (
             f"| `{name}` | {schedulers.class_name(name)} | {len(wide)} | {wide.max():.1e} "
             f"| {single.max():.1e} ({np.median(single):.0e}) "
-            f"| {cost['ours']['median_us']:.0f} µs ({cost['ratio']:.2f}) |\n"
+            f"| {cost['ours']['median_us']:.0f} µs ({cost['ratio']:.2f}) "
+            f"| {cost['ratio_with_clean_latents']:.2f} |\n"
         )
     page += "\n## Options in the comparison\n\n| name | keys and values |\n|---|---|\n"
     page += "".join(f"| `{name}` | {options_text(name)} |\n" for name in schedulers.NAMES)

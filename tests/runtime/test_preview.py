@@ -13,6 +13,7 @@ from PIL import Image
 from runtime import Pipeline
 from runtime.denoise import DenoiseStep
 from runtime.preview import PreviewWriter, channels_view, linear_preview, save_animation, show
+from runtime.schedulers import StepResult
 from tests.tolerances import PREVIEW_CORRELATION
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "lms", "seed": 0}
@@ -131,7 +132,7 @@ def test_writer_linear_decodes_nothing(pipe: Pipeline, tmp_path: Path) -> None:
     stand_in = SimpleNamespace(package=pipe.package)
     writer = PreviewWriter(stand_in, tmp_path, method="linear")
     latents = np.full((1, 4, 2, 3), 0.5, np.float32)
-    writer(DenoiseStep(0, 999.0, latents, -latents))
+    writer(DenoiseStep(0, 999.0, latents, StepResult(latents, -latents)))
     with Image.open(tmp_path / "step-000.png") as image:
         pixels = np.asarray(image)
     colours = pipe.package.manifest.preview

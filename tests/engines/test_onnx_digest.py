@@ -1,0 +1,107 @@
+"""The digest of a graph apart from its weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from engines import EngineError
+from engines.onnx_digest import graph_digest
+from engines.sidecar import sha256_of
+from sdexport.checkpoint import Checkpoint
+from sdexport.components import parts
+from sdexport.export import DEFAULT_OPSET, trace
+
+MODEL = Path("text_encoder") / "model.onnx"
+
+
+@pytest.fixture
+def model(package: Path) -> onnx.ModelProto:
+    return onnx.load(package / MODEL)
+
+
+def digest(model: onnx.ModelProto, folder: Path, **options: object) -> str:
+    path = folder / "model.onnx"
+    onnx.save(model, path, **options)
+    return graph_digest(path)
+
+
+def weight(model: onnx.ModelProto, *, floats: bool) -> onnx.TensorProto:
+    """The largest initializer of the kind."""
+    kind = [t for t in model.graph.initializer if (t.data_type == 1) == floats]
+    return max(kind, key=lambda tensor: len(tensor.raw_data))
+
+
+def test_digest_is_the_same_with_other_weights(model: onnx.ModelProto, tmp_path: Path) -> None:
+    before = digest(model, tmp_path)
+    tensor = weight(model, floats=True)
+    values = numpy_helper.to_array(tensor) + np.float32(1)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert digest(model, tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["node", "name", "shape", "whole numbers", "opset", "output"])
+def test_digest_changes_with_the_graph(model: onnx.ModelProto, tmp_path: Path, what: str) -> None:
+    before = digest(model, tmp_path)
+    if what == "node":
+        model.graph.node[3].op_type += "X"
+    elif what == "name":
+        weight(model, floats=True).name += "x"
+    elif what == "shape":
+        tensor = weight(model, floats=True)
+        tensor.dims.insert(0, 1)
+    elif what == "whole numbers":
+        tensor = weight(model, floats=False)
+        values = numpy_helper.to_array(tensor) + 1
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    elif what == "opset":
+        model.opset_import[0].version += 1
+    else:
+        del model.graph.output[-1]
+    assert digest(model, tmp_path) != before
+
+
+def test_digest_of_weights_beside_the_graph(model: onnx.ModelProto, tmp_path: Path) -> None:
+    found = []
+    for number in (0, 1):
+        tensor = weight(model, floats=True)
+        values = numpy_helper.to_array(tensor) * np.float32(2)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        saved = onnx.ModelProto.FromString(model.SerializeToString())
+        options = {"save_as_external_data": True, "location": f"data.{number}"}
+        found.append(digest(saved, folder, **options))
+    assert found[0] == found[1]
+
+
+def test_digest_of_two_exports_of_one_architecture(
+    modules: dict[str, Any], checkpoint: Path, package: Path, tmp_path: Path
+) -> None:
+    """What a merged LoRA does to a text encoder: other weights under the same names."""
+    part = parts(Checkpoint.open(checkpoint).configs)[0]
+    changed = copy.deepcopy(modules["text_encoder"])
+    with torch.no_grad():
+        for value in changed.parameters():
+            if value.ndim == 2:
+                value.mul_(1.01)
+    trace(part, changed, tmp_path / "model.onnx", opset=DEFAULT_OPSET)
+    assert graph_digest(tmp_path / "model.onnx") == graph_digest(package / MODEL)
+    assert sha256_of(tmp_path / "model.onnx") != sha256_of(package / MODEL)
+
+
+def test_digest_of_what_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for content in (b"", b"no model at all"):
+        path.write_bytes(content)
+        with pytest.raises(EngineError):
+            graph_digest(path)
+    with pytest.raises(FileNotFoundError):
+        graph_digest(tmp_path / "none.onnx")
