@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,60 @@ def full_size(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gpu(report: dict[str, Any]) -> str:
+    """Milliseconds of a UNet call and seconds of a picture, for each backend that answered."""
+    machine, lines = report["environment"], []
+    name, versions = machine["gpu"].get("name", "no GPU"), machine["versions"]
+    known = ", ".join(f"{k} {v}" for k, v in versions.items() if v)
+    lines.append(f"On {name} (`python -m benchmarks.gpu`; random weights; {known}):")
+    for model in dict.fromkeys(key.split(".")[0] for key in report if "." in key):
+        calls = _tasks(report, f"{model}.unet.", "host")
+        lines += _gpu_table(
+            f"{model}: UNet call, ms by CUDA events, or by the host's clock; of these the share of "
+            "the measured arithmetic limit",
+            "batch x pixels",
+            calls,
+            lambda row: f"{_us(row) / 1000:.2f} ({row['shares']['arithmetic']:.0%})",
+        )
+        pictures = _tasks(report, f"{model}.picture.", "seconds")
+        lines += _gpu_table(
+            f"{model}: whole picture, s",
+            "steps",
+            pictures,
+            lambda row: f"{statistics.median(row['seconds']):.2f}",
+        )
+    return "\n".join(lines)
+
+
+def _us(row: dict[str, Any]) -> float:
+    return float(row.get("events", row["host"])["median_us"])
+
+
+def _tasks(report: dict[str, Any], prefix: str, measured: str) -> dict[str, dict[str, Any]]:
+    """Last part of a task's name -> backend -> what was measured there."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, task in report.items():
+        if key.startswith(prefix):
+            rows = {b: r for b, r in task.items() if isinstance(r, dict) and measured in r}
+            found[key.removeprefix(prefix).replace("compiled.", "compiled: ")] = rows
+    return found
+
+
+def _gpu_table(
+    title: str,
+    first: str,
+    tasks: dict[str, dict[str, Any]],
+    show: Callable[[dict[str, Any]], str],
+) -> list[str]:
+    backends = list(dict.fromkeys(backend for rows in tasks.values() for backend in rows))
+    if not backends:
+        return []
+    lines = [f"\n{title}:\n", _row(first, *backends), f"|{'---|' * (len(backends) + 1)}"]
+    for name, rows in tasks.items():
+        lines.append(_row(name, *(show(rows[b]) if b in rows else "-" for b in backends)))
+    return lines
+
+
 def _stage(name: str, figures: dict[str, Any]) -> str:
     return _row(name, f"{figures['seconds']:.0f} s", f"{figures['peak_gb']:.1f} GB")
 
@@ -73,6 +129,9 @@ def main() -> None:
     shapes = json.loads((RESULTS / "shapes.json").read_text(encoding="utf-8"))
     full = json.loads((RESULTS / "full_size.json").read_text(encoding="utf-8"))
     text = f"{evaluation(shapes)}\n\n{full_size(full)}\n"
+    if (RESULTS / "gpu.json").is_file():
+        report = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))
+        text += f"\n{gpu(report)}\n"
     readme = ROOT / "README.md"
     filled = MARKED.sub(lambda m: m[1] + text + m[2], readme.read_text(encoding="utf-8"))
     readme.write_text(filled, encoding="utf-8")

@@ -93,14 +93,20 @@ def choose(*, plan_of: Callable[[str], Path | None] = lambda backend: None) -> s
       plan_of: the plan of a backend, if there is one.
     Raises: ImportError: none is installed.
     """
+    for backend in available(plan_of=plan_of):
+        return backend
+    raise ImportError("no inference engine is installed; run: pip install 'sdexport[cpu]'")
+
+
+def available(*, plan_of: Callable[[str], Path | None] = lambda backend: None) -> list[str]:
+    """Every backend that is installed here and can run, the best first; see `choose`."""
     plans = [b for b in PLAN_BACKENDS if _installed(b) and _is_file(plan_of(b))]
     on_cuda = _installed("onnxruntime") and _has_cuda_provider()
     if (plans or on_cuda) and not cuda.absent():
-        return plans[0] if plans else "onnxruntime-cuda"
-    for backend in _ON_CPU:
-        if _installed(backend):
-            return backend
-    raise ImportError("no inference engine is installed; run: pip install 'sdexport[cpu]'")
+        plans += ["onnxruntime-cuda"] * on_cuda
+    else:
+        plans = []
+    return [*plans, *(backend for backend in _ON_CPU if _installed(backend))]
 
 
 def _installed(backend: str) -> bool:

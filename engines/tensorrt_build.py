@@ -180,12 +180,12 @@ def _writable(plan: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise EngineError(
-            f"{plan.parent} cannot be written; give another folder for the engines"
+            f"{plan.parent} cannot be written; --engine-dir puts engines elsewhere"
         ) from error
     except OSError as error:
         if error.errno == 30:  # EROFS
             raise EngineError(
-                f"{plan.parent} is on a read-only disk; give another folder for the engines"
+                f"{plan.parent} is on a read-only disk; --engine-dir puts engines elsewhere"
             ) from error
         raise
 

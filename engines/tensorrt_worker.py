@@ -24,6 +24,8 @@ from typing import Any
 Send = Callable[..., None]
 EVERY = 0.05
 """Seconds between two steps that are told."""
+MOST = 6
+"""Messages of one failure that are told: a graph may have the same trouble at a hundred nodes."""
 
 
 def main() -> None:
@@ -190,7 +192,9 @@ def _set_compute_capabilities(trt: Any, config: Any, names: list[str]) -> None:
 
 
 def _told(messages: list[str], error: Exception) -> str:
-    return "; ".join(dict.fromkeys(messages)) or " ".join(str(error).split())
+    told = list(dict.fromkeys(messages))
+    more = [f"and {len(told) - MOST} more"] if len(told) > MOST else []
+    return "; ".join(told[:MOST] + more) or " ".join(str(error).split())
 
 
 if __name__ == "__main__":

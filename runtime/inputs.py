@@ -159,8 +159,6 @@ def begin(
         if strength is not None:
             raise ValueError("strength needs an image to begin from")
         return 0, None
-    if strength is None:
-        strength = 0.8 if given.mask is None else 1.0
     strength = checks.number("strength", strength, 0, 1)
     kept = min(int(steps * strength), steps)
     if kept < 1:

@@ -20,6 +20,7 @@ from runtime import checks, inputs, schedulers, vae
 from runtime.backends import Backends
 from runtime.components import Components, chunks, finite
 from runtime.conditioning import Embeds, GivenEmbeds, condition
+from runtime.defaults import Defaults, defaults
 from runtime.denoise import DenoiseStep, Draw, denoise
 from runtime.guidance import Guidance, GuidanceFunction
 from runtime.image import ImageInput, Parameters, to_image, to_uint8
@@ -125,10 +126,10 @@ class Pipeline:
         *,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_function: GuidanceFunction | None = None,
@@ -163,12 +164,15 @@ class Pipeline:
             SDXL is given zeros, which is not the same as "".
           height, width: pixels, multiples of the package's downscale (8); default those of
             `image`, rounded down, or else the package's.
-          num_inference_steps: 1 or more, as many as the scheduler was trained with at most.
+          num_inference_steps: 1 or more, as many as the scheduler was trained with at most;
+            default 50, for latent consistency models 4.
           timesteps, sigmas: instead of a number of steps, for schedulers that take them.
-          guidance_scale: 0 or more; up to 1 no unconditional pass is run.
+          guidance_scale: 0 or more; up to 1 no unconditional pass is run. Default 7.5, for SDXL 5
+            without a mask, for latent consistency models, which are told it, 8.5.
           guidance_rescale, guidance_interval, guidance_function: see Guidance.
           image: picture to begin from, or one for each prompt: any file, mode or size.
-          strength: 0..1, how much of `image` is given up; default 0.8, with a mask 1.
+          strength: 0..1, how much of `image` is given up; default 0.8, with a mask 1, for SDXL 0.3
+            and 0.9999.
           mask_image: bright where `image` is painted anew.
           resize_mode: how image and mask get to the size: "stretch", "crop" or "fill".
           seed: one for the whole batch (as one torch generator), a list with one for each picture,
@@ -194,6 +198,13 @@ class Pipeline:
         Raises: ValueError: an argument out of range. EngineError: a component failed or gave
           numbers that are not finite.
         """
+        usual = self.defaults(image=image is not None, mask=mask_image is not None)
+        if guidance_scale is None:
+            guidance_scale = usual.guidance_scale
+        if num_inference_steps is None:
+            num_inference_steps = usual.num_inference_steps
+        if strength is None:
+            strength = usual.strength
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval, guidance_function)
         if self._unet_takes("timestep_cond"):  # it is told the scale instead of led by it
             guidance = replace(guidance, scale=1.0)
@@ -311,6 +322,15 @@ class Pipeline:
         """The package's own scheduler if it is known here, else DDIM."""
         named = str(self.package.scheduler_config.get("_class_name", ""))
         return schedulers.canonical_name(named) or DEFAULT_SCHEDULER
+
+    def defaults(self, *, image: bool = False, mask: bool = False) -> Defaults:
+        """What is taken for arguments that are not given, painting from nothing, image or mask."""
+        return defaults(
+            xl="text_encoder_2" in self.text_encoders.tokenizers,
+            told_scale=self._unet_takes("timestep_cond"),
+            image=image,
+            mask=mask,
+        )
 
     def scheduler(
         self,

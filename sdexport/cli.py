@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from runtime.version import VERSION
-from sdexport.commands import build, demo, export, generate, inspect, verify
+from sdexport.commands import bench, build, demo, export, generate, inspect, verify
 
 
 class _Group(click.Group):
@@ -52,6 +52,7 @@ def _message(error: Exception) -> str:
 def main(debug: bool) -> None:
     """A Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("runtime.package").setLevel(logging.INFO)  # it says what auto takes
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Once())
     if threading.current_thread() is threading.main_thread():
@@ -79,6 +80,7 @@ for _command in (
     verify.verify,
     generate.generate,
     inspect.inspect,
+    bench.bench,
     demo.demo,
 ):
     main.add_command(_command)

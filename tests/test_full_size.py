@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks.full_size import run
+from benchmarks.gpu_models import MODELS, checkpoint, write_package
+from sdexport.cli import main
 from tests.parity.test_tokenizer_parity import REAL
 
 MOST_MEMORY_GB = 10.0
@@ -20,3 +24,30 @@ def test_full_size_exports_verifies_and_paints(tmp_path: Path) -> None:
     assert report["stages"]["export"]["peak_gb"] < MOST_MEMORY_GB
     assert all(check["share"] <= 1 for check in report["checks"])
     assert {check["name"] for check in report["checks"]} >= {"unet", "picture"}
+
+
+@pytest.mark.slow
+def test_full_size_unet_in_fp16_builds_without_a_gpu(tmp_path: Path) -> None:
+    """TensorRT-RTX, with a profile for 512x512 beside one up to 1024x1024."""
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    package = tmp_path / "package"
+    source = checkpoint(MODELS["sd15"], tmp_path / "checkpoint")
+    write_package(source, package, half=True, only=("unet",))
+
+    def call(*arguments: str) -> list[dict[str, object]]:
+        result = CliRunner().invoke(main, [arguments[0], str(package), *arguments[1:], "--json"])
+        assert result.exit_code == 0, result.stderr
+        found: list[dict[str, object]] = json.loads(result.stdout)["engines"]
+        return found
+
+    sizes = ("--batch", "1:1:4", "--height", "512:512:1024", "--width", "512:512:1024", "--static")
+    (built,) = call("build", "--backend", "tensorrt-rtx", *sizes)
+    assert built["built"] and float(str(built["size"])) > 1.7e9
+    (engine,) = call("inspect")
+    assert engine["fits"] and engine["library_version"] in str(built["library"])
+    assert engine["profiles"] == [
+        {"batch": "2:2:2", "height": "64:64:64", "width": "64:64:64", "sequence": "77:77:77"},
+        {"batch": "1:2:8", "height": "64:64:128", "width": "64:64:128", "sequence": "77:77:231"},
+    ]
+    (again,) = call("build", "--backend", "tensorrt-rtx", *sizes)
+    assert not again["built"]

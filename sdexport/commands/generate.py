@@ -20,6 +20,9 @@ from sdexport.commands.common import (
     progress_bar,
 )
 
+STEPS = 25
+"""Enough for most schedulers; the library takes 50, as diffusers does."""
+
 
 class Size(click.ParamType[tuple[int, int]]):
     name = "WxH"
@@ -51,8 +54,18 @@ class Interval(click.ParamType[tuple[float, float]]):
 @click.argument("prompt", required=False)
 @click.option("-o", "--output", type=FILE, required=True, help="A .png.")
 @click.option("--negative", "negative_prompt", help="What should not be seen.")
-@click.option("--steps", "num_inference_steps", type=int, default=25, show_default=True)
-@click.option("--guidance", "guidance_scale", type=float, default=7.5, show_default=True)
+@click.option(
+    "--steps",
+    "num_inference_steps",
+    type=int,
+    help="Default 25; 4 for latent consistency models.",
+)
+@click.option(
+    "--guidance",
+    "guidance_scale",
+    type=float,
+    help="Default 7.5; 5 for SDXL, 8.5 for latent consistency models. Turbo wants 0.",
+)
 @click.option(
     "--rescale", "guidance_rescale", type=float, default=0.0, help="0..1, against overexposure."
 )
@@ -76,7 +89,11 @@ class Interval(click.ParamType[tuple[float, float]]):
 @click.option("--eta", type=float, default=0.0, help="0..1, for ddim and tcd.")
 @click.option("--size", type=Size(), help="Default the image's, or the package's own.")
 @click.option("--image", type=FILE, help="Begin from this picture.")
-@click.option("--strength", type=float, help="0..1, how much of the image is given up.")
+@click.option(
+    "--strength",
+    type=float,
+    help="0..1, how much of the image is given up; default 0.8, for SDXL 0.3.",
+)
 @click.option("--mask", "mask_image", type=FILE, help="Paint only where this picture is bright.")
 @click.option(
     "--resize",
@@ -137,7 +154,6 @@ def generate(
     first = int.from_bytes(os.urandom(4)) if seed is None else check_seed(seed)
     arguments |= {"width": size[0], "height": size[1]} if size else {}
     arguments |= load_arguments(embeds) if embeds else {"prompt": prompt}
-    steps = count * max(arguments["num_inference_steps"], 1)
     with (
         load_pipeline(
             package,
@@ -146,8 +162,11 @@ def generate(
             low_memory=low_memory,
             **given(engine_dir=engine_dir),
         ) as pipe,
-        progress_bar(steps, "generate") as bar,
+        progress_bar(0, "generate") as bar,
     ):
+        if arguments["num_inference_steps"] is None:
+            arguments["num_inference_steps"] = min(STEPS, pipe.defaults().num_inference_steps)
+        bar.reset(count * max(arguments["num_inference_steps"], 1))
         if save_embeds:
             save_embeds_of(pipe, save_embeds, arguments, force=force)
         report = paint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from engines.profiles import Profile, Span
 from engines.sidecar import Sidecar, model_digest, sidecar_path
 from engines.tensorrt_build import BuildOptions, Built, build_plan
 from engines.tensorrt_library import LIBRARIES
+from engines.tensorrt_worker import MOST, _told
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 pytest.importorskip("polygraphy")
@@ -256,6 +258,32 @@ def test_build_worker_that_dies(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_worker_tells_a_few_of_many_messages() -> None:
+    many = [f"node {i}" for i in range(40)]
+    told = _told([*many, "node 0"], ValueError("x"))
+    assert told == "; ".join([*many[:MOST], f"and {40 - MOST} more"])
+    assert _told([], ValueError("the\nreason")) == "the reason"
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+from sdexport.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_build_command_on_a_full_disk_leaves_nothing(package: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 1 MB, which ends a write as a full disk does."""
+    arguments = ["build", package, "--backend", "tensorrt-rtx", "--component", "text_encoder"]
+    command = [sys.executable, "-c", FULL, *arguments, "--engine-dir", tmp_path / "engines"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: text_encoder: TensorRT-RTX cannot build: ")
+    assert "File too large" in done.stderr
+    assert list((tmp_path / "engines" / "tensorrt-rtx").iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_build_on_a_full_disk(package: Path, tmp_path: Path) -> None:
     odd_model(tmp_path / "model.onnx", "Relu")
@@ -285,12 +313,14 @@ def test_build_on_a_full_disk(package: Path, tmp_path: Path) -> None:
 def test_build_into_a_folder_that_cannot_be_written(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: Any) -> int:
-        raise PermissionError(13, "Permission denied", str(arguments[0]))
+    for number in (errno.EACCES, errno.EROFS):
 
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(EngineError, match="cannot be written; give another folder"):
-        build(package, tmp_path / "text_encoder.plan")
+        def refuse(*arguments: Any, number: int = number) -> int:
+            raise OSError(number, os.strerror(number), str(arguments[0]))
+
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(EngineError, match=r"; --engine-dir puts engines elsewhere$"):
+            build(package, tmp_path / "text_encoder.plan")
 
 
 def test_build_timing_cache_is_written(package: Path, tmp_path: Path) -> None:

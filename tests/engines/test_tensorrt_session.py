@@ -82,6 +82,27 @@ def test_bind_uploads_its_constants_once(session: Session, gpu: FakeCuda) -> Non
         assert gpu.bytes["d2d"] == embeds.nbytes
 
 
+def test_painting_uploads_latents_and_timesteps_alone(
+    gpu: FakeCuda, package: Path, tmp_path: Path
+) -> None:
+    """What a step copies to the device: embeddings go there once a picture."""
+    folder = tmp_path / TRT
+    folder.mkdir()
+    write_plan(package / "unet" / "model.onnx", folder / "unet.plan", TRT)
+    sent = []
+    with load_pipeline(package, {"unet": TRT}, verify=False, engine_dir=tmp_path) as pipe:
+        embeds = pipe.encode(["a red circle"], [""])
+        sampler = pipe.scheduler("ddim", 4)
+        latents = np.ones((1, *pipe.latent_shape(128, 128)), np.float32)
+        before = gpu.bytes["h2d"]
+        for _ in pipe.denoise(latents, embeds, sampler):
+            sent.append(gpu.bytes["h2d"] - before)
+            before = gpu.bytes["h2d"]
+    both = 2 * latents.nbytes + 4
+    assert sent == [embeds.nbytes + both, both, both, both]
+    assert both < (embeds.nbytes + both) / 2
+
+
 def test_bound_sessions_take_turns(session: Session) -> None:
     given = feeds()
     embeds = given.pop("encoder_hidden_states")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gpu_session import check_cuda
+from benchmarks.gpu_checks import check_cuda
 from engines import EngineError, cuda, open_session
 from engines.profiles import Span
 from engines.tensorrt_build import BuildOptions, build_plan

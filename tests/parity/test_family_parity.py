@@ -109,6 +109,16 @@ def test_family_equals_diffusers(family: str, both: tuple[Pipeline, Any], case: 
     assert_same_pictures(ours(seed=7, **arguments), expected)
 
 
+def test_family_defaults_are_those_of_its_pipeline(family: str, both: tuple[Pipeline, Any]) -> None:
+    """Guidance, strength, and for latent consistency models the steps, where nothing is said."""
+    ours, theirs = both
+    arguments: dict[str, Any] = {"prompt": PROMPT} | given(family)
+    if family != "lcm":
+        arguments["num_inference_steps"] = 6
+    expected = theirs_paint(theirs, 3, **arguments)
+    assert_same_pictures(ours(seed=3, **arguments), expected)
+
+
 def test_family_other_sizes(family: str, both: tuple[Pipeline, Any]) -> None:
     """Uneven latents, and for SDXL other numbers in its time_ids."""
     if given(family):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import Package, Pipeline, schedulers
+from runtime import Package, Pipeline, load_pipeline, schedulers
 from tests.tolerances import PICTURE_ABS
 
 SIZES = {"128x128": (128, 128), "192x128": (192, 128), "64x256": (64, 256), "136x72": (136, 72)}
@@ -41,6 +41,17 @@ def assert_same_pictures(ours: Any, expected: np.ndarray) -> None:
     assert difference.max() <= PICTURE_ABS, (
         f"max {difference.max()} of 255, {np.mean(difference > 0):.2%} of values differ"
     )
+
+
+@pytest.mark.parametrize("backend", ["openvino"])
+def test_picture_of_other_backends_equals_diffusers(
+    package: Path, theirs: Any, backend: str
+) -> None:
+    pytest.importorskip(backend)
+    arguments: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 10, "guidance_scale": 5.0}
+    expected = paint_with_diffusers(theirs, "ddim", 12, width=128, height=128, **arguments)
+    with load_pipeline(package, backend, verify=False) as pipe:
+        assert_same_pictures(pipe(scheduler="ddim", seed=12, **arguments), expected)
 
 
 @pytest.mark.parametrize("scheduler", ["lms", "ddim"])

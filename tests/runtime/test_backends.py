@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import numpy as np
 import pytest
 
 import engines.backends
+from benchmarks import low_memory
 from engines import EngineError, Session, choose, cuda
 from runtime import Package, Pipeline, load_pipeline
 from runtime.backends import backend_of, check_backends, parse_backends
-from tests.tolerances import PICTURE_ABS
+from tests.tolerances import LOW_MEMORY_MB, PICTURE_ABS
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
@@ -100,10 +104,26 @@ def test_low_memory_holds_one_component_and_paints_the_same(package: Path, pipe:
         small("a red circle", **arguments)
 
 
+@pytest.mark.slow
+def test_low_memory_takes_what_the_largest_component_takes(package: Path) -> None:
+    peaks = low_memory.measure(package, 512)["peaks_mb"]
+    largest = max(peaks[name] for name in ("text_encoder", "unet", "vae_decoder"))
+    assert peaks[low_memory.LOW] <= largest + LOW_MEMORY_MB
+    assert peaks[low_memory.LOW] < peaks[low_memory.WHOLE]
+
+
 def test_auto_says_what_it_takes(package: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), load_pipeline(package, "auto", verify=False) as pipe:
         pipe.session("vae_decoder")
     assert f"vae_decoder: auto takes {choose()}" in caplog.messages
+
+
+def test_generate_says_on_stderr_what_auto_takes(package: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sdexport", "generate", package, "a star", "--json"]
+    command += ["-o", tmp_path / "a.png", "--steps", 1, "--size", "64x64", "--backend", "auto"]
+    done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+    assert f"INFO: unet: auto takes {choose()}\n" in done.stderr
+    assert json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(

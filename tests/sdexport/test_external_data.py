@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from engines import open_session
@@ -29,3 +32,33 @@ def test_large_weights_go_to_model_onnx_data(
     assert external_data_locations(path) == {"model.onnx_data"}
     with open_session(path) as session:
         assert_equal_to_torch(part, session, torch_sessions["text_encoder"])
+
+
+MAPPED = """
+import sys
+from engines import open_session
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+open_session(sys.argv[1], threads=1, optimization="none", prepacking=False).close()
+before = anonymous()
+session = open_session(sys.argv[2], threads=1, optimization="none", prepacking=False)
+print(anonymous() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_large_weights_are_mapped_and_not_copied(package: Path, tmp_path: Path) -> None:
+    """Opening a graph takes a fraction of its weights in memory of its own."""
+    unet = tmp_path / "unet" / "model.onnx"
+    unet.parent.mkdir()
+    onnx.save(
+        onnx.load(package / "unet" / "model.onnx"),
+        unet,
+        save_as_external_data=True,
+        location="model.onnx_data",
+    )
+    weights = (unet.parent / "model.onnx_data").stat().st_size
+    command = [sys.executable, "-c", MAPPED, package / "text_encoder" / "model.onnx", unet]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert int(done.stdout) < weights / 2, f"{int(done.stdout):,} bytes for {weights:,} of weights"

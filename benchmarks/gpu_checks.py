@@ -1,0 +1,98 @@
+"""What must hold on a GPU before anything is timed there: CUDA itself, and the session contract."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from engines import Session, cuda
+
+Feeds = dict[str, np.ndarray]
+
+
+def check_cuda() -> dict[str, Any]:
+    """Copies there and back, and a captured copy that is replayed on other data."""
+    size = 64 << 20
+    stream = cuda.Stream()
+    host, back = cuda.PinnedBuffer(size), cuda.PinnedBuffer(size)
+    a, b = cuda.DeviceBuffer(size), cuda.DeviceBuffer(size)
+    sent, got = host.view((size // 4,), "float32"), back.view((size // 4,), "float32")
+    sent[:] = np.arange(sent.size, dtype=np.float32)
+    stream.upload(a, host, size)
+    stream.duplicate(b, a, size)
+    stream.download(back, b, size)
+    stream.synchronize()
+    copied = bool((sent == got).all())
+    graph = stream.capture(lambda: stream.duplicate(b, a, size))
+    sent += 1
+    stream.upload(a, host, size)
+    graph.launch(stream)
+    stream.download(back, b, size)
+    stream.synchronize()
+    replayed = bool((sent == got).all())
+    seconds = {}
+    for name, work in {
+        "upload": lambda: stream.upload(a, host, size),
+        "download": lambda: stream.download(back, a, size),
+        "graph_of_a_copy": lambda: graph.launch(stream),
+    }.items():
+        samples = []
+        for _ in range(20):
+            started = time.perf_counter()
+            work()
+            stream.synchronize()
+            samples.append(time.perf_counter() - started)
+        seconds[name] = size / sorted(samples)[10] / 1e9
+    try:
+        cuda.DeviceBuffer(1 << 50)
+        refused = ""
+    except cuda.EngineError as error:
+        refused = str(error)
+    del sent, got
+    for thing in (graph, a, b, host, back, stream):
+        thing.close()
+        thing.close()
+    return {"copied": copied, "replayed": replayed, "gb_per_s": seconds, "out_of_memory": refused}
+
+
+def contract(session: Session, feeds: Feeds, expected: Feeds) -> dict[str, Any]:
+    """The points of tests/engines/test_contract.py that need no other package."""
+    output = next(iter(expected))
+    first = session.run(feeds)[output]
+    kept = first.copy()
+    largest = max(value.size for value in feeds.values())
+    held = next(name for name, value in feeds.items() if value.size == largest)
+    rest = {name: value for name, value in feeds.items() if name != held}
+    with session.bind(**{held: feeds[held]}) as bound:
+        bind = [float(np.abs(bound.run(rest)[output] - kept).max()) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        many = list(pool.map(lambda _: session.run(feeds)[output], range(12)))
+    untouched = bool((first == kept).all())
+    half = {n: v[:1] if len(v) == len(feeds[held]) else v for n, v in feeds.items()}
+    alone = session.run(half)[output]
+    refused = ""
+    try:
+        session.run(feeds | {held: feeds[held].astype(np.float16)})
+    except ValueError as error:
+        refused = str(error)
+    return {
+        "bind": bind,
+        "threads": max(float(np.abs(m - kept).max()) for m in many),
+        "outputs_untouched": untouched,
+        "batch_1_of_2": float(np.abs(alone - kept[:1]).max()),
+        "refused": refused,
+    }
+
+
+def compared(answers: Feeds, expected: Feeds) -> dict[str, float]:
+    """Of the first output: the largest difference in parts of its scale, and the cosine."""
+    name = next(iter(expected))
+    a, b = answers[name].astype(np.float64).ravel(), expected[name].astype(np.float64).ravel()
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return {
+        "max_rel": float(np.abs(a - b).max() / (np.abs(b).max() or 1.0)),
+        "cosine": float(a @ b) / norms if norms else 0.0,
+    }

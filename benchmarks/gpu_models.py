@@ -1,0 +1,180 @@
+"""The models of `benchmarks.gpu`: published architectures with seeded random weights, as packages.
+
+    tiny    the embedded model      sd15    Stable Diffusion 1.5      sdxl    Stable Diffusion XL
+
+Nothing is downloaded, so a machine without a network can measure real shapes and real cost; the
+pictures mean nothing. The tokenizer is that of the embedded model: its ids are known to every
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engines.sidecar import sha256_of
+from runtime.package import MANIFEST, Component, FileRecord, Manifest
+from sdexport.checkpoint import Checkpoint, tokenizer_folder
+from sdexport.components import Part, parts
+from sdexport.export import DEFAULT_OPSET, trace
+from sdexport.precision import keeps_single, to_half
+from sdexport.published import FAMILIES
+from sdexport.shapes import MODEL_DIR
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is measured of a model.
+
+    side: of the pictures, in pixels. sides, batches: of the UNet's inputs; a batch counts both
+    halves of the guidance. steps: of whole pictures. family: in sdexport.published; None for the
+    embedded model.
+    """
+
+    name: str
+    side: int
+    sides: tuple[int, ...]
+    batches: tuple[int, ...]
+    steps: tuple[int, ...]
+    scheduler: str
+    family: str | None = None
+    guidance_scale: float = field(default=7.5)
+
+
+MODELS = {
+    "tiny": Model("tiny", 128, (64, 128), (1, 2), (1, 4), "ddim"),
+    "sd15": Model(
+        "sd15", 512, (512, 768, 1024), (1, 2, 4, 8), (1, 4, 20, 50), "ddim", "Stable Diffusion 1"
+    ),
+    "sdxl": Model(
+        "sdxl", 1024, (512, 768, 1024), (1, 2, 4, 8), (1, 4, 20, 50), "euler", "Stable Diffusion XL"
+    ),
+}
+
+
+def checkpoint(model: Model, folder: Path) -> Checkpoint:
+    """The model as a checkpoint whose modules are made when they are loaded.
+
+    Args:
+      folder: takes the configurations.
+    """
+    if model.family is None:
+        return Checkpoint.open(MODEL_DIR)
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    family = next(f for f in FAMILIES if f.name == model.family)
+    configs: dict[str, Any] = {"unet": family.unet, "vae": family.vae}
+    index: dict[str, Any] = {"_class_name": family.pipeline, **family.index}
+    index |= {
+        "scheduler": ["diffusers", family.scheduler["_class_name"]],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for name, layout in family.text_encoders.items():
+        configs[name] = layout.config
+        index[name] = ["transformers", layout.class_name]
+        index[tokenizer_folder(name)] = ["transformers", "CLIPTokenizer"]
+        shutil.copytree(
+            MODEL_DIR / "tokenizer", folder / tokenizer_folder(name), dirs_exist_ok=True
+        )
+    _write_json(folder / "model_index.json", index)
+    _write_json(folder / "scheduler" / "scheduler_config.json", family.scheduler)
+    for name, config in configs.items():
+        _write_json(folder / name / "config.json", config)
+
+    def load(part: str) -> Any:
+        import torch
+        import transformers
+
+        torch.manual_seed(SEED)
+        if part == "unet":
+            return UNet2DConditionModel.from_config(configs[part])
+        if part == "vae":
+            return AutoencoderKL.from_config(configs[part])
+        return getattr(transformers, index[part][1])(transformers.CLIPTextConfig(**configs[part]))
+
+    origin = {"type": "random", "architecture": model.family}
+    return Checkpoint.open(folder, loader=load, origin=origin, label=model.name)
+
+
+def write_package(
+    source: Checkpoint, folder: Path, *, half: bool, only: tuple[str, ...] = ()
+) -> None:
+    """Trace a checkpoint's components into a package without recorded answers.
+
+    `sdexport export` would run PyTorch on the CPU for them; here PyTorch on the GPU is compared.
+
+    Args:
+      half: float16 with sdexport.precision's islands, else float32.
+      only: these components; all of them by default.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("scheduler", *map(tokenizer_folder, source.text_encoders)):
+        shutil.copytree(source.folder / name, folder / name)
+    shutil.copyfile(source.folder / "model_index.json", folder / "model_index.json")
+    components = {}
+    loaded: tuple[str, Any] = ("", None)
+    for part in parts(source.configs):
+        if only and part.name not in only:
+            continue
+        if loaded[0] != part.source:
+            loaded = part.source, source.load(part.source)
+        components[part.name] = _traced(source, part, loaded[1], folder, half=half)
+        shutil.copyfile(
+            source.folder / part.source / "config.json", folder / part.name / "config.json"
+        )
+    _write_manifest(source, folder, components)
+
+
+def _traced(source: Checkpoint, part: Part, module: Any, folder: Path, *, half: bool) -> Component:
+    half = half and keeps_single(part.name, source.configs) is None
+    upcast = bool(getattr(source.configs[part.source], "upcast_attention", False))
+    path = folder / part.name / "model.onnx"
+    change = partial(to_half, upcast_attention=upcast) if half else None
+    trace(part, module, path, opset=DEFAULT_OPSET, change=change)
+    return Component(
+        files=tuple(_record(folder, file) for file in sorted(path.parent.glob("model.onnx*"))),
+        precision="fp16" if half else "fp32",
+        opset=DEFAULT_OPSET,
+        inputs=part.inputs,
+        outputs=part.outputs,
+    )
+
+
+def _write_manifest(source: Checkpoint, folder: Path, components: Mapping[str, Component]) -> None:
+    vae, unit = source.configs["vae"], source.downscale
+    height, width = source.sample_size
+    rest = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not (file.parent.name in components and "model.onnx" in file.name)
+    )
+    manifest = Manifest(
+        family=source.family,
+        source=source.source,
+        latent_channels=vae.latent_channels,
+        downscale=unit,
+        scaling_factor=vae.scaling_factor,
+        default_size=(height * unit, width * unit),
+        prediction_type=str(source.scheduler_config.get("prediction_type", "epsilon")),
+        components=components,
+        files=tuple(_record(folder, file) for file in rest),
+        tools={},
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _record(folder: Path, file: Path) -> FileRecord:
+    return FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, sha256_of(file))
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,236 @@
+"""Everything that `benchmarks.gpu` runs, behind one shape: sessions, PyTorch, whole pictures."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_models import Model
+from engines import Session
+from runtime import Package, Pipeline, schedulers
+from sdexport.checkpoint import Checkpoint, tokenizer_folder
+from sdexport.components import Part, parts
+
+TORCH, COMPILED = "torch", "torch-compile"
+PROMPT = "a large red circle on a white background"
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One graph with its inputs. call: may return before a GPU is done; stream: where it works."""
+
+    call: Callable[[], Any]
+    answers: Callable[[], Feeds]
+    stream: Any = None
+
+
+class Peers:
+    """Opens a model's components with any backend, and keeps them until `close`.
+
+    Args:
+      device: "cuda", or "cpu" to try the benchmark itself.
+    """
+
+    def __init__(
+        self, model: Model, source: Checkpoint, package: Path, engine_dir: Path, device: str
+    ) -> None:
+        self.model, self.source, self.device = model, source, device
+        self.package, self.engine_dir = package, engine_dir
+        self.half = torch.float16 if device == "cuda" else torch.float32
+        self.parts: Mapping[str, Part] = {part.name: part for part in parts(source.configs)}
+        self._loaded: dict[str, Any] = {}
+        self._on_device: dict[tuple[str, torch.dtype], Any] = {}
+        self._open: dict[tuple[str, str], tuple[Session, Any]] = {}
+        self._compiled: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Free the GPU; what was loaded into host memory is kept."""
+        with ExitStack() as last:
+            for session, _ in self._open.values():
+                last.callback(session.close)
+            for kept in (self._open, self._on_device, self._compiled):
+                kept.clear()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def feeds(self, component: str, batch: int, side: int) -> Feeds:
+        """Random inputs for pictures of that side."""
+        cells = side // self.source.downscale
+        sizes = {"batch": batch, "sequence": 77, "height": cells, "width": cells}
+        sizes |= {"image_height": side, "image_width": side}
+        example = self.parts[component].example(sizes, seed=batch)
+        return {name: tensor.numpy() for name, tensor in example.items()}
+
+    def loaded(self, source: str) -> Any:
+        """A module of the checkpoint, in float32 in host memory."""
+        if source not in self._loaded:
+            self._loaded[source] = self.source.load(source)
+        return self._loaded[source]
+
+    def module(self, source: str, dtype: torch.dtype) -> Any:
+        """A copy of a module on the device; convolutions' weights with channels last."""
+        key = source, dtype
+        if key not in self._on_device:
+            module = self.loaded(source)
+            weights = {name: _moved(v, self.device, dtype) for name, v in _state(module).items()}
+            self._on_device[key] = (
+                _like(module, weights).to(memory_format=torch.channels_last).eval()
+            )
+        return self._on_device[key]
+
+    def runner(self, backend: str, component: str, feeds: Feeds) -> Runner:
+        """A component with its inputs, as its caller would run it in a loop.
+
+        Sessions get arrays of the host and hold the embeddings, as the denoising loop does.
+        PyTorch's inputs lie on the device, and its results stay there.
+        """
+        if backend in (TORCH, COMPILED):
+            return self._torch(component, feeds, self.half, compiled=backend == COMPILED)
+        session, stream = self.session(component, backend)
+        held = {n: v for n, v in feeds.items() if n not in ("sample", "timestep", "latent_sample")}
+        rest = {n: v for n, v in feeds.items() if n not in held}
+        bound = session.bind(**held) if rest else session
+        given = rest or feeds
+        return Runner(lambda: bound.run(given), lambda: bound.run(given), stream)
+
+    def reference(self, component: str, feeds: Feeds) -> Feeds:
+        """PyTorch's answers in float32, without TF32."""
+        answers = self._torch(component, feeds, torch.float32, compiled=False).answers()
+        if self.half != torch.float32:
+            del self._on_device[self.parts[component].source, torch.float32]
+        return answers
+
+    def session(self, component: str, backend: str) -> tuple[Session, Any]:
+        key = component, backend
+        if key not in self._open:
+            options: dict[str, Any] = {}
+            stream = None
+            if backend == "onnxruntime-cuda":  # a stream of ours, so that events can be put into it
+                stream = torch.cuda.Stream()
+                pointer = str(stream.cuda_stream)
+                options["provider_options"] = {"user_compute_stream": pointer}
+            package = Package.load(self.package, verify=False)
+            session = package.open(component, backend, engine_dir=self.engine_dir, **options)
+            own = getattr(session, "stream", None)
+            if own is not None and self.device == "cuda":
+                stream = torch.cuda.ExternalStream(own.handle)
+            self._open[key] = session, stream
+        return self._open[key]
+
+    def _torch(self, component: str, feeds: Feeds, dtype: torch.dtype, *, compiled: bool) -> Runner:
+        part = self.parts[component]
+        module = part.wrap(self.module(part.source, dtype)).eval()
+        if compiled:
+            module = self._compiled.setdefault(component, _compiled(module, self.device))
+        tensors = {}
+        for name, value in feeds.items():
+            tensor = torch.from_numpy(value).to(self.device)
+            # positions in time are no data: half has not enough digits for them
+            data = tensor.is_floating_point() and name not in ("timestep", "time_ids")
+            tensors[name] = tensor.to(dtype) if data else tensor
+
+        def call() -> Any:
+            with torch.inference_mode():
+                return module(**tensors)
+
+        def answers() -> Feeds:
+            result = call()
+            values = result if isinstance(result, tuple) else (result,)
+            names = [spec.name for spec in part.outputs]
+            return {n: v.float().cpu().numpy() for n, v in zip(names, values, strict=True)}
+
+        return Runner(call, answers, torch.cuda.current_stream() if self.device == "cuda" else None)
+
+    def painter(self, backend: str) -> Callable[[int], np.ndarray]:
+        """Paints a picture in so many steps: (side, side, 3) uint8."""
+        model = self.model
+        if backend in (TORCH, COMPILED):
+            return self._diffusers(compiled=backend == COMPILED)
+        pipe = Pipeline(
+            Package.load(self.package, verify=False),
+            backend,
+            sessions={name: self.session(name, backend)[0] for name in self._painting()},
+        )
+
+        def paint(steps: int) -> np.ndarray:
+            result = pipe(
+                PROMPT,
+                height=model.side,
+                width=model.side,
+                num_inference_steps=steps,
+                guidance_scale=model.guidance_scale,
+                scheduler=model.scheduler,
+                seed=0,
+            )
+            return np.asarray(result.images[0])
+
+        return paint
+
+    def _painting(self) -> list[str]:
+        return [name for name in self.parts if name != "vae_encoder"]
+
+    def _diffusers(self, *, compiled: bool) -> Callable[[int], np.ndarray]:
+        import diffusers
+        from transformers import CLIPTokenizer
+
+        index, model = self.source.index, self.model
+        given: dict[str, Any] = {}
+        for name in self.source.text_encoders:
+            where = tokenizer_folder(name)
+            given[name] = self.module(name, self.half)
+            given[where] = CLIPTokenizer.from_pretrained(str(self.source.folder / where))
+        unet = self.module("unet", self.half)
+        given["unet"] = _compiled(unet, self.device) if compiled else unet
+        given["vae"] = self.module("vae", self.half)
+        scheduler = getattr(diffusers, schedulers.class_name(model.scheduler))
+        given["scheduler"] = scheduler.from_config(dict(self.source.scheduler_config))
+        if "text_encoder_2" not in given:
+            given |= {"safety_checker": None, "feature_extractor": None}
+            given["requires_safety_checker"] = False
+        pipe = getattr(diffusers, index["_class_name"])(**given)
+        pipe.set_progress_bar_config(disable=True)
+
+        def paint(steps: int) -> np.ndarray:
+            result = pipe(
+                PROMPT,
+                height=model.side,
+                width=model.side,
+                num_inference_steps=steps,
+                guidance_scale=model.guidance_scale,
+                generator=torch.Generator().manual_seed(0),
+                output_type="np",
+            )
+            return (result.images[0] * 255).round().astype(np.uint8)
+
+        return paint
+
+
+def _state(module: Any) -> dict[str, Any]:
+    """Parameters, and buffers that a state_dict leaves out too."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _moved(value: Any, device: str, dtype: torch.dtype) -> Any:
+    return value.detach().to(device, dtype if value.is_floating_point() else value.dtype)
+
+
+def _like(module: Any, weights: Mapping[str, Any]) -> Any:
+    """The module's structure with other weights; the original keeps its own."""
+    held: dict[int, Any] = {id(v): weights[name] for name, v in _state(module).items()}
+    for name, value in _state(module).items():
+        if isinstance(value, torch.nn.Parameter):
+            held[id(value)] = torch.nn.Parameter(weights[name], requires_grad=False)
+    return copy.deepcopy(module, memo=held)
+
+
+def _compiled(module: Any, device: str) -> Any:
+    options = {"mode": "max-autotune"} if device == "cuda" else {"backend": "eager"}
+    return torch.compile(module, dynamic=False, **options)

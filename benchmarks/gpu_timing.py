@@ -1,0 +1,122 @@
+"""Times on a GPU: CUDA events in the stream that works, and the host's clock until all is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_peers import Peers, Runner
+from benchmarks.timing import summary
+
+WARM_UP = 3
+
+
+def measure(
+    runners: Mapping[str, Runner], device: str, *, repeats: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Call each in turn after a warm-up, until `repeats` rounds are done or `seconds` are over.
+
+    Returns: for each: host, and on a GPU events; median, p20, p80 and samples in microseconds.
+    """
+    samples: dict[str, list[tuple[float, float | None]]] = {name: [] for name in runners}
+    for runner in runners.values():
+        for _ in range(WARM_UP):
+            sample(runner, device)
+    end = time.monotonic() + seconds
+    while len(min(samples.values(), key=len)) < repeats:
+        for name, runner in runners.items():
+            samples[name].append(sample(runner, device))
+        if time.monotonic() > end and len(min(samples.values(), key=len)) > 1:
+            break
+    rows: dict[str, dict[str, Any]] = {}
+    for name, taken in samples.items():
+        rows[name] = {"host": summary([round(host, 1) for host, _ in taken])}
+        events = [round(event, 1) for _, event in taken if event is not None]
+        if events:
+            rows[name]["events"] = summary(events)
+    return rows
+
+
+def sample(runner: Runner, device: str) -> tuple[float, float | None]:
+    """Microseconds of one call: by the host's clock, and by events where there is a GPU."""
+    if device != "cuda":
+        started = time.perf_counter()
+        runner.call()
+        return 1e6 * (time.perf_counter() - started), None
+    torch.cuda.synchronize()
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record(runner.stream)
+    started = time.perf_counter()
+    runner.call()
+    after.record(runner.stream)
+    torch.cuda.synchronize()
+    host = 1e6 * (time.perf_counter() - started)
+    return host, 1e3 * before.elapsed_time(after)
+
+
+def limits(device: str) -> dict[str, float]:
+    """What the device reaches by itself: a product of large matrices, and a copy of much memory.
+
+    Returns: flops_per_s (float16 on a GPU, else float32), bytes_per_s (read and written).
+    """
+    gpu = device == "cuda"
+    size, count = (8192, 2**29) if gpu else (256, 2**20)
+    a, b = (
+        torch.randn(size, size, device=device).to(torch.float16 if gpu else torch.float32)
+        for _ in range(2)
+    )
+    source = torch.empty(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    stream = torch.cuda.current_stream() if gpu else None
+    runners = {
+        "product": Runner(lambda: a @ b, dict, stream),
+        "copy": Runner(lambda: target.copy_(source), dict, stream),
+    }
+    rows = measure(runners, device, repeats=10, seconds=5)
+    taken = {name: fastest(row) for name, row in rows.items()}
+    return {
+        "flops_per_s": 2e6 * size**3 / taken["product"],
+        "bytes_per_s": 2e6 * count / taken["copy"],
+    }
+
+
+def fastest(row: Mapping[str, Any]) -> float:
+    """The median of the events where there are some, else of the host's clock."""
+    return float(row.get("events", row["host"])["median_us"])
+
+
+def cost(peers: Peers, component: str, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Floating-point operations of a call, and bytes that it must move at least: weights once.
+
+    Counted on tensors without data.
+    """
+    from torch.func import functional_call
+    from torch.utils.flop_counter import FlopCounterMode
+
+    part = peers.parts[component]
+    wrapped = part.wrap(peers.loaded(part.source)).eval()
+    state = {**dict(wrapped.named_parameters()), **dict(wrapped.named_buffers())}
+    used = {name: value.to("meta") for name, value in state.items()}
+    inputs = {name: torch.from_numpy(value).to("meta") for name, value in feeds.items()}
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        functional_call(wrapped, used, kwargs=inputs)
+    itemsize = peers.half.itemsize
+    return {
+        "flops": float(counter.get_total_flops()),
+        "bytes": float(sum(value.numel() for value in used.values()) * itemsize),
+    }
+
+
+def shares(row: Mapping[str, Any], work: Mapping[str, float], most: Mapping[str, float]) -> Any:
+    """What part of the two limits a row reaches."""
+    seconds = fastest(row) / 1e6
+    return {
+        "tflops": work["flops"] / seconds / 1e12,
+        "arithmetic": work["flops"] / seconds / most["flops_per_s"],
+        "bandwidth": work["bytes"] / seconds / most["bytes_per_s"],
+    }

@@ -1,0 +1,98 @@
+"""Peak memory of a picture with one component in memory at a time, beside each component alone.
+
+    python -m benchmarks.low_memory PACKAGE [--side 512] [--backend NAME] [--json FILE]
+
+Each is a process of its own: a component that is opened and run once on what a picture of that side
+needs, the whole picture (one step, guidance on) with `low_memory=True`, and without. With it the
+peak should be that of the largest component alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdexport.workers import peak_mb
+
+WHOLE, LOW = "all components", "low_memory"
+
+
+def run_alone(package: Path, what: str, side: int, backend: str) -> None:
+    """Do one of the things in this process."""
+    from runtime import Package, load_pipeline
+
+    if what in (WHOLE, LOW):
+        with load_pipeline(package, backend, verify=False, low_memory=what == LOW) as pipe:
+            pipe(
+                "a red circle",
+                height=side,
+                width=side,
+                num_inference_steps=1,
+                guidance_scale=7.5,
+                seed=0,
+            )
+        return
+    loaded = Package.load(package, verify=False)
+    cells = side // loaded.manifest.downscale
+    sizes = {"batch": 1 if what.startswith("vae") else 2, "sequence": 77}
+    sizes |= {"height": cells, "width": cells, "image_height": side, "image_width": side}
+    with loaded.open(what, backend) as session:
+        shapes = {
+            spec.name: (
+                tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape),
+                spec.dtype,
+            )
+            for spec in session.inputs
+        }
+        session.run({name: np.ones(shape, dtype) for name, (shape, dtype) in shapes.items()})
+
+
+def measure(package: Path, side: int, backend: str = "onnxruntime") -> dict[str, Any]:
+    """Peaks in MB by what was done, and the peak with low_memory in parts of the largest."""
+    from runtime import Package
+
+    components = Package.load(package, verify=False).manifest.components
+    painting = [name for name in components if name != "vae_encoder"]
+    peaks = {}
+    for what in (*painting, LOW, WHOLE):
+        command = [sys.executable, "-m", "benchmarks.low_memory", package, "--side", side]
+        command += ["--backend", backend, "--only", what]
+        done = subprocess.run(
+            list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True
+        )
+        peaks[what] = float(done.stdout)
+    largest = max(peaks[name] for name in painting)
+    return {
+        "side": side,
+        "backend": backend,
+        "peaks_mb": peaks,
+        "low_memory_to_largest": round(peaks[LOW] / largest, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.low_memory")
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("--only", help="print the peak of this alone")
+    parser.add_argument("--json", type=Path, help="also write the report here")
+    args = parser.parse_args()
+    if args.only:
+        run_alone(args.package, args.only, args.side, args.backend)
+        print(peak_mb())
+        return
+    text = json.dumps(measure(args.package, args.side, args.backend), indent=2) + "\n"
+    print(text, end="")
+    if args.json:
+        args.json.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What a step costs outside of the engine: `python -m benchmarks.overhead [--json FILE]`.
+
+The UNet is a stand-in that answers at once, so what is left of a step of 512x512 under guidance is
+the host's work: scaling, feeds and their checks, the guided sum, the scheduler, the copies that the
+caller keeps. Beside it the same work of diffusers: cat, scale_model_input, chunk, the guided
+sum and step, on PyTorch tensors; one thread each, runs that alternate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.timing import environment, parser, show_and_save, summary
+from engines import SessionBase, TensorSpec
+from engines.session import Feeds
+from runtime import Guidance, schedulers
+from runtime.denoise import denoise
+from runtime.start import Start
+
+SHAPE = (1, 4, 64, 64)
+STEPS = 25
+GUIDANCE_SCALE = 7.5
+BOUND_US = 300.0
+NAMES = ("ddim", "lms", "pndm", "euler", "euler_a", "dpmsolver++", "unipc")
+CONFIG = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+class Instant(SessionBase):
+    """A UNet of SD 1.5's names and shapes that knows its answer beforehand."""
+
+    def __init__(self, answer: np.ndarray) -> None:
+        space = ("height", "width")
+        inputs = (
+            TensorSpec("sample", "float32", ("batch", 4, *space)),
+            TensorSpec("timestep", "float32", (1,)),
+            TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", 768)),
+        )
+        outputs = (TensorSpec("out_sample", "float32", ("batch", 4, *space)),)
+        super().__init__("unet", inputs, outputs)
+        self._answer = answer
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return {"out_sample": self._answer}
+
+
+def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Latents, the UNet's answer for both halves, embeddings, and noise; all float32."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    return draw(*SHAPE), draw(2, *SHAPE[1:]), draw(2, 77, 768), draw(*SHAPE)
+
+
+def walk_ours(name: str) -> tuple[np.ndarray, list[float]]:
+    """One picture's latents, and the seconds of each step after the first, which binds."""
+    latents, answer, embeds, noise = arrays()
+    sampler = schedulers.create(name, CONFIG, STEPS)
+    seconds, end = [], latents
+    loop = denoise(
+        Instant(answer),
+        Start(latents),
+        embeds,
+        sampler,
+        guidance=Guidance(GUIDANCE_SCALE),
+        draw=lambda shape: noise,
+    )
+    started = time.perf_counter()
+    for step in loop:
+        now = time.perf_counter()
+        seconds.append(now - started)
+        started, end = now, step.latents
+    return end, seconds[1:]
+
+
+def walk_theirs(name: str) -> tuple[np.ndarray, list[float]]:
+    """The same by diffusers."""
+    import torch
+
+    from tests.parity.twins import build_twin
+
+    latents, answer, _, noise = map(torch.from_numpy, arrays())
+    theirs, options = build_twin(name, CONFIG, STEPS, {})
+    seconds = []
+    with torch.inference_mode(), _given_noise(theirs, noise):
+        latents = latents * theirs.init_noise_sigma
+        for timestep in theirs.timesteps:
+            started = time.perf_counter()
+            theirs.scale_model_input(torch.cat([latents] * 2), timestep)
+            uncond, text = answer.chunk(2)
+            noise_pred = uncond + GUIDANCE_SCALE * (text - uncond)
+            latents = theirs.step(noise_pred, timestep, latents, **options).prev_sample
+            seconds.append(time.perf_counter() - started)
+    return latents.numpy(), seconds[1:]
+
+
+def _given_noise(theirs: Any, noise: Any) -> Any:
+    module = sys.modules[type(theirs).__module__]
+    if not hasattr(module, "randn_tensor"):
+        return contextlib.nullcontext()
+    return mock.patch.object(module, "randn_tensor", lambda *_, **__: noise)
+
+
+def measure(rounds: int, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    """Microseconds a step of each scheduler, ours beside diffusers'.
+
+    Raises: ValueError: the two do not end at the same latents.
+    """
+    walks: dict[str, Callable[[str], tuple[np.ndarray, list[float]]]] = {
+        "ours": walk_ours,
+        "diffusers": walk_theirs,
+    }
+    rows = {}
+    for name in names:
+        samples: dict[str, list[float]] = {peer: [] for peer in walks}
+        ends = {peer: walk(name)[0] for peer, walk in walks.items()}
+        scale = float(np.abs(ends["diffusers"]).max())
+        if not np.abs(ends["ours"] - ends["diffusers"]).max() <= 5e-3 * scale:
+            raise ValueError(f"{name}: the two end at different latents")
+        for _ in range(rounds):
+            for peer, walk in walks.items():
+                samples[peer] += [round(1e6 * s, 2) for s in walk(name)[1]]
+        rows[name] = {peer: summary(values) for peer, values in samples.items()}
+    return rows
+
+
+def main() -> None:
+    import torch
+
+    args = parser("overhead", __doc__).parse_args()
+    torch.set_num_threads(1)
+    rows = measure(max(args.repeats // STEPS, 2))
+    worst = max(row["ours"]["median_us"] for row in rows.values())
+    report = {
+        **environment("numpy", "torch", "diffusers"),
+        "shape": SHAPE,
+        "dtype": "float32",
+        "threads": 1,
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE_SCALE,
+        "bound_us": BOUND_US,
+        "worst_median_us": worst,
+        "schedulers": rows,
+    }
+    show_and_save(report, rows, args)
+    print(f"most: {worst:.0f} us of {BOUND_US:.0f} us")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Statistics of samples, and what machine they were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd")
+"""Instruction sets that decide which kernels an engine takes."""
+
+
+def summary(samples: Sequence[float], unit: str = "s") -> dict[str, Any]:
+    """Median, 20th and 80th percentile, and the samples themselves.
+
+    Args:
+      unit: ends the names: median_s, p20_s, p80_s, samples_s.
+    Raises: ValueError: no samples.
+    """
+    if not samples:
+        raise ValueError("no samples to sum up")
+    fifths = [samples[0]] * 4 if len(samples) == 1 else statistics.quantiles(samples, n=5)
+    values = {"median": statistics.median(samples), "p20": fifths[0], "p80": fifths[-1]}
+    low, high = min(samples), max(samples)  # of few samples the quantiles would lie outside
+    digits = 6 if unit == "s" else 2
+    found: dict[str, Any] = {
+        f"{name}_{unit}": round(min(max(value, low), high), digits)
+        for name, value in values.items()
+    }
+    return found | {f"samples_{unit}": [round(value, digits) for value in samples]}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, its instruction sets, cores that this process may use, memory, Python."""
+    lines = _cpuinfo()
+    model = lines.get("model name", platform.processor() or platform.machine())
+    flags = lines.get("flags", lines.get("Features", "")).split()
+    allowed = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": model,
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "cores": len(allowed(0)) if allowed else os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "threads": {k: os.environ[k] for k in ("OMP_NUM_THREADS",) if k in os.environ},
+        "platform": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    pairs = (line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    found = [(pair[0].strip(), pair[1].strip()) for pair in pairs if len(pair) == 2]
+    return dict(reversed(found))  # the first processor's
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, OSError, ValueError):
+        return None

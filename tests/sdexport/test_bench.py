@@ -1,0 +1,129 @@
+"""sdexport bench: the report, its table, and what it does with backends that cannot run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from engines.backends import available
+from sdexport.bench import Contender, bench, in_turn, table
+from sdexport.cli import main
+from sdexport.measure import machine, summary
+from sdexport.workers import WorkerError
+
+
+@pytest.fixture(scope="module")
+def report(package: Path) -> dict[str, Any]:
+    rivals = [Contender("onnxruntime"), Contender("openvino", {"precision": "bf16"})]
+    rivals += [Contender("tensorrt-rtx"), Contender("onnxruntime", {"colour": "red"})]
+    return bench(package, rivals, size=(64, 64), num_inference_steps=2, repeats=3)
+
+
+def test_bench_times_components_and_pictures(report: dict[str, Any]) -> None:
+    row = report["backends"]["onnxruntime"]
+    assert list(row["components"]) == ["text_encoder", "unet", "vae_decoder"]
+    for figures in (*row["components"].values(), row["picture"]):
+        assert len(figures["samples_s"]) == 3
+        assert 0 < figures["p20_s"] <= figures["median_s"] <= figures["p80_s"]
+        assert figures["warm_up_s"] > 0 and figures["peak_mb"] > 50
+    assert set(row["picture"]["stages"]) == {"encode", "denoise", "decode"}
+    assert {"numpy", "onnxruntime"} <= set(row["versions"])
+    assert report["machine"]["cores"] >= 1
+    json.dumps(report)
+
+
+def test_bench_says_how_far_each_backend_is_from_pytorch(report: dict[str, Any]) -> None:
+    exact = report["backends"]["onnxruntime"]["check"]
+    assert exact["passed"] and {c["name"] for c in exact["checks"]} >= {"unet", "picture"}
+    assert not report["backends"]["openvino,precision=bf16"]["check"]["passed"]
+    assert "differs" in table(report)
+
+
+def test_bench_reports_backends_that_cannot_run(report: dict[str, Any]) -> None:
+    rows, text = report["backends"], table(report)
+    for label, words in (
+        ("tensorrt-rtx", "build it: sdexport build"),
+        ("onnxruntime,colour=red", "takes no option 'colour'"),
+    ):
+        assert words in rows[label]["error"] and "picture" not in rows[label]
+        assert words in text
+
+
+def test_bench_needs_no_recorded_answers(package_copy: Path) -> None:
+    shutil.rmtree(package_copy / "reference")
+    (package_copy / "sdexport.json").unlink()
+    found = bench(package_copy, [Contender("onnxruntime")], size=(64, 64), repeats=1)
+    assert found["backends"]["onnxruntime"]["check"]["passed"] is None
+    assert "nothing recorded" in table(found)
+
+
+def test_bench_command_prints_one_document(package: Path) -> None:
+    arguments = ["bench", str(package), "--size", "64x64", "--steps", "1", "--repeats", "1"]
+    done = CliRunner().invoke(main, [*arguments, "--backend", "onnxruntime", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["backends"]["onnxruntime"]["picture"]["median_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "65x64"], "multiples of 8"),
+        (["--backend", "fast"], "unknown backend 'fast'; choose one of"),
+        (["--backend", "openvino,precision"], "expected NAME,OPTION=VALUE"),
+        (["--backend", "tensorrt-rtx"], "no backend could be measured"),
+    ],
+)
+def test_bench_command_refuses_in_one_line(package: Path, arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(main, ["bench", str(package), *arguments])
+    assert done.exit_code == 1
+    assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_bench_worker_imports_no_torch() -> None:
+    code = "import sys, sdexport.bench, sdexport.bench_worker; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+class Scripted:
+    """Answers 1, 2, 3 seconds and so on, and fails at a given call."""
+
+    def __init__(self, order: list[str], name: str, fails_at: int = -1) -> None:
+        self.order, self.name, self.fails_at, self.calls = order, name, fails_at, 0
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, float]:
+        self.order.append(self.name)
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise WorkerError("broken")
+        return {"seconds": float(self.calls), "peak_mb": 10.0 * self.calls}
+
+
+def test_in_turn_alternates_and_leaves_the_warm_up_out() -> None:
+    order: list[str] = []
+    workers: dict[str, Any] = {"a": Scripted(order, "a"), "b": Scripted(order, "b", fails_at=2)}
+    found = in_turn(workers, 3, "component")
+    assert order == ["a", "b", "a", "b", "a", "a"]
+    assert found["b"] == {"error": "broken"}
+    assert found["a"]["samples_s"] == [2, 3, 4] and found["a"]["median_s"] == 3
+    assert found["a"]["warm_up_s"] == 1 and found["a"]["peak_mb"] == 40
+
+
+def test_summary_stays_within_its_samples() -> None:
+    assert summary([2.0]) == {"median_s": 2, "p20_s": 2, "p80_s": 2, "samples_s": [2]}
+    few = summary([1.0, 5.0])
+    assert few["p20_s"] >= 1 and few["p80_s"] <= 5
+    with pytest.raises(ValueError, match="no samples"):
+        summary([])
+
+
+def test_machine_and_backends_are_known_here() -> None:
+    assert machine()["cpu"] and isinstance(machine()["cpu_flags"], list)
+    assert "onnxruntime" in available()
