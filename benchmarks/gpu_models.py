@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from runtime.package import MANIFEST, Component, FileRecord, Manifest
 from sdexport.checkpoint import Checkpoint, tokenizer_folder
 from sdexport.components import Part, parts
 from sdexport.export import DEFAULT_OPSET, trace
-from sdexport.precision import keeps_single, to_half
+from sdexport.precision import conversion
 from sdexport.published import FAMILIES
 from sdexport.shapes import MODEL_DIR
 
@@ -134,17 +133,16 @@ def write_package(
 
 
 def _traced(source: Checkpoint, part: Part, module: Any, folder: Path, *, half: bool) -> Component:
-    half = half and keeps_single(part.name, source.configs) is None
-    upcast = bool(getattr(source.configs[part.source], "upcast_attention", False))
     path = folder / part.name / "model.onnx"
-    change = partial(to_half, upcast_attention=upcast) if half else None
+    change = conversion("fp16" if half else "fp32", part.source, source.configs)
     trace(part, module, path, opset=DEFAULT_OPSET, change=change)
     return Component(
         files=tuple(_record(folder, file) for file in sorted(path.parent.glob("model.onnx*"))),
-        precision="fp16" if half else "fp32",
+        precision=change.precision,
         opset=DEFAULT_OPSET,
         inputs=part.inputs,
         outputs=part.outputs,
+        nodes=change.nodes,
     )
 
 

@@ -50,6 +50,8 @@ class Peers:
         self._on_device: dict[tuple[str, torch.dtype], Any] = {}
         self._open: dict[tuple[str, str], tuple[Session, Any]] = {}
         self._compiled: dict[str, Any] = {}
+        # for the float32 reference; products and convolutions of float16 do not care
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     def close(self) -> None:
         """Free the GPU; what was loaded into host memory is kept."""
@@ -106,6 +108,7 @@ class Peers:
         answers = self._torch(component, feeds, torch.float32, compiled=False).answers()
         if self.half != torch.float32:
             del self._on_device[self.parts[component].source, torch.float32]
+            torch.cuda.empty_cache()
         return answers
 
     def session(self, component: str, backend: str) -> tuple[Session, Any]:

@@ -39,6 +39,34 @@ def evaluation(report: dict[str, Any]) -> str:
     return "\n".join(lines + pairs)
 
 
+def precisions(report: dict[str, Any]) -> str:
+    """Each precision beside float32: size, distance to PyTorch, and what its pictures show."""
+    lines = [
+        f"The embedded model in every precision, {report['prompts']} held-out one-object prompts "
+        f"({report['steps']} steps, guidance {report['guidance_scale']:g}; `python -m "
+        "benchmarks.precision`). PSNR against the pictures of fp32, the median and the worst:\n",
+        "| precision | on | graphs | least cosine to PyTorch | right, lms | right, ddim "
+        "| PSNR, lms | PSNR, ddim |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in report["precisions"].items():
+        pictures = [
+            "" if name == "fp32" else f"{s['psnr_median']:.0f} / {s['psnr_min']:.0f} dB"
+            for s in (found["lms"], found["ddim"])
+        ]
+        lines.append(
+            _row(
+                name,
+                found["backend"],
+                f"{found['graphs_mb']:.1f} MB",
+                f"{min(found['cosine'].values()):.6f}",
+                *(f"{found[s]['all']:.1%}" for s in ("lms", "ddim")),
+                *pictures,
+            )
+        )
+    return "\n".join(lines)
+
+
 def full_size(report: dict[str, Any]) -> str:
     stages, seconds = report["stages"], report["generate_seconds"]
     *components, picture = (check["error"] for check in report["checks"])
@@ -129,6 +157,9 @@ def main() -> None:
     shapes = json.loads((RESULTS / "shapes.json").read_text(encoding="utf-8"))
     full = json.loads((RESULTS / "full_size.json").read_text(encoding="utf-8"))
     text = f"{evaluation(shapes)}\n\n{full_size(full)}\n"
+    if (RESULTS / "precision.json").is_file():
+        report = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
+        text += f"\n{precisions(report)}\n"
     if (RESULTS / "gpu.json").is_file():
         report = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))
         text += f"\n{gpu(report)}\n"

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from engines import AUTO, PLAN_BACKENDS, Session, TensorSpec, choose, open_session
+from engines import AUTO, PLAN_BACKENDS, EngineError, Session, TensorSpec, choose, open_session
 from engines.onnx_file import external_data_locations
 from engines.sidecar import combined_digest, model_digest, sha256_of
 from runtime.tokenizer import ClipTokenizer
@@ -56,13 +56,17 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Component:
-    """One graph: its files (the .onnx first), arithmetic, and what goes in and out."""
+    """One graph: its files (the .onnx first), arithmetic, and what goes in and out.
+
+    nodes: how many are of that precision, and how many are not for each reason.
+    """
 
     files: tuple[FileRecord, ...]
     precision: str
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Manifest:
 
     latent_channels; downscale: pixels a latent cell covers; scaling_factor: latents of the UNet
     over latents of the VAE; default_size: (height, width) in pixels; preview: (latent_channels + 1,
-    3) colours for runtime.preview.linear_preview.
+    3) colours for runtime.preview.linear_preview; verified_with: the backend of `verification`.
     """
 
     family: str
@@ -86,6 +90,7 @@ class Manifest:
     tools: Mapping[str, str]
     preview: tuple[tuple[float, ...], ...] | None = None
     verification: Mapping[str, Any] | None = None
+    verified_with: str | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -102,6 +107,7 @@ class Manifest:
                 opset=int(entry["opset"]),
                 inputs=_specs(entry["inputs"]),
                 outputs=_specs(entry["outputs"]),
+                nodes={str(k): int(v) for k, v in entry.get("nodes", {}).items()},
             )
             for name, entry in data["components"].items()
         }
@@ -117,6 +123,8 @@ class Manifest:
         figures = data.get("verification")
         if figures is not None:
             values["verification"] = {k: _figures(v) for k, v in figures.items()}
+        if data.get("verified_with") is not None:
+            values["verified_with"] = str(data["verified_with"])
         if data.get("preview") is not None:
             values["preview"] = tuple(tuple(map(float, row)) for row in data["preview"])
         manifest = cls(**values)
@@ -278,7 +286,10 @@ class Package:
                 "plan": self.plan_path(component, backend, engine_dir),
                 "digest": self.model_digest(component),
             }
-        session = open_session(path, backend, **options)
+        try:
+            session = open_session(path, backend, **options)
+        except EngineError as error:
+            raise _with_advice(error, self.manifest.components[component], backend) from error
         for kind, wanted, specs in zip(
             ("input", "output"),
             EDGES[component.rpartition(".")[2]],
@@ -299,6 +310,16 @@ class Package:
     def size(self) -> int:
         """Bytes of all files that the manifest lists."""
         return sum(record.size for record in _all_files(self.manifest))
+
+
+def _with_advice(error: EngineError, component: Component, backend: str) -> EngineError:
+    """The error; and the way out where a backend has no kernels for bfloat16."""
+    if component.precision != "bf16" or not backend.startswith("onnxruntime"):
+        return error
+    return EngineError(
+        f"{error}; the package is in bf16: use --backend openvino or tensorrt-rtx, or export it "
+        "in another precision"
+    )
 
 
 def _all_files(manifest: Manifest) -> list[FileRecord]:

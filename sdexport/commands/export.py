@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sdexport.commands.common import FOLDER, progress_bar
+from sdexport.precision import PRECISIONS, verifying_backends
 
 
 @click.command()
@@ -16,10 +17,10 @@ from sdexport.commands.common import FOLDER, progress_bar
 @click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(list(PRECISIONS)),
     default="fp32",
     show_default=True,
-    help="fp16 keeps float32 where half would not do.",
+    help="; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items()) + ".",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file.")
@@ -54,8 +55,14 @@ def export(
     )
     size = sum(r.size for c in manifest.components.values() for r in c.files)
     click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
-    if manifest.verification is None:
-        click.echo("not verified: install sdexport[cpu] and run 'sdexport verify'", err=True)
+    if manifest.verified_with is None:
+        needed = verifying_backends(precision)[0]
+        extra = "cpu" if needed == "onnxruntime" else needed
+        click.echo(
+            f"not verified: install sdexport[{extra}] and run "
+            f"'sdexport verify {package} --backend {needed}'",
+            err=True,
+        )
 
 
 def run_export(

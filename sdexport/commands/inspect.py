@@ -44,6 +44,7 @@ def inspect(package: Path, engine_dir: Path | None, as_json: bool) -> None:
         "latents": f"{manifest.latent_channels} channels, scaling {manifest.scaling_factor:.5g}",
         "prediction": manifest.prediction_type,
         "scheduler": str(loaded.scheduler_config.get("_class_name", "unknown")),
+        "verified": f"with {manifest.verified_with}" if manifest.verified_with else "not yet",
         "made with": ", ".join(f"{k} {v}" for k, v in manifest.tools.items()) or "unknown",
     }
     for name, value in lines.items():
@@ -51,6 +52,8 @@ def inspect(package: Path, engine_dir: Path | None, as_json: bool) -> None:
     for name, component in manifest.components.items():
         size = sum(record.size for record in component.files) / 1e6
         click.echo(f"\n{name}: {component.precision}, opset {component.opset}, {size:.1f} MB")
+        for kind, count in component.nodes.items():
+            click.echo(f"  {count} nodes {kind}")
         for arrow, specs in (("<-", component.inputs), ("->", component.outputs)):
             for spec in specs:
                 click.echo(f"  {arrow} {spec.name}: {spec}")

@@ -106,7 +106,7 @@ def test_destination_that_appears_meanwhile_is_left_alone(
         return ()
 
     monkeypatch.setattr(export_module, "_records", appear)
-    monkeypatch.setattr(export_module, "_verified", lambda package: {})
+    monkeypatch.setattr(export_module, "_verified", lambda *_: {})
     with pytest.raises(FileExistsError, match="appeared meanwhile; it is left alone"):
         export(checkpoint, tmp_path / "package")
     assert [f.name for f in tmp_path.iterdir()] == ["package"]
