@@ -19,7 +19,7 @@ from runtime.text_encoders import TextEncoders
 from sdexport.checkpoint import Checkpoint
 from sdexport.components import parts
 from sdexport.export import trace
-from sdexport.precision import to_half
+from sdexport.precision import Conversion, verifying_backend
 from sdexport.token_graphs import write_token_graphs
 from sdexport.verify import HALF_COMPONENT_BOUND, compare
 from tests.families import build
@@ -74,12 +74,16 @@ def test_vector_equals_transformers(pipe: Pipeline, modules: dict[str, Any]) -> 
     assert_close(actual, expected.numpy(), rel=COMPONENT_REL)
 
 
-@pytest.mark.parametrize("opset", [18, 23])
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "opset"),
+    [("fp32", 18), ("fp32", 23), ("fp16", 18), ("fp16", 23), ("bf16", 23), ("int8", 23)],
+)
 def test_mix_in_both_text_encoders_equals_transformers(
-    half: bool, opset: int, tmp_path: Path
+    precision: str, opset: int, tmp_path: Path
 ) -> None:
     """SDXL: the last but one hidden states side by side, and the pooled ones of the second."""
+    backend = verifying_backend(precision)
+    assert backend is not None
     checkpoint = Checkpoint.open(build("sdxl", tmp_path / "checkpoint"))
     tokenizers, sides, pooled = {}, [], None
     for part in parts(checkpoint.configs):
@@ -87,7 +91,7 @@ def test_mix_in_both_text_encoders_equals_transformers(
             continue
         model = checkpoint.load(part.source)
         path = tmp_path / part.name / "model.onnx"
-        trace(part, model, path, opset=opset, change=to_half if half else None)
+        trace(part, model, path, opset=opset, change=Conversion(precision))
         write_token_graphs(path)
         where = part.name.replace("text_encoder", "tokenizer")
         tokenizer = ClipTokenizer.from_folder(checkpoint.folder / where)
@@ -103,13 +107,13 @@ def test_mix_in_both_text_encoders_equals_transformers(
 
     def session(graph: str) -> Any:
         name, _, further = graph.partition(".")
-        return open_session(tmp_path / name / f"{further or 'model'}.onnx")
+        return open_session(tmp_path / name / f"{further or 'model'}.onnx", backend)
 
     encoders = TextEncoders(package, session, max_batch=1)
     found = encoders.encode([PROMPT, OTHER], token_embeds=MIX)
     assert found.pooled is not None and pooled is not None
     for expected, actual in ((torch.cat(sides, -1), found.embeds), (pooled, found.pooled)):
-        if half:
+        if precision != "fp32":
             assert 1 - compare(expected.numpy(), actual)[1] <= HALF_COMPONENT_BOUND
         else:
             assert_close(actual, expected.numpy(), rel=COMPONENT_REL)

@@ -294,7 +294,7 @@ def test_export_options_reach_the_exporter(
         asked.append((source, Options(**files), options))
         raise ValueError("seen enough")
 
-    monkeypatch.setattr(cli, "_export", export)
+    monkeypatch.setattr("sdexport.commands.export.run_export", export)
     arguments = [
         "--lora",
         "a:0.5",
