@@ -24,7 +24,8 @@ from sdexport.components import Part
 
 EXTERNAL_DATA_FROM = 100_000_000
 """Bytes of weights from which they go to model.onnx_data: from there they are mapped into memory,
-while those inside of the graph are held in memory several times when it is written or read."""
+while those inside of the graph are held in memory several times when it is written or read.
+A text encoder's always do: several graphs read them."""
 # Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
 # power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
 _EXAMPLE = {
@@ -60,7 +61,8 @@ def trace(
     model.metadata_props.update(notes or {})
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
+    aside = size > EXTERNAL_DATA_FROM or part.source.startswith("text_encoder")
+    beside = f"{path.name}_data" if aside else None
     ir.save(model, path, external_data=beside, max_workers=os.cpu_count())
     _forget_constants(model)
 
