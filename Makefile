@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO ?= sdexport-demo
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-interop lint clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
@@ -15,6 +15,10 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow
+
+# Optimum paints our packages and we paint its folders; makes .venv-interop, and needs PyPI for that
+test-interop: $(VENV)/test
+	$(BIN)/python -m tests.interop.run --venv .venv-interop
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -38,4 +42,4 @@ $(VENV)/lint: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-interop $(DEMO) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

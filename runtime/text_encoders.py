@@ -15,6 +15,7 @@ from runtime.prompt import apply_weights, tokenize_weighted
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 PENULTIMATE = "hidden_states."
+MOST_LAYERS = 1000
 
 
 class TextEncoders:
@@ -33,6 +34,15 @@ class TextEncoders:
             name: package.tokenizer(name)
             for name in TEXT_ENCODERS
             if name in package.manifest.components
+        }
+        self._layers = {
+            name: checks.whole(
+                f"{name}/config.json: num_hidden_layers",
+                package.config(name).get("num_hidden_layers", MOST_LAYERS),
+                1,
+                MOST_LAYERS,
+            )
+            for name in self.tokenizers
         }
 
     def encode(
@@ -89,6 +99,7 @@ class TextEncoders:
         """
         outputs = [spec.name for spec in self._session(name).outputs]
         layers = sum(output.startswith(PENULTIMATE) for output in outputs)
+        layers = min(layers, self._layers[name])  # Optimum also writes what leaves the last one
         if "text_encoder_2" in self.tokenizers:
             able = {n: f"{PENULTIMATE}{layers - 1 - n}" for n in range(layers)}
         else:

@@ -10,7 +10,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -204,7 +204,9 @@ def _write_components(
             preview = fit_preview(module, scaling_factor, checkpoint.downscale)
         progress(part.name, "trace")
         change = conversion(precision, part.source, checkpoint.configs)
-        trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
+        path = folder / part.name / "model.onnx"
+        notes = _notes(checkpoint, part.name, change.precision)
+        trace(part, module, path, opset=opset, change=change, notes=notes)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -218,6 +220,13 @@ def _write_components(
         )
     _free_weights(loaded[1])
     return components, preview
+
+
+def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, str]:
+    """What a graph says of itself: how it came to be, with no path and no time of day."""
+    source = {f"source.{key}": value for key, value in checkpoint.source.items()}
+    of_graph = {"component": component, "family": checkpoint.family, "precision": precision}
+    return {"sdexport": VERSION} | of_graph | source
 
 
 def _free_weights(module: Any) -> None:
@@ -234,11 +243,13 @@ def trace(
     *,
     opset: int,
     change: Callable[[onnx_ir.Model], object] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write one component as an ONNX file with dynamic axes; large weights go beside it.
 
     Args:
       change: made to the graph before it is written.
+      notes: metadata, what the file says of itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     dynamic = {
@@ -264,6 +275,7 @@ def trace(
     _tidy(program.model, part)
     if change is not None:
         change(program.model)
+    program.model.metadata_props.update(notes or {})
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
@@ -300,6 +312,7 @@ def _tidy(model: Any, part: Part) -> None:
     model.graph.metadata_props.clear()
     model.graph.name = part.name
     model.producer_name, model.producer_version = "sdexport", VERSION
+    model.doc_string = f"{part.name} of Stable Diffusion, exported by sdexport"
 
 
 @contextmanager
