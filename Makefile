@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
-.PHONY: demo test test-slow lint bench bench-quick clean
+.PHONY: demo test test-slow test-interop lint bench bench-quick clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
@@ -16,6 +16,10 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow
+
+# Optimum paints our packages and we paint its folders; makes .venv-interop, and needs PyPI for that
+test-interop: $(VENV)/test
+	$(BIN)/python -m tests.interop.run --venv .venv-interop
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -52,4 +56,4 @@ $(VENV)/bench: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(BENCH) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -80,7 +80,7 @@ def test_lowered_package_answers_as_pytorch_does(
     lowered: dict[str, Path], name: str, backend: str
 ) -> None:
     checks = [c for c in verify(lowered[name], backend) if c.metric != "files"]
-    assert len(checks) == 7 and all(check.passed for check in checks)
+    assert len(checks) == 10 and all(check.passed for check in checks)
     *components, picture = checks
     for check in components:
         assert check.cosine is not None and 1 - check.cosine <= LOWER_COSINE[name], check
