@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -202,6 +202,14 @@ class Package:
             return ClipTokenizer.from_folder(self.folder / where)
         except (FileNotFoundError, ValueError) as error:
             raise PackageError(f"{self.folder}: {error}") from error
+
+    def config(self, component: str) -> Mapping[str, Any]:
+        """A component's config.json; empty where there is none.
+
+        Raises: PackageError: it is damaged.
+        """
+        name = f"{component}/config.json"
+        return _read_json(self.folder, name) if (self.folder / name).is_file() else {}
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -401,7 +409,7 @@ def _check_all_listed(folder: Path, manifest: Manifest, locations: Mapping[str, 
     """Whatever is read from a package must be under its manifest's hashes."""
     listed = {record.path for record in _all_files(manifest)}
     read = [folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"]
-    for pattern in ("tokenizer*/*", "reference/*.npz"):
+    for pattern in ("tokenizer*/*", "*/config.json", "reference/*.npz"):
         read += folder.glob(pattern)
     for name, found in locations.items():
         read += [folder / name / location for location in found]
@@ -439,6 +447,15 @@ def _locations(folder: Path, component: str) -> set[str]:
         raise PackageError(f"{folder}: {component}: {error}") from error
 
 
+def _family(unet: Mapping[str, Any], components: Sequence[str], latent_channels: int) -> str:
+    """The name that an export would give, from a UNet's configuration and what stands beside it."""
+    name = "latent-consistency" if unet.get("time_cond_proj_dim") else "stable-diffusion"
+    if "text_encoder_2" in components:
+        name += "-xl" if "text_encoder" in components else "-xl-refiner"
+    inpaints = int(unet.get("in_channels") or latent_channels) > latent_channels
+    return f"{name}-inpainting" if inpaints else name
+
+
 def _manifest_of_optimum(folder: Path) -> Manifest:
     """What the folder's configurations say, for a package without manifest."""
     unet = _read_json(folder, "unet/config.json")
@@ -454,10 +471,11 @@ def _manifest_of_optimum(folder: Path) -> Manifest:
         default_size = (int(height) * downscale, int(width) * downscale)
         if min(latent_channels, scaling_factor, *default_size) <= 0:
             raise ValueError("sizes must be positive")
+        family = _family(unet, names, latent_channels)
     except (TypeError, ValueError) as error:
         raise PackageError(f"{folder}: unet or vae_decoder config.json: {error}") from error
     return Manifest(
-        family="stable-diffusion",
+        family=family,
         source={"type": "optimum"},
         latent_channels=latent_channels,
         downscale=downscale,

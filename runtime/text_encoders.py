@@ -23,6 +23,7 @@ from runtime.token_embeds import (
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 PENULTIMATE = "hidden_states."
+MOST_LAYERS = 1000
 
 
 class TextEncoders:
@@ -41,6 +42,15 @@ class TextEncoders:
             name: package.tokenizer(name)
             for name in TEXT_ENCODERS
             if name in package.manifest.components
+        }
+        self._layers = {
+            name: checks.whole(
+                f"{name}/config.json: num_hidden_layers",
+                package.config(name).get("num_hidden_layers", MOST_LAYERS),
+                1,
+                MOST_LAYERS,
+            )
+            for name in self.tokenizers
         }
 
     def encode(
@@ -127,7 +137,7 @@ class TextEncoders:
         wanted: TokenEmbeds,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         session, feeds = self._inputs(name, input_ids, wanted)
-        output, whole = self._outputs(session, clip_skip)
+        output, whole = self._outputs(name, session, clip_skip)
         found = [
             session.run({key: value[rows] for key, value in feeds.items()})
             for rows in chunks(len(input_ids), self._max_batch)
@@ -141,13 +151,14 @@ class TextEncoders:
             finite(pooled, name, "the prompt")
         return finite(hidden, name, "the prompt"), pooled
 
-    def _outputs(self, session: Session, clip_skip: int) -> tuple[str, str]:
+    def _outputs(self, name: str, session: Session, clip_skip: int) -> tuple[str, str]:
         """The outputs that hold the embeddings with layers left out, and with none.
 
         SDXL takes the last but one layer's for the whole.
         """
         outputs = [spec.name for spec in session.outputs]
         layers = sum(output.startswith(PENULTIMATE) for output in outputs)
+        layers = min(layers, self._layers[name])  # Optimum also writes what leaves the last one
         if "text_encoder_2" in self.tokenizers:
             able = {n: f"{PENULTIMATE}{layers - 1 - n}" for n in range(layers)}
         else:

@@ -38,9 +38,11 @@ class TextEncoder(nn.Module):
 
 
 class TextEncoderXL(nn.Module):
-    """input_ids -> last_hidden_state, pooler_output or text_embeds, hidden_states.0 and so on.
+    """input_ids -> text_embeds, last_hidden_state, or last_hidden_state, pooler_output; then
+    hidden_states.0 and so on.
 
     hidden_states.N goes into layer N; SDXL takes the last of them, which no normalisation touched.
+    text_embeds comes first: Optimum's pipeline takes the pooled embeddings by their place.
     """
 
     def __init__(self, model: Any, pooled: str) -> None:
@@ -49,7 +51,10 @@ class TextEncoderXL(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.model(input_ids=input_ids, output_hidden_states=True)
-        return (result.last_hidden_state, result[self.pooled], *result.hidden_states[:-1])
+        first = (result.last_hidden_state, result[self.pooled])
+        if self.pooled == "text_embeds":
+            first = first[::-1]
+        return (*first, *result.hidden_states[:-1])
 
 
 def clip_skips(config: Any) -> range:
@@ -156,7 +161,7 @@ def parts(configs: Mapping[str, Any]) -> tuple[Part, ...]:
         for name in ("text_encoder", "text_encoder_2")
         if name in configs
     ]
-    return (*texts, _unet_part(configs), *_vae_parts(configs["vae"]))
+    return (*texts, _unet_part(configs), *vae_parts(configs["vae"]))
 
 
 def _spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
@@ -177,7 +182,10 @@ def _text_part(name: str, config: Any, *, xl: bool) -> Part:
         pooled_width = config.projection_dim if projected else width
         wrap = partial(TextEncoderXL, pooled=pooled)  # type: ignore[assignment]
     hidden = [_spec(output, "batch", "sequence", width) for output in further]
-    return Part(name, name, wrap, inputs, (last, _spec(pooled, "batch", pooled_width), *hidden))
+    first = [last, _spec(pooled, "batch", pooled_width)]
+    if pooled == "text_embeds":
+        first.reverse()
+    return Part(name, name, wrap, inputs, (*first, *hidden))
 
 
 def _unet_part(configs: Mapping[str, Any]) -> Part:
@@ -200,7 +208,8 @@ def _unet_part(configs: Mapping[str, Any]) -> Part:
     return Part("unet", "unet", UNet, tuple(inputs), outputs)
 
 
-def _vae_parts(vae: Any) -> tuple[Part, Part]:
+def vae_parts(vae: Any) -> tuple[Part, Part]:
+    """Decoder and encoder, for the configuration of a VAE."""
     space, pixels = ("height", "width"), ("image_height", "image_width")
     parameters = vae.latent_channels * (2 if hasattr(vae, "use_quant_conv") else 1)
     return (
