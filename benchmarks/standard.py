@@ -56,7 +56,15 @@ PARTS = {
         False,
     ),
     "memory-512": Part("memory", (*SD15, "--size", "512"), 6, False),
-    "sdxl-unet": Part("latency", ("--model", "sdxl-unet", "--rounds", "1", *_core()), 15, False),
+    "sdxl-unet": Part(
+        "latency",
+        (
+            *("--model", "sdxl-unet", "--rounds", "1"),  # only bf16 leaves room for two
+            *("--contender", "sdexport openvino bf16", "--contender", "diffusers bf16"),
+        ),
+        15,
+        False,
+    ),
 }
 PREPARING = 14
 """Minutes to install the peers and to export SD 1.5 with each of them, once."""

@@ -135,8 +135,3 @@ def assert_close(
         f"max abs {worst:.3e}, max rel {worst / (scale or 1):.3e}, "
         f"cosine {float(a.ravel() @ b.ravel()) / norms:.9f}, {worst / bound:.0%} of the tolerance"
     )
-
-
-COUNTED_FLOPS = 0.02
-"""Relative. PyTorch counts the same products, but for the time embedding and masks, where exporters
-fold or split differently: 0.5 % at most would be expected."""

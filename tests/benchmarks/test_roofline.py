@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.roofline import count, flops, roof, shares
 from sdexport.bench import feeds_for
-from tests.tolerances import COUNTED_FLOPS
 
 
 @pytest.mark.parametrize("name", ["unet", "vae_decoder", "text_encoder"])
@@ -24,7 +23,8 @@ def test_count_agrees_with_pytorch(
     found = count(package / name / "model.onnx", shapes)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         torch_sessions[name].run(arrays)
-    assert found["flops"] == pytest.approx(counter.get_total_flops(), rel=COUNTED_FLOPS)
+    attention = found["flops_by_kind"]["ScaledDotProductAttention"]  # PyTorch counts none on a CPU
+    assert attention > 0 and found["flops"] - attention == counter.get_total_flops()
     used = modules["vae"].decoder if name == "vae_decoder" else modules[name]
     weights = 4 * sum(p.numel() for p in used.parameters())
     assert 0.98 * weights <= found["weight_bytes"] <= 1.1 * weights
