@@ -63,19 +63,17 @@ def verify_against(
     levels = len(checkpoint.configs["unet"].block_out_channels)
     step = 1 if package.manifest.files else 2 ** (levels - 1)  # Optimum's know no odd latents
     loaded: tuple[str, Any] = ("", None)
-    with closing(Components(package, backend, session_options, {}, low_memory=True)) as graphs:
-        for part in every:
-            progress(part.name)
-            config = checkpoint.configs[part.source]
-            feeds = [
-                _feeds(part, sizes, config, rng) for sizes in _sizes(part.name, checkpoint, step)
-            ]
-            if loaded[0] != part.source:
-                loaded = (part.source, checkpoint.load(part.source))
-            with TorchSession(part, loaded[1]) as session:
-                answers = [session.run(each) for each in feeds]
-            if part.name != "vae_decoder":  # the encoder is of the same module
-                loaded = ("", None)
+    for part in every:
+        progress(part.name)
+        config = checkpoint.configs[part.source]
+        feeds = [_feeds(part, sizes, config, rng) for sizes in _sizes(part.name, checkpoint, step)]
+        if loaded[0] != part.source:
+            loaded = (part.source, checkpoint.load(part.source))
+        with TorchSession(part, loaded[1]) as session:
+            answers = [session.run(each) for each in feeds]
+        if part.name != "vae_decoder":  # the encoder is of the same module
+            loaded = ("", None)
+        with closing(Components(package, backend, session_options, {}, low_memory=True)) as graphs:
             for each, expected in zip(feeds, answers, strict=True):
                 checks += _compare(graphs, package, part, each, expected)
     return checks
