@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO ?= sdexport-demo
+BENCH ?= .bench
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-interop lint bench bench-quick clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
@@ -16,11 +17,24 @@ test: $(VENV)/test
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow
 
+# Optimum paints our packages and we paint its folders; makes .venv-interop, and needs PyPI for that
+test-interop: $(VENV)/test
+	$(BIN)/python -m tests.interop.run --venv .venv-interop
+
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Beside the peers, on a machine that does nothing else; `make bench ARGS=--plan` says how long.
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks.standard --work $(BENCH) $(ARGS)
+	$(BIN)/python -m benchmarks.readme_tables
+	$(BIN)/python -m benchmarks.plots
+
+bench-quick: $(VENV)/test
+	$(BIN)/python -m benchmarks.quick
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,5 +51,9 @@ $(VENV)/lint: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
 
+$(VENV)/bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[cpu,openvino,export,bench]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -38,9 +38,11 @@ class TextEncoder(nn.Module):
 
 
 class TextEncoderXL(nn.Module):
-    """input_ids -> last_hidden_state, pooler_output or text_embeds, hidden_states.0 and so on.
+    """input_ids -> text_embeds, last_hidden_state, or last_hidden_state, pooler_output; then
+    hidden_states.0 and so on.
 
     hidden_states.N goes into layer N; SDXL takes the last of them, which no normalisation touched.
+    text_embeds comes first: Optimum's pipeline takes the pooled embeddings by their place.
     """
 
     def __init__(self, model: Any, pooled: str) -> None:
@@ -49,7 +51,10 @@ class TextEncoderXL(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.model(input_ids=input_ids, output_hidden_states=True)
-        return (result.last_hidden_state, result[self.pooled], *result.hidden_states[:-1])
+        first = (result.last_hidden_state, result[self.pooled])
+        if self.pooled == "text_embeds":
+            first = first[::-1]
+        return (*first, *result.hidden_states[:-1])
 
 
 def clip_skips(config: Any) -> range:
@@ -177,7 +182,10 @@ def _text_part(name: str, config: Any, *, xl: bool) -> Part:
         pooled_width = config.projection_dim if projected else width
         wrap = partial(TextEncoderXL, pooled=pooled)  # type: ignore[assignment]
     hidden = [_spec(output, "batch", "sequence", width) for output in further]
-    return Part(name, name, wrap, inputs, (last, _spec(pooled, "batch", pooled_width), *hidden))
+    first = [last, _spec(pooled, "batch", pooled_width)]
+    if pooled == "text_embeds":
+        first.reverse()
+    return Part(name, name, wrap, inputs, (*first, *hidden))
 
 
 def _unet_part(configs: Mapping[str, Any]) -> Part:

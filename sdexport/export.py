@@ -23,8 +23,14 @@ from sdexport.components import parts
 from sdexport.modules import free_weights
 from sdexport.precision import check_precision, conversion, verifying_backend
 from sdexport.preview import fit_preview
-from sdexport.reference import PictureRecorder, TorchSession, record_component
+from sdexport.reference import (
+    PictureRecorder,
+    TorchSession,
+    record_component,
+    record_token_graphs,
+)
 from sdexport.sources import Options, open_source
+from sdexport.token_graphs import write_token_graphs
 from sdexport.trace import trace
 from sdexport.verify import Check, verify_package
 
@@ -194,7 +200,8 @@ def _write_components(
             is_text = part.name in checkpoint.text_encoders
             ids = picture.input_ids(part.name) if is_text else None
             record_component(session, part, folder / "reference" / f"{part.name}.npz", ids)
-            if is_text:
+            if ids is not None:
+                record_token_graphs(session, module, folder / "reference", ids)
                 picture.encode(part.name, session)
         if part.name == "unet":
             picture.denoise(module)
@@ -204,7 +211,11 @@ def _write_components(
             preview = fit_preview(module, scaling_factor, checkpoint.downscale)
         begin(part.name, "trace")
         change = conversion(precision, part.source, checkpoint.configs)
-        trace(part, module, folder / part.name / "model.onnx", opset=opset, change=change)
+        path = folder / part.name / "model.onnx"
+        notes = _notes(checkpoint, part.name, change.precision)
+        trace(part, module, path, opset=opset, change=change, notes=notes)
+        if is_text:
+            write_token_graphs(folder / part.name / "model.onnx")
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -218,6 +229,13 @@ def _write_components(
         )
     free_weights(loaded[1])
     return components, preview
+
+
+def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, str]:
+    """What a graph says of itself: how it came to be, with no path and no time of day."""
+    source = {f"source.{key}": value for key, value in checkpoint.source.items()}
+    of_graph = {"component": component, "family": checkpoint.family, "precision": precision}
+    return {"sdexport": VERSION} | of_graph | source
 
 
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
@@ -242,8 +260,8 @@ def _copy_json(source: Path, destination: Path) -> None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """model.onnx first, then its data."""
-    return sorted(folder.glob("model.onnx*"), key=lambda f: f.name)
+    """model.onnx first, then its data, then the graphs beside it."""
+    return sorted(folder.glob("*.onnx*"), key=lambda f: (not f.name.startswith("model."), f.name))
 
 
 def _record(folder: Path, file: Path) -> FileRecord:
@@ -253,9 +271,7 @@ def _record(folder: Path, file: Path) -> FileRecord:
 def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
     """Everything that no component lists: configurations, tokenizer, references."""
     files = (f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
-    rest = (
-        f for f in files if f.parent.name not in except_for or not f.name.startswith("model.onnx")
-    )
+    rest = (f for f in files if f.parent.name not in except_for or not f.suffix.startswith(".onnx"))
     return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))
 
 

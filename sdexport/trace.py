@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from sdexport.components import Part
 
 EXTERNAL_DATA_FROM = 100_000_000
 """Bytes of weights from which they go to model.onnx_data: from there they are mapped into memory,
-while those inside of the graph are held in memory several times when it is written or read."""
+while those inside of the graph are held in memory several times when it is written or read.
+A text encoder's always do: several graphs read them."""
 # Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
 # power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
 _EXAMPLE = {
@@ -44,20 +45,24 @@ def trace(
     *,
     opset: int,
     change: Callable[[ir.Model], object] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write one component as an ONNX file with dynamic axes; large weights go beside it.
 
     Args:
       change: made to the graph before it is written.
+      notes: metadata, what the file says of itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     model = _traced(part, module, opset)
     _tidy(model, part)
     if change is not None:
         change(model)
+    model.metadata_props.update(notes or {})
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
+    aside = size > EXTERNAL_DATA_FROM or part.source.startswith("text_encoder")
+    beside = f"{path.name}_data" if aside else None
     ir.save(model, path, external_data=beside, max_workers=os.cpu_count())
     _forget_constants(model)
 
@@ -166,6 +171,7 @@ def _tidy(model: ir.Model, part: Part) -> None:
     model.graph.metadata_props.clear()
     model.graph.name = part.name
     model.producer_name, model.producer_version = "sdexport", VERSION
+    model.doc_string = f"{part.name} of Stable Diffusion, exported by sdexport"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from engines import EngineError
 from engines.sidecar import sha256_of
 from runtime import Package, PackageError, Pipeline
-from runtime.backends import Backends
+from runtime.backends import Backends, backend_of
 
 COMPONENT_BOUND = 5e-5
 """Largest difference over the output's largest value. Two float32 kernels that sum a few thousand
@@ -47,6 +47,7 @@ class Check:
 
     error: in units of `metric`, None where nothing could be measured and `note` says why.
     metric: one of METRICS.
+    inputs: their sizes, where there are several trials.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Check:
     bound: float
     note: str = ""
     metric: str = "relative"
+    inputs: str = ""
 
     @property
     def share(self) -> float | None:
@@ -130,9 +132,11 @@ def verify_package(
     if not references:
         raise PackageError(f"{package.folder} holds no recorded answers (reference/*.npz)")
     with Pipeline(package, backend, **options) as pipeline:
-        for name in package.manifest.components:
-            progress(name)
-            checks += _replay(pipeline, name, references.get(name))
+        for name in package.graphs:
+            if name in package.manifest.components:
+                progress(name)
+            if package.runs_itself(name, backend_of(backend, name), options.get("engine_dir")):
+                checks += _replay(pipeline, name, references.get(name))
         progress("picture")
         checks.append(_repaint(pipeline, references.get("picture")))
     return checks
@@ -160,34 +164,48 @@ def _hash_check(package: Package, name: str) -> Check:
 
 
 def _replay(pipeline: Pipeline, name: str, path: Path | None) -> list[Check]:
-    half = pipeline.package.manifest.components[name].precision not in EXACT
-
-    def failed(output: str, note: str) -> list[Check]:
-        return [Check(name, output, None, None, COMPONENT_BOUND, note)]
-
+    precision = pipeline.package.manifest.components[name.partition(".")[0]].precision
     if path is None:
-        return failed("-", "no recorded answer")
+        return [failed_check(name, "no recorded answer")]
     try:
         arrays = _read_arrays(path)
-        feeds = _named(arrays, "input.")
-        answers = pipeline.session(name).run(feeds)
+        answers = pipeline.session(name).run(_named(arrays, "input."))
     except (EngineError, PackageError, ValueError) as failure:
-        return failed("-", str(failure))
+        return [failed_check(name, str(failure))]
+    expected = _named(arrays, "output.")
+    if not expected:
+        return [failed_check(name, "the recorded answer is empty")]
+    return compared(name, precision, expected, answers)
+
+
+def compared(
+    name: str,
+    precision: str,
+    expected: Mapping[str, np.ndarray],
+    answers: Mapping[str, np.ndarray],
+    *,
+    inputs: str = "",
+) -> list[Check]:
+    """A row for each expected output of a component, with the bound of its precision."""
     checks = []
-    for output, expected in _named(arrays, "output.").items():
+    for output, value in expected.items():
         actual = answers.get(output)
-        if actual is None or actual.shape != expected.shape:
-            checks += failed(output, "missing, or of another shape")
+        if actual is None or actual.shape != value.shape:
+            checks.append(failed_check(name, "missing, or of another shape", output, inputs))
             continue
-        error, cosine = compare(expected, actual)
+        error, cosine = compare(value, actual)
         note = "NaN or infinity" if error is None else ""
-        if not half:
-            checks.append(Check(name, output, error, cosine, COMPONENT_BOUND, note))
-        else:
+        bound, metric = COMPONENT_BOUND, "relative"
+        if precision not in EXACT:
             error = None if error is None else max(0.0, 1 - cosine)
-            bound = HALF_COMPONENT_BOUND
-            checks.append(Check(name, output, error, cosine, bound, note, "1 - cosine"))
-    return checks or failed("-", "the recorded answer is empty")
+            bound, metric = HALF_COMPONENT_BOUND, "1 - cosine"
+        checks.append(Check(name, output, error, cosine, bound, note, metric, inputs))
+    return checks
+
+
+def failed_check(name: str, note: str, output: str = "-", inputs: str = "") -> Check:
+    """A row for what could not be measured, and why."""
+    return Check(name, output, None, None, COMPONENT_BOUND, note, inputs=inputs)
 
 
 def _repaint(pipeline: Pipeline, path: Path | None) -> Check:
@@ -252,12 +270,15 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def table(checks: Sequence[Check]) -> str:
     """The report as aligned text."""
-    rows = [("component", "output", "max abs", "cosine", "bound", "share", "verdict")]
+    rows: list[tuple[str, ...]] = [
+        ("component", "inputs", "output", "max abs", "cosine", "bound", "share", "verdict")
+    ]
     for check in checks:
         measured = check.error is not None and check.metric != "files"
         rows.append(
             (
                 check.name,
+                check.inputs,
                 check.output,
                 check.shown(check.error) if measured else "-",
                 f"{check.cosine:.7f}" if check.cosine is not None else "-",
@@ -266,6 +287,8 @@ def table(checks: Sequence[Check]) -> str:
                 check.verdict,
             )
         )
+    if not any(check.inputs for check in checks):
+        rows = [(name, *rest) for name, _, *rest in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -273,4 +296,4 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
-__all__ = ["Check", "compare", "table", "verify"]
+__all__ = ["Check", "compare", "compared", "failed_check", "table", "verify", "verify_package"]

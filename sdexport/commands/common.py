@@ -47,6 +47,44 @@ engine_dir_option = click.option(
     "--engine-dir", type=FOLDER, help="Built engines, instead of PACKAGE/engines."
 )
 
+_SOURCE_OPTIONS = (
+    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option(
+        "--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file."
+    ),
+    click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this; repeatable."),
+    click.option(
+        "--embedding", multiple=True, metavar="FILE[:WORD]", help="Add this word; repeatable."
+    ),
+    click.option("--vae", type=click.Path(path_type=Path), help="Take this VAE, folder or file."),
+    click.option(
+        "--prediction-type",
+        type=click.Choice(["epsilon", "v_prediction"]),
+        help="What the UNet predicts, where the file does not tell.",
+    ),
+    click.option("--ema", is_flag=True, help="Take the averaged weights of a single file."),
+    click.option("--allow-pickle", is_flag=True, help="Read .ckpt, .pt and .bin, weights alone."),
+)
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how a checkpoint is read, and what is changed in it."""
+    for option in reversed(_SOURCE_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def needs_torch(what: str) -> Iterator[None]:
+    """An import that fails inside names the pip command."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs {error.name or 'PyTorch and diffusers'}, which cannot be imported; "
+            "run: pip install 'sdexport[export]'"
+        ) from error
+
 
 @contextmanager
 def progress_bar(total: int | None, description: str, unit: str = "it") -> Iterator[Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sdexport.commands.common import FOLDER, progress_bar
+from sdexport.commands.common import FOLDER, needs_torch, progress_bar, source_options
 from sdexport.precision import PRECISIONS, verifying_backends
 
 
@@ -22,37 +23,21 @@ from sdexport.precision import PRECISIONS, verifying_backends
     show_default=True,
     help="; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items()) + ".",
 )
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file.")
-@click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this; repeatable.")
-@click.option(
-    "--embedding", multiple=True, metavar="FILE[:WORD]", help="Add this word; repeatable."
-)
-@click.option("--vae", type=click.Path(path_type=Path), help="Take this VAE, folder or file.")
-@click.option(
-    "--prediction-type",
-    type=click.Choice(["epsilon", "v_prediction"]),
-    help="What the UNet predicts, where the file does not tell.",
-)
-@click.option("--ema", is_flag=True, help="Take the averaged weights of a single file.")
-@click.option("--allow-pickle", is_flag=True, help="Read .ckpt, .pt and .bin, weights alone.")
+@source_options
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 def export(
     source: str,
     package: Path,
     opset: int,
     precision: str,
-    revision: str | None,
     force: bool,
-    **files: Any,
+    **of_source: Any,
 ) -> None:
     """Export SOURCE to the folder PACKAGE.
 
     SOURCE is a diffusers folder, a hub id, or one .safetensors file in the original layout.
     """
-    manifest = run_export(
-        source, package, files, opset=opset, precision=precision, revision=revision, force=force
-    )
+    manifest = run_export(source, package, of_source, opset=opset, precision=precision, force=force)
     size = sum(r.size for c in manifest.components.values() for r in c.files)
     click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
     if manifest.verified_with is None:
@@ -66,16 +51,13 @@ def export(
 
 
 def run_export(
-    source: str | Path, package: Path, files: dict[str, Any] | None = None, **options: Any
+    source: str | Path, package: Path, of_source: Mapping[str, Any] | None = None, **rest: Any
 ) -> Any:
-    try:
+    with needs_torch("exporting"):
         from sdexport.export import export as run
         from sdexport.sources import Options
-    except ImportError as error:
-        raise ImportError(
-            f"exporting needs {error.name or 'PyTorch and diffusers'}, which cannot be imported; "
-            "run: pip install 'sdexport[export]'"
-        ) from error
+    options = dict(of_source or {})
+    revision = options.pop("revision", None)
     with progress_bar(None, "export") as bar:
 
         def progress(component: str, stage: str, total: int) -> None:
@@ -83,4 +65,11 @@ def run_export(
             bar.set_description(f"{component}: {stage}")
             bar.update()
 
-        return run(source, package, options=Options(**files or {}), progress=progress, **options)
+        return run(
+            source,
+            package,
+            revision=revision,
+            options=Options(**options),
+            progress=progress,
+            **rest,
+        )

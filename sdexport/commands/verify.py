@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,9 +17,11 @@ from sdexport.commands.common import (
     exit_unless,
     given,
     json_option,
+    needs_torch,
     parsed,
     print_json,
     progress_bar,
+    source_options,
 )
 
 
@@ -24,23 +29,87 @@ from sdexport.commands.common import (
 @click.argument("package", type=FOLDER)
 @backend_option
 @engine_dir_option
+@click.option(
+    "--against",
+    metavar="SOURCE",
+    help="Compare with this checkpoint too, on fresh random inputs of several sizes; needs "
+    "PyTorch. The options below are those that it was exported with.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the inputs for --against.")
+@source_options
 @json_option
 def verify(
-    package: Path, backends: tuple[str, ...], engine_dir: Path | None, as_json: bool
+    package: Path,
+    backends: tuple[str, ...],
+    engine_dir: Path | None,
+    against: str | None,
+    seed: int | None,
+    as_json: bool,
+    **of_source: Any,
 ) -> None:
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
-    from runtime import Package
     from sdexport.verify import table
+
+    backend, engines = parsed(backends), given(engine_dir=engine_dir)
+    said: dict[str, Any] = {}
+    if against is None:
+        _check_alone(of_source | {"seed": seed})
+        checks = _recorded(package, backend, engines)
+    else:
+        said["seed"] = secrets.randbelow(2**31) if seed is None else seed
+        checks = _afresh(package, backend, engines, against, said["seed"], of_source)
+    passed = all(check.passed for check in checks)
+    if as_json:
+        print_json({"passed": passed, **said, "checks": [check.to_dict() for check in checks]})
+    else:
+        click.echo(table(checks))
+        if said:
+            click.echo(f"inputs of --seed {said['seed']}")
+    exit_unless(passed)
+
+
+def _check_alone(options: Mapping[str, Any]) -> None:
+    """Options that say something of a checkpoint want one."""
+    for name, value in options.items():
+        if value is not None and value is not False and value != ():  # 0 is a seed
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --against SOURCE")
+
+
+def _recorded(package: Path, backend: Any, engines: Mapping[str, Any]) -> list[Any]:
+    from runtime import Package
     from sdexport.verify import verify as run
 
     total = 2 + len(Package.load(package, verify=False).manifest.components)
     with progress_bar(total, "verify") as bar:
-        checks = run(
-            package, parsed(backends), progress=advance(bar), **given(engine_dir=engine_dir)
+        return run(package, backend, progress=advance(bar), **engines)
+
+
+def _afresh(
+    package: Path,
+    backend: Any,
+    engines: Mapping[str, Any],
+    source: str,
+    seed: int,
+    of_source: dict[str, Any],
+) -> list[Any]:
+    from runtime import Package
+    from runtime.package import MANIFEST
+
+    loaded = Package.load(package, verify=False)
+    with needs_torch("comparing with a checkpoint"):
+        from sdexport.against import verify_against
+        from sdexport.sources import Options
+    revision = of_source.pop("revision")
+    with progress_bar(4, "against") as bar:
+        checks = verify_against(
+            loaded,
+            source,
+            backend,
+            seed=seed,
+            revision=revision,
+            options=Options(**of_source),
+            progress=advance(bar),
+            **engines,
         )
-    passed = all(check.passed for check in checks)
-    if as_json:
-        print_json({"passed": passed, "checks": [check.to_dict() for check in checks]})
-    else:
-        click.echo(table(checks))
-    exit_unless(passed)
+    recorded = (package / MANIFEST).is_file()  # a folder of Optimum's holds no answers
+    return [*_recorded(package, backend, engines), *checks] if recorded else checks

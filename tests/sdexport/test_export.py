@@ -38,14 +38,33 @@ def test_manifest_tells_what_was_exported(package: Path) -> None:
 def test_graphs_hold_no_paths_of_this_machine(package: Path) -> None:
     import onnx
 
-    for path in package.rglob("model.onnx"):
+    for path in package.rglob("*.onnx"):
         model = onnx.load(path, load_external_data=False)
-        text = str([*model.metadata_props, *model.graph.metadata_props])
+        text = str([*model.graph.metadata_props])
         text += str([p for node in model.graph.node for p in node.metadata_props])
         assert text == "[][]" and "site-packages" not in str(model.graph.value_info)
         onnx.checker.check_model(str(path), full_check=True)
         dims = {d.dim_param for i in model.graph.input for d in i.type.tensor_type.shape.dim}
         assert dims <= {"", "batch", "height", "width", "sequence", "image_height", "image_width"}
+
+
+def test_graphs_say_what_they_are(package: Path) -> None:
+    """For a graph that is found alone; the manifest says the same."""
+    import onnx
+
+    manifest = Package.load(package).manifest
+    for name in manifest.components:
+        model = onnx.load(package / name / "model.onnx", load_external_data=False)
+        assert {entry.key: entry.value for entry in model.metadata_props} == {
+            "sdexport": manifest.tools["sdexport"],
+            "component": name,
+            "family": "stable-diffusion",
+            "precision": "fp32",
+            "source.type": "folder",
+            "source.sha256": manifest.source["sha256"],
+        }
+        assert model.graph.name == name and name in model.doc_string
+        assert model.producer_name == "sdexport"
 
 
 def test_second_export_has_the_same_bytes(package: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -79,7 +98,8 @@ def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
 
     def copy(part: Any, module: Any, path: Path, **_: object) -> None:
         path.parent.mkdir(parents=True)
-        shutil.copyfile(package / part.name / "model.onnx", path)
+        for file in (package / part.name).glob("model.onnx*"):
+            shutil.copyfile(file, path.with_name(file.name))
 
     monkeypatch.setattr(export_module, "trace", copy)
 

@@ -105,7 +105,8 @@ def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
 
     def copy(part: Any, module: Any, path: Path, **_: object) -> None:
         path.parent.mkdir(parents=True)
-        shutil.copyfile(package / part.name / "model.onnx", path)
+        for file in (package / part.name).glob("model.onnx*"):
+            shutil.copyfile(file, path.with_name(file.name))
 
     monkeypatch.setattr(export_module, "trace", copy)
 
