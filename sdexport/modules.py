@@ -116,7 +116,7 @@ def stand_ins(module: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
             layer.__class__ = type(layer).__base__
             layer.weight = nn.Parameter(torch.empty(layer.weight.shape), requires_grad=False)
         addresses = [layer.weight.data_ptr() for layer in kept]
-        yield dict(zip(addresses, (weight.data for _, weight in before), strict=True))
+        yield dict(zip(addresses, (weight.data.contiguous() for _, weight in before), strict=True))
     finally:
         for layer, (kind, weight) in zip(kept, before, strict=True):
             layer.__class__, layer.weight = kind, weight

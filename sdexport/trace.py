@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -98,53 +98,52 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
             optimize=False,
         )
         assert program is not None  # for the type checker: None comes only with dynamo=False
-        _put_back(program.model.graph, halves)
         _fold_transpositions(program.model.graph)
         optimizer.optimize(program.model)
         onnx_fusions.fuse(program.model)
+        _put_back(program.model.graph, halves)
     return program.model
 
 
-def _put_back(graph: ir.Graph, halves: Mapping[int, torch.Tensor]) -> None:
-    """Float32 of the weights in half, computed when they are read, for what stands for them."""
-    for value in graph.initializers.values():
-        tensor = getattr(value.const_value, "raw", None)
-        half = halves.get(tensor.data_ptr()) if isinstance(tensor, torch.Tensor) else None
-        if half is not None:
-            value.const_value = _lazily(value, half.float)
-
-
 def _fold_transpositions(graph: ir.Graph) -> None:
-    """Weights that are transposed become other weights, computed when they are read.
+    """Weights that are transposed become views of them, which are copied when they are written.
 
-    The optimiser would compute them now, and hold both.
+    The optimiser would copy them now, and hold both.
     """
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" else None
-        if source is None or source.const_value is None or len(source.uses()) != 1:
+        weight = None if source is None else _weight(source)
+        if source is None or weight is None or len(source.uses()) != 1:
             continue
-        result, order = node.outputs[0], node.attributes["perm"].as_ints()
-        sizes = source.const_value.shape.numpy()
-        value = ir.Value(
-            name=result.name,
-            type=ir.TensorType(source.const_value.dtype),
-            shape=ir.Shape([sizes[axis] for axis in order]),
-        )
-        value.const_value = _lazily(value, partial(_transposed, source.const_value, order))
+        result = node.outputs[0]
+        view = TorchTensor(weight.permute(node.attributes["perm"].as_ints()), name=result.name)
+        value = ir.Value(name=result.name, type=source.type, shape=view.shape, const_value=view)
         result.replace_all_uses_with(value)
         graph.remove(node, safe=True)
         del graph.initializers[str(source.name)]
         graph.register_initializer(value)
 
 
-def _transposed(weight: ir.TensorProtocol, order: Sequence[int]) -> torch.Tensor:
-    return torch.from_numpy(weight.numpy()).permute(*order)
+def _put_back(graph: ir.Graph, halves: Mapping[int, torch.Tensor]) -> None:
+    """Float32 of the weights in half, computed when they are read, for what stands for them."""
+    for value in graph.initializers.values():
+        weight = _weight(value)
+        half = None if weight is None else halves.get(weight.data_ptr())
+        if weight is not None and half is not None:
+            compute = partial(_single, half.as_strided(weight.size(), weight.stride()))
+            shape = ir.Shape(weight.shape)
+            tensor = ir.LazyTensor(compute, ir.DataType.FLOAT, shape, name=value.name)
+            value.const_value = tensor
 
 
-def _lazily(value: ir.Value, compute: Callable[[], torch.Tensor]) -> ir.LazyTensor:
-    shape, dtype = value.shape, value.dtype
-    assert isinstance(shape, ir.Shape) and dtype is not None  # for the type checker: a weight
-    return ir.LazyTensor(lambda: TorchTensor(compute()), dtype=dtype, shape=shape, name=value.name)
+def _single(half: torch.Tensor) -> TorchTensor:
+    return TorchTensor(half.float())
+
+
+def _weight(value: ir.Value) -> torch.Tensor | None:
+    """The module's own tensor behind an initializer, or a view of it."""
+    raw = getattr(value.const_value, "raw", None)
+    return raw.detach() if value.is_initializer() and isinstance(raw, torch.Tensor) else None
 
 
 def _forget_constants(model: ir.Model) -> None:
