@@ -77,12 +77,18 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
         for spec in part.inputs
     }
     with torch.inference_mode(False), torch.no_grad(), _quiet():
-        program = torch.onnx.export(
+        # Not strict, which torch.onnx.export would fall back to: that copies the weights.
+        captured = torch.export.export(
             part.wrap(module).eval(),
+            args=(),
             kwargs=part.example(_EXAMPLE, seed=0),
+            dynamic_shapes=dynamic,
+            strict=False,
+        )
+        program = torch.onnx.export(
+            captured,
             dynamo=True,
             opset_version=opset,
-            dynamic_shapes=dynamic,
             input_names=[spec.name for spec in part.inputs],
             output_names=[spec.name for spec in part.outputs],
             verbose=False,
