@@ -172,7 +172,8 @@ def main() -> None:
     if timed:
         text += f"\n{tables.targets(timed)}\n\nTables and plots: [docs/performance.md]({PAGE}).\n"
     _fill(ROOT / "README.md", text)
-    _fill(ROOT / PAGE, tables.document(RESULTS) + "\n")
+    if found := tables.document(RESULTS):
+        _fill(ROOT / PAGE, f"{found}\n")
 
 
 def _fill(page: Path, text: str) -> None:
