@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO ?= sdexport-demo
+BENCH ?= .bench
 
-.PHONY: demo test test-slow test-interop lint clean
+.PHONY: demo test test-slow test-interop lint bench bench-quick clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
@@ -26,6 +27,15 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Beside the peers, on a machine that does nothing else; `make bench ARGS=--plan` says how long.
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks.standard --work $(BENCH) $(ARGS)
+	$(BIN)/python -m benchmarks.readme_tables
+	$(BIN)/python -m benchmarks.plots
+
+bench-quick: $(VENV)/test
+	$(BIN)/python -m benchmarks.quick
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -41,5 +51,9 @@ $(VENV)/lint: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
 
+$(VENV)/bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[cpu,openvino,export,bench]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-interop $(DEMO) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

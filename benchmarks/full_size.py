@@ -1,10 +1,12 @@
-"""The real size: SD 1.5's architecture with seeded random weights, from checkpoint to picture.
+"""The real size, from checkpoint to picture: seconds and peak memory of every stage.
 
-    python -m benchmarks.full_size --tokenizer DIR [--work DIR] [--json FILE]
+    python -m benchmarks.full_size --tokenizer DIR [--family sd15|sdxl] [--precision fp32|fp16]
+                                   [--source fp32|fp16] [--work DIR] [--json FILE]
 
 Builds the checkpoint, then exports, verifies and paints 256x256 in 2 steps, each in a process of
-its own, and reports wall time and peak memory of each. Weights are random: real shapes, real cost,
-no meaning in the picture.
+its own. Weights are random: real shapes, real cost, no meaning in the picture. Peak memory is what
+was resident, pages of mapped files among it, which the system takes back when it needs them; the
+anonymous peak is what was the process's alone, sampled every 20 ms.
 """
 
 from __future__ import annotations
@@ -12,144 +14,156 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-UNET = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 512,
-    "scaling_factor": 0.18215,
-}
-TEXT_ENCODER = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "projection_dim": 768,
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
-}
-SCHEDULER = {
-    "_class_name": "PNDMScheduler",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-}
-INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "PNDMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
+from benchmarks.checkpoints import NAMES, build_checkpoint
+from sdexport.measure import machine
+
 PACKAGES = ("sdexport", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
+PRECISIONS = ("fp32", "fp16")
+PROMPT = "a photograph of an astronaut riding a horse"
+INTERVAL = 0.02
+EXPORT = """
+import json, sys
+from sdexport.export import export
+def progress(component, stage, total):
+    print(json.dumps([component, stage]), flush=True)
+export(sys.argv[1], sys.argv[2], precision=sys.argv[3], force=True, progress=progress)
+"""
 
 
-def build_checkpoint(folder: Path, tokenizer: Path, seed: int = 0) -> None:
-    """Write a diffusers folder of SD 1.5's published configuration with random float32 weights."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+class Watched:
+    """Peak memory of a process, by stage, until `close`."""
 
-    builders = {
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
-        "unet": lambda: UNet2DConditionModel(**UNET),
-        "vae": lambda: AutoencoderKL(**VAE),
-    }
-    for name, build in builders.items():
-        torch.manual_seed(seed)
-        build().save_pretrained(folder / name)
-    for name, value in (("model_index", INDEX), ("scheduler/scheduler_config", SCHEDULER)):
-        path = folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value), encoding="utf-8")
-    (folder / "tokenizer").mkdir()
-    for file in tokenizer.iterdir():
-        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._status = Path(f"/proc/{process.pid}/status")
+        self.stages: list[dict[str, Any]] = []
+        self.begin("", "start")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def begin(self, component: str, stage: str) -> None:
+        self._end_stage()
+        peaks = {"peak_gb": 0.0, "anonymous_gb": 0.0}
+        self.stages.append({"component": component, "stage": stage} | peaks)
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        self._done.set()
+        self._thread.join()
+        self._end_stage()
+
+    def _end_stage(self) -> None:
+        if self.stages:
+            self.stages[-1]["seconds"] = round(time.perf_counter() - self._since, 1)
+
+    def _watch(self) -> None:
+        while not self._done.wait(INTERVAL):
+            text = self._status.read_text(encoding="utf-8")
+            stage = self.stages[-1]
+            for key, field in (("peak_gb", "VmRSS"), ("anonymous_gb", "RssAnon")):
+                found = re.search(rf"{field}:\s+(\d+) kB", text)
+                now = int(found[1]) * 1024 / 1e9 if found else 0.0
+                stage[key] = round(max(stage[key], now), 2)
 
 
-def measure(*arguments: object) -> dict[str, Any]:
-    """Run `sdexport ...` in its own process; seconds, peak resident memory in GB, and its output.
+def measure(*command: object) -> dict[str, Any]:
+    """Run a Python command in its own process.
 
+    Returns: seconds; peak_gb of resident and anonymous_gb of anonymous memory; what it printed;
+      and the same of each stage, where lines such as ["unet", "trace"] tell that one begins.
     Raises: RuntimeError: the command failed.
     """
-    command = [sys.executable, "-m", "sdexport", *map(str, arguments)]
-    started = time.perf_counter()
+    started, output = time.perf_counter(), ""
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
     ):
+        watched = Watched(process)
         assert process.stdout is not None
-        output = process.stdout.read()
+        for line in process.stdout:
+            if line.startswith('["'):
+                watched.begin(*json.loads(line))
+            else:
+                output += line
+        watched.close()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             errors.seek(0)
-            raise RuntimeError(f"{' '.join(command)} failed: {errors.read()}{output}")
+            raise RuntimeError(f"{command[:3]} failed: {errors.read()}{output}")
     return {
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+        "anonymous_gb": max(stage["anonymous_gb"] for stage in watched.stages),
         "output": output,
+        "stages": watched.stages,
     }
 
 
-def run(work: Path, tokenizer: Path) -> dict[str, Any]:
-    checkpoint, package, picture = work / "checkpoint", work / "package", work / "picture.png"
+def run(
+    work: Path,
+    tokenizer: Path,
+    *,
+    family: str = "sd15",
+    precision: str = "fp32",
+    source: str = "fp32",
+) -> dict[str, Any]:
+    """Everything, of one model.
+
+    Args:
+      work: keeps the checkpoint and the package. source: precision of the checkpoint's weights.
+    """
+    checkpoint = work / f"{family}-{source}"
+    package, picture = work / f"package-{precision}", work / "picture.png"
     if not checkpoint.exists():
-        build_checkpoint(checkpoint, tokenizer)
-    prompt = "a photograph of an astronaut riding a horse"
+        build_checkpoint(checkpoint, tokenizer, family, half=source == "fp16")
     paint = ("--steps", 2, "--size", "256x256", "--seed", 0, "--json", "--force")
+    cli = ("-m", "sdexport")
     stages = {
-        "export": measure("export", checkpoint, package, "--force"),
-        "verify": measure("verify", package, "--json"),
-        "generate": measure("generate", package, prompt, "-o", picture, *paint),
+        "export": measure("-c", EXPORT, checkpoint, package, precision),
+        "verify": measure(*cli, "verify", package, "--json"),
+        "generate": measure(*cli, "generate", package, PROMPT, "-o", picture, *paint),
     }
-    checks = json.loads(stages["verify"].pop("output"))
-    painted = json.loads(stages["generate"].pop("output"))["images"][0]["seconds"]
-    stages["export"].pop("output")
-    size = sum(f.stat().st_size for f in package.rglob("*") if f.is_file())
+    outputs = {name: stage.pop("output") for name, stage in stages.items()}
+    for name in ("verify", "generate"):
+        stages[name].pop("stages")
+    checks = json.loads(outputs["verify"])
+    sizes = {f: f.stat().st_size for f in package.rglob("*") if f.is_file()}
+    manifest = json.loads((package / "sdexport.json").read_text(encoding="utf-8"))
     return {
-        "model": "SD 1.5 architecture, seeded random weights, fp32",
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "python": platform.python_version(),
+        "model": f"{NAMES[family]} architecture, seeded random weights",
+        "family": family,
+        "precision": precision,
+        "source": source,
+        "machine": machine(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
-        "package_gb": round(size / 1e9, 2),
-        "external_data_gb": round((package / "unet" / "model.onnx_data").stat().st_size / 1e9, 2),
+        "package_gb": _gb(sizes.values()),
+        "component_gb": {
+            name: _gb(size for file, size in sizes.items() if file.parent.name == name)
+            for name in manifest["components"]
+        },
         "stages": stages,
-        "generate_seconds": painted,
+        "generate_seconds": json.loads(outputs["generate"])["images"][0]["seconds"],
         "verified": checks["passed"],
         "checks": [c for c in checks["checks"] if c["output"] != "files"],
     }
+
+
+def _gb(sizes: Any) -> float:
+    return round(sum(sizes) / 1e9, 2)
 
 
 def main() -> None:
@@ -157,11 +171,22 @@ def main() -> None:
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder with CLIP's own files"
     )
-    parser.add_argument("--work", type=Path, help="keeps checkpoint and package; 9 GB")
+    parser.add_argument("--family", choices=NAMES, default="sd15")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the package")
+    parser.add_argument("--source", choices=PRECISIONS, default="fp32", help="of the checkpoint")
+    parser.add_argument(
+        "--work", type=Path, help="keeps checkpoint and package; SD 1.5 9 GB, SDXL 28 GB"
+    )
     parser.add_argument("--json", type=Path, help="also write the report here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        report = run(args.work or Path(scratch), args.tokenizer)
+        report = run(
+            args.work or Path(scratch),
+            args.tokenizer,
+            family=args.family,
+            precision=args.precision,
+            source=args.source,
+        )
     text = json.dumps(report, indent=2) + "\n"
     print(text, end="")
     if args.json:

@@ -20,10 +20,11 @@ from engines.sidecar import sha256_of
 from runtime.package import MANIFEST, Component, FileRecord, Manifest
 from sdexport.checkpoint import Checkpoint, tokenizer_folder
 from sdexport.components import Part, parts
-from sdexport.export import DEFAULT_OPSET, trace
+from sdexport.export import DEFAULT_OPSET
 from sdexport.precision import conversion
 from sdexport.published import FAMILIES
 from sdexport.shapes import MODEL_DIR
+from sdexport.trace import trace
 
 SEED = 0
 

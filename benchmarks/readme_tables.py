@@ -1,4 +1,6 @@
-"""Fill README's tables from the committed JSON: `python -m benchmarks.readme_tables`.
+"""Fill the tables of README and docs/performance.md from the committed JSON:
+
+    python -m benchmarks.readme_tables
 
 Everything between the two marker comments is replaced.
 """
@@ -12,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import tables
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+PAGE = "docs/performance.md"
 MARKED = re.compile(r"(<!-- tables -->\n).*(<!-- /tables -->)", re.DOTALL)
 
 
@@ -163,9 +168,17 @@ def main() -> None:
     if (RESULTS / "gpu.json").is_file():
         report = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))
         text += f"\n{gpu(report)}\n"
-    readme = ROOT / "README.md"
-    filled = MARKED.sub(lambda m: m[1] + text + m[2], readme.read_text(encoding="utf-8"))
-    readme.write_text(filled, encoding="utf-8")
+    timed = tables.reports(RESULTS, "latency")
+    if timed:
+        text += f"\n{tables.targets(timed)}\n\nTables and plots: [docs/performance.md]({PAGE}).\n"
+    _fill(ROOT / "README.md", text)
+    if found := tables.document(RESULTS):
+        _fill(ROOT / PAGE, f"{found}\n")
+
+
+def _fill(page: Path, text: str) -> None:
+    filled = MARKED.sub(lambda m: m[1] + text + m[2], page.read_text(encoding="utf-8"))
+    page.write_text(filled, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,26 @@
 """From nothing to a picture: import, and a whole process, in runs that alternate.
 
-    python -m benchmarks.startup PACKAGE [--json FILE]
+    python -m benchmarks.startup PACKAGE [--work DIR] [--json FILE]
 
 `from runtime import *` is measured over what NumPy and Pillow take by themselves; the whole process
-paints 128x128 in 20 steps with `sdexport generate` from a start with warm disk caches.
+paints 128x128 in 20 steps with `sdexport generate` from a start with warm disk caches. With --work
+a script does the same with diffusers, in the environment of benchmarks.latency's peer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.contenders import python_of
+from sdexport.measure import machine
+from sdexport.shapes import MODEL_DIR
 
 ROUNDS = 11
 BARE = "import numpy, PIL.Image, PIL.ImageOps, PIL.PngImagePlugin"
@@ -30,7 +33,9 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def measure(package: Path, rounds: int = ROUNDS) -> dict[str, list[float]]:
+def measure(
+    package: Path, rounds: int = ROUNDS, work: Path | None = None
+) -> dict[str, list[float]]:
     """Seconds of each kind of process, round by round."""
     with tempfile.TemporaryDirectory() as folder:
         paint = [
@@ -48,10 +53,15 @@ def measure(package: Path, rounds: int = ROUNDS) -> dict[str, list[float]]:
             "help": ["-m", "sdexport", "--help"],
             "picture": [*paint, "--seed", "0", "--force"],
         }
+        commands = {name: [sys.executable, *command] for name, command in commands.items()}
+        if work is not None:
+            script = Path(__file__).parent / "peers" / "diffusers_picture.py"
+            first = [python_of("diffusers", work), script, MODEL_DIR, Path(folder) / "b.png", STEPS]
+            commands["diffusers picture"] = list(map(str, first))
         runs: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(rounds + 1):
             for name, command in commands.items():
-                taken = seconds([sys.executable, *command])
+                taken = seconds(command)
                 if number:  # the first round warms the disk's cache
                     runs[name].append(taken)
     return runs
@@ -60,13 +70,15 @@ def measure(package: Path, rounds: int = ROUNDS) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.startup")
     parser.add_argument("package", type=Path)
+    parser.add_argument(
+        "--work", type=Path, help="where the peers' environments are; diffusers too"
+    )
     parser.add_argument("--json", type=Path, help="also write the report here")
     args = parser.parse_args()
-    runs = measure(args.package)
+    runs = measure(args.package, work=args.work and args.work.resolve())
     median = {name: statistics.median(values) for name, values in runs.items()}
     report = {
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "python": platform.python_version(),
+        "machine": machine(),
         "import_runtime_over_numpy_and_pillow_ms": round(
             1000 * (median["runtime"] - median["numpy and pillow"]), 1
         ),
@@ -75,6 +87,8 @@ def main() -> None:
         "median_s": {name: round(value, 4) for name, value in median.items()},
         "runs_s": {name: [round(v, 4) for v in values] for name, values in runs.items()},
     }
+    if "diffusers picture" in median:
+        report["picture_of_diffusers"] = round(median["picture"] / median["diffusers picture"], 3)
     text = json.dumps(report, indent=2) + "\n"
     print(text, end="")
     if args.json:

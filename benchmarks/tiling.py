@@ -76,16 +76,14 @@ def full_size(folder: Path) -> Path:
     import torch
     from diffusers import AutoencoderKL
 
-    from benchmarks.full_size import TEXT_ENCODER, UNET, VAE
-    from sdexport.components import parts
-    from sdexport.export import trace
+    from sdexport.components import vae_parts
+    from sdexport.published import VAE_SD
+    from sdexport.trace import trace
 
     torch.manual_seed(0)
-    module = AutoencoderKL(**VAE).eval().requires_grad_(False)
-    text, unet = (argparse.Namespace(**values) for values in (TEXT_ENCODER, UNET))
-    for part in parts(text, unet, module.config):
-        if part.source == "vae":
-            trace(part, module, folder / part.name / "model.onnx", opset=23)
+    module = AutoencoderKL.from_config(VAE_SD).eval().requires_grad_(False)
+    for part in vae_parts(module.config):
+        trace(part, module, folder / part.name / "model.onnx", opset=23)
     return folder
 
 

@@ -61,6 +61,9 @@ class OnnxRuntimeSession(SessionBase):
       threads: threads inside one operator; None leaves it to ONNX Runtime (every core).
       optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
       prepacking: False leaves weights where they are mapped: no copy, slower products.
+      constant_folding: False computes what depends on weights alone at each run. Of a graph in half
+        precision, whose products the CPU computes in float32, that is a float32 copy of each weight
+        for a moment, in place of a copy of all of them for good.
     Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, or a
       provider is not in this installation or does not start.
     """
@@ -73,12 +76,13 @@ class OnnxRuntimeSession(SessionBase):
         threads: int | None = None,
         optimization: str = "all",
         prepacking: bool = True,
+        constant_folding: bool = True,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
         wanted = [p if isinstance(p, str) else p[0] for p in providers]
         _check_available(name, wanted)
-        options = _options(threads, optimization, prepacking)
+        options = _options(threads, optimization, prepacking, constant_folding)
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # its exception classes share no base but Exception
@@ -170,7 +174,9 @@ class _OnDevice(BoundSession):
         self._uploaded = {}
 
 
-def _options(threads: int | None, optimization: str, prepacking: bool) -> Any:
+def _options(
+    threads: int | None, optimization: str, prepacking: bool, constant_folding: bool
+) -> Any:
     if optimization not in OPTIMIZATIONS:
         raise ValueError(
             f"optimization must be one of {', '.join(OPTIMIZATIONS)}, got {optimization!r:.40}"
@@ -187,6 +193,10 @@ def _options(threads: int | None, optimization: str, prepacking: bool) -> Any:
         options.intra_op_num_threads = threads
     if not prepacking:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not constant_folding:
+        options.add_session_config_entry(
+            "optimization.disable_specified_optimizers", "ConstantFolding"
+        )
     return options
 
 

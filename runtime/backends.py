@@ -14,9 +14,10 @@ OTHERS = "*"
 
 
 def backend_of(backends: Backends, component: str) -> str:
-    """The backend of a component."""
+    """The backend of a component, or of a graph beside its own."""
     if isinstance(backends, str):
         return backends
+    component = component.partition(".")[0]
     return backends.get(component, backends.get(OTHERS, DEFAULT))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engines import EngineError, Session, SessionBase
+from engines import AUTO, EngineError, Session, SessionBase
 from engines.backends import option_names
 from engines.onnx_specs import graph_specs
 from engines.session import Feeds
@@ -76,11 +76,11 @@ class Components:
     def _open(self, component: str) -> Session:
         if component not in self._opened:
             engine_dir = self._options.get("engine_dir")
-            backend = self._package.resolve(
-                component, backend_of(self._backends, component), engine_dir
-            )
+            asked = backend_of(self._backends, component)
+            backend = self._package.resolve(component, asked, engine_dir)
             options = self._options
-            if not isinstance(self._backends, str):  # not every option is for every one of them
+            several = not isinstance(self._backends, str) or backend != asked != AUTO
+            if several:  # not every option is for every one of them
                 taken = {"engine_dir", *option_names(backend)}
                 options = {name: value for name, value in options.items() if name in taken}
             self._opened[component] = self._package.open(component, backend, **options)

@@ -26,14 +26,19 @@ _log = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 MANIFEST = "sdexport.json"
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+TOKEN_EMBEDDING, INPUTS_EMBEDS = "token_embedding", "inputs_embeds"
+"""Graphs beside a text encoder's own, called "text_encoder.token_embedding" and so on: its
+beginning, which looks tokens up, and the rest of it."""
 EDGES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "text_encoder": (frozenset({"input_ids"}), frozenset({"last_hidden_state"})),
     "text_encoder_2": (frozenset({"input_ids"}), frozenset({"last_hidden_state"})),
     "unet": (frozenset({"sample", "timestep", "encoder_hidden_states"}), frozenset({"out_sample"})),
     "vae_decoder": (frozenset({"latent_sample"}), frozenset({"sample"})),
     "vae_encoder": (frozenset({"sample"}), frozenset({"latent_parameters"})),
+    TOKEN_EMBEDDING: (frozenset({"input_ids"}), frozenset({INPUTS_EMBEDS})),
+    INPUTS_EMBEDS: (frozenset({"input_ids", INPUTS_EMBEDS}), frozenset({"last_hidden_state"})),
 }
-"""Names that a component's graph must have among its inputs and outputs."""
+"""Names that a component's graph must have among its inputs and outputs, and those beside it."""
 
 
 class PackageError(Exception):
@@ -175,7 +180,10 @@ class Package:
             raise PackageError(
                 f"{folder} is no package: it has no {MANIFEST}; make one with 'sdexport export'"
             )
-        locations = {name: _locations(folder, name) for name in manifest.components}
+        locations = {
+            name: set().union(*(_locations(folder, graph) for graph in _graphs(name, component)))
+            for name, component in manifest.components.items()
+        }
         if (folder / MANIFEST).is_file():
             _check_all_listed(folder, manifest, locations)
         _check_external_data(folder, locations)
@@ -203,16 +211,28 @@ class Package:
         name = f"{component}/config.json"
         return _read_json(self.folder, name) if (self.folder / name).is_file() else {}
 
-    def model_path(self, component: str) -> Path:
-        """The .onnx file of a component.
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Every component, and after it the graphs beside its own."""
+        found = [_graphs(name, entry) for name, entry in self.manifest.components.items()]
+        return tuple(graph for graphs in found for graph in graphs)
 
-        Raises: PackageError: the package has no such component.
+    def model_path(self, component: str) -> Path:
+        """The .onnx file of a component, or of one of `graphs`.
+
+        Raises: PackageError: the package has no such component or graph.
         """
-        if component not in self.manifest.components:
+        name, _, graph = component.partition(".")
+        if name not in self.manifest.components:
             raise PackageError(
-                f"{self.folder} has no {component}; it has {', '.join(self.manifest.components)}"
+                f"{self.folder} has no {name}; it has {', '.join(self.manifest.components)}"
             )
-        return self.folder / component / "model.onnx"
+        if component not in self.graphs:
+            raise PackageError(
+                f"{self.folder} has no {name}/{graph}.onnx, so tokens cannot be changed before the "
+                "text encoder; 'sdexport export' writes it"
+            )
+        return self.folder / _file(component)
 
     def plan_path(self, component: str, backend: str, engine_dir: str | Path | None = None) -> Path:
         """Where the built engine of a component is, or would be."""
@@ -222,23 +242,34 @@ class Package:
     def resolve(self, component: str, backend: str, engine_dir: str | Path | None = None) -> str:
         """The backend itself, or what "auto" takes for this component; that is logged.
 
+        A graph beside a component's own has seldom a plan: without one it is run as by "auto".
         Raises: ImportError: no backend is installed.
         """
-        if backend == AUTO:
+        if backend == AUTO or not self.runs_itself(component, backend, engine_dir):
+            asked = backend
             backend = choose(plan_of=lambda name: self.plan_path(component, name, engine_dir))
-            _log.info("%s: auto takes %s", component, backend)
+            _log.info("%s: %s takes %s", component, asked, backend)
         return backend
+
+    def runs_itself(
+        self, component: str, backend: str, engine_dir: str | Path | None = None
+    ) -> bool:
+        """Whether the backend opens it: not a graph beside a component's own without a plan."""
+        if "." not in component or backend not in PLAN_BACKENDS:
+            return True
+        return self.plan_path(component, backend, engine_dir).is_file()
 
     def model_digest(self, component: str) -> str:
         """engines.sidecar.model_digest, from the manifest's hashes where there is a manifest.
 
         Raises: PackageError: the package has no such component.
         """
-        path, files = self.model_path(component), self.manifest.components[component].files
+        path, name = self.model_path(component), component.partition(".")[0]
+        files = self.manifest.components[name].files
         if not files:
             return model_digest(path)
-        used = {"model.onnx", *_locations(self.folder, component)}
-        names = [(record.path.removeprefix(f"{component}/"), record.sha256) for record in files]
+        used = {path.name, *_locations(self.folder, component)}
+        names = [(record.path.removeprefix(f"{name}/"), record.sha256) for record in files]
         return combined_digest([(name, digest) for name, digest in names if name in used])
 
     def open(
@@ -268,7 +299,10 @@ class Package:
         except EngineError as error:
             raise _with_advice(error, self.manifest.components[component], backend) from error
         for kind, wanted, specs in zip(
-            ("input", "output"), EDGES[component], (session.inputs, session.outputs), strict=True
+            ("input", "output"),
+            EDGES[component.rpartition(".")[2]],
+            (session.inputs, session.outputs),
+            strict=True,
         ):
             names = [spec.name for spec in specs]
             missing = sorted(wanted.difference(names))
@@ -393,9 +427,22 @@ def _check_external_data(folder: Path, locations: Mapping[str, set[str]]) -> Non
                 raise PackageError(f"{folder} is incomplete: {component}/{location} is missing")
 
 
+def _graphs(name: str, component: Component) -> list[str]:
+    """A component and the graphs beside its own."""
+    files = [record.path for record in component.files]
+    further = [f"{name}.{graph}" for graph in (TOKEN_EMBEDDING, INPUTS_EMBEDS)]
+    return [name, *(graph for graph in further if _file(graph) in files)]
+
+
+def _file(component: str) -> str:
+    """Where in a package the graph of a component lies, or one beside it."""
+    name, _, graph = component.partition(".")
+    return f"{name}/{graph or 'model'}.onnx"
+
+
 def _locations(folder: Path, component: str) -> set[str]:
     try:
-        return external_data_locations(_inside(folder, f"{component}/model.onnx"))
+        return external_data_locations(_inside(folder, _file(component)))
     except ValueError as error:
         raise PackageError(f"{folder}: {component}: {error}") from error
 

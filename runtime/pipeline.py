@@ -29,6 +29,7 @@ from runtime.package import Package
 from runtime.schedulers import Scheduler
 from runtime.start import Start, start
 from runtime.text_encoders import TextEncoders
+from runtime.token_embeds import TokenEmbeds
 from runtime.tokenizer import ClipTokenizer
 from runtime.unet_inputs import Sizes, conditions
 
@@ -146,6 +147,7 @@ class Pipeline:
         negative_pooled_prompt_embeds: np.ndarray | None = None,
         prompt_weights: bool = False,
         clip_skip: int = 0,
+        token_embeds: TokenEmbeds | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,
@@ -185,6 +187,8 @@ class Pipeline:
             needs beside the others.
           clip_skip: layers of the text encoder to leave out at its end; as in diffusers, for the
             prompt and not for the negative one.
+          token_embeds: what takes the place of words before the text encoder, such as
+            {"puppy": {"puppy": 0.5, "skunk": 0.5}}; see runtime.token_embeds.
           original_size, crops_coords_top_left, target_size, aesthetic_score,
             negative_aesthetic_score: what SDXL is told of the picture; sizes are (height, width),
             default the picture's own.
@@ -208,6 +212,8 @@ class Pipeline:
         prompts, negatives = inputs.prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
+        if token_embeds is not None and prompt_embeds is not None:
+            raise ValueError("token_embeds change a prompt, not prompt_embeds; give one of them")
         count = len(prompts)
         given = self._given(image, mask_image, height, width, resize_mode, count)
         name = self.default_scheduler if scheduler is None else scheduler
@@ -224,7 +230,12 @@ class Pipeline:
 
         clock = [time.perf_counter()]
         embeds, pooled = condition(
-            partial(self.text_encoders.encode, prompt_weights=prompt_weights, clip_skip=clip_skip),
+            partial(
+                self.text_encoders.encode,
+                prompt_weights=prompt_weights,
+                clip_skip=clip_skip,
+                token_embeds=token_embeds,
+            ),
             prompts,
             negatives if guidance.is_guided else None,
             GivenEmbeds(
@@ -357,14 +368,16 @@ class Pipeline:
         *,
         prompt_weights: bool = False,
         clip_skip: int = 0,
+        token_embeds: TokenEmbeds | None = None,
     ) -> np.ndarray:
         """Text embeddings, the negative ones first if there are any.
 
         Args:
-          prompt_weights, clip_skip: see `__call__`.
+          prompt_weights, clip_skip, token_embeds: see `__call__`.
         Returns: (B, n, width) float32, or (2B, n, width) with negatives; n is 77, or a multiple of
           it for long prompts with weights.
-        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
+        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for;
+          token_embeds that do not fit.
         """
         above = checks.texts("negatives", negatives or [])
         return self.text_encoders.encode(
@@ -372,6 +385,7 @@ class Pipeline:
             len(above),
             prompt_weights=prompt_weights,
             clip_skip=clip_skip,
+            token_embeds=token_embeds,
         ).embeds
 
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:

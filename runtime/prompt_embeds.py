@@ -1,9 +1,6 @@
 """Embeddings of prompts as things of their own: mixed, and changed over the steps.
 
-All of this works on what the text encoder gave. Its graph takes input_ids, so a token's embedding
-cannot be replaced before the transformer: `replace_tokens` puts another token's id in its place,
-and `mix_tokens` mixes the outputs at that place. An encoder that takes embeddings instead of ids
-would sit between the two: ids from `replace_tokens`, everything after it as it is.
+All of this works on what the text encoder gave; runtime.token_embeds changes what it is given.
 """
 
 from __future__ import annotations
@@ -12,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-
-from runtime.tokenizer import ClipTokenizer
 
 Method = Literal["linear", "slerp"]
 Weights = Callable[[int, int], Sequence[float]]
@@ -146,58 +141,6 @@ def crossfade(start: float = 0.0, end: float = 1.0) -> Weights:
     return weights
 
 
-def token_mask(tokenizer: ClipTokenizer, input_ids: np.ndarray, word: str) -> np.ndarray:
-    """Where a word stands: every token of every place where its tokens follow each other.
-
-    Args:
-      input_ids: (..., S) of integers.
-    Returns: the same shape, bool.
-    Raises: ValueError: the word is empty, or is not found.
-    """
-    ids = tokenizer.encode(word)
-    mask = np.zeros(input_ids.shape, dtype=bool)
-    starts = _starts(input_ids, ids, word)
-    for k in range(len(ids)):
-        mask[..., k : k + starts.shape[-1]] |= starts
-    return mask
-
-
-def replace_tokens(
-    tokenizer: ClipTokenizer, input_ids: np.ndarray, words: Mapping[str, str]
-) -> np.ndarray:
-    """Put other tokens in the place of some, before the text encoder: `{"cat": "dog"}`.
-
-    Args:
-      words: old to new, each of as many tokens as the other; all are replaced at once.
-    Returns: input_ids of the same shape and dtype; a new array.
-    Raises: ValueError: different numbers of tokens; an old word is not found.
-    """
-    replaced = input_ids.copy()
-    for old, new in words.items():
-        old_ids, new_ids = tokenizer.encode(old), tokenizer.encode(new)
-        if len(old_ids) != len(new_ids):
-            raise ValueError(
-                f"prompt: '{old}' is {len(old_ids)} tokens and '{new}' {len(new_ids)}; "
-                "only as many as there are can be replaced"
-            )
-        starts = _starts(input_ids, old_ids, old)
-        for k, number in enumerate(new_ids):
-            replaced[..., k : k + starts.shape[-1]][starts] = number
-    return replaced
-
-
-def _starts(input_ids: np.ndarray, ids: Sequence[int], word: str) -> np.ndarray:
-    """Where the tokens of a word begin, (..., S - len(ids) + 1) bool."""
-    last = input_ids.shape[-1] - len(ids) + 1
-    starts = np.full((*input_ids.shape[:-1], max(last, 0)), bool(ids))
-    if last > 0:
-        for k, number in enumerate(ids):
-            starts &= input_ids[..., k : k + last] == number
-    if not starts.any():
-        raise ValueError(f"prompt: '{word}' is not among the tokens")
-    return starts
-
-
 def mix_tokens(
     embeds: np.ndarray, other: np.ndarray, mask: np.ndarray, *, share: float = 1.0
 ) -> np.ndarray:
@@ -205,7 +148,7 @@ def mix_tokens(
 
     Args:
       embeds, other: (B, S, width) float32 of two prompts, token beside token.
-      mask: (B, S) bool, from `token_mask`.
+      mask: (B, S) bool, from `runtime.token_embeds.token_mask`.
       share: of `other`, finite; 1 replaces.
     Returns: (B, S, width) float32; a new array, equal to `embeds` outside of the mask.
     Raises: ValueError: shapes, dtypes or share do not fit.

@@ -10,8 +10,16 @@ from engines import Session
 from runtime import checks
 from runtime.components import chunks, finite
 from runtime.conditioning import Encoded
-from runtime.package import Package
+from runtime.package import INPUTS_EMBEDS, TOKEN_EMBEDDING, Package
 from runtime.prompt import apply_weights, tokenize_weighted
+from runtime.token_embeds import (
+    Lookup,
+    TokenEmbeds,
+    check_token_embeds,
+    mixed_inputs,
+    replace_tokens,
+    word_ids,
+)
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 PENULTIMATE = "hidden_states."
@@ -52,6 +60,7 @@ class TextEncoders:
         *,
         prompt_weights: bool = False,
         clip_skip: int = 0,
+        token_embeds: TokenEmbeds | None = None,
     ) -> Encoded:
         """Embeddings as the model was trained on: of two encoders side by side, if there are two.
 
@@ -60,29 +69,79 @@ class TextEncoders:
           negatives: how many of the first texts are negative prompts; like diffusers, clip_skip
             leaves those alone.
           clip_skip: layers to leave out at the end.
-        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for.
+          token_embeds: what takes the place of words before the encoder, in negative prompts too;
+            see runtime.token_embeds. A word must stand in one of the texts at least.
+        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for;
+          token_embeds that do not fit. PackageError: the package lacks the graphs for token_embeds.
         """
+        wanted = check_token_embeds(token_embeds)
         sides, pooled = [], None
         for name, tokenizer in self.tokenizers.items():
             expanded = [tokenizer.expand(text) for text in texts]
             if prompt_weights:
                 tokens = tokenize_weighted(tokenizer, expanded)
                 rows = tokens.input_ids.shape[1]
-                hidden, of_text = self._run(name, tokens.flat_ids, negatives * rows, clip_skip)
+                hidden, of_text = self._run(
+                    name, tokens.flat_ids, negatives * rows, clip_skip, wanted
+                )
                 sides.append(apply_weights(hidden, tokens))
                 of_text = None if of_text is None else of_text[::rows]
             else:
-                hidden, of_text = self._run(name, tokenizer(expanded), negatives, clip_skip)
+                hidden, of_text = self._run(name, tokenizer(expanded), negatives, clip_skip, wanted)
                 sides.append(hidden)
             pooled = of_text if of_text is not None else pooled
         return Encoded(sides[0] if len(sides) == 1 else np.concatenate(sides, axis=-1), pooled)
 
+    def token_embeds(self, word: str, component: str = "text_encoder") -> np.ndarray:
+        """Embeddings of a word's tokens as they go into a text encoder.
+
+        Returns: (tokens, width) float32.
+        Raises: ValueError: no such text encoder; an empty word. PackageError: the package lacks
+          the graph.
+        """
+        if component not in self.tokenizers:
+            raise ValueError(
+                f"no text encoder '{component:.40}'; the package has {', '.join(self.tokenizers)}"
+            )
+        ids = word_ids(self.tokenizers[component], word)
+        if not ids:
+            raise ValueError(f"token_embeds: {checks.shown(word)} has no tokens")
+        embeds: np.ndarray = self._lookup(component)(np.array([ids], dtype=np.int64))[0]
+        return embeds
+
+    def _lookup(self, name: str) -> Lookup:
+        session = self._session(f"{name}.{TOKEN_EMBEDDING}")
+        return lambda input_ids: session.run({"input_ids": input_ids})[INPUTS_EMBEDS]
+
+    def _inputs(
+        self, name: str, input_ids: np.ndarray, wanted: TokenEmbeds
+    ) -> tuple[Session, dict[str, np.ndarray]]:
+        """The graph to run, and what it is given: ids, or embeddings that no ids have."""
+        tokenizer, names = self.tokenizers[name], list(self.tokenizers)
+        words = {old: new for old, new in wanted.items() if isinstance(new, str)}
+        if len(words) == len(wanted):
+            session = self._session(name)
+            ids = replace_tokens(tokenizer, input_ids, words).astype(session.inputs[0].dtype)
+            return session, {"input_ids": ids}
+        encoder = names.index(name), len(names)
+        embeds = mixed_inputs(tokenizer, input_ids, wanted, self._lookup(name), encoder)
+        session = self._session(f"{name}.{INPUTS_EMBEDS}")
+        return session, {"input_ids": input_ids, INPUTS_EMBEDS: embeds}
+
     def _run(
-        self, name: str, input_ids: np.ndarray, negatives: int, clip_skip: int
+        self,
+        name: str,
+        input_ids: np.ndarray,
+        negatives: int,
+        clip_skip: int,
+        wanted: TokenEmbeds,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        session, output, whole = self._session(name), *self._outputs(name, clip_skip)
-        ids = input_ids.astype(session.inputs[0].dtype)
-        found = [session.run({"input_ids": ids[r]}) for r in chunks(len(ids), self._max_batch)]
+        session, feeds = self._inputs(name, input_ids, wanted)
+        output, whole = self._outputs(name, session, clip_skip)
+        found = [
+            session.run({key: value[rows] for key, value in feeds.items()})
+            for rows in chunks(len(input_ids), self._max_batch)
+        ]
         hidden = np.concatenate([each[output] for each in found])
         if clip_skip and negatives:
             hidden[:negatives] = np.concatenate([each[whole] for each in found])[:negatives]
@@ -92,12 +151,12 @@ class TextEncoders:
             finite(pooled, name, "the prompt")
         return finite(hidden, name, "the prompt"), pooled
 
-    def _outputs(self, name: str, clip_skip: int) -> tuple[str, str]:
+    def _outputs(self, name: str, session: Session, clip_skip: int) -> tuple[str, str]:
         """The outputs that hold the embeddings with layers left out, and with none.
 
         SDXL takes the last but one layer's for the whole.
         """
-        outputs = [spec.name for spec in self._session(name).outputs]
+        outputs = [spec.name for spec in session.outputs]
         layers = sum(output.startswith(PENULTIMATE) for output in outputs)
         layers = min(layers, self._layers[name])  # Optimum also writes what leaves the last one
         if "text_encoder_2" in self.tokenizers:

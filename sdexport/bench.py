@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from engines.backends import available, check_backend
+from engines.onnx_specs import graph_specs
 from runtime import Package
+from sdexport.bench_worker import PAINTED
 from sdexport.measure import machine, summary
 from sdexport.workers import Worker, WorkerError
 
@@ -167,6 +169,18 @@ def feeds(inputs: Sequence[Any], package: Package, work: Work) -> dict[str, np.n
             found[name] = rng.integers(0, 400, dims, dtype=dtype)
         else:
             found[name] = rng.standard_normal(dims).astype(dtype)
+    return found
+
+
+def feeds_for(folder: Path, width: int, height: int) -> dict[str, dict[str, np.ndarray]]:
+    """`feeds` of every component that a picture from text needs, from the graphs themselves."""
+    package = Package.load(folder, verify=False)
+    work = Work(width, height)
+    found = {}
+    for name in package.manifest.components:
+        if name in PAINTED:
+            inputs, _ = graph_specs(package.model_path(name))
+            found[name] = feeds([(s.name, s.dtype, s.shape) for s in inputs], package, work)
     return found
 
 

@@ -71,7 +71,7 @@ def _differences(
     version: str | None,
     gpu: cuda.Gpu | None,
 ) -> list[str]:
-    if component not in package.manifest.components:
+    if component not in package.graphs:
         return [f"the package has no {component}"]
     return differences(
         sidecar,

@@ -13,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from engines.sidecar import sha256_of
 from runtime import schedulers
 from runtime.pipeline import DEFAULT_SCHEDULER
+from sdexport.modules import check_shapes, empty, fill
+from sdexport.single_file import text_state, vae_state
+from sdexport.weight_file import WeightFile
 
 PIPELINE_CLASSES = (
     "StableDiffusionPipeline",
@@ -136,46 +138,33 @@ class Checkpoint:
         return name + "-inpainting" if unet.in_channels > vae.latent_channels else name
 
     def load(self, part: str) -> Any:
-        """The module of "text_encoder", "unet" or "vae", in float32 and for inference.
+        """The module of a part, for inference in float32; see modules.fill.
 
         Raises: ValueError: the weights are damaged, do not fit the configuration, or hold NaN.
         """
         module = self.loader(part) if self.loader else self._load_weights(part)
         for name, weight in module.named_parameters():
-            if not torch.isfinite(weight).all():
+            if not all(map(torch.isfinite, torch.aminmax(weight.detach()))):
                 raise ValueError(f"{self.label}: {part}: weight {name} holds NaN or infinity")
         return module.eval().requires_grad_(False)
 
     def _load_weights(self, part: str) -> Any:
-        bars = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
+        class_name = str(self.index[part][1])
         try:
-            module, report = self._class(part).from_pretrained(
-                self.folder / part,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                variant=variant(self.folder, part),
-                output_loading_info=True,
-                **({} if part in TEXT_ENCODERS else {"low_cpu_mem_usage": False}),
-            )
-        except Exception as error:  # what the libraries raise here ranges from OSError to KeyError
+            tensors: dict[str, torch.Tensor] = {}
+            for file in weight_files(self.folder, part):
+                tensors |= WeightFile.open(file).tensors
+            if part in TEXT_ENCODERS:
+                tensors = text_state(tensors, class_name)
+            elif class_name == "AutoencoderKL":
+                tensors = vae_state(tensors, vars(self.configs[part]))
+            module = empty(class_name, read_json(self.folder / part / "config.json"))
+            check_shapes(self.folder, part, module, tensors)
+            return fill(module, tensors)
+        except Exception as error:  # what a damaged configuration makes the libraries raise
             raise ValueError(
                 f"{self.folder}: cannot load {part}: {' '.join(str(error).split())[:300]}"
             ) from error
-        finally:
-            if bars:
-                transformers_logging.enable_progress_bar()
-        absent = [*report["missing_keys"], *report["mismatched_keys"]]
-        if absent:
-            raise ValueError(
-                f"{self.folder}: {part}: {len(absent)} weights are missing or of another shape, "
-                f"such as {sorted(map(str, absent))[0]}"
-            )
-        return module
-
-    def _class(self, part: str) -> Any:
-        return _class(part, str(self.index[part][1]))
 
 
 def read_json(path: Path) -> dict[str, Any]:

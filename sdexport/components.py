@@ -161,7 +161,7 @@ def parts(configs: Mapping[str, Any]) -> tuple[Part, ...]:
         for name in ("text_encoder", "text_encoder_2")
         if name in configs
     ]
-    return (*texts, _unet_part(configs), *_vae_parts(configs["vae"]))
+    return (*texts, _unet_part(configs), *vae_parts(configs["vae"]))
 
 
 def _spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
@@ -208,7 +208,8 @@ def _unet_part(configs: Mapping[str, Any]) -> Part:
     return Part("unet", "unet", UNet, tuple(inputs), outputs)
 
 
-def _vae_parts(vae: Any) -> tuple[Part, Part]:
+def vae_parts(vae: Any) -> tuple[Part, Part]:
+    """Decoder and encoder, for the configuration of a VAE."""
     space, pixels = ("height", "width"), ("image_height", "image_width")
     parameters = vae.latent_channels * (2 if hasattr(vae, "use_quant_conv") else 1)
     return (

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
 import os
 import platform
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import onnx_ir
-import torch
 
 from engines import EngineError
 from engines.sidecar import sha256_of
@@ -26,27 +19,23 @@ from runtime import ClipTokenizer, Manifest, Package
 from runtime.package import MANIFEST, Component, FileRecord
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
-from sdexport.components import Part, parts
+from sdexport.components import parts
+from sdexport.modules import free_weights
 from sdexport.precision import check_precision, conversion, verifying_backend
 from sdexport.preview import fit_preview
-from sdexport.reference import PictureRecorder, TorchSession, record_component
+from sdexport.reference import (
+    PictureRecorder,
+    TorchSession,
+    record_component,
+    record_token_graphs,
+)
 from sdexport.sources import Options, open_source
+from sdexport.token_graphs import write_token_graphs
+from sdexport.trace import trace
 from sdexport.verify import Check, verify_package
 
 DEFAULT_OPSET = 23
 OPSETS = range(18, 25)
-EXTERNAL_DATA_FROM = 1_900_000_000
-"""Bytes of weights from which they go to model.onnx_data; a protocol buffer ends at 2 GiB."""
-# Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
-# power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
-_EXAMPLE = {
-    "batch": 2,
-    "sequence": 77,
-    "height": 17,
-    "width": 19,
-    "image_height": 136,
-    "image_width": 152,
-}
 _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -57,8 +46,9 @@ _TOKENIZER_FILES = (
 )
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "numpy")
 
-Progress = Callable[[str, str], None]
-"""Called with a component and the stage that begins."""
+Progress = Callable[[str, str, int], object]
+"""Called with a component, the stage that begins, and how many stages there are in all."""
+_Begin = Callable[[str, str], object]
 
 
 class VerificationError(Exception):
@@ -74,7 +64,7 @@ def export(
     revision: str | None = None,
     options: Options | None = None,
     force: bool = False,
-    progress: Progress = lambda component, stage: None,
+    progress: Progress = lambda component, stage, total: None,
 ) -> Manifest:
     """Export a checkpoint to a package.
 
@@ -124,7 +114,13 @@ def _write_package(
     vae, downscale = checkpoint.configs["vae"], checkpoint.downscale
     height, width = checkpoint.sample_size
     picture = PictureRecorder(checkpoint, tokenizers)
-    components, preview = _write_components(checkpoint, folder, opset, precision, progress, picture)
+    backend = verifying_backend(precision)
+    total = _count_stages(checkpoint, picture, verifies=backend is not None)
+
+    def begin(component: str, stage: str) -> None:
+        progress(component, stage, total)
+
+    components, preview = _write_components(checkpoint, folder, opset, precision, begin, picture)
     manifest = Manifest(
         family=checkpoint.family,
         source=checkpoint.source,
@@ -139,14 +135,20 @@ def _write_package(
         tools={"sdexport": VERSION, "python": platform.python_version()}
         | {name: metadata.version(name) for name in _TOOLS},
     )
-    backend = verifying_backend(precision)
     if backend is not None:
-        progress("package", "verify")
         package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
-        figures = _verified(package, backend)
+        figures = _verified(package, backend, begin)
         manifest = replace(manifest, verification=figures, verified_with=backend)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: now it is one
     return manifest
+
+
+def _count_stages(checkpoint: Checkpoint, picture: PictureRecorder, *, verifies: bool) -> int:
+    """Loads, records, traces and verifications, those of the picture among them."""
+    components = parts(checkpoint.configs)
+    loads = len(checkpoint.configs) + picture.begins_with_vae
+    checks = len(components) + 1 if verifies else 0
+    return loads + 2 * len(components) + checks
 
 
 def _tokenizer(checkpoint: Checkpoint, folder: Path, part: str) -> ClipTokenizer:
@@ -169,7 +171,7 @@ def _write_components(
     folder: Path,
     opset: int,
     precision: str,
-    progress: Progress,
+    begin: _Begin,
     picture: PictureRecorder,
 ) -> tuple[dict[str, Component], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
@@ -180,21 +182,22 @@ def _write_components(
     preview: tuple[tuple[float, ...], ...] = ()
     loaded: tuple[str, Any] = ("", None)
     if picture.begins_with_vae:
-        progress("vae_encoder", "load")
+        begin("vae_encoder", "load")
         loaded = ("vae", checkpoint.load("vae"))
         picture.begin(loaded[1])
     for part in parts(checkpoint.configs):
         if loaded[0] != part.source:
-            _free_weights(loaded[1])
-            progress(part.name, "load")
+            free_weights(loaded[1])
+            begin(part.name, "load")
             loaded = (part.source, checkpoint.load(part.source))
         module = loaded[1]
-        progress(part.name, "record")
+        begin(part.name, "record")
         with TorchSession(part, module) as session:
             is_text = part.name in checkpoint.text_encoders
             ids = picture.input_ids(part.name) if is_text else None
             record_component(session, part, folder / "reference" / f"{part.name}.npz", ids)
-            if is_text:
+            if ids is not None:
+                record_token_graphs(session, module, folder / "reference", ids)
                 picture.encode(part.name, session)
         if part.name == "unet":
             picture.denoise(module)
@@ -202,11 +205,13 @@ def _write_components(
             picture.decode(module, folder / "reference" / "picture.npz")
             scaling_factor = checkpoint.configs["vae"].scaling_factor
             preview = fit_preview(module, scaling_factor, checkpoint.downscale)
-        progress(part.name, "trace")
+        begin(part.name, "trace")
         change = conversion(precision, part.source, checkpoint.configs)
         path = folder / part.name / "model.onnx"
         notes = _notes(checkpoint, part.name, change.precision)
         trace(part, module, path, opset=opset, change=change, notes=notes)
+        if is_text:
+            write_token_graphs(folder / part.name / "model.onnx")
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -218,7 +223,7 @@ def _write_components(
             outputs=part.outputs,
             nodes=change.nodes,
         )
-    _free_weights(loaded[1])
+    free_weights(loaded[1])
     return components, preview
 
 
@@ -227,108 +232,6 @@ def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, 
     source = {f"source.{key}": value for key, value in checkpoint.source.items()}
     of_graph = {"component": component, "family": checkpoint.family, "precision": precision}
     return {"sdexport": VERSION} | of_graph | source
-
-
-def _free_weights(module: Any) -> None:
-    """Give the weights' memory back, though torch.export keeps the parameters in its caches."""
-    for weight in () if module is None else (*module.parameters(), *module.buffers()):
-        weight.data = torch.empty(0, dtype=weight.dtype)
-    gc.collect()
-
-
-def trace(
-    part: Part,
-    module: Any,
-    path: Path,
-    *,
-    opset: int,
-    change: Callable[[onnx_ir.Model], object] | None = None,
-    notes: Mapping[str, str] | None = None,
-) -> None:
-    """Write one component as an ONNX file with dynamic axes; large weights go beside it.
-
-    Args:
-      change: made to the graph before it is written.
-      notes: metadata, what the file says of itself.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dynamic = {
-        spec.name: {
-            axis: torch.export.Dim.DYNAMIC
-            for axis, size in enumerate(spec.shape)
-            if isinstance(size, str)
-        }
-        for spec in part.inputs
-    }
-    with torch.inference_mode(False), torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            part.wrap(module).eval(),
-            kwargs=part.example(_EXAMPLE, seed=0),
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes=dynamic,
-            input_names=[spec.name for spec in part.inputs],
-            output_names=[spec.name for spec in part.outputs],
-            verbose=False,
-        )
-    assert program is not None  # for the type checker: None comes only with dynamo=False
-    _tidy(program.model, part)
-    if change is not None:
-        change(program.model)
-    program.model.metadata_props.update(notes or {})
-    weights = [value.const_value for value in program.model.graph.initializers.values()]
-    size = sum(weight.nbytes for weight in weights if weight is not None)
-    beside = f"{path.name}_data" if size > EXTERNAL_DATA_FROM else None
-    onnx_ir.save(program.model, path, external_data=beside)
-    _forget_constants(program.model)
-
-
-def _forget_constants(model: Any) -> None:
-    """Let go of the graph's weights: onnxscript's rules hold on to the last nodes they matched."""
-    for value in model.graph.initializers.values():
-        value.const_value = None
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            value.const_value = None
-
-
-def _tidy(model: Any, part: Part) -> None:
-    """Name the dynamic axes, and drop what the exporter notes of its own machine and sources."""
-    for values, specs in ((model.graph.inputs, part.inputs), (model.graph.outputs, part.outputs)):
-        for value, spec in zip(values, specs, strict=True):
-            value.metadata_props.clear()
-            value.shape = onnx_ir.Shape(spec.shape)
-    edges = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if id(value) not in edges:
-                # The exporter's shapes inside of decomposed attention are wrong at opset 18, and
-                # ONNX Runtime shares buffers by them; every engine infers its own.
-                value.shape = None
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.graph.name = part.name
-    model.producer_name, model.producer_version = "sdexport", VERSION
-    model.doc_string = f"{part.name} of Stable Diffusion, exported by sdexport"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of its own internals, which says nothing of the checkpoint."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils", "torch.export")]
-    before = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
 
 
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
@@ -353,8 +256,8 @@ def _copy_json(source: Path, destination: Path) -> None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """model.onnx first, then its data."""
-    return sorted(folder.glob("model.onnx*"), key=lambda f: f.name)
+    """model.onnx first, then its data, then the graphs beside it."""
+    return sorted(folder.glob("*.onnx*"), key=lambda f: (not f.name.startswith("model."), f.name))
 
 
 def _record(folder: Path, file: Path) -> FileRecord:
@@ -364,21 +267,21 @@ def _record(folder: Path, file: Path) -> FileRecord:
 def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
     """Everything that no component lists: configurations, tokenizer, references."""
     files = (f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
-    rest = (
-        f for f in files if f.parent.name not in except_for or not f.name.startswith("model.onnx")
-    )
+    rest = (f for f in files if f.parent.name not in except_for or not f.suffix.startswith(".onnx"))
     return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))
 
 
-def _verified(package: Package, backend: str) -> dict[str, Any]:
+def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
     """What verification measured, to two digits: the last ones vary with the machine."""
-    checks = verify_package(package, backend)
+    checks = verify_package(
+        package, backend, hashes=False, progress=lambda what: begin(what, "verify")
+    )
     failed = [f"{c.name} {c.output}: {c.verdict}" for c in checks if not c.passed]
     if failed:
         raise VerificationError(
             f"the exported graphs do not answer as PyTorch does; {'; '.join(failed)}"
         )
-    return {f"{c.name}.{c.output}": _figures(c) for c in checks if c.output != "files"}
+    return {f"{c.name}.{c.output}": _figures(c) for c in checks}
 
 
 def _figures(check: Check) -> dict[str, float | str]:

@@ -116,9 +116,10 @@ class Lora:
     def merge_into(self, part: str, module: Any) -> None:
         """Give a part's layers changed weights; the old ones, perhaps pages of a file, stay."""
         for name, layer in self.layers.get(part, {}).items():
-            weight = module.get_submodule(name).weight
-            change = layer.change(weight.shape, self.alphas.get((part, name)))
-            weight.data = torch.add(weight.data, change, alpha=self.scale)
+            target = module.get_submodule(name)
+            change = layer.change(target.weight.shape, self.alphas.get((part, name)))
+            merged = torch.add(target.weight.detach().float(), change, alpha=self.scale)
+            target.weight = torch.nn.Parameter(merged, requires_grad=False)
 
     def _check(self, modules: Mapping[str, Any]) -> None:
         for part, layers in self.layers.items():

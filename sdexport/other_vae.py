@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 
-from sdexport.single_file import check_shapes, vae_state
+from sdexport.modules import check_shapes, empty, fill
+from sdexport.single_file import vae_state
 from sdexport.weight_file import WeightFile
 
 logger = logging.getLogger(__name__)
@@ -77,15 +77,10 @@ class OtherVae:
 
     def load(self) -> Any:
         """The module in float32, for inference."""
-        module, found = self._empty(), self._state()
-        weights = {name: found[name].to(torch.float32) for name in module.state_dict()}
-        module.load_state_dict(weights, assign=True)
-        return module.eval().requires_grad_(False)
+        return fill(self._empty(), self._state())
 
     def _empty(self) -> Any:
-        class_ = getattr(diffusers, self.class_name)
-        with torch.device("meta"):
-            return class_.from_config(dict(self.config))
+        return empty(self.class_name, self.config)
 
     def _state(self) -> dict[str, torch.Tensor]:
         if self.class_name != CLASSES[0]:

@@ -13,6 +13,7 @@ import torch
 from engines import SessionBase
 from engines.session import Feeds
 from runtime import ClipTokenizer, schedulers
+from runtime.package import INPUTS_EMBEDS, TOKEN_EMBEDDING
 from runtime.schedulers import canonical_name
 from sdexport.checkpoint import Checkpoint
 from sdexport.components import Part
@@ -78,6 +79,36 @@ def record_component(
     outputs = session.run(feeds)
     arrays = {f"input.{name}": value for name, value in feeds.items()}
     write_arrays(path, arrays | {f"output.{name}": value for name, value in outputs.items()})
+
+
+def record_token_graphs(
+    session: TorchSession, text_encoder: Any, folder: Path, input_ids: np.ndarray
+) -> None:
+    """Write inputs and PyTorch's outputs of a text encoder's further graphs.
+
+    The tokens of each prompt are mixed with those of the other.
+
+    Args:
+      input_ids: (2, S) int64.
+    """
+    table = text_encoder.get_input_embeddings()
+    with torch.inference_mode():
+        embeds = table(torch.from_numpy(input_ids))
+        mixed = 0.75 * embeds + 0.25 * embeds.flip(0)
+    hook = table.register_forward_hook(lambda *_: mixed)
+    try:
+        outputs = session.run({"input_ids": input_ids})
+    finally:
+        hook.remove()
+    whole = [spec.name for spec in session.outputs[:2]]  # what is behind the other layers too
+    recorded = {
+        TOKEN_EMBEDDING: {f"output.{INPUTS_EMBEDS}": embeds.numpy()},
+        INPUTS_EMBEDS: {f"input.{INPUTS_EMBEDS}": mixed.numpy()}
+        | {f"output.{name}": outputs[name] for name in whole},
+    }
+    for name, arrays in recorded.items():
+        path = folder / f"{session.name}.{name}.npz"
+        write_arrays(path, {"input.input_ids": input_ids} | arrays)
 
 
 class PictureRecorder:

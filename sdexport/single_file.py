@@ -16,15 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
 
+from sdexport.modules import check_shapes, empty, fill
 from sdexport.published import FAMILIES, Family, TextLayout
 from sdexport.weight_file import WeightFile
 
@@ -115,19 +114,8 @@ class SingleFile:
         _write(folder / "model_index.json", dict(sorted(index.items())))
 
     def load(self, part: str) -> Any:
-        """The module of "unet", "vae" or a text encoder, in float32 and for inference.
-
-        Weights that are float32 in the file are its pages: put others in their place, but do not
-        write into them.
-        """
-        module = _empty(part, self.family)
-        found, wanted = self._state(part, self.file.tensors), module.state_dict()
-        module.load_state_dict({k: found.pop(k).to(torch.float32) for k in wanted}, assign=True)
-        for name, buffer in module.named_buffers():
-            if name.endswith("position_ids") and buffer.is_meta:
-                owner = module.get_submodule(name.rpartition(".")[0])
-                owner.position_ids = torch.arange(buffer.shape[-1]).expand((1, -1))
-        return module.eval().requires_grad_(False)
+        """The module of "unet", "vae" or a text encoder; see modules.fill."""
+        return fill(_empty(part, self.family), self._state(part, self.file.tensors))
 
     def _check(self, part: str) -> None:
         shapes = {k: torch.empty_like(v, device="meta") for k, v in self.file.tensors.items()}
@@ -146,27 +134,6 @@ class SingleFile:
         if part == "vae":
             return vae_state(tensors, self.family.vae)
         return _text_state(tensors, self.family.text_encoders[part])
-
-
-def check_shapes(path: Path, part: str, module: Any, found: Tensors) -> None:
-    """Raises: ValueError: weights are missing, of another shape, or no numbers to compute with."""
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    wrong = [
-        name for name in wanted if name not in found or tuple(found[name].shape) != wanted[name]
-    ]
-    if wrong:
-        first = wrong[0]
-        came = tuple(found[first].shape) if first in found else "nothing"
-        raise ValueError(
-            f"{path}: {part}: {len(wrong)} of {len(wanted)} weights are missing or of another "
-            f"shape, such as {first}: expected {wanted[first]}, got {came}"
-        )
-    whole = [name for name in wanted if not found[name].is_floating_point()]
-    if whole:
-        raise ValueError(
-            f"{path}: {part}: weight {whole[0]} is {found[whole[0]].dtype}, so the file is "
-            "quantised; export the float16 or float32 one"
-        )
 
 
 def vae_state(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -213,22 +180,22 @@ def _text_state(tensors: Tensors, layout: TextLayout) -> dict[str, torch.Tensor]
         found = convert_open_clip_checkpoint(model, names, prefix=layout.prefix)
     else:
         found = {k.removeprefix(layout.prefix): v for k, v in names.items()}
-    bare = {k.removeprefix("text_model."): v for k, v in found.items()}
-    if layout.class_name == "CLIPTextModel":
+    return text_state(found, layout.class_name)
+
+
+def text_state(tensors: Tensors, class_name: str) -> dict[str, torch.Tensor]:
+    """The weights of a text encoder under the names of transformers' class of today."""
+    bare = {k.removeprefix("text_model."): v for k, v in tensors.items()}
+    if class_name == "CLIPTextModel":
         return bare
     return {k if k == "text_projection.weight" else f"text_model.{k}": v for k, v in bare.items()}
 
 
 def _empty(part: str, family: Family) -> Any:
-    """The module without weights."""
-    with torch.device("meta"):
-        if part == "unet":
-            return diffusers.UNet2DConditionModel(**family.unet)
-        if part == "vae":
-            return diffusers.AutoencoderKL(**family.vae)
-        layout = family.text_encoders[part]
-        class_ = getattr(transformers, layout.class_name)
-        return class_(transformers.CLIPTextConfig(**layout.config))
+    if part in ("unet", "vae"):
+        class_name = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}[part]
+        return empty(class_name, getattr(family, part))
+    return empty(family.text_encoders[part].class_name, family.text_encoders[part].config)
 
 
 def _recognise(file: WeightFile, families: Sequence[Family]) -> Family:

@@ -15,12 +15,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
-import transformers
-
 from runtime import ClipTokenizer
-from sdexport.checkpoint import Checkpoint, read_json
+from sdexport.checkpoint import TEXT_ENCODERS, Checkpoint, read_json
+from sdexport.modules import empty
 from sdexport.single_file import PREDICTION_TYPES, SingleFile
 
 Loader = Callable[[str], Any]
@@ -215,19 +212,11 @@ def _add_words(
 def _empty_modules(folder: Path) -> dict[str, Any]:
     """UNet and text encoders as the folder's configurations have them, without weights."""
     index = read_json(folder / "model_index.json")
-    modules: dict[str, Any] = {}
-    with torch.device("meta"):
-        for part, (_, name) in (
-            (p, v) for p, v in index.items() if isinstance(v, list) and len(v) == 2
-        ):
-            if part == "unet":
-                config = read_json(folder / part / "config.json")
-                modules[part] = diffusers.UNet2DConditionModel.from_config(config)
-            elif name in ("CLIPTextModel", "CLIPTextModelWithProjection"):
-                config = read_json(folder / part / "config.json")
-                class_ = getattr(transformers, name)
-                modules[part] = class_(transformers.CLIPTextConfig.from_dict(config))
-    return modules
+    return {
+        part: empty(str(index[part][1]), read_json(folder / part / "config.json"))
+        for part in (*TEXT_ENCODERS, "unet")
+        if index.get(part) not in (None, [None, None])
+    }
 
 
 def update_json(path: Path, values: Mapping[str, Any]) -> None:

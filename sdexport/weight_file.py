@@ -100,8 +100,9 @@ class WeightFile:
             raise FileNotFoundError(f"no file of weights at {path}")
         with path.open("rb") as stream:
             head = stream.read(512)
-        _refuse_other_kinds(path, head)
-        if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        if not _begins_as_safetensors(head):  # whose length may begin as a pickle does
+            _refuse_other_kinds(path, head)
+        if _begins_as_pickle(head):
             if not allow_pickle:
                 raise ValueError(f"{path} is a pickle, not a .safetensors file: {PICKLE_HINT}")
             content = _read_pickle(path)
@@ -158,6 +159,15 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
         kind = "a JSON text"
     if kind:
         raise ValueError(f"{path} is no file of weights, but {kind}")
+
+
+def _begins_as_safetensors(head: bytes) -> bool:
+    """The length of a header, and the header's first bracket."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER
+
+
+def _begins_as_pickle(head: bytes) -> bool:
+    return head.startswith((b"PK\x03\x04", b"\x80")) and not _begins_as_safetensors(head)
 
 
 def _check_header(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,14 +87,28 @@ def needs_torch(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(total: int, description: str, unit: str = "it") -> Iterator[Any]:
-    """A progress bar on stderr, silent where stderr is no terminal."""
+def progress_bar(total: int | None, description: str, unit: str = "it") -> Iterator[Any]:
+    """A progress bar on stderr whose clock runs, silent where stderr is no terminal."""
     from tqdm import tqdm
 
     with tqdm(
         total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=None, leave=False
     ) as bar:
-        yield bar
+        done = threading.Event()
+
+        def run_clock() -> None:
+            while not done.wait(1.0):
+                bar.refresh()
+
+        clock = threading.Thread(target=run_clock, daemon=True)
+        if not bar.disable:
+            clock.start()
+        try:
+            yield bar
+        finally:
+            done.set()
+            if clock.is_alive():
+                clock.join()
 
 
 def advance(bar: Any) -> Callable[[str], None]:

@@ -58,9 +58,10 @@ def run_export(
         from sdexport.sources import Options
     options = dict(of_source or {})
     revision = options.pop("revision", None)
-    with progress_bar(12, "export") as bar:
+    with progress_bar(None, "export") as bar:
 
-        def progress(component: str, stage: str) -> None:
+        def progress(component: str, stage: str, total: int) -> None:
+            bar.total = total
             bar.set_description(f"{component}: {stage}")
             bar.update()
 

@@ -76,9 +76,11 @@ def _check_alone(options: Mapping[str, Any]) -> None:
 
 
 def _recorded(package: Path, backend: Any, engines: Mapping[str, Any]) -> list[Any]:
+    from runtime import Package
     from sdexport.verify import verify as run
 
-    with progress_bar(6, "verify") as bar:
+    total = 2 + len(Package.load(package, verify=False).manifest.components)
+    with progress_bar(total, "verify") as bar:
         return run(package, backend, progress=advance(bar), **engines)
 
 

@@ -17,7 +17,8 @@ from engines.onnx_digest import graph_digest
 from engines.sidecar import sha256_of
 from sdexport.checkpoint import Checkpoint
 from sdexport.components import parts
-from sdexport.export import DEFAULT_OPSET, trace
+from sdexport.export import DEFAULT_OPSET
+from sdexport.trace import trace
 
 MODEL = Path("text_encoder") / "model.onnx"
 

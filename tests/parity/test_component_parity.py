@@ -13,7 +13,7 @@ from engines import open_session
 from runtime import Pipeline
 from sdexport.checkpoint import Checkpoint
 from sdexport.components import Part, parts
-from sdexport.export import trace
+from sdexport.trace import trace
 from tests.tolerances import COMPONENT_REL, assert_close
 
 SIZES = [

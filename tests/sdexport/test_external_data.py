@@ -12,8 +12,8 @@ import pytest
 
 from engines import open_session
 from engines.onnx_file import external_data_locations
-from sdexport import export as export_module
-from sdexport.export import trace
+from sdexport import trace as trace_module
+from sdexport.trace import trace
 from tests.parity.test_component_parity import assert_equal_to_torch, part_named
 
 
@@ -24,7 +24,7 @@ def test_large_weights_go_to_model_onnx_data(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(export_module, "EXTERNAL_DATA_FROM", 0)
+    monkeypatch.setattr(trace_module, "EXTERNAL_DATA_FROM", 0)
     part = part_named("text_encoder", checkpoint)
     path = tmp_path / "text_encoder" / "model.onnx"
     trace(part, modules["text_encoder"], path, opset=23)

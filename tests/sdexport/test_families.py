@@ -27,7 +27,9 @@ QUICK = ("sdxl",)
 def test_family_exports_verifies_and_paints(family: str, tmp_path: Path) -> None:
     checkpoint = build(family, tmp_path / family)
     package = tmp_path / "package"
-    manifest = export(checkpoint, package)
+    totals: list[int] = []
+    manifest = export(checkpoint, package, progress=lambda c, s, total: totals.append(total))
+    assert set(totals) == {len(totals)}
     assert manifest.verification is not None and "picture.pixels" in manifest.verification
     assert all(check.passed for check in verify(package))
     with warnings.catch_warnings():

@@ -322,6 +322,15 @@ def test_file_that_is_cut_short(tmp_path: Path) -> None:
             SingleFile.open(path, families=SMALL)
 
 
+def test_length_that_begins_as_a_pickle_does(tmp_path: Path) -> None:
+    """640 is 80 02 in hexadecimal, as the second protocol of pickles."""
+    tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"weight": tensor}).encode().ljust(640)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert WeightFile.open(path).tensors["weight"].tolist() == [0.0]
+
+
 def test_pickle_only_on_request(tmp_path: Path) -> None:
     modules = random_modules(SD1)
     tensors = original_layout(SD1, modules)

@@ -105,7 +105,8 @@ def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
 
     def copy(part: Any, module: Any, path: Path, **_: object) -> None:
         path.parent.mkdir(parents=True)
-        shutil.copyfile(package / part.name / "model.onnx", path)
+        for file in (package / part.name).glob("model.onnx*"):
+            shutil.copyfile(file, path.with_name(file.name))
 
     monkeypatch.setattr(export_module, "trace", copy)
 
@@ -293,7 +294,7 @@ def test_export_options_reach_the_exporter(
         asked.append((source, Options(**files), options))
         raise ValueError("seen enough")
 
-    monkeypatch.setattr(cli, "_export", export)
+    monkeypatch.setattr("sdexport.commands.export.run_export", export)
     arguments = [
         "--lora",
         "a:0.5",

@@ -45,6 +45,9 @@ def test_verify_passes_an_untouched_package(package: Path) -> None:
         ("text_encoder", "last_hidden_state"),
         ("text_encoder", "pooler_output"),
         ("text_encoder", "clip_skip.1"),
+        ("text_encoder.token_embedding", "inputs_embeds"),
+        ("text_encoder.inputs_embeds", "last_hidden_state"),
+        ("text_encoder.inputs_embeds", "pooler_output"),
         ("unet", "out_sample"),
         ("vae_decoder", "sample"),
         ("vae_encoder", "latent_parameters"),
@@ -60,6 +63,13 @@ def test_verify_finds_altered_weights(package_copy: Path, component: str) -> Non
     accept_hashes(package_copy)
     assert component in failed(verify(package_copy))
     assert failed(verify(package_copy)) <= {component, "picture"}
+
+
+@pytest.mark.parametrize("graph", ["token_embedding", "inputs_embeds"])
+def test_verify_finds_altered_weights_of_further_graphs(package_copy: Path, graph: str) -> None:
+    alter_weight(package_copy / "text_encoder" / f"{graph}.onnx", 1.1)
+    accept_hashes(package_copy)
+    assert failed(verify(package_copy)) == {f"text_encoder.{graph}"}
 
 
 def test_verify_finds_altered_bytes(package_copy: Path) -> None:

@@ -1,0 +1,68 @@
+"""What the commands of the harness share: their arguments, and where reports go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders import CONTENDERS, Contender, chosen
+from benchmarks.models import KINDS, Model, made
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        description=description,
+        prog=f"python -m benchmarks.{name}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common(result)
+    result.add_argument("--model", choices=KINDS, default="embedded")
+    result.add_argument("--size", type=int, action="append", help="side in pixels; default all")
+    return result
+
+
+def common(result: argparse.ArgumentParser) -> None:
+    result.add_argument(
+        "--work", type=Path, required=True, help="keeps environments, checkpoints and packages"
+    )
+    result.add_argument("--results", type=Path, default=RESULTS, help="where reports are written")
+    result.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=os.environ.get("CLIP_TOKENIZER"),
+        help="folder with CLIP's own files; default $CLIP_TOKENIZER, or the embedded model's",
+    )
+    result.add_argument(
+        "--contender",
+        action="append",
+        default=[],
+        help=f"name, or its beginning, several times; of {', '.join(CONTENDERS)}",
+    )
+    result.add_argument("--slow", action="store_true", help="compiled ones too")
+    result.add_argument("--memory", type=float, help="GB for a group; default 85%% of what is free")
+
+
+def selected(args: argparse.Namespace) -> Iterator[tuple[Model, int, list[Contender]]]:
+    """Model, size and contenders of each run that was asked for."""
+    args.work = args.work.resolve()
+    contenders = chosen(args.contender, slow=args.slow)
+    model = made(args.model, args.work, args.tokenizer and Path(args.tokenizer))
+    for size in args.size or model.sizes:
+        yield model, size, contenders
+
+
+def save(report: dict[str, Any], name: str, args: argparse.Namespace) -> Path:
+    """Write a report as JSON, at once or not at all."""
+    args.results.mkdir(parents=True, exist_ok=True)
+    path: Path = args.results / f"{name}.json"
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    print(path)
+    return path

@@ -1,0 +1,114 @@
+"""Full-size checkpoints on disk: published architectures with seeded random weights.
+
+    python -m benchmarks.checkpoints FAMILY FOLDER --tokenizer DIR [--half]
+
+Real shapes and real cost; the pictures mean nothing. Written a shard at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdexport.checkpoint import tokenizer_folder
+from sdexport.modules import empty
+from sdexport.published import FAMILIES
+
+NAMES = {"sd15": "Stable Diffusion 1", "sdxl": "Stable Diffusion XL"}
+SHARD = 2_000_000_000
+"""Bytes of float32 weights in a file."""
+
+
+def build_checkpoint(
+    folder: Path, tokenizer: Path, family: str = "sd15", *, half: bool = False, seed: int = 0
+) -> None:
+    """Write a diffusers folder.
+
+    Args:
+      tokenizer: a folder with CLIP's own files. family: one of NAMES. half: weights in float16.
+    """
+    import torch
+
+    published = next(f for f in FAMILIES if f.name == NAMES[family])
+    index: dict[str, Any] = {"_class_name": published.pipeline, **published.index}
+    index["scheduler"] = ["diffusers", published.scheduler["_class_name"]]
+    modules: dict[str, tuple[str, Any]] = {
+        "unet": ("UNet2DConditionModel", published.unet),
+        "vae": ("AutoencoderKL", published.vae),
+    }
+    for part, layout in published.text_encoders.items():
+        modules[part] = layout.class_name, layout.config
+        index[tokenizer_folder(part)] = ["transformers", "CLIPTokenizer"]
+        shutil.copytree(tokenizer, folder / tokenizer_folder(part))
+    generator = torch.Generator().manual_seed(seed)
+    for part, (class_name, config) in modules.items():
+        index[part] = ["transformers" if "text" in part else "diffusers", class_name]
+        _write_json(folder / part / "config.json", config)
+        shapes = empty(class_name, config).state_dict()
+        _write_weights(folder / part, shapes, generator, half=half)
+    _write_json(folder / "scheduler" / "scheduler_config.json", published.scheduler)
+    _write_json(folder / "model_index.json", index)
+
+
+def _write_weights(folder: Path, shapes: dict[str, Any], generator: Any, *, half: bool) -> None:
+    from safetensors.torch import save_file
+
+    stem = "model" if folder.name.startswith("text") else "diffusion_pytorch_model"
+    shards, places = list(_shards(shapes)), {}
+    for number, names in enumerate(shards, 1):
+        ending = "" if len(shards) == 1 else f"-{number:05}-of-{len(shards):05}"
+        file = folder / f"{stem}{ending}.safetensors"
+        tensors = {name: _random(name, shapes[name], generator) for name in names}
+        save_file({k: v.half() if half else v for k, v in tensors.items()}, file)
+        places |= dict.fromkeys(names, file.name)
+    if len(shards) > 1:
+        _write_json(folder / f"{stem}.safetensors.index.json", {"weight_map": places})
+
+
+def _shards(shapes: dict[str, Any]) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, value in shapes.items():
+        if size + 4 * value.numel() > SHARD:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += 4 * value.numel()
+    yield names
+
+
+def _random(name: str, like: Any, generator: Any) -> Any:
+    """As large as training begins with, so that activations keep their scale."""
+    import torch
+
+    value = torch.empty(like.shape)
+    if like.ndim > 1:
+        bound = math.sqrt(like.shape[0] / like.numel())
+        return value.uniform_(-bound, bound, generator=generator)
+    if name.endswith("weight"):
+        return value.fill_(1)
+    return value.uniform_(-0.02, 0.02, generator=generator)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.checkpoints")
+    parser.add_argument("family", choices=NAMES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of CLIP's own files")
+    parser.add_argument("--half", action="store_true", help="weights in float16")
+    args = parser.parse_args()
+    build_checkpoint(args.folder, args.tokenizer, args.family, half=args.half)
+
+
+if __name__ == "__main__":
+    main()

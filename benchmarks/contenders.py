@@ -1,0 +1,203 @@
+"""Who is timed: ours and the peers, each a worker process in an environment of its own.
+
+Peers' environments are made from benchmarks/peers/*.txt under the work folder, once. A peer that
+cannot be installed, prepared or opened is reported with its error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models import Model
+from sdexport.workers import Worker, WorkerError
+
+ROOT = Path(__file__).parents[1]
+PEERS = Path(__file__).parent / "peers"
+OURS = "sdexport"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """library: `sdexport` or the stem of a worker in benchmarks/peers; precision: of arithmetic.
+
+    options: of the worker's `open`; memory: resident at work, in sizes of the fp32 weights.
+    scheduler: GenAI's LMS is not diffusers' with timesteps spaced as "leading", its Euler is; with
+      two steps the two are the same.
+    """
+
+    name: str
+    library: str
+    precision: str = "fp32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    memory: float = 1.5
+    scheduler: str = "lms"
+    prepares: bool = False
+    slow: bool = False
+
+
+CONTENDERS = {
+    c.name: c
+    for c in (
+        Contender("diffusers fp32", "diffusers"),
+        Contender("sdexport onnxruntime fp32", OURS, options={"backend": "onnxruntime"}),
+        Contender("sdexport openvino fp32", OURS, options={"backend": "openvino"}),
+        Contender("optimum fp32", "optimum", prepares=True, memory=1.7),
+        Contender(
+            "openvino-genai fp32", "openvino_genai", prepares=True, scheduler="euler", memory=2.0
+        ),
+        Contender(
+            "sdexport openvino bf16",
+            OURS,
+            "bf16",
+            {"backend": "openvino", "options": {"precision": "bf16"}},
+            memory=2.0,
+        ),
+        Contender("diffusers bf16", "diffusers", "bf16", {"dtype": "bfloat16"}, memory=1.0),
+        Contender(
+            "diffusers bf16 channels_last",
+            "diffusers",
+            "bf16",
+            {"dtype": "bfloat16", "channels_last": True},
+            memory=1.0,
+        ),
+        Contender(
+            "openvino-genai bf16",
+            "openvino_genai",
+            "bf16",
+            {"precision": "bf16"},
+            prepares=True,
+            scheduler="euler",
+            memory=2.0,
+        ),
+        Contender(
+            "diffusers compiled fp32",
+            "diffusers",
+            options={"compiled": True},
+            slow=True,
+            memory=2.0,
+        ),
+        Contender(
+            "diffusers compiled bf16",
+            "diffusers",
+            "bf16",
+            {"dtype": "bfloat16", "compiled": True},
+            slow=True,
+            memory=1.5,
+        ),
+    )
+}
+
+
+def chosen(names: Sequence[str], *, slow: bool = False) -> list[Contender]:
+    """Those whose name begins with one of `names`; without names all, slow ones only if asked.
+
+    Raises: ValueError: a name that is nobody's.
+    """
+    if not names:
+        return [c for c in CONTENDERS.values() if slow or not c.slow]
+    for name in names:
+        if not any(known.startswith(name) for known in CONTENDERS):
+            raise ValueError(f"no contender '{name}'; choose among {', '.join(CONTENDERS)}")
+    return [c for c in CONTENDERS.values() if c.name.startswith(tuple(names))]
+
+
+def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[str, Any]]:
+    """A worker with the model open, and what opening it took.
+
+    Raises: WorkerError: with the reason.
+    """
+    folder = _folder(contender, model, work)
+    worker = Worker(_command(contender, work), {"PYTHONPATH": str(ROOT)})
+    try:
+        opened = worker.ask("open", model=str(folder), **contender.options)
+    except WorkerError:
+        worker.close()
+        raise
+    return worker, opened
+
+
+def groups(
+    contenders: Sequence[Contender], model: Model, memory_gb: float
+) -> list[list[Contender]]:
+    """Contenders that fit into memory together; the first one is in every group, as a reference."""
+    first, *rest = contenders
+    size = model.weights_gb
+    found = [[first]]
+    for contender in rest:
+        used = sum(c.memory for c in found[-1]) + contender.memory
+        if used * size > memory_gb and len(found[-1]) > 1:
+            found.append([first])
+        found[-1].append(contender)
+    return found
+
+
+def python_of(library: str, work: Path) -> Path:
+    """The interpreter of a peer's environment, which is made if its requirements changed.
+
+    Raises: WorkerError: pip failed.
+    """
+    if library == OURS:
+        return Path(sys.executable)
+    requirements = PEERS / f"{library}.txt"
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    folder = work / "venvs" / library
+    stamp = folder / "installed"
+    python = folder / "bin" / "python"
+    if not stamp.is_file() or stamp.read_text(encoding="ascii") != digest:
+        venv.create(folder, clear=True, with_pip=True)
+        pip = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
+        _run([*pip, "--requirement", requirements], f"installing {requirements.name}")
+        stamp.write_text(digest, encoding="ascii")
+    return python
+
+
+def _command(contender: Contender, work: Path) -> list[str | Path]:
+    python = python_of(contender.library, work)
+    if contender.library == OURS:
+        return [python, "-m", "sdexport.bench_worker"]
+    return [python, PEERS / f"{contender.library}_worker.py"]
+
+
+def _folder(contender: Contender, model: Model, work: Path) -> Path:
+    """The model as the contender reads it; its own library's export where it has one."""
+    if contender.library == OURS:
+        return model.package
+    if not contender.prepares:
+        return model.checkpoint
+    folder = work / model.name / contender.library
+    done = folder / "prepared"
+    if not done.is_file():
+        python = python_of(contender.library, work)
+        worker = PEERS / f"{contender.library}_worker.py"
+        what = f"{contender.library}'s own export"
+        _run([python, worker, "prepare", model.checkpoint, folder], what)
+        done.write_text("", encoding="ascii")
+    return folder
+
+
+def _run(command: Sequence[str | Path], what: str) -> None:
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise WorkerError(f"{what} failed: {said[-1] if said else done.returncode}"[:500])

@@ -1,0 +1,228 @@
+"""Seconds of each component and of whole pictures: ours beside the peers, in one run.
+
+    python -m benchmarks.latency --work DIR [--model sd15] [--size 256] [--contender NAME]...
+
+Workers are kept alive and asked in turn, so that no two compute at the same time. Those that do not
+fit into memory together are timed in groups, each with the reference, diffusers in float32; ratios
+are taken within a group. The first answer of each is a warm-up, reported apart; it is held against
+the reference's before anything is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import arguments
+from benchmarks.contenders import Contender, groups, start
+from benchmarks.models import Model
+from sdexport.bench import feeds_for, measured
+from sdexport.measure import machine
+from sdexport.workers import Worker, WorkerError
+
+PROMPT = "a photograph of an astronaut riding a horse"
+STEPS, WARM_UP_STEPS, GUIDANCE = 5, 2, 7.5
+EXACT = {"component": 1e-3, "picture": 1.0}
+"""Of the output's scale; mean steps of 255 (GenAI cuts off where the others round: 0.5). Wide
+enough for any order of summation; a wrong scheduler or text encoder is ten times further away."""
+ROUNDED = {"component": 0.25, "picture": 12.0}
+"""The same for bf16: 8 bits of mantissa through a hundred layers."""
+
+
+def run(
+    model: Model,
+    size: int,
+    contenders: Sequence[Contender],
+    work: Path,
+    *,
+    rounds: int = 3,
+    memory_gb: float | None = None,
+    components: bool = True,
+) -> dict[str, Any]:
+    """The report of one model at one size."""
+    memory_gb = memory_gb or 0.85 * available_gb()
+    report: dict[str, Any] = {
+        "model": model.name,
+        "weights_gb": round(model.weights_gb, 3),
+        "size": [size, size],
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "warm_up_steps": WARM_UP_STEPS,
+        "rounds": rounds,
+        "machine": machine(),
+        "groups": [],
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        cases = cases_of(model, size, Path(scratch), components=components)
+        for group in groups(contenders, model, memory_gb):
+            rows = _group(group, model, work, cases, rounds, Path(scratch))
+            report["groups"].append(rows)
+    return report
+
+
+def _group(
+    group: Sequence[Contender],
+    model: Model,
+    work: Path,
+    cases: dict[str, dict[str, Any]],
+    rounds: int,
+    scratch: Path,
+) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        opened: dict[str, Any] = {}
+        for contender in group:
+            row = rows[contender.name] = {"precision": contender.precision, "cases": {}}
+            print(f"{model.name}: open {contender.name}", flush=True)
+            try:
+                worker, row["opened"] = start(contender, model, work)
+                workers[contender.name] = stack.enter_context(worker)
+                opened[contender.name] = row["opened"]["components"]
+            except WorkerError as error:
+                row["error"] = str(error)
+        for case, request in cases.items():
+            print(f"{model.name}: {case}", flush=True)
+            found = _in_turn(group, workers, opened, case, request, rounds, scratch)
+            for name, figures in found.items():
+                rows[name]["cases"][case] = figures
+    return rows
+
+
+def _in_turn(
+    group: Sequence[Contender],
+    workers: dict[str, Worker],
+    opened: dict[str, Any],
+    case: str,
+    request: dict[str, Any],
+    rounds: int,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Warm up, check, then time in turn; the figures or the error of each."""
+    answers: dict[str, list[Any]] = {}
+    found: dict[str, Any] = {}
+    for number in range(rounds + 1):
+        for contender in group:
+            name = contender.name
+            if name not in workers or "error" in found.get(name, {}):
+                continue
+            if request["do"] == "component" and case not in opened[name]:
+                continue
+            asked = dict(request)
+            if asked["do"] == "picture":
+                steps = STEPS if number else WARM_UP_STEPS
+                given = {"num_inference_steps": steps, "scheduler": contender.scheduler}
+                asked["arguments"] = asked["arguments"] | given
+            try:
+                output = _output(scratch, case, name, asked["do"])
+                answers.setdefault(name, []).append(workers[name].ask(**asked, output=str(output)))
+                if number == 0:
+                    found[name] = {"check": _check(scratch, case, contender, asked["do"])}
+            except WorkerError as error:
+                found[name] = {"error": str(error)}
+    for name, given in answers.items():
+        if "error" not in found[name]:
+            found[name] |= measured(given)
+    return found
+
+
+def _output(scratch: Path, case: str, name: str, kind: str) -> Path:
+    suffix = "npz" if kind == "component" else "npy"
+    return scratch / f"{case}-{name}.{suffix}".replace(" ", "_")
+
+
+def _check(scratch: Path, case: str, contender: Contender, kind: str) -> dict[str, Any]:
+    """How far the answer is from the reference's, which is the first answer there was.
+
+    Raises: WorkerError: too far to be the same computation.
+    """
+    answer = _answer(_output(scratch, case, contender.name, kind))
+    path = scratch / f"{case}-reference.npy"
+    if not path.exists():
+        np.save(path, answer)
+        return {"reference": True}
+    expected = np.load(path)
+    if answer.shape != expected.shape:
+        raise WorkerError(f"gave {answer.shape} instead of {expected.shape}")
+    difference = np.abs(answer - expected)
+    figures = {
+        "max": float(difference.max() / (np.abs(expected).max() if kind == "component" else 1)),
+        "mean": float(difference.mean()),
+    }
+    bound = (EXACT if contender.precision == "fp32" else ROUNDED)[kind]
+    error = figures["max" if kind == "component" else "mean"]
+    if not error <= bound:
+        raise WorkerError(f"another answer than the reference: {error:.3g}, at most {bound:g}")
+    return figures | {"bound": bound}
+
+
+def _answer(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path).astype(np.float64)
+    with np.load(path) as data:
+        names = ("out_sample", "sample", "last_hidden_state")
+        return data[next(n for n in names if n in data)].astype(np.float64)
+
+
+def cases_of(model: Model, size: int, scratch: Path, *, components: bool) -> dict[str, Any]:
+    """Requests by name, with their arrays in files."""
+    found: dict[str, Any] = {}
+    for name, arrays in feeds_for(model.package, size, size).items() if components else ():
+        if model.pictures or name == "unet":
+            np.savez(scratch / f"{name}.npz", allow_pickle=False, **arrays)
+            feeds = str(scratch / f"{name}.npz")
+            found[name] = {"do": "component", "name": name, "feeds": feeds}
+    if model.pictures:
+        latents = np.random.default_rng(0).standard_normal((1, 4, size // 8, size // 8), np.float32)
+        np.save(scratch / "latents.npy", latents)
+        arguments = {
+            "prompt": PROMPT,
+            "negative_prompt": "",
+            "width": size,
+            "height": size,
+            "guidance_scale": GUIDANCE,
+        }
+        found["picture"] = {
+            "do": "picture",
+            "arguments": arguments,
+            "latents": str(scratch / "latents.npy"),
+        }
+    return found
+
+
+def available_gb() -> float:
+    """Memory that could be had now; half of all where it cannot be told."""
+    path = Path("/proc/meminfo")
+    if path.is_file():
+        for line in path.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2e9
+
+
+def main() -> None:
+    parser = arguments.parser("latency", __doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each")
+    parser.add_argument("--pictures-only", action="store_true", help="leave the components out")
+    args = parser.parse_args()
+    for model, size, contenders in arguments.selected(args):
+        report = run(
+            model,
+            size,
+            contenders,
+            args.work,
+            rounds=args.rounds,
+            memory_gb=args.memory,
+            components=not args.pictures_only,
+        )
+        arguments.save(report, f"latency-{model.name}-{size}", args)
+
+
+if __name__ == "__main__":
+    main()

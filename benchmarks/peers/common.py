@@ -1,0 +1,43 @@
+"""What the peers' workers share; NumPy and the standard library alone.
+
+A worker speaks the protocol of sdexport.workers with the requests of sdexport.bench_worker: open,
+component, picture. Two of them also prepare a checkpoint for their library: `python WORKER prepare
+CHECKPOINT FOLDER`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+
+from sdexport.workers import resident_mb, serve
+
+Feeds = dict[str, np.ndarray]
+
+
+def loaded(path: str) -> Feeds:
+    with np.load(path, allow_pickle=False) as data:
+        return dict(data)
+
+
+def opened(components: list[str], *packages: str) -> dict[str, Any]:
+    """The answer to `open`."""
+    versions = {name: metadata.version(name) for name in packages}
+    return {"components": {n: {} for n in components}, "versions": versions, **resident_mb()}
+
+
+def run(worker: Any, prepare: Callable[[Path, Path], object] | None = None) -> None:
+    """Prepare a checkpoint if the command line asks for it, else serve."""
+    if prepare is not None and sys.argv[1:2] == ["prepare"]:
+        prepare(Path(sys.argv[2]), Path(sys.argv[3]))
+        return
+    serve({name: getattr(worker, name) for name in ("open", "component", "picture")})

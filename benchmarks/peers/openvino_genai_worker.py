@@ -1,0 +1,89 @@
+"""OpenVINO GenAI's Text2ImagePipeline as a worker, on graphs that Optimum Intel exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+from common import opened, run
+
+from sdexport.workers import timed
+
+SCHEDULERS = {
+    "lms": genai.Scheduler.Type.LMS_DISCRETE,
+    "euler": genai.Scheduler.Type.EULER_DISCRETE,
+}
+
+
+class Given(genai.Generator):
+    """Hands out latents that were drawn elsewhere."""
+
+    def __init__(self, latents: np.ndarray) -> None:
+        genai.Generator.__init__(self)
+        self._latents = latents
+
+    def next(self) -> float:
+        raise RuntimeError("the scheduler asks for fresh noise; give one that takes none")
+
+    def randn_tensor(self, shape: Any) -> ov.Tensor:
+        return ov.Tensor(np.ascontiguousarray(self._latents.reshape(list(shape))))
+
+    def seed(self, new_seed: int) -> None:
+        """The latents are given."""
+
+
+class GenAIWorker:
+    def open(
+        self, model: str, precision: str = "f32", threads: int | None = None
+    ) -> dict[str, Any]:
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self.pipe = genai.Text2ImagePipeline(model, "CPU", **options)
+        self.config = Path(model) / "scheduler" / "scheduler_config.json"
+        return opened([], "openvino", "openvino-genai")
+
+    def component(self, name: str, feeds: str, output: str | None = None) -> dict[str, Any]:
+        raise NotImplementedError(f"GenAI gives no access to {name} alone")
+
+    def picture(
+        self, arguments: dict[str, Any], latents: str, output: str | None = None
+    ) -> dict[str, Any]:
+        given = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
+        noise, prompt = np.load(latents), given.pop("prompt")
+        kind = SCHEDULERS[arguments["scheduler"]]
+        self.pipe.set_scheduler(genai.Scheduler.from_config(self.config, kind))
+
+        def paint() -> np.ndarray:
+            return self.pipe.generate(prompt, generator=Given(noise), **given).data[0].copy()
+
+        pixels, measured = timed(paint)
+        if output:
+            np.save(output, pixels)
+        return measured
+
+
+def prepare(checkpoint: Path, folder: Path) -> None:
+    """Export with Optimum Intel in float32, and add the tokenizer as a graph."""
+    from openvino_tokenizers import convert_tokenizer
+    from optimum.intel import OVStableDiffusionPipeline
+    from transformers import AutoTokenizer
+
+    pipe = OVStableDiffusionPipeline.from_pretrained(
+        checkpoint, export=True, compile=False, load_in_8bit=False
+    )
+    pipe.save_pretrained(folder)
+    tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(checkpoint / "tokenizer"))
+    ov.save_model(tokenizer, folder / "tokenizer" / "openvino_tokenizer.xml")
+    # saved, the defaults of the checkpoint's own scheduler are written out and hide those of LMS
+    path = Path("scheduler") / "scheduler_config.json"
+    values = json.loads((checkpoint / path).read_text(encoding="utf-8"))
+    (folder / path).write_text(json.dumps(values | {"_class_name": "LMSDiscreteScheduler"}))
+
+
+if __name__ == "__main__":
+    run(GenAIWorker(), prepare)

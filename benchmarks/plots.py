@@ -1,0 +1,79 @@
+"""PNG plots of the harness' reports, into docs/benchmarks: `python -m benchmarks.plots`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import RESULTS
+from benchmarks.tables import reports, rows_of
+
+PICTURES = Path(__file__).parents[1] / "docs" / "benchmarks"
+
+
+def pictures(report: dict[str, Any], path: Path) -> bool:
+    """Bars of whole pictures, ours in another colour; False if none were timed."""
+    timed = [
+        (name, row["cases"]["picture"])
+        for name, row in rows_of(report)
+        if "median_s" in row["cases"].get("picture", {})
+    ]
+    if not timed:
+        return False
+    figure, axes = _figure(0.4 * len(timed) + 1.2)
+    for place, (name, figures) in enumerate(reversed(timed)):
+        low, middle, high = (figures[key] for key in ("p20_s", "median_s", "p80_s"))
+        colour = "tab:blue" if name.startswith("sdexport") else "tab:gray"
+        axes.barh(place, middle, xerr=[[middle - low], [high - middle]], color=colour)
+    axes.set_yticks(range(len(timed)), [name for name, _ in reversed(timed)])
+    width, height = report["size"]
+    steps = report["num_inference_steps"]
+    axes.set_xlabel(f"seconds: {report['model']}, {width}x{height}, {steps} steps")
+    figure.savefig(path, metadata={"Software": None})
+    return True
+
+
+def growth(report: dict[str, Any], path: Path) -> None:
+    """Time against each sweep's size, outside the engines and with ONNX Runtime."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6 * 2), dpi=100, layout="tight")
+    axes = figure.subplots(2, 2).ravel()
+    for axis, name in zip(axes, report["outside"], strict=True):
+        for label in ("outside", "onnxruntime"):
+            found = report[label][name]
+            seconds = [s["median_s"] for s in found["seconds"]]
+            axis.loglog(found["sizes"], seconds, marker="o", label=label)
+        axis.set_xlabel(name)
+        axis.set_ylabel("seconds")
+    axes[0].legend()
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _figure(height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, height), dpi=100, layout="tight")
+    return figure, figure.subplots()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.plots")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="where PNGs are written")
+    args = parser.parse_args()
+    args.pictures.mkdir(parents=True, exist_ok=True)
+    for report in reports(args.results, "latency"):
+        path = args.pictures / f"picture-{report['model']}-{report['size'][0]}.png"
+        if pictures(report, path):
+            print(path)
+    scaling = args.results / "scaling.json"
+    if scaling.is_file():
+        growth(json.loads(scaling.read_text(encoding="utf-8")), args.pictures / "growth.png")
+        print(args.pictures / "growth.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Growth of what is outside the engines, against steps, batch, pixels and prompt length.
+
+    python -m benchmarks.scaling --work DIR [--results DIR]
+
+The embedded model's pipeline paints with sessions that answer at once, so that what is timed is all
+ours: tokenizer, noise, scheduler, guidance, pictures. Nothing may grow faster than linearly: the
+exponent of a power law through the larger sizes stays under LIMIT. The same sweeps with ONNX
+Runtime stand beside it, for the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import arguments
+from benchmarks.models import made
+from engines import SessionBase
+from engines.onnx_specs import graph_specs
+from engines.session import Feeds
+from runtime import Package, Pipeline
+from sdexport.measure import machine, summary
+
+LIMIT = 1.15
+"""1 is linear; the rest is what caches and timers do to a fit through three sizes."""
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "steps": (10, 20, 40, 80, 160),
+    "batch": (2, 4, 8, 16, 32),
+    "pixels": (128**2, 256**2, 512**2, 1024**2),
+    "prompt words": (100, 200, 400, 800, 1600),
+}
+REPEATS = 5
+
+
+class Instant(SessionBase):
+    """A component that answers at once, with the same values every time."""
+
+    def __init__(self, package: Package, name: str) -> None:
+        super().__init__(name, *graph_specs(package.model_path(name)))
+        self._scale = package.manifest.downscale
+        self._made: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        key = tuple(value.shape for value in feeds.values())
+        if key not in self._made:
+            self._made[key] = {spec.name: self._answer(spec.shape, feeds) for spec in self.outputs}
+        return {name: value.copy() for name, value in self._made[key].items()}
+
+    def _answer(self, shape: Sequence[int | str], feeds: Feeds) -> np.ndarray:
+        sizes = {
+            dim: size
+            for spec in self.inputs
+            for dim, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+        for side in ("height", "width"):
+            if side in sizes:
+                sizes.setdefault(f"image_{side}", sizes[side] * self._scale)
+        dims = [size if isinstance(size, int) else sizes[size] for size in shape]
+        return np.full(dims, 0.1, np.float32)
+
+
+def instant(package: Package) -> Pipeline:
+    """The package's pipeline without its engines."""
+    names = package.manifest.components
+    return Pipeline(package, sessions={name: Instant(package, name) for name in names})
+
+
+def workload(sweep: str, value: int) -> dict[str, Any]:
+    """The pipeline's arguments at one size of a sweep."""
+    given: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 0}
+    given |= {"width": 64, "height": 64, "scheduler": "lms"}
+    if sweep == "steps":
+        return given | {"num_inference_steps": value, "width": 256, "height": 256}
+    if sweep == "batch":
+        return given | {"prompt": ["a red circle"] * value, "width": 256, "height": 256}
+    if sweep == "pixels":
+        return given | {"width": math.isqrt(value), "height": math.isqrt(value)}
+    words = " ".join(f"circle{number}" for number in range(value))
+    return given | {"prompt": words, "prompt_weights": True, "num_inference_steps": 1}
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Of the power law through the three largest sizes; constant parts count for less there."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(values[-3:]), 1)[0])
+
+
+def sweep(
+    paint: Callable[..., Any],
+    name: str,
+    values: Sequence[int],
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.thread_time,
+) -> dict[str, Any]:
+    """Seconds and peak bytes of NumPy and Python at each size; exponents of both.
+
+    Args:
+      clock: by default this thread's own time, which other processes do not disturb.
+    """
+    cases = {value: workload(name, value) for value in values}
+    samples: dict[int, list[float]] = {value: [] for value in values}
+    for number in range(repeats + 1):  # in turn, so that all sizes meet the same machine
+        for value, given in cases.items():
+            started = clock()
+            paint(**given)
+            if number:
+                samples[value].append(clock() - started)
+    peaks = []
+    for given in cases.values():
+        tracemalloc.start()
+        paint(**given)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    best = [min(samples[value]) for value in values]
+    return {
+        "sizes": list(values),
+        "seconds": [summary(samples[value]) for value in values],
+        "peak_bytes": peaks,
+        "exponent": {"seconds": exponent(values, best), "bytes": exponent(values, peaks)},
+    }
+
+
+def run(package: Package, sweeps: Mapping[str, Sequence[int]] = SWEEPS) -> dict[str, Any]:
+    with instant(package) as pipe:
+        return {name: sweep(pipe, name, values) for name, values in sweeps.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.scaling")
+    arguments.common(parser)
+    args = parser.parse_args()
+    package = Package.load(made("embedded", args.work.resolve()).package, verify=False)
+    report: dict[str, Any] = {"machine": machine(), "limit": LIMIT, "outside": run(package)}
+    with Pipeline(package) as pipe:
+        few = {name: values[:3] for name, values in SWEEPS.items()}
+        report["onnxruntime"] = {
+            name: sweep(pipe, name, few[name], 3, time.perf_counter) for name in few
+        }
+    arguments.save(report, "scaling", args)
+    for name, found in report["outside"].items():
+        growth = found["exponent"]
+        print(f"{name:14} time ~ n^{growth['seconds']:.2f}, memory ~ n^{growth['bytes']:.2f}")
+    worst = max(max(found["exponent"].values()) for found in report["outside"].values())
+    if worst > LIMIT:
+        raise SystemExit(f"something outside the engines grows faster than linearly: n^{worst:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The standard set: everything that the tables and plots are made from, in one command.
+
+    python -m benchmarks.standard --work DIR [--parts latency-256 memory ...] [--plan]
+
+For a machine that does nothing else. Minutes are estimates for two cores; `prepare` runs once for a
+work folder. A part that fails is reported and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import arguments
+from benchmarks.contenders import CONTENDERS, OURS, python_of
+from benchmarks.models import made
+from sdexport.workers import WorkerError
+
+CORE = ("diffusers fp32", "sdexport", "diffusers bf16")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of benchmarks; minutes: estimated, on two cores; standard: in the standard set."""
+
+    module: str
+    options: tuple[str, ...] = ()
+    minutes: float = 1.0
+    standard: bool = True
+
+
+def _core() -> tuple[str, ...]:
+    return tuple(word for name in CORE for word in ("--contender", name))
+
+
+SD15 = ("--model", "sd15")
+PARTS = {
+    "startup": Part("startup", minutes=2),
+    "install": Part("install", minutes=1),
+    "overhead": Part("overhead", minutes=1),
+    "scaling": Part("scaling", minutes=1),
+    "latency-embedded": Part("latency", ("--rounds", "10"), 2),
+    "latency-256": Part("latency", (*SD15, "--size", "256"), 9),
+    "latency-512": Part("latency", (*SD15, "--size", "512", "--rounds", "2", *_core()), 10),
+    "memory": Part("memory", (*SD15, "--size", "256"), 3),
+    "roofline": Part("roofline", SD15, 1),
+    "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
+    "compiled-256": Part(
+        "latency",
+        (*SD15, "--size", "256", "--contender", "diffusers", "--contender", "sdexport", "--slow"),
+        25,
+        False,
+    ),
+    "memory-512": Part("memory", (*SD15, "--size", "512"), 6, False),
+    "sdxl-unet": Part(
+        "latency",
+        (
+            *("--model", "sdxl-unet", "--rounds", "1"),  # only bf16 leaves room for two
+            *("--contender", "sdexport openvino bf16", "--contender", "diffusers bf16"),
+        ),
+        15,
+        False,
+    ),
+}
+PREPARING = 14
+"""Minutes to install the peers and to export SD 1.5 with each of them, once."""
+
+
+def plan(names: list[str]) -> str:
+    lines = [f"{'prepare, once':18}{PREPARING:5} min"]
+    lines += [f"{name:18}{PARTS[name].minutes:5g} min" for name in names]
+    return "\n".join([*lines, f"{'in all':18}{sum(PARTS[n].minutes for n in names):5g} min"])
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Environments and models, so that no part pays for them."""
+    for library in dict.fromkeys(c.library for c in CONTENDERS.values() if c.library != OURS):
+        try:
+            python_of(library, args.work)
+        except WorkerError as error:  # its contenders are reported with it
+            print(error, flush=True)
+    for name in ("embedded", "sd15"):
+        made(name, args.work, args.tokenizer and Path(args.tokenizer))
+
+
+def run(name: str, args: argparse.Namespace) -> bool:
+    """Whether the part's command succeeded."""
+    part = PARTS[name]
+    command = [sys.executable, "-m", f"benchmarks.{part.module}", *part.options]
+    if part.module in ("startup", "overhead"):
+        command += ["--json", str(args.results / f"{part.module}.json")]
+        if part.module == "startup":
+            command += [str(args.work / "embedded" / "package"), "--work", str(args.work)]
+    else:
+        command += ["--work", str(args.work), "--results", str(args.results)]
+        if args.tokenizer:
+            command += ["--tokenizer", str(args.tokenizer)]
+    started = time.monotonic()
+    status = subprocess.run(command).returncode
+    minutes = (time.monotonic() - started) / 60
+    print(f"== {name}: {minutes:.1f} min, status {status}", flush=True)
+    return status == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        prog="python -m benchmarks.standard",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.common(parser)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default the standard set")
+    parser.add_argument("--plan", action="store_true", help="say how long it takes, and end")
+    args = parser.parse_args()
+    names = args.parts or [name for name, part in PARTS.items() if part.standard]
+    print(plan(names), flush=True)
+    if args.plan:
+        return
+    args.work, args.results = args.work.resolve(), args.results.resolve()
+    args.results.mkdir(parents=True, exist_ok=True)
+    prepare(args)
+    failed = [name for name in names if not run(name, args)]
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

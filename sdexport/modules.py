@@ -1,0 +1,109 @@
+"""PyTorch modules that are made of weights in files, never initialised and never copied whole.
+
+A module is built on the meta device and given the tensors of the mapped file themselves. Those of
+float32 cost no memory of their own. The large layers of a file in half precision keep their half,
+and become float32 for the moment in which one computes: the answers are those of a float32 module,
+in half of its memory.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+Tensors = Mapping[str, torch.Tensor]
+
+LARGE = 1_000_000
+"""Numbers in a weight from which it is not turned into float32 ahead."""
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        return nn.functional.linear(input, self.weight.float(), self.bias)
+
+
+class _Conv2d(nn.Conv2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+        return self._conv_forward(input, self.weight.float(), self.bias)
+
+
+_UPCASTING = {nn.Linear: _Linear, nn.Conv2d: _Conv2d}
+
+
+def empty(class_name: str, config: Mapping[str, Any]) -> Any:
+    """A module of diffusers or transformers without weights."""
+    with torch.device("meta"):
+        if class_name.startswith("CLIP"):
+            text = transformers.CLIPTextConfig.from_dict(dict(config))
+            return getattr(transformers, class_name)(text)
+        return getattr(diffusers, class_name).from_config(dict(config))
+
+
+def check_shapes(path: Path, part: str, module: Any, found: Tensors) -> None:
+    """Raises: ValueError: weights are missing, of another shape, or no numbers to compute with."""
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    wrong = [
+        name for name in wanted if name not in found or tuple(found[name].shape) != wanted[name]
+    ]
+    if wrong:
+        first = wrong[0]
+        came = tuple(found[first].shape) if first in found else "nothing"
+        raise ValueError(
+            f"{path}: {part}: {len(wrong)} of {len(wanted)} weights are missing or of another "
+            f"shape, such as {first}: expected {wanted[first]}, got {came}"
+        )
+    whole = [name for name in wanted if not found[name].is_floating_point()]
+    if whole:
+        raise ValueError(
+            f"{path}: {part}: weight {whole[0]} is {found[whole[0]].dtype}, so the file is "
+            "quantised; export the float16 or float32 one"
+        )
+
+
+def fill(module: nn.Module, tensors: Tensors) -> Any:
+    """Give an empty module its weights, for inference in float32.
+
+    Args:
+      module: on the meta device; it is changed.
+      tensors: by the module's names, of any floating-point type. Those that are float32 become its
+        weights themselves, perhaps pages of a file: put others in their place, do not write.
+    """
+    for path, layer in module.named_modules():
+        kind = _UPCASTING.get(type(layer))
+        weight = tensors.get(f"{path}.weight")
+        if kind and weight is not None and weight.dtype == torch.float16 and is_large(weight):
+            layer.__class__ = kind
+    kept = {f"{name}.weight" for name, layer in module.named_modules() if upcasts(layer)}
+    weights = {
+        name: tensors[name] if name in kept else tensors[name].to(torch.float32)
+        for name in module.state_dict()
+    }
+    module.load_state_dict(weights, assign=True)
+    for name, buffer in module.named_buffers():
+        if name.endswith("position_ids") and buffer.is_meta:
+            owner: Any = module.get_submodule(name.rpartition(".")[0])
+            owner.position_ids = torch.arange(buffer.shape[-1]).expand((1, -1))
+    return module.eval().requires_grad_(False)
+
+
+def is_large(weight: torch.Tensor) -> bool:
+    return weight.numel() >= LARGE
+
+
+def upcasts(layer: nn.Module) -> bool:
+    """Whether the weight is kept in half and turned into float32 for each use."""
+    return isinstance(layer, tuple(_UPCASTING.values()))
+
+
+def free_weights(module: Any) -> None:
+    """Give the weights' memory back, though torch.export keeps the parameters in its caches."""
+    for weight in () if module is None else (*module.parameters(), *module.buffers()):
+        weight.data = torch.empty(0, dtype=weight.dtype)
+    gc.collect()

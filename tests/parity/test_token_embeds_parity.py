@@ -1,0 +1,132 @@
+"""Mixed token embeddings against transformers, whose embedding layer is made to give the mix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engines import open_session
+from runtime import ClipTokenizer, Pipeline, load_pipeline
+from runtime.text_encoders import TextEncoders
+from sdexport.checkpoint import Checkpoint
+from sdexport.components import parts
+from sdexport.export import trace
+from sdexport.precision import Conversion, verifying_backend
+from sdexport.token_graphs import write_token_graphs
+from sdexport.verify import HALF_COMPONENT_BOUND, compare
+from tests.families import build
+from tests.tolerances import COMPONENT_REL, assert_close
+
+PROMPT = "a small red circle on a red background"
+OTHER = "a large green star on a blue background"
+MIX = {"red": {"red": 0.3, "blue": 0.5, "star": -0.4}}
+
+
+@contextmanager
+def mixed_rows(model: Any, tokenizer: ClipTokenizer) -> Iterator[None]:
+    """The row of "red" in the model's table is the mix, for as long."""
+    table = model.get_input_embeddings().weight
+    rows = {word: tokenizer.encode(word)[0] for word in ("red", *MIX["red"])}
+    kept = table.data[rows["red"]].clone()
+    table.data[rows["red"]] = sum(w * table.data[rows[word]] for word, w in MIX["red"].items())
+    try:
+        yield
+    finally:
+        table.data[rows["red"]] = kept
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_mix_equals_transformers(
+    package: Path, pipe: Pipeline, modules: dict[str, Any], backend: str
+) -> None:
+    pytest.importorskip(backend)
+    model = modules["text_encoder"]
+    with mixed_rows(model, pipe.tokenizer), torch.inference_mode():
+        expected = model(torch.from_numpy(pipe.tokenizer([PROMPT, OTHER]))).last_hidden_state
+    with load_pipeline(package, backend, verify=False) as other:
+        actual = other.encode([PROMPT, OTHER], token_embeds=MIX)
+        assert_close(actual, expected.numpy(), rel=COMPONENT_REL)
+        assert np.abs(actual[0] - other.encode([PROMPT])[0]).max() > 0.1
+
+
+def test_vector_equals_transformers(pipe: Pipeline, modules: dict[str, Any]) -> None:
+    model = modules["text_encoder"]
+    table = model.get_input_embeddings().weight
+    vector = np.random.default_rng(0).normal(0, 0.3, table.shape[1]).astype(np.float32)
+    red = pipe.tokenizer.encode("red")[0]
+    kept = table.data[red].clone()
+    assert_close(pipe.text_encoders.token_embeds("red"), kept.numpy()[None], rel=0)
+    table.data[red] = torch.from_numpy(vector)
+    try:
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(pipe.tokenizer([PROMPT]))).last_hidden_state
+    finally:
+        table.data[red] = kept
+    actual = pipe.encode([PROMPT], token_embeds={"red": vector})
+    assert_close(actual, expected.numpy(), rel=COMPONENT_REL)
+
+
+@pytest.mark.parametrize(
+    ("precision", "opset"),
+    [("fp32", 18), ("fp32", 23), ("fp16", 18), ("fp16", 23), ("bf16", 23), ("int8", 23)],
+)
+def test_mix_in_both_text_encoders_equals_transformers(
+    precision: str, opset: int, tmp_path: Path
+) -> None:
+    """SDXL: the last but one hidden states side by side, and the pooled ones of the second."""
+    backend = verifying_backend(precision)
+    assert backend is not None
+    checkpoint = Checkpoint.open(build("sdxl", tmp_path / "checkpoint"))
+    tokenizers, sides, pooled = {}, [], None
+    for part in parts(checkpoint.configs):
+        if part.name not in checkpoint.text_encoders:
+            continue
+        model = checkpoint.load(part.source)
+        path = tmp_path / part.name / "model.onnx"
+        trace(part, model, path, opset=opset, change=Conversion(precision))
+        write_token_graphs(path)
+        where = part.name.replace("text_encoder", "tokenizer")
+        tokenizer = ClipTokenizer.from_folder(checkpoint.folder / where)
+        tokenizers[part.name] = tokenizer
+        with mixed_rows(model, tokenizer), torch.inference_mode():
+            ids = torch.from_numpy(tokenizer([PROMPT, OTHER]))
+            result = model(input_ids=ids, output_hidden_states=True)
+        sides.append(result.hidden_states[-2])
+        pooled = getattr(result, "text_embeds", pooled)
+    package: Any = SimpleNamespace(
+        tokenizer=tokenizers.get,
+        manifest=SimpleNamespace(components=tokenizers),
+        config=lambda name: vars(checkpoint.configs[name]),
+    )
+
+    def session(graph: str) -> Any:
+        name, _, further = graph.partition(".")
+        return open_session(tmp_path / name / f"{further or 'model'}.onnx", backend)
+
+    encoders = TextEncoders(package, session, max_batch=1)
+    found = encoders.encode([PROMPT, OTHER], token_embeds=MIX)
+    assert found.pooled is not None and pooled is not None
+    for expected, actual in ((torch.cat(sides, -1), found.embeds), (pooled, found.pooled)):
+        if precision != "fp32":
+            assert 1 - compare(expected.numpy(), actual)[1] <= HALF_COMPONENT_BOUND
+        else:
+            assert_close(actual, expected.numpy(), rel=COMPONENT_REL)
+    widths = [side.shape[-1] for side in sides]
+    with pytest.raises(ValueError, match=re.escape(f"expected float32 ({widths[0]})")):
+        encoders.encode([PROMPT], token_embeds={"red": [np.zeros(1, np.float32)] * 2})
+
+
+def test_further_graphs_hold_no_weights_of_their_own(package: Path) -> None:
+    folder = package / "text_encoder"
+    graphs = ("model.onnx", "token_embedding.onnx", "inputs_embeds.onnx")
+    assert {f.name for f in folder.iterdir()} == {*graphs, "model.onnx_data", "config.json"}
+    data = (folder / "model.onnx_data").stat().st_size
+    assert sum((folder / graph).stat().st_size for graph in graphs) < data / 10
