@@ -55,7 +55,7 @@ def assert_valid(path: Path) -> None:
         assert [spec.name for spec in session.inputs] == [v.name for v in model.graph.input]
 
 
-@pytest.mark.parametrize("opset", [23, 18])
+@pytest.mark.parametrize("opset", [23, pytest.param(18, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
     "family",
