@@ -12,7 +12,7 @@ from engines.session import EngineError
 
 _GRAPH, _OPSETS, _FUNCTIONS = 7, 8, 25
 _INITIALIZER = 5
-_DATA_TYPE, _FLOAT_DATA, _RAW_DATA, _DOUBLE_DATA, _EXTERNAL = 2, 4, 9, 10, 13
+_DATA_TYPE, _FLOAT_DATA, _RAW_DATA, _DOUBLE_DATA, _EXTERNAL, _LOCATION = 2, 4, 9, 10, 13, 14
 _FLOATS = {1, 10, 11, 16}
 _SCALAR = 4
 """Bytes up to which a float is a constant of the graph and no weight."""
@@ -42,10 +42,10 @@ def graph_digest(path: str | Path) -> str:
 def _add_graph(digest: hashlib._Hash, data: mmap.mmap, start: int, end: int, name: str) -> None:
     at = start
     for number, a, b in _rows(data, start, end, name):
-        digest.update(data[at:a])
         if number != _INITIALIZER or _number(data, a, b, _DATA_TYPE, name) not in _FLOATS:
-            digest.update(data[a:b])
+            digest.update(data[at:b])
         else:
+            digest.update(b"weight")
             _add_weight(digest, data, a, b, name)
         at = b
 
@@ -53,9 +53,7 @@ def _add_graph(digest: hashlib._Hash, data: mmap.mmap, start: int, end: int, nam
 def _add_weight(digest: hashlib._Hash, data: mmap.mmap, start: int, end: int, name: str) -> None:
     at = start
     for number, a, b in _rows(data, start, end, name):
-        digest.update(data[at:a])
-        values = number in (_FLOAT_DATA, _RAW_DATA, _DOUBLE_DATA, _EXTERNAL)
-        if not values or b - a <= _SCALAR:
-            digest.update(data[a:b])
+        values = number in (_FLOAT_DATA, _RAW_DATA, _DOUBLE_DATA) and b - a > _SCALAR
+        if not values and number not in (_EXTERNAL, _LOCATION):
+            digest.update(data[at:b])
         at = b
-    digest.update(data[at:end])

@@ -148,8 +148,8 @@ class PictureRecorder:
         picture = _coloured(self._size)
         self._arrays["image"] = picture
         sample = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+        self._arrays["strength"] = np.array(0.5 if self._refines else 1.0)
         if self._refines:
-            self._arrays["strength"] = np.array(0.5)
             self._original = self._encoded(vae, sample)
             self._noise = self._draw()
             return

@@ -67,8 +67,9 @@ def _rest(graph: ir.Graph, embeddings: ir.Value) -> None:
 
 def _edge(graph: ir.Graph) -> ir.Value:
     """inputs_embeds in float32; its shape is that of what the encoder makes of it."""
-    width = ir.Shape(graph.outputs[0].shape or ())
-    return ir.Value(name=INPUTS_EMBEDS, type=ir.TensorType(ir.DataType.FLOAT), shape=width)
+    (hidden,) = [value for value in graph.outputs if value.name == "last_hidden_state"]
+    shape = ir.Shape(hidden.shape or ())
+    return ir.Value(name=INPUTS_EMBEDS, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
 
 
 def _cast(value: ir.Value, result: ir.Value) -> ir.Node:

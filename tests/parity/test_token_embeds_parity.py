@@ -102,7 +102,9 @@ def test_mix_in_both_text_encoders_equals_transformers(
         sides.append(result.hidden_states[-2])
         pooled = getattr(result, "text_embeds", pooled)
     package: Any = SimpleNamespace(
-        tokenizer=tokenizers.get, manifest=SimpleNamespace(components=tokenizers)
+        tokenizer=tokenizers.get,
+        manifest=SimpleNamespace(components=tokenizers),
+        config=lambda name: vars(checkpoint.configs[name]),
     )
 
     def session(graph: str) -> Any:

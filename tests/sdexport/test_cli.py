@@ -158,7 +158,7 @@ def test_verify_prints_a_table_and_json(package: Path) -> None:
         *("component", "output", "max", "abs", "cosine", "bound", "share", "verdict")
     ]
     report = json.loads(call("verify", package, "--json").stdout)
-    assert report["passed"] is True and len(report["checks"]) == 12
+    assert report["passed"] is True and len(report["checks"]) == 15
 
 
 def test_verify_fails_on_altered_weights(package_copy: Path) -> None:
