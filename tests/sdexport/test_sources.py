@@ -290,11 +290,11 @@ def test_export_options_reach_the_exporter(
 
     asked: list[Any] = []
 
-    def export(source: str, package: Path, files: Any, **options: Any) -> Any:
-        asked.append((source, Options(**files), options))
+    def export(source: str, package: Path, *, options: Options, **rest: Any) -> Any:
+        asked.append((source, options, rest))
         raise ValueError("seen enough")
 
-    monkeypatch.setattr("sdexport.commands.export.run_export", export)
+    monkeypatch.setattr("sdexport.export.export", export)
     arguments = [
         "--lora",
         "a:0.5",
