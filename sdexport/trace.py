@@ -113,10 +113,11 @@ def _fold_transpositions(graph: ir.Graph) -> None:
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" else None
         weight = None if source is None else _weight(source)
-        if source is None or weight is None or len(source.uses()) != 1:
+        order = node.attributes.get("perm")
+        if source is None or weight is None or order is None or len(source.uses()) != 1:
             continue
         result = node.outputs[0]
-        view = TorchTensor(weight.permute(node.attributes["perm"].as_ints()), name=result.name)
+        view = TorchTensor(weight.permute(order.as_ints()), name=result.name)
         value = ir.Value(name=result.name, type=source.type, shape=view.shape, const_value=view)
         result.replace_all_uses_with(value)
         graph.remove(node, safe=True)
