@@ -215,7 +215,7 @@ def _write_components(
         notes = _notes(checkpoint, part.name, change.precision)
         trace(part, module, path, opset=opset, change=change, notes=notes)
         if is_text:
-            write_token_graphs(folder / part.name / "model.onnx")
+            write_token_graphs(path)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
