@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -447,8 +447,8 @@ def _locations(folder: Path, component: str) -> set[str]:
         raise PackageError(f"{folder}: {component}: {error}") from error
 
 
-def _family(unet: Mapping[str, Any], components: Sequence[str], latent_channels: int) -> str:
-    """The name that an export would give, from a UNet's configuration and what stands beside it."""
+def family_name(unet: Mapping[str, Any], components: Container[str], latent_channels: int) -> str:
+    """What a kind of model is called, from the UNet's configuration and what stands beside it."""
     name = "latent-consistency" if unet.get("time_cond_proj_dim") else "stable-diffusion"
     if "text_encoder_2" in components:
         name += "-xl" if "text_encoder" in components else "-xl-refiner"
@@ -471,7 +471,7 @@ def _manifest_of_optimum(folder: Path) -> Manifest:
         default_size = (int(height) * downscale, int(width) * downscale)
         if min(latent_channels, scaling_factor, *default_size) <= 0:
             raise ValueError("sizes must be positive")
-        family = _family(unet, names, latent_channels)
+        family = family_name(unet, names, latent_channels)
     except (TypeError, ValueError) as error:
         raise PackageError(f"{folder}: unet or vae_decoder config.json: {error}") from error
     return Manifest(
