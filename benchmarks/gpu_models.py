@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.sidecar import sha256_of
-from runtime.package import MANIFEST, Component, FileRecord, Manifest
+from runtime.manifest import MANIFEST, Component, FileRecord, Manifest
 from sdexport.checkpoint import Checkpoint, tokenizer_folder
 from sdexport.components import Part, parts
 from sdexport.export import DEFAULT_OPSET

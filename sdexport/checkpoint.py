@@ -16,7 +16,7 @@ import torch
 
 from engines.sidecar import sha256_of
 from runtime import schedulers
-from runtime.package import family_name
+from runtime.manifest import family_name
 from runtime.pipeline import DEFAULT_SCHEDULER
 from sdexport.modules import check_shapes, empty, fill
 from sdexport.single_file import text_state, vae_state

@@ -16,7 +16,7 @@ from typing import Any
 from engines import EngineError
 from engines.sidecar import sha256_of
 from runtime import ClipTokenizer, Manifest, Package
-from runtime.package import MANIFEST, Component, FileRecord
+from runtime.manifest import MANIFEST, Component, FileRecord
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import parts

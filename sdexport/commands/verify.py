@@ -93,7 +93,7 @@ def _afresh(
     seed: int,
     of_source: dict[str, Any],
 ) -> list[Any]:
-    from runtime.package import MANIFEST
+    from runtime.manifest import MANIFEST
 
     with needs_torch("comparing with a checkpoint"):
         from sdexport.against import verify_against
