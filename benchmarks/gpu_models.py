@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.sidecar import sha256_of
-from runtime.package import MANIFEST, Component, FileRecord, Manifest
+from runtime.manifest import Component
 from sdexport.checkpoint import Checkpoint, tokenizer_folder
 from sdexport.components import Part, parts
 from sdexport.export import DEFAULT_OPSET
+from sdexport.manifest import describe, describe_component, write
 from sdexport.precision import conversion
 from sdexport.published import FAMILIES
 from sdexport.shapes import MODEL_DIR
@@ -130,48 +129,14 @@ def write_package(
         shutil.copyfile(
             source.folder / part.source / "config.json", folder / part.name / "config.json"
         )
-    _write_manifest(source, folder, components)
+    write(describe(source, folder, components, tools={}), folder)
 
 
 def _traced(source: Checkpoint, part: Part, module: Any, folder: Path, *, half: bool) -> Component:
     path = folder / part.name / "model.onnx"
     change = conversion("fp16" if half else "fp32", part.source, source.configs)
     trace(part, module, path, opset=DEFAULT_OPSET, change=change)
-    return Component(
-        files=tuple(_record(folder, file) for file in sorted(path.parent.glob("model.onnx*"))),
-        precision=change.precision,
-        opset=DEFAULT_OPSET,
-        inputs=part.inputs,
-        outputs=part.outputs,
-        nodes=change.nodes,
-    )
-
-
-def _write_manifest(source: Checkpoint, folder: Path, components: Mapping[str, Component]) -> None:
-    vae, unit = source.configs["vae"], source.downscale
-    height, width = source.sample_size
-    rest = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and not (file.parent.name in components and "model.onnx" in file.name)
-    )
-    manifest = Manifest(
-        family=source.family,
-        source=source.source,
-        latent_channels=vae.latent_channels,
-        downscale=unit,
-        scaling_factor=vae.scaling_factor,
-        default_size=(height * unit, width * unit),
-        prediction_type=str(source.scheduler_config.get("prediction_type", "epsilon")),
-        components=components,
-        files=tuple(_record(folder, file) for file in rest),
-        tools={},
-    )
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _record(folder: Path, file: Path) -> FileRecord:
-    return FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, sha256_of(file))
+    return describe_component(folder, part, change, DEFAULT_OPSET)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -154,7 +154,6 @@ class Peers:
 
     def painter(self, backend: str) -> Callable[[int], np.ndarray]:
         """Paints a picture in so many steps: (side, side, 3) uint8."""
-        model = self.model
         if backend in (TORCH, COMPILED):
             return self._diffusers(compiled=backend == COMPILED)
         pipe = Pipeline(
@@ -164,18 +163,21 @@ class Peers:
         )
 
         def paint(steps: int) -> np.ndarray:
-            result = pipe(
-                PROMPT,
-                height=model.side,
-                width=model.side,
-                num_inference_steps=steps,
-                guidance_scale=model.guidance_scale,
-                scheduler=model.scheduler,
-                seed=0,
-            )
+            arguments = self._arguments(steps)
+            result = pipe(**arguments, scheduler=self.model.scheduler, seed=0)
             return np.asarray(result.images[0])
 
         return paint
+
+    def _arguments(self, steps: int) -> dict[str, Any]:
+        """Of a picture, whoever paints it."""
+        return {
+            "prompt": PROMPT,
+            "height": self.model.side,
+            "width": self.model.side,
+            "num_inference_steps": steps,
+            "guidance_scale": self.model.guidance_scale,
+        }
 
     def _painting(self) -> list[str]:
         return [name for name in self.parts if name != "vae_encoder"]
@@ -184,7 +186,6 @@ class Peers:
         import diffusers
         from transformers import CLIPTokenizer
 
-        index, model = self.source.index, self.model
         given: dict[str, Any] = {}
         for name in self.source.text_encoders:
             where = tokenizer_folder(name)
@@ -193,24 +194,17 @@ class Peers:
         unet = self.module("unet", self.half)
         given["unet"] = _compiled(unet, self.device) if compiled else unet
         given["vae"] = self.module("vae", self.half)
-        scheduler = getattr(diffusers, schedulers.class_name(model.scheduler))
+        scheduler = getattr(diffusers, schedulers.class_name(self.model.scheduler))
         given["scheduler"] = scheduler.from_config(dict(self.source.scheduler_config))
         if "text_encoder_2" not in given:
             given |= {"safety_checker": None, "feature_extractor": None}
             given["requires_safety_checker"] = False
-        pipe = getattr(diffusers, index["_class_name"])(**given)
+        pipe = getattr(diffusers, self.source.index["_class_name"])(**given)
         pipe.set_progress_bar_config(disable=True)
 
         def paint(steps: int) -> np.ndarray:
-            result = pipe(
-                PROMPT,
-                height=model.side,
-                width=model.side,
-                num_inference_steps=steps,
-                guidance_scale=model.guidance_scale,
-                generator=torch.Generator().manual_seed(0),
-                output_type="np",
-            )
+            generator = torch.Generator().manual_seed(0)
+            result = pipe(**self._arguments(steps), generator=generator, output_type="np")
             return (result.images[0] * 255).round().astype(np.uint8)
 
         return paint

@@ -6,8 +6,8 @@ import hashlib
 import mmap
 from pathlib import Path
 
-from engines.onnx_file import _rows
-from engines.onnx_specs import _number
+from engines.onnx_file import fields
+from engines.onnx_specs import number_field
 from engines.session import EngineError
 
 _GRAPH, _OPSETS, _FUNCTIONS = 7, 8, 25
@@ -29,7 +29,7 @@ def graph_digest(path: str | Path) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for number, start, end in _rows(data, 0, len(data), path.name):
+            for number, start, end in fields(data, 0, len(data), path.name):
                 if number == _GRAPH:
                     _add_graph(digest, data, start, end, path.name)
                 elif number in (_OPSETS, _FUNCTIONS):
@@ -41,8 +41,8 @@ def graph_digest(path: str | Path) -> str:
 
 def _add_graph(digest: hashlib._Hash, data: mmap.mmap, start: int, end: int, name: str) -> None:
     at = start
-    for number, a, b in _rows(data, start, end, name):
-        if number != _INITIALIZER or _number(data, a, b, _DATA_TYPE, name) not in _FLOATS:
+    for number, a, b in fields(data, start, end, name):
+        if number != _INITIALIZER or number_field(data, a, b, _DATA_TYPE, name) not in _FLOATS:
             digest.update(data[at:b])
         else:
             digest.update(b"weight")
@@ -52,7 +52,7 @@ def _add_graph(digest: hashlib._Hash, data: mmap.mmap, start: int, end: int, nam
 
 def _add_weight(digest: hashlib._Hash, data: mmap.mmap, start: int, end: int, name: str) -> None:
     at = start
-    for number, a, b in _rows(data, start, end, name):
+    for number, a, b in fields(data, start, end, name):
         values = number in (_FLOAT_DATA, _RAW_DATA, _DOUBLE_DATA) and b - a > _SCALAR
         if not values and number not in (_EXTERNAL, _LOCATION):
             digest.update(data[at:b])

@@ -44,7 +44,7 @@ def external_data_locations(path: str | Path) -> set[str]:
     locations: set[str] = set()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         graphs = 0
-        for number, start, end in _rows(data, 0, len(data), path.name):
+        for number, start, end in fields(data, 0, len(data), path.name):
             graphs += number == 7
             inside = _FIELDS["Model"].get(number)
             if inside:
@@ -60,32 +60,32 @@ def _collect(
     if depth > 100:
         raise ValueError(f"{name} is nested too deeply for a protocol buffer")
     if message == "Entry":
-        texts = {_FIELDS["Entry"].get(n): data[a:b] for n, a, b in _rows(data, start, end, name)}
+        texts = {_FIELDS["Entry"].get(n): data[a:b] for n, a, b in fields(data, start, end, name)}
         if texts.get("key") == b"location":
             found.add(texts.get("value", b"").decode("utf-8", "replace"))
         return
-    for number, a, b in _rows(data, start, end, name):
+    for number, a, b in fields(data, start, end, name):
         inside = _FIELDS[message].get(number)
         if inside:
             _collect(data, inside, a, b, found, name, depth + 1)
 
 
-def _rows(data: mmap.mmap, start: int, end: int, name: str) -> Iterator[tuple[int, int, int]]:
+def fields(data: mmap.mmap, start: int, end: int, name: str) -> Iterator[tuple[int, int, int]]:
     """Yield (field number, first byte, end) of each length-delimited field of one message."""
     at = start
     while at < end:
-        tag, at = _varint(data, at, end, name)
+        tag, at = varint(data, at, end, name)
         wire = tag & 7
         if not 8 <= tag < 2**32:  # readers disagree about such tags: one could hide a field
             raise ValueError(f"{name} is no ONNX model, or a damaged one (field tag {tag})")
         if wire == 0:
-            _, at = _varint(data, at, end, name)
+            _, at = varint(data, at, end, name)
         elif wire == 1:
             at += 8
         elif wire == 5:
             at += 4
         elif wire == 2:
-            length, at = _varint(data, at, end, name)
+            length, at = varint(data, at, end, name)
             if at + length > end:
                 break
             yield tag >> 3, at, at + length
@@ -96,7 +96,8 @@ def _rows(data: mmap.mmap, start: int, end: int, name: str) -> Iterator[tuple[in
         raise ValueError(f"{name} is truncated or damaged: a field runs past the end")
 
 
-def _varint(data: mmap.mmap, at: int, end: int, name: str) -> tuple[int, int]:
+def varint(data: mmap.mmap, at: int, end: int, name: str) -> tuple[int, int]:
+    """The number that begins at a byte, and where the next one begins."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

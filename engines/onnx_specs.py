@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
-from engines.onnx_file import _rows, _varint
+from engines.onnx_file import fields, varint
 from engines.session import ANY_SIZE, EngineError, TensorSpec
 
 _GRAPH, _INITIALIZER, _INPUT, _OUTPUT = 7, 5, 11, 12
@@ -47,7 +47,7 @@ def graph_specs(path: str | Path) -> tuple[Specs, Specs]:
 def _read(data: mmap.mmap, name: str) -> tuple[Specs, Specs]:
     graph = _only(data, 0, len(data), _GRAPH, name)
     inputs, outputs, constants = [], [], set()
-    for number, start, end in _rows(data, *graph, name):
+    for number, start, end in fields(data, *graph, name):
         if number == _INPUT:
             inputs.append(_spec(data, start, end, name))
         elif number == _OUTPUT:
@@ -61,40 +61,40 @@ def _spec(data: mmap.mmap, start: int, end: int, name: str) -> TensorSpec:
     """ValueInfoProto: 1 name, 2 type; TypeProto: 1 tensor; Tensor: 1 elem_type, 2 shape."""
     tensor = _only(data, *_only(data, start, end, 2, name), 1, name)
     shape: list[int | str] = []
-    for number, a, b in _rows(data, *_only(data, *tensor, 2, name), name):
+    for number, a, b in fields(data, *_only(data, *tensor, 2, name), name):
         if number == 1:
-            size = _number(data, a, b, 1, name)
+            size = number_field(data, a, b, 1, name)
             shape.append(_text(data, a, b, 2, name) or ANY_SIZE if size is None else size)
-    code = _number(data, *tensor, 1, name)
+    code = number_field(data, *tensor, 1, name)
     return TensorSpec(
         _text(data, start, end, 1, name), _DTYPES.get(code or 0, f"type {code}"), tuple(shape)
     )
 
 
 def _only(data: mmap.mmap, start: int, end: int, wanted: int, name: str) -> tuple[int, int]:
-    found = [(a, b) for number, a, b in _rows(data, start, end, name) if number == wanted]
+    found = [(a, b) for number, a, b in fields(data, start, end, name) if number == wanted]
     if len(found) != 1:
         raise ValueError(f"{name} is no ONNX model, or one with inputs that are no tensors")
     return found[0]
 
 
 def _text(data: mmap.mmap, start: int, end: int, wanted: int, name: str) -> str:
-    for number, a, b in _rows(data, start, end, name):
+    for number, a, b in fields(data, start, end, name):
         if number == wanted:
             return data[a:b].decode("utf-8", "replace")
     return ""
 
 
-def _number(data: mmap.mmap, start: int, end: int, wanted: int, name: str) -> int | None:
+def number_field(data: mmap.mmap, start: int, end: int, wanted: int, name: str) -> int | None:
     """A varint field of a small message; what is not a varint is stepped over."""
     at, value = start, None
     while at < end:
-        tag, at = _varint(data, at, end, name)
+        tag, at = varint(data, at, end, name)
         if tag & 7 == 0:
-            found, at = _varint(data, at, end, name)
+            found, at = varint(data, at, end, name)
             value = found if tag >> 3 == wanted else value
         elif tag & 7 == 2:
-            length, at = _varint(data, at, end, name)
+            length, at = varint(data, at, end, name)
             at += length
         else:
             at += 8 if tag & 7 == 1 else 4

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from runtime.denoise import DenoiseStep
     from runtime.guidance import Guidance, GuidanceState
     from runtime.image import Parameters, save_png
+    from runtime.manifest import Manifest, PackageError
     from runtime.noise import TorchGenerator
-    from runtime.package import Manifest, Package, PackageError
+    from runtime.package import Package
     from runtime.pipeline import Pipeline, Result, load_pipeline
     from runtime.tokenizer import ClipTokenizer
 
@@ -27,8 +28,9 @@ _HOMES = {
     "runtime.denoise": ("DenoiseStep",),
     "runtime.guidance": ("Guidance", "GuidanceState"),
     "runtime.image": ("Parameters", "save_png"),
+    "runtime.manifest": ("Manifest", "PackageError"),
     "runtime.noise": ("TorchGenerator",),
-    "runtime.package": ("Manifest", "Package", "PackageError"),
+    "runtime.package": ("Package",),
     "runtime.pipeline": ("Pipeline", "Result", "load_pipeline"),
     "runtime.tokenizer": ("ClipTokenizer",),
 }

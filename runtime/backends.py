@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engines.backends import check_backend
-from runtime.package import COMPONENTS
+from runtime.manifest import COMPONENTS
 
 Backends = str | Mapping[str, str]
 """One backend for all components, or some components' own; "*" stands for the others."""

@@ -1,31 +1,32 @@
 """Reading and checking a package: the folder that an export writes.
 
-    PackageError    the folder is there, but it is no package, or not one to trust
-
 A folder that Optimum exported (no sdexport.json) loads too; it carries no hashes to check.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-import numpy as np
-
-from engines import AUTO, PLAN_BACKENDS, EngineError, Session, TensorSpec, choose, open_session
+from engines import AUTO, PLAN_BACKENDS, EngineError, Session, choose, open_session
 from engines.onnx_file import external_data_locations
 from engines.sidecar import combined_digest, model_digest, sha256_of
+from runtime.manifest import (
+    MANIFEST,
+    Component,
+    FileRecord,
+    Manifest,
+    PackageError,
+    read_json,
+    read_manifest,
+)
+from runtime.optimum import manifest_of_optimum
 from runtime.tokenizer import ClipTokenizer
 
 _log = logging.getLogger(__name__)
-FORMAT_VERSION = 1
-MANIFEST = "sdexport.json"
-COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 TOKEN_EMBEDDING, INPUTS_EMBEDS = "token_embedding", "inputs_embeds"
 """Graphs beside a text encoder's own, called "text_encoder.token_embedding" and so on: its
 beginning, which looks tokens up, and the rest of it."""
@@ -39,104 +40,6 @@ EDGES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     INPUTS_EMBEDS: (frozenset({"input_ids", INPUTS_EMBEDS}), frozenset({"last_hidden_state"})),
 }
 """Names that a component's graph must have among its inputs and outputs, and those beside it."""
-
-
-class PackageError(Exception):
-    """The folder is no package, or not one to trust."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file of the package: path relative to it with forward slashes, bytes, SHA-256."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Component:
-    """One graph: its files (the .onnx first), arithmetic, and what goes in and out.
-
-    nodes: how many are of that precision, and how many are not for each reason.
-    """
-
-    files: tuple[FileRecord, ...]
-    precision: str
-    opset: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    nodes: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The content of sdexport.json.
-
-    latent_channels; downscale: pixels a latent cell covers; scaling_factor: latents of the UNet
-    over latents of the VAE; default_size: (height, width) in pixels; preview: (latent_channels + 1,
-    3) colours for runtime.preview.linear_preview; verified_with: the backend of `verification`.
-    """
-
-    family: str
-    source: Mapping[str, str]
-    latent_channels: int
-    downscale: int
-    scaling_factor: float
-    default_size: tuple[int, int]
-    prediction_type: str
-    components: Mapping[str, Component]
-    files: tuple[FileRecord, ...]
-    tools: Mapping[str, str]
-    preview: tuple[tuple[float, ...], ...] | None = None
-    verification: Mapping[str, Any] | None = None
-    verified_with: str | None = None
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Raises: KeyError, TypeError, ValueError: not the shape of a manifest."""
-        values = dict(data)
-        values["components"] = {
-            str(name): Component(
-                files=_records(entry["files"]),
-                precision=str(entry["precision"]),
-                opset=int(entry["opset"]),
-                inputs=_specs(entry["inputs"]),
-                outputs=_specs(entry["outputs"]),
-                nodes={str(k): int(v) for k, v in entry.get("nodes", {}).items()},
-            )
-            for name, entry in data["components"].items()
-        }
-        values["files"] = _records(data["files"])
-        height, width = data["default_size"]
-        values["default_size"] = (int(height), int(width))
-        for key, kind in (("latent_channels", int), ("downscale", int), ("scaling_factor", float)):
-            values[key] = kind(data[key])
-        for key in ("source", "tools"):
-            values[key] = {str(k): str(v) for k, v in data[key].items()}
-        for key in ("family", "prediction_type"):
-            values[key] = str(data[key])
-        figures = data.get("verification")
-        if figures is not None:
-            values["verification"] = {k: _figures(v) for k, v in figures.items()}
-        if data.get("verified_with") is not None:
-            values["verified_with"] = str(data["verified_with"])
-        if data.get("preview") is not None:
-            values["preview"] = tuple(tuple(map(float, row)) for row in data["preview"])
-        manifest = cls(**values)
-        sizes = (manifest.latent_channels, manifest.downscale, *manifest.default_size)
-        if min(sizes) < 1 or max(sizes) > 2**20:
-            raise ValueError("sizes must be positive")
-        colours = np.asarray(manifest.preview or np.zeros((manifest.latent_channels + 1, 3)))
-        if colours.shape != (manifest.latent_channels + 1, 3) or not np.isfinite(colours).all():
-            raise ValueError("preview must hold a colour for each latent channel and one more")
-        if not (math.isfinite(manifest.scaling_factor) and manifest.scaling_factor > 0):
-            raise ValueError(f"scaling_factor must be positive, got {manifest.scaling_factor}")
-        return manifest
 
 
 @dataclass(frozen=True)
@@ -170,12 +73,12 @@ class Package:
         if not folder.is_dir():
             raise FileNotFoundError(f"no package at {folder}: there is no such folder")
         if (folder / MANIFEST).is_file():
-            manifest = _read_manifest(folder)
-            for record in _all_files(manifest):
+            manifest = read_manifest(folder)
+            for record in manifest.every_file:
                 _check_file(folder, record, verify=verify)
                 on_bytes(record.size)
         elif (folder / "unet" / "model.onnx").is_file():
-            manifest = _manifest_of_optimum(folder)
+            manifest = manifest_of_optimum(folder)
         else:
             raise PackageError(
                 f"{folder} is no package: it has no {MANIFEST}; make one with 'sdexport export'"
@@ -187,9 +90,9 @@ class Package:
         if (folder / MANIFEST).is_file():
             _check_all_listed(folder, manifest, locations)
         _check_external_data(folder, locations)
-        scheduler_config = _read_json(folder, "scheduler/scheduler_config.json")
+        scheduler_config = read_json(folder, "scheduler/scheduler_config.json")
         has_index = (folder / "model_index.json").is_file()
-        index = _read_json(folder, "model_index.json") if has_index else {}
+        index = read_json(folder, "model_index.json") if has_index else {}
         return cls(folder, manifest, scheduler_config, index)
 
     def tokenizer(self, component: str = "text_encoder") -> ClipTokenizer:
@@ -209,7 +112,7 @@ class Package:
         Raises: PackageError: it is damaged.
         """
         name = f"{component}/config.json"
-        return _read_json(self.folder, name) if (self.folder / name).is_file() else {}
+        return read_json(self.folder, name) if (self.folder / name).is_file() else {}
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -317,7 +220,7 @@ class Package:
     @property
     def size(self) -> int:
         """Bytes of all files that the manifest lists."""
-        return sum(record.size for record in _all_files(self.manifest))
+        return sum(record.size for record in self.manifest.every_file)
 
 
 def _with_advice(error: EngineError, component: Component, backend: str) -> EngineError:
@@ -328,58 +231,6 @@ def _with_advice(error: EngineError, component: Component, backend: str) -> Engi
         f"{error}; the package is in bf16: use --backend openvino or tensorrt-rtx, or export it "
         "in another precision"
     )
-
-
-def _all_files(manifest: Manifest) -> list[FileRecord]:
-    of_components = [r for c in manifest.components.values() for r in c.files]
-    return of_components + list(manifest.files)
-
-
-def _records(entries: list[dict[str, Any]]) -> tuple[FileRecord, ...]:
-    return tuple(FileRecord(str(e["path"]), int(e["size"]), str(e["sha256"])) for e in entries)
-
-
-def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
-
-
-def _figures(values: Mapping[str, Any]) -> dict[str, Any]:
-    if not all(isinstance(value, (int, float)) for k, value in values.items() if k != "metric"):
-        raise TypeError("verification must hold numbers")
-    return dict(values)
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PackageError(f"{folder} is incomplete: {name} is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"{folder}: {name} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise PackageError(f"{folder}: {name} is damaged: it holds no JSON object")
-    return value
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    data = _read_json(folder, MANIFEST)
-    version = data.get("format_version")
-    if version != FORMAT_VERSION:
-        raise PackageError(
-            f"{folder}: format_version {version!r} is unknown to this sdexport, which reads "
-            f"{FORMAT_VERSION}; export the checkpoint again or update sdexport"
-        )
-    try:
-        manifest = Manifest.from_dict(data)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise PackageError(f"{folder}: {MANIFEST} is damaged: {error!r}") from error
-    strange = [name for name in manifest.components if name not in COMPONENTS]
-    if strange:
-        raise PackageError(f"{folder}: {MANIFEST} names unknown components: {', '.join(strange)}")
-    for name, component in manifest.components.items():
-        if f"{name}/model.onnx" not in {record.path for record in component.files}:
-            raise PackageError(f"{folder}: {MANIFEST} lists no {name}/model.onnx")
-    return manifest
 
 
 def _inside(folder: Path, path: str) -> Path:
@@ -407,7 +258,7 @@ def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
 
 def _check_all_listed(folder: Path, manifest: Manifest, locations: Mapping[str, set[str]]) -> None:
     """Whatever is read from a package must be under its manifest's hashes."""
-    listed = {record.path for record in _all_files(manifest)}
+    listed = {record.path for record in manifest.every_file}
     read = [folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"]
     for pattern in ("tokenizer*/*", "*/config.json", "reference/*.npz"):
         read += folder.glob(pattern)
@@ -445,44 +296,3 @@ def _locations(folder: Path, component: str) -> set[str]:
         return external_data_locations(_inside(folder, _file(component)))
     except ValueError as error:
         raise PackageError(f"{folder}: {component}: {error}") from error
-
-
-def _family(unet: Mapping[str, Any], components: Sequence[str], latent_channels: int) -> str:
-    """The name that an export would give, from a UNet's configuration and what stands beside it."""
-    name = "latent-consistency" if unet.get("time_cond_proj_dim") else "stable-diffusion"
-    if "text_encoder_2" in components:
-        name += "-xl" if "text_encoder" in components else "-xl-refiner"
-    inpaints = int(unet.get("in_channels") or latent_channels) > latent_channels
-    return f"{name}-inpainting" if inpaints else name
-
-
-def _manifest_of_optimum(folder: Path) -> Manifest:
-    """What the folder's configurations say, for a package without manifest."""
-    unet = _read_json(folder, "unet/config.json")
-    vae = _read_json(folder, "vae_decoder/config.json")
-    scheduler = _read_json(folder, "scheduler/scheduler_config.json")
-    names = [name for name in COMPONENTS if (folder / name / "model.onnx").is_file()]
-    try:
-        downscale = 2 ** (len(vae.get("block_out_channels") or (0, 0, 0, 0)) - 1)
-        side = unet.get("sample_size") or 64
-        height, width = (side, side) if isinstance(side, int) else side
-        latent_channels = int(vae.get("latent_channels") or 4)
-        scaling_factor = float(vae.get("scaling_factor") or 0.18215)
-        default_size = (int(height) * downscale, int(width) * downscale)
-        if min(latent_channels, scaling_factor, *default_size) <= 0:
-            raise ValueError("sizes must be positive")
-        family = _family(unet, names, latent_channels)
-    except (TypeError, ValueError) as error:
-        raise PackageError(f"{folder}: unet or vae_decoder config.json: {error}") from error
-    return Manifest(
-        family=family,
-        source={"type": "optimum"},
-        latent_channels=latent_channels,
-        downscale=downscale,
-        scaling_factor=scaling_factor,
-        default_size=default_size,
-        prediction_type=str(scheduler.get("prediction_type", "epsilon")),
-        components={name: Component((), "unknown", 0, (), ()) for name in names},
-        files=(),
-        tools={},
-    )

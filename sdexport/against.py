@@ -25,12 +25,11 @@ from sdexport.checkpoint import Checkpoint, tokenizer_folder
 from sdexport.components import Part, parts
 from sdexport.reference import TorchSession
 from sdexport.sources import Options, open_source
+from sdexport.textual_inversion import LEGACY_EOS
 from sdexport.verify import Check, Progress, compared, failed_check
 
 LARGEST_CELLS = 32
 """Cells of the largest latents, along a side: enough to show a mistake, and small in memory."""
-LEGACY_EOS = 2
-"""The end token that old configurations name and transformers reads as the highest id."""
 _WORDS = "a small yellow star, très joli 🔴 (don't) 1234"
 
 
@@ -203,6 +202,3 @@ def _words(tokenizer: ClipTokenizer) -> tuple[Any, ...]:
     words = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
     ids = tokenizer.encode(" ".join([_WORDS, *words]))
     return words, ids, tokenizer([""]).tolist()
-
-
-__all__ = ["verify_against"]

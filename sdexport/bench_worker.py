@@ -97,6 +97,7 @@ class BenchWorker:
 
 @functools.cache
 def load_arrays(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz, read from the disk once."""
     with np.load(path, allow_pickle=False) as data:
         return dict(data)
 
@@ -112,6 +113,7 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 def main() -> None:
+    """Answer requests until stdin ends."""
     worker = BenchWorker()
     names = ("open", "check", "component", "picture")
     serve({name: getattr(worker, name) for name in names})

@@ -16,6 +16,7 @@ import torch
 
 from engines.sidecar import sha256_of
 from runtime import schedulers
+from runtime.manifest import family_name
 from runtime.pipeline import DEFAULT_SCHEDULER
 from sdexport.modules import check_shapes, empty, fill
 from sdexport.single_file import text_state, vae_state
@@ -132,10 +133,7 @@ class Checkpoint:
     def family(self) -> str:
         """What the runtime calls this kind of model."""
         unet, vae = self.configs["unet"], self.configs["vae"]
-        name = "latent-consistency" if unet.time_cond_proj_dim else "stable-diffusion"
-        if "text_encoder_2" in self.configs:
-            name += "-xl" if "text_encoder" in self.configs else "-xl-refiner"
-        return name + "-inpainting" if unet.in_channels > vae.latent_channels else name
+        return family_name(vars(unet), self.configs, vae.latent_channels)
 
     def load(self, part: str) -> Any:
         """The module of a part, for inference in float32; see modules.fill.

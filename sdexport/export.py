@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from engines import EngineError
-from engines.sidecar import sha256_of
 from runtime import ClipTokenizer, Manifest, Package
-from runtime.package import MANIFEST, Component, FileRecord
+from runtime.manifest import MANIFEST, Component
 from runtime.version import VERSION
 from sdexport.checkpoint import Checkpoint, read_json, tokenizer_folder
 from sdexport.components import parts
+from sdexport.manifest import describe, describe_component, write
 from sdexport.modules import free_weights
 from sdexport.precision import check_precision, conversion, verifying_backend
 from sdexport.preview import fit_preview
@@ -115,8 +115,6 @@ def _write_package(
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
     tokenizers = {part: _tokenizer(checkpoint, folder, part) for part in checkpoint.text_encoders}
-    vae, downscale = checkpoint.configs["vae"], checkpoint.downscale
-    height, width = checkpoint.sample_size
     picture = PictureRecorder(checkpoint, tokenizers)
     backend = verifying_backend(precision)
     total = _count_stages(checkpoint, picture, verifies=backend is not None)
@@ -125,25 +123,14 @@ def _write_package(
         progress(component, stage, total)
 
     components, preview = _write_components(checkpoint, folder, opset, precision, begin, picture)
-    manifest = Manifest(
-        family=checkpoint.family,
-        source=checkpoint.source,
-        latent_channels=vae.latent_channels,
-        downscale=downscale,
-        scaling_factor=vae.scaling_factor,
-        default_size=(height * downscale, width * downscale),
-        prediction_type=str(checkpoint.scheduler_config.get("prediction_type", "epsilon")),
-        components=components,
-        preview=preview,
-        files=_records(folder, except_for=set(components)),
-        tools={"sdexport": VERSION, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in _TOOLS},
-    )
+    tools = {"sdexport": VERSION, "python": platform.python_version()}
+    tools |= {name: metadata.version(name) for name in _TOOLS}
+    manifest = describe(checkpoint, folder, components, tools=tools, preview=preview)
     if backend is not None:
         package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
         figures = _verified(package, backend, begin)
         manifest = replace(manifest, verification=figures, verified_with=backend)
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")  # last: now it is one
+    write(manifest, folder)
     return manifest
 
 
@@ -215,18 +202,11 @@ def _write_components(
         notes = _notes(checkpoint, part.name, change.precision)
         trace(part, module, path, opset=opset, change=change, notes=notes)
         if is_text:
-            write_token_graphs(folder / part.name / "model.onnx")
+            write_token_graphs(path)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
-        components[part.name] = Component(
-            files=tuple(_record(folder, f) for f in _model_files(folder / part.name)),
-            precision=change.precision,
-            opset=opset,
-            inputs=part.inputs,
-            outputs=part.outputs,
-            nodes=change.nodes,
-        )
+        components[part.name] = describe_component(folder, part, change, opset)
     free_weights(loaded[1])
     return components, preview
 
@@ -257,22 +237,6 @@ def _copy_json(source: Path, destination: Path) -> None:
     for key in ("_name_or_path", "name_or_path"):
         values.pop(key, None)
     destination.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _model_files(folder: Path) -> list[Path]:
-    """model.onnx first, then its data, then the graphs beside it."""
-    return sorted(folder.glob("*.onnx*"), key=lambda f: (not f.name.startswith("model."), f.name))
-
-
-def _record(folder: Path, file: Path) -> FileRecord:
-    return FileRecord(file.relative_to(folder).as_posix(), file.stat().st_size, sha256_of(file))
-
-
-def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
-    """Everything that no component lists: configurations, tokenizer, references."""
-    files = (f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
-    rest = (f for f in files if f.parent.name not in except_for or not f.suffix.startswith(".onnx"))
-    return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))
 
 
 def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sdexport.weight_file import WeightFile
 
 MOST_VECTORS = 75
 LEGACY_EOS = 2
+"""The end token that old configurations name and transformers reads as the highest id."""
 _SDXL = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
 

@@ -30,6 +30,7 @@ class Backends(click.ParamType[Any]):
 
 
 def parsed(values: tuple[str, ...]) -> Any:
+    """What --backend said, as `runtime.load_pipeline` takes it."""
     from runtime.backends import parse_backends
 
     return parse_backends(values)
@@ -112,6 +113,8 @@ def progress_bar(total: int | None, description: str, unit: str = "it") -> Itera
 
 
 def advance(bar: Any) -> Callable[[str], None]:
+    """A callback that names what begins and counts it."""
+
     def advance(what: str) -> None:
         bar.set_description(what)
         bar.update()
@@ -120,14 +123,17 @@ def advance(bar: Any) -> Callable[[str], None]:
 
 
 def print_json(value: object) -> None:
+    """Print one JSON document; ValueError for NaN, which JSON does not know."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def given(**options: Any) -> dict[str, Any]:
+    """Those options that were given; the others keep the default of what is called."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def exit_unless(passed: bool) -> None:
+    """Exit status 1, and why, for a package that failed its checks."""
     if not passed:
         click.echo("error: the package does not answer as PyTorch did", err=True)
         sys.exit(1)

@@ -53,6 +53,12 @@ def export(
 def run_export(
     source: str | Path, package: Path, of_source: Mapping[str, Any] | None = None, **rest: Any
 ) -> Any:
+    """Export under a progress bar; returns the Manifest.
+
+    Args:
+      of_source: what `source_options` gave: the fields of Options, and the revision.
+      rest: further arguments of sdexport.export.export.
+    """
     with needs_torch("exporting"):
         from sdexport.export import export as run
         from sdexport.sources import Options

@@ -48,16 +48,19 @@ def verify(
     **of_source: Any,
 ) -> None:
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
+    from runtime import Package
     from sdexport.verify import table
 
     backend, engines = parsed(backends), given(engine_dir=engine_dir)
     said: dict[str, Any] = {}
     if against is None:
         _check_alone(of_source | {"seed": seed})
-        checks = _recorded(package, backend, engines)
+    loaded = Package.load(package, verify=False)
+    if against is None:
+        checks = _recorded(loaded, backend, engines)
     else:
         said["seed"] = secrets.randbelow(2**31) if seed is None else seed
-        checks = _afresh(package, backend, engines, against, said["seed"], of_source)
+        checks = _afresh(loaded, backend, engines, against, said["seed"], of_source)
     passed = all(check.passed for check in checks)
     if as_json:
         print_json({"passed": passed, **said, "checks": [check.to_dict() for check in checks]})
@@ -75,34 +78,30 @@ def _check_alone(options: Mapping[str, Any]) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --against SOURCE")
 
 
-def _recorded(package: Path, backend: Any, engines: Mapping[str, Any]) -> list[Any]:
-    from runtime import Package
-    from sdexport.verify import verify as run
+def _recorded(package: Any, backend: Any, engines: Mapping[str, Any]) -> list[Any]:
+    from sdexport.verify import verify_package
 
-    total = 2 + len(Package.load(package, verify=False).manifest.components)
-    with progress_bar(total, "verify") as bar:
-        return run(package, backend, progress=advance(bar), **engines)
+    with progress_bar(2 + len(package.manifest.components), "verify") as bar:
+        return verify_package(package, backend, progress=advance(bar), **engines)
 
 
 def _afresh(
-    package: Path,
+    package: Any,
     backend: Any,
     engines: Mapping[str, Any],
     source: str,
     seed: int,
     of_source: dict[str, Any],
 ) -> list[Any]:
-    from runtime import Package
-    from runtime.package import MANIFEST
+    from runtime.manifest import MANIFEST
 
-    loaded = Package.load(package, verify=False)
     with needs_torch("comparing with a checkpoint"):
         from sdexport.against import verify_against
         from sdexport.sources import Options
     revision = of_source.pop("revision")
     with progress_bar(4, "against") as bar:
         checks = verify_against(
-            loaded,
+            package,
             source,
             backend,
             seed=seed,
@@ -111,5 +110,5 @@ def _afresh(
             progress=advance(bar),
             **engines,
         )
-    recorded = (package / MANIFEST).is_file()  # a folder of Optimum's holds no answers
+    recorded = (package.folder / MANIFEST).is_file()  # a folder of Optimum's holds no answers
     return [*_recorded(package, backend, engines), *checks] if recorded else checks

@@ -126,12 +126,11 @@ def test_force_replaces_a_package(checkpoint: Path, package_copy: Path) -> None:
 def test_destination_that_appears_meanwhile_is_left_alone(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def appear(folder: Path, **_: object) -> tuple[()]:
+    def appear(*_: object) -> None:
         (tmp_path / "package").mkdir()
         (tmp_path / "package" / "another's").write_text("x")
-        return ()
 
-    monkeypatch.setattr(export_module, "_records", appear)
+    monkeypatch.setattr(export_module, "write", appear)
     monkeypatch.setattr(export_module, "_verified", lambda *_: {})
     with pytest.raises(FileExistsError, match="appeared meanwhile; it is left alone"):
         export(checkpoint, tmp_path / "package")
@@ -172,7 +171,7 @@ def test_failure_leaves_nothing(
     def fail(*_: object) -> None:
         raise error("stopped here")
 
-    monkeypatch.setattr(export_module, "_records", lambda *_, **__: fail())
+    monkeypatch.setattr(export_module, "write", fail)
     with pytest.raises(error, match="stopped here"):
         export(checkpoint, tmp_path / "out" / "package")
     assert list((tmp_path / "out").iterdir()) == []
