@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,19 @@ SHARD = 2_000_000_000
 
 
 def build_checkpoint(
-    folder: Path, tokenizer: Path, family: str = "sd15", *, half: bool = False, seed: int = 0
+    folder: Path,
+    tokenizer: Path,
+    family: str = "sd15",
+    *,
+    half: bool = False,
+    smaller: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
 ) -> None:
     """Write a diffusers folder.
 
     Args:
       tokenizer: a folder with CLIP's own files. family: one of NAMES. half: weights in float16.
+      smaller: component -> what its configuration has instead.
     """
     import torch
 
@@ -51,7 +58,8 @@ def build_checkpoint(
         index[tokenizer_folder(part)] = ["transformers", "CLIPTokenizer"]
         shutil.copytree(tokenizer, folder / tokenizer_folder(part))
     generator = torch.Generator().manual_seed(seed)
-    for part, (class_name, config) in modules.items():
+    for part, (class_name, published_config) in modules.items():
+        config = published_config | (smaller or {}).get(part, {})
         index[part] = ["transformers" if "text" in part else "diffusers", class_name]
         _write_json(folder / part / "config.json", config)
         shapes = empty(class_name, config).state_dict()

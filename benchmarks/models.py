@@ -34,58 +34,20 @@ def embedded(folder: Path, tokenizer: Path | None = None) -> None:
 
 
 def sd15(folder: Path, tokenizer: Path | None = None) -> None:
-    from benchmarks.full_size import build_checkpoint
+    from benchmarks.checkpoints import build_checkpoint
 
     build_checkpoint(folder, tokenizer or MODEL_DIR / "tokenizer")
     _published_names(folder / "text_encoder" / "model.safetensors")
 
 
 def sdxl_unet(folder: Path, tokenizer: Path | None = None) -> None:
-    """SDXL with its UNet at full size, beside text encoders of one layer and a small VAE."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    """SDXL with its UNet at full size, beside text encoders of two layers and a small VAE."""
+    from benchmarks.checkpoints import build_checkpoint
 
-    from benchmarks.full_size import SCHEDULER, TEXT_ENCODER, VAE
-
-    torch.manual_seed(0)
-    small = {"num_hidden_layers": 2, "intermediate_size": 64}
-    second = {"hidden_size": 1280, "projection_dim": 1280, "num_attention_heads": 20}
-    modules = {
-        "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER | small)),
-        "text_encoder_2": lambda: CLIPTextModelWithProjection(
-            CLIPTextConfig(**TEXT_ENCODER | small | second)
-        ),
-        "vae": lambda: AutoencoderKL(
-            **VAE | {"block_out_channels": (16, 16, 16, 16), "norm_num_groups": 4}
-        ),
-        "unet": lambda: UNet2DConditionModel(
-            sample_size=128,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(320, 640, 1280),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        ),
-    }
-    index: dict[str, object] = {"_class_name": "StableDiffusionXLPipeline"}
-    for name, build in modules.items():
-        module = build()
-        index[name] = [type(module).__module__.split(".")[0], type(module).__name__]
-        module.save_pretrained(folder / name)
-        del module
-    for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(tokenizer or MODEL_DIR / "tokenizer", folder / name)
-        index[name] = ["transformers", "CLIPTokenizer"]
-    index |= {"scheduler": ["diffusers", "PNDMScheduler"], "force_zeros_for_empty_prompt": True}
-    (folder / "scheduler").mkdir()
-    _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write(folder / "model_index.json", index)
+    text = {"num_hidden_layers": 2, "intermediate_size": 64}
+    vae = {"block_out_channels": (16, 16, 16, 16), "norm_num_groups": 4}
+    smaller = {"text_encoder": text, "text_encoder_2": text, "vae": vae}
+    build_checkpoint(folder, tokenizer or MODEL_DIR / "tokenizer", "sdxl", smaller=smaller)
 
 
 KINDS: dict[str, tuple[Callable[..., None], tuple[int, ...], bool]] = {
