@@ -19,7 +19,12 @@ from sdexport.checkpoint import tokenizer_folder
 from sdexport.modules import empty
 from sdexport.published import FAMILIES
 
-NAMES = {"sd15": "Stable Diffusion 1", "sdxl": "Stable Diffusion XL"}
+NAMES = {
+    "sd15": "Stable Diffusion 1",
+    "sd2": "Stable Diffusion 2",
+    "sdxl": "Stable Diffusion XL",
+    "refiner": "Stable Diffusion XL refiner",
+}
 SHARD = 2_000_000_000
 """Bytes of float32 weights in a file."""
 

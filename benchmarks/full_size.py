@@ -1,12 +1,14 @@
 """The real size, from checkpoint to picture: seconds and peak memory of every stage.
 
-    python -m benchmarks.full_size --tokenizer DIR [--family sd15|sdxl] [--precision fp32|fp16]
-                                   [--source fp32|fp16] [--work DIR] [--json FILE]
+    python -m benchmarks.full_size --tokenizer DIR [--family sd15|sd2|sdxl|refiner]
+                                   [--precision fp32|fp16] [--source fp32|fp16]
+                                   [--work DIR] [--json FILE]
 
 Builds the checkpoint, then exports, verifies and paints 256x256 in 2 steps, each in a process of
 its own. Weights are random: real shapes, real cost, no meaning in the picture. Peak memory is what
 was resident, pages of mapped files among it, which the system takes back when it needs them; the
-anonymous peak is what was the process's alone, sampled every 20 ms.
+anonymous peak is what was the process's alone, sampled every 20 ms. The refiner paints over a
+picture of that size.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from benchmarks.checkpoints import NAMES, build_checkpoint
 from sdexport.measure import machine
@@ -130,7 +134,13 @@ def run(
     package, picture = work / f"package-{precision}", work / "picture.png"
     if not checkpoint.exists():
         build_checkpoint(checkpoint, tokenizer, family, half=source == "fp16")
-    paint = ("--steps", 2, "--size", "256x256", "--seed", 0, "--json", "--force")
+    paint: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--json", "--force")
+    if family == "refiner":
+        given = work / "given.png"
+        Image.linear_gradient("L").convert("RGB").save(given)
+        paint += ("--image", given, "--strength", 1)
+    else:
+        paint += ("--size", "256x256")
     cli = ("-m", "sdexport")
     stages = {
         "export": measure("-c", EXPORT, checkpoint, package, precision),

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from benchmarks.checkpoints import NAMES
+from sdexport.verify import METRICS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -72,27 +74,80 @@ def precisions(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def full_size(report: dict[str, Any]) -> str:
-    stages, seconds = report["stages"], report["generate_seconds"]
-    *components, picture = (check["error"] for check in report["checks"])
+SIZES = {
+    "sd1": "sd15",
+    "inpainting": "sd15",
+    "lcm": "sd15",
+    "sd2-v": "sd2",
+    "turbo": "sd2",
+    "sdxl": "sdxl",
+    "sdxl-turbo": "sdxl",
+    "sdxl-inpainting": "sdxl",
+    "refiner": "refiner",
+}
+"""Family -> the full-size model of its architecture."""
+
+
+def families(small: dict[str, Any], full: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """What each family paints beside diffusers, and what its export costs at full size."""
     lines = [
-        f"{report['model']}, on {report['machine']['cores']} cores (`python -m "
-        "benchmarks.full_size`; single runs, each a process of its own"
-        f"{report.get('remark', '')}):\n",
-        "| stage | wall time | peak memory |",
-        "|---|---|---|",
-        _stage("export, four components, with verification", stages["export"]),
-        _stage("verify, with the recorded 256x256 picture", stages["verify"]),
-        _stage(
-            f"generate 256x256, 2 steps, guidance on (denoise {seconds['denoise']:.1f} s, "
-            f"decode {seconds['decode']:.1f} s)",
-            stages["generate"],
-        ),
-        f"\nThe package has {report['package_gb']:.2f} GB, {report['external_data_gb']:.2f} GB of "
-        "them beside the UNet's graph. "
-        f"Largest difference to PyTorch of any component: {max(components):.1e} of the output's "
-        f"scale; of the picture: {picture:.0f} of 255.",
+        "Every family: pictures of the exported graphs beside diffusers' own pipeline in float32, "
+        "from small random checkpoints (`python -m benchmarks.families`); and the export of a "
+        "full-size model of that architecture with seeded random weights, all components, with "
+        "verification (`python -m benchmarks.full_size`, below). Turbo, LCM and inpainting models "
+        "have the size of the model that they come from:\n",
+        "| family | fp32: largest difference, of 255 | fp16: likewise, PSNR | full size "
+        "| export | peak memory | package, fp32 | package, fp16 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    shown = set()
+    for name, found in small["families"].items():
+        half = found["fp16"]
+        model = SIZES.get(name, "")
+        costs = [""] * 5
+        if model in shown:
+            costs[0] = f"as {next(k for k, v in SIZES.items() if v == model)}"
+        elif report := full.get((model, "fp16"), full.get((model, "fp32"))):
+            stage = report["stages"]["export"]
+            sizes = [full.get((model, p), {}).get("package_gb") for p in ("fp32", "fp16")]
+            costs = [
+                f"{model}, {report['precision']}",
+                f"{stage['seconds']:.0f} s",
+                f"{stage['peak_gb']:.1f} GB",
+                *(f"{size:.2f} GB" if size else "not measured" for size in sizes),
+            ]
+            shown.add(model)
+        decibels = "equal" if half["psnr_db"] is None else f"{half['psnr_db']:.0f} dB"
+        pictures = found["fp32"]["picture_of_255"], f"{half['picture_of_255']}, {decibels}"
+        lines.append(_row(name, *pictures, *costs))
+    return "\n".join(lines)
+
+
+def full_size(reports: list[dict[str, Any]]) -> str:
+    """What full-size models cost: seconds and memory of each stage, a row for each model."""
+    lines = [
+        f"Full-size models, seeded random weights, on {reports[0]['machine']['cores']} cores "
+        "(`python -m benchmarks.full_size`; single runs, each command a process of its own). "
+        "Memory is the peak of what was resident; in brackets without mapped files, which the "
+        "system takes back at need:\n",
+        "| model | weights read | package | export, with verification | `sdexport verify` "
+        "| `sdexport generate`, 256x256, 2 steps | largest difference to PyTorch "
+        "of a component, of the picture |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        *components, picture = report["checks"]
+        worst = max(components, key=lambda check: check["share"])
+        largest = (METRICS[c["metric"]].format(c["error"]) for c in (worst, picture))
+        lines.append(
+            _row(
+                report["family"],
+                report["source"],
+                f"{report['precision']}, {report['package_gb']:.2f} GB",
+                *(_stage(report["stages"][s]) for s in ("export", "verify", "generate")),
+                ", ".join(largest),
+            )
+        )
     return "\n".join(lines)
 
 
@@ -150,8 +205,9 @@ def _gpu_table(
     return lines
 
 
-def _stage(name: str, figures: dict[str, Any]) -> str:
-    return _row(name, f"{figures['seconds']:.0f} s", f"{figures['peak_gb']:.1f} GB")
+def _stage(figures: dict[str, Any]) -> str:
+    memory = f"{figures['peak_gb']:.1f} ({figures['anonymous_gb']:.1f}) GB"
+    return f"{figures['seconds']:.0f} s, {memory}"
 
 
 def _row(*cells: object) -> str:
@@ -160,8 +216,14 @@ def _row(*cells: object) -> str:
 
 def main() -> None:
     shapes = json.loads((RESULTS / "shapes.json").read_text(encoding="utf-8"))
-    full = json.loads((RESULTS / "full_size.json").read_text(encoding="utf-8"))
-    text = f"{evaluation(shapes)}\n\n{full_size(full)}\n"
+    text = f"{evaluation(shapes)}\n"
+    full = [json.loads(f.read_text(encoding="utf-8")) for f in RESULTS.glob("full_size.*.json")]
+    full.sort(key=lambda r: (list(NAMES).index(r["family"]), r["precision"], r["source"]))
+    if (RESULTS / "families.json").is_file():
+        small = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))
+        text += f"\n{families(small, {(r['family'], r['precision']): r for r in full})}\n"
+    if full:
+        text += f"\n{full_size(full)}\n"
     if (RESULTS / "precision.json").is_file():
         report = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
         text += f"\n{precisions(report)}\n"

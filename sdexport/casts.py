@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
 LARGEST = 65504.0
 
@@ -118,9 +120,10 @@ class _Pass:
         assert single is not None  # for the type checker: the caller looked
 
         # when it is written, so that one weight at a time is twice in memory
-        def convert() -> ir.Tensor[Any]:
-            array = single.numpy().astype(wanted.numpy())
-            return ir.Tensor(array, dtype=wanted, name=name)
+        def convert() -> TorchTensor:
+            array = single.numpy()
+            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+            return TorchTensor(tensor.to(to_torch_dtype(wanted)), name=name)  # faster than NumPy
 
         name = f"{value.name}.{wanted.name.lower()}"
         shape = ir.Shape(single.shape.numpy())

@@ -9,7 +9,8 @@ in half of its memory.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,25 @@ def is_large(weight: torch.Tensor) -> bool:
 def upcasts(layer: nn.Module) -> bool:
     """Whether the weight is kept in half and turned into float32 for each use."""
     return isinstance(layer, tuple(_UPCASTING.values()))
+
+
+@contextmanager
+def stand_ins(module: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
+    """A float32 module to trace: memory that nobody touches stands for the weights kept in half.
+
+    Yields: the half weights by the address of what stands for them.
+    """
+    kept: list[Any] = [layer for layer in module.modules() if upcasts(layer)]
+    before = [(type(layer), layer.weight) for layer in kept]
+    try:
+        for layer in kept:
+            layer.__class__ = type(layer).__base__
+            layer.weight = nn.Parameter(torch.empty(layer.weight.shape), requires_grad=False)
+        addresses = [layer.weight.data_ptr() for layer in kept]
+        yield dict(zip(addresses, (weight.data.contiguous() for _, weight in before), strict=True))
+    finally:
+        for layer, (kind, weight) in zip(kept, before, strict=True):
+            layer.__class__, layer.weight = kind, weight
 
 
 def free_weights(module: Any) -> None:

@@ -11,16 +11,19 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from onnxscript import optimizer
 from onnxscript.rewriter import onnx_fusions
 
 from runtime.version import VERSION
 from sdexport.components import Part
+from sdexport.modules import stand_ins
 
 EXTERNAL_DATA_FROM = 100_000_000
 """Bytes of weights from which they go to model.onnx_data: from there they are mapped into memory,
@@ -76,7 +79,7 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
         }
         for spec in part.inputs
     }
-    with torch.inference_mode(False), torch.no_grad(), _quiet():
+    with torch.inference_mode(False), torch.no_grad(), _quiet(), stand_ins(module) as halves:
         # Not strict, which torch.onnx.export would fall back to: that copies the weights.
         captured = torch.export.export(
             part.wrap(module).eval(),
@@ -95,51 +98,53 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
             optimize=False,
         )
         assert program is not None  # for the type checker: None comes only with dynamo=False
-        _fold_weights(program.model.graph)
+        _fold_transpositions(program.model.graph)
         optimizer.optimize(program.model)
         onnx_fusions.fuse(program.model)
+        _put_back(program.model.graph, halves)
     return program.model
 
 
-def _fold_weights(graph: ir.Graph) -> None:
-    """Weights that are cast or transposed become other weights, computed when they are read.
+def _fold_transpositions(graph: ir.Graph) -> None:
+    """Weights that are transposed become views of them, which are copied when they are written.
 
-    The optimiser would compute them now, and hold both.
+    The optimiser would copy them now, and hold both.
     """
     for node in list(graph):
-        source = node.inputs[0] if node.inputs else None
-        if source is None or not source.is_initializer() or len(source.uses()) != 1:
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        weight = None if source is None else _weight(source)
+        order = node.attributes.get("perm")
+        if source is None or weight is None or order is None or len(source.uses()) != 1:
             continue
-        weight, result = source.const_value, node.outputs[0]
-        if weight is None or node.op_type not in ("Cast", "Transpose") or result.dtype is None:
-            continue
-        change = _change_of(node, weight, result)
-        value = ir.Value(
-            name=result.name,
-            type=ir.TensorType(result.dtype),
-            shape=change.shape,
-            const_value=change,
-        )
+        result = node.outputs[0]
+        view = TorchTensor(weight.permute(order.as_ints()), name=result.name)
+        value = ir.Value(name=result.name, type=source.type, shape=view.shape, const_value=view)
         result.replace_all_uses_with(value)
         graph.remove(node, safe=True)
         del graph.initializers[str(source.name)]
         graph.register_initializer(value)
 
 
-def _change_of(node: ir.Node, weight: ir.TensorProtocol, result: ir.Value) -> ir.LazyTensor:
-    assert result.dtype is not None  # for the type checker: the caller looked
-    dtype, order = result.dtype, range(len(weight.shape))
-    if node.op_type == "Transpose":
-        given = node.attributes.get("perm")
-        order = given.as_ints() if given else order[::-1]  # type: ignore[assignment]
+def _put_back(graph: ir.Graph, halves: Mapping[int, torch.Tensor]) -> None:
+    """Float32 of the weights in half, computed when they are read, for what stands for them."""
+    for value in graph.initializers.values():
+        weight = _weight(value)
+        half = None if weight is None else halves.get(weight.data_ptr())
+        if weight is not None and half is not None:
+            compute = partial(_single, half.as_strided(weight.size(), weight.stride()))
+            shape = ir.Shape(weight.shape)
+            tensor = ir.LazyTensor(compute, ir.DataType.FLOAT, shape, name=value.name)
+            value.const_value = tensor
 
-    def compute() -> ir.Tensor[Any]:
-        values = weight.numpy().transpose(order)
-        return ir.Tensor(values.astype(dtype.numpy(), copy=False), name=result.name)
 
-    sizes = weight.shape.numpy()
-    shape = ir.Shape([sizes[axis] for axis in order])
-    return ir.LazyTensor(compute, dtype=dtype, shape=shape, name=result.name)
+def _single(half: torch.Tensor) -> TorchTensor:
+    return TorchTensor(half.float())
+
+
+def _weight(value: ir.Value) -> torch.Tensor | None:
+    """The module's own tensor behind an initializer, or a view of it."""
+    raw = getattr(value.const_value, "raw", None)
+    return raw.detach() if value.is_initializer() and isinstance(raw, torch.Tensor) else None
 
 
 def _forget_constants(model: ir.Model) -> None:

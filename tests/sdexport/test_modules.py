@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from engines import open_session
 from sdexport import modules
 from sdexport.modules import empty, fill, free_weights, upcasts
 from sdexport.trace import trace
@@ -38,7 +36,7 @@ def test_float32_weights_are_shared(unet: Any) -> None:
 def test_half_layers_stay_half_and_answer_as_float32(
     unet: Any, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, also from the graph."""
+    """Bit for bit, and so is the graph."""
     part = part_named("unet", checkpoint)
     feeds = part.example({"batch": 2, "sequence": 7, "height": 8, "width": 8}, seed=1)
     single, _ = again(unet, torch.float16)
@@ -51,12 +49,11 @@ def test_half_layers_stay_half_and_answer_as_float32(
     }
     with torch.inference_mode():
         assert torch.equal(part.wrap(half)(**feeds), part.wrap(single)(**feeds))
-    answers = []
-    for name, module in (("half", half), ("single", single)):
-        trace(part, module, tmp_path / name / "model.onnx", opset=23)
-        with open_session(tmp_path / name / "model.onnx", "onnxruntime") as session:
-            answers.append(session.run({k: v.numpy() for k, v in feeds.items()})["out_sample"])
-    assert np.array_equal(*answers)
+    paths = [tmp_path / name / "model.onnx" for name in ("half", "single")]
+    for path, module in zip(paths, (half, single), strict=True):
+        trace(part, module, path, opset=23)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert all(upcasts(half.get_submodule(name)) for name in kept)  # tracing put them back
 
 
 def test_freed_weights_are_gone(unet: Any) -> None:
