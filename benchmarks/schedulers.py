@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -24,6 +23,7 @@ import diffusers
 import numpy as np
 import torch
 
+from benchmarks.reports import save
 from runtime import schedulers
 from tests.parity.twins import build_twin, twin_class
 
@@ -159,9 +159,7 @@ def main() -> None:
             },
             "schedulers": figures,
         }
-        partial = arguments.json.with_name(f"{arguments.json.name}.part")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(arguments.json)
+        save(document, arguments.json)
 
 
 if __name__ == "__main__":

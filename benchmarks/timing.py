@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -11,6 +10,8 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.reports import save
 
 WARM_UP = 5
 
@@ -71,8 +72,7 @@ def show_and_save(report: dict[str, Any], rows: Mapping[str, dict[str, Any]], ar
     for title, peers in rows.items():
         times = "   ".join(f"{name} {peer['median_us']:,.1f} us" for name, peer in peers.items())
         print(f"{title:40} {times}")
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(report, args.json)
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
