@@ -6,37 +6,25 @@ Run: python -m benchmarks.schedulers [--json FILE] [--rounds N]
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import statistics
-import sys
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import diffusers
 import numpy as np
 import torch
 
+from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
 from benchmarks.reports import save
 from runtime import schedulers
 from tests.parity.twins import build_twin, twin_class
 
-SHAPE = (1, 4, 64, 64)
 STEPS = 20
-CONFIG = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{name: (name, {}, {}) for name in schedulers.NAMES},
     "ddim eta=1": ("ddim", {}, {"eta": 1.0}),
@@ -90,18 +78,12 @@ def peak(sampler: schedulers.Scheduler) -> int:
 
 
 def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: int) -> Any:
-    module = sys.modules[twin_class(name).__module__]
     noise = torch.randn(SHAPE)
     config = CONFIG | config
     ours: list[float] = []
     with_clean: list[float] = []
     theirs: list[float] = []
-    with contextlib.ExitStack() as stack:
-        if hasattr(module, "randn_tensor"):
-            stack.enter_context(mock.patch.object(module, "randn_tensor", lambda *_, **__: noise))
-        if name == "dpmsolver_sde":
-            made: Callable[..., Any] = lambda *_: lambda a, b: noise  # noqa: E731
-            stack.enter_context(mock.patch.object(module, "BrownianTreeNoiseSampler", made))
+    with given_noise(twin_class(name), noise):
         for turn in range(rounds + 2):
             twin, step_options = build_twin(name, config, STEPS, options)
             sampler = schedulers.create(name, config, STEPS, **options)
