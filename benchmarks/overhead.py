@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
-from benchmarks.timing import environment, parser, show_and_save, summary
+from benchmarks.timing import environment, parser, show_and_save
 from engines import SessionBase, TensorSpec
 from engines.session import Feeds
 from runtime import Guidance, schedulers
 from runtime.denoise import denoise
 from runtime.start import Start
+from sdexport.measure import summary
 
 STEPS = 25
 GUIDANCE_SCALE = 7.5
@@ -116,8 +117,8 @@ def measure(rounds: int, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
             raise ValueError(f"{name}: the two end at different latents")
         for _ in range(rounds):
             for peer, walk in walks.items():
-                samples[peer] += [round(1e6 * s, 2) for s in walk(name)[1]]
-        rows[name] = {peer: summary(values) for peer, values in samples.items()}
+                samples[peer] += [1e6 * s for s in walk(name)[1]]
+        rows[name] = {peer: summary(values, "us") for peer, values in samples.items()}
     return rows
 
 

@@ -6,8 +6,6 @@ Run: python -m benchmarks.schedulers [--json FILE] [--rounds N]
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 import tracemalloc
@@ -21,6 +19,7 @@ import torch
 
 from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
 from benchmarks.reports import save
+from benchmarks.timing import environment
 from runtime import schedulers
 from tests.parity.twins import build_twin, twin_class
 
@@ -125,23 +124,15 @@ def main() -> None:
                 f"ratio {found['ratio']:.2f} ({found['ratio_with_clean_latents']:.2f} with clean "
                 f"latents)  peak {found['peak_of_results']:.2f} of the results"
             )
-    if arguments.json:
-        document = {
-            "shape": SHAPE,
-            "dtype": "float32",
-            "steps": STEPS,
-            "threads": 1,
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "versions": {
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-            },
-            "schedulers": figures,
-        }
-        save(document, arguments.json)
+    report = {
+        **environment("numpy", "torch", "diffusers"),
+        "shape": SHAPE,
+        "dtype": "float32",
+        "threads": 1,
+        "steps": STEPS,
+        "schedulers": figures,
+    }
+    save(report, arguments.json)
 
 
 if __name__ == "__main__":
