@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import reports
 from benchmarks.contenders import CONTENDERS, Contender, chosen
 from benchmarks.models import KINDS, Model, made
 
@@ -57,12 +57,8 @@ def selected(args: argparse.Namespace) -> Iterator[tuple[Model, int, list[Conten
         yield model, size, contenders
 
 
-def save(report: dict[str, Any], name: str, args: argparse.Namespace) -> Path:
-    """Write a report as JSON, at once or not at all."""
-    args.results.mkdir(parents=True, exist_ok=True)
-    path: Path = args.results / f"{name}.json"
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+def save(report: dict[str, Any], name: str, args: argparse.Namespace) -> None:
+    """Write a report to the folder of results."""
+    path = args.results / f"{name}.json"
+    reports.save(report, path)
     print(path)
-    return path

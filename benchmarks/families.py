@@ -20,6 +20,7 @@ import diffusers
 import numpy as np
 import torch
 
+from benchmarks.reports import save
 from runtime import load_pipeline
 from sdexport.export import export
 from tests.families import FAMILIES, build
@@ -86,8 +87,7 @@ def main() -> None:
     for family in args.families or FAMILIES:
         report["families"][family] = measure(family)
         print(family, json.dumps(report["families"][family]), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save(report, args.json)
 
 
 if __name__ == "__main__":

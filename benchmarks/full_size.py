@@ -29,6 +29,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.checkpoints import NAMES, build_checkpoint
+from benchmarks.reports import show_and_save
 from sdexport.measure import machine
 
 PACKAGES = ("sdexport", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
@@ -197,10 +198,7 @@ def main() -> None:
             precision=args.precision,
             source=args.source,
         )
-    text = json.dumps(report, indent=2) + "\n"
-    print(text, end="")
-    if args.json:
-        args.json.write_text(text, encoding="utf-8")
+    show_and_save(report, args.json)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from benchmarks.gpu_checks import check_cuda, compared, contract
 from benchmarks.gpu_models import MODELS, Model, checkpoint, write_package
 from benchmarks.gpu_peers import COMPILED, TORCH, Peers
 from benchmarks.gpu_timing import cost, limits, measure, shares
+from benchmarks.reports import save
 from engines import PLAN_BACKENDS, cuda
 from engines.profiles import Span
 from runtime import Package
@@ -239,12 +240,6 @@ def tried(stage: Callable[[], Any]) -> Any:
         last = traceback.format_exc().strip().splitlines()[-8:]
         text = " ".join(str(error).split())[:600]
         return {"error": f"{type(error).__name__}: {text}", "trace": last}
-
-
-def save(results: dict[str, Any], path: Path) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(results, indent=1, default=float) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_peers import Peers, Runner
-from benchmarks.timing import summary
+from sdexport.measure import summary
 
 WARM_UP = 3
 
@@ -34,10 +34,10 @@ def measure(
             break
     rows: dict[str, dict[str, Any]] = {}
     for name, taken in samples.items():
-        rows[name] = {"host": summary([round(host, 1) for host, _ in taken])}
-        events = [round(event, 1) for _, event in taken if event is not None]
+        rows[name] = {"host": summary([host for host, _ in taken], "us")}
+        events = [event for _, event in taken if event is not None]
         if events:
-            rows[name]["events"] = summary(events)
+            rows[name]["events"] = summary(events, "us")
     return rows
 
 

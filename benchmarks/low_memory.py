@@ -10,7 +10,6 @@ peak should be that of the largest component alone.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.reports import show_and_save
 from sdexport.workers import peak_mb
 
 WHOLE, LOW = "all components", "low_memory"
@@ -88,10 +88,7 @@ def main() -> None:
         run_alone(args.package, args.only, args.side, args.backend)
         print(peak_mb())
         return
-    text = json.dumps(measure(args.package, args.side, args.backend), indent=2) + "\n"
-    print(text, end="")
-    if args.json:
-        args.json.write_text(text, encoding="utf-8")
+    show_and_save(measure(args.package, args.side, args.backend), args.json)
 
 
 if __name__ == "__main__":

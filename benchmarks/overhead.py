@@ -8,35 +8,25 @@ sum and step, on PyTorch tensors; one thread each, runs that alternate.
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
-from benchmarks.timing import environment, parser, show_and_save, summary
+from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
+from benchmarks.timing import environment, parser, show_and_save
 from engines import SessionBase, TensorSpec
 from engines.session import Feeds
 from runtime import Guidance, schedulers
 from runtime.denoise import denoise
 from runtime.start import Start
+from sdexport.measure import summary
 
-SHAPE = (1, 4, 64, 64)
 STEPS = 25
 GUIDANCE_SCALE = 7.5
 BOUND_US = 300.0
 NAMES = ("ddim", "lms", "pndm", "euler", "euler_a", "dpmsolver++", "unipc")
-CONFIG = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
 
 
 class Instant(SessionBase):
@@ -97,7 +87,7 @@ def walk_theirs(name: str) -> tuple[np.ndarray, list[float]]:
     latents, answer, _, noise = map(torch.from_numpy, arrays())
     theirs, options = build_twin(name, CONFIG, STEPS, {})
     seconds = []
-    with torch.inference_mode(), _given_noise(theirs, noise):
+    with torch.inference_mode(), given_noise(type(theirs), noise):
         latents = latents * theirs.init_noise_sigma
         for timestep in theirs.timesteps:
             started = time.perf_counter()
@@ -107,13 +97,6 @@ def walk_theirs(name: str) -> tuple[np.ndarray, list[float]]:
             latents = theirs.step(noise_pred, timestep, latents, **options).prev_sample
             seconds.append(time.perf_counter() - started)
     return latents.numpy(), seconds[1:]
-
-
-def _given_noise(theirs: Any, noise: Any) -> Any:
-    module = sys.modules[type(theirs).__module__]
-    if not hasattr(module, "randn_tensor"):
-        return contextlib.nullcontext()
-    return mock.patch.object(module, "randn_tensor", lambda *_, **__: noise)
 
 
 def measure(rounds: int, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
@@ -134,8 +117,8 @@ def measure(rounds: int, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
             raise ValueError(f"{name}: the two end at different latents")
         for _ in range(rounds):
             for peer, walk in walks.items():
-                samples[peer] += [round(1e6 * s, 2) for s in walk(name)[1]]
-        rows[name] = {peer: summary(values) for peer, values in samples.items()}
+                samples[peer] += [1e6 * s for s in walk(name)[1]]
+        rows[name] = {peer: summary(values, "us") for peer, values in samples.items()}
     return rows
 
 

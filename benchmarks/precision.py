@@ -8,7 +8,6 @@ the fp32 package.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.reports import show_and_save
 from runtime import Package, load_pipeline
 from sdexport.export import export
 from sdexport.precision import PRECISIONS, verifying_backends
@@ -41,10 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         report = run(args.work or Path(scratch), args.prompts, args.scheduler or SCHEDULERS)
-    text = json.dumps(report, indent=2) + "\n"
-    if args.json:
-        args.json.write_text(text, encoding="utf-8")
-    print(text, end="")
+    show_and_save(report, args.json)
 
 
 def run(

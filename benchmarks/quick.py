@@ -9,7 +9,6 @@ disturbs little; the fastest of many runs is compared. Absolute times mean nothi
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -24,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
+from benchmarks.reports import save
 from benchmarks.scaling import LIMIT, SWEEPS, instant, sweep
 from engines import open_session
 from runtime import ClipTokenizer, Package, TorchGenerator, schedulers
@@ -222,9 +222,8 @@ def main() -> None:
     for name, found in exponents.items():
         print(f"{name:30} time ~ n^{found['seconds']:.2f}, memory ~ n^{found['bytes']:.2f}")
         fast = fast and max(found.values()) <= LIMIT
-    if args.json:
-        report = {"ratios": [asdict(r) | {"ratio": r.ratio} for r in ratios], "growth": exponents}
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    rows = [asdict(r) | {"ratio": r.ratio} for r in ratios]
+    save({"ratios": rows, "growth": exponents}, args.json)
     if not fast:
         raise SystemExit("slower than it was: see the ratios above")
 

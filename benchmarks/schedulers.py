@@ -6,37 +6,24 @@ Run: python -m benchmarks.schedulers [--json FILE] [--rounds N]
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import diffusers
 import numpy as np
 import torch
 
+from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
+from benchmarks.reports import save
+from benchmarks.timing import environment
 from runtime import schedulers
 from tests.parity.twins import build_twin, twin_class
 
-SHAPE = (1, 4, 64, 64)
 STEPS = 20
-CONFIG = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "clip_sample": False,
-}
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{name: (name, {}, {}) for name in schedulers.NAMES},
     "ddim eta=1": ("ddim", {}, {"eta": 1.0}),
@@ -90,18 +77,12 @@ def peak(sampler: schedulers.Scheduler) -> int:
 
 
 def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: int) -> Any:
-    module = sys.modules[twin_class(name).__module__]
     noise = torch.randn(SHAPE)
     config = CONFIG | config
     ours: list[float] = []
     with_clean: list[float] = []
     theirs: list[float] = []
-    with contextlib.ExitStack() as stack:
-        if hasattr(module, "randn_tensor"):
-            stack.enter_context(mock.patch.object(module, "randn_tensor", lambda *_, **__: noise))
-        if name == "dpmsolver_sde":
-            made: Callable[..., Any] = lambda *_: lambda a, b: noise  # noqa: E731
-            stack.enter_context(mock.patch.object(module, "BrownianTreeNoiseSampler", made))
+    with given_noise(twin_class(name), noise):
         for turn in range(rounds + 2):
             twin, step_options = build_twin(name, config, STEPS, options)
             sampler = schedulers.create(name, config, STEPS, **options)
@@ -143,25 +124,15 @@ def main() -> None:
                 f"ratio {found['ratio']:.2f} ({found['ratio_with_clean_latents']:.2f} with clean "
                 f"latents)  peak {found['peak_of_results']:.2f} of the results"
             )
-    if arguments.json:
-        document = {
-            "shape": SHAPE,
-            "dtype": "float32",
-            "steps": STEPS,
-            "threads": 1,
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "versions": {
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-            },
-            "schedulers": figures,
-        }
-        partial = arguments.json.with_name(f"{arguments.json.name}.part")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(arguments.json)
+    report = {
+        **environment("numpy", "torch", "diffusers"),
+        "shape": SHAPE,
+        "dtype": "float32",
+        "threads": 1,
+        "steps": STEPS,
+        "schedulers": figures,
+    }
+    save(report, arguments.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ a script does the same with diffusers, in the environment of benchmarks.latency'
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks.contenders import python_of
+from benchmarks.reports import show_and_save
 from sdexport.measure import machine
 from sdexport.shapes import MODEL_DIR
 
@@ -89,10 +89,7 @@ def main() -> None:
     }
     if "diffusers picture" in median:
         report["picture_of_diffusers"] = round(median["picture"] / median["diffusers picture"], 3)
-    text = json.dumps(report, indent=2) + "\n"
-    print(text, end="")
-    if args.json:
-        args.json.write_text(text, encoding="utf-8")
+    show_and_save(report, args.json)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.reports import show_and_save
 from benchmarks.timing import environment
 
 CASES = {"whole_512": (512, None), "tiled_1024": (1024, 512), "whole_1024": (1024, None)}
@@ -108,10 +109,7 @@ def main() -> None:
 
             export(MODEL_DIR, package)
         report = run(package)
-    text = json.dumps(report, indent=2) + "\n"
-    print(text, end="")
-    if args.json:
-        args.json.write_text(text, encoding="utf-8")
+    show_and_save(report, args.json)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmarks.reports import save
+from sdexport.measure import machine, summary
 
 WARM_UP = 5
 
@@ -32,38 +32,16 @@ def alternate(
             before(name)
             started = time.perf_counter_ns()
             call()
-            elapsed = (time.perf_counter_ns() - started) / 1000
+            elapsed = time.perf_counter_ns() - started
             if number >= 0:
-                samples[name].append(round(elapsed, 2))
-    return {name: summary(values) for name, values in samples.items()}
-
-
-def summary(samples: list[float]) -> dict[str, Any]:
-    fifths = statistics.quantiles(samples, n=5)
-    return {
-        "median_us": round(statistics.median(samples), 2),
-        "p20_us": round(fifths[0], 2),
-        "p80_us": round(fifths[-1], 2),
-        "samples_us": samples,
-    }
+                samples[name].append(elapsed / 1000)
+    return {name: summary(values, "us") for name, values in samples.items()}
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        )
-        if Path("/proc/cpuinfo").exists()
-        else iter(()),
-        platform.machine(),
-    )
-    return {
-        "cpu": cpu,
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-    }
+    """The machine, and the versions of what is compared on it."""
+    versions = {name: metadata.version(name) for name in packages}
+    return {"machine": machine(), "versions": versions}
 
 
 def show_and_save(report: dict[str, Any], rows: Mapping[str, dict[str, Any]], args: Any) -> None:
@@ -71,8 +49,7 @@ def show_and_save(report: dict[str, Any], rows: Mapping[str, dict[str, Any]], ar
     for title, peers in rows.items():
         times = "   ".join(f"{name} {peer['median_us']:,.1f} us" for name, peer in peers.items())
         print(f"{title:40} {times}")
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(report, args.json)
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:

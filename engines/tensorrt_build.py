@@ -15,11 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from engines import cuda
 from engines.lock import locked
 from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
@@ -27,46 +26,11 @@ from engines.profiles import Profile, check_profiles, input_shapes
 from engines.session import EngineError
 from engines.sidecar import Sidecar, model_digest, sha256_of, sidecar_path, write_atomically
 from engines.tensorrt_library import Library, library, polygraphy_version
+from engines.tensorrt_options import BuildOptions, check_options, target
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, float], object]
 """Called with the builder's phase and how much of the whole is done, 0..1."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How a plan is built; whatever is here is part of its key.
-
-    refittable: weights can be put in anew from another ONNX file of the same graph.
-    weight_stripped: the plan holds no weights; they come from the ONNX file when it is opened.
-    version_compatible: runs with later versions of TensorRT too.
-    hardware_compatible: TensorRT: runs on every GPU from Ampere on.
-    compute_capabilities: TensorRT-RTX: such as ("8.9", "12.0"); empty for its own portable list.
-    optimization_level: 0..5, or None for the library's own.
-    workspace: bytes of scratch memory that a layer may take, or None for all there is.
-    weight_streaming: weights can stay in host memory and be streamed.
-    """
-
-    refittable: bool = False
-    weight_stripped: bool = False
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    compute_capabilities: tuple[str, ...] = ()
-    optimization_level: int | None = None
-    workspace: int | None = None
-    weight_streaming: bool = False
-
-    def __post_init__(self) -> None:
-        level = self.optimization_level
-        if level is not None and level not in range(6):
-            raise ValueError(f"optimization_level must be 0 to 5, got {level!r:.40}")
-        if self.workspace is not None and self.workspace < 1:
-            raise ValueError(f"workspace must be positive bytes, got {self.workspace!r:.40}")
-        if self.weight_stripped and not self.refittable:
-            object.__setattr__(self, "refittable", True)
-
-    def key(self) -> dict[str, Any]:
-        return asdict(self) | {"compute_capabilities": list(self.compute_capabilities)}
 
 
 @dataclass(frozen=True)
@@ -108,33 +72,17 @@ def build_plan(
     onnx, plan = Path(onnx), Path(plan)
     if not onnx.is_file():
         raise FileNotFoundError(f"no model file {onnx}")
-    lib, options = library(backend), options or BuildOptions()
-    component, version = plan.stem, lib.version()
-    polygraphy_version()
-    _check_options(component, lib, options)
-    inputs, outputs = graph_specs(onnx)
-    check_profiles(component, inputs, profiles)
-    wanted = Sidecar(
-        component=component,
-        backend=backend,
-        library_version=version,
-        onnx_sha256=digest or model_digest(onnx),
-        graph_sha256=graph_digest(onnx),
-        target=_target(component, lib, options),
-        profiles=tuple(dict(profile) for profile in profiles),
-        options=options.key(),
-        inputs=inputs,
-        outputs=outputs,
-    )
+    lib = library(backend)
+    wanted = _wanted(onnx, plan.stem, backend, options or BuildOptions(), profiles, digest)
     started = time.perf_counter()
-    with _writable(plan), locked(plan.with_suffix(".lock"), f"{component}: {plan.name}"):
+    with _writable(plan), locked(plan.with_suffix(".lock"), f"{plan.stem}: {plan.name}"):
         present = _present(plan, wanted, rebuild_stale)
         if present is not None:
             return Built(plan, present, False, 0.0)
         job = {
             "module": lib.module,
             "onnx": str(onnx),
-            "profiles": [{s.name: input_shapes(s, p) for s in inputs} for p in profiles],
+            "profiles": [{s.name: input_shapes(s, p) for s in wanted.inputs} for p in profiles],
             "options": wanted.options,
             "timing_cache": str(timing_cache) if timing_cache else None,
         }
@@ -142,35 +90,33 @@ def build_plan(
     return Built(plan, sidecar, True, time.perf_counter() - started)
 
 
-def _check_options(component: str, lib: Library, options: BuildOptions) -> None:
-    if lib.portable and options.hardware_compatible:
-        raise ValueError(
-            f"{component}: {lib.name} knows no hardware_compatible; its plans are portable as they "
-            "are, or for the compute_capabilities that are named"
-        )
-    if not lib.portable and options.compute_capabilities:
-        raise ValueError(
-            f"{component}: {lib.name} builds for the GPU at hand; only TensorRT-RTX takes "
-            "compute_capabilities"
-        )
-    if not lib.portable:
-        need = "building"
-    elif options.weight_stripped or options.refittable:
-        need = "a weight-stripped plan" if options.weight_stripped else "a refittable plan"
-    else:
-        return
-    reason = cuda.absent()
-    if reason:
-        raise EngineError(f"{component}: {need} with {lib.name} needs an NVIDIA GPU here: {reason}")
-
-
-def _target(component: str, lib: Library, options: BuildOptions) -> dict[str, str]:
-    if lib.portable:
-        return {"compute_capabilities": ", ".join(options.compute_capabilities) or "portable"}
-    gpu = cuda.gpu()
-    if options.hardware_compatible:
-        return {"compute_capabilities": "8.0 and later"}
-    return {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
+def _wanted(
+    onnx: Path,
+    component: str,
+    backend: str,
+    options: BuildOptions,
+    profiles: Sequence[Profile],
+    digest: str | None,
+) -> Sidecar:
+    """The sidecar of the plan that is asked for, found to be one that can be built here."""
+    lib = library(backend)
+    version = lib.version()
+    polygraphy_version()
+    check_options(component, lib, options)
+    inputs, outputs = graph_specs(onnx)
+    check_profiles(component, inputs, profiles)
+    return Sidecar(
+        component=component,
+        backend=backend,
+        library_version=version,
+        onnx_sha256=digest or model_digest(onnx),
+        graph_sha256=graph_digest(onnx),
+        target=target(lib, options),
+        profiles=tuple(dict(profile) for profile in profiles),
+        options=options.key(),
+        inputs=inputs,
+        outputs=outputs,
+    )
 
 
 @contextmanager

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from runtime.manifest import Manifest, PackageError
     from runtime.noise import TorchGenerator
     from runtime.package import Package
-    from runtime.pipeline import Pipeline, Result, load_pipeline
+    from runtime.pipeline import Pipeline, load_pipeline
+    from runtime.result import Result
     from runtime.tokenizer import ClipTokenizer
 
 _HOMES = {
@@ -31,7 +32,8 @@ _HOMES = {
     "runtime.manifest": ("Manifest", "PackageError"),
     "runtime.noise": ("TorchGenerator",),
     "runtime.package": ("Package",),
-    "runtime.pipeline": ("Pipeline", "Result", "load_pipeline"),
+    "runtime.pipeline": ("Pipeline", "load_pipeline"),
+    "runtime.result": ("Result",),
     "runtime.tokenizer": ("ClipTokenizer",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -31,6 +31,21 @@ class Given:
     mask: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Course:
+    """The steps that pictures take.
+
+    name: the scheduler's. begin: index of the first of its timesteps that is run. strength: what
+    led to that; None without a picture to begin from.
+    """
+
+    name: str
+    scheduler: Scheduler
+    num_inference_steps: int
+    begin: int
+    strength: float | None
+
+
 def given(
     source: ImageInput | Sequence[ImageInput] | None,
     mask: ImageInput | None,

@@ -6,51 +6,35 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 
 from engines import Session
 from runtime import checks, inputs, schedulers, vae
 from runtime.backends import Backends
 from runtime.components import Components, chunks, finite
 from runtime.conditioning import Embeds, GivenEmbeds, condition
-from runtime.defaults import Defaults, defaults
+from runtime.defaults import Defaults
 from runtime.denoise import DenoiseStep, Draw, denoise
 from runtime.guidance import Guidance, GuidanceFunction
-from runtime.image import ImageInput, Parameters, to_image, to_uint8
-from runtime.inputs import MAX_SIDE, Given, Noise
+from runtime.image import ImageInput, to_uint8
+from runtime.inputs import MAX_SIDE, Course, Given, Noise
+from runtime.kind import Kind
 from runtime.package import Package
+from runtime.result import Result, describe
 from runtime.schedulers import Scheduler
 from runtime.start import Start, start
 from runtime.text_encoders import TextEncoders
 from runtime.token_embeds import TokenEmbeds
 from runtime.tokenizer import ClipTokenizer
-from runtime.unet_inputs import Sizes, conditions
+from runtime.unet_inputs import Sizes
 
 MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call of the pipeline gives.
-
-    images: Pillow images, each with its parameters in `info["parameters"]`.
-    latents: (B, C, H/8, W/8) float32, as decoded.
-    parameters: one entry an image.
-    seconds: time spent in each stage: encode, denoise, decode.
-    """
-
-    images: list[Image.Image]
-    latents: np.ndarray
-    parameters: list[Parameters]
-    seconds: Mapping[str, float]
 
 
 class Pipeline:
@@ -89,6 +73,7 @@ class Pipeline:
         self._components = Components(
             package, backend, options, sessions or {}, low_memory=low_memory
         )
+        self._kind = Kind(package, self.session)
         self.text_encoders = TextEncoders(package, self.session, max_batch)
 
     @property
@@ -199,34 +184,31 @@ class Pipeline:
           numbers that are not finite.
         """
         usual = self.defaults(image=image is not None, mask=mask_image is not None)
-        if guidance_scale is None:
-            guidance_scale = usual.guidance_scale
-        if num_inference_steps is None:
-            num_inference_steps = usual.num_inference_steps
-        if strength is None:
-            strength = usual.strength
-        guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval, guidance_function)
-        if self._unet_takes("timestep_cond"):  # it is told the scale instead of led by it
-            guidance = replace(guidance, scale=1.0)
+        scale = usual.guidance_scale if guidance_scale is None else guidance_scale
+        steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
+        strength = usual.strength if strength is None else strength
+        guidance = self._kind.guidance(
+            scale, guidance_rescale, guidance_interval, guidance_function
+        )
         checks.function("on_step", on_step)
         prompts, negatives = inputs.prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
         if token_embeds is not None and prompt_embeds is not None:
             raise ValueError("token_embeds change a prompt, not prompt_embeds; give one of them")
-        count = len(prompts)
-        given = self._given(image, mask_image, height, width, resize_mode, count)
-        name = self.default_scheduler if scheduler is None else scheduler
-        sampler = self.scheduler(
-            name, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
-        )
-        if timesteps is not None or sigmas is not None:
-            num_inference_steps = math.ceil(len(sampler.timesteps) / sampler.order)
-        begin, strength = inputs.begin(num_inference_steps, sampler, strength, given)
-        source = Noise(seed, count, noise_device)
-        shape = (count, *self.latent_shape(given.height, given.width))
+        given = self._kind.given(image, mask_image, height, width, resize_mode, len(prompts))
+        course = self._course(scheduler, steps, strength, given, eta, timesteps, sigmas)
+        source = Noise(seed, len(prompts), noise_device)
+        shape = (len(prompts), *self.latent_shape(given.height, given.width))
         if latents is not None:
             checks.floats("latents", latents, shape)
+        sizes = Sizes.checked(
+            original_size or (given.height, given.width),
+            target_size or (given.height, given.width),
+            crops_coords_top_left,
+            aesthetic_score,
+            negative_aesthetic_score,
+        )
 
         clock = [time.perf_counter()]
         embeds, pooled = condition(
@@ -244,78 +226,28 @@ class Pipeline:
                 pooled_prompt_embeds,
                 negative_pooled_prompt_embeds,
             ),
-            zeros=negative_prompt is None and self._takes_zeros,
+            zeros=negative_prompt is None and self._kind.takes_zeros,
         )
-        sizes = Sizes.checked(
-            original_size or (given.height, given.width),
-            target_size or (given.height, given.width),
-            crops_coords_top_left,
-            aesthetic_score,
-            negative_aesthetic_score,
-        )
-        further = conditions(
-            self.session("unet"),
-            self.package.index,
-            pooled,
-            sizes,
-            guidance_scale,
-            count,
-            guided=guidance.is_guided,
-        )
-        beginning = start(
+        further = self._kind.conditions(pooled, sizes, scale, len(prompts), guidance)
+        beginning = self._start(given, source, shape, course.begin, latents)
+        clock.append(time.perf_counter())
+        loop = self._denoise(beginning, embeds, course.scheduler, guidance, source.draw, further)
+        painted = _last_latents(loop, on_step)
+        clock.append(time.perf_counter())
+        pixels = self.decode(painted)
+        clock.append(time.perf_counter())
+        parameters = describe(
+            prompts,
+            negatives,
             given,
+            course,
             source,
-            shape,
-            begin,
-            self.encode_image,
-            latents=latents,
-            scaling_factor=self.package.manifest.scaling_factor,
-            inpaints=self._inpaints(),
-            draws=given.image is None or self._draws_posterior(),
-        )
-        clock.append(time.perf_counter())
-        loop = self._denoise(beginning, embeds, sampler, guidance, source.draw, further)
-        with closing(loop) as steps:
-            for step in steps:
-                result = step.latents if on_step is None else step.latents.copy()
-                if on_step is not None:
-                    on_step(step)
-        clock.append(time.perf_counter())
-        pixels = self.decode(result)
-        clock.append(time.perf_counter())
-
-        every = Parameters(
-            prompt="",
-            negative_prompt="",
-            num_inference_steps=num_inference_steps,
-            scheduler=schedulers.canonical_name(name) or name,
-            guidance_scale=float(guidance_scale),
-            seed=None,
-            width=given.width,
-            height=given.height,
+            guidance_scale=scale,
+            eta=eta,
             model=self.package.folder.resolve().name,
-            eta=float(eta),
-            strength=strength,
-            batch_size=1 if source.each else count,
+            drawn=latents is None or seed is not None,
         )
-        drawn = latents is None or seed is not None
-        parameters = [
-            replace(
-                every,
-                prompt=prompts[i],
-                negative_prompt=negatives[i],
-                seed=source.seeds[i] if drawn else None,
-                batch_index=0 if source.each else i,
-            )
-            for i in range(count)
-        ]
-        seconds = np.diff(clock).tolist()
-        return Result(
-            images=[to_image(p, q) for p, q in zip(pixels, parameters, strict=True)],
-            latents=result,
-            parameters=parameters,
-            seconds=dict(zip(("encode", "denoise", "decode"), seconds, strict=True)),
-        )
+        return Result.of(pixels, painted, parameters, clock)
 
     @property
     def default_scheduler(self) -> str:
@@ -325,12 +257,7 @@ class Pipeline:
 
     def defaults(self, *, image: bool = False, mask: bool = False) -> Defaults:
         """What is taken for arguments that are not given, painting from nothing, image or mask."""
-        return defaults(
-            xl="text_encoder_2" in self.text_encoders.tokenizers,
-            told_scale=self._unet_takes("timestep_cond"),
-            image=image,
-            mask=mask,
-        )
+        return self._kind.defaults(image=image, mask=mask)
 
     def scheduler(
         self,
@@ -472,48 +399,55 @@ class Pipeline:
             max_batch=self.max_batch,
         )
 
-    def _given(
+    def _course(
         self,
-        source: ImageInput | Sequence[ImageInput] | None,
-        mask: ImageInput | None,
-        height: int | None,
-        width: int | None,
-        resize_mode: str,
-        count: int,
-    ) -> Given:
-        """Pictures and mask that were given, at the size that will be painted."""
-        if self._inpaints() and mask is None:
-            raise ValueError("this package paints into pictures: give image and mask_image")
-        if self.package.index.get("requires_aesthetics_score") and source is None:
-            raise ValueError("this package refines pictures: give image")
-        manifest = self.package.manifest
-        return inputs.given(
+        name: str | None,
+        steps: int,
+        strength: float | None,
+        given: Given,
+        eta: float,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+    ) -> Course:
+        """The scheduler that was asked for, and where on it the pictures begin."""
+        name = self.default_scheduler if name is None else name
+        sampler = self.scheduler(name, steps, eta=eta, timesteps=timesteps, sigmas=sigmas)
+        if timesteps is not None or sigmas is not None:
+            steps = math.ceil(len(sampler.timesteps) / sampler.order)
+        begin, strength = inputs.begin(steps, sampler, strength, given)
+        return Course(schedulers.canonical_name(name) or name, sampler, steps, begin, strength)
+
+    def _start(
+        self,
+        given: Given,
+        source: Noise,
+        shape: tuple[int, int, int, int],
+        begin: int,
+        latents: np.ndarray | None,
+    ) -> Start:
+        return start(
+            given,
             source,
-            mask,
-            height,
-            width,
-            resize_mode,
-            manifest.default_size,
-            manifest.downscale,
-            count,
+            shape,
+            begin,
+            self.encode_image,
+            latents=latents,
+            scaling_factor=self.package.manifest.scaling_factor,
+            inpaints=self._kind.inpaints,
+            draws=given.image is None or self._kind.draws_posterior,
         )
 
-    @property
-    def _takes_zeros(self) -> bool:
-        xl = "text_encoder_2" in self.text_encoders.tokenizers
-        return xl and bool(self.package.index.get("force_zeros_for_empty_prompt", True))
 
-    def _unet_takes(self, name: str) -> bool:
-        return any(spec.name == name for spec in self.session("unet").inputs)
-
-    def _draws_posterior(self) -> bool:
-        outputs = self.session("vae_encoder").outputs
-        return outputs[0].shape[1] != self.package.manifest.latent_channels
-
-    def _inpaints(self) -> bool:
-        """Whether the UNet has channels for mask and masked picture."""
-        spec = next(s for s in self.session("unet").inputs if s.name == "sample")
-        return spec.shape[1] == 2 * self.package.manifest.latent_channels + 1
+def _last_latents(
+    loop: Generator[DenoiseStep], on_step: Callable[[DenoiseStep], object] | None
+) -> np.ndarray:
+    """Run the loop to its end; what `on_step` does to a step's arrays changes nothing."""
+    with closing(loop) as steps:
+        for step in steps:
+            latents = step.latents if on_step is None else step.latents.copy()
+            if on_step is not None:
+                on_step(step)
+    return latents
 
 
 def load_pipeline(

@@ -10,7 +10,8 @@ from typing import Any
 from engines import TensorSpec
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, Span, dimension_names
-from engines.tensorrt_build import BuildOptions, Built, build_plan
+from engines.tensorrt_build import Built, build_plan
+from engines.tensorrt_options import BuildOptions
 from runtime import Package
 
 TOKENS = 77

@@ -64,7 +64,7 @@ def build(
     TensorRT-RTX builds without a GPU. An engine that is there already, for the same graph, library,
     sizes and options, is kept.
     """
-    from engines.tensorrt_build import BuildOptions
+    from engines.tensorrt_options import BuildOptions
     from runtime import Package
     from sdexport.build import Sizes, report
     from sdexport.build import build as run

@@ -21,8 +21,9 @@ from engines import EngineError, cuda
 from engines.lock import locked
 from engines.profiles import Profile, Span
 from engines.sidecar import Sidecar, model_digest, sidecar_path
-from engines.tensorrt_build import BuildOptions, Built, build_plan
+from engines.tensorrt_build import Built, build_plan
 from engines.tensorrt_library import LIBRARIES
+from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_worker import MOST, _told
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)

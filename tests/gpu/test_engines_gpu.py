@@ -13,7 +13,8 @@ import pytest
 from benchmarks.gpu_checks import check_cuda
 from engines import EngineError, cuda, open_session
 from engines.profiles import Span
-from engines.tensorrt_build import BuildOptions, build_plan
+from engines.tensorrt_build import build_plan
+from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_session import TensorRtSession
 from runtime import Package, Pipeline
 from sdexport.build import Sizes, build, profiles

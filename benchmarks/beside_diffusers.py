@@ -1,0 +1,34 @@
+"""What the benchmarks of schedulers give to both sides: latents, configuration, noise."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+SHAPE = (1, 4, 64, 64)
+CONFIG = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+
+
+@contextmanager
+def given_noise(twin: type, noise: Any) -> Iterator[None]:
+    """Schedulers of diffusers get this noise wherever they would draw some."""
+    module = sys.modules[twin.__module__]
+    draws: dict[str, Callable[..., Any]] = {
+        "randn_tensor": lambda *_, **__: noise,
+        "BrownianTreeNoiseSampler": lambda *_: lambda a, b: noise,
+    }
+    with ExitStack() as stack:
+        for name, draw in draws.items():
+            if hasattr(module, name):
+                stack.enter_context(mock.patch.object(module, name, draw))
+        yield
