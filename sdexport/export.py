@@ -243,7 +243,12 @@ def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
     """What verification measured, to two digits: the last ones vary with the machine."""
     options = _MAPPED if backend == "onnxruntime" else {}
     checks = verify_package(
-        package, backend, hashes=False, progress=lambda what: begin(what, "verify"), **options
+        package,
+        backend,
+        hashes=False,
+        progress=lambda what: begin(what, "verify"),
+        low_memory=True,
+        **options,
     )
     failed = [f"{c.name} {c.output}: {c.verdict}" for c in checks if not c.passed]
     if failed:

@@ -9,8 +9,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from click.testing import CliRunner
 
 from runtime import load_pipeline
+from sdexport.cli import main
 from sdexport.export import export
 from sdexport.verify import verify
 from tests.families import FAMILIES, build
@@ -32,6 +34,9 @@ def test_family_exports_verifies_and_paints(family: str, tmp_path: Path) -> None
     assert set(totals) == {len(totals)}
     assert manifest.verification is not None and "picture.pixels" in manifest.verification
     assert all(check.passed for check in verify(package))
+    shown = CliRunner().invoke(main, ["inspect", str(package)])
+    assert shown.exit_code == 0 and manifest.family in shown.stdout
+    assert all(name in shown.stdout for name in manifest.components)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of configurations that diffusers calls outdated
         theirs: Any = diffusers.DiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
