@@ -77,10 +77,13 @@ def _write_weights(folder: Path, shapes: dict[str, Any], generator: Any, *, half
         ending = "" if len(shards) == 1 else f"-{number:05}-of-{len(shards):05}"
         file = folder / f"{stem}{ending}.safetensors"
         tensors = {name: _random(name, shapes[name], generator) for name in names}
-        save_file({k: v.half() if half else v for k, v in tensors.items()}, file)
+        weights = {k: v.half() if half else v for k, v in tensors.items()}
+        save_file(weights, file, metadata={"format": "pt"})  # older transformers ask for it
         places |= dict.fromkeys(names, file.name)
     if len(shards) > 1:
-        _write_json(folder / f"{stem}.safetensors.index.json", {"weight_map": places})
+        total = sum(value.numel() for value in shapes.values()) * (2 if half else 4)
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        _write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def _shards(shapes: dict[str, Any]) -> Iterator[list[str]]:
