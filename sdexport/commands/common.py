@@ -15,6 +15,9 @@ import click
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+low_memory_option = click.option(
+    "--low-memory", is_flag=True, help="Hold one component in memory at a time."
+)
 
 
 class Backends(click.ParamType[Any]):

@@ -15,6 +15,7 @@ from sdexport.commands.common import (
     engine_dir_option,
     given,
     json_option,
+    low_memory_option,
     parsed,
     print_json,
     progress_bar,
@@ -121,7 +122,7 @@ class Interval(click.ParamType[tuple[float, float]]):
 @click.option("--tile", "vae_tile", type=int, help="Let the VAE work in tiles of so many pixels.")
 @backend_option
 @engine_dir_option
-@click.option("--low-memory", is_flag=True, help="Hold one component in memory at a time.")
+@low_memory_option
 @click.option("--force", is_flag=True, help="Overwrite existing pictures.")
 @json_option
 def generate(

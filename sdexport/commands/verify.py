@@ -17,6 +17,7 @@ from sdexport.commands.common import (
     exit_unless,
     given,
     json_option,
+    low_memory_option,
     needs_torch,
     parsed,
     print_json,
@@ -29,6 +30,7 @@ from sdexport.commands.common import (
 @click.argument("package", type=FOLDER)
 @backend_option
 @engine_dir_option
+@low_memory_option
 @click.option(
     "--against",
     metavar="SOURCE",
@@ -42,6 +44,7 @@ def verify(
     package: Path,
     backends: tuple[str, ...],
     engine_dir: Path | None,
+    low_memory: bool,
     against: str | None,
     seed: int | None,
     as_json: bool,
@@ -49,6 +52,7 @@ def verify(
 ) -> None:
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
     from runtime import Package
+    from runtime.manifest import MANIFEST
     from sdexport.verify import table
 
     backend, engines = parsed(backends), given(engine_dir=engine_dir)
@@ -56,11 +60,12 @@ def verify(
     if against is None:
         _check_alone(of_source | {"seed": seed})
     loaded = Package.load(package, verify=False)
-    if against is None:
-        checks = _recorded(loaded, backend, engines)
-    else:
+    checks: list[Any] = []
+    if against is not None:
         said["seed"] = secrets.randbelow(2**31) if seed is None else seed
         checks = _afresh(loaded, backend, engines, against, said["seed"], of_source)
+    if against is None or (package / MANIFEST).is_file():  # Optimum's folders hold no answers
+        checks = [*_recorded(loaded, backend, engines, low_memory=low_memory), *checks]
     passed = all(check.passed for check in checks)
     if as_json:
         print_json({"passed": passed, **said, "checks": [check.to_dict() for check in checks]})
@@ -78,11 +83,15 @@ def _check_alone(options: Mapping[str, Any]) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} goes with --against SOURCE")
 
 
-def _recorded(package: Any, backend: Any, engines: Mapping[str, Any]) -> list[Any]:
+def _recorded(
+    package: Any, backend: Any, engines: Mapping[str, Any], *, low_memory: bool
+) -> list[Any]:
     from sdexport.verify import verify_package
 
     with progress_bar(2 + len(package.manifest.components), "verify") as bar:
-        return verify_package(package, backend, progress=advance(bar), **engines)
+        return verify_package(
+            package, backend, progress=advance(bar), low_memory=low_memory, **engines
+        )
 
 
 def _afresh(
@@ -93,14 +102,12 @@ def _afresh(
     seed: int,
     of_source: dict[str, Any],
 ) -> list[Any]:
-    from runtime.manifest import MANIFEST
-
     with needs_torch("comparing with a checkpoint"):
         from sdexport.against import verify_against
         from sdexport.sources import Options
     revision = of_source.pop("revision")
     with progress_bar(4, "against") as bar:
-        checks = verify_against(
+        return verify_against(
             package,
             source,
             backend,
@@ -110,5 +117,3 @@ def _afresh(
             progress=advance(bar),
             **engines,
         )
-    recorded = (package.folder / MANIFEST).is_file()  # a folder of Optimum's holds no answers
-    return [*_recorded(package, backend, engines), *checks] if recorded else checks

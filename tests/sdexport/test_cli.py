@@ -159,6 +159,7 @@ def test_verify_prints_a_table_and_json(package: Path) -> None:
     ]
     report = json.loads(call("verify", package, "--json").stdout)
     assert report["passed"] is True and len(report["checks"]) == 15
+    assert json.loads(call("verify", package, "--json", "--low-memory").stdout) == report
 
 
 def test_verify_fails_on_altered_weights(package_copy: Path) -> None:
