@@ -48,10 +48,12 @@ def common(result: argparse.ArgumentParser) -> None:
     result.add_argument("--memory", type=float, help="GB for a group; default 85%% of what is free")
 
 
-def selected(args: argparse.Namespace) -> Iterator[tuple[Model, int, list[Contender]]]:
+def selected(
+    args: argparse.Namespace, *, memory: bool = False
+) -> Iterator[tuple[Model, int, list[Contender]]]:
     """Model, size and contenders of each run that was asked for."""
     args.work = args.work.resolve()
-    contenders = chosen(args.contender, slow=args.slow)
+    contenders = chosen(args.contender, slow=args.slow, memory=memory)
     model = made(args.model, args.work, args.tokenizer and Path(args.tokenizer))
     for size in args.size or model.sizes:
         yield model, size, contenders

@@ -55,7 +55,7 @@ def _one(contender: Contender, model: Model, work: Path, cases: dict[str, Any]) 
 
 def main() -> None:
     args = arguments.parser("memory", __doc__).parse_args()
-    for model, size, contenders in arguments.selected(args):
+    for model, size, contenders in arguments.selected(args, memory=True):
         report = run(model, size, contenders, args.work)
         arguments.save(report, f"memory-{model.name}-{size}", args)
 

@@ -74,7 +74,22 @@ def memory(found: Sequence[Mapping[str, Any]]) -> str:
     lines.append("|---|" + "---:|" * len(titles))
     for name in names:
         lines.append(_row(name, *(_gigabytes(r["rows"].get(name, {})) for r in found)))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_of_optimum(found)])
+
+
+def _of_optimum(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The goal: at most 0.7 of Optimum's peak memory, in the same precision."""
+    for report in found:
+        theirs = _peak_mb(report["rows"].get("optimum fp32", {}))
+        ours = {
+            name: peak
+            for name, row in report["rows"].items()
+            if name.startswith("sdexport onnxruntime fp32") and (peak := _peak_mb(row))
+        }
+        if theirs and ours:
+            shares = ", ".join(f"{name} {peak / theirs:.2f}" for name, peak in ours.items())
+            size = report["size"]
+            yield f"Of Optimum's, at {size[0]}x{size[1]} (goal: 0.7 at most): {shares}.\n"
 
 
 def roofline(report: Mapping[str, Any]) -> str:
@@ -156,13 +171,14 @@ def _seconds(figures: Mapping[str, Any]) -> str:
     return f"{figures['median_s']:.3g} ({figures['p20_s']:.3g} to {figures['p80_s']:.3g})"
 
 
+def _peak_mb(row: Mapping[str, Any]) -> float | None:
+    figures = (value for value in row.values() if isinstance(value, dict))
+    return max((f["peak_mb"] for f in figures if f.get("peak_mb")), default=None)
+
+
 def _gigabytes(row: Mapping[str, Any]) -> str:
-    peaks = [
-        figures["peak_mb"]
-        for figures in row.values()
-        if isinstance(figures, dict) and figures.get("peak_mb")
-    ]
-    return f"{max(peaks) / 1000:.2f}" if peaks else str(row.get("error", "-"))[:60]
+    peak = _peak_mb(row)
+    return str(row.get("error", "-"))[:60] if peak is None else f"{peak / 1000:.2f}"
 
 
 def _share(figures: Mapping[str, float] | None) -> str:

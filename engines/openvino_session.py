@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,16 @@ except ImportError as error:
     raise ImportError("OpenVINO is not installed; run: pip install 'sdexport[openvino]'") from error
 
 PRECISIONS = ("f32", "bf16", "f16")
+Shapes = dict[str, tuple[int, ...]]
 
 
 class OpenVinoSession(SessionBase):
     """An ONNX graph in OpenVINO.
 
     Each thread that calls `run` works on an infer request of its own; requests are kept and taken
-    up again.
+    up again. The graph is compiled when it is first called, for the shapes of that call alone:
+    which is faster, and spares it what OpenVINO would otherwise do for new shapes. A call of other
+    shapes compiles it once more, for all shapes from then on.
 
     Args:
       path: the .onnx file; external data is looked up beside it, and mapped, not read.
@@ -35,6 +40,7 @@ class OpenVinoSession(SessionBase):
       streams: calls that are computed at the same time, sharing the threads.
       cache_dir: folder for compiled graphs, which are then loaded instead of compiled; it is made
         if it is missing.
+      static: False compiles for all shapes from the beginning.
     Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, the device
       is not there, or the cache folder cannot be written.
     """
@@ -48,6 +54,7 @@ class OpenVinoSession(SessionBase):
         threads: int | None = None,
         streams: int = 1,
         cache_dir: str | Path | None = None,
+        static: bool = True,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
@@ -55,21 +62,24 @@ class OpenVinoSession(SessionBase):
         inputs, outputs = graph_specs(path)
         if cache_dir is not None:
             config["CACHE_DIR"] = str(_made(Path(cache_dir), name))
-        try:
-            core: Any = ov.Core()
-            self._model: Any = core.compile_model(core.read_model(str(path)), device, config)
-        except RuntimeError as error:
-            raise EngineError(
-                f"{name}: OpenVINO cannot load {path.name}: {_reason(error)}"
-            ) from error
+        self._path, self._device, self._config = path, device, config
         super().__init__(name, inputs, outputs)
-        self._idle: list[Any] = []
         self._lock = threading.Lock()
+        self._compiled: Any = None
+        self._shapes: Shapes | None = None  # that it was compiled for; None for all
+        self._idle: list[Any] = []
+        with self._explained():
+            self._core: Any = ov.Core()
+            self._core.get_property(device, "FULL_DEVICE_NAME")  # fails if it is not there
+            self._model: Any = self._core.read_model(str(path))
+        if not static:
+            self._compile(None)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         with self._lock:
             self._check_open()
-            request = self._idle.pop() if self._idle else self._model.create_infer_request()
+            compiled = self._compiled_for({name: value.shape for name, value in feeds.items()})
+            request = self._idle.pop() if self._idle else compiled.create_infer_request()
         try:
             request.infer({name: _tensor(value) for name, value in feeds.items()})
             return {
@@ -79,12 +89,41 @@ class OpenVinoSession(SessionBase):
             raise EngineError(f"{self.name}: OpenVINO failed: {_reason(error)}") from error
         finally:
             with self._lock:
-                if not self._closed:
+                if compiled is self._compiled:
                     self._idle.append(request)
+
+    def _compiled_for(self, shapes: Shapes) -> Any:
+        if self._compiled is None:
+            self._compile(shapes)
+        elif self._shapes not in (None, shapes):
+            self._release_compiled()  # before there are two
+            self._compile(None)
+        return self._compiled
+
+    def _compile(self, shapes: Shapes | None) -> None:
+        with self._explained():
+            model, self._model = self._model or self._core.read_model(str(self._path)), None
+            if shapes is not None:
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._compiled = self._core.compile_model(model, self._device, self._config)
+        self._shapes = shapes
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise EngineError(
+                f"{self.name}: OpenVINO cannot load {self._path.name}: {_reason(error)}"
+            ) from error
+
+    def _release_compiled(self) -> None:
+        self._idle.clear()
+        self._compiled = None
 
     def _release(self) -> None:
         with self._lock:
-            self._idle.clear()
+            self._release_compiled()
             self._model = None
 
 

@@ -14,7 +14,7 @@ from engines import EngineError, open_session
 from tests.engines.test_contract import feeds
 from tests.tolerances import BF16_COSINE, COMPONENT_REL, assert_close
 
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,32 @@ def test_openvino_lower_precisions_are_near(
     assert actual.dtype == np.float32
     a, b = actual.ravel().astype(float), expected.ravel().astype(float)
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= BF16_COSINE
+
+
+def test_openvino_compiles_for_the_first_shapes_then_for_all(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    compile_model = openvino.Core.compile_model
+    monkeypatch.setattr(
+        openvino.Core,
+        "compile_model",
+        lambda core, model, *more: (
+            compiled.append(model.is_dynamic()) or compile_model(core, model, *more)
+        ),
+    )
+    path = package / "unet" / "model.onnx"
+    trials = [feeds(), feeds(), feeds(batch=3, height=24), feeds(), feeds(batch=1, width=8)]
+    with open_session(path, "openvino") as session, open_session(path, "onnxruntime") as other:
+        for trial in trials:
+            expected = other.run(trial)["out_sample"]
+            assert_close(session.run(trial)["out_sample"], expected, rel=COMPONENT_REL)
+    assert compiled == [False, True]
+    compiled.clear()
+    with open_session(path, "openvino", static=False) as session:
+        assert compiled == [True]
+        session.run(feeds())
+    assert compiled == [True]
 
 
 def test_openvino_cache_is_written_used_and_survives_damage(
