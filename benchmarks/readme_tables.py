@@ -141,7 +141,7 @@ def full_size(reports: list[dict[str, Any]]) -> str:
         largest = (METRICS[c["metric"]].format(c["error"]) for c in (worst, picture))
         lines.append(
             _row(
-                report["family"],
+                ", ".join(filter(None, (report["family"], report.get("remark")))),
                 report["source"],
                 f"{report['precision']}, {report['package_gb']:.2f} GB",
                 *(_stage(report["stages"][s]) for s in ("export", "verify", "generate")),

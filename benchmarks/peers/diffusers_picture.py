@@ -7,7 +7,9 @@ import sys
 import torch
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
+pipe = StableDiffusionPipeline.from_pretrained(
+    sys.argv[1], torch_dtype=torch.float32, local_files_only=True
+)
 pipe.set_progress_bar_config(disable=True)
 pipe(
     "a large red circle on a white background",
