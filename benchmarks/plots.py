@@ -46,6 +46,9 @@ def growth(report: dict[str, Any], path: Path) -> None:
             found = report[label][name]
             seconds = [s["median_s"] for s in found["seconds"]]
             axis.loglog(found["sizes"], seconds, marker="o", label=label)
+        sizes = report["outside"][name]["sizes"]
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
         axis.set_xlabel(name)
         axis.set_ylabel("seconds")
     axes[0].legend()
