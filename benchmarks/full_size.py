@@ -2,7 +2,7 @@
 
     python -m benchmarks.full_size --tokenizer DIR [--family sd15|sd2|sdxl|refiner]
                                    [--precision fp32|fp16] [--source fp32|fp16]
-                                   [--work DIR] [--json FILE]
+                                   [--export-only] [--work DIR] [--json FILE]
 
 Builds the checkpoint, then exports, verifies and paints 256x256 in 2 steps, each in a process of
 its own. Weights are random: real shapes, real cost, no meaning in the picture. Peak memory is what
@@ -125,33 +125,21 @@ def run(
     family: str = "sd15",
     precision: str = "fp32",
     source: str = "fp32",
+    export_only: bool = False,
 ) -> dict[str, Any]:
     """Everything, of one model.
 
     Args:
       work: keeps the checkpoint and the package. source: precision of the checkpoint's weights.
+      export_only: the export, which verifies, and the package's size, without the commands after.
     """
     checkpoint = work / f"{family}-{source}"
-    package, picture = work / f"package-{precision}", work / "picture.png"
+    package = work / f"package-{precision}"
     if not checkpoint.exists():
         build_checkpoint(checkpoint, tokenizer, family, half=source == "fp16")
-    paint: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--json", "--force")
-    if family == "refiner":
-        given = work / "given.png"
-        Image.linear_gradient("L").convert("RGB").save(given)
-        paint += ("--image", given, "--strength", 1)
-    else:
-        paint += ("--size", "256x256")
-    cli = ("-m", "sdexport")
-    stages = {
-        "export": measure("-c", EXPORT, checkpoint, package, precision),
-        "verify": measure(*cli, "verify", package, "--json"),
-        "generate": measure(*cli, "generate", package, PROMPT, "-o", picture, *paint),
-    }
-    outputs = {name: stage.pop("output") for name, stage in stages.items()}
-    for name in ("verify", "generate"):
-        stages[name].pop("stages")
-    checks = json.loads(outputs["verify"])
+    exported = measure("-c", EXPORT, checkpoint, package, precision)
+    del exported["output"]
+    used = {} if export_only else _used(package, family, work)
     sizes = {f: f.stat().st_size for f in package.rglob("*") if f.is_file()}
     manifest = json.loads((package / "sdexport.json").read_text(encoding="utf-8"))
     return {
@@ -166,10 +154,33 @@ def run(
             name: _gb(size for file, size in sizes.items() if file.parent.name == name)
             for name in manifest["components"]
         },
+        "stages": {"export": exported, **used.pop("stages", {})},
+        **used,
+    }
+
+
+def _used(package: Path, family: str, work: Path) -> dict[str, Any]:
+    """What `sdexport verify` and `sdexport generate` take, and what they say."""
+    paint: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--json", "--force")
+    if family == "refiner":
+        given = work / "given.png"
+        Image.linear_gradient("L").convert("RGB").save(given)
+        paint += ("--image", given, "--strength", 1)
+    else:
+        paint += ("--size", "256x256")
+    cli = ("-m", "sdexport")
+    stages = {
+        "verify": measure(*cli, "verify", package, "--json"),
+        "generate": measure(*cli, "generate", package, PROMPT, "-o", work / "picture.png", *paint),
+    }
+    said = {name: json.loads(stage.pop("output")) for name, stage in stages.items()}
+    for stage in stages.values():
+        del stage["stages"]
+    return {
         "stages": stages,
-        "generate_seconds": json.loads(outputs["generate"])["images"][0]["seconds"],
-        "verified": checks["passed"],
-        "checks": [c for c in checks["checks"] if c["output"] != "files"],
+        "generate_seconds": said["generate"]["images"][0]["seconds"],
+        "verified": said["verify"]["passed"],
+        "checks": [c for c in said["verify"]["checks"] if c["output"] != "files"],
     }
 
 
@@ -185,6 +196,7 @@ def main() -> None:
     parser.add_argument("--family", choices=NAMES, default="sd15")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the package")
     parser.add_argument("--source", choices=PRECISIONS, default="fp32", help="of the checkpoint")
+    parser.add_argument("--export-only", action="store_true", help="no commands after the export")
     parser.add_argument(
         "--work", type=Path, help="keeps checkpoint and package; SD 1.5 9 GB, SDXL 28 GB"
     )
@@ -197,6 +209,7 @@ def main() -> None:
             family=args.family,
             precision=args.precision,
             source=args.source,
+            export_only=args.export_only,
         )
     show_and_save(report, args.json)
 

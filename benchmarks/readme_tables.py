@@ -222,8 +222,8 @@ def main() -> None:
     if (RESULTS / "families.json").is_file():
         small = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))
         text += f"\n{families(small, {(r['family'], r['precision']): r for r in full})}\n"
-    if full:
-        text += f"\n{full_size(full)}\n"
+    if whole := [report for report in full if "checks" in report]:
+        text += f"\n{full_size(whole)}\n"
     if (RESULTS / "precision.json").is_file():
         report = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
         text += f"\n{precisions(report)}\n"
