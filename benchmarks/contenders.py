@@ -114,8 +114,9 @@ def chosen(names: Sequence[str], *, slow: bool = False, memory: bool = False) ->
     if not names:
         return [c for c in known if slow or not c.slow]
     for name in names:
-        if not any(known.startswith(name) for known in CONTENDERS):
-            raise ValueError(f"no contender '{name}'; choose among {', '.join(CONTENDERS)}")
+        if not any(c.name.startswith(name) for c in known):
+            among = ", ".join(c.name for c in known)
+            raise ValueError(f"no contender '{name}'; choose among {among}")
     return [c for c in known if c.name.startswith(tuple(names))]
 
 

@@ -139,7 +139,7 @@ def run(
         build_checkpoint(checkpoint, tokenizer, family, half=source == "fp16")
     exported = measure("-c", EXPORT, checkpoint, package, precision)
     del exported["output"]
-    used = {} if export_only else _used(package, family, work)
+    stages, findings = ({}, {}) if export_only else _used(package, family, work)
     sizes = {f: f.stat().st_size for f in package.rglob("*") if f.is_file()}
     manifest = json.loads((package / "sdexport.json").read_text(encoding="utf-8"))
     return {
@@ -154,13 +154,13 @@ def run(
             name: _gb(size for file, size in sizes.items() if file.parent.name == name)
             for name in manifest["components"]
         },
-        "stages": {"export": exported, **used.pop("stages", {})},
-        **used,
+        "stages": {"export": exported, **stages},
+        **findings,
     }
 
 
-def _used(package: Path, family: str, work: Path) -> dict[str, Any]:
-    """What `sdexport verify` and `sdexport generate` take, and what they say."""
+def _used(package: Path, family: str, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `sdexport verify` and `sdexport generate` take, by command, and what they say."""
     paint: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--json", "--force")
     if family == "refiner":
         given = work / "given.png"
@@ -176,8 +176,7 @@ def _used(package: Path, family: str, work: Path) -> dict[str, Any]:
     said = {name: json.loads(stage.pop("output")) for name, stage in stages.items()}
     for stage in stages.values():
         del stage["stages"]
-    return {
-        "stages": stages,
+    return stages, {
         "generate_seconds": said["generate"]["images"][0]["seconds"],
         "verified": said["verify"]["passed"],
         "checks": [c for c in said["verify"]["checks"] if c["output"] != "files"],

@@ -100,13 +100,13 @@ def families(small: dict[str, Any], full: dict[tuple[str, str], dict[str, Any]])
         "| export | peak memory | package, fp32 | package, fp16 |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    shown = set()
+    shown: dict[str, str] = {}
     for name, found in small["families"].items():
         half = found["fp16"]
         model = SIZES.get(name, "")
         costs = [""] * 5
         if model in shown:
-            costs[0] = f"as {next(k for k, v in SIZES.items() if v == model)}"
+            costs[0] = f"as {shown[model]}"
         elif report := full.get((model, "fp16"), full.get((model, "fp32"))):
             stage = report["stages"]["export"]
             sizes = [full.get((model, p), {}).get("package_gb") for p in ("fp32", "fp16")]
@@ -116,7 +116,7 @@ def families(small: dict[str, Any], full: dict[tuple[str, str], dict[str, Any]])
                 f"{stage['peak_gb']:.1f} GB",
                 *(f"{size:.2f} GB" if size else "not measured" for size in sizes),
             ]
-            shown.add(model)
+            shown[model] = name
         decibels = "equal" if half["psnr_db"] is None else f"{half['psnr_db']:.0f} dB"
         pictures = found["fp32"]["picture_of_255"], f"{half['picture_of_255']}, {decibels}"
         lines.append(_row(name, *pictures, *costs))

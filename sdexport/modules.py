@@ -95,6 +95,7 @@ def fill(module: nn.Module, tensors: Tensors) -> Any:
 
 
 def is_large(weight: torch.Tensor) -> bool:
+    """Whether it is worth keeping in half: from LARGE values on."""
     return weight.numel() >= LARGE
 
 

@@ -122,6 +122,7 @@ def run(package: Path, singles: int, pairs: int, pictures: Path | None) -> dict[
 
 
 def main() -> None:
+    """Print the report; exit status 1 if a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m sdexport.shapes.evaluate")
     parser.add_argument("package", type=Path)
     parser.add_argument("--singles", type=int, default=SINGLES)

@@ -46,6 +46,7 @@ SAVE_EVERY = 100
 
 
 def main() -> None:
+    """Train, or go on from the last checkpoint, and write the model."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m sdexport.shapes.train")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints; resumes from here")
     parser.add_argument("--output", type=Path, default=MODEL_DIR, help="diffusers folder to write")
