@@ -19,6 +19,8 @@ try:
 except ImportError as error:
     raise ImportError("OpenVINO is not installed; run: pip install 'sdexport[openvino]'") from error
 
+from engines import openvino_rewrite as rewritten
+
 PRECISIONS = ("f32", "bf16", "f16")
 Shapes = dict[str, tuple[int, ...]]
 
@@ -41,6 +43,10 @@ class OpenVinoSession(SessionBase):
       cache_dir: folder for compiled graphs, which are then loaded instead of compiled; it is made
         if it is missing.
       static: False compiles for all shapes from the beginning.
+      rewrite: False leaves the graph as it is. Otherwise, on a CPU and for fixed shapes,
+        convolutions are computed with fewer multiplications where that is faster
+        (engines/openvino_rewrite.py); in f32 that takes more memory for weights, and adds rounding
+        errors of some 1e-5 of the output's scale.
     Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, the device
       is not there, or the cache folder cannot be written.
     """
@@ -55,6 +61,7 @@ class OpenVinoSession(SessionBase):
         streams: int = 1,
         cache_dir: str | Path | None = None,
         static: bool = True,
+        rewrite: bool = True,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
@@ -63,6 +70,8 @@ class OpenVinoSession(SessionBase):
         if cache_dir is not None:
             config["CACHE_DIR"] = str(_made(Path(cache_dir), name))
         self._path, self._device, self._config = path, device, config
+        self._winograd = precision == "f32"
+        self._rewrite = rewrite and device == "CPU"
         super().__init__(name, inputs, outputs)
         self._lock = threading.Lock()
         self._compiled: Any = None
@@ -105,6 +114,8 @@ class OpenVinoSession(SessionBase):
             model, self._model = self._model or self._core.read_model(str(self._path)), None
             if shapes is not None:
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
+                if self._rewrite:
+                    rewritten.rewrite(model, winograd=self._winograd)
             self._compiled = self._core.compile_model(model, self._device, self._config)
         self._shapes = shapes
 

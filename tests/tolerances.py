@@ -120,6 +120,18 @@ FUSED_ABS = 2e-7
 products of float32, scaled before or after the sum. Measured: at most 6e-8."""
 
 
+WINOGRAD_REL = 1e-5
+"""A convolution by Winograd's tiles, or by halves, against a direct one, float32, at most 1,024
+channels. Measured: at most 4e-6 of the output's scale (tiles of 4), 1e-6 for the others."""
+
+WINOGRAD_BF16_REL = 1e-2
+"""The same with inputs and outputs in bfloat16 (2**-9): one rounding of the result.
+Measured: 4e-3."""
+
+CONVOLUTION_FLOAT64_REL = 1e-12
+"""The same in float64: what is left is rounding. Measured: 4e-16."""
+
+
 def assert_close(
     actual: np.ndarray, expected: np.ndarray, *, rel: float = 0.0, abs_: float = 0.0
 ) -> None:

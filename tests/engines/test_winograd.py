@@ -1,0 +1,77 @@
+"""The matrices and weights of convolutions with fewer multiplications, against the plain sum."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from engines import winograd
+from engines.winograd import POINTS, tile_matrices, transformed_weights, transforms
+from tests.tolerances import CONVOLUTION_FLOAT64_REL, WINOGRAD_REL, assert_close
+
+RNG = np.random.default_rng(0)
+
+
+def correlated(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(C, H, W) pixels and (K, C, 3, 3) weights: (K, H - 2, W - 2), in float64."""
+    windows = np.lib.stride_tricks.sliding_window_view(pixels.astype(float), (3, 3), (1, 2))
+    return np.einsum("chwij,kcij->khw", windows, weights.astype(float))
+
+
+@pytest.mark.parametrize("tile", POINTS)
+def test_transforms_give_sums_of_products(tile: int) -> None:
+    bt, g, at = transforms(tile)
+    assert (bt.shape, g.shape, at.shape) == ((tile + 2,) * 2, (tile + 2, 3), (tile, tile + 2))
+    values, weights = RNG.standard_normal(tile + 2), RNG.standard_normal(3)
+    found = at @ ((g @ weights) * (bt @ values))
+    assert_close(found, np.correlate(values, weights, "valid"), rel=CONVOLUTION_FLOAT64_REL)
+
+
+def through_tiles(pixels: np.ndarray, weights: np.ndarray, tile: int) -> np.ndarray:
+    """One tile of (C, side, side) float32 pixels: (K, tile, tile), summed in float32."""
+    into, back = tile_matrices(tile)
+    tiles = into @ pixels.reshape(len(pixels), -1).T
+    products = np.einsum("pkc,pc->pk", transformed_weights(weights, tile), tiles)
+    return (back @ products).T.reshape(-1, tile, tile)
+
+
+def trial(tile: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels = RNG.standard_normal((64, tile + 2, tile + 2), dtype=np.float32)
+    return pixels, RNG.standard_normal((50, 64, 3, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("tile", POINTS)
+def test_tiles_give_a_convolution(tile: int) -> None:
+    pixels, weights = trial(tile)
+    assert_close(
+        through_tiles(pixels, weights, tile), correlated(pixels, weights), rel=WINOGRAD_REL
+    )
+
+
+def test_points_round_less_than_the_usual_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, weights = trial(4)
+
+    def error() -> float:
+        difference = through_tiles(pixels, weights, 4) - correlated(pixels, weights)
+        return float(np.sqrt(np.mean(difference**2)))
+
+    ours = error()
+    transforms.cache_clear()
+    usual = tuple(Fraction(n) for n in (0, 1, -1, 2, -2))
+    monkeypatch.setitem(winograd.POINTS, 4, usual)
+    assert error() > 1.8 * ours
+    transforms.cache_clear()
+
+
+def test_weights_of_halves_convolve_a_doubled_image() -> None:
+    image = RNG.standard_normal((3, 5, 7))
+    weights = RNG.standard_normal((4, 3, 3, 3), dtype=np.float32)
+    doubled = np.pad(image.repeat(2, 1).repeat(2, 2), ((0, 0), (1, 1), (1, 1)))
+    expected = correlated(doubled, weights)
+    for (row, column), part in winograd.weights_of_halves(weights).items():
+        bordered = np.pad(image, ((0, 0), (1 - row, row), (1 - column, column)))
+        windows = np.lib.stride_tricks.sliding_window_view(bordered, (2, 2), (1, 2))
+        found = np.einsum("chwij,kcij->khw", windows, part)
+        assert_close(found, expected[:, row::2, column::2], rel=WINOGRAD_REL)
