@@ -28,7 +28,8 @@ OURS = "sdexport"
 class Contender:
     """library: `sdexport` or the stem of a worker in benchmarks/peers; precision: of arithmetic.
 
-    options: of the worker's `open`; memory: resident at work, in sizes of the fp32 weights.
+    options: of the worker's `open`; memory: at work without mapped files, in sizes of the
+      fp32 weights, as measured.
     scheduler: GenAI's LMS is not diffusers' with timesteps spaced as "leading", its Euler is; with
       two steps the two are the same. memory_only: left out where seconds are measured.
     """
@@ -47,33 +48,35 @@ class Contender:
 CONTENDERS = {
     c.name: c
     for c in (
-        Contender("diffusers fp32", "diffusers"),
-        Contender("sdexport onnxruntime fp32", OURS, options={"backend": "onnxruntime"}),
+        Contender("diffusers fp32", "diffusers", memory=1.15),
+        Contender("sdexport openvino fp32", OURS, options={"backend": "openvino"}),
+        Contender("optimum fp32", "optimum", prepares=True, memory=1.4),
+        Contender(
+            "sdexport onnxruntime fp32", OURS, options={"backend": "onnxruntime"}, memory=1.1
+        ),
         Contender(
             "sdexport onnxruntime fp32 low memory",
             OURS,
             options={"backend": "onnxruntime", "options": {"low_memory": True}},
             memory_only=True,
         ),
-        Contender("sdexport openvino fp32", OURS, options={"backend": "openvino"}),
-        Contender("optimum fp32", "optimum", prepares=True, memory=1.7),
         Contender(
-            "openvino-genai fp32", "openvino_genai", prepares=True, scheduler="euler", memory=2.0
+            "openvino-genai fp32", "openvino_genai", prepares=True, scheduler="euler", memory=1.1
         ),
         Contender(
             "sdexport openvino bf16",
             OURS,
             "bf16",
             {"backend": "openvino", "options": {"precision": "bf16"}},
-            memory=2.0,
+            memory=0.85,
         ),
-        Contender("diffusers bf16", "diffusers", "bf16", {"dtype": "bfloat16"}, memory=1.0),
+        Contender("diffusers bf16", "diffusers", "bf16", {"dtype": "bfloat16"}, memory=0.7),
         Contender(
             "diffusers bf16 channels_last",
             "diffusers",
             "bf16",
             {"dtype": "bfloat16", "channels_last": True},
-            memory=1.0,
+            memory=0.8,
         ),
         Contender(
             "openvino-genai bf16",
@@ -82,7 +85,7 @@ CONTENDERS = {
             {"precision": "bf16"},
             prepares=True,
             scheduler="euler",
-            memory=2.0,
+            memory=0.75,
         ),
         Contender(
             "diffusers compiled fp32",
@@ -138,13 +141,18 @@ def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[
 def groups(
     contenders: Sequence[Contender], model: Model, memory_gb: float
 ) -> list[list[Contender]]:
-    """Contenders that fit into memory together; the first one is in every group, as a reference."""
+    """Contenders of one precision that fit into memory together.
+
+    The first one of all is in every group, as a reference.
+    """
     first, *rest = contenders
     size = model.weights_gb
     found = [[first]]
     for contender in rest:
-        used = sum(c.memory for c in found[-1]) + contender.memory
-        if used * size > memory_gb and len(found[-1]) > 1:
+        group = found[-1]
+        used = sum(c.memory for c in group) + contender.memory
+        full = used * size > memory_gb or contender.precision != group[-1].precision
+        if full and len(group) > 1:
             found.append([first])
         found[-1].append(contender)
     return found

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def run(
     rounds: int = 3,
     memory_gb: float | None = None,
     components: bool = True,
+    save: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
-    """The report of one model at one size."""
+    """The report of one model at one size; `save` takes it after each group."""
     memory_gb = memory_gb or 0.85 * available_gb()
     report: dict[str, Any] = {
         "model": model.name,
@@ -63,6 +65,7 @@ def run(
         for group in groups(contenders, model, memory_gb):
             rows = _group(group, model, work, cases, rounds, Path(scratch))
             report["groups"].append(rows)
+            save(report)
     return report
 
 
@@ -212,7 +215,7 @@ def main() -> None:
     parser.add_argument("--pictures-only", action="store_true", help="leave the components out")
     args = parser.parse_args()
     for model, size, contenders in arguments.selected(args):
-        report = run(
+        run(
             model,
             size,
             contenders,
@@ -220,8 +223,8 @@ def main() -> None:
             rounds=args.rounds,
             memory_gb=args.memory,
             components=not args.pictures_only,
+            save=partial(arguments.save, name=f"latency-{model.name}-{size}", args=args),
         )
-        arguments.save(report, f"latency-{model.name}-{size}", args)
 
 
 if __name__ == "__main__":
