@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from engines.backends import check_backend
 from runtime.manifest import COMPONENTS
@@ -56,3 +57,19 @@ def parse_backends(values: Sequence[str]) -> Backends:
     if set(found) <= {OTHERS}:
         return found.get(OTHERS, DEFAULT)
     return found
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """Read "NAME=VALUE", an option of the backends' sessions: a whole number, true, false or text.
+
+    Raises: ValueError: it has no name or no value.
+    """
+    name, _, value = text.partition("=")
+    if not (name and value):
+        raise ValueError(f"expected OPTION=VALUE such as precision=bf16, got '{text:.40}'")
+    if value in _TRUTH:
+        return name, _TRUTH[value]
+    return name, int(value) if value.isascii() and value.isdecimal() else value
+
+
+_TRUTH = {"true": True, "false": False}

@@ -20,6 +20,7 @@ import numpy as np
 from engines.backends import available, check_backend
 from engines.onnx_specs import graph_specs
 from runtime import Package
+from runtime.backends import parse_option
 from sdexport.bench_worker import PAINTED
 from sdexport.measure import machine, summary
 from sdexport.workers import Worker, WorkerError
@@ -41,13 +42,11 @@ class Contender:
         backend, *rest = text.split(",")
         options: dict[str, Any] = {}
         for part in rest:
-            name, equals, value = part.partition("=")
-            if not (equals and name and value):
-                raise ValueError(
-                    f"--backend {text:.60}: expected NAME,OPTION=VALUE such as "
-                    f"openvino,precision=bf16, got '{part:.40}'"
-                )
-            options[name] = int(value) if value.isdecimal() else value
+            try:
+                name, value = parse_option(part)
+            except ValueError as error:
+                raise ValueError(f"--backend {text:.60}: {error}") from None
+            options[name] = value
         return cls(check_backend(backend), options)
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,29 @@ backend_option = click.option(
     multiple=True,
     help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto; "
     "also for one component, such as unet=openvino, and several times.",
+)
+
+
+class SessionOption(click.ParamType[tuple[str, Any]]):
+    name = "NAME=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        from runtime.backends import parse_option
+
+        try:
+            return parse_option(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+session_option = click.option(
+    "--option",
+    "session_options",
+    type=SessionOption(),
+    multiple=True,
+    help="Of the backend's sessions, such as precision=bf16 or threads=4; repeatable.",
 )
 engine_dir_option = click.option(
     "--engine-dir", type=FOLDER, help="Built engines, instead of PACKAGE/engines."
@@ -128,6 +151,18 @@ def advance(bar: Any) -> Callable[[str], None]:
 def print_json(value: object) -> None:
     """Print one JSON document; ValueError for NaN, which JSON does not know."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def opening(session_options: Sequence[tuple[str, Any]], **own: Any) -> dict[str, Any]:
+    """Arguments that say how components are opened: the command's own, and those of --option.
+
+    Raises: UsageError: --option names something that is none of a session's options.
+    """
+    taken = {*own, "low_memory", "verify", "max_batch", "sessions", "progress", "plan", "digest"}
+    for name, _ in session_options:
+        if name in taken:
+            raise click.UsageError(f"--option {name}: no option of a backend's sessions")
+    return given(**own) | dict(session_options)
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from sdexport.commands.common import (
     FOLDER,
     backend_option,
     engine_dir_option,
-    given,
     json_option,
     low_memory_option,
+    opening,
     parsed,
     print_json,
     progress_bar,
+    session_option,
 )
 
 STEPS = 25
@@ -121,6 +122,7 @@ class Interval(click.ParamType[tuple[float, float]]):
 )
 @click.option("--tile", "vae_tile", type=int, help="Let the VAE work in tiles of so many pixels.")
 @backend_option
+@session_option
 @engine_dir_option
 @low_memory_option
 @click.option("--force", is_flag=True, help="Overwrite existing pictures.")
@@ -138,6 +140,7 @@ def generate(
     preview_with: str,
     vae_tile: int | None,
     backends: tuple[str, ...],
+    session_options: tuple[tuple[str, Any], ...],
     engine_dir: Path | None,
     low_memory: bool,
     force: bool,
@@ -159,9 +162,9 @@ def generate(
         load_pipeline(
             package,
             parsed(backends),
-            vae_tile=vae_tile,
-            low_memory=low_memory,
-            **given(engine_dir=engine_dir),
+            **opening(
+                session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
+            ),
         ) as pipe,
         progress_bar(0, "generate") as bar,
     ):

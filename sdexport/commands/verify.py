@@ -15,13 +15,14 @@ from sdexport.commands.common import (
     backend_option,
     engine_dir_option,
     exit_unless,
-    given,
     json_option,
     low_memory_option,
     needs_torch,
+    opening,
     parsed,
     print_json,
     progress_bar,
+    session_option,
     source_options,
 )
 
@@ -29,6 +30,7 @@ from sdexport.commands.common import (
 @click.command()
 @click.argument("package", type=FOLDER)
 @backend_option
+@session_option
 @engine_dir_option
 @low_memory_option
 @click.option(
@@ -43,6 +45,7 @@ from sdexport.commands.common import (
 def verify(
     package: Path,
     backends: tuple[str, ...],
+    session_options: tuple[tuple[str, Any], ...],
     engine_dir: Path | None,
     low_memory: bool,
     against: str | None,
@@ -55,7 +58,7 @@ def verify(
     from runtime.manifest import MANIFEST
     from sdexport.verify import table
 
-    backend, engines = parsed(backends), given(engine_dir=engine_dir)
+    backend, engines = parsed(backends), opening(session_options, engine_dir=engine_dir)
     said: dict[str, Any] = {}
     if against is None:
         _check_alone(of_source | {"seed": seed})

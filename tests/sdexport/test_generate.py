@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from runtime import Pipeline
+from runtime import Package, Pipeline
 from runtime.embeds_file import load_embeds, save_embeds
 from sdexport.cli import main
 
@@ -221,3 +221,36 @@ def test_embeds_that_do_not_fit_are_one_line(package: Path, tmp_path: Path, widt
     missing = call("generate", package, "-o", tmp_path / "a.png", "--embeds", tmp_path / "no.npz")
     assert missing.exit_code == 1 and "no.npz" in missing.stderr
     assert [f.name for f in tmp_path.iterdir()] == ["e.npz"]
+
+
+def test_options_reach_the_backend(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, Any]] = []
+    whole = Package.open
+    monkeypatch.setattr(Package, "open", lambda *a, **k: opened.append(k) or whole(*a, **k))
+    base = ["generate", package, "a red circle", "-o", tmp_path / "a.png", "--steps", 1]
+    result = call(*base, "--option", "threads=1", "--option", "prepacking=false")
+    assert result.exit_code == 0, result.output
+    assert opened and all(k == {"threads": 1, "prepacking": False} for k in opened)
+
+
+@pytest.mark.parametrize(
+    ("option", "status", "words"),
+    [
+        ("precision=bf16", 1, "onnxruntime takes no option 'precision'; it takes "),
+        ("threads=many", 1, "threads must be a whole number of at least 1, got 'many'"),
+        ("threads", 2, "expected OPTION=VALUE such as precision=bf16, got 'threads'"),
+        ("=4", 2, "expected OPTION=VALUE"),
+        ("low_memory=true", 2, "--option low_memory: no option of a backend's sessions"),
+        ("verify=false", 2, "--option verify: no option"),
+    ],
+)
+def test_options_that_cannot_be(
+    package: Path, tmp_path: Path, option: str, status: int, words: str
+) -> None:
+    out = tmp_path / "a.png"
+    result = call("generate", package, "x", "-o", out, "--steps", 1, "--option", option)
+    assert (result.exit_code, out.exists()) == (status, False)
+    assert words in result.stderr
+    assert status == 2 or result.stderr.count("\n") == 1
