@@ -20,7 +20,7 @@ from benchmarks.contenders import CONTENDERS, OURS, python_of
 from benchmarks.models import made
 from sdexport.workers import WorkerError
 
-CORE = ("diffusers fp32", "sdexport", "diffusers bf16")
+CORE = ("diffusers fp32", "sdexport openvino", "diffusers bf16 channels_last")
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,15 @@ SD15 = ("--model", "sd15")
 PARTS = {
     "startup": Part("startup", minutes=2),
     "install": Part("install", minutes=1),
-    "overhead": Part("overhead", minutes=1),
+    "overhead": Part("overhead", minutes=0.5),
     "scaling": Part("scaling", minutes=1),
     "latency-embedded": Part("latency", ("--rounds", "10"), 2),
-    "latency-256": Part("latency", (*SD15, "--size", "256"), 9),
-    "latency-512": Part("latency", (*SD15, "--size", "512", "--rounds", "2", *_core()), 10),
+    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "2"), 11),
+    "latency-512": Part(
+        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_core()), 8
+    ),
     "memory": Part("memory", (*SD15, "--size", "256"), 3),
-    "roofline": Part("roofline", SD15, 1),
+    "roofline": Part("roofline", SD15, 0.5),
     "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
     "compiled-256": Part(
         "latency",

@@ -91,3 +91,18 @@ def floats(name: str, value: object, shape: Sequence[int | None]) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: NaN or infinity is in it")
     return array
+
+
+def interval(name: str, value: object) -> tuple[float, float]:
+    """Two rising numbers from 0 to 1.
+
+    Raises: ValueError: they are not.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be (start, end), got {shown(value)}")
+    start, end = value
+    number(f"{name} start", start, 0, 1)
+    number(f"{name} end", end, 0, 1)
+    if not start < end:
+        raise ValueError(f"{name} must rise, got {value}")
+    return start, end

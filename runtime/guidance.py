@@ -58,15 +58,7 @@ class Guidance:
             raise ValueError(f"guidance_scale must be {MAX_SCALE:g} or less, got {self.scale}")
         checks.number("guidance_rescale", self.rescale, 0, 1)
         checks.function("guidance_function", self.function)
-        if not isinstance(self.interval, (tuple, list)) or len(self.interval) != 2:
-            raise ValueError(
-                f"guidance_interval must be (start, end), got {checks.shown(self.interval)}"
-            )
-        start, end = self.interval
-        checks.number("guidance_interval start", start, 0, 1)
-        checks.number("guidance_interval end", end, 0, 1)
-        if not start < end:
-            raise ValueError(f"guidance_interval must rise, got {self.interval}")
+        checks.interval("guidance_interval", self.interval)
 
     @property
     def is_guided(self) -> bool:

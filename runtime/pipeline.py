@@ -118,6 +118,7 @@ class Pipeline:
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_function: GuidanceFunction | None = None,
+        cache_interval: tuple[float, float] | None = None,
         image: ImageInput | Sequence[ImageInput] | None = None,
         strength: float | None = None,
         mask_image: ImageInput | None = None,
@@ -155,6 +156,8 @@ class Pipeline:
           guidance_scale: 0 or more; up to 1 no unconditional pass is run. Default 7.5, for SDXL 5
             without a mask, for latent consistency models, which are told it, 8.5.
           guidance_rescale, guidance_interval, guidance_function: see Guidance.
+          cache_interval: (start, end) as fractions of the steps; between them every second step
+            takes the prediction of the one before. Faster, and not exact; see docs/experiments.md.
           image: picture to begin from, or one for each prompt: any file, mode or size.
           strength: 0..1, how much of `image` is given up; default 0.8, with a mask 1, for SDXL 0.3
             and 0.9999.
@@ -190,6 +193,8 @@ class Pipeline:
         guidance = self._kind.guidance(
             scale, guidance_rescale, guidance_interval, guidance_function
         )
+        if cache_interval is not None:
+            checks.interval("cache_interval", cache_interval)
         checks.function("on_step", on_step)
         prompts, negatives = inputs.prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
@@ -231,7 +236,9 @@ class Pipeline:
         further = self._kind.conditions(pooled, sizes, scale, len(prompts), guidance)
         beginning = self._start(given, source, shape, course.begin, latents)
         clock.append(time.perf_counter())
-        loop = self._denoise(beginning, embeds, course.scheduler, guidance, source.draw, further)
+        loop = self._denoise(
+            beginning, embeds, course.scheduler, guidance, source.draw, further, cache_interval
+        )
         painted = _last_latents(loop, on_step)
         clock.append(time.perf_counter())
         pixels = self.decode(painted)
@@ -341,6 +348,7 @@ class Pipeline:
         guidance: Guidance | None = None,
         conditions: Mapping[str, np.ndarray] | None = None,
         draw: Draw | None = None,
+        cache_interval: tuple[float, float] | None = None,
     ) -> Generator[DenoiseStep]:
         """Turn noise into clean latents, yielding after every step.
 
@@ -354,6 +362,7 @@ class Pipeline:
           guidance: instead of guidance_scale.
           conditions: further inputs of the UNet; see runtime.unet_inputs.
           draw: gives fresh noise of a shape, for schedulers that take some.
+          cache_interval: as for a whole picture.
         Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that
           are not finite.
         """
@@ -361,7 +370,9 @@ class Pipeline:
         channels = self.package.manifest.latent_channels
         checks.floats("latents", latents, (None, channels, None, None))
         begin = Start(latents)
-        return self._denoise(begin, prompt_embeds, scheduler, guidance, draw, conditions)
+        return self._denoise(
+            begin, prompt_embeds, scheduler, guidance, draw, conditions, cache_interval
+        )
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of clean latents (B, C, H/8, W/8) float32: (B, H, W, 3) uint8.
@@ -386,6 +397,7 @@ class Pipeline:
         guidance: Guidance,
         draw: Draw | None,
         further: Mapping[str, np.ndarray] | None,
+        cache_interval: tuple[float, float] | None,
     ) -> Generator[DenoiseStep]:
         return denoise(
             self.session("unet"),
@@ -397,6 +409,7 @@ class Pipeline:
             prediction_type=self.package.manifest.prediction_type,
             draw=draw,
             max_batch=self.max_batch,
+            cache_interval=cache_interval,
         )
 
     def _course(

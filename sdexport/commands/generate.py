@@ -78,6 +78,12 @@ class Interval(click.ParamType[tuple[float, float]]):
     show_default=True,
     help="Fractions of the steps that are guided; the others run no second pass.",
 )
+@click.option(
+    "--cache-interval",
+    type=Interval(),
+    help="Between these fractions of the steps every second one takes the prediction of the one "
+    "before: faster, and not exact.",
+)
 @click.option("--seed", type=int, help="Default: a random one, which is printed.")
 @click.option(
     "--noise",

@@ -111,6 +111,60 @@ def test_interval_refused(interval: Any, message: str) -> None:
         Guidance(interval=interval)
 
 
+@pytest.mark.parametrize(
+    ("interval", "begin", "asked"),
+    [
+        (None, 0, [0, 1, 2, 3, 4, 5]),
+        ((0.0, 1.0), 0, [0, 2, 4]),
+        ((0.5, 1.0), 0, [0, 1, 2, 4]),
+        ((0.0, 0.5), 0, [0, 2, 3, 4, 5]),
+        ((0.4, 0.5), 0, [0, 1, 2, 3, 4, 5]),
+        ([0, 1], 3, [3, 5]),
+    ],
+)
+def test_cache_interval_takes_every_second_prediction(
+    counted: tuple[Pipeline, Counting],
+    interval: tuple[float, float] | None,
+    begin: int,
+    asked: list[int],
+) -> None:
+    pipeline, unet = counted
+    scheduler = create("ddim", {}, 6)
+    seen: list[float] = []
+    run = unet.run
+    unet.run = lambda feeds: seen.append(feeds["timestep"].item()) or run(feeds)  # type: ignore[method-assign]
+    start = Start(TorchGenerator(0).randn((1, 4, 16, 16)), index=begin)
+    loop = denoise(
+        unet,
+        start,
+        pipeline.encode(["a red circle"]),
+        scheduler,
+        guidance=Guidance(1.0),
+        cache_interval=interval,
+    )
+    assert len(list(loop)) == 6 - begin
+    assert seen == [float(scheduler.timesteps[i]) for i in asked]
+
+
+def test_cache_interval_is_the_loop_with_repeated_predictions(pipe: Pipeline) -> None:
+    embeds, noise = pipe.encode(["a star"]), TorchGenerator(1).randn((1, 4, 16, 16))
+    scheduler, latents = pipe.scheduler("euler", 4), noise
+    latents = noise * scheduler.init_noise_sigma
+    for i, timestep in enumerate(scheduler.timesteps):
+        if i != 2:
+            feeds = {
+                "sample": scheduler.scale_model_input(latents, i),
+                "timestep": np.full(1, timestep, np.float32),
+                "encoder_hidden_states": embeds,
+            }
+            noise_pred = pipe.session("unet").run(feeds)["out_sample"]
+        latents = scheduler.step(noise_pred, i, latents).prev_sample
+    found = list(
+        pipe.denoise(noise, embeds, scheduler, guidance_scale=1.0, cache_interval=(0.5, 0.75))
+    )
+    np.testing.assert_array_equal(found[-1].latents, latents)
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0])
 def test_no_unconditional_pass_at_one(counted: tuple[Pipeline, Counting], scale: float) -> None:
     pipeline, unet = counted

@@ -24,6 +24,7 @@ WRONG: dict[str, list[Any]] = {
     "guidance_rescale": ["x", -0.1, 1.1, None],
     "guidance_interval": [None, 5, (1, 0)],
     "guidance_function": [5],
+    "cache_interval": [5, (1, 0), "ab", (0, NAN), (-1, 1)],
     "image": [5, [], [None], {}, PICTURE.astype(float), [PICTURE, PICTURE], b"x"],
     "mask_image": [PICTURE],
     "strength": [0.5],

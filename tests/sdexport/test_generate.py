@@ -88,6 +88,7 @@ def test_guidance_eta_weights_and_clip_skip_are_the_pipelines(
         *("generate", package, "a (red:1.3) circle", "-o", out, "--steps", 4, "--seed", 1),
         *("--negative", "[blue]", "--guidance", 6, "--guidance-interval", "0.25:0.8"),
         *("--rescale", 0.5, "--eta", 0.4, "--scheduler", "ddim", "--weights", "--clip-skip", 1),
+        *("--cache-interval", "0.5:1"),
     )
     assert result.exit_code == 0, result.output
     expected = pipe(
@@ -98,6 +99,7 @@ def test_guidance_eta_weights_and_clip_skip_are_the_pipelines(
         guidance_scale=6.0,
         guidance_interval=(0.25, 0.8),
         guidance_rescale=0.5,
+        cache_interval=(0.5, 1.0),
         eta=0.4,
         scheduler="ddim",
         prompt_weights=True,
@@ -140,6 +142,7 @@ def test_embeds_saved_and_loaded_paint_the_same(package: Path, tmp_path: Path) -
         (["--guidance-interval", "0.8:0.2"], "guidance_interval must rise"),
         (["--guidance-interval", "0:3"], "guidance_interval end must be 0 to 1"),
         (["--guidance-interval", "nan:1"], "guidance_interval start must be 0 to 1"),
+        (["--cache-interval", "0.5:0.5"], "cache_interval must rise"),
         (["--eta", "0.5", "--scheduler", "lms"], "scheduler 'lms' takes no eta"),
         (["--eta", "2", "--scheduler", "ddim"], "eta"),
         (["--clip-skip", "5"], "clip_skip must be one of 0, 1 with this package, got 5"),
