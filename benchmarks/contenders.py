@@ -64,6 +64,13 @@ CONTENDERS = {
             "openvino-genai fp32", "openvino_genai", prepares=True, scheduler="euler", memory=1.1
         ),
         Contender(
+            "diffusers compiled fp32",
+            "diffusers",
+            options={"compiled": True},
+            slow=True,
+            memory=1.4,
+        ),
+        Contender(
             "sdexport openvino bf16",
             OURS,
             "bf16",
@@ -88,19 +95,12 @@ CONTENDERS = {
             memory=0.75,
         ),
         Contender(
-            "diffusers compiled fp32",
-            "diffusers",
-            options={"compiled": True},
-            slow=True,
-            memory=2.0,
-        ),
-        Contender(
             "diffusers compiled bf16",
             "diffusers",
             "bf16",
             {"dtype": "bfloat16", "compiled": True},
             slow=True,
-            memory=1.5,
+            memory=0.9,
         ),
     )
 }

@@ -57,6 +57,7 @@ def run(
         "guidance_scale": GUIDANCE,
         "warm_up_steps": WARM_UP_STEPS,
         "rounds": rounds,
+        "slow": any(contender.slow for contender in contenders),
         "machine": machine(),
         "groups": [],
     }
@@ -223,7 +224,11 @@ def main() -> None:
             rounds=args.rounds,
             memory_gb=args.memory,
             components=not args.pictures_only,
-            save=partial(arguments.save, name=f"latency-{model.name}-{size}", args=args),
+            save=partial(
+                arguments.save,
+                name=f"latency-{model.name}-{size}{'-compiled' if args.slow else ''}",
+                args=args,
+            ),
         )
 
 

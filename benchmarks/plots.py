@@ -69,7 +69,8 @@ def main() -> None:
     args = parser.parse_args()
     args.pictures.mkdir(parents=True, exist_ok=True)
     for report in reports(args.results, "latency"):
-        path = args.pictures / f"picture-{report['model']}-{report['size'][0]}.png"
+        suffix = "-compiled" if report.get("slow") else ""
+        path = args.pictures / f"picture-{report['model']}-{report['size'][0]}{suffix}.png"
         if pictures(report, path):
             print(path)
     scaling = args.results / "scaling.json"

@@ -53,8 +53,12 @@ PARTS = {
     "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
     "compiled-256": Part(
         "latency",
-        (*SD15, "--size", "256", "--contender", "diffusers", "--contender", "sdexport", "--slow"),
-        25,
+        (
+            *(*SD15, "--size", "256", "--rounds", "1", "--slow"),
+            *("--contender", "diffusers fp32", "--contender", "sdexport openvino"),
+            *("--contender", "diffusers compiled"),
+        ),
+        12,
         False,
     ),
     "memory-512": Part("memory", (*SD15, "--size", "512"), 6, False),

@@ -49,9 +49,8 @@ def latency(report: Mapping[str, Any]) -> str:
     """Medians with their 20th and 80th percentiles, and what could not be timed."""
     rows = rows_of(report)
     cases = list(dict.fromkeys(case for _, row in rows for case in row["cases"]))
-    width, height = report["size"]
     lines = [
-        f"{report['model']}, {width}x{height}, batch 1 with guidance, {report['rounds']} rounds; "
+        f"{_title(report)}, batch 1 with guidance, {report['rounds']} rounds; "
         f"seconds, median (p20 to p80); a picture has {report['num_inference_steps']} steps:\n",
         _row("", *cases),
         "|---|" + "---:|" * len(cases),
@@ -68,7 +67,7 @@ def latency(report: Mapping[str, Any]) -> str:
 
 def memory(found: Sequence[Mapping[str, Any]]) -> str:
     """Peak memory of one picture in a fresh process."""
-    titles = [f"{r['model']} {r['size'][0]}x{r['size'][1]}" for r in found]
+    titles = [_title(r) for r in found]
     names = list(dict.fromkeys(name for report in found for name in report["rows"]))
     lines = ["Peak memory of a fresh process, GB:\n", _row("", *titles)]
     lines.append("|---|" + "---:|" * len(titles))
@@ -127,7 +126,7 @@ TARGETS = (
 
 def targets(found: Sequence[Mapping[str, Any]]) -> str:
     """The goals of the project and what the reports say of them, for whole pictures."""
-    titles = [f"{r['model']} {r['size'][0]}x{r['size'][1]}" for r in found]
+    titles = [_title(r) for r in found]
     lines = [
         _row("times faster, whole pictures", "goal", *titles),
         "|---|---:|" + "---:|" * len(titles),
@@ -153,12 +152,18 @@ def document(folder: Path) -> str:
 
 def _tables(folder: Path) -> Iterator[str]:
     timed = reports(folder, "latency")
-    if any("picture" in row["cases"] for r in timed for _, row in rows_of(r)):
-        yield targets(timed)
+    if pictures := [r for r in timed if any("picture" in row["cases"] for _, row in rows_of(r))]:
+        yield targets(pictures)
     yield from map(latency, timed)
     if found := reports(folder, "memory"):
         yield memory(found)
     yield from map(roofline, reports(folder, "roofline"))
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    """Such as "sd15 256x256"; ", compiled" where a report has the compiled ones too."""
+    width, height = report["size"]
+    return f"{report['model']} {width}x{height}{', compiled' if report.get('slow') else ''}"
 
 
 def _row(*cells: object) -> str:
