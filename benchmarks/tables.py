@@ -50,7 +50,7 @@ def latency(report: Mapping[str, Any]) -> str:
     rows = rows_of(report)
     cases = list(dict.fromkeys(case for _, row in rows for case in row["cases"]))
     lines = [
-        f"{_title(report)}, batch 1 with guidance, {report['rounds']} rounds; "
+        f"{_title(report)}, batch 1 with guidance, rounds: {report['rounds']}; "
         f"seconds, median (p20 to p80); a picture has {report['num_inference_steps']} steps:\n",
         _row("", *cases),
         "|---|" + "---:|" * len(cases),
@@ -152,12 +152,16 @@ def document(folder: Path) -> str:
 
 def _tables(folder: Path) -> Iterator[str]:
     timed = reports(folder, "latency")
-    if pictures := [r for r in timed if any("picture" in row["cases"] for _, row in rows_of(r))]:
-        yield targets(pictures)
+    if standard := [r for r in timed if not r.get("slow") and _has_pictures(r)]:
+        yield targets(standard)
     yield from map(latency, timed)
     if found := reports(folder, "memory"):
         yield memory(found)
     yield from map(roofline, reports(folder, "roofline"))
+
+
+def _has_pictures(report: Mapping[str, Any]) -> bool:
+    return any("picture" in row["cases"] for _, row in rows_of(report))
 
 
 def _title(report: Mapping[str, Any]) -> str:
