@@ -16,6 +16,7 @@ from engines.session import (
     Session,
     SessionBase,
     TensorSpec,
+    check_count,
     check_feeds,
 )
 
@@ -57,7 +58,8 @@ class OnnxRuntimeSession(SessionBase):
 
     Args:
       path: the .onnx file; external data is looked up beside it.
-      providers: execution providers in order of preference, each a name or (name, options).
+      providers: an execution provider's name, or several in order of preference, each a name or
+        (name, options).
       threads: threads inside one operator; None leaves it to ONNX Runtime (every core).
       optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
       prepacking: False leaves weights where they are mapped: no copy, slower products.
@@ -69,13 +71,14 @@ class OnnxRuntimeSession(SessionBase):
         self,
         path: str | Path,
         *,
-        providers: Sequence[Provider] = ("CPUExecutionProvider",),
+        providers: str | Sequence[Provider] = ("CPUExecutionProvider",),
         threads: int | None = None,
         optimization: str = "all",
         prepacking: bool = True,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
+        providers = (providers,) if isinstance(providers, str) else providers
         wanted = [p if isinstance(p, str) else p[0] for p in providers]
         _check_available(name, wanted)
         options = _options(threads, optimization, prepacking)
@@ -175,8 +178,8 @@ def _options(threads: int | None, optimization: str, prepacking: bool) -> Any:
         raise ValueError(
             f"optimization must be one of {', '.join(OPTIMIZATIONS)}, got {optimization!r:.40}"
         )
-    if threads is not None and not (isinstance(threads, int) and threads >= 1):
-        raise ValueError(f"threads must be a whole number of at least 1, got {threads!r:.40}")
+    if threads is not None:
+        check_count("threads", threads)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: warnings are about graph optimisation
     # From the second run of a shape on it would keep a second arena for that shape: 1.7 times the

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engines.onnx_specs import graph_specs
-from engines.session import EngineError, Feeds, SessionBase
+from engines.session import EngineError, Feeds, SessionBase, check_count
 
 try:
     import openvino as ov
@@ -68,8 +68,8 @@ class OpenVinoSession(SessionBase):
         config = _config(precision, threads, streams)
         inputs, outputs = graph_specs(path)
         if cache_dir is not None:
-            config["CACHE_DIR"] = str(_made(Path(cache_dir), name))
-        self._path, self._device, self._config = path, device, config
+            config["CACHE_DIR"] = str(_made(Path(str(cache_dir)), name))
+        self._path, self._device, self._config = path, str(device), config
         self._winograd = precision == "f32"
         self._rewrite = rewrite and device == "CPU"
         super().__init__(name, inputs, outputs)
@@ -79,7 +79,7 @@ class OpenVinoSession(SessionBase):
         self._idle: list[Any] = []
         with self._explained():
             self._core: Any = ov.Core()
-            self._core.get_property(device, "FULL_DEVICE_NAME")  # fails if it is not there
+            self._core.get_property(self._device, "FULL_DEVICE_NAME")  # fails if it is not there
             self._model: Any = self._core.read_model(str(path))
         if not static:
             self._compile(None)
@@ -141,9 +141,9 @@ class OpenVinoSession(SessionBase):
 def _config(precision: str, threads: int | None, streams: int) -> dict[str, Any]:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r:.40}")
-    for option, value in (("threads", threads), ("streams", streams)):
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{option} must be a whole number of at least 1, got {value!r:.40}")
+    if threads is not None:
+        check_count("threads", threads)
+    check_count("streams", streams)
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": str(streams),

@@ -23,6 +23,19 @@ class EngineError(RuntimeError):
     """An engine could not be opened or failed while running."""
 
 
+MAX_COUNT = 4096
+"""Most threads or streams to ask for; libraries fail on huge numbers each in its own way."""
+
+
+def check_count(name: str, value: object) -> None:
+    """A number of threads or streams.
+
+    Raises: ValueError: not a whole number from 1 to MAX_COUNT.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+        raise ValueError(f"{name} must be a whole number from 1 to {MAX_COUNT}, got {value!r:.40}")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output: `shape` holds sizes, and names where a dimension is dynamic."""

@@ -67,8 +67,8 @@ def parse_option(text: str) -> tuple[str, Any]:
     name, _, value = text.partition("=")
     if not (name and value):
         raise ValueError(f"expected OPTION=VALUE such as precision=bf16, got '{text:.40}'")
-    if value in _TRUTH:
-        return name, _TRUTH[value]
+    if value.lower() in _TRUTH:
+        return name, _TRUTH[value.lower()]
     return name, int(value) if value.isascii() and value.isdecimal() else value
 
 

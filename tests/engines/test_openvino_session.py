@@ -96,8 +96,9 @@ def test_openvino_cache_folder_that_cannot_be(package: Path, tmp_path: Path) -> 
     ("options", "message"),
     [
         ({"precision": "fp16"}, "precision must be one of f32, bf16, f16, got 'fp16'"),
-        ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
+        ({"threads": 0}, "threads must be a whole number from 1 to 4096, got 0"),
         ({"streams": -1}, "streams must be"),
+        ({"streams": 10**14}, "streams must be a whole number from 1 to 4096"),
     ],
 )
 def test_openvino_refuses_options(package: Path, options: dict[str, Any], message: str) -> None:
@@ -108,6 +109,8 @@ def test_openvino_refuses_options(package: Path, options: dict[str, Any], messag
 def test_openvino_refuses_absent_devices(package: Path) -> None:
     with pytest.raises(EngineError, match=r"^unet: OpenVINO cannot load model\.onnx: [^\n]+$"):
         run(package / "unet" / "model.onnx", device="NPU")
+    with pytest.raises(EngineError, match=r"^unet: OpenVINO cannot load model\.onnx: [^\n]+$"):
+        run(package / "unet" / "model.onnx", device=5)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x00" * 64, None])

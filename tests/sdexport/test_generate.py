@@ -233,7 +233,7 @@ def test_options_reach_the_backend(
     whole = Package.open
     monkeypatch.setattr(Package, "open", lambda *a, **k: opened.append(k) or whole(*a, **k))
     base = ["generate", package, "a red circle", "-o", tmp_path / "a.png", "--steps", 1]
-    result = call(*base, "--option", "threads=1", "--option", "prepacking=false")
+    result = call(*base, "--option", "threads=1", "--option", "prepacking=False")
     assert result.exit_code == 0, result.output
     assert opened and all(k == {"threads": 1, "prepacking": False} for k in opened)
 
@@ -242,7 +242,9 @@ def test_options_reach_the_backend(
     ("option", "status", "words"),
     [
         ("precision=bf16", 1, "onnxruntime takes no option 'precision'; it takes "),
-        ("threads=many", 1, "threads must be a whole number of at least 1, got 'many'"),
+        ("threads=many", 1, "threads must be a whole number from 1 to 4096, got 'many'"),
+        ("threads=99999999999999", 1, "threads must be a whole number from 1 to 4096"),
+        ("providers=Fast", 1, "ONNX Runtime has no Fast here; it has "),
         ("threads", 2, "expected OPTION=VALUE such as precision=bf16, got 'threads'"),
         ("=4", 2, "expected OPTION=VALUE"),
         ("low_memory=true", 2, "--option low_memory: no option of a backend's sessions"),
