@@ -43,10 +43,10 @@ PARTS = {
     "install": Part("install", minutes=1),
     "overhead": Part("overhead", minutes=0.5),
     "scaling": Part("scaling", minutes=1),
-    "latency-embedded": Part("latency", ("--rounds", "10"), 2),
+    "latency-embedded": Part("latency", ("--rounds", "10"), 1.5),
     "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "2"), 11),
     "latency-512": Part(
-        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_core()), 8
+        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_core()), 9
     ),
     "memory": Part("memory", (*SD15, "--size", "256"), 3),
     "roofline": Part("roofline", SD15, 0.5),
