@@ -14,7 +14,6 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from benchmarks import arguments
 from benchmarks.contenders import Contender, groups, start
 from benchmarks.models import Model
+from benchmarks.tables import name_of
 from sdexport.bench import feeds_for, measured
 from sdexport.measure import machine
 from sdexport.workers import Worker, WorkerError
@@ -224,11 +224,7 @@ def main() -> None:
             rounds=args.rounds,
             memory_gb=args.memory,
             components=not args.pictures_only,
-            save=partial(
-                arguments.save,
-                name=f"latency-{model.name}-{size}{'-compiled' if args.slow else ''}",
-                args=args,
-            ),
+            save=lambda report: arguments.save(report, f"latency-{name_of(report)}", args),
         )
 
 

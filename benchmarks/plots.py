@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import RESULTS
-from benchmarks.tables import reports, rows_of
+from benchmarks.tables import name_of, reports, rows_of
 
 PICTURES = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -69,8 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     args.pictures.mkdir(parents=True, exist_ok=True)
     for report in reports(args.results, "latency"):
-        suffix = "-compiled" if report.get("slow") else ""
-        path = args.pictures / f"picture-{report['model']}-{report['size'][0]}{suffix}.png"
+        path = args.pictures / f"picture-{name_of(report)}.png"
         if pictures(report, path):
             print(path)
     scaling = args.results / "scaling.json"

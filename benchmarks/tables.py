@@ -17,6 +17,11 @@ def reports(folder: Path, kind: str) -> list[dict[str, Any]]:
     ]
 
 
+def name_of(report: Mapping[str, Any]) -> str:
+    """What sets a report of latencies apart, for names of files."""
+    return f"{report['model']}-{report['size'][0]}{'-compiled' if report.get('slow') else ''}"
+
+
 def rows_of(report: Mapping[str, Any]) -> Rows:
     """Each contender once, the reference of later groups left out."""
     found: dict[str, dict[str, Any]] = {}

@@ -63,9 +63,11 @@ def _rewrite_split(node: Any) -> bool:
     product, bias = (total.input_value(i).get_node() for i in (0, 1))
     if product.get_type_name() != "MatMul" or len(product.output(0).get_target_inputs()) > 1:
         return False
-    weights, offsets = _values(product.input_value(1)), _values(bias.output(0))
-    size = shape[-1]
-    if weights is None or offsets is None or offsets.shape != (size,) or weights.ndim != 2:
+    held = [_constant_behind(source) for source in (product.input_value(1), bias.output(0))]
+    if any(constant is None for constant in held):
+        return False
+    weights, offsets = map(_values, held)
+    if weights.ndim != 2 or offsets.shape != (shape[-1],):
         return False
     transposed = product.get_attributes()["transpose_b"]
     axis = 0 if transposed else 1
@@ -86,7 +88,7 @@ def _rewrite_split(node: Any) -> bool:
 
 def _is_plain_3x3(node: Any) -> bool:
     """Of known weights, stride 1, and a border of one pixel of zeros."""
-    if node.get_type_name() != "Convolution" or _values(node.input_value(1)) is None:
+    if node.get_type_name() != "Convolution" or _constant_behind(node.input_value(1)) is None:
         return False
     found = node.get_attributes()
     return (
@@ -99,15 +101,20 @@ def _is_plain_3x3(node: Any) -> bool:
     )
 
 
-def _values(source: Any) -> np.ndarray | None:
-    """A constant of floats, as it is or as float32; None if it is none."""
+def _constant_behind(source: Any) -> Any:
+    """The node that holds a constant of floats, or None."""
     node = source.get_node()
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant" or not node.get_element_type().is_real():
-        return None
-    held = node.get_element_type() in (Type.f32, Type.f16)
-    values: np.ndarray = node.data if held else node.get_data(dtype=np.float32)
+    if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+        return node
+    return None
+
+
+def _values(constant: Any) -> np.ndarray:
+    """Its values, as they are or as float32 where NumPy has no such type."""
+    held = constant.get_element_type() in (Type.f32, Type.f16)
+    values: np.ndarray = constant.data if held else constant.get_data(dtype=np.float32)
     return values
 
 
@@ -141,8 +148,7 @@ def _tile(node: Any) -> int:
 
 
 def _replace(node: Any, sample: Any, build: Any, *arguments: int) -> None:
-    weights = _values(node.input_value(1))
-    assert weights is not None
+    weights = _values(_constant_behind(node.input_value(1)))
     kind = node.get_element_type()
     # In float32 even where the graph is in half: the new weights are not rounded a second time.
     found = _as(build(_as(sample, Type.f32), weights, *arguments).output(0), kind)

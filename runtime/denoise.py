@@ -12,7 +12,7 @@ from engines import Session
 from runtime import checks
 from runtime.components import chunks, finite
 from runtime.conditioning import Embeds
-from runtime.guidance import Guidance, GuidanceState
+from runtime.guidance import Guidance, GuidanceState, within
 from runtime.schedulers import Scheduler, StepResult
 from runtime.schedulers.common import original_weights
 from runtime.start import Start
@@ -80,7 +80,7 @@ def denoise(
                 sample = np.concatenate([sample, masks, start.masked], axis=1)
             embeds = prompt_embeds(i, steps) if callable(prompt_embeds) else prompt_embeds
             guided = guidance.is_guided_at(i, steps)
-            if cached is not None and _is_cached(i, steps, cache_interval):
+            if cached is not None and cache_interval and within(cache_interval, i, steps):
                 noise_pred, cached = cached, None
             else:
                 noise_pred = cached = predictor(sample, timestep, embeds, guided, f"step {i}")
@@ -95,10 +95,6 @@ def denoise(
             yield DenoiseStep(i, timestep, latents.copy(), result)
     finally:
         predictor.close()
-
-
-def _is_cached(i: int, steps: int, interval: tuple[float, float] | None) -> bool:
-    return interval is not None and interval[0] <= i / steps < interval[1]
 
 
 class _Predictor:

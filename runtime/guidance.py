@@ -12,6 +12,12 @@ from runtime import checks
 MAX_SCALE = 10_000.0
 
 
+def within(interval: tuple[float, float], i: int, steps: int) -> bool:
+    """Whether step i of so many is in an interval (start, end) of fractions of the steps."""
+    start, end = interval
+    return start <= i / steps < end
+
+
 @dataclass(frozen=True)
 class GuidanceState:
     """What a guidance function is given, between the UNet's prediction and the scheduler's step.
@@ -70,8 +76,7 @@ class Guidance:
 
     def is_guided_at(self, i: int, steps: int) -> bool:
         """Whether step i of so many runs the unconditional pass."""
-        start, end = self.interval
-        return self.is_guided and start <= i / steps < end
+        return self.is_guided and within(self.interval, i, steps)
 
     def combine(self, noise_pred: np.ndarray) -> np.ndarray:
         """Move the prediction away from the unconditional one.
