@@ -95,8 +95,9 @@ class OnnxRuntimeSession(SessionBase):
         self._output_names = [spec.name for spec in self.outputs]
         self.device = _DEVICES.get(wanted[0], "cpu") if wanted else "cpu"
 
-    def bind(self, **constants: np.ndarray) -> Session:
-        return BoundSession(self, constants) if self.device == "cpu" else _OnDevice(self, constants)
+    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        made = BoundSession if self.device == "cpu" else _OnDevice
+        return made(self, constants, twice)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         session = self._opened()
@@ -143,8 +144,8 @@ def open_cuda(
 class _OnDevice(BoundSession):
     """Constants stay in device memory; each call binds them and uploads the other inputs."""
 
-    def __init__(self, parent: OnnxRuntimeSession, constants: Feeds) -> None:
-        super().__init__(parent, constants)
+    def __init__(self, parent: OnnxRuntimeSession, constants: Feeds, twice: Sequence[str]) -> None:
+        super().__init__(parent, constants, twice)
         self._owner = parent
         self._uploaded: dict[str, Any] = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), parent.device, 0)
@@ -153,13 +154,14 @@ class _OnDevice(BoundSession):
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         session = self._owner._opened()
-        check_feeds(self.name, self._owner.inputs, {**self._held, **feeds})
+        whole = self._whole(feeds)
+        check_feeds(self.name, self._owner.inputs, whole)
         try:
             binding = session.io_binding()
             for name, value in self._uploaded.items():
                 binding.bind_ortvalue_input(name, value)
-            for name, array in feeds.items():
-                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            for name in feeds:
+                binding.bind_cpu_input(name, np.ascontiguousarray(whole[name]))
             for spec in self.outputs:
                 binding.bind_output(spec.name, "cpu")
             session.run_with_iobinding(binding)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engines.onnx_specs import graph_specs
-from engines.session import EngineError, Feeds, SessionBase, check_count
+from engines.session import (
+    ANY_SIZE,
+    BoundSession,
+    EngineError,
+    Feeds,
+    Session,
+    SessionBase,
+    check_count,
+    check_feeds,
+)
 
 try:
     import openvino as ov
@@ -20,9 +30,25 @@ except ImportError as error:
     raise ImportError("OpenVINO is not installed; run: pip install 'sdexport[openvino]'") from error
 
 from engines import openvino_rewrite as rewritten
+from engines.openvino_split import ONCE, Shapes, split
 
 PRECISIONS = ("f32", "bf16", "f16")
-Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass
+class _Plan:
+    """A compiled model, for some shapes alone or (None) for all.
+
+    held, twice: the bound inputs that it was cut for, and those that it takes one half of; once:
+      computes what depends on the held ones alone.
+    """
+
+    compiled: Any
+    shapes: Shapes | None
+    held: frozenset[str] = frozenset()
+    twice: frozenset[str] = frozenset()
+    once: Any = None
+    idle: list[Any] = field(default_factory=list)
 
 
 class OpenVinoSession(SessionBase):
@@ -31,7 +57,10 @@ class OpenVinoSession(SessionBase):
     Each thread that calls `run` works on an infer request of its own; requests are kept and taken
     up again. The graph is compiled when it is first called, for the shapes of that call alone:
     which is faster, and spares it what OpenVINO would otherwise do for new shapes. A call of other
-    shapes compiles it once more, for all shapes from then on.
+    shapes compiles it once more, for all shapes from then on. Where inputs are bound, what depends
+    on them alone is computed once, and what is the same for both halves of a batch for one of them
+    (engines/openvino_split.py); a session that is called both ways compiles for each in turn, then
+    without that.
 
     Args:
       path: the .onnx file; external data is looked up beside it, and mapped, not read.
@@ -43,10 +72,10 @@ class OpenVinoSession(SessionBase):
       cache_dir: folder for compiled graphs, which are then loaded instead of compiled; it is made
         if it is missing.
       static: False compiles for all shapes from the beginning.
-      rewrite: False leaves the graph as it is. Otherwise, on a CPU and for fixed shapes,
-        convolutions are computed with fewer multiplications where that is faster
-        (engines/openvino_rewrite.py); in f32 that takes more memory for weights, and adds rounding
-        errors of some 1e-5 of the output's scale.
+      rewrite: False leaves the graph as it is. Otherwise, on a CPU and for fixed shapes, it is cut
+        for bound inputs as said above, and convolutions are computed with fewer multiplications
+        where that is faster (engines/openvino_rewrite.py); in f32 that takes more memory for
+        weights, and adds rounding errors of some 1e-5 of the output's scale.
     Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, the device
       is not there, or the cache folder cannot be written.
     """
@@ -74,23 +103,33 @@ class OpenVinoSession(SessionBase):
         self._rewrite = rewrite and device == "CPU"
         super().__init__(name, inputs, outputs)
         self._lock = threading.Lock()
-        self._compiled: Any = None
-        self._shapes: Shapes | None = None  # that it was compiled for; None for all
-        self._idle: list[Any] = []
+        self._plan: _Plan | None = None
+        self._cuts = self._rewrite
         with self._explained():
             self._core: Any = ov.Core()
             self._core.get_property(self._device, "FULL_DEVICE_NAME")  # fails if it is not there
-            self._model: Any = self._core.read_model(str(path))
+            self._model: Any = self._read()
         if not static:
-            self._compile(None)
+            self._plan = self._compiled(None)
+
+    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        return _Bound(self, constants, twice)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return self.compute(feeds, None)
+
+    def compute(self, feeds: Feeds, bound: _Bound | None) -> dict[str, np.ndarray]:
+        """Run with checked feeds of all inputs, some of which are bound."""
         with self._lock:
             self._check_open()
-            compiled = self._compiled_for({name: value.shape for name, value in feeds.items()})
-            request = self._idle.pop() if self._idle else compiled.create_infer_request()
+            plan = self._plan = self._plan_for(feeds, bound)
+            request = plan.idle.pop() if plan.idle else plan.compiled.create_infer_request()
         try:
-            request.infer({name: _tensor(value) for name, value in feeds.items()})
+            given = {n: _half(v) if n in plan.twice else v for n, v in feeds.items()}
+            if bound is not None and plan.held:
+                given = {n: v for n, v in given.items() if n not in plan.held}
+                given |= bound.once(plan)
+            request.infer({name: _tensor(value) for name, value in given.items()})
             return {
                 spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs
             }
@@ -98,26 +137,69 @@ class OpenVinoSession(SessionBase):
             raise EngineError(f"{self.name}: OpenVINO failed: {_reason(error)}") from error
         finally:
             with self._lock:
-                if compiled is self._compiled:
-                    self._idle.append(request)
+                if plan is self._plan:
+                    plan.idle.append(request)
 
-    def _compiled_for(self, shapes: Shapes) -> Any:
-        if self._compiled is None:
-            self._compile(shapes)
-        elif self._shapes not in (None, shapes):
-            self._release_compiled()  # before there are two
-            self._compile(None)
-        return self._compiled
+    def _plan_for(self, feeds: Feeds, bound: _Bound | None) -> _Plan:
+        """The plan there is, or a new one in its place; never two at a time."""
+        plan, shapes = self._plan, {name: value.shape for name, value in feeds.items()}
+        asked = (bound.held, bound.twice) if bound is not None else (frozenset(), frozenset())
+        if plan is not None:
+            if plan.shapes is None:
+                return plan
+            if plan.shapes != shapes:
+                self._plan = plan = None
+                return self._compiled(None)
+            cut = bool(plan.held)
+            if (plan.held, plan.twice) == asked or not (cut or self._cuts):
+                return plan
+            self._cuts = self._cuts and not cut
+        self._plan = plan = None
+        return self._compiled(shapes, *(asked if self._cuts else ()))
 
-    def _compile(self, shapes: Shapes | None) -> None:
+    def _compiled(
+        self,
+        shapes: Shapes | None,
+        held: frozenset[str] = frozenset(),
+        twice: frozenset[str] = frozenset(),
+    ) -> _Plan:
         with self._explained():
-            model, self._model = self._model or self._core.read_model(str(self._path)), None
+            model, self._model = self._model or self._read(), None
+            once = None
+            if shapes is not None and held:
+                try:
+                    model, once = split(model, shapes, self._halves(shapes, twice), held, twice)
+                except ValueError:  # this graph cannot be cut
+                    self._cuts, held, twice = False, frozenset(), frozenset()
+                    model = self._read()
             if shapes is not None:
-                model.reshape({name: list(shape) for name, shape in shapes.items()})
+                if not held:
+                    model.reshape({name: list(shape) for name, shape in shapes.items()})
                 if self._rewrite:
                     rewritten.rewrite(model, winograd=self._winograd)
-            self._compiled = self._core.compile_model(model, self._device, self._config)
-        self._shapes = shapes
+            if once is not None:
+                once = self._core.compile_model(once, self._device, self._config)
+            compiled = self._core.compile_model(model, self._device, self._config)
+        return _Plan(compiled, shapes, held, twice, once)
+
+    def _read(self) -> Any:
+        return self._core.read_model(str(self._path))
+
+    def _halves(self, shapes: Shapes, twice: frozenset[str]) -> Shapes:
+        """The shapes for one half of the batch.
+
+        Raises: ValueError: the batch is not one dimension with a name.
+        """
+        batch = {spec.shape[0] for spec in self.inputs if spec.name in twice}
+        if len(batch) > 1 or not all(isinstance(name, str) and name != ANY_SIZE for name in batch):
+            raise ValueError(f"{self.name}: the batch has no name")
+        return {
+            spec.name: tuple(
+                size // 2 if name in batch else size
+                for name, size in zip(spec.shape, shapes[spec.name], strict=True)
+            )
+            for spec in self.inputs
+        }
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -128,14 +210,40 @@ class OpenVinoSession(SessionBase):
                 f"{self.name}: OpenVINO cannot load {self._path.name}: {_reason(error)}"
             ) from error
 
-    def _release_compiled(self) -> None:
-        self._idle.clear()
-        self._compiled = None
-
     def _release(self) -> None:
         with self._lock:
-            self._release_compiled()
-            self._model = None
+            self._plan = self._model = None
+
+
+class _Bound(BoundSession):
+    """Inputs that are held, and what was computed from them alone."""
+
+    def __init__(self, parent: OpenVinoSession, constants: Feeds, twice: Sequence[str]) -> None:
+        super().__init__(parent, constants, twice)
+        self._owner = parent
+        self.held, self.twice = frozenset(self._held), self._twice
+        self._lock = threading.Lock()
+        self._done: tuple[_Plan | None, Feeds] = None, {}
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        whole = self._whole(feeds)
+        check_feeds(self.name, self._owner.inputs, whole)
+        return self._owner.compute(whole, self)
+
+    def once(self, plan: _Plan) -> Feeds:
+        """What the plan computes from the held inputs, by name."""
+        if plan.once is None:
+            return {}
+        with self._lock:
+            if self._done[0] is not plan:
+                found = plan.once({name: _tensor(value) for name, value in self._held.items()})
+                values = (np.array(found[i]) for i in range(len(plan.once.outputs)))
+                self._done = plan, {ONCE.format(i): value for i, value in enumerate(values)}
+            return self._done[1]
+
+    def _release(self) -> None:
+        super()._release()
+        self._done = None, {}
 
 
 def _config(precision: str, threads: int | None, streams: int) -> dict[str, Any]:
@@ -163,6 +271,10 @@ def _made(folder: Path, name: str) -> Path:
             f"{name}: the cache folder {folder} cannot be made: {error.strerror}"
         ) from error
     return folder
+
+
+def _half(value: np.ndarray) -> np.ndarray:
+    return value[: len(value) // 2]
 
 
 def _tensor(value: np.ndarray) -> Any:

@@ -67,12 +67,17 @@ class Session(Protocol):
         """
         ...
 
-    def bind(self, **constants: np.ndarray) -> Session:
+    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
         """Return a session that holds these inputs and asks only for the others.
 
-        The constants are copied, checked and (on devices) uploaded once. Closing the returned
-        session lets go of them and leaves this one open.
-        Raises: ValueError: a constant does not fit its input.
+        The constants are copied, checked and (on devices) uploaded once; what depends on them alone
+        may be computed once. Closing the returned session lets go of them and leaves this one open.
+
+        Args:
+          twice: inputs to be given with half of the rows, which stand for both halves of the batch;
+            a session may then compute once what is the same for both. Only for graphs in which no
+            row depends on another.
+        Raises: ValueError: a constant does not fit its input, or there is no such input.
         """
         ...
 
@@ -106,8 +111,8 @@ class SessionBase:
         check_feeds(self.name, self.inputs, feeds)
         return self._compute(feeds)
 
-    def bind(self, **constants: np.ndarray) -> Session:
-        return BoundSession(self, constants)
+    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        return BoundSession(self, constants, twice)
 
     def close(self) -> None:
         if not self._closed:
@@ -139,17 +144,26 @@ class SessionBase:
 class BoundSession(SessionBase):
     """A session with some of its inputs held; see Session.bind."""
 
-    def __init__(self, parent: SessionBase, constants: Feeds) -> None:
+    def __init__(self, parent: SessionBase, constants: Feeds, twice: Sequence[str] = ()) -> None:
         known = {spec.name: spec for spec in parent.inputs}
         held = {name: np.array(value) for name, value in constants.items()}
         check_feeds(parent.name, [known[n] for n in held if n in known], held, known)
-        rest = [spec for spec in parent.inputs if spec.name not in held]
-        super().__init__(parent.name, rest, parent.outputs)
+        rest = {name: spec for name, spec in known.items() if name not in held}
+        for name in twice:
+            if name not in rest:
+                raise ValueError(f"{parent.name}: no input '{name}' to give once for two halves")
+        super().__init__(parent.name, tuple(rest.values()), parent.outputs)
         self._parent = parent
         self._held = held
+        self._twice = frozenset(twice)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        return self._parent.run({**self._held, **feeds})
+        return self._parent.run(self._whole(feeds))
+
+    def _whole(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """The parent's feeds."""
+        repeated = {name: np.concatenate([feeds[name], feeds[name]]) for name in self._twice}
+        return {**self._held, **feeds, **repeated}
 
     def _release(self) -> None:
         self._held = {}

@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,8 @@ class TensorRtSession(SessionBase):
         self._activations = shared_activations(device)
         self._activations.join()
 
-    def bind(self, **constants: np.ndarray) -> Session:
-        return _Uploaded(self, constants)
+    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        return _Uploaded(self, constants, twice)
 
     def refit(self, path: str | Path) -> None:
         """Put in the weights of another ONNX file of the same graph; for refittable plans.
@@ -246,14 +246,15 @@ class Constant:
 class _Uploaded(BoundSession):
     """Constants that lie on the device."""
 
-    def __init__(self, parent: TensorRtSession, constants: Feeds) -> None:
-        super().__init__(parent, constants)
+    def __init__(self, parent: TensorRtSession, constants: Feeds, twice: Sequence[str]) -> None:
+        super().__init__(parent, constants, twice)
         self._owner = parent
         self._constants = parent.constants(self._held)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        check_feeds(self.name, self._owner.inputs, {**self._held, **feeds})
-        return self._owner.compute(feeds, self._constants)
+        whole = self._whole(feeds)
+        check_feeds(self.name, self._owner.inputs, whole)
+        return self._owner.compute({name: whole[name] for name in feeds}, self._constants)
 
     def _release(self) -> None:
         super()._release()

@@ -125,8 +125,7 @@ class _Predictor:
         parts = []
         for rows in chunks(count, self._max_batch):
             unet = self._session(embeds, rows, count, guided)
-            part = sample[rows]
-            feeds = {"sample": np.concatenate([part, part]) if guided else part, "timestep": time}
+            feeds = {"sample": sample[rows], "timestep": time}
             noise_pred = finite(unet.run(feeds)["out_sample"], "unet", where)
             parts.append(self._guidance.combine(noise_pred) if guided else noise_pred)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -140,7 +139,9 @@ class _Predictor:
                 return np.concatenate([values[rows], conditional]) if guided else conditional
 
             given = {"encoder_hidden_states": embeds, **self._conditions}
-            self._bound[key] = self._unet.bind(**{name: held(v) for name, v in given.items()})
+            twice = ("sample",) if guided else ()  # for the unconditional and conditional half
+            constants = {name: held(values) for name, values in given.items()}
+            self._bound[key] = self._unet.bind(twice=twice, **constants)
         return self._bound[key]
 
     def _check(self, embeds: np.ndarray, count: int) -> None:

@@ -1,0 +1,130 @@
+"""Cut OpenVINO models beside the same models whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tolerances import COMPONENT_REL, SPLIT_REL, assert_close
+
+ov = pytest.importorskip("openvino")
+
+from openvino import opset13 as ops  # noqa: E402
+
+from engines import open_session  # noqa: E402
+from engines.openvino_split import ONCE, split  # noqa: E402
+from tests.engines.test_contract import feeds  # noqa: E402
+
+RNG = np.random.default_rng(0)
+WHOLE = {"sample": (4, 6, 8), "time": (1,), "text": (4, 5, 8)}
+HALF = {"sample": (2, 6, 8), "time": (1,), "text": (2, 5, 8)}
+
+
+def weights(*shape: int) -> Any:
+    return ops.constant(RNG.standard_normal(shape, dtype=np.float32))
+
+
+def attention() -> Any:
+    """(sample + time) W meets text V; shapes are asked for, as exported graphs do."""
+    sample = ops.parameter([-1, -1, 8], ov.Type.f32, name="sample")
+    time = ops.parameter([1], ov.Type.f32, name="time")
+    text = ops.parameter([-1, -1, 8], ov.Type.f32, name="text")
+    for node in (sample, time, text):
+        node.output(0).set_names({node.get_friendly_name()})
+    warm = ops.multiply(time, weights(8))
+    queries = ops.matmul(ops.add(sample, warm), weights(8, 8), False, False)
+    flat = ops.reshape(queries, ops.constant(np.array([-1, 8])), False)
+    queries = ops.reshape(flat, ops.shape_of(sample), False)  # rows of all images, and back
+    keys = ops.matmul(text, weights(8, 8), False, True)
+    scores = ops.softmax(ops.matmul(queries, keys, False, True), -1)
+    found = ops.add(ops.matmul(scores, keys, False, False), ops.add(queries, warm))
+    result = ops.result(found)
+    result.output(0).set_names({"out"})
+    return ov.Model([result], [sample, time, text], "attention")
+
+
+def given() -> dict[str, np.ndarray]:
+    one = RNG.standard_normal(HALF["sample"], dtype=np.float32)
+    return {
+        "sample": np.concatenate([one, one]),
+        "time": np.full(1, 0.5, np.float32),
+        "text": RNG.standard_normal(WHOLE["text"], dtype=np.float32),
+    }
+
+
+def run(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(inputs)
+    return [np.array(found[i]) for i in range(len(compiled.outputs))]
+
+
+@pytest.mark.parametrize("twice", [["sample"], []])
+@pytest.mark.parametrize("held", [["text"], ["text", "time"], ["time"], ["sample"]])
+def test_the_parts_give_what_the_whole_gave(held: list[str], twice: list[str]) -> None:
+    twice = [name for name in twice if name not in held]
+    model, inputs = attention(), given()
+    (expected,) = run(model, inputs)
+    first, second = split(model, WHOLE, HALF, held, twice)
+    answers = run(second, {name: inputs[name] for name in held})
+    handed = {ONCE.format(i): answer for i, answer in enumerate(answers)}
+    rest = {n: v[: len(v) // 2] if n in twice else v for n, v in inputs.items() if n not in held}
+    names = {parameter.output(0).get_any_name() for parameter in first.get_parameters()}
+    assert names == {*rest, *handed}
+    assert_close(run(first, rest | handed)[0], expected, rel=SPLIT_REL)
+
+
+def products(model: Any) -> list[list[int]]:
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    return [list(node.get_output_shape(0)) for node in nodes]
+
+
+def test_each_part_computes_its_own() -> None:
+    first, second = split(attention(), WHOLE, HALF, ["text"], ["sample"])
+    assert products(second) == [[4, 5, 8]]
+    assert products(first) == [[2, 6, 8], [4, 6, 5], [4, 6, 8]]
+
+
+def test_rows_that_do_not_come_first_cannot_be_repeated() -> None:
+    sample = ops.parameter([-1, 6], ov.Type.f32, name="sample")
+    text = ops.parameter([-1, 6], ov.Type.f32, name="text")
+    for node in (sample, text):
+        node.output(0).set_names({node.get_friendly_name()})
+    turned = ops.relu(ops.transpose(sample, ops.constant(np.array([1, 0]))))
+    model = ov.Model([ops.matmul(text, turned, False, False)], [sample, text], "turned")
+    whole, half = {"sample": (4, 6), "text": (4, 6)}, {"sample": (2, 6), "text": (2, 6)}
+    with pytest.raises(ValueError, match=r"\[6, 2\] repeated is not \[6, 4\]"):
+        split(model, whole, half, ["text"], ["sample"])
+
+
+def test_a_session_called_in_every_way(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bound, whole, and bound for other rows: each answer is right, and compiling comes to rest."""
+    names: list[str] = []
+    compile_model = ov.Core.compile_model
+    monkeypatch.setattr(
+        ov.Core,
+        "compile_model",
+        lambda core, model, *more: (
+            names.append(model.get_friendly_name()) or compile_model(core, model, *more)
+        ),
+    )
+    whole = feeds(batch=2)
+    one = whole["sample"][:1]
+    whole["sample"] = np.concatenate([one, one])
+    part = {"sample": one, "timestep": whole["timestep"]}
+    path = package / "unet" / "model.onnx"
+    with open_session(path, "onnxruntime") as other:
+        expected = other.run(whole)["out_sample"]
+    with open_session(path, "openvino") as session:
+        for call in ("whole", "bound", "bound", "whole", "bound", "whole"):
+            if call == "whole":
+                answer = session.run(whole)
+            else:
+                embeds = whole["encoder_hidden_states"]
+                with session.bind(twice=["sample"], encoder_hidden_states=embeds) as bound:
+                    answer = bound.run(part)
+                    assert_close(bound.run(part)["out_sample"], expected, rel=COMPONENT_REL)
+            assert_close(answer["out_sample"], expected, rel=COMPONENT_REL)
+    assert [name == "once" for name in names] == [False, True, False, False]
