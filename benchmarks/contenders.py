@@ -44,6 +44,10 @@ class Contender:
     slow: bool = False
     memory_only: bool = False
 
+    @property
+    def exact(self) -> bool:
+        return self.precision == "fp32"
+
 
 CONTENDERS = {
     c.name: c
@@ -76,6 +80,13 @@ CONTENDERS = {
             "bf16",
             {"backend": "openvino", "options": {"precision": "bf16"}},
             memory=0.85,
+        ),
+        Contender(
+            "sdexport openvino i8",
+            OURS,
+            "i8",
+            {"backend": "openvino", "options": {"precision": "i8"}},
+            memory=0.7,
         ),
         Contender("diffusers bf16", "diffusers", "bf16", {"dtype": "bfloat16"}, memory=0.7),
         Contender(
@@ -141,7 +152,7 @@ def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[
 def groups(
     contenders: Sequence[Contender], model: Model, memory_gb: float
 ) -> list[list[Contender]]:
-    """Contenders of one precision that fit into memory together.
+    """Contenders that fit into memory together, those in fp32 apart from all others.
 
     The first one of all is in every group, as a reference.
     """
@@ -151,7 +162,7 @@ def groups(
     for contender in rest:
         group = found[-1]
         used = sum(c.memory for c in group) + contender.memory
-        full = used * size > memory_gb or contender.precision != group[-1].precision
+        full = used * size > memory_gb or contender.exact != group[-1].exact
         if full and len(group) > 1:
             found.append([first])
         found[-1].append(contender)

@@ -33,7 +33,7 @@ EXACT = {"component": 1e-3, "picture": 1.0}
 """Of the output's scale; mean steps of 255 (GenAI cuts off where the others round: 0.5). Wide
 enough for any order of summation; a wrong scheduler or text encoder is ten times further away."""
 ROUNDED = {"component": 0.25, "picture": 12.0}
-"""The same for bf16: 8 bits of mantissa through a hundred layers."""
+"""The same for bf16 and 8 bits: roundings of 1/256 through a hundred layers."""
 
 
 def run(
@@ -159,7 +159,7 @@ def _check(scratch: Path, case: str, contender: Contender, kind: str) -> dict[st
         "max": float(difference.max() / (np.abs(expected).max() if kind == "component" else 1)),
         "mean": float(difference.mean()),
     }
-    bound = (EXACT if contender.precision == "fp32" else ROUNDED)[kind]
+    bound = (EXACT if contender.exact else ROUNDED)[kind]
     error = figures["max" if kind == "component" else "mean"]
     if not error <= bound:
         raise WorkerError(f"another answer than the reference: {error:.3g}, at most {bound:g}")

@@ -1,8 +1,8 @@
 """What each precision costs: `python -m benchmarks.precision --work DIR --json FILE`.
 
 The embedded model is exported in every precision (packages that are in DIR already are taken) and
-paints the held-out prompts; the pictures are judged by image analysis and compared with those of
-the fp32 package.
+paints the held-out prompts; so does its fp32 package with OpenVINO's lower arithmetic. The pictures
+are judged by image analysis and compared with those of the fp32 package.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from sdexport.shapes.evaluate import GUIDANCE_SCALE, SINGLES, STEPS, evaluate, h
 from sdexport.verify import verify
 
 SCHEDULERS = ("lms", "ddim")
+ARITHMETIC = ("bf16", "i8")
+"""Of OpenVINO's sessions, over the fp32 package."""
 TOOLS = ("onnxruntime", "openvino", "numpy")
 IDENTICAL = 100.0
 """Decibels that stand for two equal pictures."""
@@ -67,17 +69,37 @@ def run(
             export(MODEL_DIR, folder, precision=precision)
         backend = verifying_backends(precision)[0]
         figures = _against_pytorch(folder, backend)
-        for scheduler in schedulers:
-            shares, pictures = _painted(folder, backend, scheduler, prompts)
-            beside = reference.setdefault(scheduler, pictures)
-            decibels = [psnr(a, b) for a, b in zip(beside, pictures, strict=True)]
-            figures[scheduler] = shares | {
-                "psnr_median": float(np.median(decibels)),
-                "psnr_p05": float(np.percentile(decibels, 5)),
-                "psnr_min": float(np.min(decibels)),
-            }
+        figures |= _beside(reference, folder, backend, schedulers, prompts)
         report["precisions"][precision] = figures
+    report["arithmetic"] = {
+        name: _beside(
+            reference, work / PRECISIONS[0], "openvino", schedulers, prompts, precision=name
+        )
+        for name in ARITHMETIC
+    }
     return report
+
+
+def _beside(
+    reference: dict[str, list[np.ndarray]],
+    folder: Path,
+    backend: str,
+    schedulers: Sequence[str],
+    prompts: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """What the pictures show, and how far they are from the reference's, which are the first."""
+    figures: dict[str, Any] = {}
+    for scheduler in schedulers:
+        shares, pictures = _painted(folder, backend, scheduler, prompts, options)
+        beside = reference.setdefault(scheduler, pictures)
+        decibels = [psnr(a, b) for a, b in zip(beside, pictures, strict=True)]
+        figures[scheduler] = shares | {
+            "psnr_median": float(np.median(decibels)),
+            "psnr_p05": float(np.percentile(decibels, 5)),
+            "psnr_min": float(np.min(decibels)),
+        }
+    return figures
 
 
 def _against_pytorch(folder: Path, backend: str) -> dict[str, Any]:
@@ -97,14 +119,14 @@ def _against_pytorch(folder: Path, backend: str) -> dict[str, Any]:
 
 
 def _painted(
-    folder: Path, backend: str, scheduler: str, count: int
+    folder: Path, backend: str, scheduler: str, count: int, options: dict[str, Any]
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     pictures: list[np.ndarray] = []
 
     def keep(index: int, image: Image.Image, passed: bool) -> None:
         pictures.append(np.asarray(image))
 
-    with load_pipeline(folder, backend) as pipeline:
+    with load_pipeline(folder, backend, **options) as pipeline:
         shares = evaluate(pipeline, held_out_singles(count), scheduler, keep=keep)
     return shares, pictures
 

@@ -57,21 +57,22 @@ def precisions(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in report["precisions"].items():
-        pictures = [
-            "" if name == "fp32" else f"{s['psnr_median']:.0f} / {s['psnr_min']:.0f} dB"
-            for s in (found["lms"], found["ddim"])
-        ]
-        lines.append(
-            _row(
-                name,
-                found["backend"],
-                f"{found['graphs_mb']:.1f} MB",
-                f"{min(found['cosine'].values()):.6f}",
-                *(f"{found[s]['all']:.1%}" for s in ("lms", "ddim")),
-                *pictures,
-            )
-        )
+        size, cosine = f"{found['graphs_mb']:.1f} MB", f"{min(found['cosine'].values()):.6f}"
+        lines.append(_row(name, found["backend"], size, cosine, *_shown(found, name == "fp32")))
+    for name, found in report.get("arithmetic", {}).items():
+        backend = f"openvino, precision={name}"
+        lines.append(_row("fp32", backend, "", "", *_shown(found)))
     return "\n".join(lines)
+
+
+def _shown(found: dict[str, Any], reference: bool = False) -> list[str]:
+    """Shares of right pictures, and decibels beside the reference's."""
+    by_scheduler = [found["lms"], found["ddim"]]
+    return [
+        *(f"{s['all']:.1%}" for s in by_scheduler),
+        *("" if reference else f"{s['psnr_median']:.0f} / {s['psnr_min']:.0f} dB"
+          for s in by_scheduler),
+    ]  # fmt: skip
 
 
 SIZES = {

@@ -134,9 +134,12 @@ def _copy(repeats: int) -> float:
 
 
 def roof(work: Mapping[str, Any], limit: Mapping[str, float], precision: str) -> float:
-    """Seconds that the machine's limits allow: the larger of computing and moving."""
-    width = 0.5 if precision == "bf16" else 1.0
-    computing = work["flops"] / limit[f"{precision}_flops"]
+    """Seconds that the machine's limits allow: the larger of computing and moving.
+
+    What has fewer bits than fp32 is held against the limit of bf16.
+    """
+    name, width = ("fp32", 1.0) if precision == "fp32" else ("bf16", 0.5)
+    computing = work["flops"] / limit[f"{name}_flops"]
     moving = width * (work["weight_bytes"] + work["product_bytes"]) / limit["copy_bytes"]
     return max(computing, moving)
 

@@ -121,6 +121,8 @@ TARGETS = (
      ("optimum fp32",), 1.1),
     ("ours bf16 against diffusers bf16", ("sdexport openvino bf16",),
      ("diffusers bf16", "diffusers bf16 channels_last"), 1.7),
+    ("ours fastest, 8 bits, against diffusers bf16", ("sdexport openvino i8",),
+     ("diffusers bf16", "diffusers bf16 channels_last"), 1.7),
     ("ours against OpenVINO GenAI, fp32", ("sdexport onnxruntime fp32", "sdexport openvino fp32"),
      ("openvino-genai fp32",), 1.0),
     ("ours against OpenVINO GenAI, bf16", ("sdexport openvino bf16",),

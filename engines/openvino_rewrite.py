@@ -63,10 +63,10 @@ def _rewrite_split(node: Any) -> bool:
     product, bias = (total.input_value(i).get_node() for i in (0, 1))
     if product.get_type_name() != "MatMul" or len(product.output(0).get_target_inputs()) > 1:
         return False
-    held = [_constant_behind(source) for source in (product.input_value(1), bias.output(0))]
-    if any(constant is None for constant in held):
+    held = [constant_behind(source) for source in (product.input_value(1), bias.output(0))]
+    if any(one is None for one in held):
         return False
-    weights, offsets = map(_values, held)
+    weights, offsets = map(values_of, held)
     if weights.ndim != 2 or offsets.shape != (shape[-1],):
         return False
     transposed = product.get_attributes()["transpose_b"]
@@ -78,17 +78,17 @@ def _rewrite_split(node: Any) -> bool:
     ):
         found = ops.matmul(
             product.input_value(0),
-            _as(_constant(weight).output(0), kind),
+            as_type(constant(weight).output(0), kind),
             product.get_attributes()["transpose_a"],
             transposed,
         )
-        output.replace(ops.add(found, _as(_constant(offset).output(0), kind)).output(0))
+        output.replace(ops.add(found, as_type(constant(offset).output(0), kind)).output(0))
     return True
 
 
 def _is_plain_3x3(node: Any) -> bool:
     """Of known weights, stride 1, and a border of one pixel of zeros."""
-    if node.get_type_name() != "Convolution" or _constant_behind(node.input_value(1)) is None:
+    if node.get_type_name() != "Convolution" or constant_behind(node.input_value(1)) is None:
         return False
     found = node.get_attributes()
     return (
@@ -101,7 +101,7 @@ def _is_plain_3x3(node: Any) -> bool:
     )
 
 
-def _constant_behind(source: Any) -> Any:
+def constant_behind(source: Any) -> Any:
     """The node that holds a constant of floats, or None."""
     node = source.get_node()
     if node.get_type_name() == "Convert":
@@ -111,10 +111,10 @@ def _constant_behind(source: Any) -> Any:
     return None
 
 
-def _values(constant: Any) -> np.ndarray:
+def values_of(held: Any) -> np.ndarray:
     """Its values, as they are or as float32 where NumPy has no such type."""
-    held = constant.get_element_type() in (Type.f32, Type.f16)
-    values: np.ndarray = constant.data if held else constant.get_data(dtype=np.float32)
+    known = held.get_element_type() in (Type.f32, Type.f16)
+    values: np.ndarray = held.data if known else held.get_data(dtype=np.float32)
     return values
 
 
@@ -148,14 +148,14 @@ def _tile(node: Any) -> int:
 
 
 def _replace(node: Any, sample: Any, build: Any, *arguments: int) -> None:
-    weights = _values(_constant_behind(node.input_value(1)))
+    weights = values_of(constant_behind(node.input_value(1)))
     kind = node.get_element_type()
     # In float32 even where the graph is in half: the new weights are not rounded a second time.
-    found = _as(build(_as(sample, Type.f32), weights, *arguments).output(0), kind)
+    found = as_type(build(as_type(sample, Type.f32), weights, *arguments).output(0), kind)
     replace_node(node, found.get_node())
 
 
-def _as(value: Any, kind: Any) -> Any:
+def as_type(value: Any, kind: Any) -> Any:
     """The value (an Output) in an element type."""
     return value if value.get_element_type() == kind else ops.convert(value, kind).output(0)
 
@@ -163,7 +163,7 @@ def _as(value: Any, kind: Any) -> Any:
 def _on_halves(sample: Any, weights: np.ndarray) -> Any:
     parts = [
         ops.convolution(
-            sample, _constant(part), [1, 1], [1 - row, 1 - column], [row, column], [1, 1]
+            sample, constant(part), [1, 1], [1 - row, 1 - column], [row, column], [1, 1]
         )
         for (row, column), part in weights_of_halves(weights).items()
     ]
@@ -183,10 +183,10 @@ def _winograd(sample: Any, weights: np.ndarray, tile: int) -> Any:
     ends = (down * tile + 1 - height, across * tile + 1 - width)
     planes = ops.pad(planes, _sizes((0, 0, 1, 1)), _sizes((0, 0, *ends)), "constant")
     patches = ops.extract_image_patches(planes, [side, side], [tile, tile], [1, 1], "valid")
-    tiles = ops.matmul(_constant(into), _reshape(patches, (side * side, -1)), False, False)
+    tiles = ops.matmul(constant(into), _reshape(patches, (side * side, -1)), False, False)
     tiles = _reshape(tiles, (side * side, channels, -1))
-    products = ops.matmul(_constant(transformed_weights(weights, tile)), tiles, False, False)
-    pixels = ops.matmul(_constant(back), _reshape(products, (side * side, -1)), False, False)
+    products = ops.matmul(constant(transformed_weights(weights, tile)), tiles, False, False)
+    pixels = ops.matmul(constant(back), _reshape(products, (side * side, -1)), False, False)
     pixels = _reshape(pixels, (tile, tile, results, batch, down, across))
     pixels = _reshape(
         _transpose(pixels, (3, 2, 4, 0, 5, 1)), (batch, results, down * tile, across * tile)
@@ -197,7 +197,7 @@ def _winograd(sample: Any, weights: np.ndarray, tile: int) -> Any:
     return pixels
 
 
-def _constant(values: np.ndarray) -> Any:
+def constant(values: np.ndarray) -> Any:
     return ops.constant(np.require(values, requirements=("C", "W")), shared_memory=True)
 
 

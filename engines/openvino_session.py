@@ -29,10 +29,11 @@ try:
 except ImportError as error:
     raise ImportError("OpenVINO is not installed; run: pip install 'sdexport[openvino]'") from error
 
-from engines import openvino_rewrite as rewritten
+from engines.openvino_int8 import quantize
+from engines.openvino_rewrite import rewrite as rewrite_for_speed
 from engines.openvino_split import ONCE, Shapes, split
 
-PRECISIONS = ("f32", "bf16", "f16")
+PRECISIONS = ("f32", "bf16", "f16", "i8")
 
 
 @dataclass
@@ -65,8 +66,10 @@ class OpenVinoSession(SessionBase):
     Args:
       path: the .onnx file; external data is looked up beside it, and mapped, not read.
       device: one of OpenVINO's devices, such as CPU or GPU.
-      precision: of the arithmetic: f32, bf16 or f16. OpenVINO's own default is bf16 wherever the
-        processor has it; here it is f32, so that every backend paints the same picture.
+      precision: of the arithmetic: f32, bf16, f16, or i8. OpenVINO's own default is bf16 wherever
+        the processor has it; here it is f32, so that every backend paints the same picture. i8 is
+        bf16 with 8 bits for what follows a normalisation (engines/openvino_int8.py): the fastest,
+        and a picture that may differ to the eye.
       threads: for one call; None leaves it to OpenVINO (every core).
       streams: calls that are computed at the same time, sharing the threads.
       cache_dir: folder for compiled graphs, which are then loaded instead of compiled; it is made
@@ -99,7 +102,7 @@ class OpenVinoSession(SessionBase):
         if cache_dir is not None:
             config["CACHE_DIR"] = str(_made(Path(str(cache_dir)), name))
         self._path, self._device, self._config = path, str(device), config
-        self._winograd = precision == "f32"
+        self._precision = precision
         self._rewrite = rewrite and device == "CPU"
         super().__init__(name, inputs, outputs)
         self._lock = threading.Lock()
@@ -176,7 +179,9 @@ class OpenVinoSession(SessionBase):
                 if not held:
                     model.reshape({name: list(shape) for name, shape in shapes.items()})
                 if self._rewrite:
-                    rewritten.rewrite(model, winograd=self._winograd)
+                    rewrite_for_speed(model, winograd=self._precision == "f32")
+            if self._precision == "i8":
+                quantize(model)
             if once is not None:
                 once = self._core.compile_model(once, self._device, self._config)
             compiled = self._core.compile_model(model, self._device, self._config)
@@ -253,7 +258,7 @@ def _config(precision: str, threads: int | None, streams: int) -> dict[str, Any]
         check_count("threads", threads)
     check_count("streams", streams)
     config: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "i8" else precision,
         "NUM_STREAMS": str(streams),
     }
     if precision == "f32":  # nor any shortcut that the plugin would take for speed

@@ -93,7 +93,8 @@ def test_groups_fit_into_memory_and_share_the_reference(model: Model) -> None:
         ["a", "f"],
     ]
     assert len(groups(rivals, model, 1.0)) == 1
-    mixed = [Contender(n, "script", p) for n, p in zip("abcd", ("x", "x", "y", "y"), strict=True)]
+    kinds = ("fp32", "fp32", "bf16", "i8")
+    mixed = [Contender(n, "script", p) for n, p in zip("abcd", kinds, strict=True)]
     assert [[c.name for c in g] for g in groups(mixed, model, 1.0)] == [["a", "b"], ["a", "c", "d"]]
     assert all(len(group) == 2 for group in groups(rivals, model, 0.0))
 

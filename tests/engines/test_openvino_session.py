@@ -95,7 +95,7 @@ def test_openvino_cache_folder_that_cannot_be(package: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp16"}, "precision must be one of f32, bf16, f16, got 'fp16'"),
+        ({"precision": "fp16"}, "precision must be one of f32, bf16, f16, i8, got 'fp16'"),
         ({"threads": 0}, "threads must be a whole number from 1 to 4096, got 0"),
         ({"streams": -1}, "streams must be"),
         ({"streams": 10**14}, "streams must be a whole number from 1 to 4096"),
