@@ -72,9 +72,7 @@ def run(
         figures |= _beside(reference, folder, backend, schedulers, prompts)
         report["precisions"][precision] = figures
     report["arithmetic"] = {
-        name: _beside(
-            reference, work / PRECISIONS[0], "openvino", schedulers, prompts, precision=name
-        )
+        name: _beside(reference, work / "fp32", "openvino", schedulers, prompts, precision=name)
         for name in ARITHMETIC
     }
     return report

@@ -47,9 +47,8 @@ def quantize(model: Any) -> dict[str, int]:
     steps: dict[tuple[str, int], Any] = {}  # quantised inputs of products, which often share one
     for node in nodes:
         name = node.get_type_name()
-        if name not in counts or (held := constant_behind(node.input_value(1))) is None:
+        if name not in counts or (weights := _weights_behind(node.input_value(1))) is None:
             continue
-        weights = values_of(held)
         if name == "Convolution" and min(weights.shape[:2]) < MIN_CHANNELS:
             continue
         if name == "MatMul" and (weights.ndim != 2 or node.get_attributes()["transpose_a"]):
@@ -58,7 +57,6 @@ def quantize(model: Any) -> dict[str, int]:
         found = _range(source.get_node())
         if found is None:
             continue
-        weights = weights.astype(np.float32, copy=False)
         if name == "Convolution":
             size = _shares(found)
             even = ops.multiply(as_type(source, Type.f32), constant(_along_channels(1 / size)))
@@ -79,12 +77,29 @@ def quantize(model: Any) -> dict[str, int]:
     return counts
 
 
+def _weights_behind(value: Any) -> np.ndarray | None:
+    """Constant weights as float32, also those held in 8 bits with a scale; else None."""
+    held = constant_behind(value)
+    if held is not None:
+        return values_of(held).astype(np.float32, copy=False)
+    product = _past(value.get_node())
+    if product.get_type_name() != "Multiply":
+        return None
+    whole = _past(product.input_value(0).get_node())
+    scale = product.input_value(1)
+    held = constant_behind(_past(scale.get_node()).output(0))
+    if held is None or whole.get_type_name() != "Constant":
+        return None
+    each = values_of(held).reshape(list(scale.get_shape()))
+    weights: np.ndarray = whole.get_data(dtype=np.float32) * each.astype(np.float32)
+    return weights
+
+
 def _range(node: Any) -> Range | None:
     """Least and greatest value of each channel behind a normalisation, or None."""
-    while node.get_type_name() in ("Transpose", "Reshape"):
-        node = node.input_value(0).get_node()
+    node = _past(node)
     inner = _before_silu(node)
-    found = _affine(node if inner is None else inner)
+    found = _affine(node if inner is None else _past(inner))
     if found is None:
         return None
     scale, shift = found
@@ -94,6 +109,13 @@ def _range(node: Any) -> Range | None:
     least, at = LOWEST_SILU
     ends = _silu(low), _silu(high)
     return np.where((low < at) & (at < high), least, np.minimum(*ends)), np.maximum(*ends)
+
+
+def _past(node: Any) -> Any:
+    """The node behind those that change no number but its place and type."""
+    while node.get_type_name() in ("Transpose", "Reshape", "Convert", "ConvertLike"):
+        node = node.input_value(0).get_node()
+    return node
 
 
 def _before_silu(node: Any) -> Any:
@@ -125,7 +147,7 @@ def _affine(node: Any) -> Range | None:
         product = node.input_value(0).get_node()
         if product.get_type_name() != "Multiply":
             return None
-        if product.input_value(0).get_node().get_type_name() != "MVN":
+        if _past(product.input_value(0).get_node()).get_type_name() != "MVN":
             return None
         given = [product.input_value(1), node.input_value(1)]
     else:

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from openvino import Type
 from openvino import opset13 as ops
+
+from engines.openvino_rewrite import as_type
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -63,11 +66,13 @@ def split(
                 if when[name] == _HALF:
                     found[name, index] = _repeated(smaller[name].output(index), source)
                 else:
-                    stand_in = ops.parameter(source.get_shape(), source.get_element_type())
+                    kind = source.get_element_type()
+                    handed = Type.f32 if kind.is_real() else kind  # NumPy has no bf16
+                    stand_in = ops.parameter(source.get_shape(), handed)
                     stand_in.output(0).set_names({ONCE.format(len(results))})
-                    results.append(ops.result(source))
+                    results.append(ops.result(as_type(source, handed)))
                     inputs.append(stand_in)
-                    found[name, index] = stand_in.output(0)
+                    found[name, index] = as_type(stand_in.output(0), kind)
             target.replace_source_output(found[name, index])
     first = ov.Model(model.get_results(), inputs, model.get_friendly_name())
     of_once = [p for p in model.get_parameters() if when[p.get_name()] == _ONCE]

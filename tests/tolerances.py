@@ -132,6 +132,10 @@ INT8_RMS = 0.06
 INT8_COSINE = 0.999
 """A component of the embedded model with 8-bit convolutions against float32. Measured: 0.9997."""
 
+INT8_PICTURE_PSNR = 25.0
+"""A picture of the embedded model with 8-bit arithmetic against float32's, eight steps.
+Measured: 32 to 33."""
+
 WINOGRAD_REL = 1e-5
 """A convolution by Winograd's tiles, or by halves, against a direct one, float32, at most 1,024
 channels. Measured: at most 4e-6 of the output's scale (tiles of 4), 1e-6 for the others."""
