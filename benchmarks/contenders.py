@@ -90,13 +90,6 @@ CONTENDERS = {
         ),
         Contender("diffusers bf16", "diffusers", "bf16", {"dtype": "bfloat16"}, memory=0.7),
         Contender(
-            "diffusers bf16 channels_last",
-            "diffusers",
-            "bf16",
-            {"dtype": "bfloat16", "channels_last": True},
-            memory=0.8,
-        ),
-        Contender(
             "openvino-genai bf16",
             "openvino_genai",
             "bf16",
@@ -104,6 +97,13 @@ CONTENDERS = {
             prepares=True,
             scheduler="euler",
             memory=0.75,
+        ),
+        Contender(
+            "diffusers bf16 channels_last",
+            "diffusers",
+            "bf16",
+            {"dtype": "bfloat16", "channels_last": True},
+            memory=0.8,
         ),
         Contender(
             "diffusers compiled bf16",
