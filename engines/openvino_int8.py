@@ -55,7 +55,7 @@ def quantize(model: Any) -> dict[str, int]:
             continue
         source = node.input_value(0)
         found = _range(source.get_node())
-        if found is None:
+        if found is None or (name == "Convolution" and len(found[0]) != weights.shape[1]):
             continue
         if name == "Convolution":
             size = _shares(found)

@@ -136,6 +136,15 @@ def test_another_gate_than_silu_has_no_known_range() -> None:
     assert quantize(image_model("another gate")) == NOTHING
 
 
+def test_channels_that_are_not_those_of_the_normalisation() -> None:
+    sample = ops.parameter([1, CHANNELS, SIDE, SIDE], ov.Type.f32)
+    shape = ops.constant(np.array([1, CHANNELS // 2, SIDE, 2 * SIDE]))
+    value = ops.reshape(group_norm(sample, "f32", 0.0), shape, False)
+    kernel = weights(CHANNELS, CHANNELS // 2, 1, 1)
+    found = ops.convolution(value, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+    assert quantize(ov.Model([found], [sample], "reshaped")) == NOTHING
+
+
 def test_products_of_one_normalisation_share_its_steps() -> None:
     counts, errors, kinds = compared(token_model)
     assert counts == NOTHING | {"MatMul": 2}
