@@ -118,7 +118,8 @@ CONTENDERS = {
 
 
 def chosen(names: Sequence[str], *, slow: bool = False, memory: bool = False) -> list[Contender]:
-    """Those whose name begins with one of `names`; without names all, slow ones only if asked.
+    """Those called one of `names`, or whose name begins with one that is nobody's; without names
+    all, slow ones only if asked.
 
     Args:
       memory: memory is measured, for which there are more.
@@ -131,7 +132,9 @@ def chosen(names: Sequence[str], *, slow: bool = False, memory: bool = False) ->
         if not any(c.name.startswith(name) for c in known):
             among = ", ".join(c.name for c in known)
             raise ValueError(f"no contender '{name}'; choose among {among}")
-    return [c for c in known if c.name.startswith(tuple(names))]
+    exact = {c.name for c in known} & set(names)
+    begun = tuple(name for name in names if name not in exact)
+    return [c for c in known if c.name in exact or (begun and c.name.startswith(begun))]
 
 
 def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[str, Any]]:

@@ -101,6 +101,9 @@ def test_groups_fit_into_memory_and_share_the_reference(model: Model) -> None:
 
 def test_chosen_takes_beginnings_of_names() -> None:
     assert {c.library for c in chosen(["sdexport"])} == {"sdexport"}
+    assert [c.name for c in chosen(["diffusers bf16"])] == ["diffusers bf16"]
+    found = [c.name for c in chosen(["diffusers b", "optimum fp32"])]
+    assert found == ["optimum fp32", "diffusers bf16", "diffusers bf16 channels_last"]
     assert not any(c.slow for c in chosen([]))
     assert any(c.slow for c in chosen([], slow=True))
     with pytest.raises(ValueError, match="no contender 'fast'; choose among diffusers fp32"):
