@@ -17,7 +17,6 @@ from engines.session import (
     SessionBase,
     TensorSpec,
     check_count,
-    check_feeds,
 )
 
 try:
@@ -154,8 +153,7 @@ class _OnDevice(BoundSession):
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         session = self._owner._opened()
-        whole = self._whole(feeds)
-        check_feeds(self.name, self._owner.inputs, whole)
+        whole = self._checked(feeds)
         try:
             binding = session.io_binding()
             for name, value in self._uploaded.items():

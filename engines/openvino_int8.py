@@ -22,7 +22,7 @@ from engines.openvino_rewrite import as_type, constant, constant_behind, values_
 
 DEVIATIONS = 8.0
 """How far from its mean a normalised number may be, in standard deviations; beyond, it is cut off.
-Of 4, 6, 8 and 12, 8 was the best on the embedded model (docs/performance.md)."""
+With a range for each channel 8 was better than 6 on the embedded model (docs/performance.md)."""
 MIN_CHANNELS = 32
 """Narrower convolutions gain nothing, and the last one gives the picture's colours."""
 LEAST_RANGE = 1e-3

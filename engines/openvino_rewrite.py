@@ -198,6 +198,7 @@ def _winograd(sample: Any, weights: np.ndarray, tile: int) -> Any:
 
 
 def constant(values: np.ndarray) -> Any:
+    """A node that holds the values, in their own memory."""
     return ops.constant(np.require(values, requirements=("C", "W")), shared_memory=True)
 
 

@@ -21,7 +21,6 @@ from engines.session import (
     Session,
     SessionBase,
     check_count,
-    check_feeds,
 )
 
 try:
@@ -231,9 +230,7 @@ class _Bound(BoundSession):
         self._done: tuple[_Plan | None, Feeds] = None, {}
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        whole = self._whole(feeds)
-        check_feeds(self.name, self._owner.inputs, whole)
-        return self._owner.compute(whole, self)
+        return self._owner.compute(self._checked(feeds), self)
 
     def once(self, plan: _Plan) -> Feeds:
         """What the plan computes from the held inputs, by name."""

@@ -66,13 +66,13 @@ def split(
                 if when[name] == _HALF:
                     found[name, index] = _repeated(smaller[name].output(index), source)
                 else:
-                    kind = source.get_element_type()
-                    handed = Type.f32 if kind.is_real() else kind  # NumPy has no bf16
+                    element = source.get_element_type()
+                    handed = Type.f32 if element.is_real() else element  # NumPy has no bf16
                     stand_in = ops.parameter(source.get_shape(), handed)
                     stand_in.output(0).set_names({ONCE.format(len(results))})
                     results.append(ops.result(as_type(source, handed)))
                     inputs.append(stand_in)
-                    found[name, index] = as_type(stand_in.output(0), kind)
+                    found[name, index] = as_type(stand_in.output(0), element)
             target.replace_source_output(found[name, index])
     first = ov.Model(model.get_results(), inputs, model.get_friendly_name())
     of_once = [p for p in model.get_parameters() if when[p.get_name()] == _ONCE]

@@ -165,6 +165,15 @@ class BoundSession(SessionBase):
         repeated = {name: np.concatenate([feeds[name], feeds[name]]) for name in self._twice}
         return {**self._held, **feeds, **repeated}
 
+    def _checked(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """The parent's feeds, for subclasses that compute without its `run`.
+
+        Raises: ValueError: what is held and what is given do not fit together.
+        """
+        whole = self._whole(feeds)
+        check_feeds(self.name, self._parent.inputs, whole)
+        return whole
+
     def _release(self) -> None:
         self._held = {}
 

@@ -18,7 +18,7 @@ from engines.activations import shared_activations
 from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.profiles import narrowest
-from engines.session import BoundSession, EngineError, Feeds, Session, SessionBase, check_feeds
+from engines.session import BoundSession, EngineError, Feeds, Session, SessionBase
 from engines.tensorrt_library import library
 from engines.tensorrt_plan import (
     Messages,
@@ -252,8 +252,7 @@ class _Uploaded(BoundSession):
         self._constants = parent.constants(self._held)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        whole = self._whole(feeds)
-        check_feeds(self.name, self._owner.inputs, whole)
+        whole = self._checked(feeds)
         return self._owner.compute({name: whole[name] for name in feeds}, self._constants)
 
     def _release(self) -> None:

@@ -45,30 +45,61 @@ def test_openvino_lower_precisions_are_near(
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= BF16_COSINE
 
 
-def test_openvino_compiles_for_the_first_shapes_then_for_all(
-    package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled: list[Any] = []
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The models that OpenVINO is given to compile."""
+    models: list[Any] = []
     compile_model = openvino.Core.compile_model
     monkeypatch.setattr(
         openvino.Core,
         "compile_model",
-        lambda core, model, *more: (
-            compiled.append(model.is_dynamic()) or compile_model(core, model, *more)
-        ),
+        lambda core, model, *more: models.append(model) or compile_model(core, model, *more),
     )
+    return models
+
+
+def test_openvino_compiles_for_the_first_shapes_then_for_all(
+    package: Path, compiled: list[Any]
+) -> None:
     path = package / "unet" / "model.onnx"
     trials = [feeds(), feeds(), feeds(batch=3, height=24), feeds(), feeds(batch=1, width=8)]
     with open_session(path, "openvino") as session, open_session(path, "onnxruntime") as other:
         for trial in trials:
             expected = other.run(trial)["out_sample"]
             assert_close(session.run(trial)["out_sample"], expected, rel=COMPONENT_REL)
-    assert compiled == [False, True]
+    assert [model.is_dynamic() for model in compiled] == [False, True]
     compiled.clear()
     with open_session(path, "openvino", static=False) as session:
-        assert compiled == [True]
+        assert [model.is_dynamic() for model in compiled] == [True]
         session.run(feeds())
-    assert compiled == [True]
+    assert [model.is_dynamic() for model in compiled] == [True]
+
+
+def test_a_session_called_in_every_way(package: Path, compiled: list[Any]) -> None:
+    """Bound, whole, and bound for other rows: each answer is right, and compiling comes to rest."""
+    whole = feeds(batch=2)
+    one = whole["sample"][:1]
+    whole["sample"] = np.concatenate([one, one])
+    part = {"sample": one, "timestep": whole["timestep"]}
+    path = package / "unet" / "model.onnx"
+    with open_session(path, "onnxruntime") as other:
+        expected = other.run(whole)["out_sample"]
+    with open_session(path, "openvino") as session:
+        for call in ("whole", "bound", "bound", "whole", "bound", "whole"):
+            if call == "whole":
+                answer = session.run(whole)
+            else:
+                embeds = whole["encoder_hidden_states"]
+                with session.bind(twice=["sample"], encoder_hidden_states=embeds) as bound:
+                    answer = bound.run(part)
+                    assert_close(bound.run(part)["out_sample"], expected, rel=COMPONENT_REL)
+            assert_close(answer["out_sample"], expected, rel=COMPONENT_REL)
+    assert [model.get_friendly_name() == "once" for model in compiled] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_openvino_cache_is_written_used_and_survives_damage(

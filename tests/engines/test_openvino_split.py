@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.tolerances import COMPONENT_REL, SPLIT_REL, assert_close
+from tests.tolerances import SPLIT_REL, assert_close
 
 ov = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from engines import open_session  # noqa: E402
 from engines.openvino_split import ONCE, split  # noqa: E402
-from tests.engines.test_contract import feeds  # noqa: E402
 
 RNG = np.random.default_rng(0)
 WHOLE = {"sample": (4, 6, 8), "time": (1,), "text": (4, 5, 8)}
@@ -97,34 +94,3 @@ def test_rows_that_do_not_come_first_cannot_be_repeated() -> None:
     whole, half = {"sample": (4, 6), "text": (4, 6)}, {"sample": (2, 6), "text": (2, 6)}
     with pytest.raises(ValueError, match=r"\[6, 2\] repeated is not \[6, 4\]"):
         split(model, whole, half, ["text"], ["sample"])
-
-
-def test_a_session_called_in_every_way(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bound, whole, and bound for other rows: each answer is right, and compiling comes to rest."""
-    names: list[str] = []
-    compile_model = ov.Core.compile_model
-    monkeypatch.setattr(
-        ov.Core,
-        "compile_model",
-        lambda core, model, *more: (
-            names.append(model.get_friendly_name()) or compile_model(core, model, *more)
-        ),
-    )
-    whole = feeds(batch=2)
-    one = whole["sample"][:1]
-    whole["sample"] = np.concatenate([one, one])
-    part = {"sample": one, "timestep": whole["timestep"]}
-    path = package / "unet" / "model.onnx"
-    with open_session(path, "onnxruntime") as other:
-        expected = other.run(whole)["out_sample"]
-    with open_session(path, "openvino") as session:
-        for call in ("whole", "bound", "bound", "whole", "bound", "whole"):
-            if call == "whole":
-                answer = session.run(whole)
-            else:
-                embeds = whole["encoder_hidden_states"]
-                with session.bind(twice=["sample"], encoder_hidden_states=embeds) as bound:
-                    answer = bound.run(part)
-                    assert_close(bound.run(part)["out_sample"], expected, rel=COMPONENT_REL)
-            assert_close(answer["out_sample"], expected, rel=COMPONENT_REL)
-    assert [name == "once" for name in names] == [False, True, False, False]
