@@ -23,11 +23,10 @@ from benchmarks import arguments
 from benchmarks.contenders import Contender, groups, start
 from benchmarks.models import Model
 from benchmarks.tables import name_of
-from sdexport.bench import feeds_for, measured
+from sdexport.bench import feeds_for, measured, prompt_of
 from sdexport.measure import machine
 from sdexport.workers import Worker, WorkerError
 
-PROMPT = "a photograph of an astronaut riding a horse"
 STEPS, WARM_UP_STEPS, GUIDANCE = 5, 2, 7.5
 EXACT = {"component": 1e-3, "picture": 1.0}
 """Of the output's scale; mean steps of 255 (GenAI cuts off where the others round: 0.5). Wide
@@ -122,7 +121,7 @@ def _in_turn(
             if asked["do"] == "picture":
                 steps = STEPS if number else WARM_UP_STEPS
                 given = {"num_inference_steps": steps, "scheduler": contender.scheduler}
-                asked["arguments"] = asked["arguments"] | given
+                asked["arguments"] = asked["arguments"] | given | {"prompt": prompt_of(number)}
             try:
                 output = _output(scratch, case, name, asked["do"])
                 answers.setdefault(name, []).append(workers[name].ask(**asked, output=str(output)))
@@ -186,7 +185,7 @@ def cases_of(model: Model, size: int, scratch: Path, *, components: bool) -> dic
         latents = np.random.default_rng(0).standard_normal((1, 4, size // 8, size // 8), np.float32)
         np.save(scratch / "latents.npy", latents)
         arguments = {
-            "prompt": PROMPT,
+            "prompt": prompt_of(0),
             "negative_prompt": "",
             "width": size,
             "height": size,

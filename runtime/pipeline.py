@@ -74,7 +74,7 @@ class Pipeline:
             package, backend, options, sessions or {}, low_memory=low_memory
         )
         self._kind = Kind(package, self.session)
-        self.text_encoders = TextEncoders(package, self.session, max_batch)
+        self.text_encoders = TextEncoders(package, self.session)
 
     @property
     def tokenizer(self) -> ClipTokenizer:

@@ -109,31 +109,33 @@ def bench(
             path = Path(scratch) / f"{name}.npz"
             inputs = next(r["components"][name]["inputs"] for r in rows.values() if r.get("opened"))
             np.savez(path, allow_pickle=False, **feeds(inputs, package, work))
-            asked = in_turn(alive, work.repeats, "component", name=name, feeds=str(path))
+            requests = [{"name": name, "feeds": str(path)}] * (work.repeats + 1)
+            asked = in_turn(alive, "component", requests)
             for label, measured in asked.items():
                 rows[label]["components"][name] |= measured
         progress("picture")
-        asked = in_turn(alive, work.repeats, "picture", arguments=_arguments(package, work))
+        pictures = [{"arguments": _arguments(package, work, i)} for i in range(work.repeats + 1)]
+        asked = in_turn(alive, "picture", pictures)
         for label, measured in asked.items():
             rows[label]["picture"] = measured
     return report
 
 
 def in_turn(
-    workers: Mapping[str, Worker], repeats: int, do: str, **arguments: Any
+    workers: Mapping[str, Worker], do: str, requests: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Ask each worker once to warm up, and then `repeats` times in turn.
+    """Ask each worker the same, in turn; the first request is the warm-up.
 
     Returns: for each worker seconds (median_s, p20_s, p80_s, samples_s), warm_up_s, peak_mb and,
       for pictures, stages; or {"error": ...} of one that failed.
     """
     answers: dict[str, list[dict[str, Any]]] = {label: [] for label in workers}
     failed: dict[str, dict[str, Any]] = {}
-    for _ in range(repeats + 1):
+    for request in requests:
         for label, worker in workers.items():
             if label not in failed:
                 try:
-                    answers[label].append(worker.ask(do, **arguments))
+                    answers[label].append(worker.ask(do, **request))
                 except WorkerError as error:
                     failed[label] = {"error": str(error)}
     return failed | {
@@ -220,10 +222,15 @@ def _work(package: Package, size: tuple[int, int] | None, options: Mapping[str, 
     return work
 
 
-def _arguments(package: Package, work: Work) -> dict[str, Any]:
+def prompt_of(i: int) -> str:
+    """Another prompt each time, as the pipeline need not encode one that it has met."""
+    return f"{PROMPT}, number {i}"
+
+
+def _arguments(package: Package, work: Work, i: int) -> dict[str, Any]:
     """Of the pipeline."""
     return {
-        "prompt": [PROMPT] * work.batch,
+        "prompt": [prompt_of(i)] * work.batch,
         "negative_prompt": [""] * work.batch,
         "width": work.width,
         "height": work.height,

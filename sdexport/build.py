@@ -32,8 +32,7 @@ class Sizes:
     batch: pictures at once.
     height, width: pixels; None for half to one and a half of the package's own size.
     tokens: of a prompt, multiples of 77.
-    guidance: the text encoder and the UNet get the unconditional half too, so their batch goes up
-      to twice as many.
+    guidance: the UNet gets the unconditional half too, so its batch goes up to twice as many.
     static: add a profile for the best sizes alone, which the builder can tune more closely.
     """
 
@@ -138,9 +137,8 @@ def _batch(component: str, sizes: Sizes) -> Span:
     if component.startswith("vae"):
         return batch
     most = 2 if sizes.guidance else 1
-    if component.startswith("text_encoder"):
-        rows = most * sizes.tokens.max // TOKENS
-        return Span(batch.min, batch.opt * most, batch.max * rows)
+    if component.startswith("text_encoder"):  # the pipeline gives it one row at a time
+        return Span(1, 1, batch.max * most * sizes.tokens.max // TOKENS)
     return Span(batch.min, batch.opt * most, batch.max * most)
 
 

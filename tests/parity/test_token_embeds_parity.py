@@ -111,7 +111,7 @@ def test_mix_in_both_text_encoders_equals_transformers(
         name, _, further = graph.partition(".")
         return open_session(tmp_path / name / f"{further or 'model'}.onnx", backend)
 
-    encoders = TextEncoders(package, session, max_batch=1)
+    encoders = TextEncoders(package, session)
     found = encoders.encode([PROMPT, OTHER], token_embeds=MIX)
     assert found.pooled is not None and pooled is not None
     for expected, actual in ((torch.cat(sides, -1), found.embeds), (pooled, found.pooled)):

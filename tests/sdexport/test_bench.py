@@ -109,7 +109,7 @@ class Scripted:
 def test_in_turn_alternates_and_leaves_the_warm_up_out() -> None:
     order: list[str] = []
     workers: dict[str, Any] = {"a": Scripted(order, "a"), "b": Scripted(order, "b", fails_at=2)}
-    found = in_turn(workers, 3, "component")
+    found = in_turn(workers, "component", [{"name": "unet"}] * 4)
     assert order == ["a", "b", "a", "b", "a", "a"]
     assert found["b"] == {"error": "broken"}
     assert found["a"]["samples_s"] == [2, 3, 4] and found["a"]["median_s"] == 3

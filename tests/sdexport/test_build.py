@@ -34,7 +34,7 @@ def test_profiles_double_the_batch_for_guidance(loaded: Package) -> None:
     (encoder,) = profiles(loaded, "vae_encoder", sizes)
     assert encoder["image_height"] == Span(64, 128, 256)
     (text,) = profiles(loaded, "text_encoder", sizes)
-    assert text == {"batch": Span(1, 4, 4 * 2 * 3), "sequence": Span(77, 77, 77)}
+    assert text == {"batch": Span(1, 1, 4 * 2 * 3), "sequence": Span(77, 77, 77)}
 
 
 def test_profiles_without_guidance_and_with_a_static_one(loaded: Package) -> None:
@@ -92,13 +92,13 @@ def test_build_command_builds_keeps_and_replaces(package: Path, tmp_path: Path) 
     result = build(package, tmp_path, "--component", "text_encoder", "--json")
     assert result.exit_code == 0, result.stderr
     (entry,) = json.loads(result.stdout)["engines"]
-    assert entry["built"] and entry["profiles"] == [{"batch": "1:2:24", "sequence": "77:77:77"}]
+    assert entry["built"] and entry["profiles"] == [{"batch": "1:1:24", "sequence": "77:77:77"}]
     assert Path(entry["plan"]).stat().st_size == entry["size"]
     again = build(package, tmp_path, "--component", "text_encoder")
     assert again.exit_code == 0 and "was there" in again.stdout
     other = build(package, tmp_path, "--component", "text_encoder", "--batch", "2")
     assert other.exit_code == 1
-    assert "profiles batch 1:2:24" in other.stderr and "--rebuild-stale" in other.stderr
+    assert "profiles batch 1:1:24" in other.stderr and "--rebuild-stale" in other.stderr
     replaced = build(
         package, tmp_path, "--component", "text_encoder", "--batch", "2", "--rebuild-stale"
     )
