@@ -157,18 +157,19 @@ def groups(
 ) -> list[list[Contender]]:
     """Contenders that fit into memory together, those in fp32 apart from all others.
 
-    The first one of all is in every group, as a reference.
+    The first one of its kind is in every group of its kind, as a reference.
     """
-    first, *rest = contenders
-    size = model.weights_gb
-    found = [[first]]
-    for contender in rest:
-        group = found[-1]
-        used = sum(c.memory for c in group) + contender.memory
-        full = used * size > memory_gb or contender.exact != group[-1].exact
-        if full and len(group) > 1:
-            found.append([first])
-        found[-1].append(contender)
+    found: list[list[Contender]] = []
+    for contender in contenders:
+        kin = [group for group in found if group[0].exact == contender.exact]
+        if not kin:
+            found.append([contender])
+            continue
+        used = sum(c.memory for c in kin[-1]) + contender.memory
+        if used * model.weights_gb > memory_gb and len(kin[-1]) > 1:
+            found.append([kin[0][0], contender])
+        else:
+            kin[-1].append(contender)
     return found
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.latency --work DIR [--model sd15] [--size 256] [--contender NAME]...
 
-Workers are kept alive and asked in turn, so that no two compute at the same time. Those that do not
-fit into memory together are timed in groups, each with the reference, diffusers in float32; ratios
-are taken within a group. The first answer of each is a warm-up, reported apart; it is held against
-the reference's before anything is timed.
+Workers are kept alive and asked in turn, so that no two compute at the same time. Exact ones are
+timed apart from those that round, and those that do not fit into memory together in groups, each
+with the first of its kind as a reference; ratios are taken within a group, or by way of it. The
+first answer of each is a warm-up, reported apart; it is held against the very first one's,
+diffusers in float32, before anything is timed.
 """
 
 from __future__ import annotations

@@ -51,16 +51,16 @@ def _only(names: Sequence[str]) -> tuple[str, ...]:
 
 SD15 = ("--model", "sd15")
 PARTS = {
-    "startup": Part("startup", minutes=2),
+    "startup": Part("startup", minutes=1.3),
     "install": Part("install", minutes=0.7),
     "overhead": Part("overhead", minutes=0.2),
     "scaling": Part("scaling", minutes=0.7),
-    "latency-embedded": Part("latency", ("--rounds", "10"), 1.3),
-    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "2", *_only(MOST)), 13),
+    "latency-embedded": Part("latency", ("--rounds", "10"), 1.5),
+    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "3", *_only(MOST)), 13.5),
     "latency-512": Part(
-        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_only(CORE)), 8
+        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_only(CORE)), 7
     ),
-    "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 3),
+    "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 3.7),
     "roofline": Part("roofline", SD15, 0.5),
     "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
     "compiled-256": Part(

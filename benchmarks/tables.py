@@ -32,22 +32,25 @@ def rows_of(report: Mapping[str, Any]) -> Rows:
 
 
 def ratio(report: Mapping[str, Any], name: str, other: str, case: str) -> float | None:
-    """How many times faster `name` is than `other`: in their group, or by way of its reference."""
+    """How many times faster `name` is than `other`: in their group, or by way of a reference that
+    the groups of both have.
+    """
 
-    def against_reference(wanted: str) -> float | None:
+    def against_references(wanted: str) -> dict[str, float]:
+        found = {}
         for group in report["groups"]:
             reference = next(iter(group))
             figures = [group.get(n, {}).get("cases", {}).get(case, {}) for n in (wanted, reference)]
             if all("median_s" in f for f in figures):
-                return float(figures[1]["median_s"] / figures[0]["median_s"])
-        return None
+                found[reference] = float(figures[1]["median_s"] / figures[0]["median_s"])
+        return found
 
     for group in report["groups"]:
         figures = [group.get(n, {}).get("cases", {}).get(case, {}) for n in (name, other)]
         if all("median_s" in f for f in figures):
             return float(figures[1]["median_s"] / figures[0]["median_s"])
-    one, two = against_reference(name), against_reference(other)
-    return one / two if one and two else None
+    one, two = against_references(name), against_references(other)
+    return next((one[common] / two[common] for common in one if common in two), None)
 
 
 def latency(report: Mapping[str, Any]) -> str:

@@ -98,6 +98,9 @@ class Session(Protocol):
 class SessionBase:
     """What every session does alike; a subclass gives `_compute` and `_release`."""
 
+    refits = 0
+    """How often the weights were replaced: answers from before are those of others."""
+
     def __init__(
         self, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:

@@ -113,6 +113,7 @@ class TensorRtSession(SessionBase):
             self._check_open()
             cuda.use_device(self._device)
             self._drop_shapes()  # recorded CUDA graphs may hold what is replaced
+            self.refits += 1
             refit(self._trt, self._engine, path, self.name, self._messages)
 
     def _drop_shapes(self) -> None:

@@ -189,7 +189,8 @@ class _Rows:
 
         Raises: EngineError: NaN or infinity is among them, or the encoder failed.
         """
-        key = (name, *outputs, *((k, v.tobytes()) for k, v in row.items()))
+        refits = getattr(session, "refits", 0)
+        key = (name, refits, *outputs, *((k, v.tobytes()) for k, v in row.items()))
         with self._lock:
             found = self._found.pop(key, None)
             if found is not None:

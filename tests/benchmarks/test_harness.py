@@ -95,7 +95,7 @@ def test_groups_fit_into_memory_and_share_the_reference(model: Model) -> None:
     assert len(groups(rivals, model, 1.0)) == 1
     kinds = ("fp32", "fp32", "bf16", "i8")
     mixed = [Contender(n, "script", p) for n, p in zip("abcd", kinds, strict=True)]
-    assert [[c.name for c in g] for g in groups(mixed, model, 1.0)] == [["a", "b"], ["a", "c", "d"]]
+    assert [[c.name for c in g] for g in groups(mixed, model, 1.0)] == [["a", "b"], ["c", "d"]]
     assert all(len(group) == 2 for group in groups(rivals, model, 0.0))
 
 
@@ -133,6 +133,9 @@ def test_ratio_between_groups_goes_by_the_reference() -> None:
     assert tables.ratio(report, "a", "r", "picture") == 4
     assert tables.ratio(report, "a", "b", "picture") == 2
     assert tables.ratio(report, "a", "nobody", "picture") is None
+    report["groups"].append({"s": timed(4), "c": timed(2)})  # another kind, another reference
+    assert tables.ratio(report, "s", "c", "picture") == 0.5
+    assert tables.ratio(report, "a", "c", "picture") is None
 
 
 def test_tables_show_figures_and_errors(report: dict[str, Any], tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_the_oldest_rows_are_forgotten(encoders: TextEncoders, encoder: Counting
     assert len(encoder.batches) == REMEMBERED + 3
 
 
+def test_new_weights_give_new_embeddings(encoders: TextEncoders, encoder: Counting) -> None:
+    encoders.encode(["a red circle"])
+    encoder.refits += 1
+    encoders.encode(["a red circle"])
+    assert len(encoder.batches) == 2
+
+
 def test_numbers_that_are_not_finite_are_not_remembered(
     package: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
