@@ -197,11 +197,11 @@ class Bench:
 
                 def paint(backend: str = backend) -> Any:
                     painter = peers.painter(backend)
-                    painter(model.steps[0])
+                    painter(model.steps[0], 0)
                     seconds = []
-                    for _ in range(PICTURES):
+                    for i in range(PICTURES):
                         started = time.perf_counter()
-                        picture = painter(steps)
+                        picture = painter(steps, i + 1)
                         seconds.append(time.perf_counter() - started)
                     return {"seconds": seconds, "picture": picture}
 

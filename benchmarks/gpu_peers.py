@@ -152,8 +152,8 @@ class Peers:
 
         return Runner(call, answers, torch.cuda.current_stream() if self.device == "cuda" else None)
 
-    def painter(self, backend: str) -> Callable[[int], np.ndarray]:
-        """Paints a picture in so many steps: (side, side, 3) uint8."""
+    def painter(self, backend: str) -> Callable[[int, int], np.ndarray]:
+        """Paints a picture in so many steps, with the i-th prompt: (side, side, 3) uint8."""
         if backend in (TORCH, COMPILED):
             return self._diffusers(compiled=backend == COMPILED)
         pipe = Pipeline(
@@ -162,17 +162,17 @@ class Peers:
             sessions={name: self.session(name, backend)[0] for name in self._painting()},
         )
 
-        def paint(steps: int) -> np.ndarray:
-            arguments = self._arguments(steps)
+        def paint(steps: int, i: int) -> np.ndarray:
+            arguments = self._arguments(steps, i)
             result = pipe(**arguments, scheduler=self.model.scheduler, seed=0)
             return np.asarray(result.images[0])
 
         return paint
 
-    def _arguments(self, steps: int) -> dict[str, Any]:
-        """Of a picture, whoever paints it."""
+    def _arguments(self, steps: int, i: int) -> dict[str, Any]:
+        """Of a picture, whoever paints it; another prompt each time, as our pipeline remembers."""
         return {
-            "prompt": PROMPT,
+            "prompt": f"{PROMPT}, number {i}",
             "height": self.model.side,
             "width": self.model.side,
             "num_inference_steps": steps,
@@ -182,7 +182,7 @@ class Peers:
     def _painting(self) -> list[str]:
         return [name for name in self.parts if name != "vae_encoder"]
 
-    def _diffusers(self, *, compiled: bool) -> Callable[[int], np.ndarray]:
+    def _diffusers(self, *, compiled: bool) -> Callable[[int, int], np.ndarray]:
         import diffusers
         from transformers import CLIPTokenizer
 
@@ -202,9 +202,9 @@ class Peers:
         pipe = getattr(diffusers, self.source.index["_class_name"])(**given)
         pipe.set_progress_bar_config(disable=True)
 
-        def paint(steps: int) -> np.ndarray:
+        def paint(steps: int, i: int) -> np.ndarray:
             generator = torch.Generator().manual_seed(0)
-            result = pipe(**self._arguments(steps), generator=generator, output_type="np")
+            result = pipe(**self._arguments(steps, i), generator=generator, output_type="np")
             return (result.images[0] * 255).round().astype(np.uint8)
 
         return paint

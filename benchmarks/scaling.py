@@ -72,8 +72,8 @@ def instant(package: Package) -> Pipeline:
     return Pipeline(package, sessions={name: Instant(package, name) for name in names})
 
 
-def workload(sweep: str, value: int) -> dict[str, Any]:
-    """The pipeline's arguments at one size of a sweep."""
+def workload(sweep: str, value: int, i: int) -> dict[str, Any]:
+    """The pipeline's arguments at one size of a sweep; long prompts are others each time."""
     given: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 0}
     given |= {"width": 64, "height": 64, "scheduler": "lms"}
     if sweep == "steps":
@@ -82,7 +82,7 @@ def workload(sweep: str, value: int) -> dict[str, Any]:
         return given | {"prompt": ["a red circle"] * value, "width": 256, "height": 256}
     if sweep == "pixels":
         return given | {"width": math.isqrt(value), "height": math.isqrt(value)}
-    words = " ".join(f"circle{number}" for number in range(value))
+    words = " ".join(f"circle{i + number}" for number in range(value))
     return given | {"prompt": words, "prompt_weights": True, "num_inference_steps": 1}
 
 
@@ -103,16 +103,17 @@ def sweep(
     Args:
       clock: by default this thread's own time, which other processes do not disturb.
     """
-    cases = {value: workload(name, value) for value in values}
     samples: dict[int, list[float]] = {value: [] for value in values}
     for number in range(repeats + 1):  # in turn, so that all sizes meet the same machine
-        for value, given in cases.items():
+        for value in values:
+            given = workload(name, value, number)
             started = clock()
             paint(**given)
             if number:
                 samples[value].append(clock() - started)
     peaks = []
-    for given in cases.values():
+    for value in values:
+        given = workload(name, value, repeats + 1)
         tracemalloc.start()
         paint(**given)
         peaks.append(tracemalloc.get_traced_memory()[1])

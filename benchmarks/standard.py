@@ -31,7 +31,10 @@ MOST = (
 )
 """All but channels_last, which is the slower of diffusers' in bf16 at this size, and would need a
 group of its own."""
-HELD = ("diffusers fp32", "sdexport", "optimum fp32", "openvino-genai fp32", "diffusers bf16")
+HELD = (
+    *("diffusers fp32", "sdexport openvino fp32", "sdexport onnxruntime", "optimum fp32"),
+    *("openvino-genai fp32", "sdexport openvino bf16", "diffusers bf16"),
+)
 """Whose memory is measured."""
 
 
@@ -51,17 +54,17 @@ def _only(names: Sequence[str]) -> tuple[str, ...]:
 
 SD15 = ("--model", "sd15")
 PARTS = {
-    "startup": Part("startup", minutes=1.3),
+    "startup": Part("startup", minutes=1),
     "install": Part("install", minutes=0.7),
     "overhead": Part("overhead", minutes=0.2),
     "scaling": Part("scaling", minutes=0.7),
-    "latency-embedded": Part("latency", ("--rounds", "10"), 1.5),
-    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "3", *_only(MOST)), 13.5),
+    "latency-embedded": Part("latency", ("--rounds", "6"), 0.9),
+    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "2", *_only(MOST)), 12.5),
     "latency-512": Part(
-        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_only(CORE)), 7
+        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_only(CORE)), 7.2
     ),
-    "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 3.7),
-    "roofline": Part("roofline", SD15, 0.5),
+    "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 3.8),
+    "roofline": Part("roofline", SD15, 0.3),
     "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
     "compiled-256": Part(
         "latency",

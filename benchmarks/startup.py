@@ -22,7 +22,7 @@ from benchmarks.reports import show_and_save
 from sdexport.measure import machine
 from sdexport.shapes import MODEL_DIR
 
-ROUNDS = 7
+ROUNDS = 5
 BARE = "import numpy, PIL.Image, PIL.ImageOps, PIL.PngImagePlugin"
 STEPS = 20
 
