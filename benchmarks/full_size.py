@@ -30,11 +30,11 @@ from PIL import Image
 
 from benchmarks.checkpoints import NAMES, build_checkpoint
 from benchmarks.reports import show_and_save
+from sdexport.bench import PROMPT
 from sdexport.measure import machine
 
 PACKAGES = ("sdexport", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
 PRECISIONS = ("fp32", "fp16")
-PROMPT = "a photograph of an astronaut riding a horse"
 INTERVAL = 0.02
 EXPORT = """
 import json, sys

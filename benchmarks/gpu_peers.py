@@ -15,11 +15,11 @@ import torch
 from benchmarks.gpu_models import Model
 from engines import Session
 from runtime import Package, Pipeline, schedulers
+from sdexport.bench import prompt_of
 from sdexport.checkpoint import Checkpoint, tokenizer_folder
 from sdexport.components import Part, parts
 
 TORCH, COMPILED = "torch", "torch-compile"
-PROMPT = "a large red circle on a white background"
 Feeds = dict[str, np.ndarray]
 
 
@@ -172,7 +172,7 @@ class Peers:
     def _arguments(self, steps: int, i: int) -> dict[str, Any]:
         """Of a picture, whoever paints it; another prompt each time, as our pipeline remembers."""
         return {
-            "prompt": f"{PROMPT}, number {i}",
+            "prompt": prompt_of(i),
             "height": self.model.side,
             "width": self.model.side,
             "num_inference_steps": steps,

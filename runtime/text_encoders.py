@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -179,7 +180,7 @@ class _Rows:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._found: dict[tuple[object, ...], list[np.ndarray]] = {}
+        self._found: OrderedDict[tuple[object, ...], list[np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(
@@ -192,15 +193,13 @@ class _Rows:
         refits = getattr(session, "refits", 0)
         key = (name, refits, *outputs, *((k, v.tobytes()) for k, v in row.items()))
         with self._lock:
-            found = self._found.pop(key, None)
-            if found is not None:
-                self._found[key] = found  # as the last one met
-                return found
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
         results = session.run(row)
-        # copies: what an engine gives may be part of a larger array
-        found = [finite(results[output], name, "the prompt").copy() for output in outputs]
+        found = [finite(results[output], name, "the prompt") for output in outputs]
         with self._lock:
             self._found[key] = found
             while len(self._found) > self._most:
-                del self._found[next(iter(self._found))]
+                self._found.popitem(last=False)
         return found
