@@ -31,7 +31,8 @@ class Contender:
     options: of the worker's `open`; memory: at work without mapped files, in sizes of the
       fp32 weights, as measured.
     scheduler: GenAI's LMS is not diffusers' with timesteps spaced as "leading", its Euler is; with
-      two steps the two are the same. memory_only: left out where seconds are measured.
+      two steps the two are the same. prepares: by an export of its own library's. engines: with
+      what `sdexport build` made for its backend. memory_only: left out where seconds are measured.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Contender:
     memory: float = 1.5
     scheduler: str = "lms"
     prepares: bool = False
+    engines: bool = False
     slow: bool = False
     memory_only: bool = False
 
@@ -57,6 +59,13 @@ CONTENDERS = {
         Contender("optimum fp32", "optimum", prepares=True, memory=1.4),
         Contender(
             "sdexport onnxruntime fp32", OURS, options={"backend": "onnxruntime"}, memory=1.1
+        ),
+        Contender(
+            "sdexport onnxruntime fp32 prepared",
+            OURS,
+            options={"backend": "onnxruntime", "options": {"low_memory": True}},
+            engines=True,
+            memory=1.05,
         ),
         Contender(
             "sdexport onnxruntime fp32 low memory",
@@ -142,10 +151,13 @@ def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[
 
     Raises: WorkerError: with the reason.
     """
-    folder = _folder(contender, model, work)
+    folder, options = _folder(contender, model, work), dict(contender.options)
+    if contender.engines:
+        engine_dir = _engines(options["backend"], model, work)
+        options["options"] = {**options.get("options", {}), "engine_dir": str(engine_dir)}
     worker = Worker(_command(contender, work), {"PYTHONPATH": str(ROOT)})
     try:
-        opened = worker.ask("open", model=str(folder), **contender.options)
+        opened = worker.ask("open", model=str(folder), **options)
     except WorkerError:
         worker.close()
         raise
@@ -222,6 +234,14 @@ def _folder(contender: Contender, model: Model, work: Path) -> Path:
         what = f"{contender.library}'s own export"
         _run([python, worker, "prepare", model.checkpoint, folder], what)
         done.write_text("", encoding="ascii")
+    return folder
+
+
+def _engines(backend: str, model: Model, work: Path) -> Path:
+    """Engines of our package, built again if they no longer fit."""
+    folder = work / model.name / "engines"
+    build = [sys.executable, "-m", "sdexport", "build", model.package, "--backend", backend]
+    _run([*build, "--engine-dir", folder, "--rebuild-stale"], f"engines for {backend}")
     return folder
 
 

@@ -1,6 +1,6 @@
 """Tensors in, tensors out: one Session protocol over every inference engine."""
 
-from engines.backends import AUTO, BACKENDS, PLAN_BACKENDS, choose, open_session
+from engines.backends import AUTO, BACKENDS, PLAN_BACKENDS, PREPARED_BACKEND, choose, open_session
 from engines.session import (
     EngineError,
     Session,
@@ -13,6 +13,7 @@ __all__ = [
     "AUTO",
     "BACKENDS",
     "PLAN_BACKENDS",
+    "PREPARED_BACKEND",
     "EngineError",
     "Session",
     "SessionBase",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import cuda
+from engines import onnxruntime_prepared as prepared
 from engines.session import Session
 from engines.tensorrt_library import LIBRARIES
 
@@ -28,7 +29,7 @@ class _Backend:
 
 
 _BACKENDS = {
-    "onnxruntime": _Backend("engines.onnxruntime_session", "OnnxRuntimeSession", "onnxruntime"),
+    "onnxruntime": _Backend("engines.onnxruntime_session", "open_onnxruntime", "onnxruntime"),
     "onnxruntime-cuda": _Backend("engines.onnxruntime_session", "open_cuda", "onnxruntime"),
     "openvino": _Backend("engines.openvino_session", "OpenVinoSession", "openvino"),
     "tensorrt": _Backend("engines.tensorrt_session", "open_tensorrt", "tensorrt"),
@@ -38,6 +39,8 @@ AUTO = "auto"
 BACKENDS = (*_BACKENDS, AUTO)
 PLAN_BACKENDS = tuple(LIBRARIES)
 """Backends that run a plan which was built before; their sessions take `plan`."""
+PREPARED_BACKEND = prepared.BACKEND
+"""The backend that runs a graph prepared for this processor where there is one, as its `plan`."""
 _ON_CPU = ("openvino", "onnxruntime")
 """The faster first: one UNet step of SD 1.5 at 256x256 on two cores 1.4 s against 2.2 s."""
 

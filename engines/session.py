@@ -117,6 +117,20 @@ class SessionBase:
     def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return BoundSession(self, constants, twice)
 
+    @property
+    def mapped(self) -> int | None:
+        """Bytes of files that are in memory at work, where that is most of what it needs."""
+        return None
+
+    def trim(self, room: int | None = None) -> bool:
+        """Give back memory that is filled again when it is needed, and stay open.
+
+        Args:
+          room: bytes that suffice; None for all there is.
+        Returns: whether that was done; if not, only closing gives something back.
+        """
+        return False
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True

@@ -23,7 +23,7 @@ class Sidecar:
 
     onnx_sha256: see `model_digest`. graph_sha256: see engines.onnx_digest. target: for a plan that
     belongs to one GPU its name and compute capability, else the list of compute capabilities it was
-    built for. plan_size: in bytes.
+    built for. plan_size: in bytes. files: name and size of what else lies beside it.
     """
 
     component: str
@@ -38,6 +38,7 @@ class Sidecar:
     outputs: tuple[TensorSpec, ...]
     plan_size: int = 0
     plan_sha256: str = field(default="", repr=False)
+    files: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         data = asdict(self) | {
@@ -45,6 +46,11 @@ class Sidecar:
             "profiles": [{n: str(s) for n, s in p.items()} for p in self.profiles],
         }
         return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the plan and of what belongs to it."""
+        return self.plan_size + sum(self.files.values())
 
     @classmethod
     def read(cls, plan: Path) -> Self:
@@ -66,11 +72,11 @@ class Sidecar:
             sidecar = cls(**data | _typed(data))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise EngineError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-        size = plan.stat().st_size
-        if size != sidecar.plan_size:
-            raise EngineError(
-                f"{plan} is truncated or altered: {size} bytes, not {sidecar.plan_size}"
-            )
+        for name, expected in {plan.name: sidecar.plan_size, **sidecar.files}.items():
+            file = plan.with_name(name)
+            size = file.stat().st_size if file.is_file() else 0
+            if size != expected:
+                raise EngineError(f"{file} is truncated or altered: {size} bytes, not {expected}")
         return sidecar
 
     def takes_weights(self, graph_sha256: str) -> bool:
@@ -165,11 +171,18 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": _specs(data["inputs"]),
         "outputs": _specs(data["outputs"]),
         "plan_size": int(data["plan_size"]),
+        "files": {_bare(n): int(size) for n, size in data.get("files", {}).items()},
     }
 
 
 def _specs(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
+
+
+def _bare(name: str) -> str:
+    if name != Path(name).name:
+        raise ValueError(f"'{name:.40}' is no name of a file")
+    return name
 
 
 def _list(profiles: Sequence[Profile]) -> str:

@@ -1,7 +1,6 @@
 """ONNX to plan, for TensorRT and TensorRT-RTX, through Polygraphy.
 
-A plan is written with a sidecar beside it (engines.sidecar), which is the key of the cache: a plan
-whose sidecar says what is asked for is not built again.
+engines.built writes plan and sidecar, and keeps a plan that is what is asked for.
 """
 
 from __future__ import annotations
@@ -12,35 +11,23 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from engines.lock import locked
+from engines.built import Built, build_once
 from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, check_profiles, input_shapes
 from engines.session import EngineError
-from engines.sidecar import Sidecar, model_digest, sha256_of, sidecar_path, write_atomically
+from engines.sidecar import Sidecar, model_digest
 from engines.tensorrt_library import Library, library, polygraphy_version
 from engines.tensorrt_options import BuildOptions, check_options, target
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, float], object]
 """Called with the builder's phase and how much of the whole is done, 0..1."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """What `build_plan` did. built: False if the plan that was there is the one asked for."""
-
-    plan: Path
-    sidecar: Sidecar
-    built: bool
-    seconds: float
 
 
 def build_plan(
@@ -74,20 +61,19 @@ def build_plan(
         raise FileNotFoundError(f"no model file {onnx}")
     lib = library(backend)
     wanted = _wanted(onnx, plan.stem, backend, options or BuildOptions(), profiles, digest)
-    started = time.perf_counter()
-    with _writable(plan), locked(plan.with_suffix(".lock"), f"{plan.stem}: {plan.name}"):
-        present = _present(plan, wanted, rebuild_stale)
-        if present is not None:
-            return Built(plan, present, False, 0.0)
-        job = {
-            "module": lib.module,
-            "onnx": str(onnx),
-            "profiles": [{s.name: input_shapes(s, p) for s in wanted.inputs} for p in profiles],
-            "options": wanted.options,
-            "timing_cache": str(timing_cache) if timing_cache else None,
-        }
-        sidecar = _build_and_rename(plan, wanted, job, lib, progress)
-    return Built(plan, sidecar, True, time.perf_counter() - started)
+    shapes = [{s.name: input_shapes(s, p) for s in wanted.inputs} for p in profiles]
+    job = {
+        "module": lib.module,
+        "onnx": str(onnx),
+        "profiles": shapes,
+        "options": wanted.options,
+        "timing_cache": str(timing_cache) if timing_cache else None,
+    }
+
+    def make(folder: Path) -> None:
+        _run_worker({**job, "plan": str(folder / plan.name)}, wanted.component, lib, progress)
+
+    return build_once(plan, wanted, make, rebuild_stale=rebuild_stale)
 
 
 def _wanted(
@@ -117,58 +103,6 @@ def _wanted(
         inputs=inputs,
         outputs=outputs,
     )
-
-
-@contextmanager
-def _writable(plan: Path) -> Iterator[None]:
-    try:
-        plan.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except PermissionError as error:
-        raise EngineError(
-            f"{plan.parent} cannot be written; --engine-dir puts engines elsewhere"
-        ) from error
-    except OSError as error:
-        if error.errno == 30:  # EROFS
-            raise EngineError(
-                f"{plan.parent} is on a read-only disk; --engine-dir puts engines elsewhere"
-            ) from error
-        raise
-
-
-def _present(plan: Path, wanted: Sidecar, rebuild_stale: bool) -> Sidecar | None:
-    """The sidecar of a plan that is the one wanted; None if it must be built."""
-    if not plan.exists():
-        return None
-    try:
-        found = Sidecar.read(plan)
-        differences = found.differences(wanted)
-    except (EngineError, FileNotFoundError) as error:
-        found, differences = None, [str(error)]
-    if found is not None and not differences:
-        return found
-    if not rebuild_stale:
-        raise EngineError(
-            f"{plan} is there and is not what is asked for: {'; '.join(differences)}; "
-            "--rebuild-stale replaces it"
-        )
-    return None
-
-
-def _build_and_rename(
-    plan: Path, wanted: Sidecar, job: Mapping[str, Any], lib: Library, progress: Progress
-) -> Sidecar:
-    part = plan.with_name(f".{plan.name}.{os.getpid()}.part")
-    try:
-        _run_worker({**job, "plan": str(part)}, wanted.component, lib, progress)
-        sidecar = replace(wanted, plan_size=part.stat().st_size, plan_sha256=sha256_of(part))
-        # in this order a process that dies in between leaves no plan with a wrong sidecar
-        sidecar_path(plan).unlink(missing_ok=True)
-        os.replace(part, plan)
-        write_atomically(sidecar_path(plan), sidecar.to_json())
-    finally:
-        part.unlink(missing_ok=True)
-    return sidecar
 
 
 def _run_worker(job: Mapping[str, Any], component: str, lib: Library, progress: Progress) -> None:

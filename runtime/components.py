@@ -24,7 +24,7 @@ class Components:
       backends: for all components, or by component; see runtime.backends.
       options: of the backends' sessions; each gets those that it takes.
       sessions: components that are open already; they stay the caller's to close.
-      low_memory: keep one component open at a time. Calls then wait for each other.
+      low_memory: keep one component in memory at a time. Calls then wait for each other.
     Raises: ValueError: unknown backends or components.
     """
 
@@ -42,6 +42,7 @@ class Components:
         self._given = dict(sessions)
         self._opened: dict[str, Session] = {}
         self._low_memory = low_memory
+        self._last: str | None = None
         self._lock = threading.RLock()
         self._closed = False
 
@@ -58,11 +59,12 @@ class Components:
             return self._open(component)
 
     def run(self, component: str, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Run a component alone in memory; what else is open is closed before it is opened."""
+        """Run a component alone in memory; the others are trimmed, or closed, at first."""
         with self._lock:
             self._check_open()
-            for other in [name for name in self._opened if name != component]:
-                self._opened.pop(other).close()
+            if self._last != component:
+                self._make_room(component)
+            self._last = component
             return self._open(component).run(feeds)
 
     def close(self) -> None:
@@ -72,6 +74,15 @@ class Components:
             for session in self._opened.values():
                 session.close()
             self._opened.clear()
+
+    def _make_room(self, component: str) -> None:
+        """Trim the others for what this one maps, or close them."""
+        coming = self._opened.get(component)
+        room = coming.mapped if isinstance(coming, SessionBase) else None
+        for other, session in list(self._opened.items()):
+            kept = other == component or (isinstance(session, SessionBase) and session.trim(room))
+            if not kept:
+                self._opened.pop(other).close()
 
     def _open(self, component: str) -> Session:
         if component not in self._opened:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from engines import AUTO, PLAN_BACKENDS, EngineError, Session, choose, open_session
+from engines import (
+    AUTO,
+    PLAN_BACKENDS,
+    PREPARED_BACKEND,
+    EngineError,
+    Session,
+    choose,
+    open_session,
+)
 from engines.onnx_file import external_data_locations
 from engines.sidecar import combined_digest, model_digest, sha256_of
 from runtime.manifest import (
@@ -140,7 +148,8 @@ class Package:
     def plan_path(self, component: str, backend: str, engine_dir: str | Path | None = None) -> Path:
         """Where the built engine of a component is, or would be."""
         folder = self.folder / "engines" if engine_dir is None else Path(engine_dir)
-        return folder / backend / f"{component}.plan"
+        kind = "onnx" if backend == PREPARED_BACKEND else "plan"
+        return folder / backend / f"{component}.{kind}"
 
     def resolve(self, component: str, backend: str, engine_dir: str | Path | None = None) -> str:
         """The backend itself, or what "auto" takes for this component; that is logged.
@@ -192,11 +201,9 @@ class Package:
         """
         path = self.model_path(component)
         backend = self.resolve(component, backend, engine_dir)
-        if backend in PLAN_BACKENDS:
-            options |= {
-                "plan": self.plan_path(component, backend, engine_dir),
-                "digest": self.model_digest(component),
-            }
+        plan = self.plan_path(component, backend, engine_dir)
+        if backend in PLAN_BACKENDS or (backend == PREPARED_BACKEND and plan.exists()):
+            options |= {"plan": plan, "digest": self.model_digest(component)}
         try:
             session = open_session(path, backend, **options)
         except EngineError as error:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import TensorSpec
+from engines import PREPARED_BACKEND, TensorSpec
+from engines.built import Built
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, Span, dimension_names
-from engines.tensorrt_build import Built, build_plan
+from engines.tensorrt_build import build_plan
 from engines.tensorrt_options import BuildOptions
 from runtime import Package
 
@@ -91,6 +92,37 @@ def build(
     return built
 
 
+def prepare(
+    package: Package,
+    *,
+    components: Sequence[str] = (),
+    engine_dir: str | Path | None = None,
+    rebuild_stale: bool = False,
+    progress: Report = lambda component, phase, share: None,
+) -> list[Built]:
+    """Prepare the graphs of a package for ONNX Runtime on this processor; see sdexport.prepare.
+
+    Args, Raises: those of `build` and of sdexport.prepare.prepare.
+    """
+    from sdexport.prepare import prepare as run
+
+    names = list(components) or list(package.manifest.components)
+    paths = {name: package.model_path(name) for name in names}
+    made: list[Built] = []
+    for name, path in paths.items():
+        progress(name, "prepare", len(made) / len(paths))
+        made.append(
+            run(
+                path,
+                package.plan_path(name, PREPARED_BACKEND, engine_dir),
+                component=name,
+                digest=package.model_digest(name),
+                rebuild_stale=rebuild_stale,
+            )
+        )
+    return made
+
+
 def profiles(package: Package, component: str, sizes: Sizes) -> list[Profile]:
     """The sizes of a component's dynamic dimensions, a fixed set first if `sizes.static`.
 
@@ -150,7 +182,7 @@ def report(built: Sequence[Built]) -> list[dict[str, Any]]:
             "plan": str(b.plan),
             "built": b.built,
             "seconds": round(b.seconds, 2),
-            "size": b.sidecar.plan_size,
+            "size": b.sidecar.size,
             "library": f"{b.sidecar.backend} {b.sidecar.library_version}",
             "profiles": [{n: str(s) for n, s in p.items()} for p in b.sidecar.profiles],
         }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines import PLAN_BACKENDS, EngineError, cuda
+from engines import PLAN_BACKENDS, PREPARED_BACKEND, EngineError, cuda
+from engines import onnxruntime_prepared as prepared
 from engines.sidecar import Sidecar, sidecar_path
 from engines.tensorrt_library import library
 from engines.tensorrt_plan import differences
@@ -25,62 +28,73 @@ def built_engines(package: Package, engine_dir: str | Path | None = None) -> lis
     if engine_dir is not None and not Path(engine_dir).is_dir():
         raise FileNotFoundError(f"no folder of engines at {engine_dir}")
     found = []
-    for backend in PLAN_BACKENDS:
-        version, gpu, not_compared = _here(backend)
-        folder = package.plan_path("any", backend, engine_dir).parent
-        for plan in sorted(folder.glob("*.plan")):
+    for backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
+        here = _prepared_here if backend == PREPARED_BACKEND else _here
+        compare, not_compared = here(backend)
+        pattern = package.plan_path("*", backend, engine_dir)
+        for plan in sorted(pattern.parent.glob(pattern.name)):
+            if plan.suffix == ".onnx" and plan.stem.endswith(".before"):
+                continue
             entry: dict[str, Any] = {
                 "component": plan.stem,
                 "backend": backend,
                 "plan": str(plan),
                 "size": plan.stat().st_size,
+                "refits": False,
             }
             try:
                 sidecar = Sidecar.read(plan)
                 entry |= _known(sidecar)
-                wrong = _differences(sidecar, package, plan.stem, backend, version, gpu)
+                if plan.stem in package.graphs:
+                    wrong = compare(sidecar, package, plan.stem)
+                else:
+                    wrong = [f"the package has no {plan.stem}"]
+                entry["refits"] = not wrong and _takes_weights(sidecar, package)
             except FileNotFoundError:
                 wrong = [f"there is no {sidecar_path(plan).name}: it was not built to its end"]
             except EngineError as error:
                 wrong = [str(error)]
-            entry["refits"] = not wrong and _takes_weights(sidecar, package)
             found.append(
                 entry | {"fits": not wrong, "differences": wrong, "not_compared": not_compared}
             )
     return found
 
 
-def _here(backend: str) -> tuple[str | None, cuda.Gpu | None, list[str]]:
-    """The library's version and the GPU of this machine; in words what there is none of."""
-    lib, version, missing = library(backend), None, []
+Compare = Callable[[Sidecar, Package, str], list[str]]
+"""What keeps an engine from standing for a component of a package here."""
+
+
+def _prepared_here(backend: str) -> tuple[Compare, list[str]]:
+    version, missing = None, []
+    try:
+        version = metadata.version("onnxruntime")
+    except metadata.PackageNotFoundError:
+        missing.append("ONNX Runtime is not installed")
+
+    def compare(sidecar: Sidecar, package: Package, component: str) -> list[str]:
+        digest = package.model_digest(component)
+        return prepared.differences(sidecar, digest=digest, version=version)
+
+    return compare, missing
+
+
+def _here(backend: str) -> tuple[Compare, list[str]]:
+    """How a plan is compared with this machine, and what there is none of here."""
+    lib, version, gpu, missing = library(backend), None, None, []
     try:
         version = lib.version()
     except ImportError:
         missing.append(f"{lib.name} is not installed")
     try:
-        return version, cuda.gpu(), missing
+        gpu = cuda.gpu()
     except (EngineError, ImportError):
-        return version, None, [*missing, "no NVIDIA GPU"]
+        missing.append("no NVIDIA GPU")
 
+    def compare(sidecar: Sidecar, package: Package, component: str) -> list[str]:
+        path, digest = package.model_path(component), package.model_digest(component)
+        return differences(sidecar, path, backend, digest=digest, version=version, gpu=gpu)
 
-def _differences(
-    sidecar: Sidecar,
-    package: Package,
-    component: str,
-    backend: str,
-    version: str | None,
-    gpu: cuda.Gpu | None,
-) -> list[str]:
-    if component not in package.graphs:
-        return [f"the package has no {component}"]
-    return differences(
-        sidecar,
-        package.model_path(component),
-        backend,
-        digest=package.model_digest(component),
-        version=version,
-        gpu=gpu,
-    )
+    return compare, missing
 
 
 def _takes_weights(sidecar: Sidecar, package: Package) -> bool:
@@ -90,6 +104,7 @@ def _takes_weights(sidecar: Sidecar, package: Package) -> bool:
 
 def _known(sidecar: Sidecar) -> dict[str, Any]:
     return {
+        "size": sidecar.size,
         "library_version": sidecar.library_version,
         "target": dict(sidecar.target),
         "profiles": [{n: str(span) for n, span in p.items()} for p in sidecar.profiles],

@@ -82,6 +82,10 @@ class Worker:
             raise WorkerError(answer["error"])
         return answer["ok"]
 
+    def kill(self) -> None:
+        """End the process at once, whatever it does."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the process; closing twice is allowed."""
         if self._errors.closed:

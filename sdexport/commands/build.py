@@ -9,6 +9,9 @@ import click
 
 from sdexport.commands.common import FILE, FOLDER, given, json_option, print_json, progress_bar
 
+_FOR_ALL = {"package", "backend", "components", "engine_dir", "rebuild_stale", "as_json"}
+_GIVEN = click.core.ParameterSource.COMMANDLINE
+
 
 class SpanType(click.ParamType[Any]):
     name = "MIN:OPT:MAX"
@@ -24,7 +27,9 @@ class SpanType(click.ParamType[Any]):
 
 @click.command()
 @click.argument("package", type=FOLDER)
-@click.option("--backend", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]))
+@click.option(
+    "--backend", required=True, type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"])
+)
 @click.option("--component", "components", multiple=True, help="Build this one only.")
 @click.option("--batch", type=SpanType(), help="Pictures at once; default 1:1:4.")
 @click.option("--height", type=SpanType(), help="Pixels; default around the package's own.")
@@ -59,21 +64,22 @@ def build(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Build engines for TensorRT or TensorRT-RTX from PACKAGE.
+    """Build engines from PACKAGE: for TensorRT and TensorRT-RTX, or for ONNX Runtime here.
 
-    TensorRT-RTX builds without a GPU. An engine that is there already, for the same graph, library,
-    sizes and options, is kept.
+    TensorRT-RTX builds without a GPU. For ONNX Runtime each graph is rewritten, optimised and
+    written with its weights laid out for this processor; it opens at once, takes every size and is
+    used where it fits. An engine that is there already, for the same graph, library, sizes and
+    options, is kept.
     """
-    from engines.tensorrt_options import BuildOptions
     from runtime import Package
-    from sdexport.build import Sizes, report
-    from sdexport.build import build as run
+    from sdexport.build import report
 
-    sizes = {k: arguments.pop(k) for k in ("batch", "height", "width", "tokens")}
-    flags = {k: arguments.pop(k) for k in ("guidance", "static")}
-    workspace = arguments.pop("workspace")
-    arguments["workspace"] = workspace * 10**6 if workspace else None
-    options = BuildOptions(**arguments)
+    loaded = Package.load(package)
+    common: dict[str, Any] = {
+        "components": components,
+        "engine_dir": engine_dir,
+        "rebuild_stale": rebuild_stale,
+    }
     with progress_bar(100, "build") as bar:
 
         def progress(component: str, phase: str, share: float) -> None:
@@ -81,21 +87,49 @@ def build(
             bar.n = round(100 * share)
             bar.refresh()
 
-        built = run(
-            Package.load(package),
-            backend=backend,
-            sizes=Sizes(**given(**sizes), **flags),
-            components=components,
-            engine_dir=engine_dir,
-            options=options,
-            timing_cache=timing_cache,
-            rebuild_stale=rebuild_stale,
-            progress=progress,
-        )
+        if backend == "onnxruntime":
+            from sdexport.build import prepare
+
+            _check_none_given()
+            built = prepare(loaded, progress=progress, **common)
+        else:
+            from sdexport.build import build as run
+
+            built = run(
+                loaded,
+                backend=backend,
+                timing_cache=timing_cache,
+                progress=progress,
+                **common,
+                **_for_tensorrt(arguments),
+            )
     if as_json:
         print_json({"engines": report(built)})
         return
-    for one in built:
+    for one, entry in zip(built, report(built), strict=True):
         how = f"{one.seconds:.1f} s" if one.built else "was there"
-        size = one.sidecar.plan_size / 1e6
-        click.echo(f"{one.sidecar.component:<14}{size:8.1f} MB  {how:<10} {one.plan}")
+        click.echo(
+            f"{one.sidecar.component:<14}{entry['size'] / 1e6:8.1f} MB  {how:<10} {one.plan}"
+        )
+
+
+def _for_tensorrt(arguments: dict[str, Any]) -> dict[str, Any]:
+    from engines.tensorrt_options import BuildOptions
+    from sdexport.build import Sizes
+
+    sizes = {k: arguments.pop(k) for k in ("batch", "height", "width", "tokens")}
+    flags = {k: arguments.pop(k) for k in ("guidance", "static")}
+    workspace = arguments.pop("workspace")
+    arguments["workspace"] = workspace * 10**6 if workspace else None
+    return {"sizes": Sizes(**given(**sizes), **flags), "options": BuildOptions(**arguments)}
+
+
+def _check_none_given() -> None:
+    """Raises: click.UsageError: an option that is TensorRT's alone."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        if name not in _FOR_ALL and context.get_parameter_source(name) is _GIVEN:
+            raise click.UsageError(
+                f"{option.opts[0]} is for TensorRT; ONNX Runtime has no use for it"
+            )

@@ -77,9 +77,9 @@ def _show_engine(engine: Mapping[str, Any]) -> None:
     target = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in engine.get("target", {}).items())
     click.echo(f"  for: {target or 'unknown'}")
     chosen = [
-        name.replace("_", " ") + ("" if value is True else f" {value}")
+        name.replace("_", " ") + ("" if value is True else f" {_text(value)}")
         for name, value in engine.get("options", {}).items()
-        if value not in (None, False) and not isinstance(value, list)  # the list is the target
+        if value not in (None, False, {}) and not isinstance(value, list)  # the list is the target
     ]
     if chosen:
         click.echo(f"  options: {', '.join(chosen)}")
@@ -90,3 +90,9 @@ def _show_engine(engine: Mapping[str, Any]) -> None:
             click.echo("  takes this package's weights when it is opened")
     else:
         click.echo(f"  stale: {'; '.join(engine['differences'])}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " and ".join(f"{name} {entry}" for name, entry in value.items())
+    return str(value)

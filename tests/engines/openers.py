@@ -10,10 +10,12 @@ import pytest
 from engines import PLAN_BACKENDS, Session, open_session
 from engines.profiles import Profile, Span
 from engines.tensorrt_build import build_plan
+from sdexport.prepare import prepare
 from tests.engines.fake_tensorrt import install, write_plan
 
 OPENERS = [
     "onnxruntime",
+    "onnxruntime-prepared",
     "openvino",
     "torch",
     "fake-tensorrt",
@@ -39,6 +41,10 @@ def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
     model = package / "unet" / "model.onnx"
     if opener == "onnxruntime-cuda":
         return open_session(model, opener)
+    if opener == "onnxruntime-prepared":
+        plan = request.getfixturevalue("tmp_path_factory").getbasetemp() / "prepared" / "unet.onnx"
+        prepare(model, plan, component="unet")
+        return open_session(model, "onnxruntime", plan=plan)
     if opener.startswith("fake-"):
         install(request.getfixturevalue("monkeypatch"))
         backend = opener.removeprefix("fake-")

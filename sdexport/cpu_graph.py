@@ -1,0 +1,247 @@
+"""What ONNX Runtime does not find by itself on a CPU: the same values by fewer operations.
+
+Group normalisation it computes by a dozen operators that each go through memory, some of them
+mere copies; as an instance normalisation of the groups it is one. A 3x3 convolution of a doubled
+image is four of 2x2 of the image itself (engines.winograd), which is 4/9 of the arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
+
+from engines.winograd import weights_of_halves
+
+VERSION = 1
+"""Of what is done here: graphs prepared by another one are not what is asked for."""
+_DOUBLED = [1.0, 1.0, 2.0, 2.0]
+_NEAREST = {
+    "mode": b"nearest",
+    "coordinate_transformation_mode": b"asymmetric",
+    "nearest_mode": b"floor",
+}
+_CONVOLUTION = {
+    "kernel_shape": [3, 3],
+    "strides": [1, 1],
+    "dilations": [1, 1],
+    "group": 1,
+    "auto_pad": b"NOTSET",
+}
+_PADDED = {**_CONVOLUTION, "pads": [1, 1, 1, 1]}
+_BY_CHANNEL = 21
+"""The operator set from which on group normalisation has a scale and a bias for each channel."""
+
+
+class CpuGraph:
+    """An ONNX model without its weights, to be rewritten; weights are read as they are needed.
+
+    Args:
+      path: the .onnx file; its external data is not loaded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.model = onnx.load(path, load_external_data=False)
+        self._folder = path.parent
+        self._graph = self.model.graph
+        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+
+    def doubled(self) -> dict[str, Any]:
+        """The doublings that are part of a convolution, by the name of what they give.
+
+        Sizes that are computed from other images of the graph (as UNets do) count as twice the
+        image's own; see `multiple`.
+        """
+        uses: dict[str, list[Any]] = {}
+        for node in _all_nodes(self._graph.node):
+            for name in node.input:
+                uses.setdefault(name, []).append(node)
+        ends = {value.name for value in self._graph.output}
+        found = {}
+        for node in self._graph.node:
+            if node.op_type != "Resize" or not self._is_doubling(node):
+                continue
+            users = uses.get(node.output[0], [])
+            if node.output[0] not in ends and all(map(self._is_convolution, users)):
+                found[node.output[0]] = node
+        return found
+
+    def multiple(self) -> int:
+        """Of what height and width of the input must be multiples, that every doubling is one."""
+        if not any(map(_is_sized, self.doubled().values())):
+            return 1
+        return 2 ** sum(node.op_type == "Resize" and _is_sized(node) for node in self._graph.node)
+
+    def rewrite(self) -> dict[str, int]:
+        """Rewrite what can be. Returns: how often, by what."""
+        doubled, nodes = self.doubled(), []
+        opset = max((o.version for o in self.model.opset_import if not o.domain), default=0)
+        counts = {"group normalisations": 0, "doubled images": len(doubled)}
+        for node in self._graph.node:
+            is_norm = node.op_type == "GroupNormalization" and opset >= _BY_CHANNEL
+            if is_norm and self._is_float(node.input[1:3]):
+                nodes += self._normalised(node)
+                counts["group normalisations"] += 1
+            elif node.op_type == "Conv" and node.input[0] in doubled:
+                nodes += self._on_halves(node, doubled[node.input[0]].input[0])
+            elif not (node.op_type == "Resize" and node.output[0] in doubled):
+                nodes.append(node)
+        self._replace(nodes)
+        return counts
+
+    def products(self, name: str) -> list[Any]:
+        """Matrix products of an input of the graph with weights; the input may be cast before."""
+        sources, found = {name}, []
+        for node in self._graph.node:
+            if node.op_type == "Cast" and node.input[0] in sources:
+                sources.add(node.output[0])
+            elif node.op_type == "MatMul" and node.input[0] in sources:
+                weights = self._weights.get(node.input[1])
+                if weights is not None and len(weights.dims) == 2:
+                    found.append(node)
+        return found
+
+    def split(self, name: str) -> onnx.ModelProto | None:
+        """Take the products of an input out, into a model of their own; None if there are none.
+
+        What that one gives are inputs of this one, which may still need the input itself.
+        """
+        products = self.products(name)
+        if not products:
+            return None
+        (source,) = (value for value in self._graph.input if value.name == name)
+        rows = [dim.dim_param or dim.dim_value for dim in source.type.tensor_type.shape.dim[:2]]
+        given = []
+        for node in products:
+            weights = self._weights[node.input[1]]
+            shape = [*rows, weights.dims[1]]
+            given.append(helper.make_tensor_value_info(node.output[0], weights.data_type, shape))
+        apart = {value.name for value in given}
+        casts = [n for n in self._graph.node if n.op_type == "Cast" and n.input[0] == name]
+        weights = [self._weights[node.input[1]] for node in products]
+        before = helper.make_model(
+            helper.make_graph([*casts, *products], "before", [source], given, weights),
+            opset_imports=self.model.opset_import,
+            ir_version=self.model.ir_version,
+        )
+        self._replace([node for node in self._graph.node if node.output[0] not in apart])
+        used = {name for node in _all_nodes(self._graph.node) for name in node.input}
+        kept = [value for value in self._graph.input if value.name in used]
+        del self._graph.input[:]
+        self._graph.input.extend([*kept, *given])
+        return before
+
+    def _replace(self, nodes: list[Any]) -> None:
+        """Let the graph have these nodes, and of the weights those that they use."""
+        nodes = list(nodes)
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
+        used = {name for node in _all_nodes(nodes) for name in node.input}
+        kept = [tensor for tensor in self._weights.values() if tensor.name in used]
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(kept)
+
+    def _is_doubling(self, node: Any) -> bool:
+        held = _attributes(node)
+        if "axes" in held or any(held.get(name) != value for name, value in _NEAREST.items()):
+            return False
+        if _is_sized(node):
+            return node.input[3] not in self._weights
+        scales = self._weights.get(node.input[2])
+        return scales is not None and self._values(scales).tolist() == _DOUBLED
+
+    def _is_convolution(self, node: Any) -> bool:
+        held = {**_CONVOLUTION, **_attributes(node)}
+        if node.op_type != "Conv" or held != _PADDED or not self._is_float(node.input[1:2]):
+            return False
+        return list(self._weights[node.input[1]].dims[2:]) == [3, 3]
+
+    def _is_float(self, names: Any) -> bool:
+        tensors = [self._weights.get(name) for name in names]
+        return all(t is not None and t.data_type == onnx.TensorProto.FLOAT for t in tensors)
+
+    def _on_halves(self, node: Any, image: str) -> list[Any]:
+        weights, parts, made = self._values(self._weights[node.input[1]]), [], []
+        for (row, column), part in weights_of_halves(weights).items():
+            name = f"{node.output[0]}.{row}{column}"
+            given = [image, self._constant(f"{name}.weight", part), *node.input[2:]]
+            pads = [1 - row, 1 - column, row, column]
+            made.append(helper.make_node("Conv", given, [name], name=name, pads=pads))
+            parts.append(name)
+        together = f"{node.output[0]}.halves"
+        return [
+            *made,
+            helper.make_node("Concat", parts, [together], name=together, axis=1),
+            helper.make_node(
+                "DepthToSpace", [together], [node.output[0]], name=node.name, blocksize=2
+            ),
+        ]
+
+    def _normalised(self, node: Any) -> list[Any]:
+        held, (image, scale, bias), result = _attributes(node), node.input, node.output[0]
+        groups, channels = held["num_groups"], self._weights[scale].dims[0]
+        made: list[Any] = []
+
+        def add(kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+            output = output or f"{result}.{kind}.{len(made)}"
+            made.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+            return output
+
+        def column(name: str) -> str:
+            values = self._values(self._weights[name]).reshape(1, channels, 1)
+            return self._constant(f"{name}.column", values)
+
+        def rows(count: int) -> str:
+            return self._constant(f"rows.{count}", np.array([0, count, -1], np.int64))
+
+        ones = self._constant(f"ones.{groups}", np.ones(groups, np.float32))
+        zeros = self._constant(f"zeros.{groups}", np.zeros(groups, np.float32))
+        grouped = add("Reshape", [image, rows(groups)])
+        epsilon = held.get("epsilon", 1e-5)
+        even = add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
+        by_channel = add("Reshape", [even, rows(channels)])
+        scaled = add("Mul", [by_channel, column(scale)])
+        moved = add("Add", [scaled, column(bias)])
+        add("Reshape", [moved, add("Shape", [image])], result)
+        return made
+
+    def _constant(self, name: str, values: np.ndarray) -> str:
+        self._weights.setdefault(name, numpy_helper.from_array(values, name))
+        return name
+
+    def _values(self, tensor: Any) -> np.ndarray:
+        """A tensor's values, wherever they lie. The package was checked: they lie in its folder."""
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        info = ExternalDataInfo(tensor)
+        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        shape = tuple(tensor.dims)
+        with (self._folder / info.location).open("rb") as file:
+            file.seek(info.offset or 0)
+            data = file.read(math.prod(shape) * kind.itemsize)
+        if len(data) != math.prod(shape) * kind.itemsize:
+            raise ValueError(f"{info.location} is truncated: {tensor.name} ends outside of it")
+        return np.frombuffer(data, kind).reshape(shape)
+
+
+def _is_sized(node: Any) -> bool:
+    return len(node.input) > 3 and bool(node.input[3])
+
+
+def _attributes(node: Any) -> Mapping[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _all_nodes(nodes: Any) -> Any:
+    """Nodes, and those of the graphs inside of them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(graph.node)

@@ -1,0 +1,382 @@
+"""Graphs prepared for ONNX Runtime: what is rewritten, what is written, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+
+from engines import EngineError, open_session
+from engines.onnxruntime_session import PreparedSession
+from runtime import Package, Pipeline, load_pipeline
+from sdexport import prepare as module
+from sdexport.cli import main
+from sdexport.cpu_graph import CpuGraph
+from sdexport.export import export
+from sdexport.prepare import prepare
+from sdexport.workers import Worker
+from tests.tolerances import COMPONENT_REL, assert_close
+
+pytest.importorskip("onnxruntime")
+PROMPT = "a red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def engines(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All components of the embedded model, prepared by the command."""
+    folder = tmp_path_factory.mktemp("prepared")
+    result = build(package, folder, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert all(entry["built"] for entry in json.loads(result.stdout)["engines"])
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def build(package: Path, folder: Path, *arguments: object) -> Result:
+    return run("build", package, "--backend", "onnxruntime", "--engine-dir", folder, *arguments)
+
+
+def paint(pipe: Pipeline, **arguments: Any) -> np.ndarray:
+    given = {"num_inference_steps": 3, "guidance_scale": 7.5, "seed": 3} | arguments
+    return np.asarray(pipe(PROMPT, **given).images[0]).astype(int)
+
+
+def test_graph_of_the_unet_is_rewritten(package: Path) -> None:
+    path = package / "unet" / "model.onnx"
+    before, graph = onnx.load(path, load_external_data=False).graph, CpuGraph(path)
+    norms = sum(node.op_type == "GroupNormalization" for node in before.node)
+    resizes = sum(node.op_type == "Resize" for node in before.node)
+    assert norms and resizes and graph.multiple() == 2**resizes
+    assert graph.rewrite() == {"group normalisations": norms, "doubled images": resizes}
+    left = {node.op_type for node in graph.model.graph.node}
+    assert not left & {"GroupNormalization", "Resize"}
+    products = graph.products("encoder_hidden_states")
+    apart = graph.split("encoder_hidden_states")
+    assert apart is not None and len(apart.graph.output) == len(products) > 0
+    given = {value.name for value in graph.model.graph.input}
+    assert given >= {"sample", "timestep", *(value.name for value in apart.graph.output)}
+
+
+def test_graph_without_such_products_is_not_split(package: Path) -> None:
+    graph = CpuGraph(package / "vae_decoder" / "model.onnx")
+    assert graph.split("latent_sample") is None and graph.multiple() == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "linear"},
+        {"coordinate_transformation_mode": "half_pixel"},
+        {"scales": [1.0, 1.0, 2.0, 3.0]},
+        {"pads": [0, 0, 0, 0]},
+        {"kernel": 1, "pads": [0, 0, 0, 0]},
+        {"strides": [2, 2]},
+        {"group": 2},
+        {"other_user": True},
+        {"is_output": True},
+    ],
+    ids=str,
+)
+def test_graph_keeps_what_is_no_doubling_before_a_convolution(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    assert _doubling(tmp_path / "same.onnx", {}).rewrite()["doubled images"] == 1
+    assert _doubling(tmp_path / "other.onnx", change).rewrite()["doubled images"] == 0
+
+
+def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
+    """A graph of a doubling and a convolution behind it."""
+    side, group = change.get("kernel", 3), change.get("group", 1)
+    modes = {
+        "mode": change.get("mode", "nearest"),
+        "coordinate_transformation_mode": change.get(
+            "coordinate_transformation_mode", "asymmetric"
+        ),
+        "nearest_mode": "floor",
+    }
+    tensors = [
+        numpy_helper.from_array(
+            np.array(change.get("scales", [1.0, 1.0, 2.0, 2.0]), np.float32), "scales"
+        ),
+        numpy_helper.from_array(np.ones((4, 4 // group, side, side), np.float32), "weight"),
+    ]
+    nodes = [
+        helper.make_node("Resize", ["image", "", "scales"], ["doubled"], **modes),
+        helper.make_node(
+            "Conv",
+            ["doubled", "weight"],
+            ["result"],
+            pads=change.get("pads", [1, 1, 1, 1]),
+            strides=change.get("strides", [1, 1]),
+            group=group,
+        ),
+    ]
+    outputs = ["result"]
+    if change.get("other_user"):
+        nodes.append(helper.make_node("Relu", ["doubled"], ["more"]))
+        outputs.append("more")
+    if change.get("is_output"):
+        outputs.append("doubled")
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 4, "h", "w"])
+    graph = helper.make_graph(nodes, "g", [image], values, tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), path)
+    return CpuGraph(path)
+
+
+def test_build_keeps_what_is_there_and_leaves_nothing_else(package: Path, engines: Path) -> None:
+    again = build(package, engines)
+    assert again.exit_code == 0 and again.stdout.count("was there") == 4
+    names = {path.name for path in (engines / "onnxruntime").iterdir()}
+    assert {"unet.onnx", "unet.onnx_data", "unet.before.onnx", "unet.json"} <= names
+    assert not [name for name in names if "part" in name or "lock" in name]
+
+
+def test_prepared_graphs_answer_as_pytorch_did(package: Path, engines: Path) -> None:
+    result = run("verify", package, "--backend", "onnxruntime", "--engine-dir", engines)
+    assert result.exit_code == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("size", [(64, 64), (72, 40)])  # the second by the package's own graphs
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_prepared_graphs_paint_the_same(
+    package: Path, engines: Path, pipe: Pipeline, size: tuple[int, int], low_memory: bool
+) -> None:
+    sizes = {"height": size[0], "width": size[1]}
+    expected = paint(pipe, **sizes)
+    given = {"verify": False, "engine_dir": engines, "low_memory": low_memory}
+    with load_pipeline(package, **given) as prepared:
+        first, second = paint(prepared, **sizes), paint(prepared, **sizes)
+        other = paint(prepared, **sizes, negative_prompt="a green square")
+    assert np.abs(first - expected).max() <= 1 and np.array_equal(first, second)
+    assert not np.array_equal(other, first)
+
+
+def test_prepared_sessions_stay_open_in_low_memory(package: Path, engines: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("memory of mapped files is given back on Linux alone")
+    opened: list[str] = []
+
+    class Watched(Package):
+        def open(self, component: str, *arguments: Any, **options: Any) -> Any:
+            session = super().open(component, *arguments, **options)
+            opened.append(type(session).__name__)
+            return session
+
+    loaded = Watched.load(package, verify=False)
+    with Pipeline(loaded, engine_dir=engines, low_memory=True) as pipe:
+        paint(pipe)
+        paint(pipe, seed=4)
+    assert opened == ["PreparedSession"] * 3
+
+
+def test_prepared_graph_in_half_precision(checkpoint: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    export(checkpoint, half, precision="fp16")
+    result = build(half, tmp_path / "engines")
+    assert result.exit_code == 0, result.stderr
+    with load_pipeline(half) as plain, load_pipeline(half, engine_dir=tmp_path / "engines") as ours:
+        assert isinstance(ours.session("unet"), PreparedSession)
+        assert np.abs(paint(ours) - paint(plain)).max() <= 3
+
+
+def test_inspect_lists_prepared_graphs(package: Path, engines: Path) -> None:
+    shown = run("inspect", package, "--engine-dir", engines).stdout
+    assert shown.count(": onnxruntime ") == 4 and shown.count("\n  fresh\n") == 4
+    assert "options: before encoder_hidden_states, multiples sample 4, passes 1\n" in shown
+
+
+def test_build_refuses_options_of_tensorrt(package: Path, tmp_path: Path) -> None:
+    result = build(package, tmp_path, "--height", "64")
+    assert result.exit_code == 2 and "--height is for TensorRT" in result.stderr
+
+
+def test_build_of_another_graph_needs_leave(package: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "vae_decoder.onnx"
+    model = package / "vae_decoder" / "model.onnx"
+    assert prepare(model, plan, component="vae_decoder").built
+    with pytest.raises(EngineError, match="the ONNX file is another one; --rebuild-stale replaces"):
+        prepare(model, plan, component="vae_decoder", digest="0" * 64)
+    replaced = prepare(model, plan, component="vae_decoder", digest="0" * 64, rebuild_stale=True)
+    assert replaced.built and replaced.sidecar.size > replaced.sidecar.plan_size
+
+
+def test_build_from_weights_outside_of_the_graph(package: Path, tmp_path: Path) -> None:
+    name, folder = "vae_decoder", tmp_path / "vae_decoder"
+    folder.mkdir()
+    onnx.save(
+        onnx.load(package / name / "model.onnx"),
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx_data",
+    )
+    plan, data = tmp_path / "plans" / f"{name}.onnx", folder / "model.onnx_data"
+    prepare(folder / "model.onnx", plan, component=name)
+    feeds = {"latent_sample": np.random.default_rng(0).standard_normal((1, 4, 9, 7), np.float32)}
+    with (
+        open_session(folder / "model.onnx", plan=plan) as ours,
+        open_session(package / name / "model.onnx") as own,
+    ):
+        assert isinstance(ours, PreparedSession)
+        expected = own.run(feeds)["sample"]
+        assert_close(ours.run(feeds)["sample"], expected, rel=COMPONENT_REL)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    other = tmp_path / "others" / f"{name}.onnx"
+    with pytest.raises(EngineError, match=f"{name}: ONNX Runtime cannot prepare it: ") as caught:
+        prepare(folder / "model.onnx", other, component=name)
+    assert "\n" not in str(caught.value) and not list(other.parent.iterdir())
+
+
+def test_build_that_is_interrupted_leaves_nothing(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Worker, do: str, **arguments: Any) -> Any:
+        Path(arguments["plan"]).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Worker, "ask", interrupted)
+    model = package / "vae_decoder" / "model.onnx"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(model, tmp_path / "vae_decoder.onnx", component="vae_decoder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_build_after_a_killed_one_clears_up(package: Path, tmp_path: Path) -> None:
+    abandoned = tmp_path / ".vae_decoder.x.part"
+    abandoned.mkdir()
+    (abandoned / "vae_decoder.onnx_data").write_bytes(b"gigabytes")
+    prepare(
+        package / "vae_decoder" / "model.onnx",
+        tmp_path / "vae_decoder.onnx",
+        component="vae_decoder",
+    )
+    assert not abandoned.exists()
+
+
+def test_build_without_onnx_names_the_command(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "sdexport.cpu_graph")
+    result = build(package, tmp_path)
+    assert result.exit_code == 1 and "pip install 'sdexport[cpu,onnx]'" in result.stderr
+
+
+def _plan(engines: Path, folder: Path, component: str = "vae_decoder") -> Path:
+    """A copy of a prepared graph with what belongs to it."""
+    folder.mkdir(exist_ok=True)
+    for path in (engines / "onnxruntime").glob(f"{component}.*"):
+        shutil.copy(path, folder / path.name)
+    return folder / f"{component}.onnx"
+
+
+def _edit(plan: Path, **changes: Any) -> None:
+    path = plan.with_suffix(".json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(data | changes), encoding="utf-8")
+
+
+def _cut(plan: Path) -> None:
+    data = plan.with_name(f"{plan.name}_data")
+    data.write_bytes(data.read_bytes()[:-1])
+
+
+def _garbage(plan: Path) -> None:
+    plan.write_bytes(b"\0" * plan.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda plan: _edit(plan, library_version="0.1"), "was built with ONNX Runtime 0.1, here"),
+        (lambda plan: _edit(plan, onnx_sha256="0"), "it was built from another ONNX file"),
+        (lambda plan: _edit(plan, target={"machine": "abacus"}), "another kind of processor"),
+        (lambda plan: _edit(plan, backend="openvino"), "it was built for openvino"),
+        (lambda plan: _edit(plan, files={"../../etc/passwd": 1}), "is no name of a file"),
+        (lambda plan: _edit(plan, files=3), "is damaged"),
+        (_cut, "vae_decoder.onnx_data is truncated or altered"),
+        (_garbage, "ONNX Runtime cannot load vae_decoder.onnx"),
+        (lambda plan: plan.with_suffix(".json").unlink(), "no sidecar"),
+    ],
+    ids=range(9),
+)
+def test_prepared_graph_that_does_not_fit_is_not_used(
+    package: Path,
+    engines: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    harm: Any,
+    message: str,
+) -> None:
+    plan = _plan(engines, tmp_path / "plan")
+    harm(plan)
+    model = package / "vae_decoder" / "model.onnx"
+    digest = Package.load(package, verify=False).model_digest("vae_decoder")
+    with open_session(model, "onnxruntime", plan=plan, digest=digest) as session:
+        assert not isinstance(session, PreparedSession)
+    assert message in caplog.text and "--component vae_decoder --rebuild-stale" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimization": "basic"}, {"prepacking": False}, {"providers": []}], ids=str
+)
+def test_prepared_graph_gives_way_to_options(
+    package: Path, engines: Path, options: dict[str, Any]
+) -> None:
+    model, plan = package / "vae_decoder" / "model.onnx", _plan(engines, engines / "copy")
+    with open_session(model, "onnxruntime", plan=plan, threads=1) as session:
+        assert isinstance(session, PreparedSession)
+    with open_session(model, "onnxruntime", plan=plan, **options) as session:
+        assert not isinstance(session, PreparedSession)
+
+
+def test_prepared_session_trims_and_goes_on(package: Path, engines: Path) -> None:
+    loaded = Package.load(package, verify=False)
+    rng = np.random.default_rng(0)
+    feeds = {
+        "sample": rng.standard_normal((2, 4, 16, 16), dtype=np.float32),
+        "timestep": np.array([500], np.float32),
+        "encoder_hidden_states": rng.standard_normal((2, 77, 96), dtype=np.float32),
+    }
+    with loaded.open("unet", engine_dir=engines) as session, loaded.open("unet") as own:
+        assert isinstance(session, PreparedSession) and session.mapped > 20e6
+        for text in (feeds["encoder_hidden_states"], feeds["encoder_hidden_states"][::-1].copy()):
+            given = feeds | {"encoder_hidden_states": text}
+            first = session.run(given)
+            assert session.trim(1000) is session.trim() is (sys.platform == "linux")
+            assert np.array_equal(session.run(given)["out_sample"], first["out_sample"])
+            assert_close(first["out_sample"], own.run(given)["out_sample"], rel=COMPONENT_REL)
+    with pytest.raises(EngineError, match="closed"):
+        session.run(feeds)
+
+
+def test_read_only_folder_is_one_line(package: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        (folder / "probe").touch()
+    except PermissionError:
+        result = build(package, folder)
+        assert result.exit_code == 1 and "--engine-dir puts engines elsewhere" in result.stderr
+    else:
+        pytest.skip("this user may write everywhere")
+    finally:
+        folder.chmod(stat.S_IRWXU)
+
+
+def test_worker_reports_what_onnx_runtime_says(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="No such file"):
+        module.write(str(tmp_path / "missing.onnx"), str(tmp_path / "out.onnx"))
