@@ -27,7 +27,7 @@ CORE = (
 )
 MOST = (
     *("diffusers fp32", "sdexport openvino", "optimum fp32", "sdexport onnxruntime fp32"),
-    *("openvino-genai", "diffusers bf16"),
+    *("sdexport onnxruntime fp32 prepared", "openvino-genai", "diffusers bf16"),
 )
 """All but channels_last, which is the slower of diffusers' in bf16 at this size, and would need a
 group of its own."""
@@ -59,11 +59,11 @@ PARTS = {
     "overhead": Part("overhead", minutes=0.2),
     "scaling": Part("scaling", minutes=0.7),
     "latency-embedded": Part("latency", ("--rounds", "6"), 0.9),
-    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "2", *_only(MOST)), 12.5),
+    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "2", *_only(MOST)), 13.3),
     "latency-512": Part(
         "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_only(CORE)), 7.2
     ),
-    "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 3.8),
+    "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 4),
     "roofline": Part("roofline", SD15, 0.3),
     "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
     "compiled-256": Part(
