@@ -29,7 +29,7 @@ class _Backend:
 
 
 _BACKENDS = {
-    "onnxruntime": _Backend("engines.onnxruntime_session", "open_onnxruntime", "onnxruntime"),
+    "onnxruntime": _Backend("engines.prepared_session", "open_onnxruntime", "onnxruntime"),
     "onnxruntime-cuda": _Backend("engines.onnxruntime_session", "open_cuda", "onnxruntime"),
     "openvino": _Backend("engines.openvino_session", "OpenVinoSession", "openvino"),
     "tensorrt": _Backend("engines.tensorrt_session", "open_tensorrt", "tensorrt"),

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from engines.session import EngineError
 from engines.sidecar import Sidecar
 
 BACKEND = "onnxruntime"
@@ -64,9 +65,16 @@ def differences(sidecar: Sidecar, *, digest: str | None, version: str | None) ->
 
 
 def multiples(sidecar: Sidecar) -> dict[str, int]:
-    """By input, the number of which its height and width must be multiples."""
-    entries = sidecar.options.get(MULTIPLES)
-    return {str(n): int(m) for n, m in entries.items()} if isinstance(entries, dict) else {}
+    """By input, the number of which its height and width must be multiples.
+
+    Raises: EngineError: the sidecar says something else.
+    """
+    entries, known = sidecar.options.get(MULTIPLES) or {}, {spec.name for spec in sidecar.inputs}
+    if not isinstance(entries, dict) or not entries.keys() <= known:
+        raise EngineError(f"{sidecar.component}: '{MULTIPLES}' in its sidecar are of no input")
+    if not all(isinstance(number, int) and number > 0 for number in entries.values()):
+        raise EngineError(f"{sidecar.component}: '{MULTIPLES}' in its sidecar are no numbers")
+    return entries
 
 
 def given_before(sidecar: Sidecar) -> str | None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import EngineError, open_session
-from engines.onnxruntime_session import PreparedSession
+from engines.prepared_session import PreparedSession
 from runtime import Package, Pipeline, load_pipeline
 from sdexport import prepare as module
 from sdexport.cli import main
@@ -309,8 +309,12 @@ def _garbage(plan: Path) -> None:
         (_cut, "vae_decoder.onnx_data is truncated or altered"),
         (_garbage, "ONNX Runtime cannot load vae_decoder.onnx"),
         (lambda plan: plan.with_suffix(".json").unlink(), "no sidecar"),
+        (lambda plan: _edit(plan, options={"multiples": {"brain": 2}}), "are of no input"),
+        (lambda plan: _edit(plan, options={"multiples": {"latent_sample": "x"}}), "no numbers"),
+        (lambda plan: _edit(plan, options={"before": "latent_sample"}), "cannot load"),
+        (lambda plan: _edit(plan, inputs=[]), "is not the one of its sidecar"),
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_prepared_graph_that_does_not_fit_is_not_used(
     package: Path,
