@@ -19,6 +19,8 @@ from pathlib import Path
 from engines.session import EngineError
 from engines.sidecar import Sidecar
 
+Range = tuple[int, int]
+"""First address, and the one behind the last."""
 BACKEND = "onnxruntime"
 MULTIPLES = "multiples"
 """The option of a sidecar: of what number height and width of an input must be multiples."""
@@ -93,10 +95,25 @@ def data_path(plan: Path) -> Path:
     return plan.with_name(f"{plan.name}_data")
 
 
-def give_back(files: Iterable[Path], room: int | None = None) -> bool:
-    """Let go of memory of files that are mapped read-only here; it is read again when needed.
+def mapped_ranges(files: Iterable[Path]) -> set[Range]:
+    """Addresses at which files are mapped into this process; none where that cannot be told."""
+    if sys.platform != "linux":
+        return set()
+    names, found = {str(file.resolve()) for file in files}, set()
+    for line in (_PROCESS / "maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        parts = line.split(maxsplit=5)
+        if len(parts) == 6 and parts[5] in names:
+            start, end = (int(text, 16) for text in parts[0].split("-"))
+            found.add((start, end))
+    return found
+
+
+def give_back(ranges: Iterable[Range], room: int | None = None) -> bool:
+    """Let go of the memory of files that are mapped read-only; it is read again when needed.
 
     Args:
+      ranges: of `mapped_ranges`, whose mappings the caller keeps alive meanwhile: what is mapped
+        there instead would lose its content.
       room: bytes that suffice; None for all of them.
     Returns: whether this system can.
     """
@@ -104,15 +121,11 @@ def give_back(files: Iterable[Path], room: int | None = None) -> bool:
         return False
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    names = {str(file.resolve()) for file in files}
     enough = None if room is None else _resident() - room
-    for line in (_PROCESS / "maps").read_text(encoding="utf-8", errors="replace").splitlines():
-        parts = line.split(maxsplit=5)
-        if len(parts) == 6 and parts[5] in names:
-            start, end = (int(text, 16) for text in parts[0].split("-"))
-            madvise(start, end - start, _DONTNEED)
-            if enough is not None and _resident() <= enough:
-                break
+    for start, end in ranges:
+        madvise(start, end - start, _DONTNEED)
+        if enough is not None and _resident() <= enough:
+            break
     return True
 
 

@@ -26,6 +26,8 @@ from engines.session import EngineError, Feeds
 from engines.sidecar import Sidecar
 
 _log = logging.getLogger(__name__)
+_MAPPING = threading.Lock()
+"""Held while a file is mapped, so that every session knows which mappings are its own."""
 
 
 class PreparedSession(OnnxRuntimeBase):
@@ -50,16 +52,16 @@ class PreparedSession(OnnxRuntimeBase):
         options = session_options(threads, "none", True)
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        session = load(name, plan, options, CPU)
+        session, self._ranges = _mapping(name, plan, options)
         super().__init__(session, name, sidecar.inputs, sidecar.outputs)
-        self._plans, self._own = [plan], own
+        self._own = own
         self._taken = [value.name for value in session.get_inputs()]
         self._input = prepared.given_before(sidecar)
         self._before: Any = None
         self._products: list[str] = []
         if self._input is not None:
-            self._plans.append(prepared.before_path(plan))
-            self._before = load(name, self._plans[1], options, CPU)
+            before = prepared.before_path(plan)
+            self._before, self._ranges_before = _mapping(name, before, options)
             self._products = [value.name for value in self._before.get_outputs()]
         self._check_edges()
         self._mapped = sum(sidecar.files.values())
@@ -77,7 +79,10 @@ class PreparedSession(OnnxRuntimeBase):
             if self._other is not None:
                 self._other.close()
                 self._other = None
-        return prepared.give_back(map(prepared.data_path, self._plans), room)
+        kept = self._opened(), self._before  # its mappings must not go meanwhile
+        done = prepared.give_back(self._ranges, room)
+        del kept
+        return done
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         for name, multiple in self._multiples.items():
@@ -99,10 +104,12 @@ class PreparedSession(OnnxRuntimeBase):
         """What depends on one input alone, computed again only if that has changed."""
         held = self._held
         if held is None or not np.array_equal(held[0], value):
-            self._opened()
+            before = self._before
+            if before is None:
+                self._check_open()
             try:
-                held = value.copy(), self._before.run(self._products, {self._input: value})
-                prepared.give_back([prepared.data_path(self._plans[1])])
+                held = value.copy(), before.run(self._products, {self._input: value})
+                prepared.give_back(self._ranges_before)
             except Exception as error:
                 raise EngineError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
             self._held = held
@@ -173,6 +180,15 @@ def open_onnxruntime(
         plan.stem,
     )
     return own()
+
+
+def _mapping(name: str, plan: Path, options: Any) -> tuple[Any, list[prepared.Range]]:
+    """ONNX Runtime's session of a prepared graph, and where it has mapped the weights."""
+    data = [prepared.data_path(plan)]
+    with _MAPPING:
+        there = prepared.mapped_ranges(data)
+        session = load(name, plan, options, CPU)
+        return session, sorted(prepared.mapped_ranges(data) - there)
 
 
 @cache
