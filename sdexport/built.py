@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,11 @@ Compare = Callable[[Sidecar, Package, str], list[str]]
 
 
 def _prepared_here(backend: str) -> tuple[Compare, list[str]]:
-    version, missing = None, []
-    try:
-        version = metadata.version("onnxruntime")
-    except metadata.PackageNotFoundError:
-        missing.append("ONNX Runtime is not installed")
+    version: str | None = None
+    for name in ("onnxruntime", "onnxruntime-gpu"):  # never both
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version(name)
+    missing = [] if version else ["ONNX Runtime is not installed"]
 
     def compare(sidecar: Sidecar, package: Package, component: str) -> list[str]:
         digest = package.model_digest(component)
