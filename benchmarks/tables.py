@@ -117,16 +117,12 @@ def roofline(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-EXACT = (
-    *("sdexport onnxruntime fp32", "sdexport onnxruntime fp32 prepared"),
-    "sdexport openvino fp32",
-)
+PREPARED = "sdexport onnxruntime fp32 prepared"
+EXACT = ("sdexport onnxruntime fp32", PREPARED, "sdexport openvino fp32")
 TARGETS = (
-    ("ours fp32 against diffusers fp32", EXACT,
-     ("diffusers fp32",), 2.2),
+    ("ours fp32 against diffusers fp32", EXACT, ("diffusers fp32",), 2.2),
     ("ours against Optimum, fp32", EXACT, ("optimum fp32",), 1.1),
-    ("ours prepared, with less memory, against Optimum, fp32",
-     ("sdexport onnxruntime fp32 prepared",), ("optimum fp32",), 1.1),
+    ("ours prepared, with less memory, against Optimum, fp32", (PREPARED,), ("optimum fp32",), 1.1),
     ("ours bf16 against diffusers bf16", ("sdexport openvino bf16",),
      ("diffusers bf16", "diffusers bf16 channels_last"), 1.7),
     ("ours fastest, 8 bits, against diffusers bf16", ("sdexport openvino i8",),

@@ -60,6 +60,12 @@ def build_once(
     return Built(plan, sidecar, True, time.perf_counter() - started)
 
 
+def worker_environment() -> dict[str, str]:
+    """The variables with which a builder in another Python process finds this project."""
+    root = str(Path(__file__).resolve().parents[1])
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+
+
 def _into_place(made: Path, plan: Path, wanted: Sidecar) -> Sidecar:
     others = sorted(file for file in made.parent.iterdir() if file != made)
     sidecar = replace(

@@ -12,10 +12,10 @@ import platform
 import re
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from engines.processor import instructions
 from engines.session import EngineError
 from engines.sidecar import Sidecar
 
@@ -27,7 +27,7 @@ MULTIPLES = "multiples"
 BEFORE = "before"
 """The option that names the input of which what depends on it alone is computed by another graph,
 once for as long as that input stays the same."""
-_CPUINFO, _PROCESS = Path("/proc/cpuinfo"), Path("/proc/self")
+_PROCESS = Path("/proc/self")
 _INSTRUCTIONS = re.compile(r"avx|sse4|fma$|f16c|amx|asimd|sve|sme\d*$|bf16|i8mm|neon")
 _DONTNEED = 4
 
@@ -35,12 +35,7 @@ _DONTNEED = 4
 @cache
 def target() -> dict[str, str]:
     """What the weights are laid out for: the architecture and the instructions that kernels use."""
-    words: list[str] = []
-    with suppress(OSError):
-        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-        words = found[1].split() if found else []
-    used = sorted({word for word in words if _INSTRUCTIONS.match(word)})
+    used = sorted({word for word in instructions() if _INSTRUCTIONS.match(word)})
     return {
         "machine": platform.machine(),
         "instructions": " ".join(used) or platform.processor() or "not known",
@@ -87,7 +82,7 @@ def given_before(sidecar: Sidecar) -> str | None:
 
 def before_path(plan: Path) -> Path:
     """Where the graph lies that computes what depends on one input alone."""
-    return plan.with_name(f"{plan.stem}.before{plan.suffix}")
+    return plan.with_name(f"{plan.stem}.{BEFORE}{plan.suffix}")
 
 
 def data_path(plan: Path) -> Path:

@@ -64,12 +64,7 @@ class OnnxRuntimeBase(SessionBase):
         self._output_names = [spec.name for spec in self.outputs]
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        session = self._opened()
-        try:
-            values = session.run(self._output_names, dict(feeds))
-        except Exception as error:
-            raise EngineError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
-        return dict(zip(self._output_names, values, strict=True))
+        return compute(self.name, self._opened(), self._output_names, feeds)
 
     def _opened(self) -> Any:
         session = self._session
@@ -181,6 +176,10 @@ class _OnDevice(BoundSession):
 
 
 def session_options(threads: int | None, optimization: str, prepacking: bool) -> Any:
+    """ONNX Runtime's options for a session, by those of OnnxRuntimeSession.
+
+    Raises: ValueError: an option out of range.
+    """
     if optimization not in OPTIMIZATIONS:
         raise ValueError(
             f"optimization must be one of {', '.join(OPTIMIZATIONS)}, got {optimization!r:.40}"
@@ -204,12 +203,28 @@ def session_options(threads: int | None, optimization: str, prepacking: bool) ->
 
 
 def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> Any:
+    """ONNX Runtime's own session of a file; `name` is the component's, for the message.
+
+    Raises: EngineError: it cannot be loaded.
+    """
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # its exception classes share no base but Exception
         raise EngineError(
             f"{name}: ONNX Runtime cannot load {path.name}: {one_line(error)}"
         ) from error
+
+
+def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
+    """What ONNX Runtime's own session answers, by output.
+
+    Raises: EngineError: it failed.
+    """
+    try:
+        values = session.run(outputs, dict(feeds))
+    except Exception as error:
+        raise EngineError(f"{name}: ONNX Runtime failed: {one_line(error)}") from error
+    return dict(zip(outputs, values, strict=True))
 
 
 def _check_available(name: str, wanted: Sequence[str]) -> None:
@@ -244,4 +259,5 @@ def _specs(values: Sequence[Any]) -> list[TensorSpec]:
 
 
 def one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
     return " ".join(str(error).split())

@@ -18,6 +18,7 @@ from engines.onnxruntime_session import (
     OnnxRuntimeBase,
     OnnxRuntimeSession,
     Provider,
+    compute,
     load,
     one_line,
     session_options,
@@ -65,7 +66,7 @@ class PreparedSession(OnnxRuntimeBase):
             self._products = [value.name for value in self._before.get_outputs()]
         self._check_edges()
         self._mapped = sum(sidecar.files.values())
-        self._held: tuple[np.ndarray, list[np.ndarray]] | None = None
+        self._held: tuple[np.ndarray, dict[str, np.ndarray]] | None = None
         self._multiples = prepared.multiples(sidecar)
         self._other: OnnxRuntimeSession | None = None
         self._lock = threading.Lock()
@@ -107,13 +108,10 @@ class PreparedSession(OnnxRuntimeBase):
             before = self._before
             if before is None:
                 self._check_open()
-            try:
-                held = value.copy(), before.run(self._products, {self._input: value})
-                prepared.give_back(self._ranges_before)
-            except Exception as error:
-                raise EngineError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
-            self._held = held
-        return dict(zip(self._products, held[1], strict=True))
+            made = compute(self.name, before, self._products, {str(self._input): value})
+            prepared.give_back(self._ranges_before)
+            self._held = held = value.copy(), made
+        return held[1]
 
     def _unprepared(self) -> OnnxRuntimeSession:
         with self._lock:

@@ -69,8 +69,15 @@ class Sidecar:
             version = data.pop("format_version")
             if version != FORMAT_VERSION:
                 raise ValueError(f"format_version {version!r:.20} is not {FORMAT_VERSION}")
-            sidecar = cls(**data | _typed(data))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            sidecar = cls(**data | _typed(data, plan.stem))
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise EngineError(f"{path} is damaged: {' '.join(str(error).split())}") from error
         for name, expected in {plan.name: sidecar.plan_size, **sidecar.files}.items():
             file = plan.with_name(name)
@@ -150,7 +157,7 @@ def write_atomically(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
+def _typed(data: Mapping[str, Any], stem: str) -> dict[str, Any]:
     for name in ("target", "options"):
         if not isinstance(data[name], dict):
             raise TypeError(f"{name} is no object")
@@ -171,7 +178,7 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": _specs(data["inputs"]),
         "outputs": _specs(data["outputs"]),
         "plan_size": int(data["plan_size"]),
-        "files": {_bare(n): int(size) for n, size in data.get("files", {}).items()},
+        "files": {_of(stem, n): int(size) for n, size in data.get("files", {}).items()},
     }
 
 
@@ -179,9 +186,9 @@ def _specs(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
 
 
-def _bare(name: str) -> str:
-    if name != Path(name).name:
-        raise ValueError(f"'{name:.40}' is no name of a file")
+def _of(stem: str, name: str) -> str:
+    if not name.startswith(f"{stem}.") or name != Path(name).name or len(name.encode()) > 255:
+        raise ValueError(f"'{name:.40}' is no name of a file of {stem}")
     return name
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from engines.built import Built, build_once
+from engines.built import Built, build_once, worker_environment
 from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.profiles import Profile, check_profiles, input_shapes
@@ -106,8 +106,6 @@ def _wanted(
 
 
 def _run_worker(job: Mapping[str, Any], component: str, lib: Library, progress: Progress) -> None:
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
         worker = subprocess.Popen(
             [sys.executable, "-P", "-m", "engines.tensorrt_worker"],
@@ -116,7 +114,7 @@ def _run_worker(job: Mapping[str, Any], component: str, lib: Library, progress: 
             stderr=noise,
             text=True,
             encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | worker_environment(),
         )
         stdin, stdout = worker.stdin, worker.stdout
         assert stdin and stdout  # for the type checker: they are pipes

@@ -30,11 +30,11 @@ def built_engines(package: Package, engine_dir: str | Path | None = None) -> lis
         raise FileNotFoundError(f"no folder of engines at {engine_dir}")
     found = []
     for backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
-        here = _prepared_here if backend == PREPARED_BACKEND else _here
-        compare, not_compared = here(backend)
+        own = backend == PREPARED_BACKEND
+        compare, not_compared = _prepared_here() if own else _here(backend)
         pattern = package.plan_path("*", backend, engine_dir)
         for plan in sorted(pattern.parent.glob(pattern.name)):
-            if plan.suffix == ".onnx" and plan.stem.endswith(".before"):
+            if plan.stem.endswith(f".{prepared.BEFORE}"):
                 continue
             entry: dict[str, Any] = {
                 "component": plan.stem,
@@ -65,7 +65,7 @@ Compare = Callable[[Sidecar, Package, str], list[str]]
 """What keeps an engine from standing for a component of a package here."""
 
 
-def _prepared_here(backend: str) -> tuple[Compare, list[str]]:
+def _prepared_here() -> tuple[Compare, list[str]]:
     version: str | None = None
     for name in ("onnxruntime", "onnxruntime-gpu"):  # never both
         with suppress(metadata.PackageNotFoundError):

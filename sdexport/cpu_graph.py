@@ -97,11 +97,9 @@ class CpuGraph:
 
     def products(self, name: str) -> list[Any]:
         """Matrix products of an input of the graph with weights; the input may be cast before."""
-        sources, found = {name}, []
+        sources, found = {name, *(node.output[0] for node in self._casts(name))}, []
         for node in self._graph.node:
-            if node.op_type == "Cast" and node.input[0] in sources:
-                sources.add(node.output[0])
-            elif node.op_type == "MatMul" and node.input[0] in sources:
+            if node.op_type == "MatMul" and node.input[0] in sources:
                 weights = self._weights.get(node.input[1])
                 if weights is not None and len(weights.dims) == 2:
                     found.append(node)
@@ -123,10 +121,9 @@ class CpuGraph:
             shape = [*rows, weights.dims[1]]
             given.append(helper.make_tensor_value_info(node.output[0], weights.data_type, shape))
         apart = {value.name for value in given}
-        casts = [n for n in self._graph.node if n.op_type == "Cast" and n.input[0] == name]
         weights = [self._weights[node.input[1]] for node in products]
         before = helper.make_model(
-            helper.make_graph([*casts, *products], "before", [source], given, weights),
+            helper.make_graph([*self._casts(name), *products], "before", [source], given, weights),
             opset_imports=self.model.opset_import,
             ir_version=self.model.ir_version,
         )
@@ -137,9 +134,11 @@ class CpuGraph:
         self._graph.input.extend([*kept, *given])
         return before
 
+    def _casts(self, name: str) -> list[Any]:
+        return [n for n in self._graph.node if n.op_type == "Cast" and n.input[0] == name]
+
     def _replace(self, nodes: list[Any]) -> None:
         """Let the graph have these nodes, and of the weights those that they use."""
-        nodes = list(nodes)
         del self._graph.node[:]
         self._graph.node.extend(nodes)
         used = {name for node in _all_nodes(nodes) for name in node.input}

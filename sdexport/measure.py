@@ -6,8 +6,9 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from engines.processor import cpuinfo, instructions
 
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd")
 """Instruction sets that decide which kernels an engine takes."""
@@ -35,9 +36,8 @@ def summary(samples: Sequence[float], unit: str = "s") -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Processor, its instruction sets, cores that this process may use, memory, Python."""
-    lines = _cpuinfo()
-    model = lines.get("model name", platform.processor() or platform.machine())
-    flags = lines.get("flags", lines.get("Features", "")).split()
+    model = cpuinfo().get("model name", platform.processor() or platform.machine())
+    flags = instructions()
     allowed = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": model,
@@ -48,15 +48,6 @@ def machine() -> dict[str, Any]:
         "platform": platform.system(),
         "python": platform.python_version(),
     }
-
-
-def _cpuinfo() -> dict[str, str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    pairs = (line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines())
-    found = [(pair[0].strip(), pair[1].strip()) for pair in pairs if len(pair) == 2]
-    return dict(reversed(found))  # the first processor's
 
 
 def _memory_gb() -> float | None:

@@ -7,13 +7,12 @@ memory is free afterwards.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from engines import PREPARED_BACKEND, EngineError
-from engines.built import Built, build_once
+from engines.built import Built, build_once, worker_environment
 from engines.onnx_digest import graph_digest
 from engines.onnx_specs import graph_specs
 from engines.onnxruntime_prepared import BEFORE, MULTIPLES, before_path, data_path, target
@@ -50,11 +49,8 @@ def prepare(
     wanted = _wanted(onnx, component, digest)
 
     def make(folder: Path) -> None:
-        root = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        with Worker(
-            [sys.executable, "-P", "-m", "sdexport.prepare"], {"PYTHONPATH": path}
-        ) as worker:
+        command = [sys.executable, "-P", "-m", "sdexport.prepare"]
+        with Worker(command, worker_environment()) as worker:
             try:
                 worker.ask("write", onnx=str(onnx.absolute()), plan=str(folder / plan.name))
             except WorkerError as error:
@@ -97,20 +93,19 @@ def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
     )
 
 
-def write(onnx: str, plan: str) -> dict[str, int]:
-    """Write a prepared graph and its weights. Returns: what was rewritten, how often.
+def write(onnx: str, plan: str) -> None:
+    """Write a prepared graph and its weights.
 
-    Raises: ONNX Runtime's own errors.
+    Raises: ONNX Runtime's own errors. ValueError: the weights are truncated.
     """
     from sdexport.cpu_graph import CpuGraph
 
     graph = CpuGraph(Path(onnx))
-    counts = graph.rewrite()
+    graph.rewrite()
     before = graph.split(PROMPT)
     for model, path in ((graph.model, Path(plan)), (before, before_path(Path(plan)))):
         if model is not None:
             _optimise(model, Path(onnx).parent, path)
-    return counts
 
 
 def _optimise(model: Any, folder: Path, plan: Path) -> None:

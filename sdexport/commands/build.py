@@ -74,6 +74,8 @@ def build(
     from runtime import Package
     from sdexport.build import report
 
+    if backend == "onnxruntime":
+        _check_none_given()
     loaded = Package.load(package)
     common: dict[str, Any] = {
         "components": components,
@@ -90,7 +92,6 @@ def build(
         if backend == "onnxruntime":
             from sdexport.build import prepare
 
-            _check_none_given()
             built = prepare(loaded, progress=progress, **common)
         else:
             from sdexport.build import build as run
@@ -106,10 +107,10 @@ def build(
     if as_json:
         print_json({"engines": report(built)})
         return
-    for one, entry in zip(built, report(built), strict=True):
+    for one in built:
         how = f"{one.seconds:.1f} s" if one.built else "was there"
         click.echo(
-            f"{one.sidecar.component:<14}{entry['size'] / 1e6:8.1f} MB  {how:<10} {one.plan}"
+            f"{one.sidecar.component:<14}{one.sidecar.size / 1e6:8.1f} MB  {how:<10} {one.plan}"
         )
 
 

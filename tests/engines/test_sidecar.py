@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engines import EngineError, TensorSpec
@@ -93,6 +93,14 @@ JSON = st.recursive(
 
 
 @given(name=st.sampled_from(sorted(json.loads(SIDECAR.to_json()))), value=JSON)
+@example(name="files", value={"": 1})
+@example(name="files", value={"0": 1})
+@example(name="files", value={"unet.json": float("inf")})
+@example(name="files", value={"unet." + "a" * 300: 1})
+@example(name="files", value={"unet.\0": 1})
+@example(name="files", value={"unet.\ud800": 1})
+@example(name="plan_size", value=float("inf"))
+@example(name="plan_size", value=float("nan"))
 def test_sidecar_survives_any_value(
     tmp_path_factory: pytest.TempPathFactory, name: str, value: object
 ) -> None:

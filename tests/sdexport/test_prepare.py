@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +307,8 @@ def _garbage(plan: Path) -> None:
         (lambda plan: _edit(plan, target={"machine": "abacus"}), "another kind of processor"),
         (lambda plan: _edit(plan, backend="openvino"), "it was built for openvino"),
         (lambda plan: _edit(plan, files={"../../etc/passwd": 1}), "is no name of a file"),
+        (lambda plan: _edit(plan, files={"": 1}), "is no name of a file"),
+        (lambda plan: _edit(plan, files={"unet.onnx": 1}), "is no name of a file of vae_decoder"),
         (lambda plan: _edit(plan, files=3), "is damaged"),
         (_cut, "vae_decoder.onnx_data is truncated or altered"),
         (_garbage, "ONNX Runtime cannot load vae_decoder.onnx"),
@@ -314,7 +318,7 @@ def _garbage(plan: Path) -> None:
         (lambda plan: _edit(plan, options={"before": "latent_sample"}), "cannot load"),
         (lambda plan: _edit(plan, inputs=[]), "is not the one of its sidecar"),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_prepared_graph_that_does_not_fit_is_not_used(
     package: Path,
@@ -366,19 +370,17 @@ def test_prepared_session_trims_and_goes_on(package: Path, engines: Path) -> Non
         session.run(feeds)
 
 
-def test_read_only_folder_is_one_line(package: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        (folder / "probe").touch()
-    except PermissionError:
-        result = build(package, folder)
-        assert result.exit_code == 1 and "--engine-dir puts engines elsewhere" in result.stderr
-    else:
-        pytest.skip("this user may write everywhere")
-    finally:
-        folder.chmod(stat.S_IRWXU)
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_read_only_folder_is_one_line(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    result = build(package, tmp_path)
+    assert result.exit_code == 1 and "--engine-dir puts engines elsewhere" in result.stderr
+    assert result.stderr.count("\n") == 1 and not list((tmp_path / "onnxruntime").iterdir())
 
 
 def test_worker_reports_what_onnx_runtime_says(tmp_path: Path) -> None:
