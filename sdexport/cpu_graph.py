@@ -2,7 +2,8 @@
 
 Group normalisation it computes by a dozen operators that each go through memory, some of them
 mere copies; as an instance normalisation of the groups it is one. A 3x3 convolution of a doubled
-image is four of 2x2 of the image itself (engines.winograd), which is 4/9 of the arithmetic.
+image is four of 2x2 of the image itself (engines.winograd), which is 4/9 of the arithmetic, and
+other ones take 1/4 of it by tiles (sdexport.cpu_tiles).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from engines.winograd import weights_of_halves
+from sdexport.cpu_tiles import Places, by_tiles
+from sdexport.onnx_nodes import Nodes
 
-VERSION = 1
+VERSION = 2
 """Of what is done here: graphs prepared by another one are not what is asked for."""
 _DOUBLED = [1.0, 1.0, 2.0, 2.0]
 _NEAREST = {
@@ -37,6 +40,11 @@ _CONVOLUTION = {
 _PADDED = {**_CONVOLUTION, "pads": [1, 1, 1, 1]}
 _BY_CHANNEL = 21
 """The operator set from which on group normalisation has a scale and a bias for each channel."""
+_FEWEST_TILED = 256
+"""Channels. With fewer, the tiles' transforms take what the products gain."""
+_MOST_TILED = 960 * 320
+"""Pairs of channels. Tiles take 4 times the memory of such weights, and where there are more, the
+images are small ones, for which reading them would take longer than the products."""
 
 
 class CpuGraph:
@@ -51,6 +59,7 @@ class CpuGraph:
         self._folder = path.parent
         self._graph = self.model.graph
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._places: dict[tuple[str | int, ...], Places] = {}
 
     def doubled(self) -> dict[str, Any]:
         """The doublings that are part of a convolution, by the name of what they give.
@@ -82,7 +91,8 @@ class CpuGraph:
         """Rewrite what can be. Returns: how often, by what."""
         doubled, nodes = self.doubled(), []
         opset = max((o.version for o in self.model.opset_import if not o.domain), default=0)
-        counts = {"group normalisations": 0, "doubled images": len(doubled)}
+        sizes = self._sizes()
+        counts = {"group normalisations": 0, "doubled images": len(doubled), "tiles": 0}
         for node in self._graph.node:
             is_norm = node.op_type == "GroupNormalization" and opset >= _BY_CHANNEL
             if is_norm and self._is_float(node.input[1:3]):
@@ -90,6 +100,9 @@ class CpuGraph:
                 counts["group normalisations"] += 1
             elif node.op_type == "Conv" and node.input[0] in doubled:
                 nodes += self._on_halves(node, doubled[node.input[0]].input[0])
+            elif self._is_convolution(node) and self._gains_by_tiles(node):
+                nodes += self._by_tiles(node, sizes.get(node.input[0]))
+                counts["tiles"] += 1
             elif not (node.op_type == "Resize" and node.output[0] in doubled):
                 nodes.append(node)
         self._replace(nodes)
@@ -165,54 +178,66 @@ class CpuGraph:
         tensors = [self._weights.get(name) for name in names]
         return all(t is not None and t.data_type == onnx.TensorProto.FLOAT for t in tensors)
 
+    def _gains_by_tiles(self, node: Any) -> bool:
+        results, channels = self._weights[node.input[1]].dims[:2]
+        if min(results, channels) < _FEWEST_TILED or results * channels > _MOST_TILED:
+            return False
+        return self._is_float(name for name in node.input[2:] if name)
+
+    def _sizes(self) -> dict[str, tuple[str | int, ...]]:
+        """Height and width of images of which they are known, by name; those of a name are one."""
+        found = {}
+        for value in (*self._graph.input, *self._graph.value_info):
+            dims = value.type.tensor_type.shape.dim
+            size = tuple(dim.dim_param or dim.dim_value for dim in dims[2:])
+            if len(dims) == 4 and all(size):
+                found[value.name] = size
+        return found
+
+    def _by_tiles(self, node: Any, size: tuple[str | int, ...] | None) -> list[Any]:
+        image, weight, *rest = node.input
+        nodes = Nodes(node.output[0], self._weights)
+        places = self._places.get(size) if size else None
+        if places is None:
+            places = Places(nodes, image)
+            if size:
+                self._places[size] = places
+        weights = self._values(self._weights[weight])
+        bias = self._spread(nodes, rest[0], (1, -1, 1, 1)) if rest and rest[0] else None
+        by_tiles(nodes, places, image, weights, bias, node.output[0])
+        return nodes.made
+
     def _on_halves(self, node: Any, image: str) -> list[Any]:
-        weights, parts, made = self._values(self._weights[node.input[1]]), [], []
+        weights, result = self._values(self._weights[node.input[1]]), node.output[0]
+        nodes, parts = Nodes(result, self._weights), []
         for (row, column), part in weights_of_halves(weights).items():
-            name = f"{node.output[0]}.{row}{column}"
-            given = [image, self._constant(f"{name}.weight", part), *node.input[2:]]
+            weight = nodes.constant(f"{result}.{row}{column}", part)
             pads = [1 - row, 1 - column, row, column]
-            made.append(helper.make_node("Conv", given, [name], name=name, pads=pads))
-            parts.append(name)
-        together = f"{node.output[0]}.halves"
-        return [
-            *made,
-            helper.make_node("Concat", parts, [together], name=together, axis=1),
-            helper.make_node(
-                "DepthToSpace", [together], [node.output[0]], name=node.name, blocksize=2
-            ),
-        ]
+            parts.append(nodes.add("Conv", [image, weight, *node.input[2:]], pads=pads))
+        together = nodes.add("Concat", parts, axis=1)
+        nodes.add("DepthToSpace", [together], result, blocksize=2)
+        return nodes.made
 
     def _normalised(self, node: Any) -> list[Any]:
         held, (image, scale, bias), result = _attributes(node), node.input, node.output[0]
         groups, channels = held["num_groups"], self._weights[scale].dims[0]
-        made: list[Any] = []
-
-        def add(kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-            output = output or f"{result}.{kind}.{len(made)}"
-            made.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-            return output
-
-        def column(name: str) -> str:
-            values = self._values(self._weights[name]).reshape(1, channels, 1)
-            return self._constant(f"{name}.column", values)
-
-        def rows(count: int) -> str:
-            return self._constant(f"rows.{count}", np.array([0, count, -1], np.int64))
-
-        ones = self._constant(f"ones.{groups}", np.ones(groups, np.float32))
-        zeros = self._constant(f"zeros.{groups}", np.zeros(groups, np.float32))
-        grouped = add("Reshape", [image, rows(groups)])
+        nodes = Nodes(result, self._weights)
+        add = nodes.add
+        ones = nodes.constant(f"ones.{groups}", np.ones(groups, np.float32))
+        zeros = nodes.constant(f"zeros.{groups}", np.zeros(groups, np.float32))
+        grouped = add("Reshape", [image, nodes.vector(0, groups, -1)])
         epsilon = held.get("epsilon", 1e-5)
         even = add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
-        by_channel = add("Reshape", [even, rows(channels)])
-        scaled = add("Mul", [by_channel, column(scale)])
-        moved = add("Add", [scaled, column(bias)])
+        by_channel = add("Reshape", [even, nodes.vector(0, channels, -1)])
+        scaled = add("Mul", [by_channel, self._spread(nodes, scale, (1, -1, 1))])
+        moved = add("Add", [scaled, self._spread(nodes, bias, (1, -1, 1))])
         add("Reshape", [moved, add("Shape", [image])], result)
-        return made
+        return nodes.made
 
-    def _constant(self, name: str, values: np.ndarray) -> str:
-        self._weights.setdefault(name, numpy_helper.from_array(values, name))
-        return name
+    def _spread(self, nodes: Nodes, name: str, shape: tuple[int, ...]) -> str:
+        """A weight for each channel, in the shape that goes with an image."""
+        values = self._values(self._weights[name]).reshape(shape)
+        return nodes.constant(f"{name}{values.shape}", values)
 
     def _values(self, tensor: Any) -> np.ndarray:
         """A tensor's values, wherever they lie. The package was checked: they lie in its folder."""

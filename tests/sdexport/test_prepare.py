@@ -20,13 +20,14 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import EngineError, open_session
 from engines.prepared_session import PreparedSession
 from runtime import Package, Pipeline, load_pipeline
+from sdexport import cpu_tiles
 from sdexport import prepare as module
 from sdexport.cli import main
 from sdexport.cpu_graph import CpuGraph
 from sdexport.export import export
 from sdexport.prepare import prepare
 from sdexport.workers import Worker
-from tests.tolerances import COMPONENT_REL, assert_close
+from tests.tolerances import COMPONENT_REL, WINOGRAD_REL, assert_close
 
 pytest.importorskip("onnxruntime")
 PROMPT = "a red circle on a blue background"
@@ -61,7 +62,8 @@ def test_graph_of_the_unet_is_rewritten(package: Path) -> None:
     norms = sum(node.op_type == "GroupNormalization" for node in before.node)
     resizes = sum(node.op_type == "Resize" for node in before.node)
     assert norms and resizes and graph.multiple() == 2**resizes
-    assert graph.rewrite() == {"group normalisations": norms, "doubled images": resizes}
+    expected = {"group normalisations": norms, "doubled images": resizes, "tiles": 0}
+    assert graph.rewrite() == expected
     left = {node.op_type for node in graph.model.graph.node}
     assert not left & {"GroupNormalization", "Resize"}
     products = graph.products("encoder_hidden_states")
@@ -138,6 +140,91 @@ def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
     return CpuGraph(path)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("at_once", [1, 5, 512])
+def test_convolutions_by_tiles_answer_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bias: bool, at_once: int
+) -> None:
+    monkeypatch.setattr(cpu_tiles, "_AT_ONCE", at_once)
+    graph = _convolutions(tmp_path / "own.onnx", channels=(256, 320, 256), bias=bias)
+    assert graph.rewrite()["tiles"] == 2
+    kinds = [node.op_type for node in graph.model.graph.node]
+    assert kinds.count("Scan") == 2 and "Conv" not in kinds
+    assert kinds.count("ReduceProd") == 4  # both images are of one size: places are found once
+    onnx.save(graph.model, tmp_path / "tiles.onnx")
+    rng = np.random.default_rng(0)
+    with open_session(tmp_path / "own.onnx") as own, open_session(tmp_path / "tiles.onnx") as ours:
+        for shape in ((1, 1, 1), (2, 4, 4), (1, 5, 3), (3, 8, 12), (2, 17, 2)):
+            image = 3 + rng.standard_normal((shape[0], 256, *shape[1:]), np.float32)
+            expected, found = (s.run({"image": image})["result"] for s in (own, ours))
+            assert_close(found, expected, rel=WINOGRAD_REL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": (256, 255)},
+        {"channels": (255, 256)},
+        {"channels": (641, 480)},
+        {"strides": [2, 2]},
+        {"dilations": [2, 2]},
+        {"pads": [0, 0, 0, 0]},
+        {"dtype": np.float16},
+        {"auto_pad": "SAME_UPPER"},
+    ],
+    ids=str,
+)
+def test_convolutions_that_tiles_do_not_fit_are_kept(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    graph = _convolutions(tmp_path / "own.onnx", **{"channels": (640, 480)} | change)
+    assert graph.rewrite()["tiles"] == 0
+
+
+def test_a_bias_that_is_computed_is_left_to_the_convolution(tmp_path: Path) -> None:
+    graph = _convolutions(tmp_path / "own.onnx", channels=(256, 256), computed=True)
+    assert graph.rewrite()["tiles"] == 0
+
+
+def _convolutions(
+    path: Path,
+    channels: tuple[int, ...],
+    *,
+    bias: bool = True,
+    computed: bool = False,
+    dtype: Any = np.float32,
+    **attributes: Any,
+) -> CpuGraph:
+    """A graph of convolutions of 3x3, one behind another, for images of any size."""
+    rng, last = np.random.default_rng(1), len(channels) - 1
+    names = ["image", *(f"image{i}" for i in range(1, last)), "result"]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes, tensors = [], []
+    for i in range(last):
+        given, made = channels[i : i + 2]
+        weights = rng.standard_normal((made, given, 3, 3)) / np.sqrt(9 * given)
+        tensors.append(numpy_helper.from_array(weights.astype(dtype), f"weight{i}"))
+        inputs = [names[i], f"weight{i}"]
+        if bias:
+            values = rng.standard_normal(made).astype(dtype)
+            tensors.append(numpy_helper.from_array(values, f"bias{i}"))
+            if computed:
+                nodes.append(helper.make_node("Neg", [f"bias{i}"], [f"negative{i}"]))
+            inputs.append(f"negative{i}" if computed else f"bias{i}")
+        held = {"pads": [1, 1, 1, 1]} | attributes
+        if "auto_pad" in held:
+            del held["pads"]
+        nodes.append(helper.make_node("Conv", inputs, [names[i + 1]], **held))
+    values = [
+        helper.make_tensor_value_info(name, kind, ["n", count, "h", "w"])
+        for name, count in zip(names, channels, strict=True)
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[-1:], tensors, value_info=values[1:-1])
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return CpuGraph(path)
+
+
 def test_build_keeps_what_is_there_and_leaves_nothing_else(package: Path, engines: Path) -> None:
     again = build(package, engines)
     assert again.exit_code == 0 and again.stdout.count("was there") == 4
@@ -197,7 +284,7 @@ def test_prepared_graph_in_half_precision(checkpoint: Path, tmp_path: Path) -> N
 def test_inspect_lists_prepared_graphs(package: Path, engines: Path) -> None:
     shown = run("inspect", package, "--engine-dir", engines).stdout
     assert shown.count(": onnxruntime ") == 4 and shown.count("\n  fresh\n") == 4
-    assert "options: before encoder_hidden_states, multiples sample 4, passes 1\n" in shown
+    assert "options: before encoder_hidden_states, multiples sample 4, passes 2\n" in shown
 
 
 def test_build_refuses_options_of_tensorrt(package: Path, tmp_path: Path) -> None:
