@@ -17,52 +17,54 @@ from functools import cache
 import numpy as np
 
 KERNEL = 3
-# Where the polynomials are evaluated, infinity aside. With 5/8 and 3/2 the rounding errors of tiles
-# of 4 are half of those with the usual 1 and 2 (tests/engines/test_winograd.py measures it).
+# By tile and taps, where the polynomials are evaluated, infinity aside. With those of tiles of 4,
+# rounding errors are half (three taps) and two thirds (two) of those with the usual 1 and 2
+# (tests/engines/test_winograd.py measures it).
 POINTS = {
-    2: (Fraction(0), Fraction(1), Fraction(-1)),
-    4: (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2)),
+    (2, 3): (Fraction(0), Fraction(1), Fraction(-1)),
+    (4, 3): (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2)),
+    (4, 2): (Fraction(0), Fraction(-1), Fraction(1, 2), Fraction(3, 2)),
 }
 
 
 @cache
-def transforms(tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """B^T (side, side), G (side, 3) and A^T (tile, side) in float64, with side = tile + 2.
+def transforms(tile: int, taps: int = KERNEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """B^T (side, side), G (side, taps) and A^T (tile, side), float64, with side = tile + taps - 1.
 
-    For `side` values d and three weights g, A^T ((G g) * (B^T d)) are the `tile` sums of products
-    of g with three neighbours in d.
+    For `side` values d and `taps` weights g, A^T ((G g) * (B^T d)) are the `tile` sums of products
+    of g with as many neighbours in d.
 
     Args:
-      tile: results along an axis, 2 or 4.
+      tile, taps: results and weights along an axis, of POINTS.
     Source: the Toom-Cook construction, arXiv 1803.10986, section 3.
     """
-    points, side = POINTS[tile], tile + KERNEL - 1
+    points, side = POINTS[tile, taps], tile + taps - 1
     others = [points[:i] + points[i + 1 :] for i in range(len(points))]
     bt = [_polynomial(rest, side) for rest in others] + [_polynomial(points, side)]
     scales = [_value(rest, point) for rest, point in zip(others, points, strict=True)]
-    g = [[p**j / s for j in range(KERNEL)] for p, s in zip(points, scales, strict=True)]
-    g.append([Fraction(j == KERNEL - 1) for j in range(KERNEL)])
+    g = [[p**j / s for j in range(taps)] for p, s in zip(points, scales, strict=True)]
+    g.append([Fraction(j == taps - 1) for j in range(taps)])
     at = [[p**j for p in points] + [Fraction(j == tile - 1)] for j in range(tile)]
     return _floats(bt), _floats(g), _floats(at)
 
 
-def tile_matrices(tile: int) -> tuple[np.ndarray, np.ndarray]:
+def tile_matrices(tile: int, taps: int = KERNEL) -> tuple[np.ndarray, np.ndarray]:
     """The transforms of whole tiles, both axes at once, float32.
 
     Returns: B^T x B^T (side**2, side**2) on pixels, and A^T x A^T (tile**2, side**2) on products;
       tiles are flattened row by row.
     """
-    bt, _, at = transforms(tile)
+    bt, _, at = transforms(tile, taps)
     return np.kron(bt, bt).astype(np.float32), np.kron(at, at).astype(np.float32)
 
 
 def transformed_weights(weights: np.ndarray, tile: int) -> np.ndarray:
-    """G g G^T of (K, C, 3, 3) weights: (side**2, K, C) float32."""
-    g = transforms(tile)[1]
+    """G g G^T of (K, C, taps, taps) weights: (side**2, K, C) float32."""
+    results, channels, taps = weights.shape[:3]
+    g = transforms(tile, taps)[1]
     both = np.kron(g, g).astype(np.float32)
-    results, channels = weights.shape[:2]
-    taps = weights.reshape(results * channels, KERNEL * KERNEL).astype(np.float32, copy=False)
-    return (both @ taps.T).reshape(-1, results, channels)
+    flat = weights.reshape(results * channels, taps * taps).astype(np.float32, copy=False)
+    return (both @ flat.T).reshape(-1, results, channels)
 
 
 def weights_of_halves(weights: np.ndarray) -> dict[tuple[int, int], np.ndarray]:

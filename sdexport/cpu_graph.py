@@ -47,6 +47,9 @@ _MOST_TILED = 960 * 320
 images are small ones, for which reading them would take longer than the products."""
 
 
+_Size = tuple[str | int, ...]
+
+
 class CpuGraph:
     """An ONNX model without its weights, to be rewritten; weights are read as they are needed.
 
@@ -59,7 +62,7 @@ class CpuGraph:
         self._folder = path.parent
         self._graph = self.model.graph
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._places: dict[tuple[str | int, ...], Places] = {}
+        self._places: dict[tuple[_Size, int], Places] = {}
 
     def doubled(self) -> dict[str, Any]:
         """The doublings that are part of a convolution, by the name of what they give.
@@ -98,11 +101,12 @@ class CpuGraph:
             if is_norm and self._is_float(node.input[1:3]):
                 nodes += self._normalised(node)
                 counts["group normalisations"] += 1
+            elif self._is_convolution(node) and self._gains_by_tiles(node):
+                resize = doubled.get(node.input[0])
+                nodes += self._by_tiles(node, resize.input[0] if resize else None, sizes)
+                counts["tiles"] += 1
             elif node.op_type == "Conv" and node.input[0] in doubled:
                 nodes += self._on_halves(node, doubled[node.input[0]].input[0])
-            elif self._is_convolution(node) and self._gains_by_tiles(node):
-                nodes += self._by_tiles(node, sizes.get(node.input[0]))
-                counts["tiles"] += 1
             elif not (node.op_type == "Resize" and node.output[0] in doubled):
                 nodes.append(node)
         self._replace(nodes)
@@ -160,7 +164,7 @@ class CpuGraph:
         self._graph.initializer.extend(kept)
 
     def _is_doubling(self, node: Any) -> bool:
-        held = _attributes(node)
+        held = {"mode": b"nearest", **_attributes(node)}
         if "axes" in held or any(held.get(name) != value for name, value in _NEAREST.items()):
             return False
         if _is_sized(node):
@@ -184,7 +188,7 @@ class CpuGraph:
             return False
         return self._is_float(name for name in node.input[2:] if name)
 
-    def _sizes(self) -> dict[str, tuple[str | int, ...]]:
+    def _sizes(self) -> dict[str, _Size]:
         """Height and width of images of which they are known, by name; those of a name are one."""
         found = {}
         for value in (*self._graph.input, *self._graph.value_info):
@@ -194,17 +198,21 @@ class CpuGraph:
                 found[value.name] = size
         return found
 
-    def _by_tiles(self, node: Any, size: tuple[str | int, ...] | None) -> list[Any]:
-        image, weight, *rest = node.input
-        nodes = Nodes(node.output[0], self._weights)
-        places = self._places.get(size) if size else None
+    def _by_tiles(self, node: Any, halved: str | None, sizes: Mapping[str, _Size]) -> list[Any]:
+        """Args: halved: the image of which the convolution's own is twice as large."""
+        weights, result = self._values(self._weights[node.input[1]]), node.output[0]
+        nodes = Nodes(result, self._weights)
+        image, kernels, scale = node.input[0], {(0, 0): weights}, 1
+        if halved is not None:
+            image, kernels, scale = halved, weights_of_halves(weights), 2
+        size = sizes.get(image)
+        places = self._places.get((size, scale)) if size else None
         if places is None:
-            places = Places(nodes, image)
+            places = Places(nodes, image, len(kernels[0, 0][0, 0]), scale)
             if size:
-                self._places[size] = places
-        weights = self._values(self._weights[weight])
-        bias = self._spread(nodes, rest[0], (1, -1, 1, 1)) if rest and rest[0] else None
-        by_tiles(nodes, places, image, weights, bias, node.output[0])
+                self._places[size, scale] = places
+        bias = [self._spread(nodes, name, (1, -1, 1, 1)) for name in node.input[2:] if name]
+        by_tiles(nodes, places, image, kernels, bias[0] if bias else None, result)
         return nodes.made
 
     def _on_halves(self, node: Any, image: str) -> list[Any]:

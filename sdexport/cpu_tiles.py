@@ -1,4 +1,4 @@
-"""3x3 convolutions by Winograd's tiles (engines.winograd), as operators of ONNX, for any size.
+"""Convolutions by Winograd's tiles (engines.winograd), as operators of ONNX, for any size.
 
 A pixel's channels, those of all images of a batch, lie together, so that pixels are gathered in
 whole rows: first the 36 places of every tile, at the end the results of every tile in their order.
@@ -8,6 +8,8 @@ and keeps what lies between them small.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -16,9 +18,6 @@ from engines.winograd import tile_matrices, transformed_weights
 from sdexport.onnx_nodes import Nodes
 
 TILE = 4
-_SIDE = TILE + 2
-_PLACES = _SIDE**2
-_RESULTS = TILE**2
 _AT_ONCE = 512
 """Tiles, of all images of a batch."""
 
@@ -29,11 +28,15 @@ class Places:
     Args:
       nodes: where the operators that compute it from the image's shape are added.
       image: (N, C, H, W), of that size.
+      taps: weights along an axis.
+      scale: how many results there are for a pixel, along an axis.
     """
 
-    def __init__(self, nodes: Nodes, image: str) -> None:
+    def __init__(self, nodes: Nodes, image: str, taps: int, scale: int) -> None:
         add, scalar, vector = nodes.add, nodes.scalar, nodes.vector
+        self._side, self._scale = TILE + taps - 1, scale
         self.size = add("Shape", [image], start=2)
+        self.scaled = add("Mul", [self.size, scalar(scale)])
         self.pixels = add("ReduceProd", [self.size], keepdims=1)
         # A pixel of zeros before, and as many behind as the last tile may need.
         self.pads = vector(1, 1, 0, TILE, TILE, 0)
@@ -47,38 +50,44 @@ class Places:
         grid = [add("Unsqueeze", [number, vector(0)]) for number in (turns, at_once)]
         by_turn = add("Concat", grid, axis=0)
         computed = add("ReduceProd", [by_turn], keepdims=1)
-        self.results = add("Mul", [computed, scalar(_RESULTS)])
+        self.results = add("Mul", [computed, scalar((scale * TILE) ** 2)])
         lacking = add("Concat", [vector(0), add("Sub", [computed, tiles])], axis=0)
+        self.padded_width = add("Add", [add("Gather", [self.size, scalar(1)]), scalar(1 + TILE)])
         self.taken = self._taken(nodes, lacking, by_turn)
         self.given = self._given(nodes, counts, tiles, at_once)
 
     def _taken(self, nodes: Nodes, lacking: str, by_turn: str) -> str:
-        """Rows of padded pixels, (turns, 36 * tiles at once); tiles too many take the first's."""
+        """Rows of padded pixels, (turns, places * tiles at once); those too many take the first's.
+
+        They are those of a kernel that begins a pixel before its result, in both directions.
+        """
         add, scalar, vector = nodes.add, nodes.scalar, nodes.vector
         height, width = (add("Gather", [self.size, scalar(axis)]) for axis in (0, 1))
-        padded_width = add("Add", [width, scalar(1 + TILE)])
         tops, lefts = (add("Range", [scalar(0), n, scalar(TILE)]) for n in (height, width))
-        tops = add("Unsqueeze", [add("Mul", [tops, padded_width]), vector(1)])
+        tops = add("Unsqueeze", [add("Mul", [tops, self.padded_width]), vector(1)])
         corners = add("Reshape", [add("Add", [tops, lefts]), vector(-1)])
         corners = add("Reshape", [add("Pad", [corners, lacking]), by_turn])
         corners = add("Unsqueeze", [corners, vector(1)])
-        down, right = np.divmod(np.arange(_PLACES).reshape(-1, 1), _SIDE)
-        inside = add("Mul", [nodes.constant("places.down", down), padded_width])
-        inside = add("Add", [inside, nodes.constant("places.right", right)])
+        down, right = np.divmod(np.arange(self._side**2).reshape(-1, 1), self._side)
+        inside = add("Mul", [nodes.constant(f"down.{self._side}", down), self.padded_width])
+        inside = add("Add", [inside, nodes.constant(f"right.{self._side}", right)])
         return add("Reshape", [add("Add", [corners, inside]), vector(0, -1)])
 
     def _given(self, nodes: Nodes, counts: str, tiles: str, at_once: str) -> str:
-        """Where each pixel's result lies in (turns, 16, tiles at once), (H * W)."""
+        """Where each result lies in (turns, scale, scale, TILE, TILE, tiles at once), flat."""
         add, scalar, vector = nodes.add, nodes.scalar, nodes.vector
+        scale = self._scale
+        each = (scale * TILE) ** 2
         tile = add("Range", [scalar(0), tiles, scalar(1)])
         turn = add("Div", [tile, at_once])
-        skipped = add("Mul", [add("Mul", [turn, scalar(_RESULTS - 1)]), at_once])
+        skipped = add("Mul", [add("Mul", [turn, scalar(each - 1)]), at_once])
         first = add("Reshape", [add("Add", [tile, skipped]), counts])
-        inside = nodes.constant("places.inside", np.arange(_RESULTS).reshape(TILE, TILE, 1, 1))
-        places = add("Add", [first, add("Mul", [inside, at_once])])
-        places = add("Transpose", [places], perm=[2, 0, 3, 1])
-        places = add("Reshape", [places, add("Mul", [counts, scalar(TILE)])])
-        return add("Reshape", [add("Slice", [places, vector(0, 0), self.size]), vector(-1)])
+        order = np.arange(each).reshape(scale, scale, TILE, TILE, 1, 1)
+        inside = add("Mul", [nodes.constant(f"inside.{scale}", order), at_once])
+        places = add("Transpose", [add("Add", [first, inside])], perm=[4, 2, 0, 5, 3, 1])
+        places = add("Reshape", [places, add("Mul", [counts, scalar(scale * TILE)])])
+        places = add("Slice", [places, vector(0, 0), self.scaled])
+        return add("Reshape", [places, vector(-1)])
 
 
 def _ceil_div(nodes: Nodes, number: str, each: str) -> str:
@@ -87,48 +96,74 @@ def _ceil_div(nodes: Nodes, number: str, each: str) -> str:
 
 
 def by_tiles(
-    nodes: Nodes, places: Places, image: str, weights: np.ndarray, bias: str | None, result: str
+    nodes: Nodes,
+    places: Places,
+    image: str,
+    kernels: Mapping[tuple[int, int], np.ndarray],
+    bias: str | None,
+    result: str,
 ) -> None:
-    """Add a 3x3 convolution of stride 1, padded by 1.
+    """Add a convolution whose results are as many times as large as the image as places has it.
 
     Args:
-      places: of the image's size. image: (N, C, H, W). weights: (K, C, 3, 3). bias: (1, K, 1, 1).
+      places: of the image's size. image: (N, C, H, W). bias: (1, K, 1, 1).
+      kernels: for each result of a pixel, by row and column, (K, C, taps, taps); they begin a pixel
+        before it and end behind it as far, but for taps = 2, which begin at it in odd rows and
+        columns (engines.winograd.weights_of_halves).
     """
     add, vector = nodes.add, nodes.vector
-    results, channels = weights.shape[:2]
-    rest = vector(-1)
 
     def shape(*parts: str) -> str:
         return add("Concat", list(parts), axis=0)
 
+    rest = vector(-1)
     rows = add("Reshape", [image, shape(rest, places.pixels)])
     rows = add("Transpose", [rows], perm=[1, 0])
     rows = add("Reshape", [rows, shape(places.size, rest)])
     rows = add("Reshape", [add("Pad", [rows, places.pads]), shape(places.padded, rest)])
-
-    pixels, products = tile_matrices(TILE)
-    tiles = transformed_weights(weights, TILE).transpose(0, 2, 1)
-    turn = Nodes(f"{result}.turn", nodes.constants)
-    numbers = f"{result}.turn.taken"
-    some = turn.add("Gather", [rows, numbers], axis=0)
-    some = turn.add("Reshape", [some, vector(_PLACES, -1)])
-    some = turn.add("MatMul", [nodes.constant("tiles.pixels", pixels), some])
-    some = turn.add("Reshape", [some, vector(_PLACES, -1, channels)])
-    some = turn.add("MatMul", [some, nodes.constant(f"{result}.tiles", tiles)])
-    some = turn.add("Reshape", [some, vector(_PLACES, -1)])
-    some = turn.add("MatMul", [nodes.constant("tiles.products", products), some])
-    body = helper.make_graph(
-        turn.made,
-        f"{result}.turn",
-        [helper.make_tensor_value_info(numbers, onnx.TensorProto.INT64, [None])],
-        [helper.make_tensor_value_info(some, onnx.TensorProto.FLOAT, [_RESULTS, None])],
-    )
+    body = _turn(nodes, places, rows, kernels, f"{result}.turn")
     found = add("Scan", [places.taken], body=body, num_scan_inputs=1)
     found = add("Reshape", [found, shape(places.results, rest)])
     rows = add("Gather", [found, places.given], axis=0)
     rows = add("Transpose", [rows], perm=[1, 0])
-    back = shape(vector(-1, results), places.size)
+    back = shape(vector(-1, len(next(iter(kernels.values())))), places.scaled)
     if bias is None:
         add("Reshape", [rows, back], result)
     else:
         add("Add", [add("Reshape", [rows, back]), bias], result)
+
+
+def _turn(
+    nodes: Nodes,
+    places: Places,
+    rows: str,
+    kernels: Mapping[tuple[int, int], np.ndarray],
+    name: str,
+) -> onnx.GraphProto:
+    """The graph that computes some tiles: from numbers of rows to results for each kernel."""
+    turn, taken = Nodes(name, nodes.constants), f"{name}.taken"
+    add, vector = turn.add, turn.vector
+    found = []
+    for (row, column), weights in kernels.items():
+        channels, taps = weights.shape[1:3]
+        count = (TILE + taps - 1) ** 2
+        pixels, products = tile_matrices(TILE, taps)
+        tiles = transformed_weights(weights, TILE).transpose(0, 2, 1)
+        moved = taken
+        if row:
+            moved = add("Add", [moved, places.padded_width])
+        if column:
+            moved = add("Add", [moved, turn.scalar(column)])
+        some = add("Reshape", [add("Gather", [rows, moved], axis=0), vector(count, -1)])
+        some = add("MatMul", [turn.constant(f"pixels.{taps}", pixels), some])
+        some = add("Reshape", [some, vector(count, -1, channels)])
+        some = add("MatMul", [some, turn.constant(f"{name}.{row}{column}", tiles)])
+        some = add("Reshape", [some, vector(count, -1)])
+        found.append(add("MatMul", [turn.constant(f"products.{taps}", products), some]))
+    results = found[0] if len(found) == 1 else add("Concat", found, axis=0)
+    return helper.make_graph(
+        turn.made,
+        name,
+        [helper.make_tensor_value_info(taken, onnx.TensorProto.INT64, [None])],
+        [helper.make_tensor_value_info(results, onnx.TensorProto.FLOAT, [None, None])],
+    )

@@ -15,43 +15,51 @@ RNG = np.random.default_rng(0)
 
 
 def correlated(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(C, H, W) pixels and (K, C, 3, 3) weights: (K, H - 2, W - 2), in float64."""
-    windows = np.lib.stride_tricks.sliding_window_view(pixels.astype(float), (3, 3), (1, 2))
+    """(C, H, W) pixels and (K, C, n, n) weights: (K, H - n + 1, W - n + 1), in float64."""
+    window = weights.shape[2:]
+    windows = np.lib.stride_tricks.sliding_window_view(pixels.astype(float), window, (1, 2))
     return np.einsum("chwij,kcij->khw", windows, weights.astype(float))
 
 
-@pytest.mark.parametrize("tile", POINTS)
-def test_transforms_give_sums_of_products(tile: int) -> None:
-    bt, g, at = transforms(tile)
-    assert (bt.shape, g.shape, at.shape) == ((tile + 2,) * 2, (tile + 2, 3), (tile, tile + 2))
-    values, weights = RNG.standard_normal(tile + 2), RNG.standard_normal(3)
+@pytest.mark.parametrize(("tile", "taps"), POINTS)
+def test_transforms_give_sums_of_products(tile: int, taps: int) -> None:
+    bt, g, at = transforms(tile, taps)
+    side = tile + taps - 1
+    assert (bt.shape, g.shape, at.shape) == ((side, side), (side, taps), (tile, side))
+    values, weights = RNG.standard_normal(side), RNG.standard_normal(taps)
     found = at @ ((g @ weights) * (bt @ values))
     assert_close(found, np.correlate(values, weights, "valid"), rel=CONVOLUTION_FLOAT64_REL)
 
 
 def through_tiles(pixels: np.ndarray, weights: np.ndarray, tile: int) -> np.ndarray:
     """One tile of (C, side, side) float32 pixels: (K, tile, tile), summed in float32."""
-    into, back = tile_matrices(tile)
+    into, back = tile_matrices(tile, weights.shape[-1])
     tiles = into @ pixels.reshape(len(pixels), -1).T
     products = np.einsum("pkc,pc->pk", transformed_weights(weights, tile), tiles)
     return (back @ products).T.reshape(-1, tile, tile)
 
 
-def trial(tile: int) -> tuple[np.ndarray, np.ndarray]:
-    pixels = RNG.standard_normal((64, tile + 2, tile + 2), dtype=np.float32)
-    return pixels, RNG.standard_normal((50, 64, 3, 3), dtype=np.float32)
+def trial(tile: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
+    side = tile + taps - 1
+    pixels = RNG.standard_normal((64, side, side), dtype=np.float32)
+    return pixels, RNG.standard_normal((50, 64, taps, taps), dtype=np.float32)
 
 
-@pytest.mark.parametrize("tile", POINTS)
-def test_tiles_give_a_convolution(tile: int) -> None:
-    pixels, weights = trial(tile)
+@pytest.mark.parametrize(("tile", "taps"), POINTS)
+def test_tiles_give_a_convolution(tile: int, taps: int) -> None:
+    pixels, weights = trial(tile, taps)
     assert_close(
         through_tiles(pixels, weights, tile), correlated(pixels, weights), rel=WINOGRAD_REL
     )
 
 
-def test_points_round_less_than_the_usual_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, weights = trial(4)
+@pytest.mark.parametrize(
+    ("taps", "usual", "times"), [(3, (0, 1, -1, 2, -2), 1.8), (2, (0, 1, -1, 2), 1.4)]
+)
+def test_points_round_less_than_the_usual_ones(
+    monkeypatch: pytest.MonkeyPatch, taps: int, usual: tuple[int, ...], times: float
+) -> None:
+    pixels, weights = trial(4, taps)
 
     def error() -> float:
         difference = through_tiles(pixels, weights, 4) - correlated(pixels, weights)
@@ -59,9 +67,8 @@ def test_points_round_less_than_the_usual_ones(monkeypatch: pytest.MonkeyPatch) 
 
     ours = error()
     transforms.cache_clear()
-    usual = tuple(Fraction(n) for n in (0, 1, -1, 2, -2))
-    monkeypatch.setitem(winograd.POINTS, 4, usual)
-    assert error() > 1.8 * ours
+    monkeypatch.setitem(winograd.POINTS, (4, taps), tuple(map(Fraction, usual)))
+    assert error() > times * ours
     transforms.cache_clear()
 
 

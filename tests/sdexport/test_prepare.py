@@ -150,7 +150,23 @@ def test_convolutions_by_tiles_answer_alike(
     assert graph.rewrite()["tiles"] == 2
     kinds = [node.op_type for node in graph.model.graph.node]
     assert kinds.count("Scan") == 2 and "Conv" not in kinds
-    assert kinds.count("ReduceProd") == 4  # both images are of one size: places are found once
+    assert kinds.count("Range") == 3  # both images are of one size: places are found once
+    _answers_alike(graph, tmp_path)
+
+
+@pytest.mark.parametrize("at_once", [2, 512])
+def test_doubled_images_by_tiles_answer_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(cpu_tiles, "_AT_ONCE", at_once)
+    graph = _convolutions(tmp_path / "own.onnx", channels=(256, 320, 256), doubled=True)
+    counts = graph.rewrite()
+    assert (counts["tiles"], counts["doubled images"]) == (2, 2)
+    assert not {node.op_type for node in graph.model.graph.node} & {"Conv", "Resize"}
+    _answers_alike(graph, tmp_path)
+
+
+def _answers_alike(graph: CpuGraph, tmp_path: Path) -> None:
     onnx.save(graph.model, tmp_path / "tiles.onnx")
     rng = np.random.default_rng(0)
     with open_session(tmp_path / "own.onnx") as own, open_session(tmp_path / "tiles.onnx") as ours:
@@ -191,6 +207,7 @@ def _convolutions(
     channels: tuple[int, ...],
     *,
     bias: bool = True,
+    doubled: bool = False,
     computed: bool = False,
     dtype: Any = np.float32,
     **attributes: Any,
@@ -199,12 +216,17 @@ def _convolutions(
     rng, last = np.random.default_rng(1), len(channels) - 1
     names = ["image", *(f"image{i}" for i in range(1, last)), "result"]
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    nodes, tensors = [], []
+    nodes: list[Any] = []
+    tensors = [numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice")]
     for i in range(last):
         given, made = channels[i : i + 2]
         weights = rng.standard_normal((made, given, 3, 3)) / np.sqrt(9 * given)
         tensors.append(numpy_helper.from_array(weights.astype(dtype), f"weight{i}"))
         inputs = [names[i], f"weight{i}"]
+        if doubled:
+            modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            inputs[0] = f"doubled{i}"
+            nodes.append(helper.make_node("Resize", [names[i], "", "twice"], [inputs[0]], **modes))
         if bias:
             values = rng.standard_normal(made).astype(dtype)
             tensors.append(numpy_helper.from_array(values, f"bias{i}"))
@@ -215,8 +237,9 @@ def _convolutions(
         if "auto_pad" in held:
             del held["pads"]
         nodes.append(helper.make_node("Conv", inputs, [names[i + 1]], **held))
+    sides = [None, None] if doubled else ["h", "w"]
     values = [
-        helper.make_tensor_value_info(name, kind, ["n", count, "h", "w"])
+        helper.make_tensor_value_info(name, kind, ["n", count, *sides])
         for name, count in zip(names, channels, strict=True)
     ]
     graph = helper.make_graph(nodes, "g", values[:1], values[-1:], tensors, value_info=values[1:-1])
