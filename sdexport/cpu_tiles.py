@@ -68,7 +68,7 @@ class Places:
         corners = add("Reshape", [add("Add", [tops, lefts]), vector(-1)])
         corners = add("Reshape", [add("Pad", [corners, lacking]), by_turn])
         corners = add("Unsqueeze", [corners, vector(1)])
-        down, right = np.divmod(np.arange(self._side**2).reshape(-1, 1), self._side)
+        down, right = np.divmod(np.arange(self._side**2, dtype=np.int64).reshape(-1, 1), self._side)
         inside = add("Mul", [nodes.constant(f"down.{self._side}", down), self.padded_width])
         inside = add("Add", [inside, nodes.constant(f"right.{self._side}", right)])
         return add("Reshape", [add("Add", [corners, inside]), vector(0, -1)])
@@ -82,7 +82,7 @@ class Places:
         turn = add("Div", [tile, at_once])
         skipped = add("Mul", [add("Mul", [turn, scalar(each - 1)]), at_once])
         first = add("Reshape", [add("Add", [tile, skipped]), counts])
-        order = np.arange(each).reshape(scale, scale, TILE, TILE, 1, 1)
+        order = np.arange(each, dtype=np.int64).reshape(scale, scale, TILE, TILE, 1, 1)
         inside = add("Mul", [nodes.constant(f"inside.{scale}", order), at_once])
         places = add("Transpose", [add("Add", [first, inside])], perm=[4, 2, 0, 5, 3, 1])
         places = add("Reshape", [places, add("Mul", [counts, scalar(scale * TILE)])])
@@ -107,9 +107,8 @@ def by_tiles(
 
     Args:
       places: of the image's size. image: (N, C, H, W). bias: (1, K, 1, 1).
-      kernels: for each result of a pixel, by row and column, (K, C, taps, taps); they begin a pixel
-        before it and end behind it as far, but for taps = 2, which begin at it in odd rows and
-        columns (engines.winograd.weights_of_halves).
+      kernels: (K, C, taps, taps) for each result of a pixel, by its row and column among them. They
+        begin a pixel before it, those of row or column 1 at it, as weights_of_halves has it.
     """
     add, vector = nodes.add, nodes.vector
 
