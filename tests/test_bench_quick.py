@@ -48,6 +48,12 @@ def test_component_is_not_slower_than_pytorch(package: Path, name: str) -> None:
     assert found.passed, found
 
 
+def test_convolution_by_tiles_is_faster_than_onnx_runtimes(tmp_path: Path) -> None:
+    with quick.tiles_calls(tmp_path) as calls:
+        found = quick.ratio("convolution by tiles", calls, 8)
+    assert found.passed, found
+
+
 def test_nothing_outside_the_engines_grows_faster_than_linearly(package: Path) -> None:
     for sweep, exponents in quick.growth(Package.load(package, verify=False)).items():
         assert max(exponents.values()) <= LIMIT, (sweep, exponents)
