@@ -2,8 +2,9 @@
 
 Group normalisation it computes by a dozen operators that each go through memory, some of them
 mere copies; as an instance normalisation of the groups it is one. A 3x3 convolution of a doubled
-image is four of 2x2 of the image itself (engines.winograd), which is 4/9 of the arithmetic, and
-other ones take 1/4 of it by tiles (sdexport.cpu_tiles).
+image is four of 2x2 of the image itself (engines.winograd), which is 4/9 of the arithmetic. Where
+it gains, a convolution is computed by tiles (sdexport.cpu_tiles): 1/4 of the arithmetic, 1/6 for a
+doubled image.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ _BY_CHANNEL = 21
 _FEWEST_TILED = 256
 """Channels. With fewer, the tiles' transforms take what the products gain."""
 _MOST_TILED = 960 * 320
-"""Pairs of channels. Tiles take 4 times the memory of such weights, and where there are more, the
-images are small ones, for which reading them would take longer than the products."""
-
+"""Pairs of channels. Tiles take 4 times the memory of such weights (11 times for doubled images),
+and where there are more, the images are small ones, for which reading them would take longer than
+the products."""
 
 _Size = tuple[str | int, ...]
 
@@ -62,6 +63,7 @@ class CpuGraph:
         self._folder = path.parent
         self._graph = self.model.graph
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._sizes = _sizes(self._graph)
         self._places: dict[tuple[_Size, int], Places] = {}
 
     def doubled(self) -> dict[str, Any]:
@@ -94,7 +96,6 @@ class CpuGraph:
         """Rewrite what can be. Returns: how often, by what."""
         doubled, nodes = self.doubled(), []
         opset = max((o.version for o in self.model.opset_import if not o.domain), default=0)
-        sizes = self._sizes()
         counts = {"group normalisations": 0, "doubled images": len(doubled), "tiles": 0}
         for node in self._graph.node:
             is_norm = node.op_type == "GroupNormalization" and opset >= _BY_CHANNEL
@@ -103,7 +104,7 @@ class CpuGraph:
                 counts["group normalisations"] += 1
             elif self._is_convolution(node) and self._gains_by_tiles(node):
                 resize = doubled.get(node.input[0])
-                nodes += self._by_tiles(node, resize.input[0] if resize else None, sizes)
+                nodes += self._by_tiles(node, resize.input[0] if resize else None)
                 counts["tiles"] += 1
             elif node.op_type == "Conv" and node.input[0] in doubled:
                 nodes += self._on_halves(node, doubled[node.input[0]].input[0])
@@ -188,24 +189,14 @@ class CpuGraph:
             return False
         return self._is_float(name for name in node.input[2:] if name)
 
-    def _sizes(self) -> dict[str, _Size]:
-        """Height and width of images of which they are known, by name; those of a name are one."""
-        found = {}
-        for value in (*self._graph.input, *self._graph.value_info):
-            dims = value.type.tensor_type.shape.dim
-            size = tuple(dim.dim_param or dim.dim_value for dim in dims[2:])
-            if len(dims) == 4 and all(size):
-                found[value.name] = size
-        return found
-
-    def _by_tiles(self, node: Any, halved: str | None, sizes: Mapping[str, _Size]) -> list[Any]:
+    def _by_tiles(self, node: Any, halved: str | None) -> list[Any]:
         """Args: halved: the image of which the convolution's own is twice as large."""
         weights, result = self._values(self._weights[node.input[1]]), node.output[0]
         nodes = Nodes(result, self._weights)
         image, kernels, scale = node.input[0], {(0, 0): weights}, 1
         if halved is not None:
             image, kernels, scale = halved, weights_of_halves(weights), 2
-        size = sizes.get(image)
+        size = self._sizes.get(image)
         places = self._places.get((size, scale)) if size else None
         if places is None:
             places = Places(nodes, image, len(kernels[0, 0][0, 0]), scale)
@@ -260,6 +251,17 @@ class CpuGraph:
         if len(data) != math.prod(shape) * kind.itemsize:
             raise ValueError(f"{info.location} is truncated: {tensor.name} ends outside of it")
         return np.frombuffer(data, kind).reshape(shape)
+
+
+def _sizes(graph: Any) -> dict[str, _Size]:
+    """Height and width of images of which they are known, by name; those of a name are one."""
+    found = {}
+    for value in (*graph.input, *graph.value_info):
+        dims = value.type.tensor_type.shape.dim
+        size = tuple(dim.dim_param or dim.dim_value for dim in dims[2:])
+        if len(dims) == 4 and all(size):
+            found[value.name] = size
+    return found
 
 
 def _is_sized(node: Any) -> bool:

@@ -1,7 +1,7 @@
 """Convolutions by Winograd's tiles (engines.winograd), as operators of ONNX, for any size.
 
 A pixel's channels, those of all images of a batch, lie together, so that pixels are gathered in
-whole rows: first the 36 places of every tile, at the end the results of every tile in their order.
+whole rows: first all places of every tile, at the end the results of every tile in their order.
 Tiles are computed some hundred at a time, which is enough for the products to run at full speed,
 and keeps what lies between them small.
 """
@@ -40,7 +40,9 @@ class Places:
         self.pixels = add("ReduceProd", [self.size], keepdims=1)
         # A pixel of zeros before, and as many behind as the last tile may need.
         self.pads = vector(1, 1, 0, TILE, TILE, 0)
-        self.padded = add("ReduceProd", [add("Add", [self.size, scalar(1 + TILE)])], keepdims=1)
+        padded_size = add("Add", [self.size, scalar(1 + TILE)])
+        self.padded = add("ReduceProd", [padded_size], keepdims=1)
+        self.padded_width = add("Gather", [padded_size, scalar(1)])
         counts = _ceil_div(nodes, self.size, scalar(TILE))
         tiles = add("ReduceProd", [counts], keepdims=0)
         batch = add("Squeeze", [add("Shape", [image], end=1)])
@@ -52,7 +54,6 @@ class Places:
         computed = add("ReduceProd", [by_turn], keepdims=1)
         self.results = add("Mul", [computed, scalar((scale * TILE) ** 2)])
         lacking = add("Concat", [vector(0), add("Sub", [computed, tiles])], axis=0)
-        self.padded_width = add("Add", [add("Gather", [self.size, scalar(1)]), scalar(1 + TILE)])
         self.taken = self._taken(nodes, lacking, by_turn)
         self.given = self._given(nodes, counts, tiles, at_once)
 
