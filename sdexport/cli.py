@@ -14,6 +14,11 @@ from runtime.version import VERSION
 from sdexport.commands import bench, build, demo, export, generate, inspect, verify
 
 
+class _Interrupt(KeyboardInterrupt):
+    """Ctrl-C, as a class of its own: where a KeyboardInterrupt itself passes through exec of a string
+    (dataclasses and PyTorch have many), Python ends by the signal, though it was caught."""
+
+
 class _Group(click.Group):
     """Turns a user's mistake into one line on stderr and exit status 1."""
 
@@ -58,6 +63,12 @@ def main(debug: bool) -> None:
     if threading.current_thread() is threading.main_thread():
         # as Ctrl-C does: what is half-written is removed on the way out
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupt
 
 
 class _Once(logging.Filter):
