@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
-import threading
 from typing import Any
 
 import click
 
 from runtime.version import VERSION
+from sdexport import interrupts
 from sdexport.commands import bench, build, demo, export, generate, inspect, verify
-
-
-class _Interrupt(KeyboardInterrupt):
-    """Ctrl-C, as a class of its own: where a KeyboardInterrupt itself passes through exec of a string
-    (dataclasses and PyTorch have many), Python ends by the signal, though it was caught."""
 
 
 class _Group(click.Group):
@@ -28,6 +21,9 @@ class _Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own, and a reader such as head that has seen enough
         except Exception as error:
+            interruption = interrupts.behind(error)
+            if interruption is not None:
+                raise interruption from None
             if ctx.params.get("debug") or not _is_mistake(error):
                 raise
             click.echo(f"error: {_message(error)}", err=True)
@@ -60,15 +56,7 @@ def main(debug: bool) -> None:
     logging.getLogger("runtime.package").setLevel(logging.INFO)  # it says what auto takes
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Once())
-    if threading.current_thread() is threading.main_thread():
-        # as Ctrl-C does: what is half-written is removed on the way out
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _interrupt)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise _Interrupt
+    interrupts.install()
 
 
 class _Once(logging.Filter):

@@ -209,18 +209,3 @@ def test_bugs_keep_their_traceback(package: Path, monkeypatch: pytest.MonkeyPatc
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = call("--debug", "inspect", tmp_path / "nowhere")
     assert isinstance(result.exception, FileNotFoundError)
-
-
-def test_interrupt_within_exec_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "interrupted.py").write_text(
-        "import signal, runtime\n"
-        "from sdexport.cli import main\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def load(*_, **__):\n"
-        "    exec('signal.raise_signal(signal.SIGINT)', {'signal': signal})\n"
-        "runtime.Package.load = load\n"
-        "main(['inspect', 'package'])\n"
-    )
-    command = [sys.executable, "-m", "interrupted"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (1, "", "Aborted!")
