@@ -35,12 +35,18 @@ def summary(samples: Sequence[float], unit: str = "s") -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its instruction sets, cores that this process may use, memory, Python."""
-    model = cpuinfo().get("model name", platform.processor() or platform.machine())
+    """Processor, its instruction sets, cores that this process may use, memory, Python.
+
+    Processors of one name and the same instructions may differ by two in speed: Zen 4 (family 25)
+    computes 512 bits in two halves, Zen 5 (family 26) at once.
+    """
+    lines = cpuinfo()
+    model = lines.get("model name", platform.processor() or platform.machine())
     flags = instructions()
     allowed = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": model,
+        "cpu_family": lines.get("cpu family"),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
         "cores": len(allowed(0)) if allowed else os.cpu_count(),
         "memory_gb": _memory_gb(),
