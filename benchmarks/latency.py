@@ -11,10 +11,13 @@ diffusers in float32, before anything is timed.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +46,18 @@ def run(
     work: Path,
     *,
     rounds: int = 3,
+    minutes: float | None = None,
     memory_gb: float | None = None,
     components: bool = True,
     save: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
-    """The report of one model at one size; `save` takes it after each group."""
+    """The report of one model at one size; `save` takes it after each group.
+
+    Args:
+      rounds: timed calls of each, at most.
+      minutes: after which only a first round is begun; each group has its share of them. So a slow
+        machine takes fewer rounds, not more time.
+    """
     memory_gb = memory_gb or 0.85 * available_gb()
     report: dict[str, Any] = {
         "model": model.name,
@@ -63,11 +73,29 @@ def run(
     }
     with tempfile.TemporaryDirectory() as scratch:
         cases = cases_of(model, size, Path(scratch), components=components)
-        for group in groups(contenders, model, memory_gb):
-            rows = _group(group, model, work, cases, rounds, Path(scratch))
+        began, found = time.monotonic(), groups(contenders, model, memory_gb)
+        for number, group in enumerate(found, 1):
+            share = 60 * minutes * number / len(found) if minutes is not None else math.inf
+            turns = Turns(rounds, began + share)
+            rows = _group(group, model, work, cases, turns, Path(scratch))
             report["groups"].append(rows)
             save(report)
     return report
+
+
+@dataclass(frozen=True)
+class Turns:
+    """rounds: timed calls of each at most; deadline: after which only a first one is begun."""
+
+    rounds: int
+    deadline: float
+
+    def __iter__(self) -> Iterator[int]:
+        """0 for the warm-up, then the number of each round."""
+        for number in range(self.rounds + 1):
+            if number > 1 and time.monotonic() > self.deadline:
+                return
+            yield number
 
 
 def _group(
@@ -75,7 +103,7 @@ def _group(
     model: Model,
     work: Path,
     cases: dict[str, dict[str, Any]],
-    rounds: int,
+    turns: Turns,
     scratch: Path,
 ) -> dict[str, Any]:
     rows: dict[str, Any] = {}
@@ -93,7 +121,7 @@ def _group(
                 row["error"] = str(error)
         for case, request in cases.items():
             print(f"{model.name}: {case}", flush=True)
-            found = _in_turn(group, workers, opened, case, request, rounds, scratch)
+            found = _in_turn(group, workers, opened, case, request, turns, scratch)
             for name, figures in found.items():
                 rows[name]["cases"][case] = figures
     return rows
@@ -105,13 +133,13 @@ def _in_turn(
     opened: dict[str, Any],
     case: str,
     request: dict[str, Any],
-    rounds: int,
+    turns: Turns,
     scratch: Path,
 ) -> dict[str, Any]:
     """Warm up, check, then time in turn; the figures or the error of each."""
     answers: dict[str, list[Any]] = {}
     found: dict[str, Any] = {}
-    for number in range(rounds + 1):
+    for number in turns:
         for contender in group:
             name = contender.name
             if name not in workers or "error" in found.get(name, {}):
@@ -212,7 +240,10 @@ def available_gb() -> float:
 
 def main() -> None:
     parser = arguments.parser("latency", __doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each, at most")
+    parser.add_argument(
+        "--minutes", type=float, help="begin no further round after these; default no limit"
+    )
     parser.add_argument("--pictures-only", action="store_true", help="leave the components out")
     args = parser.parse_args()
     for model, size, contenders in arguments.selected(args):
@@ -222,6 +253,7 @@ def main() -> None:
             contenders,
             args.work,
             rounds=args.rounds,
+            minutes=args.minutes,
             memory_gb=args.memory,
             components=not args.pictures_only,
             save=lambda report: arguments.save(report, f"latency-{name_of(report)}", args),

@@ -21,16 +21,11 @@ from benchmarks.contenders import CONTENDERS, OURS, python_of
 from benchmarks.models import made
 from sdexport.workers import WorkerError
 
-CORE = (
-    *("diffusers fp32", "sdexport openvino fp32", "sdexport openvino bf16"),
-    "diffusers bf16 channels_last",
-)
+CORE = ("diffusers fp32", "sdexport openvino", "diffusers bf16", "diffusers bf16 channels_last")
 MOST = (
-    *("diffusers fp32", "sdexport openvino", "optimum fp32", "sdexport onnxruntime fp32"),
-    *("sdexport onnxruntime fp32 prepared", "openvino-genai", "diffusers bf16"),
+    *(*CORE, "optimum fp32", "sdexport onnxruntime fp32", "sdexport onnxruntime fp32 prepared"),
+    "openvino-genai",
 )
-"""All but channels_last, which is the slower of diffusers' in bf16 at this size, and would need a
-group of its own."""
 HELD = (
     *("diffusers fp32", "sdexport openvino fp32", "sdexport onnxruntime", "optimum fp32"),
     *("openvino-genai fp32", "sdexport openvino bf16", "diffusers bf16"),
@@ -59,9 +54,18 @@ PARTS = {
     "overhead": Part("overhead", minutes=0.2),
     "scaling": Part("scaling", minutes=0.7),
     "latency-embedded": Part("latency", ("--rounds", "6"), 0.9),
-    "latency-256": Part("latency", (*SD15, "--size", "256", "--rounds", "2", *_only(MOST)), 13.3),
+    "latency-256": Part(
+        "latency",
+        (*SD15, "--size", "256", "--rounds", "4", "--minutes", "11", *_only(MOST)),
+        13,
+    ),
     "latency-512": Part(
-        "latency", (*SD15, "--size", "512", "--rounds", "1", "--pictures-only", *_only(CORE)), 7.2
+        "latency",
+        (
+            *(*SD15, "--size", "512", "--rounds", "3", "--minutes", "6"),
+            *("--pictures-only", *_only(CORE)),
+        ),
+        8,
     ),
     "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 4),
     "roofline": Part("roofline", SD15, 0.3),

@@ -84,6 +84,22 @@ def test_latency_keeps_the_warm_up_apart(report: dict[str, Any]) -> None:
     assert "vae_decoder" not in report["groups"][0]["same"]["cases"]
 
 
+def test_after_its_minutes_a_run_begins_no_further_round() -> None:
+    now = latency.time.monotonic()
+    assert list(latency.Turns(3, now + 60)) == [0, 1, 2, 3]
+    assert list(latency.Turns(3, now - 1)) == [0, 1]
+
+
+def test_rounds_are_said_as_they_were_taken() -> None:
+    report = {"groups": [{"a": timed(2), "b": timed(2)}], "num_inference_steps": 5}
+    report |= {"model": "toy", "size": [64, 64]}
+    first, second = (row["cases"]["picture"] for row in report["groups"][0].values())
+    first["samples_s"], second["samples_s"] = [2.0], [2.0]
+    assert "rounds: 1; seconds" in tables.latency(report)
+    second["samples_s"] = [2.0] * 3
+    assert "rounds: 1 to 3; seconds" in tables.latency(report)
+
+
 def test_groups_fit_into_memory_and_share_the_reference(model: Model) -> None:
     rivals = [Contender(name, "script", memory=1.0) for name in "abcdef"]
     found = groups(rivals, model, 0.003)  # the model has a thousandth of a GB
