@@ -126,12 +126,14 @@ def run(
     precision: str = "fp32",
     source: str = "fp32",
     export_only: bool = False,
+    low_memory: bool = False,
 ) -> dict[str, Any]:
     """Everything, of one model.
 
     Args:
       work: keeps the checkpoint and the package. source: precision of the checkpoint's weights.
       export_only: the export, which verifies, and the package's size, without the commands after.
+      low_memory: the commands after it hold one component at a time.
     """
     checkpoint = work / f"{family}-{source}"
     package = work / f"package-{precision}"
@@ -139,7 +141,7 @@ def run(
         build_checkpoint(checkpoint, tokenizer, family, half=source == "fp16")
     exported = measure("-c", EXPORT, checkpoint, package, precision)
     del exported["output"]
-    stages, findings = ({}, {}) if export_only else _used(package, family, work)
+    stages, findings = ({}, {}) if export_only else _used(package, family, work, low_memory)
     sizes = {f: f.stat().st_size for f in package.rglob("*") if f.is_file()}
     manifest = json.loads((package / "sdexport.json").read_text(encoding="utf-8"))
     return {
@@ -147,6 +149,7 @@ def run(
         "family": family,
         "precision": precision,
         "source": source,
+        "low_memory": low_memory,
         "machine": machine(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "package_gb": _gb(sizes.values()),
@@ -159,9 +162,12 @@ def run(
     }
 
 
-def _used(package: Path, family: str, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _used(
+    package: Path, family: str, work: Path, low_memory: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `sdexport verify` and `sdexport generate` take, by command, and what they say."""
-    paint: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--json", "--force")
+    both: tuple[object, ...] = ("--json", "--low-memory") if low_memory else ("--json",)
+    paint: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--force", *both)
     if family == "refiner":
         given = work / "given.png"
         Image.linear_gradient("L").convert("RGB").save(given)
@@ -170,7 +176,7 @@ def _used(package: Path, family: str, work: Path) -> tuple[dict[str, Any], dict[
         paint += ("--size", "256x256")
     cli = ("-m", "sdexport")
     stages = {
-        "verify": measure(*cli, "verify", package, "--json"),
+        "verify": measure(*cli, "verify", package, *both),
         "generate": measure(*cli, "generate", package, PROMPT, "-o", work / "picture.png", *paint),
     }
     said = {name: json.loads(stage.pop("output")) for name, stage in stages.items()}
@@ -197,6 +203,9 @@ def main() -> None:
     parser.add_argument("--source", choices=PRECISIONS, default="fp32", help="of the checkpoint")
     parser.add_argument("--export-only", action="store_true", help="no commands after the export")
     parser.add_argument(
+        "--low-memory", action="store_true", help="verify and generate with one component at a time"
+    )
+    parser.add_argument(
         "--work", type=Path, help="keeps checkpoint and package; SD 1.5 9 GB, SDXL 28 GB"
     )
     parser.add_argument("--json", type=Path, help="also write the report here")
@@ -209,6 +218,7 @@ def main() -> None:
             precision=args.precision,
             source=args.source,
             export_only=args.export_only,
+            low_memory=args.low_memory,
         )
     show_and_save(report, args.json)
 
