@@ -139,10 +139,11 @@ def full_size(reports: list[dict[str, Any]]) -> str:
     for report in reports:
         *components, picture = report["checks"]
         worst = max(components, key=lambda check: check["share"])
+        held = "with --low-memory" if report.get("low_memory") else None
         largest = (METRICS[c["metric"]].format(c["error"]) for c in (worst, picture))
         lines.append(
             _row(
-                ", ".join(filter(None, (report["family"], report.get("remark")))),
+                ", ".join(filter(None, (report["family"], report.get("remark"), held))),
                 report["source"],
                 f"{report['precision']}, {report['package_gb']:.2f} GB",
                 *(_stage(report["stages"][s]) for s in ("export", "verify", "generate")),
@@ -233,7 +234,8 @@ def main() -> None:
         text += f"\n{gpu(report)}\n"
     timed = tables.reports(RESULTS, "latency")
     if timed:
-        text += f"\n{tables.targets(timed)}\n\nTables and plots: [docs/performance.md]({PAGE}).\n"
+        text += f"\n{tables.targets(timed)}\n\nThe goals are for SD 1.5. "
+        text += f"Tables and plots: [docs/performance.md]({PAGE}).\n"
     _fill(ROOT / "README.md", text)
     if found := tables.document(RESULTS):
         _fill(ROOT / PAGE, f"{found}\n")
