@@ -23,15 +23,16 @@ class Merges:
 
     Args:
       lines: neighbours to join, as "left right", the most urgent first; of equals the last counts.
+    Attributes: `ranks`, of each line; `products`, the rank that makes each token.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = tuple(lines)
         self.ranks = dict(zip(lines, range(len(lines)), strict=True))
-        self.products = dict(
-            zip(map(str.replace, lines, repeat(" "), repeat("")), lines, strict=True)
-        )
+        joined = map(str.replace, lines, repeat(" "), repeat(""))
+        self.products = dict(zip(joined, map(self.ranks.__getitem__, lines), strict=True))
         # a token that can be made in two ways has no one history to check, see is_whole
-        self._splits = self.products if len(self.products) == len(self.ranks) else {}
+        self._makers = self.products if len(self.products) == len(self.ranks) else {}
         self._made = dict.fromkeys(_base_symbols(), _SYMBOL)
 
     def apply(self, symbols: list[str]) -> list[str]:
@@ -55,27 +56,26 @@ class Merges:
 
     def _check(self, token: str) -> int:
         """Rank of the merge that makes a whole token."""
-        line = self._splits.get(token)
-        if line is None or len(token) > _LONGEST_WHOLE:
+        rank = self._makers.get(token)
+        if rank is None or len(token) > _LONGEST_WHOLE:
             return _NOT_WHOLE
-        left, _, right = line.partition(" ")
-        made, splits, ranks = self._made, self._splits, self.ranks
+        made, lines, ranks = self._made, self.lines, self.ranks
+        left, _, right = lines[rank].partition(" ")
         made_left, made_right = made.get(left), made.get(right)
         if made_left is None:
             made_left = made[left] = self._check(left)
         if made_right is None:
             made_right = made[right] = self._check(right)
-        rank = ranks[line]
         if not (_NOT_WHOLE < made_left < rank and _NOT_WHOLE < made_right < rank):
             return _NOT_WHOLE
         while made_left >= 0 or made_right >= 0:
             if made_left > made_right:
                 undone = made_left
-                left = splits[left].partition(" ")[2]
+                left = lines[undone].partition(" ")[2]
                 made_left = made[left]
             else:
                 undone = made_right
-                right = splits[right].partition(" ")[0]
+                right = lines[undone].partition(" ")[0]
                 made_right = made[right]
             if ranks.get(f"{left} {right}", _NEVER) <= undone:
                 return _NOT_WHOLE

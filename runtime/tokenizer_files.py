@@ -68,7 +68,7 @@ def read(folder: Path) -> TokenizerFiles:
         )
     _check_vocab(folder, vocab)
     merges = bpe.Merges(lines)
-    _check_merges(folder, vocab, merges.products)
+    _check_merges(folder, vocab, merges)
     config = _optional_json(folder / "tokenizer_config.json")
     added: dict[int, AddedToken] = {}
     if config.get("added_tokens_decoder") is not None:
@@ -171,9 +171,10 @@ def _check_vocab(folder: Path, vocab: Mapping[str, Any]) -> None:
         raise ValueError(f"tokenizer: the vocabulary in {folder} gives one id to several tokens")
 
 
-def _check_merges(folder: Path, vocab: Mapping[str, int], products: Mapping[str, str]) -> None:
-    if not products.keys() <= vocab.keys():
-        left, right = next(v for k, v in products.items() if k not in vocab).split(" ")
+def _check_merges(folder: Path, vocab: Mapping[str, int], merges: bpe.Merges) -> None:
+    if not merges.products.keys() <= vocab.keys():
+        rank = next(rank for token, rank in merges.products.items() if token not in vocab)
+        left, right = merges.lines[rank].split(" ")
         raise ValueError(
             f"tokenizer: merges and vocabulary in {folder} do not belong together: "
             f"'{left}' + '{right}' makes no token of the vocabulary"
