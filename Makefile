@@ -39,19 +39,19 @@ bench-quick: $(VENV)/test
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/demo: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
 	$(PIP) --editable ".[cpu,export]"
 	touch $@
 
-$(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/test: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
 	touch $@
 
-$(VENV)/lint: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/lint: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
 
-$(VENV)/bench: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/bench: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,export,bench]"
 	touch $@
 

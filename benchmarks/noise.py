@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
 import numpy as np
 import torch
 
 from benchmarks import timing
-from runtime import TorchGenerator
+from runtime import TorchGenerator, _noise_numpy, noise
 
 SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128))
+
+
+def draws(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """From generators that are there, each of ours held against PyTorch's first."""
+    theirs = torch.Generator().manual_seed(0)
+    expected = torch.randn(shape, generator=theirs).numpy()
+    calls: dict[str, Callable[[], object]] = {
+        "torch cpu": lambda: torch.randn(shape, generator=theirs)
+    }
+    for name, ours in (("runtime cpu", TorchGenerator(0)), ("runtime cpu, NumPy", in_numpy())):
+        difference = np.abs(ours.randn(shape) - expected).max()
+        if difference > 1e-6:
+            raise RuntimeError(f"{name}: the noise differs by {difference}")
+        calls[name] = lambda ours=ours: ours.randn(shape)
+    return calls
+
+
+def in_numpy() -> TorchGenerator:
+    """A generator as it is where nothing was compiled."""
+    with mock.patch.object(noise, "source", _noise_numpy):
+        return TorchGenerator(0)
+
+
+def cuda_draw(shape: tuple[int, ...]) -> Callable[[], object]:
+    cuda = TorchGenerator(0, "cuda", multiprocessors=108)
+    return lambda: cuda.randn(shape)
+
+
+def anew(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """What a picture of a given seed costs: the generator too."""
+    return {
+        "torch cpu": lambda: torch.randn(shape, generator=torch.Generator().manual_seed(3)),
+        "runtime cpu": lambda: TorchGenerator(3).randn(shape),
+    }
 
 
 def main() -> None:
     args = timing.parser("noise", __doc__).parse_args()
     torch.set_num_threads(1)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for shape in SHAPES:
-        theirs, ours = torch.Generator().manual_seed(0), TorchGenerator(0)
-        cuda = TorchGenerator(0, "cuda", multiprocessors=108)
-        difference = np.abs(ours.randn(shape) - torch.randn(shape, generator=theirs).numpy()).max()
-        if difference > 1e-6:
-            raise RuntimeError(f"the noise differs by {difference}")
-        rows["x".join(map(str, shape))] = timing.alternate(
-            {
-                "runtime cpu": lambda shape=shape, ours=ours: ours.randn(shape),
-                "torch cpu": lambda shape=shape, theirs=theirs: torch.randn(
-                    shape, generator=theirs
-                ),
-                "runtime cuda stream": lambda shape=shape, cuda=cuda: cuda.randn(shape),
-            },
-            args.repeats,
-        )
+        title = "x".join(map(str, shape))
+        calls = draws(shape) | {"runtime cuda stream": cuda_draw(shape)}
+        rows[title] = timing.alternate(calls, args.repeats)
+        rows[f"{title}, generator made anew"] = timing.alternate(anew(shape), args.repeats)
     report = {
         "dtype": "float32",
         "threads": 1,
         **timing.environment("numpy", "torch"),
+        "compiled": noise.source is not _noise_numpy,
         "noise": rows,
     }
     timing.show_and_save(report, rows, args)

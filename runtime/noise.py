@@ -9,11 +9,15 @@ import numpy as np
 
 from runtime import philox
 
+try:
+    from runtime import _noise as source
+except ImportError:  # it was not compiled
+    from runtime import _noise_numpy as source  # type: ignore[no-redef]
+
 MAX_SEED = 2**64 - 1
 DEVICES = ("cpu", "cuda")
 _BLOCK = 16
 _CHUNK = 32768  # values that stay in the cache from the bits to the last product
-_QUARTER = np.complex128  # any type of 16 bytes that NumPy copies as they are
 
 
 class TorchGenerator:
@@ -48,9 +52,8 @@ class TorchGenerator:
         self.device = device
         self._gpu = multiprocessors, threads_per_multiprocessor
         self._offset = 0
-        self._bits = np.random.MT19937(0)
-        np.random.RandomState(self._bits).seed(self.seed & 0xFFFFFFFF)
-        self._words = np.random.Generator(self._bits)
+        self._source = source
+        self._bits = source.MT19937(self.seed & 0xFFFFFFFF)
         self._spare: float | None = None
 
     def randn(self, shape: Sequence[int]) -> np.ndarray:
@@ -82,16 +85,15 @@ class TorchGenerator:
         values = np.empty(size, dtype=np.float32)
         rest = size % _BLOCK
         for start in range(0, size - rest, _CHUNK):
-            room = values[start : min(start + _CHUNK, size - rest)]
-            _box_muller(self._draw(room.size), room)
+            self._normals(values[start : min(start + _CHUNK, size - rest)])
         if rest:
-            self._draw(rest)
-            _box_muller(self._draw(_BLOCK), values[-_BLOCK:])
+            self._bits.draw(values[-rest:])
+            self._normals(values[-_BLOCK:])
         return values
 
-    def _draw(self, size: int) -> np.ndarray:
-        """Words of 32 random bits, uint32."""
-        return self._words.integers(0, 2**32, size, dtype=np.uint32)
+    def _normals(self, out: np.ndarray) -> None:
+        self._bits.draw(out)
+        self._source.box_muller(out)
 
     def _singles(self, size: int) -> np.ndarray:
         """One by one in double precision; the second number of a pair waits for the next draw."""
@@ -106,7 +108,9 @@ class TorchGenerator:
         return values
 
     def _uniform53(self) -> float:
-        high, low = (int(word) for word in self._bits.random_raw(2))
+        words = np.empty(2, dtype=np.uint32)
+        self._bits.draw(words)
+        high, low = words.tolist()
         return float((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 
 
@@ -120,33 +124,3 @@ def check_seed(seed: int) -> int:
     if not -(2**63) <= seed <= MAX_SEED:
         raise ValueError(f"seed: expected -2**63 <= seed < 2**64, got {seed}")
     return int(seed) % 2**64
-
-
-def _box_muller(words: np.ndarray, out: np.ndarray) -> None:
-    """The first half of each block of 16 gives the radius, the second the angle.
-
-    All in float32, because PyTorch rounds there too and the angle's rounding shows. A word's lowest
-    24 bits are the uniform number u in [0, 1); scales of powers of two round nothing, so they are
-    multiplied into what follows. Blocks are taken apart and put together by copies of 16 bytes, so
-    that all else runs over long rows; NumPy's loops over eight numbers at a time are slow.
-
-    Args:
-      words: (n,) uint32, n a multiple of 16.
-      out: (n,) float32, written.
-    """
-    quarters = words.view(_QUARTER).reshape(-1, 4).T.copy()
-    halves = quarters.view(np.int32).reshape(2, -1)
-    halves &= np.int32(0xFFFFFF)
-    radius, angle = halves.astype(np.float32)
-    radius *= np.float32(-(2.0**-24))
-    radius += np.float32(1)
-    np.log(radius, out=radius)
-    radius *= np.float32(-2)
-    np.sqrt(radius, out=radius)
-    angle *= np.float32(2 * np.pi) * np.float32(2.0**-24)
-    cosine, sine = np.cos(angle), np.sin(angle, out=angle)
-    cosine *= radius
-    sine *= radius
-    normal = out.view(_QUARTER).reshape(-1, 4)
-    normal[:, 0], normal[:, 1] = cosine.view(_QUARTER).reshape(2, -1)
-    normal[:, 2], normal[:, 3] = sine.view(_QUARTER).reshape(2, -1)

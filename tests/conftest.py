@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from runtime import Pipeline, load_pipeline
+from runtime import Pipeline, load_pipeline, noise
 from sdexport.export import export
 from sdexport.shapes import MODEL_DIR
 
@@ -47,6 +48,15 @@ def package_copy(package: Path, tmp_path: Path) -> Path:
 def pipe(package: Path) -> Iterator[Pipeline]:
     with load_pipeline(package) as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="module", params=["_noise", "_noise_numpy"])
+def noise_source(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Both sources of PyTorch's CPU noise; the first is missing where nothing compiles."""
+    module = pytest.importorskip(f"runtime.{request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "source", module)
+        yield module
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks import quick
+from benchmarks.noise import in_numpy
 from benchmarks.scaling import LIMIT, exponent
-from runtime import Package
+from runtime import Package, TorchGenerator
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,14 @@ def test_tokenizer_is_faster_than_the_one_it_replaces(met: bool) -> None:
     assert found.passed, found
 
 
-def test_noise_costs_little_more_than_pytorchs(one_thread: None) -> None:
-    found = quick.ratio("noise", quick.noise_calls())
+def test_noise_is_faster_than_pytorchs(one_thread: None) -> None:
+    pytest.importorskip("runtime._noise")
+    found = quick.ratio("noise", quick.noise_calls(TorchGenerator(0)))
+    assert found.passed, found
+
+
+def test_noise_in_numpy_costs_little_more_than_pytorchs(one_thread: None) -> None:
+    found = quick.ratio("noise in NumPy", quick.noise_calls(in_numpy()))
     assert found.passed, found
 
 

@@ -7,8 +7,9 @@ import numpy as np
 from sdexport import verify
 
 NOISE_ABS = 1e-6
-"""torch.randn: float32 logarithm, sine and cosine of NumPy and PyTorch differ by an ulp or two;
-the largest of 2.6 million values measured was 4.8e-7."""
+"""torch.randn: float32 logarithm, sine and cosine differ by an ulp or two, and one is 4.8e-7 where
+the radius is largest. Of 13 million values the compiled noise differed by at most 4.8e-7, NumPy's
+by 7.2e-7; over all radii and all angles the compiled one is within 7.6e-7 of float64."""
 
 CUDA_NOISE_ABS = 1e-5
 """torch.randn on CUDA: its kernel takes the fast sine and cosine, whose absolute error the CUDA

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from runtime import TorchGenerator
 from tests.tolerances import NOISE_ABS, assert_close
 
+pytestmark = pytest.mark.usefixtures("noise_source")
+
 SHAPES = [(1,), (3,), (2, 2), (15,), (16,), (17,), (5,), (31,), (1, 4, 16, 16), (7,), (1, 4, 9, 17)]
 
 

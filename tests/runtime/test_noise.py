@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import math
+import shutil
+import sysconfig
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +17,76 @@ from runtime import TorchGenerator, philox
 from tests.tolerances import CUDA_NOISE_ABS, CUDA_NOISE_PRINTED_ABS, NOISE_ABS, assert_close
 
 
+def test_noise_is_compiled_where_it_can_be() -> None:
+    compiler = (sysconfig.get_config_var("CC") or "").split(" ")[0]
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    limited_api = not sysconfig.get_config_var("Py_GIL_DISABLED")
+    if not (compiler and shutil.which(compiler) and header.exists() and limited_api):
+        pytest.skip("nothing compiles here")
+    assert importlib.util.find_spec("runtime._noise"), "install again: a compiler is here"
+
+
+def test_words_are_those_of_the_standard(noise_source: ModuleType) -> None:
+    """The 10,000th word after the default seed, as C++11 demands of std::mt19937 (26.5.5)."""
+    words = np.empty(10_000, dtype=np.uint32)
+    stream = noise_source.MT19937(5489)
+    for start in range(0, 10_000, 700):
+        stream.draw(words[start : start + 700])
+    assert words[0] == 3499211612 and words[-1] == 4123659995
+
+
+def all_words() -> np.ndarray:
+    """Blocks with every number of 24 bits once as a radius and once as an angle, (2**25,)."""
+    numbers = np.arange(2**24, dtype=np.uint32)
+    pairs = numbers, numbers * np.uint32(0x9E3779B1) & np.uint32(0xFFFFFF)  # odd: each comes once
+    return np.stack([row.reshape(-1, 8) for row in pairs], axis=1).reshape(-1)
+
+
+def test_every_radius_and_every_angle(noise_source: ModuleType) -> None:
+    words = all_words()
+    blocks = words.reshape(-1, 2, 8)
+    u, v = (blocks[:, i].astype(np.float32) * np.float32(2.0**-24) for i in range(2))
+    radius = np.sqrt(-2 * np.log(1 - u.astype(np.float64)))
+    angle = (v * np.float32(2 * np.pi)).astype(np.float64)
+    words |= np.uint32(0xFF000000)  # the upper bits mean nothing
+    noise_source.box_muller(words)
+    found = words.view(np.float32).reshape(-1, 2, 8)
+    assert_close(found[:, 0], radius * np.cos(angle), abs_=NOISE_ABS)
+    assert_close(found[:, 1], radius * np.sin(angle), abs_=NOISE_ABS)
+
+
+SAME_BITS = "204cc0d5bbb25846f73aca3d99f935e9deca60a65b415b30dd1b8019d17c2cac"
+
+
+def test_compiled_noise_has_the_same_bits_on_every_processor() -> None:
+    compiled = pytest.importorskip("runtime._noise")
+    words = all_words()
+    compiled.box_muller(words)
+    assert hashlib.sha256(words.astype("<u4").tobytes()).hexdigest() == SAME_BITS
+
+
+def test_compiled_noise_refuses_other_arrays() -> None:
+    compiled = pytest.importorskip("runtime._noise")
+    fixed = np.zeros(16, dtype=np.float32)
+    fixed.flags.writeable = False
+    for call in (compiled.MT19937(0).draw, compiled.box_muller):
+        for wrong in (np.zeros(16, np.float64), np.zeros(7, np.uint8)):
+            with pytest.raises(ValueError, match="items of 4 bytes"):
+                call(wrong)
+        for wrong in (fixed, np.zeros((16, 2), np.float32)[:, 0]):
+            with pytest.raises((ValueError, BufferError)):
+                call(wrong)
+        for wrong in (None, 5, "text", [0.0] * 16):
+            with pytest.raises(TypeError):
+                call(wrong)
+    with pytest.raises(ValueError, match="a multiple of 16 items"):
+        compiled.box_muller(np.zeros(17, np.float32))
+    for seed in (None, "1", 1.5):
+        with pytest.raises(TypeError):
+            compiled.MT19937(seed)
+
+
+@pytest.mark.usefixtures("noise_source")
 def test_noise_is_a_stream() -> None:
     generator = TorchGenerator(0)
     first, second = generator.randn((1, 4, 8, 8)), generator.randn((1, 4, 8, 8))
