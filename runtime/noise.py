@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ _CHUNK = 32768  # values that stay in the cache from the bits to the last produc
 
 class TorchGenerator:
     """A stream of normal numbers, drawn as `torch.Generator(device)` would draw them.
+
+    Copies and pickles go on where the stream is, each for itself.
 
     Args:
       seed: -2**63 <= seed < 2**64; like PyTorch, the CPU generator uses the lowest 32 bits.
@@ -52,9 +55,24 @@ class TorchGenerator:
         self.device = device
         self._gpu = multiprocessors, threads_per_multiprocessor
         self._offset = 0
+        self._spare: float | None = None
+        self._start(0)
+
+    def _start(self, words: int) -> None:
+        """Begin the CPU stream after so many words."""
         self._source = source
         self._bits = source.MT19937(self.seed & 0xFFFFFFFF)
-        self._spare: float | None = None
+        self._drawn = 0
+        for start in range(0, words, _CHUNK):
+            self._draw(np.empty(min(_CHUNK, words - start), dtype=np.uint32))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy` and `pickle`: where the stream is, whichever source draws it."""
+        return {k: v for k, v in vars(self).items() if k not in ("_source", "_bits")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start(self._drawn)
 
     def randn(self, shape: Sequence[int]) -> np.ndarray:
         """Draw standard normal numbers and advance the stream.
@@ -87,13 +105,17 @@ class TorchGenerator:
         for start in range(0, size - rest, _CHUNK):
             self._normals(values[start : min(start + _CHUNK, size - rest)])
         if rest:
-            self._bits.draw(values[-rest:])
+            self._draw(values[-rest:])
             self._normals(values[-_BLOCK:])
         return values
 
     def _normals(self, out: np.ndarray) -> None:
-        self._bits.draw(out)
+        self._draw(out)
         self._source.box_muller(out)
+
+    def _draw(self, out: np.ndarray) -> None:
+        self._bits.draw(out)
+        self._drawn += out.size
 
     def _singles(self, size: int) -> np.ndarray:
         """One by one in double precision; the second number of a pair waits for the next draw."""
@@ -109,7 +131,7 @@ class TorchGenerator:
 
     def _uniform53(self) -> float:
         words = np.empty(2, dtype=np.uint32)
-        self._bits.draw(words)
+        self._draw(words)
         high, low = words.tolist()
         return float((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 

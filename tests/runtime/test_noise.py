@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import math
+import pickle
 import shutil
 import sysconfig
 from pathlib import Path
@@ -13,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from runtime import TorchGenerator, philox
+from runtime import TorchGenerator, _noise_numpy, noise, philox
 from tests.tolerances import CUDA_NOISE_ABS, CUDA_NOISE_PRINTED_ABS, NOISE_ABS, assert_close
 
 
@@ -93,6 +95,29 @@ def test_noise_is_a_stream() -> None:
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, TorchGenerator(0).randn((1, 4, 8, 8)))
     assert first.dtype == np.float32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_copies_go_on_where_the_stream_is(noise_source: ModuleType, device: str) -> None:
+    generator = TorchGenerator(2**40 + 1, device)
+    for size in (5, 70_001, 1, 3):  # words of both kinds, and a number that waits
+        generator.randn((size,))
+    pickled = pickle.dumps(generator)
+    copies = [copy.copy(generator), copy.deepcopy(generator), pickle.loads(pickled)]
+    expected = [generator.randn((size,)) for size in (2, 40_000)]
+    for other in copies:
+        for values in expected:
+            np.testing.assert_array_equal(other.randn(values.shape), values)
+
+
+def test_a_pickle_goes_on_with_the_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = pytest.importorskip("runtime._noise")
+    monkeypatch.setattr(noise, "source", compiled)
+    generator = TorchGenerator(1)
+    generator.randn((37,))
+    pickled, expected = pickle.dumps(generator), generator.randn((100,))
+    monkeypatch.setattr(noise, "source", _noise_numpy)
+    assert_close(pickle.loads(pickled).randn((100,)), expected, abs_=NOISE_ABS)
 
 
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 10**30])
