@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SETUP = pyproject.toml setup.py constraints.txt runtime/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
@@ -39,19 +40,19 @@ bench-quick: $(VENV)/test
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
+$(VENV)/demo: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,export]"
 	touch $@
 
-$(VENV)/test: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
+$(VENV)/test: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
 	touch $@
 
-$(VENV)/lint: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
+$(VENV)/lint: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
 
-$(VENV)/bench: pyproject.toml constraints.txt runtime/_noise.c | $(BIN)/python
+$(VENV)/bench: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,export,bench]"
 	touch $@
 
