@@ -57,4 +57,4 @@ $(VENV)/bench: $(SETUP) | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info runtime/*.so runtime/*.pyd .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

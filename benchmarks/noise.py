@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import timing
 from runtime import TorchGenerator, _noise_numpy, noise
+from tests.tolerances import NOISE_ABS
 
 SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128))
 
@@ -24,7 +25,7 @@ def draws(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
     }
     for name, ours in (("runtime cpu", TorchGenerator(0)), ("runtime cpu, NumPy", in_numpy())):
         difference = np.abs(ours.randn(shape) - expected).max()
-        if difference > 1e-6:
+        if difference > NOISE_ABS:
             raise RuntimeError(f"{name}: the noise differs by {difference}")
         calls[name] = lambda ours=ours: ours.randn(shape)
     return calls

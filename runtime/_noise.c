@@ -2,8 +2,9 @@
    NumPy and says what each name does; it serves where this file was not compiled.
 
    Plain C, whose loops a compiler turns into vector code: every loop's length is known or long, and
-   nothing in it branches. On x86-64 Linux they are compiled for AVX2 as well, chosen when loaded.
-   No products are fused with sums (-ffp-contract=off), so that every processor gives the same bits.
+   nothing in it branches. On x86-64 with glibc they are compiled for AVX2 as well, chosen when loaded.
+   No product is fused with a sum and none is kept wider than float, so that the bits are the same
+   whatever the processor; setup.py says so to GCC and Clang.
 
    Source: Matsumoto and Nishimura 1998, doi 10.1145/272991.272995; Box and Muller 1958. */
 
@@ -11,6 +12,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -24,6 +26,19 @@
 #define FOR_AVX2_TOO
 #endif
 
+#ifdef __GNUC__ /* Clang would leave a function of its own that knows no AVX2 */
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+#ifdef _MSC_VER
+#pragma fp_contract(off)
+#endif
+#if FLT_EVAL_METHOD != 0
+#error "float is computed wider here, and would give other bits"
+#endif
+
 enum { STATE = 624, DISTANCE = 397, BLOCK = 16, HALF = BLOCK / 2 };
 
 typedef struct {
@@ -33,7 +48,7 @@ typedef struct {
     Py_ssize_t next; /* of `tempered`, STATE where all are used up */
 } MT19937;
 
-static inline uint32_t twisted(uint32_t high, uint32_t low)
+INLINE uint32_t twisted(uint32_t high, uint32_t low)
 {
     uint32_t word = (high & 0x80000000u) | (low & 0x7FFFFFFFu);
     return (word >> 1) ^ ((0u - (low & 1u)) & 0x9908B0DFu);
@@ -55,14 +70,14 @@ FOR_AVX2_TOO static void next_state(uint32_t *state, uint32_t *tempered)
     }
 }
 
-static inline float as_float(uint32_t bits)
+INLINE float as_float(uint32_t bits)
 {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline uint32_t as_bits(float value)
+INLINE uint32_t as_bits(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -71,7 +86,7 @@ static inline uint32_t as_bits(float value)
 
 /* Natural logarithm of a normal number: x = 2**power * (1 + f) with 1 + f from sqrt(1/2) to sqrt(2),
    log(1 + f) = 2 artanh(s) with s = f / (2 + f), as a polynomial of least relative error. */
-static inline float logarithm(float x)
+INLINE float logarithm(float x)
 {
     uint32_t bits = as_bits(x) - 0x3F3504F3u;
     float power = (float)((int32_t)bits >> 23);
@@ -85,7 +100,7 @@ static inline float logarithm(float x)
 }
 
 /* The numbers of HALF words of the radius and as many of the angle, in place. */
-static inline void transform(uint32_t *block)
+INLINE void transform(uint32_t *block)
 {
     float radius[HALF], angle[HALF];
     for (int i = 0; i < HALF; i++) {
@@ -125,8 +140,8 @@ static uint32_t *words_of(PyObject *array, Py_buffer *view, Py_ssize_t size)
 {
     if (PyObject_GetBuffer(array, view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)
         return NULL;
-    if (view->itemsize != 4 || view->len % (4 * size)) {
-        PyErr_Format(PyExc_ValueError, "expected a multiple of %zd items of 4 bytes", size);
+    if (view->itemsize != 4 || view->len % (4 * size) || (uintptr_t)view->buf % 4) {
+        PyErr_Format(PyExc_ValueError, "expected a multiple of %zd aligned items of 4 bytes", size);
         PyBuffer_Release(view);
         return NULL;
     }

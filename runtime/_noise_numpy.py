@@ -1,7 +1,7 @@
 """PyTorch's CPU noise in NumPy, for where the compiled `runtime._noise` is missing.
 
 Both have the same names, the same words and, within a rounding, the same numbers. This one takes
-three to five times as long.
+five times as long.
 """
 
 from __future__ import annotations
