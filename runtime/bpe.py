@@ -23,7 +23,7 @@ class Merges:
 
     Args:
       lines: neighbours to join, as "left right", the most urgent first; of equals the last counts.
-    Attributes: `ranks`, of each line; `products`, the rank that makes each token.
+    Attributes: `lines`; `ranks`, of each line; `products`, the rank that makes each token.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:
