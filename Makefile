@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SETUP = pyproject.toml setup.py constraints.txt runtime/_noise.c
+SETUP = pyproject.toml setup.py constraints.txt runtime/noise/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
@@ -57,4 +57,4 @@ $(VENV)/bench: $(SETUP) | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info runtime/*.so runtime/*.pyd .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info runtime/noise/*.so runtime/noise/*.pyd .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoint import tokenizer_folder
-from sdexport.modules import empty
-from sdexport.published import FAMILIES
+from sdexport.checkpoints.diffusers_folder import tokenizer_folder
+from sdexport.checkpoints.modules import empty
+from sdexport.checkpoints.published_configs import FAMILIES
 
 NAMES = {
     "sd15": "Stable Diffusion 1",

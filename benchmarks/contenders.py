@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models import Model
-from sdexport.workers import Worker, WorkerError
+from sdexport.engines.errors import WorkerError
+from sdexport.worker_process import Worker
 
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
@@ -216,7 +217,7 @@ def python_of(library: str, work: Path) -> Path:
 def _command(contender: Contender, work: Path) -> list[str | Path]:
     python = python_of(contender.library, work)
     if contender.library == OURS:
-        return [python, "-m", "sdexport.bench_worker"]
+        return [python, "-m", "sdexport.bench.bench_worker"]
     return [python, PEERS / f"{contender.library}_worker.py"]
 
 

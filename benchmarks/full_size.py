@@ -30,15 +30,15 @@ from PIL import Image
 
 from benchmarks.checkpoints import NAMES, build_checkpoint
 from benchmarks.reports import show_and_save
-from sdexport.bench import PROMPT
-from sdexport.measure import machine
+from sdexport.bench.benchmark import PROMPT
+from sdexport.bench.measure import machine
 
 PACKAGES = ("sdexport", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
 PRECISIONS = ("fp32", "fp16")
 INTERVAL = 0.02
 EXPORT = """
 import json, sys
-from sdexport.export import export
+from sdexport.exporter import export
 def progress(component, stage, total):
     print(json.dumps([component, stage]), flush=True)
 export(sys.argv[1], sys.argv[2], precision=sys.argv[3], force=True, progress=progress)

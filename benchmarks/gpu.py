@@ -32,11 +32,11 @@ from benchmarks.gpu_models import MODELS, Model, checkpoint, write_package
 from benchmarks.gpu_peers import COMPILED, TORCH, Peers
 from benchmarks.gpu_timing import cost, limits, measure, shares
 from benchmarks.reports import save
-from engines import PLAN_BACKENDS, cuda
-from engines.profiles import Span
-from runtime import Package
-from sdexport.build import Sizes, build
-from sdexport.build import report as built_report
+from sdexport.builds.engine_builder import Sizes, build
+from sdexport.builds.engine_builder import report as built_report
+from sdexport.engines import PLAN_BACKENDS, cuda_device
+from sdexport.engines.cache.profiles import Span
+from sdexport.runtime import Package
 
 BACKENDS = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda", TORCH, COMPILED)
 ON_CPU = ("onnxruntime", TORCH)
@@ -225,8 +225,8 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "gpu": tried(lambda: vars(cuda.gpu())),
-        "driver": tried(lambda: cuda.call(cuda.runtime().cudaDriverGetVersion)),
+        "gpu": tried(lambda: vars(cuda_device.gpu())),
+        "driver": tried(lambda: cuda_device.call(cuda_device.runtime().cudaDriverGetVersion)),
         "python": platform.python_version(),
         "versions": versions,
     }

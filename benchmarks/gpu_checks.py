@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engines import Session, cuda
+from sdexport.engines import Session, cuda_device
 
 Feeds = dict[str, np.ndarray]
 
@@ -16,9 +16,9 @@ Feeds = dict[str, np.ndarray]
 def check_cuda() -> dict[str, Any]:
     """Copies there and back, and a captured copy that is replayed on other data."""
     size = 64 << 20
-    stream = cuda.Stream()
-    host, back = cuda.PinnedBuffer(size), cuda.PinnedBuffer(size)
-    a, b = cuda.DeviceBuffer(size), cuda.DeviceBuffer(size)
+    stream = cuda_device.Stream()
+    host, back = cuda_device.PinnedBuffer(size), cuda_device.PinnedBuffer(size)
+    a, b = cuda_device.DeviceBuffer(size), cuda_device.DeviceBuffer(size)
     sent, got = host.view((size // 4,), "float32"), back.view((size // 4,), "float32")
     sent[:] = np.arange(sent.size, dtype=np.float32)
     stream.upload(a, host, size)
@@ -47,9 +47,9 @@ def check_cuda() -> dict[str, Any]:
             samples.append(time.perf_counter() - started)
         seconds[name] = size / sorted(samples)[10] / 1e9
     try:
-        cuda.DeviceBuffer(1 << 50)
+        cuda_device.DeviceBuffer(1 << 50)
         refused = ""
-    except cuda.EngineError as error:
+    except cuda_device.EngineError as error:
         refused = str(error)
     del sent, got
     for thing in (graph, a, b, host, back, stream):

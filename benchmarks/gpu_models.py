@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.manifest import Component
-from sdexport.checkpoint import Checkpoint, tokenizer_folder
-from sdexport.components import Part, parts
-from sdexport.export import DEFAULT_OPSET
-from sdexport.manifest import describe, describe_component, write
-from sdexport.precision import conversion
-from sdexport.published import FAMILIES
-from sdexport.shapes import MODEL_DIR
-from sdexport.trace import trace
+from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
+from sdexport.checkpoints.published_configs import FAMILIES
+from sdexport.demo_model import MODEL_DIR
+from sdexport.exporter import DEFAULT_OPSET
+from sdexport.graphs.precision import conversion
+from sdexport.graphs.trace import trace
+from sdexport.graphs.wrappers import Part, parts
+from sdexport.package_writer import describe, describe_component, write
+from sdexport.runtime.packages.manifest import Component
 
 SEED = 0
 
@@ -33,7 +33,7 @@ class Model:
     """What is measured of a model.
 
     side: of the pictures, in pixels. sides, batches: of the UNet's inputs; a batch counts both
-    halves of the guidance. steps: of whole pictures. family: in sdexport.published; None for the
+    halves of the guidance. steps: of whole pictures. family: see published_configs.py; None for the
     embedded model.
     """
 
@@ -111,7 +111,7 @@ def write_package(
     `sdexport export` would run PyTorch on the CPU for them; here PyTorch on the GPU is compared.
 
     Args:
-      half: float16 with sdexport.precision's islands, else float32.
+      half: float16 with sdexport.graphs.precision's islands, else float32.
       only: these components; all of them by default.
     """
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_models import Model
-from engines import Session
-from runtime import Package, Pipeline, schedulers
-from sdexport.bench import prompt_of
-from sdexport.checkpoint import Checkpoint, tokenizer_folder
-from sdexport.components import Part, parts
+from sdexport.bench.benchmark import prompt_of
+from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
+from sdexport.engines import Session
+from sdexport.graphs.wrappers import Part, parts
+from sdexport.runtime import Package, Pipeline, schedulers
 
 TORCH, COMPILED = "torch", "torch-compile"
 Feeds = dict[str, np.ndarray]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_peers import Peers, Runner
-from sdexport.measure import summary
+from sdexport.bench.measure import summary
 
 WARM_UP = 3
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks import arguments
 from benchmarks.contenders import CONTENDERS, OURS, ROOT, python_of
-from sdexport.measure import machine
-from sdexport.workers import WorkerError
+from sdexport.bench.measure import machine
+from sdexport.engines.errors import WorkerError
 
 
 def megabytes(folder: Path) -> float:

@@ -17,8 +17,8 @@ from benchmarks import arguments
 from benchmarks.contenders import Contender, start
 from benchmarks.latency import cases_of
 from benchmarks.models import Model
-from sdexport.measure import machine
-from sdexport.workers import WorkerError
+from sdexport.bench.measure import machine
+from sdexport.engines.errors import WorkerError
 
 
 def run(model: Model, size: int, contenders: Sequence[Contender], work: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
 
 
 @dataclass(frozen=True)

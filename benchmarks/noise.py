@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from benchmarks import timing
-from runtime import TorchGenerator, _noise_numpy, noise
+from sdexport.runtime import TorchGenerator
+from sdexport.runtime.noise import _noise_numpy, torch_generator
 from tests.tolerances import NOISE_ABS
 
 SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128))
@@ -33,7 +34,7 @@ def draws(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
 
 def in_numpy() -> TorchGenerator:
     """A generator as it is where nothing was compiled."""
-    with mock.patch.object(noise, "source", _noise_numpy):
+    with mock.patch.object(torch_generator, "source", _noise_numpy):
         return TorchGenerator(0)
 
 
@@ -63,7 +64,7 @@ def main() -> None:
         "dtype": "float32",
         "threads": 1,
         **timing.environment("numpy", "torch"),
-        "compiled": noise.source is not _noise_numpy,
+        "compiled": torch_generator.source is not _noise_numpy,
         "noise": rows,
     }
     timing.show_and_save(report, rows, args)

@@ -16,12 +16,12 @@ import numpy as np
 
 from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
 from benchmarks.timing import environment, parser, show_and_save
-from engines import SessionBase, TensorSpec
-from engines.session import Feeds
-from runtime import Guidance, schedulers
-from runtime.denoise import denoise
-from runtime.start import Start
-from sdexport.measure import summary
+from sdexport.bench.measure import summary
+from sdexport.engines import SessionBase, TensorSpec
+from sdexport.engines.session import Feeds
+from sdexport.runtime import Guidance, schedulers
+from sdexport.runtime.denoise import denoise
+from sdexport.runtime.initial_latents import Start
 
 STEPS = 25
 GUIDANCE_SCALE = 7.5

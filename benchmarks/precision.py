@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.reports import show_and_save
-from runtime import Package, load_pipeline
-from sdexport.export import export
-from sdexport.precision import PRECISIONS, verifying_backends
-from sdexport.shapes import MODEL_DIR
-from sdexport.shapes.evaluate import GUIDANCE_SCALE, SINGLES, STEPS, evaluate, held_out_singles
-from sdexport.verify import verify
+from sdexport.demo_model import MODEL_DIR
+from sdexport.demo_model.evaluate import GUIDANCE_SCALE, SINGLES, STEPS, evaluate, held_out_singles
+from sdexport.exporter import export
+from sdexport.graphs.precision import PRECISIONS, verifying_backends
+from sdexport.runtime import Package, load_pipeline
+from sdexport.verification.verifier import verify
 
 SCHEDULERS = ("lms", "ddim")
 ARITHMETIC = ("bf16", "i8")

@@ -26,9 +26,10 @@ import numpy as np
 from benchmarks.noise import in_numpy
 from benchmarks.reports import save
 from benchmarks.scaling import LIMIT, SWEEPS, instant, sweep
-from engines import open_session
-from runtime import ClipTokenizer, Package, TorchGenerator, _noise_numpy, noise, schedulers
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
+from sdexport.engines import open_session
+from sdexport.runtime import ClipTokenizer, Package, TorchGenerator, schedulers
+from sdexport.runtime.noise import _noise_numpy, torch_generator
 
 BOUNDS = {
     "scheduler ddim": 0.45,
@@ -154,9 +155,9 @@ def picture_calls(package: Package) -> Calls:
         latents = rng.standard_normal(SHAPE, np.float32)
         for _ in range(STEPS):
             uncond, text = np.concatenate([latents, latents]) * np.float32(0.1)
-            noise = uncond + np.float32(7.5) * (text - uncond)
-            clean = (latents - np.float32(0.6) * noise) / np.float32(0.8)
-            latents = np.float32(0.7) * clean + np.float32(0.7) * noise
+            torch_generator = uncond + np.float32(7.5) * (text - uncond)
+            clean = (latents - np.float32(0.6) * torch_generator) / np.float32(0.8)
+            latents = np.float32(0.7) * clean + np.float32(0.7) * torch_generator
         pixels = np.full((1, 3, 512, 512), 0.1, np.float32)
         return ((pixels / 2 + 0.5).clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -168,9 +169,9 @@ def component_calls(package: Package, name: str) -> Iterator[Calls]:
     """A component in ONNX Runtime and in PyTorch, one thread each, on PyTorch's recorded inputs."""
     import torch
 
-    from sdexport.checkpoint import Checkpoint
-    from sdexport.components import parts
-    from sdexport.reference import TorchSession
+    from sdexport.checkpoints.diffusers_folder import Checkpoint
+    from sdexport.graphs.wrappers import parts
+    from sdexport.verification.reference import TorchSession
 
     with np.load(package.folder / "reference" / f"{name}.npz") as data:
         feeds = {k.removeprefix("input."): v for k, v in data.items() if k.startswith("input.")}
@@ -192,7 +193,7 @@ def tiles_calls(folder: Path) -> Iterator[Calls]:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from sdexport.cpu_graph import CpuGraph
+    from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
 
     channels, rng = 256, np.random.default_rng(0)
     weights = rng.standard_normal((channels, channels, 3, 3), np.float32)
@@ -220,7 +221,7 @@ def run(package: Package, scratch: Path) -> list[Ratio]:
         found.append(ratio(f"scheduler {name}", scheduler_calls(name), 20))
     found.append(ratio("tokenizer, words met before", tokenizer_calls(met=True)))
     found.append(ratio("tokenizer, words not met", tokenizer_calls(met=False)))
-    if noise.source is not _noise_numpy:
+    if torch_generator.source is not _noise_numpy:
         found.append(ratio("noise", noise_calls(TorchGenerator(0))))
     found.append(ratio("noise in NumPy", noise_calls(in_numpy())))
     found.append(ratio("picture without engines", picture_calls(package), 15))
@@ -241,7 +242,7 @@ def growth(package: Package) -> dict[str, dict[str, float]]:
 def main() -> None:
     import torch
 
-    from sdexport.export import export
+    from sdexport.exporter import export
 
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.quick")
     parser.add_argument("--json", type=Path, help="write the ratios here")

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.checkpoints import NAMES
-from sdexport.verify import METRICS
+from sdexport.verification.verifier import METRICS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -28,7 +28,7 @@ def evaluation(report: dict[str, Any]) -> str:
     lines = [
         f"The embedded model on held-out prompts ({report['steps']} steps, guidance "
         f"{report['guidance_scale']:g}, painted by the NumPy runtime, judged by image analysis; "
-        "`python -m sdexport.shapes.evaluate`):\n",
+        "`python -m sdexport.demo_model.evaluate`):\n",
         "| prompts | scheduler | colour | background | shape | size | all |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdexport.engines.files import write_atomically
+
 
 def save(report: Mapping[str, Any], path: Path | None) -> None:
     """Write a report where --json says, if it says anything; numbers of NumPy may be in it."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(_text(report), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, _text(report))
 
 
 def show_and_save(report: Mapping[str, Any], path: Path | None) -> None:

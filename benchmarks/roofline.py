@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arguments
-from sdexport.bench import feeds_for
-from sdexport.measure import machine
+from sdexport.bench.benchmark import feeds_for
+from sdexport.bench.measure import machine
 
 PRODUCTS = ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 SIDE = 3072

@@ -20,7 +20,7 @@ import torch
 from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
 from benchmarks.reports import save
 from benchmarks.timing import environment
-from runtime import schedulers
+from sdexport.runtime import schedulers
 from tests.parity.twins import build_twin, twin_class
 
 STEPS = 20

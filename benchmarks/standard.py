@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import arguments
 from benchmarks.contenders import CONTENDERS, OURS, python_of
 from benchmarks.models import made
-from sdexport.workers import WorkerError
+from sdexport.engines.errors import WorkerError
 
 CORE = ("diffusers fp32", "sdexport openvino", "diffusers bf16", "diffusers bf16 channels_last")
 MOST = (

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.contenders import python_of
 from benchmarks.reports import show_and_save
-from sdexport.measure import machine
-from sdexport.shapes import MODEL_DIR
+from sdexport.bench.measure import machine
+from sdexport.demo_model import MODEL_DIR
 
 ROUNDS = 5
 BARE = "import numpy, PIL.Image, PIL.ImageOps, PIL.PngImagePlugin"

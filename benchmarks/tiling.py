@@ -29,9 +29,9 @@ CASES = {"whole_512": (512, None), "tiled_1024": (1024, 512), "whole_1024": (102
 
 def measure(model: Path, kind: str, size: int, tile: int | None) -> dict[str, float]:
     """One run in this process; peak memory in MB, seconds, and the memory before the run."""
-    from engines import open_session
-    from runtime import vae
-    from runtime.image import to_uint8
+    from sdexport.engines import open_session
+    from sdexport.runtime.images import vae
+    from sdexport.runtime.images.image_files import to_uint8
 
     rng = np.random.default_rng(0)
     with open_session(model) as session:
@@ -77,9 +77,9 @@ def full_size(folder: Path) -> Path:
     import torch
     from diffusers import AutoencoderKL
 
-    from sdexport.components import vae_parts
-    from sdexport.published import VAE_SD
-    from sdexport.trace import trace
+    from sdexport.checkpoints.published_configs import VAE_SD
+    from sdexport.graphs.trace import trace
+    from sdexport.graphs.wrappers import vae_parts
 
     torch.manual_seed(0)
     module = AutoencoderKL.from_config(VAE_SD).eval().requires_grad_(False)
@@ -104,8 +104,8 @@ def main() -> None:
         if args.full_size:
             full_size(package)
         elif args.package is None:
-            from sdexport.export import export
-            from sdexport.shapes import MODEL_DIR
+            from sdexport.demo_model import MODEL_DIR
+            from sdexport.exporter import export
 
             export(MODEL_DIR, package)
         report = run(package)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reports import save
-from sdexport.measure import machine, summary
+from sdexport.bench.measure import machine, summary
 
 WARM_UP = 5
 

@@ -1,13 +1,15 @@
 """Tensors in, tensors out: one Session protocol over every inference engine."""
 
-from engines.backends import AUTO, BACKENDS, PLAN_BACKENDS, PREPARED_BACKEND, choose, open_session
-from engines.session import (
-    EngineError,
-    Session,
-    SessionBase,
-    TensorSpec,
-    check_feeds,
+from sdexport.engines.backends import (
+    AUTO,
+    BACKENDS,
+    PLAN_BACKENDS,
+    PREPARED_BACKEND,
+    choose,
+    open_session,
 )
+from sdexport.engines.errors import EngineError
+from sdexport.engines.session import Session, SessionBase, TensorSpec, check_feeds
 
 __all__ = [
     "AUTO",

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines import cuda
-from engines import onnxruntime_prepared as prepared
-from engines.session import Session
-from engines.tensorrt_library import LIBRARIES
+from sdexport.engines import cuda_device
+from sdexport.engines.ort.prepared import prepared_graph as prepared
+from sdexport.engines.session import Session
+from sdexport.engines.trt.library import LIBRARIES
 
 _log = logging.getLogger(__name__)
 
@@ -29,11 +29,17 @@ class _Backend:
 
 
 _BACKENDS = {
-    "onnxruntime": _Backend("engines.prepared_session", "open_onnxruntime", "onnxruntime"),
-    "onnxruntime-cuda": _Backend("engines.onnxruntime_session", "open_cuda", "onnxruntime"),
-    "openvino": _Backend("engines.openvino_session", "OpenVinoSession", "openvino"),
-    "tensorrt": _Backend("engines.tensorrt_session", "open_tensorrt", "tensorrt"),
-    "tensorrt-rtx": _Backend("engines.tensorrt_session", "open_tensorrt_rtx", "tensorrt_rtx"),
+    "onnxruntime": _Backend(
+        "sdexport.engines.ort.prepared.prepared_session", "open_onnxruntime", "onnxruntime"
+    ),
+    "onnxruntime-cuda": _Backend(
+        "sdexport.engines.ort.onnxruntime_session", "open_cuda", "onnxruntime"
+    ),
+    "openvino": _Backend("sdexport.engines.ov.openvino_session", "OpenVinoSession", "openvino"),
+    "tensorrt": _Backend("sdexport.engines.trt.tensorrt_session", "open_tensorrt", "tensorrt"),
+    "tensorrt-rtx": _Backend(
+        "sdexport.engines.trt.tensorrt_session", "open_tensorrt_rtx", "tensorrt_rtx"
+    ),
 }
 AUTO = "auto"
 BACKENDS = (*_BACKENDS, AUTO)
@@ -105,7 +111,7 @@ def available(*, plan_of: Callable[[str], Path | None] = lambda backend: None) -
     """Every backend that is installed here and can run, the best first; see `choose`."""
     plans = [b for b in PLAN_BACKENDS if _installed(b) and _is_file(plan_of(b))]
     on_cuda = _installed("onnxruntime") and _has_cuda_provider()
-    if (plans or on_cuda) and not cuda.absent():
+    if (plans or on_cuda) and not cuda_device.absent():
         plans += ["onnxruntime-cuda"] * on_cuda
     else:
         plans = []

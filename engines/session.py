@@ -1,8 +1,6 @@
 """The Session protocol: named tensors in, named tensors out, whatever runs the graph.
 
-    EngineError            an engine could not be opened or failed while running
-
-Wrong feeds are the caller's mistake and raise ValueError.
+Errors: EngineError if the engine fails, InvalidArgumentError if feeds do not fit.
 """
 
 from __future__ import annotations
@@ -14,13 +12,11 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from sdexport.engines.errors import EngineError
+
 Feeds = Mapping[str, np.ndarray]
 ANY_SIZE = "?"
 """A dynamic dimension without a name; two of them need not be equal."""
-
-
-class EngineError(RuntimeError):
-    """An engine could not be opened or failed while running."""
 
 
 MAX_COUNT = 4096

@@ -1,6 +1,6 @@
 """Stable Diffusion without PyTorch: load a package and paint.
 
-from runtime import load_pipeline
+from sdexport.runtime import load_pipeline
 
 with load_pipeline("package") as pipe:
     pipe("a red circle", seed=0).images[0].save("circle.png")
@@ -12,29 +12,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines import EngineError
-    from runtime import schedulers
-    from runtime.denoise import DenoiseStep
-    from runtime.guidance import Guidance, GuidanceState
-    from runtime.image import Parameters, save_png
-    from runtime.manifest import Manifest, PackageError
-    from runtime.noise import TorchGenerator
-    from runtime.package import Package
-    from runtime.pipeline import Pipeline, load_pipeline
-    from runtime.result import Result
-    from runtime.tokenizer import ClipTokenizer
+    from sdexport.engines import EngineError
+    from sdexport.engines.errors import PackageError
+    from sdexport.runtime import schedulers
+    from sdexport.runtime.denoise import DenoiseStep
+    from sdexport.runtime.guidance import Guidance, GuidanceState
+    from sdexport.runtime.images.image_files import Parameters, save_png
+    from sdexport.runtime.noise.torch_generator import TorchGenerator
+    from sdexport.runtime.packages.manifest import Manifest
+    from sdexport.runtime.packages.package import Package
+    from sdexport.runtime.pipeline import Pipeline, load_pipeline
+    from sdexport.runtime.result import Result
+    from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 _HOMES = {
-    "engines": ("EngineError",),
-    "runtime.denoise": ("DenoiseStep",),
-    "runtime.guidance": ("Guidance", "GuidanceState"),
-    "runtime.image": ("Parameters", "save_png"),
-    "runtime.manifest": ("Manifest", "PackageError"),
-    "runtime.noise": ("TorchGenerator",),
-    "runtime.package": ("Package",),
-    "runtime.pipeline": ("Pipeline", "load_pipeline"),
-    "runtime.result": ("Result",),
-    "runtime.tokenizer": ("ClipTokenizer",),
+    "sdexport.engines.errors": ("EngineError", "PackageError"),
+    "sdexport.runtime.denoise": ("DenoiseStep",),
+    "sdexport.runtime.guidance": ("Guidance", "GuidanceState"),
+    "sdexport.runtime.images.image_files": ("Parameters", "save_png"),
+    "sdexport.runtime.packages.manifest": ("Manifest",),
+    "sdexport.runtime.noise.torch_generator": ("TorchGenerator",),
+    "sdexport.runtime.packages.package": ("Package",),
+    "sdexport.runtime.pipeline": ("Pipeline", "load_pipeline"),
+    "sdexport.runtime.result": ("Result",),
+    "sdexport.runtime.text.tokenizer": ("ClipTokenizer",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -59,9 +60,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "schedulers":
-        return import_module("runtime.schedulers")
+        return import_module("sdexport.runtime.schedulers")
     if name not in _HOME:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+        raise AttributeError(f"module 'sdexport.runtime' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -9,21 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
-def shown(value: object, most: int = 60) -> str:
-    """A value for a message: one line, and not all of a large one."""
-    if isinstance(value, np.ndarray):
-        return f"an array {value.dtype} {value.shape}"
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # an integer too long for Python to write out
-        text = f"a huge {type(value).__name__}"
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def one_line(error: BaseException, most: int = 200) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+from sdexport.engines.messages import shown
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:

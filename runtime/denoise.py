@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engines import Session
-from runtime import checks
-from runtime.components import chunks, finite
-from runtime.conditioning import Embeds
-from runtime.guidance import Guidance, GuidanceState, within
-from runtime.schedulers import Scheduler, StepResult
-from runtime.schedulers.common import original_weights
-from runtime.start import Start
+from sdexport.engines import Session
+from sdexport.engines.messages import shown
+from sdexport.runtime import checks
+from sdexport.runtime.component_sessions import chunks, finite
+from sdexport.runtime.guidance import Guidance, GuidanceState, within
+from sdexport.runtime.initial_latents import Start
+from sdexport.runtime.schedulers import Scheduler, StepResult
+from sdexport.runtime.schedulers.common import original_weights
+from sdexport.runtime.text.conditioning import Embeds
 
 Draw = Callable[[Sequence[int]], np.ndarray]
 """Gives standard normal noise of a shape."""
@@ -188,7 +189,7 @@ def _led(
     if changed.shape != latents.shape or changed.dtype.kind not in "fiu":
         raise ValueError(
             f"guidance_function: expected latents {latents.dtype} {latents.shape}, "
-            f"got {checks.shown(changed)}"
+            f"got {shown(changed)}"
         )
     changed = changed.astype(latents.dtype)
     if not np.isfinite(changed).all():

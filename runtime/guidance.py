@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime import checks
+from sdexport.runtime import checks
 
 MAX_SCALE = 10_000.0
 

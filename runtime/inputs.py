@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime import checks
-from runtime.conditioning import Embeds
-from runtime.image import ImageInput, open_image, open_mask, resize, to_sample
-from runtime.noise import TorchGenerator, check_seed
-from runtime.schedulers import Scheduler
+from sdexport.engines.messages import shown
+from sdexport.runtime import checks
+from sdexport.runtime.images.image_files import ImageInput, open_image, open_mask, resize, to_sample
+from sdexport.runtime.noise.torch_generator import TorchGenerator, check_seed
+from sdexport.runtime.schedulers import Scheduler
+from sdexport.runtime.text.conditioning import Embeds
 
 MAX_SIDE = 16384
 
@@ -96,8 +97,7 @@ def _side(name: str, value: int, unit: int) -> int:
         side = -1
     if side % unit:
         raise ValueError(
-            f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, "
-            f"got {checks.shown(value)}"
+            f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, got {shown(value)}"
         )
     return side
 

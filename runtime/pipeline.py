@@ -13,25 +13,27 @@ from typing import Any, Self
 
 import numpy as np
 
-from engines import Session
-from runtime import checks, inputs, schedulers, vae
-from runtime.backends import Backends
-from runtime.components import Components, chunks, finite
-from runtime.conditioning import Embeds, GivenEmbeds, condition
-from runtime.defaults import Defaults
-from runtime.denoise import DenoiseStep, Draw, denoise
-from runtime.guidance import Guidance, GuidanceFunction
-from runtime.image import ImageInput, to_uint8
-from runtime.inputs import MAX_SIDE, Course, Given, Noise
-from runtime.kind import Kind
-from runtime.package import Package
-from runtime.result import Result, describe
-from runtime.schedulers import Scheduler
-from runtime.start import Start, start
-from runtime.text_encoders import TextEncoders
-from runtime.token_embeds import TokenEmbeds
-from runtime.tokenizer import ClipTokenizer
-from runtime.unet_inputs import Sizes
+from sdexport.engines import Session
+from sdexport.engines.messages import shown
+from sdexport.runtime import checks, inputs, schedulers
+from sdexport.runtime.backend_choice import Backends
+from sdexport.runtime.component_sessions import Components, chunks, finite
+from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
+from sdexport.runtime.guidance import Guidance, GuidanceFunction
+from sdexport.runtime.images import vae
+from sdexport.runtime.images.image_files import ImageInput, to_uint8
+from sdexport.runtime.initial_latents import Start, start
+from sdexport.runtime.inputs import MAX_SIDE, Course, Given, Noise
+from sdexport.runtime.models.defaults import Defaults
+from sdexport.runtime.models.family import Kind
+from sdexport.runtime.models.unet_inputs import Sizes
+from sdexport.runtime.packages.package import Package
+from sdexport.runtime.result import Result, describe
+from sdexport.runtime.schedulers import Scheduler
+from sdexport.runtime.text.conditioning import Embeds, GivenEmbeds, condition
+from sdexport.runtime.text.token_embeds import TokenEmbeds
+from sdexport.runtime.text.tokenizer import ClipTokenizer
+from sdexport.runtime.text_encoders import TextEncoders
 
 MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
@@ -42,7 +44,7 @@ class Pipeline:
 
     Args:
       package: a checked package.
-      backend: one for all components, or {"unet": "openvino", "*": "auto"}; see runtime.backends.
+      backend: one for all components, or {"unet": "openvino", "*": "auto"}; see backend_choice.py.
       options: of the backends' sessions, for when components are first needed.
       sessions: components that are open already; they stay the caller's to close.
       max_batch: pictures that a component is given at once; None gives it all of them. Bounds the
@@ -170,17 +172,17 @@ class Pipeline:
           prompt_embeds, negative_prompt_embeds: (1 or B, n, width) float32 instead of the texts;
             for prompt_embeds also a function from a step index to such an array.
           prompt_weights: read "(word:1.3)" and its kin, and prompts of any length; see
-            runtime.prompt. Otherwise brackets are text and 75 tokens are the limit.
+            text.prompt_weights. Otherwise brackets are text and 75 tokens are the limit.
           pooled_prompt_embeds, negative_pooled_prompt_embeds: (1 or B, width) float32, which SDXL
             needs beside the others.
           clip_skip: layers of the text encoder to leave out at its end; as in diffusers, for the
             prompt and not for the negative one.
           token_embeds: what takes the place of words before the text encoder, such as
-            {"puppy": {"puppy": 0.5, "skunk": 0.5}}; see runtime.token_embeds.
+            {"puppy": {"puppy": 0.5, "skunk": 0.5}}; see sdexport.runtime.text.token_embeds.
           original_size, crops_coords_top_left, target_size, aesthetic_score,
             negative_aesthetic_score: what SDXL is told of the picture; sizes are (height, width),
             default the picture's own.
-          scheduler: one of runtime.schedulers.NAMES; default the package's own.
+          scheduler: one of sdexport.runtime.schedulers.NAMES; default the package's own.
           eta: for DDIM and TCD, 0..1.
           on_step: called after every step.
         Raises: ValueError: an argument out of range. EngineError: a component failed or gave
@@ -275,9 +277,9 @@ class Pipeline:
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
     ) -> Scheduler:
-        """A scheduler on the package's configuration; see runtime.schedulers.create."""
+        """A scheduler on the package's configuration; see sdexport.runtime.schedulers.create."""
         if not isinstance(name, str):
-            raise ValueError(f"scheduler must be a name, got {checks.shown(name)}")
+            raise ValueError(f"scheduler must be a name, got {shown(name)}")
         checks.whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
         checks.number("eta", eta, 0, 1)
         options: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
@@ -323,7 +325,7 @@ class Pipeline:
         ).embeds
 
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
-        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see runtime.vae.encode.
+        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see vae.encode.
 
         Raises: ValueError: an array of another kind, or sides that are no multiples of the
           package's downscale. EngineError: the encoder failed.
@@ -360,7 +362,7 @@ class Pipeline:
           prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1; or a function
             from (step index, number of steps) to such arrays.
           guidance: instead of guidance_scale.
-          conditions: further inputs of the UNet; see runtime.unet_inputs.
+          conditions: further inputs of the UNet; see sdexport.runtime.models.unet_inputs.
           draw: gives fresh noise of a shape, for schedulers that take some.
           cache_interval: as for a whole picture.
         Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that

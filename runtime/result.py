@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from runtime.image import Parameters, to_image
-from runtime.inputs import Course, Given, Noise
+from sdexport.runtime.images.image_files import Parameters, to_image
+from sdexport.runtime.inputs import Course, Given, Noise
 
 STAGES = ("encode", "denoise", "decode")
 

@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from engines import Session
-from engines.session import Feeds
-from runtime import checks
-from runtime.components import finite
-from runtime.conditioning import Encoded
-from runtime.package import INPUTS_EMBEDS, TOKEN_EMBEDDING, Package
-from runtime.prompt import apply_weights, tokenize_weighted
-from runtime.token_embeds import (
+from sdexport.engines import Session
+from sdexport.engines.messages import shown
+from sdexport.engines.session import Feeds
+from sdexport.runtime import checks
+from sdexport.runtime.component_sessions import finite
+from sdexport.runtime.packages.package import INPUTS_EMBEDS, TOKEN_EMBEDDING, Package
+from sdexport.runtime.text.conditioning import Encoded
+from sdexport.runtime.text.prompt_weights import apply_weights, tokenize_weighted
+from sdexport.runtime.text.token_embeds import (
     Lookup,
     TokenEmbeds,
     check_token_embeds,
@@ -71,12 +72,12 @@ class TextEncoders:
         """Embeddings as the model was trained on: of two encoders side by side, if there are two.
 
         Args:
-          prompt_weights: read weights in brackets and prompts of any length; see runtime.prompt.
+          prompt_weights: read weights in brackets and prompts of any length; see prompt_weights.
           negatives: how many of the first texts are negative prompts; like diffusers, clip_skip
             leaves those alone.
           clip_skip: layers to leave out at the end.
           token_embeds: what takes the place of words before the encoder, in negative prompts too;
-            see runtime.token_embeds. A word must stand in one of the texts at least.
+            see sdexport.runtime.text.token_embeds. A word must stand in one of the texts at least.
         Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for;
           token_embeds that do not fit. PackageError: the package lacks the graphs for token_embeds.
         """
@@ -111,7 +112,7 @@ class TextEncoders:
             )
         ids = word_ids(self.tokenizers[component], word)
         if not ids:
-            raise ValueError(f"token_embeds: {checks.shown(word)} has no tokens")
+            raise ValueError(f"token_embeds: {shown(word)} has no tokens")
         embeds: np.ndarray = self._lookup(component)(np.array([ids], dtype=np.int64))[0]
         return embeds
 
@@ -170,7 +171,7 @@ class TextEncoders:
         if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or clip_skip not in able:
             raise ValueError(
                 f"clip_skip must be one of {', '.join(map(str, able))} with this package, "
-                f"got {checks.shown(clip_skip)}"
+                f"got {shown(clip_skip)}"
             )
         return able[clip_skip], able[0]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from runtime.version import VERSION
 from sdexport import interrupts
 from sdexport.commands import bench, build, demo, export, generate, inspect, verify
+from sdexport.runtime.version import VERSION
 
 
 class _Group(click.Group):
@@ -32,8 +32,8 @@ class _Group(click.Group):
 
 def _is_mistake(error: Exception) -> bool:
     """Errors with a message for the user; anything else is a bug and keeps its traceback."""
-    from engines import EngineError
-    from runtime import PackageError
+    from sdexport.engines import EngineError
+    from sdexport.runtime import PackageError
 
     kinds = (ValueError, OSError, ImportError, MemoryError, EngineError, PackageError)
     return isinstance(error, kinds) or type(error).__name__ == "VerificationError"
@@ -53,7 +53,9 @@ def _message(error: Exception) -> str:
 def main(debug: bool) -> None:
     """A Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("runtime.package").setLevel(logging.INFO)  # it says what auto takes
+    logging.getLogger("sdexport.runtime.packages.package").setLevel(
+        logging.INFO
+    )  # it says what auto takes
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Once())
     interrupts.install()

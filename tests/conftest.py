@@ -17,9 +17,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from runtime import Pipeline, load_pipeline, noise
-from sdexport.export import export
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
+from sdexport.exporter import export
+from sdexport.runtime import Pipeline, load_pipeline
+from sdexport.runtime.noise import torch_generator
 
 
 @pytest.fixture(scope="session")
@@ -55,14 +56,14 @@ def noise_source(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """Both sources of PyTorch's CPU noise; the first is missing where nothing compiles."""
     module = pytest.importorskip(f"runtime.{request.param}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise, "source", module)
+        patch.setattr(torch_generator, "source", module)
         yield module
 
 
 @pytest.fixture(scope="session")
 def modules(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's modules in float32, as the exporter loads them."""
-    from sdexport.checkpoint import Checkpoint
+    from sdexport.checkpoints.diffusers_folder import Checkpoint
 
     opened = Checkpoint.open(checkpoint)
     return {part: opened.load(part) for part in ("text_encoder", "unet", "vae")}
@@ -70,9 +71,9 @@ def modules(checkpoint: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def torch_sessions(checkpoint: Path, modules: dict[str, Any]) -> dict[str, Any]:
-    from sdexport.checkpoint import Checkpoint
-    from sdexport.components import parts
-    from sdexport.reference import TorchSession
+    from sdexport.checkpoints.diffusers_folder import Checkpoint
+    from sdexport.graphs.wrappers import parts
+    from sdexport.verification.reference import TorchSession
 
     configs = Checkpoint.open(checkpoint).configs
     return {part.name: TorchSession(part, modules[part.source]) for part in parts(configs)}

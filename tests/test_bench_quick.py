@@ -10,7 +10,7 @@ import torch
 from benchmarks import quick
 from benchmarks.noise import in_numpy
 from benchmarks.scaling import LIMIT, exponent
-from runtime import Package, TorchGenerator
+from sdexport.runtime import Package, TorchGenerator
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_tokenizer_is_faster_than_the_one_it_replaces(met: bool) -> None:
 
 
 def test_noise_is_faster_than_pytorchs(one_thread: None) -> None:
-    pytest.importorskip("runtime._noise")
+    pytest.importorskip("sdexport.runtime.noise._noise")
     found = quick.ratio("noise", quick.noise_calls(TorchGenerator(0)))
     assert found.passed, found
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import gpu, gpu_models, readme_tables
 from benchmarks.gpu_models import Model
-from sdexport.build import Sizes
+from sdexport.builds.engine_builder import Sizes
 from tests.engines.fake_tensorrt import install, write_plan
 
 TINY = Model("tiny", 64, (64,), (1, 2), (1, 2), "ddim")

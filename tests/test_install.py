@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAINT = """
 import sys
-from runtime import load_pipeline
+from sdexport.runtime import load_pipeline
 with load_pipeline(sys.argv[1]) as pipe:
     result = pipe("a red circle", num_inference_steps=8, scheduler="lms", seed=3)
 sys.stdout.buffer.write(result.images[0].tobytes())
@@ -33,7 +33,7 @@ def test_install_without_torch_paints_the_same(package: Path, tmp_path: Path) ->
     assert run(python, "-c", PAINT, package) == run(sys.executable, "-c", PAINT, package)
 
     code = (
-        "from sdexport.shapes import MODEL_DIR; print(len(list(MODEL_DIR.rglob('*.safetensors'))))"
+        "from sdexport.demo_model import MODEL_DIR as M; print(len(list(M.rglob('*.safetensors'))))"
     )
     assert run(python, "-c", code).strip() == b"3"
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import torch
 
-from sdexport import verify
+from sdexport.verification import verifier
 
 _AVX2 = torch.backends.cpu.get_cpu_capability().startswith("AVX") and sys.platform != "win32"
 NOISE_ABS = 1e-6 if _AVX2 else 3e-6
@@ -50,8 +50,8 @@ TIMESTEP_ABS = 0.02
 parts of one of 1000 training steps. The largest is the midpoint of ancestral DPM2, a difference
 of nearly equal squares: 1e-2. Whole timesteps are compared exactly."""
 
-COMPONENT_REL = verify.COMPONENT_BOUND
-"""The product's own bound, argued in sdexport/verify.py: ONNX against PyTorch, float32."""
+COMPONENT_REL = verifier.COMPONENT_BOUND
+"""The product's own bound, argued in verifier.py: ONNX against PyTorch, float32."""
 
 LOWER_COSINE = {"fp16": 1e-6, "bf16": 1e-4, "int8": 2e-4}
 """1 - cosine between PyTorch in float32 and a graph of the embedded model. Numbers of 11 and 8
@@ -74,8 +74,8 @@ GPU_COMPONENT_REL = 5e-3
 """A float32 graph on a GPU against PyTorch on the CPU: TF32 keeps 10 bits of mantissa in products,
 2**-11 each, and errors of some sixty layers add up. Not measured yet: no GPU was at hand."""
 
-PICTURE_ABS = verify.PICTURE_BOUND
-"""Steps of 255 between our picture and diffusers', see sdexport/verify.py."""
+PICTURE_ABS = verifier.PICTURE_BOUND
+"""Steps of 255 between our picture and diffusers', see sdexport/verification/verifier.py."""
 
 BLEND_ABS = 1e-6
 """Blending weights are float32 and add up to one within an ulp or two; values are at most 1."""

@@ -1,6 +1,6 @@
 """What the peers' workers share; NumPy and the standard library alone.
 
-A worker speaks the protocol of sdexport.workers with the requests of sdexport.bench_worker: open,
+A worker speaks the protocol of worker_process.py with the requests of bench_worker.py: open,
 component, picture. Two of them also prepare a checkpoint for their library: `python WORKER prepare
 CHECKPOINT FOLDER`.
 """
@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from sdexport.workers import resident_mb, serve
+from sdexport.worker_process import resident_mb, serve
 
 Feeds = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ import torch
 from common import loaded, opened, run
 from diffusers import DiffusionPipeline, LMSDiscreteScheduler
 
-from sdexport.workers import timed
+from sdexport.worker_process import timed
 
 
 class DiffusersWorker:

@@ -11,7 +11,7 @@ import openvino as ov
 import openvino_genai as genai
 from common import opened, run
 
-from sdexport.workers import timed
+from sdexport.worker_process import timed
 
 SCHEDULERS = {
     "lms": genai.Scheduler.Type.LMS_DISCRETE,

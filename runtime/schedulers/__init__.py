@@ -5,8 +5,8 @@ The classes, such as `DDIMScheduler`, are imported when they are first asked for
 
 from typing import Any
 
-from runtime.schedulers.common import Scheduler, StepResult
-from runtime.schedulers.create import (
+from sdexport.runtime.schedulers.common import Scheduler, StepResult
+from sdexport.runtime.schedulers.create import (
     ALIASES,
     NAMES,
     build_class,
@@ -31,5 +31,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     short = canonical_name(name)
     if short is None or class_name(short) != name:
-        raise AttributeError(f"module 'runtime.schedulers' has no attribute '{name}'")
+        raise AttributeError(f"module 'sdexport.runtime.schedulers' has no attribute '{name}'")
     return build_class(short)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from runtime import schedules
+from sdexport.runtime.schedulers import noise_schedules
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_TRAIN_TIMESTEPS = 100_000
@@ -147,8 +147,8 @@ class ScheduleConfig:
                 )
         everywhere = {
             "prediction_type": PREDICTION_TYPES,
-            "beta_schedule": schedules.BETA_SCHEDULES,
-            "timestep_spacing": schedules.SPACINGS,
+            "beta_schedule": noise_schedules.BETA_SCHEDULES,
+            "timestep_spacing": noise_schedules.SPACINGS,
         }
         for key, allowed in {**everywhere, **self.choices}.items():
             value = getattr(self, key)
@@ -185,7 +185,7 @@ class ScheduleConfig:
         return cls(**values)
 
     def betas(self) -> np.ndarray:
-        return schedules.betas(
+        return noise_schedules.betas(
             self.beta_schedule,
             self.beta_start,
             self.beta_end,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
@@ -23,7 +23,12 @@ from runtime.schedulers.common import (
     original_weights,
     require_finite,
 )
-from runtime.schedulers.config import ScheduleConfig, custom_schedule, is_whole, number_option
+from sdexport.runtime.schedulers.config import (
+    ScheduleConfig,
+    custom_schedule,
+    is_whole,
+    number_option,
+)
 
 SIGMA_DATA = 0.5
 
@@ -210,7 +215,9 @@ class TCDScheduler:
 
 
 def _kept(config: ConsistencyConfig) -> np.ndarray:
-    return schedules.alphas_cumprod(config.betas(), zero_terminal_snr=config.rescale_betas_zero_snr)
+    return noise_schedules.alphas_cumprod(
+        config.betas(), zero_terminal_snr=config.rescale_betas_zero_snr
+    )
 
 
 def _timesteps(

@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runtime.schedulers.common import Scheduler
-from runtime.schedulers.config import KNOWN_KEYS
+from sdexport.runtime.schedulers.common import Scheduler
+from sdexport.runtime.schedulers.config import KNOWN_KEYS
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def build_class(name: str) -> Callable[..., Scheduler]:
     """The class of a scheduler in NAMES or ALIASES."""
     module, class_ = _SCHEDULERS[_base(name)]
     found: Callable[..., Scheduler] = getattr(
-        importlib.import_module(f"runtime.schedulers.{module}"), class_
+        importlib.import_module(f"sdexport.runtime.schedulers.{module}"), class_
     )
     return found
 

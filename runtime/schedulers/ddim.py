@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
@@ -19,7 +19,7 @@ from runtime.schedulers.common import (
     original_weights,
     require_finite,
 )
-from runtime.schedulers.config import ScheduleConfig, number_option
+from sdexport.runtime.schedulers.config import ScheduleConfig, number_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ class DDIMScheduler:
         train_steps = self.config.num_train_timesteps
         steps = self.config.check_steps(num_inference_steps)
         self.timesteps = np.round(
-            schedules.spaced_timesteps(
+            noise_schedules.spaced_timesteps(
                 self.config.timestep_spacing, steps, train_steps, self.config.steps_offset
             )
         )
-        kept = schedules.alphas_cumprod(
+        kept = noise_schedules.alphas_cumprod(
             self.config.betas(), zero_terminal_snr=self.config.rescale_betas_zero_snr
         )
         final = 1.0 if self.config.set_alpha_to_one else float(kept[0])

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
@@ -18,7 +18,7 @@ from runtime.schedulers.common import (
     original_weights,
     require_finite,
 )
-from runtime.schedulers.config import ScheduleConfig, custom_schedule
+from sdexport.runtime.schedulers.config import ScheduleConfig, custom_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ class DDPMScheduler:
             )
         else:
             self.timesteps = np.round(
-                schedules.spaced_timesteps(
+                noise_schedules.spaced_timesteps(
                     self.config.timestep_spacing, steps, train_steps, self.config.steps_offset
                 )
             )
-        kept = schedules.alphas_cumprod(
+        kept = noise_schedules.alphas_cumprod(
             self.config.betas(), zero_terminal_snr=self.config.rescale_betas_zero_snr
         )[self.timesteps.astype(np.int64)]
         self._alpha, self._sigma = np.sqrt(kept), np.sqrt(1 - kept)

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime.schedulers.common import Memory, StepResult, check_step, require_finite
-from runtime.schedulers.dpmsolver import Weights
-from runtime.schedulers.logsnr import Converter, LogSNRConfig, logsnr_grid
+from sdexport.runtime.schedulers.common import Memory, StepResult, check_step, require_finite
+from sdexport.runtime.schedulers.dpmsolver import Weights
+from sdexport.runtime.schedulers.logsnr import Converter, LogSNRConfig, logsnr_grid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
@@ -22,8 +22,8 @@ from runtime.schedulers.common import (
     slope_weights,
     ve_original_weights,
 )
-from runtime.schedulers.heun import check_pair
-from runtime.schedulers.sigmas import (
+from sdexport.runtime.schedulers.heun import check_pair
+from sdexport.runtime.schedulers.sigmas import (
     SpreadConfig,
     ancestral_split,
     input_scales,
@@ -69,7 +69,7 @@ class KDPM2DiscreteScheduler:
         down = np.array([low for low, _ in split]) if self._ancestral else goals
         middle = np.sqrt(sigmas * down)
         self.sigmas = interleave(sigmas, middle)
-        self.timesteps = interleave(spaced, schedules.sigma_to_timestep(middle, every))
+        self.timesteps = interleave(spaced, noise_schedules.sigma_to_timestep(middle, every))
         kind = self.config.prediction_type
         self._weights = []
         for i, sigma in enumerate(self.sigmas.tolist()):

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from runtime.schedulers.common import Memory, StepResult, check_step, require_finite
-from runtime.schedulers.config import Bound
-from runtime.schedulers.logsnr import (
+from sdexport.runtime.schedulers.common import Memory, StepResult, check_step, require_finite
+from sdexport.runtime.schedulers.config import Bound
+from sdexport.runtime.schedulers.logsnr import (
     Converter,
     Level,
     LogSNRConfig,

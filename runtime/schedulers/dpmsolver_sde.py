@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
     require_finite,
     ve_original_weights,
 )
-from runtime.schedulers.config import number_option
-from runtime.schedulers.dpm2 import DPM2Config
-from runtime.schedulers.heun import check_pair
-from runtime.schedulers.sigmas import (
+from sdexport.runtime.schedulers.config import number_option
+from sdexport.runtime.schedulers.dpm2 import DPM2Config
+from sdexport.runtime.schedulers.heun import check_pair
+from sdexport.runtime.schedulers.sigmas import (
     ancestral_split,
     input_scales,
     interleave,
@@ -60,7 +60,7 @@ class DPMSolverSDEScheduler:
         every = training_sigmas(self.config)
         spaced, sigmas = sigma_grid(self.config, every, num_inference_steps)
         middle = np.sqrt(sigmas * np.append(sigmas[1:], 0.0))
-        self.timesteps = interleave(spaced, schedules.sigma_to_timestep(middle, every))
+        self.timesteps = interleave(spaced, noise_schedules.sigma_to_timestep(middle, every))
         self.sigmas = interleave(sigmas, middle)
         self._weights = [
             self._step_weights(i, np.append(sigmas, 0.0).tolist(), float(middle[i // 2]))

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime.schedulers.common import Memory, StepResult, check_step, require_finite
-from runtime.schedulers.dpmsolver import DPMSolverConfig, Weights, solver_weights
-from runtime.schedulers.logsnr import Converter, logsnr_grid
+from sdexport.runtime.schedulers.common import Memory, StepResult, check_step, require_finite
+from sdexport.runtime.schedulers.dpmsolver import DPMSolverConfig, Weights, solver_weights
+from sdexport.runtime.schedulers.logsnr import Converter, logsnr_grid
 
 
 @dataclass(frozen=True, kw_only=True)

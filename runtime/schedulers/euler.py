@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     Original,
     StepResult,
@@ -23,13 +23,13 @@ from runtime.schedulers.common import (
     slope_weights,
     ve_original_weights,
 )
-from runtime.schedulers.config import (
+from sdexport.runtime.schedulers.config import (
     PREDICTION_TYPES,
     ScheduleConfig,
     custom_schedule,
     number_option,
 )
-from runtime.schedulers.sigmas import (
+from sdexport.runtime.schedulers.sigmas import (
     SpreadConfig,
     ancestral_split,
     input_scales,
@@ -155,14 +155,16 @@ def _euler_grid(
     if sigmas is not None:
         config.check_steps(steps)
         levels = custom_schedule("sigmas", sigmas, 1e9, length=steps + 1)
-        found = schedules.sigma_to_timestep(levels[:-1], every)
+        found = noise_schedules.sigma_to_timestep(levels[:-1], every)
     else:
         found, levels = sigma_grid(config, every, steps, timesteps)
         if config.interpolation_type == "log_linear":
-            levels = schedules.exponential_sigmas(float(every[0]), float(every[-1]), steps + 1)
+            levels = noise_schedules.exponential_sigmas(
+                float(every[0]), float(every[-1]), steps + 1
+            )
             if config.is_spread:
                 levels = config.spread(float(levels[-1]), float(levels[0]), steps)
-                found = schedules.sigma_to_timestep(levels, every)
+                found = noise_schedules.sigma_to_timestep(levels, every)
         last = float(every[0]) if config.final_sigmas_type == "sigma_min" else 0.0
         levels = np.append(levels, last)
     if continuous:
@@ -194,7 +196,7 @@ class EulerAncestralDiscreteScheduler:
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         self.config = EulerAncestralConfig.from_mapping(config)
         every = training_sigmas(self.config, zero_terminal_snr=self.config.rescale_betas_zero_snr)
-        self.timesteps = schedules.spaced_timesteps(
+        self.timesteps = noise_schedules.spaced_timesteps(
             self.config.timestep_spacing,
             self.config.check_steps(num_inference_steps),
             len(every),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
@@ -23,7 +23,7 @@ from runtime.schedulers.common import (
     slope_weights,
     ve_original_weights,
 )
-from runtime.schedulers.sigmas import (
+from sdexport.runtime.schedulers.sigmas import (
     SpreadConfig,
     input_scales,
     sigma_grid,

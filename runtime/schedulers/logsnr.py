@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     combine,
     epsilon_weights,
@@ -22,8 +22,8 @@ from runtime.schedulers.common import (
     original_weights,
     require_finite,
 )
-from runtime.schedulers.config import custom_schedule
-from runtime.schedulers.sigmas import SpreadConfig, single_sigmas, training_sigmas
+from sdexport.runtime.schedulers.config import custom_schedule
+from sdexport.runtime.schedulers.sigmas import SpreadConfig, single_sigmas, training_sigmas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def logsnr_grid(
     else:
         clipped = int(np.searchsorted(-np.log(every)[::-1], config.lambda_min_clipped))
         found = np.round(
-            schedules.spaced_timesteps(
+            noise_schedules.spaced_timesteps(
                 config.timestep_spacing,
                 steps,
                 len(every),
@@ -94,10 +94,10 @@ def logsnr_grid(
         single = single_sigmas(config, zero_terminal_snr=config.rescale_betas_zero_snr)
         rule, whole = config.spread, config.use_karras_sigmas
         if config.use_lu_lambdas and not config.use_karras_sigmas:
-            rule, whole = schedules.exponential_sigmas, True
+            rule, whole = noise_schedules.exponential_sigmas, True
         ratios = rule(float(every[0]), float(every[-1]), steps)
         again = rule(float(single[0]), float(single[-1]), steps)
-        found = schedules.sigma_to_timestep(again, single)
+        found = noise_schedules.sigma_to_timestep(again, single)
         found = np.round(found) if whole and rounds else np.trunc(found)
     final = {"zero": 0.0, "first": float(every[0]), "same": float(ratios[-1])}
     if last == "same" and not is_spread:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.common import (
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.common import (
     Memory,
     StepResult,
     check_step,
@@ -20,7 +20,7 @@ from runtime.schedulers.common import (
     original_weights,
     require_finite,
 )
-from runtime.schedulers.config import ScheduleConfig
+from sdexport.runtime.schedulers.config import ScheduleConfig
 
 # Adams-Bashforth weights of the newest predictions, by how many there are. Source: eq. 12.
 _MULTISTEP = (
@@ -62,7 +62,7 @@ class PNDMScheduler:
         train_steps = self.config.num_train_timesteps
         steps = self.config.check_steps(num_inference_steps)
         spaced = np.round(
-            schedules.spaced_timesteps(
+            noise_schedules.spaced_timesteps(
                 self.config.timestep_spacing, steps, train_steps, self.config.steps_offset
             )
         )
@@ -73,7 +73,7 @@ class PNDMScheduler:
         else:
             self._warm_up = _warm_up(spaced, self._ratio)
             self.timesteps = np.concatenate([self._warm_up, spaced[3:]])
-        kept = schedules.alphas_cumprod(self.config.betas())
+        kept = noise_schedules.alphas_cumprod(self.config.betas())
         now = self.timesteps.astype(np.int64)
         if now.max() >= train_steps:
             raise ValueError(

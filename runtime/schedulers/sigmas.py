@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime import schedules
-from runtime.schedulers.config import ScheduleConfig, custom_schedule
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.config import ScheduleConfig, custom_schedule
 
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 """What diffusers puts in the place of zero, where rescaled betas leave no signal."""
@@ -53,13 +53,17 @@ class SpreadConfig(ScheduleConfig):
         """Noise levels from high to low by the chosen rule; sigma_min and sigma_max go before."""
         low = low if self.sigma_min is None else self.sigma_min
         high = high if self.sigma_max is None else self.sigma_max
-        rule = schedules.karras_sigmas if self.use_karras_sigmas else schedules.exponential_sigmas
+        rule = (
+            noise_schedules.karras_sigmas
+            if self.use_karras_sigmas
+            else noise_schedules.exponential_sigmas
+        )
         return rule(low, high, steps)
 
 
 def training_sigmas(config: ScheduleConfig, *, zero_terminal_snr: bool = False) -> np.ndarray:
     """Noise level of every training timestep, rising, (num_train_timesteps,) float64."""
-    kept = schedules.alphas_cumprod(config.betas(), zero_terminal_snr=zero_terminal_snr)
+    kept = noise_schedules.alphas_cumprod(config.betas(), zero_terminal_snr=zero_terminal_snr)
     if zero_terminal_snr:
         kept[-1] = SMALLEST_ALPHA_CUMPROD
     return np.asarray(np.sqrt((1 - kept) / kept))
@@ -69,7 +73,7 @@ def single_sigmas(config: ScheduleConfig, *, zero_terminal_snr: bool = False) ->
     """diffusers' own float32 table, from which it finds timesteps back; see single_betas."""
     if zero_terminal_snr:
         return training_sigmas(config, zero_terminal_snr=True).astype(np.float32)
-    values = schedules.single_betas(
+    values = noise_schedules.single_betas(
         config.beta_schedule,
         config.beta_start,
         config.beta_end,
@@ -92,7 +96,7 @@ def sigma_grid(
     """
     config.check_steps(steps)
     if timesteps is None:
-        found = schedules.spaced_timesteps(
+        found = noise_schedules.spaced_timesteps(
             config.timestep_spacing, steps, len(every), config.steps_offset
         )
     else:
@@ -104,7 +108,7 @@ def sigma_grid(
         sigmas = config.spread(float(sigmas[-1]), float(sigmas[0]), steps)
         single = single_sigmas(config, zero_terminal_snr=config.rescale_betas_zero_snr)
         ends = np.interp(found[[-1, 0]], np.arange(len(every)), single).tolist()
-        found = schedules.sigma_to_timestep(config.spread(ends[0], ends[1], steps), single)
+        found = noise_schedules.sigma_to_timestep(config.spread(ends[0], ends[1], steps), single)
     return found, sigmas
 
 

@@ -9,8 +9,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from runtime.schedulers.common import Memory, StepResult, check_step, combine, require_finite
-from runtime.schedulers.logsnr import Converter, LogSNRConfig, decay, logsnr_grid, phis
+from sdexport.runtime.schedulers.common import (
+    Memory,
+    StepResult,
+    check_step,
+    combine,
+    require_finite,
+)
+from sdexport.runtime.schedulers.logsnr import Converter, LogSNRConfig, decay, logsnr_grid, phis
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from sdexport.commands.common import FOLDER, advance, json_option, print_json, progress_bar
 from sdexport.commands.generate import Size
+from sdexport.commands.shared_options import FOLDER, advance, json_option, print_json, progress_bar
 
 
 @click.command()
@@ -32,8 +32,8 @@ def bench(package: Path, backends: tuple[str, ...], as_json: bool, **work: Any) 
 
     Each backend is first held against PyTorch's recorded answers, in a process of its own.
     """
-    from sdexport.bench import Contender, table
-    from sdexport.bench import bench as run
+    from sdexport.bench.benchmark import Contender, table
+    from sdexport.bench.benchmark import bench as run
 
     rivals = [Contender.parse(text) for text in backends]
     with progress_bar(8, "bench") as bar:

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from sdexport.commands.common import FILE, FOLDER, given, json_option, print_json, progress_bar
+from sdexport.commands.shared_options import (
+    FILE,
+    FOLDER,
+    given,
+    json_option,
+    print_json,
+    progress_bar,
+)
 
 _FOR_ALL = {"package", "backend", "components", "engine_dir", "rebuild_stale", "as_json"}
 _GIVEN = click.core.ParameterSource.COMMANDLINE
@@ -17,7 +24,7 @@ class SpanType(click.ParamType[Any]):
     name = "MIN:OPT:MAX"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from engines.profiles import Span
+        from sdexport.engines.cache.profiles import Span
 
         try:
             return Span.parse(str(value))
@@ -71,8 +78,8 @@ def build(
     used where it fits. An engine that is there already, for the same graph, library, sizes and
     options, is kept.
     """
-    from runtime import Package
-    from sdexport.build import report
+    from sdexport.builds.engine_builder import report
+    from sdexport.runtime import Package
 
     if backend == "onnxruntime":
         _check_none_given()
@@ -90,11 +97,11 @@ def build(
             bar.refresh()
 
         if backend == "onnxruntime":
-            from sdexport.build import prepare
+            from sdexport.builds.engine_builder import prepare
 
             built = prepare(loaded, progress=progress, **common)
         else:
-            from sdexport.build import build as run
+            from sdexport.builds.engine_builder import build as run
 
             built = run(
                 loaded,
@@ -115,8 +122,8 @@ def build(
 
 
 def _for_tensorrt(arguments: dict[str, Any]) -> dict[str, Any]:
-    from engines.tensorrt_options import BuildOptions
-    from sdexport.build import Sizes
+    from sdexport.builds.engine_builder import Sizes
+    from sdexport.engines.trt.build_options import BuildOptions
 
     sizes = {k: arguments.pop(k) for k in ("batch", "height", "width", "tokens")}
     flags = {k: arguments.pop(k) for k in ("guidance", "static")}

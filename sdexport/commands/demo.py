@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from sdexport.commands.common import (
+from sdexport.commands.export import run_export
+from sdexport.commands.shared_options import (
     FOLDER,
     advance,
     exit_unless,
@@ -14,7 +15,6 @@ from sdexport.commands.common import (
     print_json,
     progress_bar,
 )
-from sdexport.commands.export import run_export
 
 
 @click.command()
@@ -23,7 +23,7 @@ from sdexport.commands.export import run_export
 @json_option
 def demo(folder: Path, force: bool, as_json: bool) -> None:
     """Export the embedded model, verify it and paint a sheet of pictures into DIR."""
-    from sdexport.demo import STEPS, run
+    from sdexport.demo_model.demo_run import STEPS, run
 
     with progress_bar(6 + STEPS, "demo") as bar:
         report = run(folder, run_export, force=force, progress=advance(bar))

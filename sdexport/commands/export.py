@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from sdexport.commands.common import FOLDER, needs_torch, progress_bar, source_options
-from sdexport.precision import PRECISIONS, verifying_backends
+from sdexport.commands.shared_options import FOLDER, needs_torch, progress_bar, source_options
+from sdexport.graphs.precision import PRECISIONS, verifying_backends
 
 
 @click.command()
@@ -57,11 +57,11 @@ def run_export(
 
     Args:
       of_source: what `source_options` gave: the fields of Options, and the revision.
-      rest: further arguments of sdexport.export.export.
+      rest: further arguments of sdexport.exporter.export.
     """
     with needs_torch("exporting"):
-        from sdexport.export import export as run
-        from sdexport.sources import Options
+        from sdexport.checkpoints.sources import Options
+        from sdexport.exporter import export as run
     options = dict(of_source or {})
     revision = options.pop("revision", None)
     with progress_bar(None, "export") as bar:

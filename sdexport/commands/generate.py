@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sdexport.commands.common import (
+from sdexport.commands.shared_options import (
     FILE,
     FOLDER,
     backend_option,
@@ -154,9 +154,14 @@ def generate(
     **arguments: Any,
 ) -> None:
     """Paint PROMPT with PACKAGE."""
-    from runtime import load_pipeline
-    from runtime.noise import check_seed
-    from sdexport.generate import load_arguments, paint, picture_paths, save_embeds_of
+    from sdexport.commands.generate_images import (
+        load_arguments,
+        paint,
+        picture_paths,
+        save_embeds_of,
+    )
+    from sdexport.runtime import load_pipeline
+    from sdexport.runtime.noise.torch_generator import check_seed
 
     if (prompt is None) == (embeds is None) or (embeds and save_embeds):
         raise click.UsageError("give either PROMPT, which --save-embeds can keep, or --embeds")

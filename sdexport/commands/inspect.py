@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdexport.commands.common import (
+from sdexport.commands.shared_options import (
     FOLDER,
     engine_dir_option,
     json_option,
@@ -24,8 +24,8 @@ from sdexport.commands.common import (
 @json_option
 def inspect(package: Path, engine_dir: Path | None, as_json: bool) -> None:
     """Check every file's hash and show what is in PACKAGE, and which engines were built for it."""
-    from runtime import Package
-    from sdexport.built import built_engines
+    from sdexport.builds.built_engines import built_engines
+    from sdexport.runtime import Package
 
     total = sum(f.stat().st_size for f in package.rglob("*") if f.is_file())
     with progress_bar(total, "hashes", "B") as bar:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdexport.commands.common import (
+from sdexport.commands.shared_options import (
     FOLDER,
     advance,
     backend_option,
@@ -54,9 +54,9 @@ def verify(
     **of_source: Any,
 ) -> None:
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
-    from runtime import Package
-    from runtime.manifest import MANIFEST
-    from sdexport.verify import table
+    from sdexport.runtime import Package
+    from sdexport.runtime.packages.manifest import MANIFEST
+    from sdexport.verification.verifier import table
 
     backend, engines = parsed(backends), opening(session_options, engine_dir=engine_dir)
     said: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def _check_alone(options: Mapping[str, Any]) -> None:
 def _recorded(
     package: Any, backend: Any, engines: Mapping[str, Any], *, low_memory: bool
 ) -> list[Any]:
-    from sdexport.verify import verify_package
+    from sdexport.verification.verifier import verify_package
 
     with progress_bar(2 + len(package.manifest.components), "verify") as bar:
         return verify_package(
@@ -106,8 +106,8 @@ def _afresh(
     of_source: dict[str, Any],
 ) -> list[Any]:
     with needs_torch("comparing with a checkpoint"):
-        from sdexport.against import verify_against
-        from sdexport.sources import Options
+        from sdexport.checkpoints.sources import Options
+        from sdexport.verification.against_checkpoint import verify_against
     revision = of_source.pop("revision")
     with progress_bar(4, "against") as bar:
         return verify_against(

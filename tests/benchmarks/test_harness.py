@@ -13,11 +13,12 @@ import pytest
 from benchmarks import contenders, latency, standard, tables
 from benchmarks.contenders import CONTENDERS, Contender, chosen, groups
 from benchmarks.models import Model
-from sdexport.workers import Worker, WorkerError
+from sdexport.engines.errors import WorkerError
+from sdexport.worker_process import Worker
 
 PEER = """
 import sys, numpy as np
-from sdexport.workers import serve
+from sdexport.worker_process import serve
 
 def component(name, feeds, output=None):
     np.savez(output, out_sample=np.load(feeds)["sample"] + {added})

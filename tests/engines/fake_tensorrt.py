@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import cuda
-from engines.onnx_digest import graph_digest
-from engines.onnx_specs import graph_specs
-from engines.profiles import Profile, Span
-from engines.sidecar import Sidecar, sha256_of, sidecar_path
+from sdexport.engines import cuda_device
+from sdexport.engines.cache.profiles import Profile, Span
+from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
+from sdexport.engines.files import sha256_of
+from sdexport.engines.onnx_file.graph_digest import graph_digest
+from sdexport.engines.onnx_file.graph_specs import graph_specs
 
 VERSION = "9.9.9"
 PROFILE: Profile = {
@@ -293,7 +294,7 @@ def fake_library(gpu: FakeCuda, log: list[Any]) -> types.ModuleType:
 def install(monkeypatch: pytest.MonkeyPatch, log: list[Any] | None = None) -> FakeCuda:
     """Put the fakes where the sessions look."""
     gpu = FakeCuda()
-    monkeypatch.setattr(cuda, "runtime", lambda: gpu)
+    monkeypatch.setattr(cuda_device, "runtime", lambda: gpu)
     library = fake_library(gpu, [] if log is None else log)
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, library)

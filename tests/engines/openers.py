@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engines import PLAN_BACKENDS, Session, open_session
-from engines.profiles import Profile, Span
-from engines.tensorrt_build import build_plan
-from sdexport.prepare import prepare
+from sdexport.builds.prepare_onnxruntime import prepare
+from sdexport.engines import PLAN_BACKENDS, Session, open_session
+from sdexport.engines.cache.profiles import Profile, Span
+from sdexport.engines.trt.engine_build import build_plan
 from tests.engines.fake_tensorrt import install, write_plan
 
 OPENERS = [
@@ -65,10 +65,10 @@ def _built(request: pytest.FixtureRequest, model: Path, backend: str) -> Path:
 
 def _torch(request: pytest.FixtureRequest) -> Session:
     pytest.importorskip("torch")
-    from sdexport.checkpoint import Checkpoint
-    from sdexport.components import parts
-    from sdexport.reference import TorchSession
-    from sdexport.shapes import MODEL_DIR
+    from sdexport.checkpoints.diffusers_folder import Checkpoint
+    from sdexport.demo_model import MODEL_DIR
+    from sdexport.graphs.wrappers import parts
+    from sdexport.verification.reference import TorchSession
 
     configs = Checkpoint.open(MODEL_DIR).configs
     unet = parts(configs)[1]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import EngineError, Session
+from sdexport.engines import EngineError, Session
 from tests.engines.openers import OPENERS, open_unet
 from tests.tolerances import COMPONENT_REL, GPU_COMPONENT_REL, assert_close
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from engines import EngineError
-from engines.onnx_digest import graph_digest
-from engines.sidecar import sha256_of
-from sdexport.checkpoint import Checkpoint
-from sdexport.components import parts
-from sdexport.export import DEFAULT_OPSET
-from sdexport.trace import trace
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.engines import EngineError
+from sdexport.engines.files import sha256_of
+from sdexport.engines.onnx_file.graph_digest import graph_digest
+from sdexport.exporter import DEFAULT_OPSET
+from sdexport.graphs.trace import trace
+from sdexport.graphs.wrappers import parts
 
 MODEL = Path("text_encoder") / "model.onnx"
 

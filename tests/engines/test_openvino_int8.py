@@ -14,8 +14,8 @@ ov = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from engines import open_session  # noqa: E402
-from engines.openvino_int8 import quantize  # noqa: E402
+from sdexport.engines import open_session  # noqa: E402
+from sdexport.engines.ov.rewrites.int8 import quantize  # noqa: E402
 from tests.engines.test_contract import feeds  # noqa: E402
 
 RNG = np.random.default_rng(0)

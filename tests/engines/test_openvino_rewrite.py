@@ -13,7 +13,7 @@ ov = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from engines.openvino_rewrite import rewrite  # noqa: E402
+from sdexport.engines.ov.rewrites.convolutions import rewrite  # noqa: E402
 
 RNG = np.random.default_rng(0)
 NOTHING = {"halves": 0, "winograd": 0, "splits": 0}

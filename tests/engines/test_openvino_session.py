@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import EngineError, open_session
+from sdexport.engines import EngineError, open_session
 from tests.engines.test_contract import feeds
 from tests.tolerances import BF16_COSINE, COMPONENT_REL, assert_close
 

@@ -13,7 +13,7 @@ ov = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from engines.openvino_split import ONCE, split  # noqa: E402
+from sdexport.engines.ov.rewrites.split import ONCE, split  # noqa: E402
 
 RNG = np.random.default_rng(0)
 WHOLE = {"sample": (4, 6, 8), "time": (1,), "text": (4, 5, 8)}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines import TensorSpec
-from engines.profiles import Span, check_profiles, input_shapes, narrowest
+from sdexport.engines import TensorSpec
+from sdexport.engines.cache.profiles import Span, check_profiles, input_shapes, narrowest
 
 SAMPLE = TensorSpec("sample", "float32", ("batch", 4, "height", "width"))
 

@@ -17,14 +17,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines import EngineError, cuda
-from engines.lock import locked
-from engines.profiles import Profile, Span
-from engines.sidecar import Sidecar, model_digest, sidecar_path
-from engines.tensorrt_build import Built, build_plan
-from engines.tensorrt_library import LIBRARIES
-from engines.tensorrt_options import BuildOptions
-from engines.tensorrt_worker import MOST, _told
+from sdexport.engines import EngineError, cuda_device
+from sdexport.engines.cache.lock import locked
+from sdexport.engines.cache.profiles import Profile, Span
+from sdexport.engines.cache.sidecar import Sidecar, model_digest, sidecar_path
+from sdexport.engines.trt.build_options import BuildOptions
+from sdexport.engines.trt.build_worker import MOST, _told
+from sdexport.engines.trt.engine_build import Built, build_plan
+from sdexport.engines.trt.library import LIBRARIES
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 pytest.importorskip("polygraphy")
@@ -223,7 +223,7 @@ def test_build_refuses_damaged_graphs(package: Path, tmp_path: Path) -> None:
 def test_build_says_what_needs_a_gpu(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    monkeypatch.setattr(cuda, "absent", lambda: "no driver")
+    monkeypatch.setattr(cuda_device, "absent", lambda: "no driver")
     with pytest.raises(
         EngineError, match=r"plan with TensorRT-RTX needs an NVIDIA GPU .*no driver"
     ):
@@ -297,7 +297,7 @@ def test_build_on_a_full_disk(package: Path, tmp_path: Path) -> None:
         "timing_cache": None,
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "engines.tensorrt_worker"],
+        [sys.executable, "-m", "sdexport.engines.trt.build_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -12,12 +12,13 @@ import numpy as np
 import onnx
 import pytest
 
-from engines import EngineError, Session, cuda, open_session
-from engines.activations import shared_activations
-from engines.profiles import Span
-from engines.sidecar import model_digest, sha256_of, sidecar_path
-from engines.tensorrt_session import TensorRtSession
-from runtime import load_pipeline
+from sdexport.engines import EngineError, Session, cuda_device, open_session
+from sdexport.engines.cache.profiles import Span
+from sdexport.engines.cache.sidecar import model_digest, sidecar_path
+from sdexport.engines.files import sha256_of
+from sdexport.engines.trt.scratch_memory import shared_activations
+from sdexport.engines.trt.tensorrt_session import TensorRtSession
+from sdexport.runtime import load_pipeline
 from tests.engines.fake_tensorrt import PROFILE, FakeCuda, Status, install, write_plan
 from tests.engines.test_contract import feeds
 
@@ -370,7 +371,7 @@ def test_cuda_without_bindings_names_the_pip_command(monkeypatch: pytest.MonkeyP
     import sys
 
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    cuda.runtime.cache_clear()
+    cuda_device.runtime.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'sdexport\[tensorrt-rtx\]'"):
-        cuda.runtime()
-    assert "cuda-bindings" in cuda.absent()
+        cuda_device.runtime()
+    assert "cuda-bindings" in cuda_device.absent()

@@ -7,8 +7,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from engines import winograd
-from engines.winograd import POINTS, tile_matrices, transformed_weights, transforms
+from sdexport.engines.winograd.transforms import (
+    POINTS,
+    tile_matrices,
+    transformed_weights,
+    transforms,
+)
 from tests.tolerances import CONVOLUTION_FLOAT64_REL, WINOGRAD_REL, assert_close
 
 RNG = np.random.default_rng(0)
@@ -67,7 +71,7 @@ def test_points_round_less_than_the_usual_ones(
 
     ours = error()
     transforms.cache_clear()
-    monkeypatch.setitem(winograd.POINTS, (4, taps), tuple(map(Fraction, usual)))
+    monkeypatch.setitem(transforms.POINTS, (4, taps), tuple(map(Fraction, usual)))
     assert error() > times * ours
     transforms.cache_clear()
 
@@ -77,7 +81,7 @@ def test_weights_of_halves_convolve_a_doubled_image() -> None:
     weights = RNG.standard_normal((4, 3, 3, 3), dtype=np.float32)
     doubled = np.pad(image.repeat(2, 1).repeat(2, 2), ((0, 0), (1, 1), (1, 1)))
     expected = correlated(doubled, weights)
-    for (row, column), part in winograd.weights_of_halves(weights).items():
+    for (row, column), part in transforms.weights_of_halves(weights).items():
         bordered = np.pad(image, ((0, 0), (1 - row, row), (1 - column, column)))
         windows = np.lib.stride_tricks.sliding_window_view(bordered, (2, 2), (1, 2))
         found = np.einsum("chwij,kcij->khw", windows, part)

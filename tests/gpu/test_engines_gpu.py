@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_checks import check_cuda
-from engines import EngineError, cuda, open_session
-from engines.profiles import Span
-from engines.tensorrt_build import build_plan
-from engines.tensorrt_options import BuildOptions
-from engines.tensorrt_session import TensorRtSession
-from runtime import Package, Pipeline
-from sdexport.build import Sizes, build, profiles
+from sdexport.builds.engine_builder import Sizes, build, profiles
+from sdexport.engines import EngineError, cuda_device, open_session
+from sdexport.engines.cache.profiles import Span
+from sdexport.engines.trt.build_options import BuildOptions
+from sdexport.engines.trt.engine_build import build_plan
+from sdexport.engines.trt.tensorrt_session import TensorRtSession
+from sdexport.runtime import Package, Pipeline
 from tests.engines.test_tensorrt_session import with_other_weights
 from tests.tolerances import GPU_COMPONENT_REL, assert_close
 
@@ -33,10 +33,10 @@ def test_cuda_copies_captures_and_refuses() -> None:
 
 
 def test_cuda_says_what_is_there() -> None:
-    gpu = cuda.gpu()
+    gpu = cuda_device.gpu()
     assert gpu.name and gpu.memory > 2**30 and "." in gpu.compute_capability
     with pytest.raises(EngineError, match="there is no GPU 99"):
-        cuda.gpu(99)
+        cuda_device.gpu(99)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime-cuda", *MODULES])

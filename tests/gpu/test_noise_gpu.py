@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime import TorchGenerator, philox
+from sdexport.runtime import TorchGenerator
+from sdexport.runtime.noise import philox
 from tests.tolerances import CUDA_NOISE_ABS, assert_close
 
 pytestmark = pytest.mark.gpu

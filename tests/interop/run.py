@@ -29,9 +29,9 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from runtime import load_pipeline
-from sdexport.export import export
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
+from sdexport.exporter import export
+from sdexport.runtime import load_pipeline
 from tests.families import FAMILIES, build
 from tests.tolerances import PICTURE_ABS
 

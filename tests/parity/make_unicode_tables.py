@@ -1,4 +1,4 @@
-"""Write runtime/unicode_tables.py from what the Rust tokenizer does with every code point.
+"""Write runtime/text/unicode_tables.py from what the Rust tokenizer does with every code point.
 
 Run by hand when the `tokenizers` package moves to a newer Unicode: `python -m
 tests.parity.make_unicode_tables`. test_tokenizer_parity fails when the committed tables are stale.

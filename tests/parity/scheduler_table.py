@@ -16,7 +16,7 @@ import diffusers
 import numpy as np
 import torch
 
-from runtime import schedulers
+from sdexport.runtime import schedulers
 from tests.parity.scheduler_cases import BETAS, grid, steps_of
 from tests.parity.twins import compare
 from tests.tolerances import (

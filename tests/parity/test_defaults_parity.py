@@ -7,7 +7,7 @@ import inspect
 import diffusers
 import pytest
 
-from runtime.defaults import defaults
+from sdexport.runtime.models.defaults import defaults
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ import pytest
 import torch
 from PIL import Image
 
-from runtime import Package, Pipeline, schedulers
-from sdexport.checkpoint import Checkpoint
-from sdexport.components import parts
-from sdexport.reference import TorchSession
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.graphs.wrappers import parts
+from sdexport.runtime import Package, Pipeline, schedulers
+from sdexport.verification.reference import TorchSession
 from tests.parity import twins
 from tests.parity.test_picture_parity import assert_same_pictures
 

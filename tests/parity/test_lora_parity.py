@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from sdexport.lora import Lora
-from sdexport.shapes import MODEL_DIR
+from sdexport.checkpoints.lora import Lora
+from sdexport.demo_model import MODEL_DIR
 from tests.sdexport.lora_files import (
     ATTENTION,
     WIDE,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import TorchGenerator
+from sdexport.runtime import TorchGenerator
 from tests.tolerances import NOISE_ABS, assert_close
 
 pytestmark = pytest.mark.usefixtures("noise_source")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime import schedulers
+from sdexport.runtime import schedulers
 from tests.parity.scheduler_cases import BETAS, OPTIONS, grid, steps_of
 from tests.parity.twins import build_twin, compare, deviation
 from tests.tolerances import (

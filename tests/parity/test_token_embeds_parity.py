@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from engines import open_session
-from runtime import ClipTokenizer, Pipeline, load_pipeline
-from runtime.text_encoders import TextEncoders
-from sdexport.checkpoint import Checkpoint
-from sdexport.components import parts
-from sdexport.export import trace
-from sdexport.precision import Conversion, verifying_backend
-from sdexport.token_graphs import write_token_graphs
-from sdexport.verify import HALF_COMPONENT_BOUND, compare
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.engines import open_session
+from sdexport.exporter import trace
+from sdexport.graphs.precision import Conversion, verifying_backend
+from sdexport.graphs.token_graphs import write_token_graphs
+from sdexport.graphs.wrappers import parts
+from sdexport.runtime import ClipTokenizer, Pipeline, load_pipeline
+from sdexport.runtime.text_encoders import TextEncoders
+from sdexport.verification.verifier import HALF_COMPONENT_BOUND, compare
 from tests.families import build
 from tests.tolerances import COMPONENT_REL, assert_close
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from runtime import ClipTokenizer, bpe, tokenizer_files
-from runtime import unicode_tables as committed
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
+from sdexport.runtime import ClipTokenizer
+from sdexport.runtime.text import bpe, tokenizer_files
+from sdexport.runtime.text import unicode_tables as committed
 from tests.parity import make_unicode_tables
 from tests.parity.strings import HAND_PICKED, random_string
 

@@ -15,7 +15,7 @@ import diffusers
 import numpy as np
 import torch
 
-from runtime import schedulers
+from sdexport.runtime import schedulers
 
 SHAPE = (2, 4, 6, 10)
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
 
 LAYERS = {"text_encoder": 3, "text_encoder_2": 2}
 WIDTHS = {"text_encoder": 4, "text_encoder_2": 6}

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import engines.backends
+import sdexport.engines.backends
 from benchmarks import low_memory
-from engines import EngineError, Session, choose, cuda
-from runtime import Package, Pipeline, load_pipeline
-from runtime.backends import backend_of, check_backends, parse_backends
+from sdexport.engines import EngineError, Session, choose, cuda_device
+from sdexport.runtime import Package, Pipeline, load_pipeline
+from sdexport.runtime.backend_choice import backend_of, check_backends, parse_backends
 from tests.tolerances import LOW_MEMORY_MB, PICTURE_ABS
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -145,15 +145,17 @@ def test_auto_takes_the_best(
     plan: bool,
     best: str,
 ) -> None:
-    monkeypatch.setattr(engines.backends, "_installed", lambda name: name in installed)
-    monkeypatch.setattr(engines.backends, "_has_cuda_provider", lambda: "cuda" in installed)
-    monkeypatch.setattr(cuda, "absent", lambda: "" if gpu else "no GPU")
+    monkeypatch.setattr(sdexport.engines.backends, "_installed", lambda name: name in installed)
+    monkeypatch.setattr(
+        sdexport.engines.backends, "_has_cuda_provider", lambda: "cuda" in installed
+    )
+    monkeypatch.setattr(cuda_device, "absent", lambda: "" if gpu else "no GPU")
     path = package / "unet" / "model.onnx"
     assert choose(plan_of=lambda backend: path if plan else None) == best
 
 
 def test_auto_without_any_engine_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines.backends, "_installed", lambda name: False)
+    monkeypatch.setattr(sdexport.engines.backends, "_installed", lambda name: False)
     with pytest.raises(ImportError, match=r"pip install 'sdexport\[cpu\]'"):
         choose()
 

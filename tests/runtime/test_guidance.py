@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import Guidance, GuidanceState, Package, Pipeline, TorchGenerator
-from runtime.denoise import denoise
-from runtime.schedulers import NAMES, create
-from runtime.start import Start
+from sdexport.runtime import Guidance, GuidanceState, Package, Pipeline, TorchGenerator
+from sdexport.runtime.denoise import denoise
+from sdexport.runtime.initial_latents import Start
+from sdexport.runtime.schedulers import NAMES, create
 from tests.runtime.test_pipeline import Counting
 from tests.tolerances import CLEAN_REL, RESCALE_REL, assert_close
 

@@ -14,7 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime.image import RESIZE_MODES, open_image, open_mask, resize, to_sample, to_uint8
+from sdexport.runtime.images.image_files import (
+    RESIZE_MODES,
+    open_image,
+    open_mask,
+    resize,
+    to_sample,
+    to_uint8,
+)
 
 RED, CLEAR = (200, 30, 40), (0, 0, 0, 0)
 EXIF_ORIENTATION = 0x0112

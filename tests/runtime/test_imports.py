@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import runtime
+import sdexport.runtime
 
 HEAVY = (
     "torch",
@@ -43,7 +43,7 @@ def test_command_line_help_leaves_torch_out() -> None:
 
 
 def test_public_names() -> None:
-    assert set(runtime.__all__) == {
+    assert set(sdexport.runtime.__all__) == {
         "ClipTokenizer",
         "DenoiseStep",
         "EngineError",
@@ -60,4 +60,4 @@ def test_public_names() -> None:
         "save_png",
         "schedulers",
     }
-    assert all(hasattr(runtime, name) for name in runtime.__all__)
+    assert all(hasattr(sdexport.runtime, name) for name in sdexport.runtime.__all__)

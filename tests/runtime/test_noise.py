@@ -15,7 +15,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from runtime import TorchGenerator, _noise_numpy, noise, philox
+from sdexport.runtime import TorchGenerator
+from sdexport.runtime.noise import _noise_numpy, philox, torch_generator
 from tests.tolerances import (
     BOX_MULLER_ABS,
     CUDA_NOISE_ABS,
@@ -31,7 +32,9 @@ def test_noise_is_compiled_where_it_can_be() -> None:
     limited_api = not sysconfig.get_config_var("Py_GIL_DISABLED")
     if not (compiler and shutil.which(compiler) and header.exists() and limited_api):
         pytest.skip("nothing compiles here")
-    importlib.import_module("runtime._noise")  # if it fails, install again: a compiler is here
+    importlib.import_module(
+        "sdexport.runtime.noise._noise"
+    )  # if it fails, install again: a compiler is here
 
 
 def test_words_are_those_of_the_standard(noise_source: ModuleType) -> None:
@@ -68,14 +71,14 @@ SAME_BITS = "204cc0d5bbb25846f73aca3d99f935e9deca60a65b415b30dd1b8019d17c2cac"
 
 
 def test_compiled_noise_has_the_same_bits_on_every_processor() -> None:
-    compiled = pytest.importorskip("runtime._noise")
+    compiled = pytest.importorskip("sdexport.runtime.noise._noise")
     words = all_words()
     compiled.box_muller(words)
     assert hashlib.sha256(words.astype("<u4").tobytes()).hexdigest() == SAME_BITS
 
 
 def test_compiled_noise_refuses_other_arrays() -> None:
-    compiled = pytest.importorskip("runtime._noise")
+    compiled = pytest.importorskip("sdexport.runtime.noise._noise")
     fixed = np.zeros(16, dtype=np.float32)
     fixed.flags.writeable = False
     for call in (compiled.MT19937(0).draw, compiled.box_muller):
@@ -119,12 +122,12 @@ def test_copies_go_on_where_the_stream_is(noise_source: ModuleType, device: str)
 
 
 def test_a_pickle_goes_on_with_the_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = pytest.importorskip("runtime._noise")
-    monkeypatch.setattr(noise, "source", compiled)
+    compiled = pytest.importorskip("sdexport.runtime.noise._noise")
+    monkeypatch.setattr(torch_generator, "source", compiled)
     generator = TorchGenerator(1)
     generator.randn((37,))
     pickled, expected = pickle.dumps(generator), generator.randn((100,))
-    monkeypatch.setattr(noise, "source", _noise_numpy)
+    monkeypatch.setattr(torch_generator, "source", _noise_numpy)
     assert_close(pickle.loads(pickled).randn((100,)), expected, abs_=NOISE_ABS)
 
 

@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Pipeline
-from runtime.denoise import DenoiseStep
-from runtime.preview import PreviewWriter, channels_view, linear_preview, save_animation, show
-from runtime.schedulers import StepResult
+from sdexport.runtime import Pipeline
+from sdexport.runtime.denoise import DenoiseStep
+from sdexport.runtime.images.preview import (
+    PreviewWriter,
+    channels_view,
+    linear_preview,
+    save_animation,
+    show,
+)
+from sdexport.runtime.schedulers import StepResult
 from tests.tolerances import PREVIEW_CORRELATION
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "lms", "seed": 0}

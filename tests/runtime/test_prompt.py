@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import ClipTokenizer, prompt
-from runtime.prompt import MAX_WEIGHT, Segment, parse_weights
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
+from sdexport.runtime import ClipTokenizer
+from sdexport.runtime.text import prompt_weights
+from sdexport.runtime.text.prompt_weights import MAX_WEIGHT, Segment, parse_weights
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 BRACKETS = st.lists(st.sampled_from([*"()[]\\:.19 aB", "BREAK "]), max_size=40).map("".join)
@@ -32,9 +33,11 @@ def text_encoder(input_ids: np.ndarray) -> np.ndarray:
 
 
 def encode_weighted(texts: list[str], *, restore_mean: bool = True) -> np.ndarray:
-    """The weighted way, as runtime.text_encoders goes it."""
-    tokens = prompt.tokenize_weighted(tokenizer(), texts)
-    return prompt.apply_weights(text_encoder(tokens.flat_ids), tokens, restore_mean=restore_mean)
+    """The weighted way, as sdexport.runtime.text_encoders goes it."""
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), texts)
+    return prompt_weights.apply_weights(
+        text_encoder(tokens.flat_ids), tokens, restore_mean=restore_mean
+    )
 
 
 def pairs(text: str) -> list[tuple[str, float]]:
@@ -143,7 +146,7 @@ def test_parse_weights_of_escaped_text_is_the_text(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "a red circle", "blue " * 75, "3 STARS: x!"])
 def test_plain_prompts_come_out_the_same_to_the_bit(text: str) -> None:
-    tokens = prompt.tokenize_weighted(tokenizer(), [text])
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), [text])
     np.testing.assert_array_equal(tokens.flat_ids, tokenizer()([text]))
     assert tokens.input_ids.dtype == np.int64 and tokens.weights.dtype == np.float32
     plain = text_encoder(tokenizer()([text]))
@@ -152,7 +155,7 @@ def test_plain_prompts_come_out_the_same_to_the_bit(text: str) -> None:
 
 
 def test_long_prompts_fill_rows_of_their_own() -> None:
-    tokens = prompt.tokenize_weighted(tokenizer(), ["red " * 80 + "(blue:2)", "circle"])
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), ["red " * 80 + "(blue:2)", "circle"])
     assert tokens.input_ids.shape == (2, 2, 77)
     first, second = tokens.input_ids[0]
     (red,), (blue,) = tokenizer().encode("red"), tokenizer().encode("blue")
@@ -164,7 +167,7 @@ def test_long_prompts_fill_rows_of_their_own() -> None:
 
 
 def test_break_begins_a_row() -> None:
-    tokens = prompt.tokenize_weighted(tokenizer(), ["red BREAK blue BREAK", "BREAK red"])
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), ["red BREAK blue BREAK", "BREAK red"])
     np.testing.assert_array_equal(tokens.input_ids[0], tokenizer()(["red", "blue"]))
     np.testing.assert_array_equal(tokens.input_ids[1], tokenizer()(["", "red"]))
 
@@ -174,7 +177,7 @@ def test_break_begins_a_row() -> None:
 )
 def test_rows_may_end_after_a_comma(backtrack: int, first: int, second: int) -> None:
     text = "red " * 70 + ", " + "blue " * 14
-    tokens = prompt.tokenize_weighted(tokenizer(), [text], comma_backtrack=backtrack)
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), [text], comma_backtrack=backtrack)
     ends = (tokens.input_ids[0] == tokenizer().eos_id).argmax(axis=1) - 1
     assert ends.tolist() == [first, second]
 
@@ -182,15 +185,15 @@ def test_rows_may_end_after_a_comma(backtrack: int, first: int, second: int) -> 
 def test_padding_is_the_tokenizers_own() -> None:
     files = tokenizer()
     other = ClipTokenizer(files._vocab, files._merges, pad_token="!")
-    tokens = prompt.tokenize_weighted(other, ["a (red:1.5) circle"])
+    tokens = prompt_weights.tokenize_weighted(other, ["a (red:1.5) circle"])
     np.testing.assert_array_equal(tokens.flat_ids, other(["a red circle"]))
     assert tokens.flat_ids[0, -1] == other.pad_id != other.eos_id
 
 
 def test_weights_scale_tokens_and_keep_the_mean() -> None:
-    tokens = prompt.tokenize_weighted(tokenizer(), ["a (red:1.5) circle", "a circle"])
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), ["a (red:1.5) circle", "a circle"])
     hidden = text_encoder(tokens.flat_ids)
-    embeds = prompt.apply_weights(hidden, tokens)
+    embeds = prompt_weights.apply_weights(hidden, tokens)
     np.testing.assert_array_equal(embeds[1], hidden[1])
     assert embeds[0].mean() == pytest.approx(hidden[0].mean(), rel=1e-5)
     ratio = embeds[0] / hidden[0]
@@ -198,7 +201,7 @@ def test_weights_scale_tokens_and_keep_the_mean() -> None:
     expected = np.full((77, 3), scale)
     expected[2] *= 1.5
     np.testing.assert_allclose(ratio, expected, rtol=1e-5)
-    without = prompt.apply_weights(hidden, tokens, restore_mean=False)
+    without = prompt_weights.apply_weights(hidden, tokens, restore_mean=False)
     np.testing.assert_allclose(without[0] / hidden[0], expected / scale, rtol=1e-5)
 
 
@@ -209,27 +212,27 @@ def test_weights_of_a_prompt_do_not_depend_on_the_others() -> None:
 
 
 def test_weights_that_leave_no_mean_give_finite_numbers() -> None:
-    tokens = prompt.tokenize_weighted(tokenizer(), ["(red:0)"])
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), ["(red:0)"])
     hidden = np.zeros((1, 77, 3), dtype=np.float32)
     hidden[0, 2] = 1
     ids = tokens.input_ids.copy()
     weights = tokens.weights.copy()
     weights[0, 0, 2] = 0
-    embeds = prompt.apply_weights(hidden, prompt.WeightedTokens(ids, weights))
+    embeds = prompt_weights.apply_weights(hidden, prompt_weights.WeightedTokens(ids, weights))
     np.testing.assert_array_equal(embeds, np.zeros((1, 77, 3)))
 
 
 def test_wrong_arguments_are_told() -> None:
     with pytest.raises(TypeError, match="expected a list of prompts"):
-        prompt.tokenize_weighted(tokenizer(), "a")
+        prompt_weights.tokenize_weighted(tokenizer(), "a")
     with pytest.raises(TypeError, match="expected a string, got int"):
-        prompt.tokenize_weighted(tokenizer(), [3])  # type: ignore[list-item]
+        prompt_weights.tokenize_weighted(tokenizer(), [3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="got 0 prompts"):
-        prompt.tokenize_weighted(tokenizer(), [])
+        prompt_weights.tokenize_weighted(tokenizer(), [])
     with pytest.raises(ValueError, match="comma_backtrack of 0 or more"):
-        prompt.tokenize_weighted(tokenizer(), ["a"], comma_backtrack=-1)
-    tokens = prompt.tokenize_weighted(tokenizer(), ["a"])
+        prompt_weights.tokenize_weighted(tokenizer(), ["a"], comma_backtrack=-1)
+    tokens = prompt_weights.tokenize_weighted(tokenizer(), ["a"])
     with pytest.raises(ValueError, match=r"expected hidden states float32 \(1, 77, width\)"):
-        prompt.apply_weights(np.zeros((2, 77, 3), dtype=np.float32), tokens)
+        prompt_weights.apply_weights(np.zeros((2, 77, 3), dtype=np.float32), tokens)
     with pytest.raises(ValueError, match="got float64"):
-        prompt.apply_weights(np.zeros((1, 77, 3)), tokens)
+        prompt_weights.apply_weights(np.zeros((1, 77, 3)), tokens)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import embeds_file, prompt_embeds
-from runtime.embeds_file import load_embeds, save_embeds
-from runtime.prompt_embeds import EmbedSchedule, blend, crossfade
+from sdexport.runtime.text import embeds_file, prompt_embeds
+from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
+from sdexport.runtime.text.prompt_embeds import EmbedSchedule, blend, crossfade
 from tests.runtime.test_prompt import text_encoder, tokenizer
 
 

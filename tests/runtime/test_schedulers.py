@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import schedulers
-from runtime.schedulers.config import KNOWN_KEYS, WITHOUT_EFFECT, ScheduleConfig
+from sdexport.runtime import schedulers
+from sdexport.runtime.schedulers.config import KNOWN_KEYS, WITHOUT_EFFECT, ScheduleConfig
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = SD | {"clip_sample": False}

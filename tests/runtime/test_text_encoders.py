@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import EngineError, Session
-from engines.session import Feeds
-from runtime import Package, Pipeline
-from runtime.text_encoders import REMEMBERED, TextEncoders
+from sdexport.engines import EngineError, Session
+from sdexport.engines.session import Feeds
+from sdexport.runtime import Package, Pipeline
+from sdexport.runtime.text_encoders import REMEMBERED, TextEncoders
 from tests.runtime.test_pipeline import Counting
 
 SHORT: dict[str, Any] = {"num_inference_steps": 1, "seed": 0}

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import Package, PackageError, Pipeline, load_pipeline
-from runtime.token_embeds import mixed_inputs, replace_tokens, token_mask
+from sdexport.runtime import Package, PackageError, Pipeline, load_pipeline
+from sdexport.runtime.text.token_embeds import mixed_inputs, replace_tokens, token_mask
 from tests.runtime.test_prompt import tokenizer
 
 WIDTH = 3
@@ -260,7 +260,7 @@ def test_plan_backend_without_a_plan_leaves_further_graphs_to_another(
 ) -> None:
     loaded = Package.load(package, verify=False)
     assert loaded.resolve("text_encoder", "tensorrt", tmp_path) == "tensorrt"
-    with caplog.at_level(logging.INFO, "runtime.package"):
+    with caplog.at_level(logging.INFO, "sdexport.runtime.packages.package"):
         taken = loaded.resolve("text_encoder.inputs_embeds", "tensorrt", tmp_path)
     assert taken in ("onnxruntime", "openvino") and "tensorrt takes" in caplog.text
     plan = loaded.plan_path("text_encoder.inputs_embeds", "tensorrt", tmp_path)

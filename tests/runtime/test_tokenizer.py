@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import ClipTokenizer, clip_text, tokenizer_files
-from runtime.bpe import Merges, join_long, join_short
-from sdexport.shapes import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR
+from sdexport.runtime import ClipTokenizer
+from sdexport.runtime.text import normalization, tokenizer_files
+from sdexport.runtime.text.bpe import Merges, join_long, join_short
 
 RANKS = {"l o": 0, "lo w</w>": 1, "e r</w>": 2, "a a": 3, "aa aa": 4}
 
@@ -109,7 +110,7 @@ def test_call_tells_what_was_cut(folder: Path, caplog: pytest.LogCaptureFixture)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_decode_gives_the_text_without_spaces(text: str) -> None:
     tokenizer = _embedded()
-    expected = clip_text.normalise(text)
+    expected = normalization.normalise(text)
     decoded = tokenizer.decode(tokenizer.encode(text))
     assert re.sub(r"\s", "", decoded) == re.sub(r"\s", "", expected)
 

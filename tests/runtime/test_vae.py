@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tiling
-from engines import SessionBase, TensorSpec
-from engines.session import Feeds
-from runtime import Package, Pipeline, vae
-from runtime.image import to_uint8
+from sdexport.engines import SessionBase, TensorSpec
+from sdexport.engines.session import Feeds
+from sdexport.runtime import Package, Pipeline
+from sdexport.runtime.images import vae
+from sdexport.runtime.images.image_files import to_uint8
 from tests.tolerances import BLEND_ABS, TILED_LATENTS, TILED_MEAN, TILED_SEAM, TILING_MEMORY
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "ddim", "seed": 0}

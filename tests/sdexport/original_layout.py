@@ -13,7 +13,7 @@ import diffusers
 import torch
 import transformers
 
-from sdexport.published import FAMILIES, Family
+from sdexport.checkpoints.published_configs import FAMILIES, Family
 
 _RESNET = {
     "norm1": "in_layers.0",

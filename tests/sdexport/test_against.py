@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from runtime import Package
-from sdexport.against import verify_against
+from sdexport.checkpoints.sources import Options
 from sdexport.cli import main
-from sdexport.sources import Options
-from sdexport.verify import Check, table
+from sdexport.runtime import Package
+from sdexport.verification.against_checkpoint import verify_against
+from sdexport.verification.verifier import Check, table
 from tests.families import build
 from tests.sdexport.lora_files import random_lora, save_peft
 from tests.sdexport.test_verify import alter_weight
@@ -147,7 +147,7 @@ def test_against_nothing(package: Path, tmp_path: Path) -> None:
 
 
 def test_against_without_pytorch(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sdexport.against", None)
+    monkeypatch.setitem(sys.modules, "sdexport.verification.against_checkpoint", None)
     result = call("verify", package, "--against", "anything")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     assert "run: pip install 'sdexport[export]'" in result.stderr

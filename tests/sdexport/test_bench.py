@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from engines.backends import available
-from sdexport.bench import Contender, bench, in_turn, table
+from sdexport.bench.benchmark import Contender, bench, in_turn, table
+from sdexport.bench.measure import machine, summary
 from sdexport.cli import main
-from sdexport.measure import machine, summary
-from sdexport.workers import WorkerError
+from sdexport.engines.backends import available
+from sdexport.engines.errors import WorkerError
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_bench_command_refuses_in_one_line(package: Path, arguments: list[str], 
 
 
 def test_bench_worker_imports_no_torch() -> None:
-    code = "import sys, sdexport.bench, sdexport.bench_worker; print('torch' in sys.modules)"
+    code = "import sys, sdexport.bench.bench_worker; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

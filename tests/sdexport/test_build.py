@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from engines import cuda
-from engines.profiles import Span
-from runtime import Package
-from sdexport.build import Sizes, profiles
+from sdexport.builds.engine_builder import Sizes, profiles
 from sdexport.cli import main
+from sdexport.engines import cuda_device
+from sdexport.engines.cache.profiles import Span
+from sdexport.runtime import Package
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_generate_on_a_machine_without_gpu_is_one_line(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
-    if not cuda.absent():
+    if not cuda_device.absent():
         pytest.skip("there is a GPU")
     assert build(package, tmp_path, "--component", "unet").exit_code == 0
     out = tmp_path / "a.png"

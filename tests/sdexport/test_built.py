@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from engines import cuda
-from engines.sidecar import sidecar_path
-from runtime import Package
-from sdexport.built import built_engines
+from sdexport.builds.built_engines import built_engines
 from sdexport.cli import main
+from sdexport.engines import cuda_device
+from sdexport.engines.cache.sidecar import sidecar_path
+from sdexport.runtime import Package
 from tests.engines.fake_tensorrt import VERSION, install, write_plan
 
 RTX = "tensorrt-rtx"
@@ -101,7 +101,7 @@ def test_inspect_says_what_it_cannot_compare(
 ) -> None:
     write(package, folder, library_version="1.0", target={"compute_capabilities": "12.0"})
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr(cuda, "runtime", _no_cuda)
+    monkeypatch.setattr(cuda_device, "runtime", _no_cuda)
     entry = look(package, folder)
     assert entry["fits"]
     assert entry["not_compared"] == ["TensorRT-RTX is not installed", "no NVIDIA GPU"]

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from runtime import Package
-from sdexport import export as export_module
-from sdexport.checkpoint import Checkpoint
-from sdexport.export import VerificationError, export
+from sdexport import exporter as export_module
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.engines.errors import VerificationError
+from sdexport.exporter import export
+from sdexport.runtime import Package
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_failure_leaves_nothing(
 def test_export_that_does_not_verify_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdexport.verify.COMPONENT_BOUND", 1e-12)
+    monkeypatch.setattr("sdexport.verification.verifier.COMPONENT_BOUND", 1e-12)
     with pytest.raises(
         VerificationError,
         match=r"do not answer as PyTorch.*unet out_sample: FAILED [^\n]* is over 1.00e-12",

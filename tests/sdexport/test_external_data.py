@@ -10,10 +10,10 @@ from typing import Any
 import onnx
 import pytest
 
-from engines import open_session
-from engines.onnx_file import external_data_locations
-from sdexport import trace as trace_module
-from sdexport.trace import trace
+from sdexport.engines import open_session
+from sdexport.engines.onnx_file.wire_format import external_data_locations
+from sdexport.graphs import trace as trace_module
+from sdexport.graphs.trace import trace
 from tests.parity.test_component_parity import assert_equal_to_torch, part_named
 
 
@@ -36,7 +36,7 @@ def test_large_weights_go_to_model_onnx_data(
 
 MAPPED = """
 import sys
-from engines import open_session
+from sdexport.engines import open_session
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

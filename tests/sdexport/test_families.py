@@ -11,10 +11,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from runtime import load_pipeline
 from sdexport.cli import main
-from sdexport.export import export
-from sdexport.verify import verify
+from sdexport.exporter import export
+from sdexport.runtime import load_pipeline
+from sdexport.verification.verifier import verify
 from tests.families import FAMILIES, build
 from tests.parity.test_family_parity import NEGATIVE, PROMPT, given, theirs_paint
 from tests.parity.test_picture_parity import assert_same_pictures

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from runtime import Package, Pipeline
-from runtime.embeds_file import load_embeds, save_embeds
 from sdexport.cli import main
+from sdexport.runtime import Package, Pipeline
+from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
 
 
 def call(*arguments: object) -> Result:

@@ -10,11 +10,11 @@ from typing import Any
 import onnx
 import pytest
 
-from engines import open_session
-from sdexport.checkpoint import Checkpoint
-from sdexport.components import parts
-from sdexport.export import trace
-from sdexport.precision import conversion
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.engines import open_session
+from sdexport.exporter import trace
+from sdexport.graphs.precision import conversion
+from sdexport.graphs.wrappers import parts
 from tests.families import FAMILIES, build
 
 QUICK = ("sd1", "sdxl")

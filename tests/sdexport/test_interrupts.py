@@ -10,7 +10,7 @@ import pytest
 
 COMMAND = """
 import signal, time, weakref
-import runtime
+import sdexport.runtime
 from sdexport.cli import main
 
 class Thing:
@@ -30,7 +30,7 @@ def fail(then):
         raise ValueError
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-runtime.Package.load = load
+sdexport.runtime.Package.load = load
 main(['inspect', 'package'])
 """
 WHERE = {

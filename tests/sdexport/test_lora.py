@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdexport.lora import Lora, parse_lora
-from sdexport.sources import Options, open_source
+from sdexport.checkpoints.lora import Lora, parse_lora
+from sdexport.checkpoints.sources import Options, open_source
 from tests.sdexport.lora_files import ATTENTION, WIDE, random_lora, save_kohya, save_peft
 from tests.sdexport.original_layout import SMALL, random_modules
 

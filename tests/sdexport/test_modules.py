@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from sdexport import modules
-from sdexport.modules import empty, fill, free_weights, upcasts
-from sdexport.trace import trace
+from sdexport.checkpoints import modules
+from sdexport.checkpoints.modules import empty, fill, free_weights, upcasts
+from sdexport.graphs.trace import trace
 from tests.parity.test_component_parity import part_named
 
 
 @pytest.fixture
 def unet(checkpoint: Path) -> Any:
-    from sdexport.checkpoint import Checkpoint
+    from sdexport.checkpoints.diffusers_folder import Checkpoint
 
     return Checkpoint.open(checkpoint).load("unet")
 

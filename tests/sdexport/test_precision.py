@@ -15,12 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.precision import IDENTICAL, psnr
 from benchmarks.precision import run as measure
-from engines import open_session
-from runtime import Package, load_pipeline
-from sdexport import casts, precision, weights8
 from sdexport.cli import main
-from sdexport.export import export
-from sdexport.verify import verify
+from sdexport.engines import open_session
+from sdexport.exporter import export
+from sdexport.graphs import half_precision, int8_weights, precision
+from sdexport.runtime import Package, load_pipeline
+from sdexport.verification.verifier import verify
 from tests.families import build
 from tests.tolerances import ACCURACY_POINTS, INT8_PICTURE_PSNR, LOWER_COSINE, LOWER_PICTURE_PSNR
 
@@ -51,7 +51,7 @@ def lowered(
         ir.save(model, path, external_data="model.onnx_data" if aside else None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdexport.export.trace", traced)
+        patch.setattr("sdexport.exporter.trace", traced)
         for name in LOWER:
             export(checkpoint, folder / name, precision=name)
     return {name: folder / name for name in LOWER}
@@ -116,8 +116,8 @@ def test_manifest_counts_the_nodes_of_each_type(lowered: dict[str, Path], name: 
         lower = [n for n, kind in types.items() if kind == TYPES[name] and n not in casts_]
         assert entry.nodes[NAMES[name]] == len(lower) > 50
         single = [n for n, kind in types.items() if kind == TensorProto.FLOAT and n not in casts_]
-        assert set(entry.nodes) <= {NAMES[name], casts.TIMESTEP}
-        assert entry.nodes.get(casts.TIMESTEP, 0) == len(single)
+        assert set(entry.nodes) <= {NAMES[name], half_precision.TIMESTEP}
+        assert entry.nodes.get(half_precision.TIMESTEP, 0) == len(single)
         assert (len(single) > 0) == (component == "unet")
 
 
@@ -125,7 +125,7 @@ def test_inspect_shows_the_counts(lowered: dict[str, Path]) -> None:
     text = run("inspect", lowered["fp16"]).stdout
     nodes = Package.load(lowered["fp16"]).manifest.components["unet"].nodes
     assert f"  {nodes['float16']} nodes float16\n" in text
-    assert f"  {nodes[casts.TIMESTEP]} nodes {casts.TIMESTEP}\n" in text
+    assert f"  {nodes[half_precision.TIMESTEP]} nodes {half_precision.TIMESTEP}\n" in text
     assert "verified   with onnxruntime\n" in text
 
 
@@ -159,7 +159,7 @@ def test_openvino_computes_lower_packages_in_8_bits_as_well(
     lowered: dict[str, Path], name: str
 ) -> None:
     openvino = pytest.importorskip("openvino")
-    from engines.openvino_int8 import quantize
+    from sdexport.engines.ov.rewrites.int8 import quantize
 
     for component, expected in (("unet", (29, 35)), ("vae_decoder", (16, 3))):
         model = openvino.Core().read_model(lowered[name] / component / "model.onnx")
@@ -230,7 +230,11 @@ def chain(nodes: list[Any], *weights: np.ndarray, **inputs: str) -> ir.Model:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("Softmax", casts.SOFTMAX), ("Sqrt", casts.STATISTICS), ("ReduceMean", casts.STATISTICS)],
+    [
+        ("Softmax", half_precision.SOFTMAX),
+        ("Sqrt", half_precision.STATISTICS),
+        ("ReduceMean", half_precision.STATISTICS),
+    ],
 )
 def test_island_is_float32_between_casts(kind: str, reason: str) -> None:
     model = chain(
@@ -240,7 +244,7 @@ def test_island_is_float32_between_casts(kind: str, reason: str) -> None:
             helper.make_node("Relu", ["b"], ["y"], name="after"),
         ]
     )
-    assert casts.lower(model, ir.DataType.FLOAT16) == {"float16": 2, reason: 1}
+    assert half_precision.lower(model, ir.DataType.FLOAT16) == {"float16": 2, reason: 1}
     kinds = {node.name: node.outputs[0].dtype for node in model.graph}
     assert kinds["island"] == ir.DataType.FLOAT and kinds["after"] == ir.DataType.FLOAT16
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
@@ -252,8 +256,8 @@ def test_weights_beyond_half_stay_single_in_half_alone() -> None:
             [helper.make_node("MatMul", ["x", "w0"], ["y"])], np.full((8, 3), 7e4, np.float32)
         )
 
-    assert casts.lower(graph(), ir.DataType.FLOAT16) == {casts.LARGE: 1}
-    assert casts.lower(graph(), ir.DataType.BFLOAT16) == {"bfloat16": 1}
+    assert half_precision.lower(graph(), ir.DataType.FLOAT16) == {half_precision.LARGE: 1}
+    assert half_precision.lower(graph(), ir.DataType.BFLOAT16) == {"bfloat16": 1}
 
 
 @pytest.mark.parametrize("upcast", [False, True])
@@ -261,15 +265,15 @@ def test_attention_stays_single_where_the_checkpoint_asks_for_it(
     package: Path, upcast: bool
 ) -> None:
     model = typed(onnx.load(package / "unet" / "model.onnx"))
-    nodes = casts.lower(model, ir.DataType.FLOAT16, upcast_attention=upcast)
+    nodes = half_precision.lower(model, ir.DataType.FLOAT16, upcast_attention=upcast)
     attention = [node for node in model.graph if node.op_type == "Attention"]
-    assert len(attention) == 14 and nodes.get(casts.UPCAST, 0) == 14 * upcast
+    assert len(attention) == 14 and nodes.get(half_precision.UPCAST, 0) == 14 * upcast
     wanted = ir.DataType.FLOAT if upcast else ir.DataType.FLOAT16
     assert {node.outputs[0].dtype for node in attention} == {wanted}
 
 
 def quantized(model: ir.Model, tmp_path: Path) -> tuple[dict[str, int], Any]:
-    nodes = weights8.quantize(model)
+    nodes = int8_weights.quantize(model)
     path = tmp_path / "model.onnx"
     ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
@@ -295,7 +299,7 @@ def test_int8_rounds_each_channel_by_its_own_scale(
     channels[5] = 0
     model = chain([helper.make_node(kind, ["x", "w0"], ["y"], name="node", **attributes)], weight)
     nodes, session = quantized(model, tmp_path)
-    assert nodes == {weights8.WEIGHTS: 1}
+    assert nodes == {int8_weights.WEIGHTS: 1}
     assert {v.dtype for v in model.graph.initializers.values()} == {
         ir.DataType.INT8,
         ir.DataType.FLOAT,
@@ -316,7 +320,7 @@ def test_int8_looks_rows_up_in_half(tmp_path: Path) -> None:
     ]
     model = chain(nodes, table, x="int")
     counts, session = quantized(model, tmp_path)
-    assert counts == {weights8.TABLE: 2}
+    assert counts == {int8_weights.TABLE: 2}
     assert [v.dtype for v in model.graph.initializers.values()] == [ir.DataType.FLOAT16]
     ids = np.arange(16).reshape(2, 8) * 3
     np.testing.assert_array_equal(
@@ -326,8 +330,8 @@ def test_int8_looks_rows_up_in_half(tmp_path: Path) -> None:
 
 def test_int8_leaves_the_edges_of_the_unet_alone(lowered: dict[str, Path]) -> None:
     nodes = Package.load(lowered["int8"]).manifest.components["unet"].nodes
-    assert nodes[weights8.EDGE] == 2 and nodes[weights8.TIMESTEP] == 2
-    assert nodes[weights8.WEIGHTS] > 100 and len(nodes) == 3
+    assert nodes[int8_weights.EDGE] == 2 and nodes[int8_weights.TIMESTEP] == 2
+    assert nodes[int8_weights.WEIGHTS] > 100 and len(nodes) == 3
     graph = onnx.load(lowered["int8"] / "unet" / "model.onnx").graph
     kept = [i.name for i in graph.initializer if i.data_type == 1 and np.prod(i.dims) > 999]
     assert sorted(name.removeprefix("model.") for name in kept) == [

@@ -17,16 +17,16 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import EngineError, open_session
-from engines.prepared_session import PreparedSession
-from runtime import Package, Pipeline, load_pipeline
-from sdexport import cpu_tiles
-from sdexport import prepare as module
+from sdexport.builds import prepare_onnxruntime as module
+from sdexport.builds.prepare_onnxruntime import prepare
 from sdexport.cli import main
-from sdexport.cpu_graph import CpuGraph
-from sdexport.export import export
-from sdexport.prepare import prepare
-from sdexport.workers import Worker
+from sdexport.engines import EngineError, open_session
+from sdexport.engines.ort.prepared.prepared_session import PreparedSession
+from sdexport.exporter import export
+from sdexport.graphs.cpu import winograd_onnx
+from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
+from sdexport.runtime import Package, Pipeline, load_pipeline
+from sdexport.worker_process import Worker
 from tests.tolerances import COMPONENT_REL, WINOGRAD_REL, assert_close
 
 pytest.importorskip("onnxruntime")
@@ -145,7 +145,7 @@ def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
 def test_convolutions_by_tiles_answer_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bias: bool, at_once: int
 ) -> None:
-    monkeypatch.setattr(cpu_tiles, "_AT_ONCE", at_once)
+    monkeypatch.setattr(winograd_onnx, "_AT_ONCE", at_once)
     graph = _convolutions(tmp_path / "own.onnx", channels=(256, 320, 256), bias=bias)
     assert graph.rewrite()["tiles"] == 2
     kinds = [node.op_type for node in graph.model.graph.node]
@@ -158,7 +158,7 @@ def test_convolutions_by_tiles_answer_alike(
 def test_doubled_images_by_tiles_answer_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(cpu_tiles, "_AT_ONCE", at_once)
+    monkeypatch.setattr(winograd_onnx, "_AT_ONCE", at_once)
     graph = _convolutions(tmp_path / "own.onnx", channels=(256, 320, 256), doubled=True)
     counts = graph.rewrite()
     assert (counts["tiles"], counts["doubled images"]) == (2, 2)
@@ -381,7 +381,7 @@ def test_build_without_onnx_names_the_command(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "sdexport.cpu_graph")
+    monkeypatch.delitem(sys.modules, "sdexport.graphs.cpu.cpu_rewrites")
     result = build(package, tmp_path)
     assert result.exit_code == 1 and "pip install 'sdexport[cpu,onnx]'" in result.stderr
 

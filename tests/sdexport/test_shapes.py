@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Pipeline
-from sdexport.demo import contact_sheet
-from sdexport.shapes import MODEL_DIR, dataset, judge
-from sdexport.shapes import evaluate as evaluation
+from sdexport.demo_model import MODEL_DIR, dataset, judge
+from sdexport.demo_model import evaluate as evaluation
+from sdexport.demo_model.demo_run import contact_sheet
+from sdexport.runtime import Pipeline
 
 LARGEST = 12_000_000
 
@@ -118,7 +118,7 @@ def test_demo_runs_and_does_not_overwrite(
 ) -> None:
     import shutil
 
-    from sdexport.demo import run
+    from sdexport.demo_model.demo_run import run
 
     report = run(tmp_path / "demo", lambda s, d, force: shutil.copytree(package, d), force=False)
     assert report["passed"] and set(report["seconds"]) == {"export", "verify", "paint"}

@@ -14,10 +14,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from sdexport.published import FAMILIES, Family
-from sdexport.shapes import MODEL_DIR
-from sdexport.single_file import SingleFile
-from sdexport.weight_file import WeightFile
+from sdexport.checkpoints.published_configs import FAMILIES, Family
+from sdexport.checkpoints.single_file import SingleFile
+from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.demo_model import MODEL_DIR
 from tests.sdexport.original_layout import SMALL, original_layout, random_modules, vae_layout
 
 SD1, SD2, SDXL, REFINER = SMALL

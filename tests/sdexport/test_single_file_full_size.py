@@ -14,13 +14,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from sdexport.published import FAMILIES, Family
+from sdexport.checkpoints.published_configs import FAMILIES, Family
 from tests.sdexport.original_layout import original_layout
 
 # Measures memory of its own alone: pages of the mapped file can be given back at any time.
 SCRIPT = """
 import json, re, sys, threading, time
-from sdexport.single_file import SingleFile
+from sdexport.checkpoints.single_file import SingleFile
 
 def own():
     text = open("/proc/self/status").read()

@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from runtime import Package
-from sdexport import export as export_module
-from sdexport.checkpoint import Checkpoint
-from sdexport.export import export
-from sdexport.published import Family
-from sdexport.shapes import MODEL_DIR
-from sdexport.single_file import SingleFile
-from sdexport.sources import Options, open_source
+from sdexport import exporter as export_module
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.published_configs import Family
+from sdexport.checkpoints.single_file import SingleFile
+from sdexport.checkpoints.sources import Options, open_source
+from sdexport.demo_model import MODEL_DIR
+from sdexport.exporter import export
+from sdexport.runtime import Package
 from tests.sdexport.lora_files import ATTENTION, random_lora, save_kohya
 from tests.sdexport.original_layout import SMALL, original_layout, random_modules, vae_layout
 
@@ -148,7 +148,9 @@ def test_refusals_leave_nothing(
 def test_family_that_cannot_be_exported_is_named_by_its_file(
     small_families: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdexport.checkpoint.PIPELINE_CLASSES", ("AnotherPipeline",))
+    monkeypatch.setattr(
+        "sdexport.checkpoints.diffusers_folder.PIPELINE_CLASSES", ("AnotherPipeline",)
+    )
     save_file(original_layout(SD1, random_modules(SD1)), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"/model\.safetensors: pipelines of class"):
         open_source(tmp_path / "model.safetensors", options=Options(tokenizer=TOKENIZER))
@@ -294,7 +296,7 @@ def test_export_options_reach_the_exporter(
         asked.append((source, options, rest))
         raise ValueError("seen enough")
 
-    monkeypatch.setattr("sdexport.export.export", export)
+    monkeypatch.setattr("sdexport.exporter.export", export)
     arguments = [
         "--lora",
         "a:0.5",

@@ -14,11 +14,16 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from runtime import ClipTokenizer
-from sdexport import export as export_module
-from sdexport.shapes import MODEL_DIR
-from sdexport.sources import Options, open_source
-from sdexport.textual_inversion import Embedding, add_tokens, add_vectors, parse_embedding
+from sdexport import exporter as export_module
+from sdexport.checkpoints.sources import Options, open_source
+from sdexport.checkpoints.textual_inversion import (
+    Embedding,
+    add_tokens,
+    add_vectors,
+    parse_embedding,
+)
+from sdexport.demo_model import MODEL_DIR
+from sdexport.runtime import ClipTokenizer
 from tests.sdexport.original_layout import SMALL, random_modules
 
 WIDTH = 96

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sdexport.checkpoint import Checkpoint, weight_files
+from sdexport.checkpoints.diffusers_folder import Checkpoint, weight_files
 
 PARTS = ("text_encoder", "unet", "vae")
 

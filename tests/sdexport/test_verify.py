@@ -10,13 +10,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from runtime import PackageError
-from sdexport.verify import Check, compare, table, verify
+from sdexport.runtime import PackageError
+from sdexport.verification.verifier import Check, compare, table, verify
 
 
 def accept_hashes(folder: Path) -> None:
     """Make the manifest agree with the files, as somebody with intent would."""
-    from runtime.package import sha256_of
+    from sdexport.engines.files import sha256_of
 
     data = json.loads((folder / "sdexport.json").read_text())
     for record in [*data["files"], *(r for c in data["components"].values() for r in c["files"])]:

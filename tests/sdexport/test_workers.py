@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.workers import Worker, WorkerError, peak_mb, reset_peak, timed
+from sdexport.engines.errors import WorkerError
+from sdexport.worker_process import Worker, peak_mb, reset_peak, timed
 
 SCRIPT = """
 import os, sys, time
-from sdexport.workers import serve
+from sdexport.worker_process import serve
 
 def fail():
     raise ValueError("two\\nlines")

@@ -1,0 +1,1 @@
+"""Built engines on disk: sidecar files, staleness, locks, optimization profiles."""

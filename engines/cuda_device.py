@@ -1,0 +1,231 @@
+"""CUDA through cuda-bindings: streams, memory and graphs, every call checked.
+
+    gpu(), absent()     which GPU there is, or why there is none
+    Stream              one stream of work
+    DeviceBuffer        memory of the device
+    PinnedBuffer        host memory that the device copies from and to without a detour
+    Graph               work that was captured once and is launched again
+
+Everything that holds something of the device is closed explicitly, and closing twice is allowed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdexport.engines.errors import EngineError
+
+ALIGNMENT = 256
+
+
+@functools.cache
+def runtime() -> Any:
+    """The module of CUDA's runtime functions.
+
+    Raises: ImportError: cuda-bindings is not installed.
+    """
+    try:
+        from cuda.bindings import runtime as module
+    except ImportError as error:
+        raise ImportError(
+            "cuda-bindings is not installed; run: pip install 'sdexport[tensorrt-rtx]'"
+        ) from error
+    return module
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of CUDA's runtime; what it gives besides its status, or None.
+
+    Raises: EngineError: the status is an error; the message holds CUDA's own words.
+    """
+    status, *values = function(*arguments)
+    if int(status) != 0:
+        name = getattr(function, "__name__", "CUDA")
+        raise EngineError(f"{name}: {_words(status)}")
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _words(status: Any) -> str:
+    rt = runtime()
+    text = rt.cudaGetErrorString(status)[1]
+    words = text.decode() if isinstance(text, bytes) else str(text)
+    return f"{words} ({getattr(status, 'name', status)})"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name, compute capability such as "8.9", and bytes of memory."""
+
+    name: str
+    compute_capability: str
+    memory: int
+
+
+def gpu(device: int = 0) -> Gpu:
+    """The GPU with that number.
+
+    Raises: EngineError: there is none, or the driver is too old. ImportError: no cuda-bindings.
+    """
+    rt = runtime()
+    try:
+        count = call(rt.cudaGetDeviceCount)
+    except EngineError as error:
+        raise EngineError(f"no NVIDIA GPU can be used: {error}{_driver_hint()}") from error
+    if device >= count:
+        raise EngineError(f"there is no GPU {device}; this machine has {count}")
+    properties = call(rt.cudaGetDeviceProperties, device)
+    name = properties.name
+    return Gpu(
+        name.decode() if isinstance(name, bytes) else str(name),
+        f"{properties.major}.{properties.minor}",
+        int(properties.totalGlobalMem),
+    )
+
+
+def absent() -> str:
+    """Why no GPU can be used, or nothing if one can."""
+    try:
+        gpu()
+    except (EngineError, ImportError) as error:
+        return str(error)
+    return ""
+
+
+def _driver_hint() -> str:
+    rt = runtime()
+    driver, needed = rt.cudaDriverGetVersion()[1], rt.cudaRuntimeGetVersion()[1]
+    if not driver:
+        return "; no NVIDIA driver is installed"
+    if driver // 1000 < needed // 1000:
+        return (
+            f"; the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, "
+            f"CUDA {needed // 1000}.0 or later is needed"
+        )
+    return ""
+
+
+def use_device(device: int) -> None:
+    """Make this thread's calls go to that GPU."""
+    call(runtime().cudaSetDevice, device)
+
+
+class Stream:
+    """A stream of work that waits for no other. uploaded: bytes sent to the device so far."""
+
+    def __init__(self) -> None:
+        rt = runtime()
+        self.uploaded = 0
+        self._handle: Any = call(rt.cudaStreamCreateWithFlags, rt.cudaStreamNonBlocking)
+
+    @property
+    def handle(self) -> int:
+        return int(self._handle)
+
+    def synchronize(self) -> None:
+        """Wait until all work is done; errors of earlier work come out here."""
+        call(runtime().cudaStreamSynchronize, self._handle)
+
+    def upload(self, target: DeviceBuffer, source: PinnedBuffer, size: int) -> None:
+        self.uploaded += size
+        self._copy(target.address, source.address, size, "cudaMemcpyHostToDevice")
+
+    def download(self, target: PinnedBuffer, source: DeviceBuffer, size: int) -> None:
+        self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost")
+
+    def duplicate(self, target: DeviceBuffer, source: DeviceBuffer, size: int) -> None:
+        self._copy(target.address, source.address, size, "cudaMemcpyDeviceToDevice")
+
+    def _copy(self, target: int, source: int, size: int, kind: str) -> None:
+        rt = runtime()
+        direction = getattr(rt.cudaMemcpyKind, kind)
+        call(rt.cudaMemcpyAsync, target, source, size, direction, self._handle)
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record what `work` puts into this stream, without running it.
+
+        Raises: EngineError: the work cannot be captured; the stream can be used on.
+        """
+        rt = runtime()
+        mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call(rt.cudaStreamBeginCapture, self._handle, mode)
+        try:
+            work()
+        except BaseException:
+            rt.cudaStreamEndCapture(self._handle)  # its status is that of the failed work
+            rt.cudaGetLastError()
+            raise
+        return Graph(call(rt.cudaStreamEndCapture, self._handle))
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            call(runtime().cudaStreamDestroy, handle)
+
+
+class Graph:
+    """Captured work, ready to launch; takes over the captured graph."""
+
+    def __init__(self, captured: Any) -> None:
+        rt = runtime()
+        self._handle: Any = None
+        try:
+            self._handle = call(rt.cudaGraphInstantiate, captured, 0)
+        finally:
+            call(rt.cudaGraphDestroy, captured)
+
+    def launch(self, stream: Stream) -> None:
+        call(runtime().cudaGraphLaunch, self._handle, stream._handle)
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            call(runtime().cudaGraphExecDestroy, handle)
+
+
+class DeviceBuffer:
+    """Memory of the device, of at least `size` bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = max(size, ALIGNMENT)
+        self._pointer: Any = call(runtime().cudaMalloc, self.size)
+
+    @property
+    def address(self) -> int:
+        return int(self._pointer)
+
+    def close(self) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            call(runtime().cudaFree, pointer)
+
+
+class PinnedBuffer:
+    """Pinned host memory; `view` shows it as an array."""
+
+    def __init__(self, size: int) -> None:
+        self.size = max(size, ALIGNMENT)
+        self._pointer: Any = call(runtime().cudaMallocHost, self.size)
+
+    @property
+    def address(self) -> int:
+        return int(self._pointer)
+
+    def view(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        """The first bytes as an array that is valid until `close`."""
+        count = math.prod(shape)
+        raw = (ctypes.c_byte * (count * np.dtype(dtype).itemsize)).from_address(self.address)
+        return np.frombuffer(memoryview(raw), np.dtype(dtype), count).reshape(shape)
+
+    def close(self) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            call(runtime().cudaFreeHost, pointer)

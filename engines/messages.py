@@ -1,0 +1,22 @@
+"""Values and errors as they appear in a message: on one line, and not too long."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def one_line(error: BaseException | str, limit: int | None = None) -> str:
+    """The text of an error on one line, cut to `limit` characters; its type if it has no text."""
+    text = " ".join(str(error).split())
+    return text[:limit] or type(error).__name__
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`repr(value)` on one line, cut to `limit` characters; dtype and shape of an array."""
+    if isinstance(value, np.ndarray):
+        return f"an array {value.dtype} {value.shape}"
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer too long for Python to write out
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

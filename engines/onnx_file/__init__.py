@@ -1,0 +1,1 @@
+"""A small reader of ONNX files that needs no onnx package: external data, tensor specs, digests."""

@@ -1,0 +1,259 @@
+"""ONNX Runtime as a Session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdexport.engines.errors import EngineError
+from sdexport.engines.messages import one_line
+from sdexport.engines.session import (
+    ANY_SIZE,
+    BoundSession,
+    Feeds,
+    Session,
+    SessionBase,
+    TensorSpec,
+    check_count,
+)
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise ImportError(
+        "ONNX Runtime is not installed; run: pip install 'sdexport[cpu]' (or 'sdexport[gpu]')"
+    ) from error
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+
+
+OPTIMIZATIONS = ("none", "basic", "extended", "all")
+_LEVELS = dict(
+    zip(
+        OPTIMIZATIONS,
+        ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"),
+        strict=True,
+    )
+)
+_DEVICES = {"CUDAExecutionProvider": "cuda", "NvTensorRtRtxExecutionProvider": "cuda"}
+
+CPU = ("CPUExecutionProvider",)
+
+Provider = str | tuple[str, Mapping[str, Any]]
+
+
+class OnnxRuntimeBase(SessionBase):
+    """What ONNX Runtime's sessions do alike."""
+
+    device = "cpu"
+
+    def __init__(
+        self, session: Any, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        super().__init__(name, inputs, outputs)
+        self._session = session
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return compute(self.name, self._opened(), self._output_names, feeds)
+
+    def _opened(self) -> Any:
+        session = self._session
+        if session is None:  # closed by another thread since `run` looked
+            self._check_open()
+        return session
+
+    def _release(self) -> None:
+        self._session = None
+
+
+class OnnxRuntimeSession(OnnxRuntimeBase):
+    """An ONNX graph in ONNX Runtime.
+
+    ONNX Runtime maps weights that lie in a file beside the graph; it keeps a second, rearranged
+    copy of those of matrix products and convolutions unless `prepacking` is off.
+
+    Args:
+      path: the .onnx file; external data is looked up beside it.
+      providers: an execution provider's name, or several in order of preference, each a name or
+        (name, options).
+      threads: threads inside one operator; None leaves it to ONNX Runtime (every core).
+      optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
+      prepacking: False leaves weights where they are mapped: no copy, slower products.
+    Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, or a
+      provider is not in this installation or does not start.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        providers: str | Sequence[Provider] = CPU,
+        threads: int | None = None,
+        optimization: str = "all",
+        prepacking: bool = True,
+    ) -> None:
+        path = Path(path)
+        name = path.parent.name or path.stem
+        providers = (providers,) if isinstance(providers, str) else providers
+        wanted = [p if isinstance(p, str) else p[0] for p in providers]
+        _check_available(name, wanted)
+        options = session_options(threads, optimization, prepacking)
+        session = load(name, path, options, providers)
+        _check_started(name, wanted, session.get_providers())
+        super().__init__(session, name, _specs(session.get_inputs()), _specs(session.get_outputs()))
+        self.device = _DEVICES.get(wanted[0], "cpu") if wanted else "cpu"
+
+    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        made = BoundSession if self.device == "cpu" else _OnDevice
+        return made(self, constants, twice)
+
+
+def open_cuda(
+    path: str | Path,
+    *,
+    device: int = 0,
+    threads: int | None = None,
+    optimization: str = "all",
+    provider_options: Mapping[str, Any] | None = None,
+) -> OnnxRuntimeSession:
+    """An ONNX graph in ONNX Runtime on an NVIDIA GPU; what CUDA cannot do runs on the CPU.
+
+    Args:
+      device: number of the GPU.
+      provider_options: more options of the CUDA provider, by ONNX Runtime's names.
+    Raises: see OnnxRuntimeSession.
+    """
+    options = {"device_id": str(device), **(provider_options or {})}
+    return OnnxRuntimeSession(
+        path,
+        providers=[("CUDAExecutionProvider", options), "CPUExecutionProvider"],
+        threads=threads,
+        optimization=optimization,
+    )
+
+
+class _OnDevice(BoundSession):
+    """Constants stay in device memory; each call binds them and uploads the other inputs."""
+
+    def __init__(self, parent: OnnxRuntimeSession, constants: Feeds, twice: Sequence[str]) -> None:
+        super().__init__(parent, constants, twice)
+        self._owner = parent
+        self._uploaded: dict[str, Any] = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), parent.device, 0)
+            for name, value in self._held.items()
+        }
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        session = self._owner._opened()
+        whole = self._checked(feeds)
+        try:
+            binding = session.io_binding()
+            for name, value in self._uploaded.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in feeds:
+                binding.bind_cpu_input(name, np.ascontiguousarray(whole[name]))
+            for spec in self.outputs:
+                binding.bind_output(spec.name, "cpu")
+            session.run_with_iobinding(binding)
+            values = binding.copy_outputs_to_cpu()
+        except Exception as error:
+            raise EngineError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def _release(self) -> None:
+        super()._release()
+        self._uploaded = {}
+
+
+def session_options(threads: int | None, optimization: str, prepacking: bool) -> Any:
+    """ONNX Runtime's options for a session, by those of OnnxRuntimeSession.
+
+    Raises: ValueError: an option out of range.
+    """
+    if optimization not in OPTIMIZATIONS:
+        raise ValueError(
+            f"optimization must be one of {', '.join(OPTIMIZATIONS)}, got {optimization!r:.40}"
+        )
+    if threads is not None:
+        check_count("threads", threads)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only: warnings are about graph optimisation
+    # From the second run of a shape on it would keep a second arena for that shape: 1.7 times the
+    # peak memory in the VAE's decoder, at the same speed.
+    options.enable_mem_pattern = False
+    # In the graph's own order. ONNX Runtime's would widen weights of half long before they are
+    # used: 7.5 GB at SDXL's UNet in place of 0.5.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not prepacking:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> Any:
+    """ONNX Runtime's own session of a file; `name` is the component's, for the message.
+
+    Raises: EngineError: it cannot be loaded.
+    """
+    try:
+        return ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # its exception classes share no base but Exception
+        raise EngineError(
+            f"{name}: ONNX Runtime cannot load {path.name}: {one_line(error)}"
+        ) from error
+
+
+def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
+    """What ONNX Runtime's own session answers, by output.
+
+    Raises: EngineError: it failed.
+    """
+    try:
+        values = session.run(outputs, dict(feeds))
+    except Exception as error:
+        raise EngineError(f"{name}: ONNX Runtime failed: {one_line(error)}") from error
+    return dict(zip(outputs, values, strict=True))
+
+
+def _check_available(name: str, wanted: Sequence[str]) -> None:
+    available = ort.get_available_providers()
+    for provider in wanted:
+        if provider not in available:
+            hint = "; run: pip install 'sdexport[gpu]'" if provider.startswith("CUDA") else ""
+            raise EngineError(
+                f"{name}: ONNX Runtime has no {provider} here; it has {', '.join(available)}{hint}"
+            )
+
+
+def _check_started(name: str, wanted: Sequence[str], started: Sequence[str]) -> None:
+    """ONNX Runtime goes on without a provider that does not start; the caller asked for it."""
+    for provider in wanted:
+        if provider not in started:
+            raise EngineError(
+                f"{name}: ONNX Runtime could not start {provider} (no such device, or a driver "
+                f"that is too old); it would run on {', '.join(started)}"
+            )
+
+
+def _specs(values: Sequence[Any]) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            v.name,
+            _DTYPES.get(v.type, v.type),
+            tuple(d if isinstance(d, (int, str)) else ANY_SIZE for d in v.shape),
+        )
+        for v in values
+    ]

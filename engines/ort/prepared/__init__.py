@@ -1,0 +1,1 @@
+"""ONNX Runtime on graphs prepared for this processor; docs/prepared-graphs.md says why."""

@@ -1,0 +1,219 @@
+"""Rewrites of an OpenVINO model of fixed shapes that a CPU computes faster.
+
+OpenVINO computes convolutions directly, at the full speed of its matrix product; nothing but fewer
+operations makes them faster. `winograd.transforms` has two ways and their sources. Here they
+are written in OpenVINO's own operations, and used where they were measured to be faster, on two
+cores with AVX-512 (docs/performance.md). A matrix product whose result is cut in parts becomes one
+for each part, which spares the copies and lets OpenVINO fuse what follows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from openvino import Type
+from openvino import opset13 as ops
+from openvino.utils import replace_node
+
+from sdexport.engines.winograd.transforms import (
+    KERNEL,
+    tile_matrices,
+    transformed_weights,
+    weights_of_halves,
+)
+
+# Below, reading the weights (of which there are (tile + 2)**2 / 9 times as many) outweighs what is
+# saved; with fewer channels the transforms do, which write (tile + 2)**2 values for tile**2.
+MIN_TILES = 32
+MIN_CHANNELS = {4: 110, 2: 400}  # of C * K / (C + K)
+
+
+def rewrite(model: Any, *, winograd: bool) -> dict[str, int]:
+    """Rewrite what gains by it.
+
+    Args:
+      model: an openvino.Model whose shapes are all fixed; it is changed.
+      winograd: False leaves out Winograd's convolutions, whose rounding errors are several times
+        those of a direct one: nothing in float32, too much in bfloat16.
+    Returns: how many nodes were rewritten in each way.
+    """
+    counts = {"halves": 0, "winograd": 0, "splits": 0}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() in ("Split", "VariadicSplit"):
+            counts["splits"] += _rewrite_split(node)
+        elif _is_plain_3x3(node):
+            small = _doubled(node)
+            if small is not None:
+                _replace(node, small, _on_halves)
+                counts["halves"] += 1
+            elif winograd and (tile := _tile(node)):
+                _replace(node, node.input_value(0), _winograd, tile)
+                counts["winograd"] += 1
+    if any(counts.values()):
+        model.validate_nodes_and_infer_types()
+    return counts
+
+
+def _rewrite_split(node: Any) -> bool:
+    """A product with constant weights, plus a constant, cut along its last axis."""
+    shape, total = node.get_input_shape(0), node.input_value(0).get_node()
+    parts = [list(output.get_shape()) for output in node.outputs()]
+    if (
+        total.get_type_name() != "Add"
+        or len(total.output(0).get_target_inputs()) > 1
+        or any(part[:-1] != list(shape)[:-1] for part in parts)
+    ):
+        return False
+    product, bias = (total.input_value(i).get_node() for i in (0, 1))
+    if product.get_type_name() != "MatMul" or len(product.output(0).get_target_inputs()) > 1:
+        return False
+    held = [constant_behind(source) for source in (product.input_value(1), bias.output(0))]
+    if any(one is None for one in held):
+        return False
+    weights, offsets = map(values_of, held)
+    if weights.ndim != 2 or offsets.shape != (shape[-1],):
+        return False
+    transposed = product.get_attributes()["transpose_b"]
+    axis = 0 if transposed else 1
+    ends = np.cumsum([part[-1] for part in parts])[:-1]
+    kind = total.get_element_type()
+    for output, weight, offset in zip(
+        node.outputs(), np.split(weights, ends, axis), np.split(offsets, ends), strict=True
+    ):
+        found = ops.matmul(
+            product.input_value(0),
+            as_type(constant(weight).output(0), kind),
+            product.get_attributes()["transpose_a"],
+            transposed,
+        )
+        output.replace(ops.add(found, as_type(constant(offset).output(0), kind)).output(0))
+    return True
+
+
+def _is_plain_3x3(node: Any) -> bool:
+    """Of known weights, stride 1, and a border of one pixel of zeros."""
+    if node.get_type_name() != "Convolution" or constant_behind(node.input_value(1)) is None:
+        return False
+    found = node.get_attributes()
+    return (
+        list(node.get_input_shape(1)[2:]) == [KERNEL, KERNEL]
+        and found["auto_pad"] == "explicit"
+        and all(
+            list(found[name]) == [1, 1]
+            for name in ("strides", "dilations", "pads_begin", "pads_end")
+        )
+    )
+
+
+def constant_behind(source: Any) -> Any:
+    """The node that holds a constant of floats, or None."""
+    node = source.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+        return node
+    return None
+
+
+def values_of(held: Any) -> np.ndarray:
+    """Its values, as they are or as float32 where NumPy has no such type."""
+    known = held.get_element_type() in (Type.f32, Type.f16)
+    values: np.ndarray = held.data if known else held.get_data(dtype=np.float32)
+    return values
+
+
+def _doubled(node: Any) -> Any:
+    """The image that a convolution's input repeats every pixel of, or None."""
+    source = node.input_value(0).get_node()
+    if source.get_type_name() != "Interpolate":
+        return None
+    small = source.input_value(0)
+    height, width = list(small.get_shape())[2:]
+    found = source.get_attributes()
+    if (
+        list(source.get_output_shape(0)) == [*list(small.get_shape())[:2], 2 * height, 2 * width]
+        and found["mode"] == "nearest"
+        and (found["coordinate_transformation_mode"], found["nearest_mode"])
+        in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
+    ):
+        return small
+    return None
+
+
+def _tile(node: Any) -> int:
+    """The side of Winograd's tiles to use, 0 for none."""
+    batch, channels, height, width = node.get_input_shape(0)
+    results = node.get_output_shape(0)[1]
+    for tile, least in MIN_CHANNELS.items():
+        tiles = batch * -(-height // tile) * -(-width // tile)
+        if tiles >= MIN_TILES and channels * results >= least * (channels + results):
+            return tile
+    return 0
+
+
+def _replace(node: Any, sample: Any, build: Any, *arguments: int) -> None:
+    weights = values_of(constant_behind(node.input_value(1)))
+    kind = node.get_element_type()
+    # In float32 even where the graph is in half: the new weights are not rounded a second time.
+    found = as_type(build(as_type(sample, Type.f32), weights, *arguments).output(0), kind)
+    replace_node(node, found.get_node())
+
+
+def as_type(value: Any, kind: Any) -> Any:
+    """The value (an Output) in an element type."""
+    return value if value.get_element_type() == kind else ops.convert(value, kind).output(0)
+
+
+def _on_halves(sample: Any, weights: np.ndarray) -> Any:
+    parts = [
+        ops.convolution(
+            sample, constant(part), [1, 1], [1 - row, 1 - column], [row, column], [1, 1]
+        )
+        for (row, column), part in weights_of_halves(weights).items()
+    ]
+    return ops.depth_to_space(ops.concat(parts, 1), "blocks_first", 2)
+
+
+def _winograd(sample: Any, weights: np.ndarray, tile: int) -> Any:
+    """Patches, then three matrix products: into tiles, with the weights, back into pixels."""
+    batch, channels, height, width = sample.get_shape()
+    results, side = weights.shape[0], tile + KERNEL - 1
+    down, across = -(-height // tile), -(-width // tile)
+    into, back = tile_matrices(tile)
+
+    if batch > 1:  # so that one product serves all images
+        sample = _transpose(sample, (1, 0, 2, 3))
+    planes = _reshape(sample, (1, channels * batch, height, width))
+    ends = (down * tile + 1 - height, across * tile + 1 - width)
+    planes = ops.pad(planes, _sizes((0, 0, 1, 1)), _sizes((0, 0, *ends)), "constant")
+    patches = ops.extract_image_patches(planes, [side, side], [tile, tile], [1, 1], "valid")
+    tiles = ops.matmul(constant(into), _reshape(patches, (side * side, -1)), False, False)
+    tiles = _reshape(tiles, (side * side, channels, -1))
+    products = ops.matmul(constant(transformed_weights(weights, tile)), tiles, False, False)
+    pixels = ops.matmul(constant(back), _reshape(products, (side * side, -1)), False, False)
+    pixels = _reshape(pixels, (tile, tile, results, batch, down, across))
+    pixels = _reshape(
+        _transpose(pixels, (3, 2, 4, 0, 5, 1)), (batch, results, down * tile, across * tile)
+    )
+    if (down * tile, across * tile) != (height, width):
+        whole = _sizes((height, width))
+        pixels = ops.slice(pixels, _sizes((0, 0)), whole, _sizes((1, 1)), _sizes((2, 3)))
+    return pixels
+
+
+def constant(values: np.ndarray) -> Any:
+    """A node that holds the values, in their own memory."""
+    return ops.constant(np.require(values, requirements=("C", "W")), shared_memory=True)
+
+
+def _sizes(values: tuple[int, ...]) -> Any:
+    return ops.constant(np.array(values, np.int64))
+
+
+def _reshape(value: Any, shape: tuple[int, ...]) -> Any:
+    return ops.reshape(value, _sizes(shape), False)
+
+
+def _transpose(value: Any, order: tuple[int, ...]) -> Any:
+    return ops.transpose(value, _sizes(order))

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX as a Session, and building engines for them."""

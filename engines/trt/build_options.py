@@ -1,0 +1,79 @@
+"""What can be asked of a build with TensorRT or TensorRT-RTX, and what of it can be had here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sdexport.engines import cuda_device
+from sdexport.engines.errors import EngineError
+from sdexport.engines.trt.library import Library
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a plan is built; whatever is here is part of its key.
+
+    refittable: weights can be put in anew from another ONNX file of the same graph.
+    weight_stripped: the plan holds no weights; they come from the ONNX file when it is opened.
+    version_compatible: runs with later versions of TensorRT too.
+    hardware_compatible: TensorRT: runs on every GPU from Ampere on.
+    compute_capabilities: TensorRT-RTX: such as ("8.9", "12.0"); empty for its own portable list.
+    optimization_level: 0..5, or None for the library's own.
+    workspace: bytes of scratch memory that a layer may take, or None for all there is.
+    weight_streaming: weights can stay in host memory and be streamed.
+    """
+
+    refittable: bool = False
+    weight_stripped: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
+    workspace: int | None = None
+    weight_streaming: bool = False
+
+    def __post_init__(self) -> None:
+        level = self.optimization_level
+        if level is not None and level not in range(6):
+            raise ValueError(f"optimization_level must be 0 to 5, got {level!r:.40}")
+        if self.workspace is not None and self.workspace < 1:
+            raise ValueError(f"workspace must be positive bytes, got {self.workspace!r:.40}")
+        if self.weight_stripped and not self.refittable:
+            object.__setattr__(self, "refittable", True)
+
+    def key(self) -> dict[str, Any]:
+        return asdict(self) | {"compute_capabilities": list(self.compute_capabilities)}
+
+
+def check_options(component: str, lib: Library, options: BuildOptions) -> None:
+    """Raises: ValueError: not of this library. EngineError: needs a GPU, and there is none."""
+    if lib.portable and options.hardware_compatible:
+        raise ValueError(
+            f"{component}: {lib.name} knows no hardware_compatible; its plans are portable as they "
+            "are, or for the compute_capabilities that are named"
+        )
+    if not lib.portable and options.compute_capabilities:
+        raise ValueError(
+            f"{component}: {lib.name} builds for the GPU at hand; only TensorRT-RTX takes "
+            "compute_capabilities"
+        )
+    if not lib.portable:
+        need = "building"
+    elif options.weight_stripped or options.refittable:
+        need = "a weight-stripped plan" if options.weight_stripped else "a refittable plan"
+    else:
+        return
+    reason = cuda_device.absent()
+    if reason:
+        raise EngineError(f"{component}: {need} with {lib.name} needs an NVIDIA GPU here: {reason}")
+
+
+def target(lib: Library, options: BuildOptions) -> dict[str, str]:
+    """The GPUs that a plan is for."""
+    if lib.portable:
+        return {"compute_capabilities": ", ".join(options.compute_capabilities) or "portable"}
+    gpu = cuda_device.gpu()
+    if options.hardware_compatible:
+        return {"compute_capabilities": "8.0 and later"}
+    return {"gpu": gpu.name, "compute_capability": gpu.compute_capability}

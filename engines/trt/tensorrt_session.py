@@ -1,0 +1,267 @@
+"""TensorRT and TensorRT-RTX as a Session, without PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdexport.engines import cuda_device
+from sdexport.engines.cache.profiles import narrowest
+from sdexport.engines.errors import EngineError
+from sdexport.engines.onnx_file.graph_digest import graph_digest
+from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase
+from sdexport.engines.trt.execution_context import Shape
+from sdexport.engines.trt.library import library
+from sdexport.engines.trt.plan import (
+    Messages,
+    RuntimeCache,
+    check_fits,
+    check_names,
+    load_engine,
+    read_sidecar,
+    refit,
+)
+from sdexport.engines.trt.scratch_memory import shared_activations
+
+_log = logging.getLogger(__name__)
+MOST_SHAPES = 8
+"""Shapes whose buffers and CUDA graphs are kept; the one that was not used longest goes first."""
+
+
+class TensorRtSession(SessionBase):
+    """A plan in TensorRT or TensorRT-RTX.
+
+    The first call with a shape makes its buffers, the next ones only copy, launch and wait.
+    Calls from several threads take turns.
+
+    Args:
+      path: the ONNX file that the plan was built from, or another one of the same graph, whose
+        weights a refittable plan takes; a stripped plan takes its weights from it too.
+      backend: tensorrt or tensorrt-rtx.
+      plan: the .plan, with its sidecar beside it.
+      digest: sidecar.model_digest of `path`; None trusts the plan to be of it.
+      device: number of the GPU.
+      cuda_graphs: launch the whole engine at once from the second or third call of a shape on.
+      runtime_cache: TensorRT-RTX: file for compiled kernels; None is beside the plan.
+    Raises: FileNotFoundError: no plan. ImportError: the library or cuda-bindings is not installed.
+      EngineError: no GPU, or a plan that does not fit; the message names the command that builds.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        backend: str,
+        plan: str | Path,
+        digest: str | None = None,
+        device: int = 0,
+        cuda_graphs: bool = True,
+        runtime_cache: str | Path | None = None,
+    ) -> None:
+        path, plan, lib = Path(path), Path(plan), library(backend)
+        component = plan.stem
+        trt = lib.load()
+        sidecar = read_sidecar(plan, backend, component)
+        try:
+            gpu = cuda_device.gpu(device)
+        except EngineError as error:
+            raise EngineError(f"{component}: {error}") from error
+        check_fits(sidecar, path, backend, gpu, digest)
+        inputs, outputs = graph_specs(path)
+        super().__init__(component, inputs, outputs)
+        self._trt, self._device, self._profiles = trt, device, sidecar.profiles
+        self._graph_sha256 = sidecar.graph_sha256
+        self._messages = Messages(trt, component)
+        cuda_device.use_device(device)
+        self._runtime, self._engine = load_engine(
+            trt, lib, plan, path, sidecar, digest, self._messages
+        )
+        check_names(trt, self._engine, sidecar, [s.name for s in (*inputs, *outputs)])
+        self._config: Any = None
+        self._cache: RuntimeCache | None = None
+        self._captures = cuda_graphs and not lib.runtime_cache
+        if lib.runtime_cache:
+            cache = Path(runtime_cache) if runtime_cache else plan.with_suffix(".cache")
+            self._configure(cuda_graphs, cache)
+        self._shapes: OrderedDict[tuple[tuple[int, ...], ...], Shape] = OrderedDict()
+        self._tokens = itertools.count(1)
+        self.stream = cuda_device.Stream()
+        self._activations = shared_activations(device)
+        self._activations.join()
+
+    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        return _Uploaded(self, constants, twice)
+
+    def refit(self, path: str | Path) -> None:
+        """Put in the weights of another ONNX file of the same graph; for refittable plans.
+
+        Raises: EngineError: the graph is another one, the plan is not refittable, or the library
+          refuses.
+        """
+        path = Path(path)
+        if graph_digest(path) != self._graph_sha256:
+            raise EngineError(f"{self.name}: {path} is another graph; its weights do not fit")
+        with self._activations.lock:
+            self._check_open()
+            cuda_device.use_device(self._device)
+            self._drop_shapes()  # recorded CUDA graphs may hold what is replaced
+            self.refits += 1
+            refit(self._trt, self._engine, path, self.name, self._messages)
+
+    def _drop_shapes(self) -> None:
+        while self._shapes:
+            self._shapes.popitem()[1].close()
+
+    def _configure(self, cuda_graphs: bool, cache: Path) -> None:
+        trt = self._trt
+        self._config = self._engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if cuda_graphs and hasattr(trt, "CudaGraphStrategy"):  # TensorRT-RTX 1.2 and later
+            self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if hasattr(self._config, "create_runtime_cache"):
+            self._cache = RuntimeCache(self._config, cache)
+
+    def _context(self) -> Any:
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(
+            strategy if self._config is None else self._config
+        )
+        if context is None:
+            raise EngineError(f"{self.name}: no execution context: {self._messages.taken()}")
+        return context
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return self.compute(feeds, {})
+
+    def compute(self, feeds: Feeds, constants: Mapping[str, Constant]) -> dict[str, np.ndarray]:
+        """Run with some inputs on the device already; feeds and constants have been checked."""
+        with self._activations.lock:
+            self._check_open()
+            cuda_device.use_device(self._device)
+            shape = self._shape(feeds, constants)
+            for name, array in feeds.items():
+                shape.upload(name, array)
+            for name, constant in constants.items():
+                shape.place(name, constant.buffer, constant.token)
+            shape.launch(self._messages)
+            return shape.results()
+
+    def _shape(self, feeds: Feeds, constants: Mapping[str, Constant]) -> Shape:
+        shapes = {n: a.shape for n, a in feeds.items()} | {n: c.shape for n, c in constants.items()}
+        key = tuple(shapes[spec.name] for spec in self.inputs)
+        found = self._shapes.get(key)
+        if found is not None:
+            self._shapes.move_to_end(key)
+            return found
+        sizes = {
+            dimension: size
+            for spec in self.inputs
+            for dimension, size in zip(spec.shape, shapes[spec.name], strict=True)
+            if isinstance(dimension, str)
+        }
+        index = narrowest(self.name, self._profiles, sizes)
+        while len(self._shapes) >= MOST_SHAPES:
+            self._shapes.popitem(last=False)[1].close()
+        made = Shape(
+            self._context(),
+            index if len(self._profiles) > 1 else None,
+            (self.inputs, self.outputs),
+            shapes,
+            self.stream,
+            self._activations,
+            captures=self._captures,
+        )
+        self._shapes[key] = made
+        return made
+
+    def constants(self, values: Feeds) -> dict[str, Constant]:
+        """Upload arrays once, for many runs."""
+        with self._activations.lock:
+            self._check_open()
+            cuda_device.use_device(self._device)
+            found: dict[str, Constant] = {}
+            try:
+                for name, array in values.items():
+                    found[name] = Constant(self.stream, array, next(self._tokens))
+            except BaseException:
+                for constant in found.values():
+                    constant.close()
+                raise
+            return found
+
+    def release(self, constants: Mapping[str, Constant]) -> None:
+        with self._activations.lock:
+            cuda_device.use_device(self._device)
+            for constant in constants.values():
+                constant.close()
+
+    def _release(self) -> None:
+        with self._activations.lock, ExitStack() as last:  # each is tried, whatever the others say
+            last.callback(self._activations.leave)
+            last.callback(self._forget)
+            last.callback(self.stream.close)
+            for shape in self._shapes.values():
+                last.callback(shape.close)
+            self._shapes.clear()
+            if self._cache is not None:
+                last.callback(self._cache.save)
+            cuda_device.use_device(self._device)
+
+    def _forget(self) -> None:
+        """In this order: what was made from another goes first."""
+        self._cache = self._config = self._engine = self._runtime = None
+
+
+class Constant:
+    """An input in device memory. token: tells it from every other one of its session."""
+
+    def __init__(self, stream: cuda_device.Stream, array: np.ndarray, token: int) -> None:
+        self.shape, self.token = array.shape, token
+        self.buffer = cuda_device.DeviceBuffer(array.nbytes)
+        try:
+            host = cuda_device.PinnedBuffer(array.nbytes)
+            try:
+                np.copyto(host.view(array.shape, array.dtype.name), array)
+                stream.upload(self.buffer, host, array.nbytes)
+                stream.synchronize()
+            finally:
+                host.close()
+        except BaseException:
+            self.buffer.close()
+            raise
+
+    def close(self) -> None:
+        self.buffer.close()
+
+
+class _Uploaded(BoundSession):
+    """Constants that lie on the device."""
+
+    def __init__(self, parent: TensorRtSession, constants: Feeds, twice: Sequence[str]) -> None:
+        super().__init__(parent, constants, twice)
+        self._owner = parent
+        self._constants = parent.constants(self._held)
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        whole = self._checked(feeds)
+        return self._owner.compute({name: whole[name] for name in feeds}, self._constants)
+
+    def _release(self) -> None:
+        super()._release()
+        self._owner.release(self._constants)
+        self._constants = {}
+
+
+open_tensorrt = functools.partial(TensorRtSession, backend="tensorrt")
+open_tensorrt_rtx = functools.partial(TensorRtSession, backend="tensorrt-rtx")

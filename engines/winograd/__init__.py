@@ -1,0 +1,1 @@
+"""Winograd convolution transforms; docs/winograd.md says why."""

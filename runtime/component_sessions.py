@@ -1,0 +1,130 @@
+"""The open sessions of a package, shared by threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdexport.engines import AUTO, EngineError, Session, SessionBase
+from sdexport.engines.backends import option_names
+from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.session import Feeds
+from sdexport.runtime.backend_choice import Backends, backend_of, check_backends
+from sdexport.runtime.packages.package import Package
+
+
+class Components:
+    """Opens the graphs of a package when they are first needed.
+
+    Args:
+      backends: for all components, or by component; see sdexport.runtime.backend_choice.
+      options: of the backends' sessions; each gets those that it takes.
+      sessions: components that are open already; they stay the caller's to close.
+      low_memory: keep one component in memory at a time. Calls then wait for each other.
+    Raises: ValueError: unknown backends or components.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        backends: Backends,
+        options: Mapping[str, Any],
+        sessions: Mapping[str, Session],
+        *,
+        low_memory: bool = False,
+    ) -> None:
+        self._backends = check_backends(backends, tuple(package.manifest.components))
+        self._package, self._options = package, dict(options)
+        self._given = dict(sessions)
+        self._opened: dict[str, Session] = {}
+        self._low_memory = low_memory
+        self._last: str | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def __getitem__(self, component: str) -> Session:
+        """Raises: PackageError: the package has no such component. EngineError: it cannot be
+        opened, or everything is closed.
+        """
+        with self._lock:
+            self._check_open()
+            if component in self._given:
+                return self._given[component]
+            if self._low_memory:
+                return _Passing(self, component, self._package.model_path(component))
+            return self._open(component)
+
+    def run(self, component: str, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run a component alone in memory; the others are trimmed, or closed, at first."""
+        with self._lock:
+            self._check_open()
+            if self._last != component:
+                self._make_room(component)
+            self._last = component
+            return self._open(component).run(feeds)
+
+    def close(self) -> None:
+        """Close every session that was opened here; closing twice is allowed."""
+        with self._lock:
+            self._closed = True
+            for session in self._opened.values():
+                session.close()
+            self._opened.clear()
+
+    def _make_room(self, component: str) -> None:
+        """Trim the others for what this one maps, or close them."""
+        coming = self._opened.get(component)
+        room = coming.mapped if isinstance(coming, SessionBase) else None
+        for other, session in list(self._opened.items()):
+            kept = other == component or (isinstance(session, SessionBase) and session.trim(room))
+            if not kept:
+                self._opened.pop(other).close()
+
+    def _open(self, component: str) -> Session:
+        if component not in self._opened:
+            engine_dir = self._options.get("engine_dir")
+            asked = backend_of(self._backends, component)
+            backend = self._package.resolve(component, asked, engine_dir)
+            options = self._options
+            several = not isinstance(self._backends, str) or backend != asked != AUTO
+            if several:  # not every option is for every one of them
+                taken = {"engine_dir", *option_names(backend)}
+                options = {name: value for name, value in options.items() if name in taken}
+            self._opened[component] = self._package.open(component, backend, **options)
+        return self._opened[component]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the pipeline is closed; load it again")
+
+
+class _Passing(SessionBase):
+    """A component that is opened for the call and may be closed for another's sake after it."""
+
+    def __init__(self, components: Components, component: str, path: Path) -> None:
+        super().__init__(component, *graph_specs(path))
+        self._components = components
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        return self._components.run(self.name, feeds)
+
+
+def chunks(count: int, most: int | None) -> Iterator[slice]:
+    """Slices of at most so many of `count` rows; all of them at once if `most` is None."""
+    step = most or max(count, 1)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def finite(values: np.ndarray, component: str, where: str) -> np.ndarray:
+    """`values`, if they are.
+
+    Raises: EngineError: NaN or infinity is among them.
+    """
+    if not np.isfinite(values).all():
+        raise EngineError(f"{component}: NaN or infinity came out for {where}")
+    return values

@@ -1,0 +1,1 @@
+"""Images: files, metadata, the VAE, previews."""

@@ -1,0 +1,1 @@
+"""Model families: components, graph inputs and outputs, defaults, conditioning."""

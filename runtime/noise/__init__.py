@@ -1,0 +1,1 @@
+"""Noise equal to torch.randn, on the CPU and as a CUDA device draws it."""

@@ -1,0 +1,1 @@
+"""`sdexport bench`: what a package costs on each backend."""

@@ -1,0 +1,1 @@
+"""Engines built for a package, and whether each still fits."""

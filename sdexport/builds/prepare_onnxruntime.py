@@ -1,0 +1,136 @@
+"""An ONNX graph to one prepared for ONNX Runtime on this processor; as a program, the worker.
+
+The graph is rewritten (cpu.cpu_rewrites), optimised by ONNX Runtime and saved with its weights as
+the kernels read them. That happens in a process of its own, which can be interrupted and whose
+memory is free afterwards.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines import PREPARED_BACKEND, EngineError
+from sdexport.engines.cache.engine_store import Built, build_once, worker_environment
+from sdexport.engines.cache.sidecar import Sidecar, model_digest
+from sdexport.engines.errors import WorkerError
+from sdexport.engines.onnx_file.graph_digest import graph_digest
+from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.ort.prepared.prepared_graph import (
+    BEFORE,
+    MULTIPLES,
+    before_path,
+    data_path,
+    target,
+)
+from sdexport.worker_process import Worker, serve
+
+PROMPT = "encoder_hidden_states"
+"""The input that stays the same for a whole picture."""
+SMALLEST_MAPPED = 1024
+"""Bytes from which on a weight lies in the file beside the graph."""
+
+
+def prepare(
+    onnx: str | Path,
+    plan: str | Path,
+    *,
+    component: str,
+    digest: str | None = None,
+    rebuild_stale: bool = False,
+) -> Built:
+    """Prepare a graph for this processor, unless the one that is there is just that.
+
+    Args:
+      onnx: the .onnx file. plan: the .onnx to write; weights and sidecar lie beside it.
+      digest: sdexport.engines.cache.sidecar.model_digest of `onnx` where it is known already.
+      rebuild_stale: replace one that was made from or for something else.
+    Raises: FileNotFoundError: no such ONNX file. ImportError: onnx or ONNX Runtime is not there.
+      EngineError: ONNX Runtime cannot do it, the folder cannot be written, another process
+      does the same, or a stale one is there. KeyboardInterrupt leaves nothing behind.
+    """
+    onnx, plan = Path(onnx), Path(plan)
+    if not onnx.is_file():
+        raise FileNotFoundError(f"no model file {onnx}")
+    wanted = _wanted(onnx, component, digest)
+
+    def make(folder: Path) -> None:
+        command = [sys.executable, "-P", "-m", "sdexport.builds.prepare_onnxruntime"]
+        with Worker(command, worker_environment()) as worker:
+            try:
+                worker.ask("write", onnx=str(onnx.absolute()), plan=str(folder / plan.name))
+            except WorkerError as error:
+                raise EngineError(f"{component}: ONNX Runtime cannot prepare it: {error}") from None
+            except KeyboardInterrupt:
+                worker.kill()
+                raise
+
+    return build_once(plan, wanted, make, rebuild_stale=rebuild_stale)
+
+
+def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
+    try:
+        import onnxruntime
+
+        from sdexport.graphs.cpu.cpu_rewrites import VERSION, CpuGraph
+    except ImportError as error:
+        raise ImportError(
+            f"{error.name} is not installed; run: pip install 'sdexport[cpu,onnx]'"
+        ) from error
+    inputs, outputs = graph_specs(onnx)
+    graph = CpuGraph(onnx)
+    multiple = graph.multiple()
+    images = [spec.name for spec in inputs if len(spec.shape) == 4 and multiple > 1]
+    return Sidecar(
+        component=component,
+        backend=PREPARED_BACKEND,
+        library_version=onnxruntime.__version__,
+        onnx_sha256=digest or model_digest(onnx),
+        graph_sha256=graph_digest(onnx),
+        target=target(),
+        profiles=(),
+        options={
+            "passes": VERSION,
+            MULTIPLES: dict.fromkeys(images, multiple),
+            BEFORE: PROMPT if graph.products(PROMPT) else None,
+        },
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def write(onnx: str, plan: str) -> None:
+    """Write a prepared graph and its weights.
+
+    Raises: ONNX Runtime's own errors. ValueError: the weights are truncated.
+    """
+    from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
+
+    graph = CpuGraph(Path(onnx))
+    graph.rewrite()
+    before = graph.split(PROMPT)
+    for model, path in ((graph.model, Path(plan)), (before, before_path(Path(plan)))):
+        if model is not None:
+            _optimise(model, Path(onnx).parent, path)
+
+
+def _optimise(model: Any, folder: Path, plan: Path) -> None:
+    """Have ONNX Runtime write what it makes of a model whose weights lie in a folder."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(plan)
+    for key, value in {
+        "session.model_external_initializers_file_folder_path": str(folder),
+        "session.optimized_model_external_initializers_file_name": data_path(plan).name,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(SMALLEST_MAPPED),
+        "session.save_external_prepacked_constant_initializers": "1",
+    }.items():
+        options.add_session_config_entry(key, value)
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    serve({"write": write})

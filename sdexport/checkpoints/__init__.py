@@ -1,0 +1,1 @@
+"""Reading checkpoints: diffusers folders, single files, LoRA and embedding files."""

@@ -1,0 +1,1 @@
+"""Graph rewrites for CPUs that `sdexport build` applies."""

@@ -1,0 +1,195 @@
+"""One component as an ONNX file: traced, tidied, changed, and its weights written one at a time.
+
+The graph shares the module's weights. What has to be done to them, such as the transposition that
+ONNX's MatMul wants, is done when a weight is written, so none of them is ever in memory twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor
+from onnxscript import optimizer
+from onnxscript.rewriter import onnx_fusions
+
+from sdexport.checkpoints.modules import stand_ins
+from sdexport.graphs.wrappers import Part
+from sdexport.runtime.version import VERSION
+
+EXTERNAL_DATA_FROM = 100_000_000
+"""Bytes of weights from which they go to model.onnx_data: from there they are mapped into memory,
+while those inside of the graph are held in memory several times when it is written or read.
+A text encoder's always do: several graphs read them."""
+# Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
+# power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
+_EXAMPLE = {
+    "batch": 2,
+    "sequence": 77,
+    "height": 17,
+    "width": 19,
+    "image_height": 136,
+    "image_width": 152,
+}
+
+
+def trace(
+    part: Part,
+    module: Any,
+    path: Path,
+    *,
+    opset: int,
+    change: Callable[[ir.Model], object] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write one component as an ONNX file with dynamic axes; large weights go beside it.
+
+    Args:
+      change: made to the graph before it is written.
+      notes: metadata, what the file says of itself.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = _traced(part, module, opset)
+    _tidy(model, part)
+    if change is not None:
+        change(model)
+    model.metadata_props.update(notes or {})
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    aside = size > EXTERNAL_DATA_FROM or part.source.startswith("text_encoder")
+    beside = f"{path.name}_data" if aside else None
+    ir.save(model, path, external_data=beside, max_workers=os.cpu_count())
+    _forget_constants(model)
+
+
+def _traced(part: Part, module: Any, opset: int) -> ir.Model:
+    dynamic = {
+        spec.name: {
+            axis: torch.export.Dim.DYNAMIC
+            for axis, size in enumerate(spec.shape)
+            if isinstance(size, str)
+        }
+        for spec in part.inputs
+    }
+    with torch.inference_mode(False), torch.no_grad(), _quiet(), stand_ins(module) as halves:
+        # Not strict, which torch.onnx.export would fall back to: that copies the weights.
+        captured = torch.export.export(
+            part.wrap(module).eval(),
+            args=(),
+            kwargs=part.example(_EXAMPLE, seed=0),
+            dynamic_shapes=dynamic,
+            strict=False,
+        )
+        program = torch.onnx.export(
+            captured,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[spec.name for spec in part.inputs],
+            output_names=[spec.name for spec in part.outputs],
+            verbose=False,
+            optimize=False,
+        )
+        assert program is not None  # for the type checker: None comes only with dynamo=False
+        _fold_transpositions(program.model.graph)
+        optimizer.optimize(program.model)
+        onnx_fusions.fuse(program.model)
+        _put_back(program.model.graph, halves)
+    return program.model
+
+
+def _fold_transpositions(graph: ir.Graph) -> None:
+    """Weights that are transposed become views of them, which are copied when they are written.
+
+    The optimiser would copy them now, and hold both.
+    """
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        weight = None if source is None else _weight(source)
+        order = node.attributes.get("perm")
+        if source is None or weight is None or order is None or len(source.uses()) != 1:
+            continue
+        result = node.outputs[0]
+        view = TorchTensor(weight.permute(order.as_ints()), name=result.name)
+        value = ir.Value(name=result.name, type=source.type, shape=view.shape, const_value=view)
+        result.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        del graph.initializers[str(source.name)]
+        graph.register_initializer(value)
+
+
+def _put_back(graph: ir.Graph, halves: Mapping[int, torch.Tensor]) -> None:
+    """Float32 of the weights in half, computed when they are read, for what stands for them."""
+    for value in graph.initializers.values():
+        weight = _weight(value)
+        half = None if weight is None else halves.get(weight.data_ptr())
+        if weight is not None and half is not None:
+            compute = partial(_single, half.as_strided(weight.size(), weight.stride()))
+            shape = ir.Shape(weight.shape)
+            tensor = ir.LazyTensor(compute, ir.DataType.FLOAT, shape, name=value.name)
+            value.const_value = tensor
+
+
+def _single(half: torch.Tensor) -> TorchTensor:
+    return TorchTensor(half.float())
+
+
+def _weight(value: ir.Value) -> torch.Tensor | None:
+    """The module's own tensor behind an initializer, or a view of it."""
+    raw = getattr(value.const_value, "raw", None)
+    return raw.detach() if value.is_initializer() and isinstance(raw, torch.Tensor) else None
+
+
+def _forget_constants(model: ir.Model) -> None:
+    """Let go of the graph's weights: onnxscript's rules hold on to the last nodes they matched."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.const_value = None
+
+
+def _tidy(model: ir.Model, part: Part) -> None:
+    """Name the dynamic axes, and drop what the exporter notes of its own machine and sources."""
+    for values, specs in ((model.graph.inputs, part.inputs), (model.graph.outputs, part.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.metadata_props.clear()
+            value.shape = ir.Shape(spec.shape)
+    edges = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if id(value) not in edges:
+                # The exporter's shapes inside of decomposed attention are wrong at opset 18, and
+                # ONNX Runtime shares buffers by them; every engine infers its own.
+                value.shape = None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name = part.name
+    model.producer_name, model.producer_version = "sdexport", VERSION
+    model.doc_string = f"{part.name} of Stable Diffusion, exported by sdexport"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own internals, which says nothing of the checkpoint."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils", "torch.export")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Reference outputs of PyTorch, and comparing a package with them."""
