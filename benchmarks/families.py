@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks.reports import save
+from sdexport import load_pipeline
 from sdexport.exporter import export
-from sdexport.runtime import load_pipeline
 from tests.families import FAMILIES, build
 from tests.parity.test_family_parity import given, theirs_paint
 

@@ -32,11 +32,11 @@ from benchmarks.gpu_models import MODELS, Model, checkpoint, write_package
 from benchmarks.gpu_peers import COMPILED, TORCH, Peers
 from benchmarks.gpu_timing import cost, limits, measure, shares
 from benchmarks.reports import save
+from sdexport import Package
 from sdexport.builds.engine_builder import Sizes, build
 from sdexport.builds.engine_builder import report as built_report
 from sdexport.engines import PLAN_BACKENDS, cuda_device
 from sdexport.engines.cache.profiles import Span
-from sdexport.runtime import Package
 
 BACKENDS = ("tensorrt-rtx", "tensorrt", "onnxruntime-cuda", TORCH, COMPILED)
 ON_CPU = ("onnxruntime", TORCH)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_models import Model
+from sdexport import Package, Pipeline
 from sdexport.bench.benchmark import prompt_of
 from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
 from sdexport.engines import Session
 from sdexport.graphs.wrappers import Part, parts
-from sdexport.runtime import Package, Pipeline, schedulers
+from sdexport.runtime import schedulers
 
 TORCH, COMPILED = "torch", "torch-compile"
 Feeds = dict[str, np.ndarray]

@@ -25,7 +25,7 @@ WHOLE, LOW = "all components", "low_memory"
 
 def run_alone(package: Path, what: str, side: int, backend: str) -> None:
     """Do one of the things in this process."""
-    from sdexport.runtime import Package, load_pipeline
+    from sdexport import Package, load_pipeline
 
     if what in (WHOLE, LOW):
         with load_pipeline(package, backend, verify=False, low_memory=what == LOW) as pipe:
@@ -55,7 +55,7 @@ def run_alone(package: Path, what: str, side: int, backend: str) -> None:
 
 def measure(package: Path, side: int, backend: str = "onnxruntime") -> dict[str, Any]:
     """Peaks in MB by what was done, and the peak with low_memory in parts of the largest."""
-    from sdexport.runtime import Package
+    from sdexport import Package
 
     components = Package.load(package, verify=False).manifest.components
     painting = [name for name in components if name != "vae_encoder"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks import timing
-from sdexport.runtime import TorchGenerator
+from sdexport import TorchGenerator
 from sdexport.runtime.noise import _noise_numpy, torch_generator
 from tests.tolerances import NOISE_ABS
 

@@ -19,8 +19,9 @@ from benchmarks.timing import environment, parser, show_and_save
 from sdexport.bench.measure import summary
 from sdexport.engines import SessionBase, TensorSpec
 from sdexport.engines.session import Feeds
-from sdexport.runtime import Guidance, schedulers
+from sdexport.runtime import schedulers
 from sdexport.runtime.denoise import denoise
+from sdexport.runtime.guidance import Guidance
 from sdexport.runtime.initial_latents import Start
 
 STEPS = 25

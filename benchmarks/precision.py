@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.reports import show_and_save
+from sdexport import Package, load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.demo_model.evaluate import GUIDANCE_SCALE, SINGLES, STEPS, evaluate, held_out_singles
 from sdexport.exporter import export
 from sdexport.graphs.precision import PRECISIONS, verifying_backends
-from sdexport.runtime import Package, load_pipeline
 from sdexport.verification.verifier import verify
 
 SCHEDULERS = ("lms", "ddim")

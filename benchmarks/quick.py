@@ -26,9 +26,10 @@ import numpy as np
 from benchmarks.noise import in_numpy
 from benchmarks.reports import save
 from benchmarks.scaling import LIMIT, SWEEPS, instant, sweep
+from sdexport import ClipTokenizer, Package, TorchGenerator
 from sdexport.demo_model import MODEL_DIR
 from sdexport.engines import open_session
-from sdexport.runtime import ClipTokenizer, Package, TorchGenerator, schedulers
+from sdexport.runtime import schedulers
 from sdexport.runtime.noise import _noise_numpy, torch_generator
 
 BOUNDS = {

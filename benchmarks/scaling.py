@@ -21,11 +21,11 @@ import numpy as np
 
 from benchmarks import arguments
 from benchmarks.models import made
+from sdexport import Package, Pipeline
 from sdexport.bench.measure import machine, summary
 from sdexport.engines import SessionBase
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
-from sdexport.runtime import Package, Pipeline
 
 LIMIT = 1.15
 """1 is linear; the rest is what caches and timers do to a fit through three sizes."""

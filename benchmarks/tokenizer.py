@@ -20,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from transformers import CLIPTokenizer
 
 from benchmarks import timing
-from sdexport.runtime import ClipTokenizer
+from sdexport import ClipTokenizer
 
 PROMPT = (
     "a highly detailed portrait photograph of an old fisherman with weathered skin in soft "

@@ -1,1 +1,82 @@
-"""sdexport: a Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""
+"""Export any Stable Diffusion checkpoint to ONNX and run it anywhere without PyTorch.
+
+    import sdexport
+
+    sdexport.export("path/to/checkpoint", "package")  # needs sdexport[export]
+    with sdexport.load_pipeline("package") as pipe:   # needs sdexport[cpu]
+        result = pipe("a red circle", seed=0)
+    sdexport.save_image(result.images[0], "circle.png")
+
+Names are imported when they are first used, so that `import sdexport` is cheap and needs nothing
+but the standard library. Errors: see `sdexport.SDExportError` and its subclasses in
+`sdexport.engines.errors`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdexport.builds.engine_builder import build as build
+    from sdexport.engines.backends import open_session as open_session
+    from sdexport.engines.errors import CheckpointError as CheckpointError
+    from sdexport.engines.errors import EngineError as EngineError
+    from sdexport.engines.errors import InvalidArgumentError as InvalidArgumentError
+    from sdexport.engines.errors import MissingDependencyError as MissingDependencyError
+    from sdexport.engines.errors import PackageError as PackageError
+    from sdexport.engines.errors import SDExportError as SDExportError
+    from sdexport.engines.errors import VerificationError as VerificationError
+    from sdexport.engines.errors import WorkerError as WorkerError
+    from sdexport.exporter import export as export
+    from sdexport.runtime import schedulers as schedulers
+    from sdexport.runtime.images.image_files import save_png as save_png
+    from sdexport.runtime.noise.torch_generator import TorchGenerator as TorchGenerator
+    from sdexport.runtime.packages.package import Package as Package
+    from sdexport.runtime.pipeline import Pipeline as Pipeline
+    from sdexport.runtime.pipeline import load_pipeline as load_pipeline
+    from sdexport.runtime.result import Result as Result
+    from sdexport.runtime.text.tokenizer import ClipTokenizer as ClipTokenizer
+    from sdexport.runtime.version import __version__ as __version__
+    from sdexport.verification.verifier import verify as verify
+
+_NAMES = {
+    "sdexport.builds.engine_builder": ("build",),
+    "sdexport.engines.backends": ("open_session",),
+    "sdexport.engines.errors": (
+        "CheckpointError",
+        "EngineError",
+        "InvalidArgumentError",
+        "MissingDependencyError",
+        "PackageError",
+        "SDExportError",
+        "VerificationError",
+        "WorkerError",
+    ),
+    "sdexport.exporter": ("export",),
+    "sdexport.runtime.images.image_files": ("save_png",),
+    "sdexport.runtime.noise.torch_generator": ("TorchGenerator",),
+    "sdexport.runtime.packages.package": ("Package",),
+    "sdexport.runtime.pipeline": ("Pipeline", "load_pipeline"),
+    "sdexport.runtime.result": ("Result",),
+    "sdexport.runtime.text.tokenizer": ("ClipTokenizer",),
+    "sdexport.verification.verifier": ("verify",),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [*sorted(_MODULE_OF), "__version__", "schedulers"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = import_module("sdexport.runtime.version").__version__
+    elif name == "schedulers":
+        value = import_module("sdexport.runtime.schedulers")
+    elif name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    else:
+        raise AttributeError(f"module 'sdexport' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

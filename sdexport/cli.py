@@ -9,7 +9,7 @@ import click
 
 from sdexport import interrupts
 from sdexport.commands import bench, build, demo, export, generate, inspect, verify
-from sdexport.runtime.version import VERSION
+from sdexport.runtime.version import __version__
 
 
 class _Group(click.Group):
@@ -33,7 +33,7 @@ class _Group(click.Group):
 def _is_mistake(error: Exception) -> bool:
     """Errors with a message for the user; anything else is a bug and keeps its traceback."""
     from sdexport.engines import EngineError
-    from sdexport.runtime import PackageError
+    from sdexport.engines.errors import PackageError
 
     kinds = (ValueError, OSError, ImportError, MemoryError, EngineError, PackageError)
     return isinstance(error, kinds) or type(error).__name__ == "VerificationError"
@@ -48,7 +48,7 @@ def _message(error: Exception) -> str:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="sdexport")
+@click.version_option(__version__, prog_name="sdexport")
 @click.option("--debug", is_flag=True, help="Show a traceback for every error.")
 def main(debug: bool) -> None:
     """A Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""

@@ -24,9 +24,10 @@ from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import parts
 from sdexport.package_writer import describe, describe_component, write
 from sdexport.preview_fit import fit_preview
-from sdexport.runtime import ClipTokenizer, Manifest, Package
-from sdexport.runtime.packages.manifest import MANIFEST, Component
-from sdexport.runtime.version import VERSION
+from sdexport.runtime.packages.manifest import MANIFEST, Component, Manifest
+from sdexport.runtime.packages.package import Package
+from sdexport.runtime.text.tokenizer import ClipTokenizer
+from sdexport.runtime.version import __version__
 from sdexport.verification.reference import (
     PictureRecorder,
     TorchSession,
@@ -120,7 +121,7 @@ def _write_package(
         progress(component, stage, total)
 
     components, preview = _write_components(checkpoint, folder, opset, precision, begin, picture)
-    tools = {"sdexport": VERSION, "python": platform.python_version()}
+    tools = {"sdexport": __version__, "python": platform.python_version()}
     tools |= {name: metadata.version(name) for name in _TOOLS}
     manifest = describe(checkpoint, folder, components, tools=tools, preview=preview)
     if backend is not None:
@@ -212,7 +213,7 @@ def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, 
     """What a graph says of itself: how it came to be, with no path and no time of day."""
     source = {f"source.{key}": value for key, value in checkpoint.source.items()}
     of_graph = {"component": component, "family": checkpoint.family, "precision": precision}
-    return {"sdexport": VERSION} | of_graph | source
+    return {"sdexport": __version__} | of_graph | source
 
 
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:

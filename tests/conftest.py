@@ -17,9 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
-from sdexport.runtime import Pipeline, load_pipeline
 from sdexport.runtime.noise import torch_generator
 
 

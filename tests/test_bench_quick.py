@@ -10,7 +10,7 @@ import torch
 from benchmarks import quick
 from benchmarks.noise import in_numpy
 from benchmarks.scaling import LIMIT, exponent
-from sdexport.runtime import Package, TorchGenerator
+from sdexport import Package, TorchGenerator
 
 
 @pytest.fixture(scope="module")

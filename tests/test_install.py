@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAINT = """
 import sys
-from sdexport.runtime import load_pipeline
+from sdexport import load_pipeline
 with load_pipeline(sys.argv[1]) as pipe:
     result = pipe("a red circle", num_inference_steps=8, scheduler="lms", seed=3)
 sys.stdout.buffer.write(result.images[0].tobytes())

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from sdexport.engines.files import atomic_write
 from sdexport.engines.messages import one_line, shown
-from sdexport.runtime.version import VERSION
+from sdexport.runtime.version import __version__
 
 ImageInput = str | Path | Image.Image | np.ndarray
 """A file, a Pillow image of any mode, or pixels: (H, W), (H, W, 3) or (H, W, 4) uint8."""
@@ -52,7 +52,7 @@ class Parameters:
             # a batch from one seed: this picture comes again only as the same one of as many
             "Batch size": self.batch_size if self.batch_size > 1 else None,
             "Batch pos": self.batch_index if self.batch_size > 1 else None,
-            "Version": f"sdexport {VERSION}",
+            "Version": f"sdexport {__version__}",
         }
         lines.append(", ".join(f"{k}: {v}" for k, v in settings.items() if v is not None))
         return "\n".join(lines)

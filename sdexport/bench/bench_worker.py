@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.runtime import Package, Pipeline
+from sdexport.runtime.packages.package import Package
+from sdexport.runtime.pipeline import Pipeline
 from sdexport.worker_process import resident_mb, serve, timed
 
 LIBRARIES = {

@@ -13,7 +13,7 @@ from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.trt.library import library
 from sdexport.engines.trt.plan import differences
-from sdexport.runtime import Package
+from sdexport.runtime.packages.package import Package
 
 
 def built_engines(package: Package, engine_dir: str | Path | None = None) -> list[dict[str, Any]]:

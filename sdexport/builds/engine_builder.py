@@ -13,7 +13,7 @@ from sdexport.engines.cache.profiles import Profile, Span, dimension_names
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
-from sdexport.runtime import Package
+from sdexport.runtime.packages.package import Package
 
 TOKENS = 77
 """The text encoder reads rows of so many tokens; longer prompts are several rows."""

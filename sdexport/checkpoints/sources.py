@@ -18,7 +18,7 @@ from typing import Any
 from sdexport.checkpoints.diffusers_folder import TEXT_ENCODERS, Checkpoint, read_json
 from sdexport.checkpoints.modules import empty
 from sdexport.checkpoints.single_file import PREDICTION_TYPES, SingleFile
-from sdexport.runtime import ClipTokenizer
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 Loader = Callable[[str], Any]
 _CONFIGURATION = (".json", ".txt")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sdexport.checkpoints.weight_file import WeightFile
-from sdexport.runtime import ClipTokenizer
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 MOST_VECTORS = 75
 LEGACY_EOS = 2

@@ -79,7 +79,7 @@ def build(
     options, is kept.
     """
     from sdexport.builds.engine_builder import report
-    from sdexport.runtime import Package
+    from sdexport.runtime.packages.package import Package
 
     if backend == "onnxruntime":
         _check_none_given()

@@ -160,8 +160,8 @@ def generate(
         picture_paths,
         save_embeds_of,
     )
-    from sdexport.runtime import load_pipeline
     from sdexport.runtime.noise.torch_generator import check_seed
+    from sdexport.runtime.pipeline import load_pipeline
 
     if (prompt is None) == (embeds is None) or (embeds and save_embeds):
         raise click.UsageError("give either PROMPT, which --save-embeds can keep, or --embeds")

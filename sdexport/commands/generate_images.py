@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.runtime import DenoiseStep, Pipeline, save_png
+from sdexport.runtime.denoise import DenoiseStep
+from sdexport.runtime.images.image_files import save_png
 from sdexport.runtime.images.preview import PreviewWriter
+from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
 
 

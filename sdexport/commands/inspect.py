@@ -25,7 +25,7 @@ from sdexport.commands.shared_options import (
 def inspect(package: Path, engine_dir: Path | None, as_json: bool) -> None:
     """Check every file's hash and show what is in PACKAGE, and which engines were built for it."""
     from sdexport.builds.built_engines import built_engines
-    from sdexport.runtime import Package
+    from sdexport.runtime.packages.package import Package
 
     total = sum(f.stat().st_size for f in package.rglob("*") if f.is_file())
     with progress_bar(total, "hashes", "B") as bar:

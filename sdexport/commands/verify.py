@@ -54,8 +54,8 @@ def verify(
     **of_source: Any,
 ) -> None:
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
-    from sdexport.runtime import Package
     from sdexport.runtime.packages.manifest import MANIFEST
+    from sdexport.runtime.packages.package import Package
     from sdexport.verification.verifier import table
 
     backend, engines = parsed(backends), opening(session_options, engine_dir=engine_dir)

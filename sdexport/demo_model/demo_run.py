@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from sdexport.demo_model import MODEL_DIR
-from sdexport.runtime import load_pipeline, save_png
+from sdexport.runtime.images.image_files import save_png
+from sdexport.runtime.pipeline import load_pipeline
 from sdexport.verification.verifier import table, verify
 
 PROMPTS = (

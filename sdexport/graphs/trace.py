@@ -23,7 +23,7 @@ from onnxscript.rewriter import onnx_fusions
 
 from sdexport.checkpoints.modules import stand_ins
 from sdexport.graphs.wrappers import Part
-from sdexport.runtime.version import VERSION
+from sdexport.runtime.version import __version__
 
 EXTERNAL_DATA_FROM = 100_000_000
 """Bytes of weights from which they go to model.onnx_data: from there they are mapped into memory,
@@ -175,7 +175,7 @@ def _tidy(model: ir.Model, part: Part) -> None:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.name = part.name
-    model.producer_name, model.producer_version = "sdexport", VERSION
+    model.producer_name, model.producer_version = "sdexport", __version__
     model.doc_string = f"{part.name} of Stable Diffusion, exported by sdexport"
 
 

@@ -18,13 +18,14 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.textual_inversion import LEGACY_EOS
 from sdexport.engines import EngineError, TensorSpec
+from sdexport.engines.errors import PackageError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part, parts
-from sdexport.runtime import ClipTokenizer, Package, PackageError
 from sdexport.runtime.backend_choice import Backends
 from sdexport.runtime.component_sessions import Components
-from sdexport.runtime.packages.package import EDGES
+from sdexport.runtime.packages.package import EDGES, Package
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.verification.reference import TorchSession
 from sdexport.verification.verifier import Check, Progress, compared, failed_check
 

@@ -14,9 +14,10 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import SessionBase
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part
-from sdexport.runtime import ClipTokenizer, schedulers
+from sdexport.runtime import schedulers
 from sdexport.runtime.packages.package import INPUTS_EMBEDS, TOKEN_EMBEDDING
 from sdexport.runtime.schedulers import canonical_name
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 PROMPT = "a photograph of a red bird on a blue chair"
 NEGATIVE_PROMPT = "blurry"

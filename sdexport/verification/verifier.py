@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines import EngineError
+from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
-from sdexport.runtime import Package, PackageError, Pipeline
 from sdexport.runtime.backend_choice import Backends, backend_of
+from sdexport.runtime.packages.package import Package
+from sdexport.runtime.pipeline import Pipeline
 
 COMPONENT_BOUND = 5e-5
 """Largest difference over the output's largest value. Two float32 kernels that sum a few thousand

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sdexport import Package
 from sdexport.engines import EngineError, TensorSpec
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import Sidecar, combined_digest, model_digest, sidecar_path
 from sdexport.engines.onnx_file.graph_specs import graph_specs
-from sdexport.runtime import Package
 
 SIDECAR = Sidecar(
     component="unet",

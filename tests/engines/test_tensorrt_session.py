@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 import pytest
 
+from sdexport import load_pipeline
 from sdexport.engines import EngineError, Session, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import model_digest, sidecar_path
 from sdexport.engines.files import sha256_of
 from sdexport.engines.trt.scratch_memory import shared_activations
 from sdexport.engines.trt.tensorrt_session import TensorRtSession
-from sdexport.runtime import load_pipeline
 from tests.engines.fake_tensorrt import PROFILE, FakeCuda, Status, install, write_plan
 from tests.engines.test_contract import feeds
 

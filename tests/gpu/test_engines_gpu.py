@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_checks import check_cuda
+from sdexport import Package, Pipeline
 from sdexport.builds.engine_builder import Sizes, build, profiles
 from sdexport.engines import EngineError, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
 from sdexport.engines.trt.tensorrt_session import TensorRtSession
-from sdexport.runtime import Package, Pipeline
 from tests.engines.test_tensorrt_session import with_other_weights
 from tests.tolerances import GPU_COMPONENT_REL, assert_close
 

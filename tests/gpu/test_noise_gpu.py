@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdexport.runtime import TorchGenerator
+from sdexport import TorchGenerator
 from sdexport.runtime.noise import philox
 from tests.tolerances import CUDA_NOISE_ABS, assert_close
 

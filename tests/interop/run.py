@@ -29,9 +29,9 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sdexport import load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
-from sdexport.runtime import load_pipeline
 from tests.families import FAMILIES, build
 from tests.tolerances import PICTURE_ABS
 

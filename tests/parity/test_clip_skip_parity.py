@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdexport.runtime import Pipeline
+from sdexport import Pipeline
 from tests.parity.test_picture_parity import assert_same_pictures, paint_with_diffusers
 
 ARGUMENTS: dict[str, Any] = {

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from sdexport import Pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import open_session
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import Part, parts
-from sdexport.runtime import Pipeline
 from tests.tolerances import COMPONENT_REL, assert_close
 
 SIZES = [

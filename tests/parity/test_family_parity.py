@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sdexport import Package, Pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.graphs.wrappers import parts
-from sdexport.runtime import Manifest, Package, Pipeline
+from sdexport.runtime.packages.manifest import Manifest
 from sdexport.verification.reference import TorchSession
 from tests.families import FAMILIES, build
 from tests.parity.test_picture_parity import assert_same_pictures

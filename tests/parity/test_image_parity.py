@@ -29,9 +29,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sdexport import Package, Pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.graphs.wrappers import parts
-from sdexport.runtime import Package, Pipeline, schedulers
+from sdexport.runtime import schedulers
 from sdexport.verification.reference import TorchSession
 from tests.parity import twins
 from tests.parity.test_picture_parity import assert_same_pictures

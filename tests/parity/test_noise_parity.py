@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdexport.runtime import TorchGenerator
+from sdexport import TorchGenerator
 from tests.tolerances import NOISE_ABS, assert_close
 
 pytestmark = pytest.mark.usefixtures("noise_source")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdexport.runtime import Package, Pipeline, load_pipeline, schedulers
+from sdexport import Package, Pipeline, load_pipeline
+from sdexport.runtime import schedulers
 from tests.tolerances import PICTURE_ABS
 
 SIZES = {"128x128": (128, 128), "192x128": (192, 128), "64x256": (64, 256), "136x72": (136, 72)}

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from sdexport import ClipTokenizer, Pipeline, load_pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import open_session
 from sdexport.exporter import trace
 from sdexport.graphs.precision import Conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.wrappers import parts
-from sdexport.runtime import ClipTokenizer, Pipeline, load_pipeline
 from sdexport.runtime.text_encoders import TextEncoders
 from sdexport.verification.verifier import HALF_COMPONENT_BOUND, compare
 from tests.families import build

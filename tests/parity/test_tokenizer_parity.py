@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
+from sdexport import ClipTokenizer
 from sdexport.demo_model import MODEL_DIR
-from sdexport.runtime import ClipTokenizer
 from sdexport.runtime.text import bpe, tokenizer_files
 from sdexport.runtime.text import unicode_tables as committed
 from tests.parity import make_unicode_tables

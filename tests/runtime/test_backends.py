@@ -14,8 +14,8 @@ import pytest
 
 import sdexport.engines.backends
 from benchmarks import low_memory
+from sdexport import Package, Pipeline, load_pipeline
 from sdexport.engines import EngineError, Session, choose, cuda_device
-from sdexport.runtime import Package, Pipeline, load_pipeline
 from sdexport.runtime.backend_choice import backend_of, check_backends, parse_backends
 from tests.tolerances import LOW_MEMORY_MB, PICTURE_ABS
 

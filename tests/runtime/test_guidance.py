@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdexport.runtime import Guidance, GuidanceState, Package, Pipeline, TorchGenerator
+from sdexport import Package, Pipeline, TorchGenerator
 from sdexport.runtime.denoise import denoise
+from sdexport.runtime.guidance import Guidance, GuidanceState
 from sdexport.runtime.initial_latents import Start
 from sdexport.runtime.schedulers import NAMES, create
 from tests.runtime.test_pipeline import Counting

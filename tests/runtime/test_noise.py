@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sdexport.runtime import TorchGenerator
+from sdexport import TorchGenerator
 from sdexport.runtime.noise import _noise_numpy, philox, torch_generator
 from tests.tolerances import (
     BOX_MULLER_ABS,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdexport.runtime import Package, load_pipeline
+from sdexport import Package, load_pipeline
 from tests.runtime.optimum_folder import INT, LAYERS, hidden_state, write_optimum_folder
 
 PROMPT, NEGATIVE = "a small yellow star", "a red circle"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from sdexport import Package, PackageError, load_pipeline
 from sdexport.engines.files import sha256_of
-from sdexport.runtime import Package, PackageError, load_pipeline
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

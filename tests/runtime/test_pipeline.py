@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdexport import Package, Pipeline, save_png
 from sdexport.engines import EngineError, SessionBase
 from sdexport.engines.session import Feeds
-from sdexport.runtime import DenoiseStep, Package, Pipeline, save_png
+from sdexport.runtime.denoise import DenoiseStep
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "lms"}
 
@@ -107,7 +108,7 @@ def test_call_any_multiple_of_eight(pipe: Pipeline, size: tuple[int, int]) -> No
 
 
 def test_call_from_latents_equals_seed(pipe: Pipeline) -> None:
-    from sdexport.runtime import TorchGenerator
+    from sdexport import TorchGenerator
 
     latents = TorchGenerator(9).randn((1, 4, 16, 16))
     a, b = pipe("a star", seed=9, **FAST), pipe("a star", latents=latents, **FAST)

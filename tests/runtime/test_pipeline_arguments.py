@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdexport.runtime import Pipeline
+from sdexport import Pipeline
 
 PICTURE = np.zeros((64, 64, 3), np.uint8)
 EMBEDS = np.zeros((1, 77, 96), np.float32)

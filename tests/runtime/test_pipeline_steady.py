@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdexport import Package, Pipeline, Result
 from sdexport.engines import EngineError
 from sdexport.engines.session import Feeds
-from sdexport.runtime import DenoiseStep, Package, Pipeline, Result
+from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.text.prompt_embeds import EmbedSchedule, crossfade
 from tests.runtime.test_pipeline import Counting
 from tests.tolerances import BATCH_LATENTS_ABS, LEAK_MB, PICTURE_ABS
@@ -219,7 +220,7 @@ def test_timesteps_of_the_caller_with_an_image(pipe: Pipeline, strength: float) 
 LEAK = """
 import sys
 from pathlib import Path
-from sdexport.runtime import load_pipeline
+from sdexport import load_pipeline
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 pipe = load_pipeline(sys.argv[1], threads=1)

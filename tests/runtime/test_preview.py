@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdexport.runtime import Pipeline
+from sdexport import Pipeline
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.images.preview import (
     PreviewWriter,

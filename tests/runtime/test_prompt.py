@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdexport import ClipTokenizer
 from sdexport.demo_model import MODEL_DIR
-from sdexport.runtime import ClipTokenizer
 from sdexport.runtime.text import prompt_weights
 from sdexport.runtime.text.prompt_weights import MAX_WEIGHT, Segment, parse_weights
 

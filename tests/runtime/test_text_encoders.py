@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdexport import Package, Pipeline
 from sdexport.engines import EngineError, Session
 from sdexport.engines.session import Feeds
-from sdexport.runtime import Package, Pipeline
 from sdexport.runtime.text_encoders import REMEMBERED, TextEncoders
 from tests.runtime.test_pipeline import Counting
 

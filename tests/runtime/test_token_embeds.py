@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdexport.runtime import Package, PackageError, Pipeline, load_pipeline
+from sdexport import Package, PackageError, Pipeline, load_pipeline
 from sdexport.runtime.text.token_embeds import mixed_inputs, replace_tokens, token_mask
 from tests.runtime.test_prompt import tokenizer
 

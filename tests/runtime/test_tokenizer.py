@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdexport import ClipTokenizer
 from sdexport.demo_model import MODEL_DIR
-from sdexport.runtime import ClipTokenizer
 from sdexport.runtime.text import normalization, tokenizer_files
 from sdexport.runtime.text.bpe import Merges, join_long, join_short
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tiling
+from sdexport import Package, Pipeline
 from sdexport.engines import SessionBase, TensorSpec
 from sdexport.engines.session import Feeds
-from sdexport.runtime import Package, Pipeline
 from sdexport.runtime.images import vae
 from sdexport.runtime.images.image_files import to_uint8
 from tests.tolerances import BLEND_ABS, TILED_LATENTS, TILED_MEAN, TILED_SEAM, TILING_MEMORY

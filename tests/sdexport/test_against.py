@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
+from sdexport import Package
 from sdexport.checkpoints.sources import Options
 from sdexport.cli import main
-from sdexport.runtime import Package
 from sdexport.verification.against_checkpoint import verify_against
 from sdexport.verification.verifier import Check, table
 from tests.families import build

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from sdexport import Package
 from sdexport.builds.engine_builder import Sizes, profiles
 from sdexport.cli import main
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.profiles import Span
-from sdexport.runtime import Package
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from sdexport import Package
 from sdexport.builds.built_engines import built_engines
 from sdexport.cli import main
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.sidecar import sidecar_path
-from sdexport.runtime import Package
 from tests.engines.fake_tensorrt import VERSION, install, write_plan
 
 RTX = "tensorrt-rtx"

@@ -202,7 +202,7 @@ def test_bugs_keep_their_traceback(package: Path, monkeypatch: pytest.MonkeyPatc
     def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("sdexport.runtime.Package.load", bug)
+    monkeypatch.setattr("sdexport.Package.load", bug)
     assert isinstance(call("inspect", package).exception, ZeroDivisionError)
 
 

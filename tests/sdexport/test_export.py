@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from sdexport import Package
 from sdexport import exporter as export_module
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines.errors import VerificationError
 from sdexport.exporter import export
-from sdexport.runtime import Package
 
 
 @pytest.fixture

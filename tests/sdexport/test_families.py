@@ -11,9 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from sdexport import load_pipeline
 from sdexport.cli import main
 from sdexport.exporter import export
-from sdexport.runtime import load_pipeline
 from sdexport.verification.verifier import verify
 from tests.families import FAMILIES, build
 from tests.parity.test_family_parity import NEGATIVE, PROMPT, given, theirs_paint

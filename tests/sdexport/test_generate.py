@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from sdexport import Package, Pipeline
 from sdexport.cli import main
-from sdexport.runtime import Package, Pipeline
 from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
 
 

@@ -30,7 +30,7 @@ def fail(then):
         raise ValueError
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sdexport.runtime.Package.load = load
+sdexport.Package.load = load
 main(['inspect', 'package'])
 """
 WHERE = {

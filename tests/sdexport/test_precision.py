@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.precision import IDENTICAL, psnr
 from benchmarks.precision import run as measure
+from sdexport import Package, load_pipeline
 from sdexport.cli import main
 from sdexport.engines import open_session
 from sdexport.exporter import export
 from sdexport.graphs import half_precision, int8_weights, precision
-from sdexport.runtime import Package, load_pipeline
 from sdexport.verification.verifier import verify
 from tests.families import build
 from tests.tolerances import ACCURACY_POINTS, INT8_PICTURE_PSNR, LOWER_COSINE, LOWER_PICTURE_PSNR

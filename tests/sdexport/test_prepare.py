@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from sdexport import Package, Pipeline, load_pipeline
 from sdexport.builds import prepare_onnxruntime as module
 from sdexport.builds.prepare_onnxruntime import prepare
 from sdexport.cli import main
@@ -25,7 +26,6 @@ from sdexport.engines.ort.prepared.prepared_session import PreparedSession
 from sdexport.exporter import export
 from sdexport.graphs.cpu import winograd_onnx
 from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
-from sdexport.runtime import Package, Pipeline, load_pipeline
 from sdexport.worker_process import Worker
 from tests.tolerances import COMPONENT_REL, WINOGRAD_REL, assert_close
 

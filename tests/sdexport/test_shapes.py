@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdexport import Pipeline
 from sdexport.demo_model import MODEL_DIR, dataset, judge
 from sdexport.demo_model import evaluate as evaluation
 from sdexport.demo_model.demo_run import contact_sheet
-from sdexport.runtime import Pipeline
 
 LARGEST = 12_000_000
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdexport import Package
 from sdexport import exporter as export_module
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.published_configs import Family
@@ -23,7 +24,6 @@ from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
-from sdexport.runtime import Package
 from tests.sdexport.lora_files import ATTENTION, random_lora, save_kohya
 from tests.sdexport.original_layout import SMALL, original_layout, random_modules, vae_layout
 

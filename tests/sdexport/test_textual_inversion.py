@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from sdexport import ClipTokenizer
 from sdexport import exporter as export_module
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.textual_inversion import (
@@ -23,7 +24,6 @@ from sdexport.checkpoints.textual_inversion import (
     parse_embedding,
 )
 from sdexport.demo_model import MODEL_DIR
-from sdexport.runtime import ClipTokenizer
 from tests.sdexport.original_layout import SMALL, random_modules
 
 WIDTH = 96

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sdexport.runtime import PackageError
+from sdexport import PackageError
 from sdexport.verification.verifier import Check, compare, table, verify
 
 

@@ -13,13 +13,13 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdexport import load_pipeline
 from sdexport.checkpoints import sources
 from sdexport.checkpoints.published_configs import Family
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.sources import Options
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
-from sdexport.runtime import load_pipeline
 from tests.parity.test_family_parity import theirs_paint
 from tests.parity.test_picture_parity import assert_same_pictures
 from tests.sdexport.lora_files import ATTENTION, WIDE, random_lora, save_kohya, save_peft
