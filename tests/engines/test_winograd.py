@@ -12,6 +12,7 @@ from sdexport.engines.winograd.transforms import (
     tile_matrices,
     transformed_weights,
     transforms,
+    weights_of_halves,
 )
 from tests.tolerances import CONVOLUTION_FLOAT64_REL, WINOGRAD_REL, assert_close
 
@@ -81,7 +82,7 @@ def test_weights_of_halves_convolve_a_doubled_image() -> None:
     weights = RNG.standard_normal((4, 3, 3, 3), dtype=np.float32)
     doubled = np.pad(image.repeat(2, 1).repeat(2, 2), ((0, 0), (1, 1), (1, 1)))
     expected = correlated(doubled, weights)
-    for (row, column), part in transforms.weights_of_halves(weights).items():
+    for (row, column), part in weights_of_halves(weights).items():
         bordered = np.pad(image, ((0, 0), (1 - row, row), (1 - column, column)))
         windows = np.lib.stride_tricks.sliding_window_view(bordered, (2, 2), (1, 2))
         found = np.einsum("chwij,kcij->khw", windows, part)

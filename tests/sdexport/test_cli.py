@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -111,9 +112,9 @@ def test_generate_into_a_folder_that_is_read_only(
 
 
 def test_generate_disk_full(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Image.Image, path: Path, **_: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    def full(self: Image.Image, file: IO[bytes], **_: object) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device", file.name)
 
     monkeypatch.setattr(Image.Image, "save", full)
     result = call("generate", package, "x", "-o", tmp_path / "a.png", "--steps", 1)
