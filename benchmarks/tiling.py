@@ -31,7 +31,7 @@ def measure(model: Path, kind: str, size: int, tile: int | None) -> dict[str, fl
     """One run in this process; peak memory in MB, seconds, and the memory before the run."""
     from sdexport.engines import open_session
     from sdexport.runtime.images import vae
-    from sdexport.runtime.images.image_files import to_uint8
+    from sdexport.runtime.images.pixels import to_uint8
 
     rng = np.random.default_rng(0)
     with open_session(model) as session:

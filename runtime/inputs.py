@@ -11,7 +11,8 @@ import numpy as np
 
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
-from sdexport.runtime.images.image_files import ImageInput, open_image, open_mask, resize, to_sample
+from sdexport.runtime.images.loading import ImageInput, load_image, load_mask, resize
+from sdexport.runtime.images.pixels import to_sample
 from sdexport.runtime.noise.torch_generator import TorchGenerator, check_seed
 from sdexport.runtime.schedulers import Scheduler
 from sdexport.runtime.text.conditioning import Embeds
@@ -68,7 +69,7 @@ def given(
     if source is None and mask is not None:
         raise ValueError("mask_image needs an image to be painted into")
     sources: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
-    opened = [open_image(each) for each in sources] if source is not None else []
+    opened = [load_image(each) for each in sources] if source is not None else []
     if source is not None and not opened:
         raise ValueError("image: expected at least one picture")
     if opened and count % len(opened):
@@ -86,7 +87,7 @@ def given(
     return Given(
         *size,
         image=np.concatenate(samples) if samples else None,
-        mask=None if mask is None else open_mask(mask, *size, resize_mode),
+        mask=None if mask is None else load_mask(mask, *size, resize_mode),
     )
 
 

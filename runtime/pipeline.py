@@ -21,7 +21,8 @@ from sdexport.runtime.component_sessions import Components, chunks, finite
 from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
 from sdexport.runtime.images import vae
-from sdexport.runtime.images.image_files import ImageInput, to_uint8
+from sdexport.runtime.images.loading import ImageInput
+from sdexport.runtime.images.pixels import to_uint8
 from sdexport.runtime.initial_latents import Start, start
 from sdexport.runtime.inputs import MAX_SIDE, Course, Given, Noise
 from sdexport.runtime.models.defaults import Defaults

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from sdexport.runtime.images.image_files import Parameters, to_image
+from sdexport.runtime.images.metadata import Parameters, to_image
 from sdexport.runtime.inputs import Course, Given, Noise
 
 STAGES = ("encode", "denoise", "decode")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sdexport.engines.errors import WorkerError as WorkerError
     from sdexport.exporter import export as export
     from sdexport.runtime import schedulers as schedulers
-    from sdexport.runtime.images.image_files import save_png as save_png
+    from sdexport.runtime.images.metadata import save_image as save_image
     from sdexport.runtime.noise.torch_generator import TorchGenerator as TorchGenerator
     from sdexport.runtime.packages.package import Package as Package
     from sdexport.runtime.pipeline import Pipeline as Pipeline
@@ -52,7 +52,7 @@ _NAMES = {
         "WorkerError",
     ),
     "sdexport.exporter": ("export",),
-    "sdexport.runtime.images.image_files": ("save_png",),
+    "sdexport.runtime.images.metadata": ("save_image",),
     "sdexport.runtime.noise.torch_generator": ("TorchGenerator",),
     "sdexport.runtime.packages.package": ("Package",),
     "sdexport.runtime.pipeline": ("Pipeline", "load_pipeline"),

@@ -11,7 +11,8 @@ from PIL import Image
 
 from sdexport.engines.files import atomic_write
 from sdexport.runtime.denoise import DenoiseStep
-from sdexport.runtime.images.image_files import save_png, to_uint8
+from sdexport.runtime.images.metadata import save_image
+from sdexport.runtime.images.pixels import to_uint8
 
 METHODS = ("vae", "linear")
 ANIMATIONS = (".webp", ".gif")
@@ -116,7 +117,7 @@ class PreviewWriter:
         latents = latents / max(1.0, float(latents.std()))
         pair = np.concatenate([self._pixels(latents), self._pixels(step.pred_original_sample)], 2)
         frame = Image.fromarray(np.concatenate(list(pair)))
-        save_png(frame, self.folder / f"{self._prefix}step-{len(self._frames):03d}.png")
+        save_image(frame, self.folder / f"{self._prefix}step-{len(self._frames):03d}.png")
         self._frames.append(frame)
 
     def finish(self) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from sdexport.engines import Session
 from sdexport.runtime import inputs
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
-from sdexport.runtime.images.image_files import ImageInput
+from sdexport.runtime.images.loading import ImageInput
 from sdexport.runtime.inputs import Given
 from sdexport.runtime.models.defaults import Defaults, defaults
 from sdexport.runtime.models.unet_inputs import Sizes, conditions

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.runtime.denoise import DenoiseStep
-from sdexport.runtime.images.image_files import save_png
+from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.images.preview import PreviewWriter
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
@@ -67,7 +67,7 @@ def paint(
                 writer(step)
 
         result = pipe(seed=(first_seed + number) % 2**64, on_step=after_step, **arguments)
-        save_png(result.images[0], path)
+        save_image(result.images[0], path)
         parameters = result.parameters[0]
         entry = {"path": str(path)} | vars(parameters) | {"seconds": dict(result.seconds)}
         if writer is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from sdexport.demo_model import MODEL_DIR
-from sdexport.runtime.images.image_files import save_png
+from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.pipeline import load_pipeline
 from sdexport.verification.verifier import table, verify
 
@@ -68,7 +68,7 @@ def run(
             seed=[SEED + i for i in range(len(PROMPTS))],
             on_step=lambda step: progress("paint"),
         )
-    save_png(contact_sheet(result.images, PROMPTS), sheet)
+    save_image(contact_sheet(result.images, PROMPTS), sheet)
     clock.append(time.perf_counter())
     stages = ("export", "verify", "paint")
     return {

@@ -1,4 +1,4 @@
-"""Pictures of every kind in, pixels out; and files that are no pictures."""
+"""Images of every mode, size and file format; files and arrays that are not images."""
 
 from __future__ import annotations
 
@@ -14,21 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdexport.runtime.images.image_files import (
-    RESIZE_MODES,
-    open_image,
-    open_mask,
-    resize,
-    to_sample,
-    to_uint8,
-)
+from sdexport.runtime.images.loading import RESIZE_MODES, load_image, load_mask, resize
+from sdexport.runtime.images.pixels import to_sample, to_uint8
 
 RED, CLEAR = (200, 30, 40), (0, 0, 0, 0)
 EXIF_ORIENTATION = 0x0112
 
 
 def half_clear(mode: str) -> Image.Image:
-    """Left red, right transparent, in a mode that knows transparency."""
+    """Red on the left, transparent on the right, in a mode with transparency."""
     image = Image.new("RGBA", (8, 4), (*RED, 255))
     image.paste(CLEAR, (4, 0, 8, 4))
     if mode == "P":
@@ -49,8 +43,8 @@ def half_clear(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "P, alpha bytes", "RGB"])
-def test_open_lays_transparency_over_white(mode: str) -> None:
-    opened = open_image(half_clear(mode))
+def test_load_image_composites_transparency_over_white(mode: str) -> None:
+    opened = load_image(half_clear(mode))
     assert opened.mode == "RGB"
     left, right = opened.getpixel((0, 0)), opened.getpixel((7, 3))
     red = RED if mode not in ("LA",) else half_clear("LA").convert("RGB").getpixel((0, 0))
@@ -61,9 +55,9 @@ def test_open_lays_transparency_over_white(mode: str) -> None:
     "mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "RGBX", "RGBA", "LA"]
 )
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4000, 1), (1, 4000)])
-def test_open_any_mode_and_size(mode: str, size: tuple[int, int]) -> None:
+def test_load_image_any_mode_and_size(mode: str, size: tuple[int, int]) -> None:
     shade = Image.new("RGB", size, (60, 60, 60))
-    opened = open_image(shade.convert(mode))
+    opened = load_image(shade.convert(mode))
     assert (opened.mode, opened.size) == ("RGB", size)
     if mode != "1":
         worst = 42 if mode == "P" else 2  # dithered between colours of the palette
@@ -71,7 +65,7 @@ def test_open_any_mode_and_size(mode: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["I", "I;16", "I;16B"])
-def test_open_sixteen_bits(mode: str, tmp_path: Path) -> None:
+def test_load_image_sixteen_bits(mode: str, tmp_path: Path) -> None:
     levels = np.array([[0, 128, 257 * 7, 32896, 65535]], np.uint16)
     image = Image.frombytes("I;16", (5, 1), levels.astype("<u2").tobytes())
     if mode == "I;16B":
@@ -80,35 +74,37 @@ def test_open_sixteen_bits(mode: str, tmp_path: Path) -> None:
         image = Image.fromarray(levels.astype(np.int32))
     assert image.mode == mode
     expected = [0, 0, 7, 128, 255]
-    assert np.asarray(open_image(image))[0, :, 0].tolist() == expected
+    assert np.asarray(load_image(image))[0, :, 0].tolist() == expected
     if mode != "I;16B":
         path = tmp_path / ("deep.tiff" if mode == "I" else "deep.png")
         image.save(path)
-        assert np.asarray(open_image(path))[0, :, 0].tolist() == expected
+        assert np.asarray(load_image(path))[0, :, 0].tolist() == expected
 
 
-def test_open_clips_wide_integers() -> None:
+def test_load_image_clips_wide_integers() -> None:
     image = Image.fromarray(np.array([[-5, 70_000]], np.int32))
-    assert np.asarray(open_image(image))[0, :, 0].tolist() == [0, 255]
+    assert np.asarray(load_image(image))[0, :, 0].tolist() == [0, 255]
 
 
-def test_open_refuses_floats(tmp_path: Path) -> None:
+def test_load_image_rejects_floats(tmp_path: Path) -> None:
     image = Image.fromarray(np.zeros((2, 2), np.float32))
     with pytest.raises(ValueError, match="float pixels have no agreed range"):
-        open_image(image)
+        load_image(image)
     image.save(tmp_path / "f.tiff")
     with pytest.raises(ValueError, match=r"f.tiff: float pixels"):
-        open_image(tmp_path / "f.tiff")
+        load_image(tmp_path / "f.tiff")
 
 
-def test_open_refuses_a_mode_that_pillow_cannot_bring_to_rgb() -> None:
-    with pytest.raises(ValueError, match="image of mode La is no picture that can be read"):
-        open_image(Image.new("La", (2, 2)))
+def test_load_image_rejects_a_mode_that_pillow_cannot_convert() -> None:
+    with pytest.raises(ValueError, match="image of mode La cannot be read as an image"):
+        load_image(Image.new("La", (2, 2)))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_open_turns_as_exif_says(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_load_image_applies_the_exif_orientation(
+    tmp_path: Path, orientation: int, suffix: str
+) -> None:
     upright = np.full((32, 48, 3), 255, np.uint8)
     upright[:16, :16] = 0  # a black corner, up and left
     stored = {
@@ -125,23 +121,23 @@ def test_open_turns_as_exif_says(tmp_path: Path, orientation: int, suffix: str) 
     exif[EXIF_ORIENTATION] = orientation
     path = tmp_path / f"turned.{suffix}"
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
-    opened = np.asarray(open_image(path), int)
+    opened = np.asarray(load_image(path), int)
     assert np.abs(opened - upright).max() < 60
 
 
-def test_open_takes_arrays_files_and_images(tmp_path: Path) -> None:
+def test_load_image_takes_arrays_files_and_images(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     for source in (pixels, tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels)):
-        np.testing.assert_array_equal(np.asarray(open_image(source)), pixels)
-    np.testing.assert_array_equal(np.asarray(open_image(pixels[::-1, ::2])), pixels[::-1, ::2])
-    np.testing.assert_array_equal(np.asarray(open_image(pixels[..., 0]))[..., 2], pixels[..., 0])
+        np.testing.assert_array_equal(np.asarray(load_image(source)), pixels)
+    np.testing.assert_array_equal(np.asarray(load_image(pixels[::-1, ::2])), pixels[::-1, ::2])
+    np.testing.assert_array_equal(np.asarray(load_image(pixels[..., 0]))[..., 2], pixels[..., 0])
 
 
-def test_open_takes_the_first_of_an_animation(tmp_path: Path) -> None:
+def test_load_image_takes_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), shade) for shade in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert open_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
+    assert load_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +154,9 @@ def test_open_takes_the_first_of_an_animation(tmp_path: Path) -> None:
         ([[1, 2], [3, 4]], "got "),
     ],
 )
-def test_open_refuses_other_things(pixels: Any, message: str) -> None:
+def test_load_image_rejects_other_arguments(pixels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        open_image(pixels)
+        load_image(pixels)
 
 
 def encoded(kind: str) -> bytes:
@@ -186,11 +182,11 @@ def encoded(kind: str) -> bytes:
         b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
     ],
 )
-def test_open_refuses_files_that_are_no_pictures(tmp_path: Path, content: bytes) -> None:
+def test_load_image_rejects_damaged_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.png is no picture that can be read") as caught:
-        open_image(path)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image") as caught:
+        load_image(path)
     assert "\n" not in str(caught.value)
 
 
@@ -201,7 +197,7 @@ def test_open_refuses_files_that_are_no_pictures(tmp_path: Path, content: bytes)
     edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
 )
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged files on its own
-def test_open_survives_damaged_files(
+def test_load_image_of_damaged_files_succeeds_or_raises_one_line(
     tmp_path: Path, kind: str, cut: int, edits: list[tuple[int, int]]
 ) -> None:
     data = bytearray(encoded(kind))
@@ -210,22 +206,22 @@ def test_open_survives_damaged_files(
     path = tmp_path / "damaged"
     path.write_bytes(data[: cut or None])
     try:
-        assert open_image(path).mode == "RGB"
+        assert load_image(path).mode == "RGB"
     except ValueError as error:
         assert "\n" not in str(error)
 
 
-def test_open_refuses_folders_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no picture that can be read"):
-        open_image(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no picture at .*gone\.png"):
-        open_image(tmp_path / "gone.png")
-    with pytest.raises(ValueError, match="no picture"):
-        open_image("a\0b")
+def test_load_image_rejects_folders_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        load_image(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no image at .*gone\.png"):
+        load_image(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        load_image("a\0b")
 
 
-def test_open_refuses_a_decompression_bomb(tmp_path: Path) -> None:
-    """A kilobyte that says it is 60000 x 60000."""
+def test_load_image_rejects_a_decompression_bomb(tmp_path: Path) -> None:
+    """One kilobyte that claims to be 60000 x 60000 pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -236,7 +232,7 @@ def test_open_refuses_a_decompression_bomb(tmp_path: Path) -> None:
     body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     with pytest.raises(ValueError, match="decompression bomb"):
-        open_image(tmp_path / "bomb.png")
+        load_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("mode", RESIZE_MODES)
@@ -248,7 +244,7 @@ def test_resize_any_size(mode: str, size: tuple[int, int], goal: tuple[int, int]
     assert np.abs(np.asarray(flat, int) - RED).max() <= 1
 
 
-def test_resize_modes_keep_what_they_promise() -> None:
+def test_resize_modes() -> None:
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 255  # a white square in the middle of black
     image = Image.fromarray(wide)
@@ -265,31 +261,31 @@ def test_resize_unknown_mode() -> None:
         resize(Image.new("RGB", (8, 8)), 8, 8, "zoom")
 
 
-def test_mask_of_every_kind() -> None:
+def test_load_mask_of_every_mode() -> None:
     grey = np.array([[0, 100, 127, 128, 200, 255]], np.uint8)
     expected = [0, 0, 0, 1, 1, 1]
     for source in (grey, np.repeat(grey[..., None], 3, axis=2), Image.fromarray(grey)):
-        mask = open_mask(source, 6, 1)
+        mask = load_mask(source, 6, 1)
         assert (mask.shape, mask.dtype) == ((1, 1, 1, 6), np.float32)
         assert mask.ravel().tolist() == expected
-    inverted = open_mask(255 - grey, 6, 1).ravel()
+    inverted = load_mask(255 - grey, 6, 1).ravel()
     assert inverted.tolist() == [1, 1, 1, 0, 0, 0]
     bilevel = Image.fromarray(grey >= 128)
     assert bilevel.mode == "1"
-    assert open_mask(bilevel, 6, 1).ravel().tolist() == expected
+    assert load_mask(bilevel, 6, 1).ravel().tolist() == expected
 
 
-def test_mask_transparency_is_painted() -> None:
-    """As in editors where what is rubbed out is painted anew."""
+def test_load_mask_transparent_pixels_are_generated() -> None:
+    """As in editors where erased pixels are generated anew."""
     image = Image.new("RGBA", (8, 4), (0, 0, 0, 255))
     image.paste(CLEAR, (4, 0, 8, 4))
-    assert open_mask(image, 8, 4)[0, 0, 0].tolist() == [0] * 4 + [1] * 4
+    assert load_mask(image, 8, 4)[0, 0, 0].tolist() == [0] * 4 + [1] * 4
 
 
-def test_mask_is_resized_with_its_picture() -> None:
+def test_load_mask_is_resized_like_the_image() -> None:
     mask = np.zeros((50, 90), np.uint8)
     mask[:, 45:] = 255
-    small = open_mask(mask, 16, 8)[0, 0]
+    small = load_mask(mask, 16, 8)[0, 0]
     assert set(np.unique(small)) == {0.0, 1.0}
     np.testing.assert_array_equal(small, np.repeat([[0] * 8 + [1] * 8], 8, axis=0))
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdexport import Package, Pipeline, save_png
+from sdexport import Package, Pipeline, save_image
 from sdexport.engines import EngineError, SessionBase
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.session import Feeds
 from sdexport.runtime.denoise import DenoiseStep
 
@@ -180,9 +181,9 @@ def test_pipeline_closed(package: Path) -> None:
         pipeline("a red circle", **FAST)
 
 
-def test_png_carries_the_parameters(pipe: Pipeline, tmp_path: Path) -> None:
+def test_save_image_writes_the_parameters(pipe: Pipeline, tmp_path: Path) -> None:
     result = pipe("a röd circle 🔴", "blurry", guidance_scale=5.0, seed=7, **FAST)
-    save_png(result.images[0], tmp_path / "a.png")
+    save_image(result.images[0], tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         text = image.info["parameters"]
         assert image.tobytes() == result.images[0].tobytes()
@@ -191,8 +192,15 @@ def test_png_carries_the_parameters(pipe: Pipeline, tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_png_into_no_folder_leaves_nothing(pipe: Pipeline, tmp_path: Path) -> None:
+def test_save_image_into_a_missing_folder_writes_nothing(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8))
     with pytest.raises(OSError, match="No such file or directory"):
-        save_png(image, tmp_path / "no" / "a.png")
+        save_image(image, tmp_path / "no" / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "a.png.webp"])
+def test_save_image_rejects_other_suffixes(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"use a name that ends in \.png"):
+        save_image(Image.new("RGB", (8, 8)), tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -84,7 +84,7 @@ def test_call_refuses_two_ways_at_once(pipe: Pipeline) -> None:
 
 
 def test_call_missing_image(pipe: Pipeline) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no picture at gone\.png"):
+    with pytest.raises(FileNotFoundError, match=r"no image at gone\.png"):
         pipe("a star", image="gone.png")
 
 

@@ -16,7 +16,7 @@ from sdexport import Package, Pipeline
 from sdexport.engines import SessionBase, TensorSpec
 from sdexport.engines.session import Feeds
 from sdexport.runtime.images import vae
-from sdexport.runtime.images.image_files import to_uint8
+from sdexport.runtime.images.pixels import to_uint8
 from tests.tolerances import BLEND_ABS, TILED_LATENTS, TILED_MEAN, TILED_SEAM, TILING_MEMORY
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "ddim", "seed": 0}

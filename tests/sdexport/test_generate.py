@@ -130,9 +130,9 @@ def test_embeds_saved_and_loaded_paint_the_same(package: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--image", "GIVEN/none.png"], "no picture at "),
-        (["--image", "GIVEN/text.png"], "text.png is no picture that can be read"),
-        (["--image", "GIVEN/blue.png", "--mask", "GIVEN/none.png"], "no picture at "),
+        (["--image", "GIVEN/none.png"], "no image at "),
+        (["--image", "GIVEN/text.png"], "text.png cannot be read as an image"),
+        (["--image", "GIVEN/blue.png", "--mask", "GIVEN/none.png"], "no image at "),
         (["--mask", "GIVEN/mask.png"], "mask_image needs an image"),
         (["--strength", "0.5"], "strength needs an image"),
         (["--image", "GIVEN/blue.png", "--strength", "1.5"], "strength must be 0 to 1, got 1.5"),

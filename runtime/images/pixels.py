@@ -1,0 +1,33 @@
+"""Between 8-bit pixels and the samples that the VAE takes and returns."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def to_sample(image: Image.Image) -> np.ndarray:
+    """Turn an RGB image into a sample for the VAE's encoder.
+
+    Returns: (1, 3, H, W) float32 in -1..1.
+    """
+    unit = np.asarray(image, np.float32) / 255
+    return np.ascontiguousarray(unit.transpose(2, 0, 1)[None] * 2 - 1)
+
+
+def to_uint8(sample: np.ndarray) -> np.ndarray:
+    """Turn samples from the VAE's decoder into pixels.
+
+    Args:
+      sample: (B, C, H, W) float32, nominally -1..1; values outside are clipped.
+    Returns: (B, H, W, C) uint8.
+    """
+    count, channels, height, width = sample.shape
+    pixels = np.empty((count, height, width, channels), np.uint8)
+    for i, c in np.ndindex(count, channels):  # one plane at a time, to save memory
+        plane = sample[i, c] / 2
+        plane += 0.5
+        np.clip(plane, 0, 1, out=plane)
+        plane *= 255
+        pixels[i, :, :, c] = np.rint(plane, out=plane)
+    return pixels
