@@ -72,7 +72,7 @@ def test_points_round_less_than_the_usual_ones(
 
     ours = error()
     transforms.cache_clear()
-    monkeypatch.setitem(transforms.POINTS, (4, taps), tuple(map(Fraction, usual)))
+    monkeypatch.setitem(POINTS, (4, taps), tuple(map(Fraction, usual)))
     assert error() > times * ours
     transforms.cache_clear()
 
