@@ -1,4 +1,7 @@
-"""Arguments that a caller may get wrong, each refused in one line."""
+"""Checks of arguments: each returns the value as it will be used, or raises with one line.
+
+Every function raises InvalidArgumentError; `name` is what its message calls the argument.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 
 
-def whole(name: str, value: object, low: int, high: int) -> int:
-    """`value` as an int from low to high; NumPy's integers are welcome, booleans are not.
-
-    Raises: ValueError: something else.
-    """
+def integer(name: str, value: object, low: int, high: int) -> int:
+    """An int from low to high; NumPy integers are allowed, booleans are not."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ValueError(f"{name} must be an integer, got {shown(value)}") from None
+        raise InvalidArgumentError(f"{name} must be an integer, got {shown(value)}") from None
     if isinstance(value, (bool, np.ndarray)) or not low <= number <= high:
-        raise ValueError(f"{name} must be {low} to {high}, got {shown(value)}")
+        raise InvalidArgumentError(f"{name} must be {low} to {high}, got {shown(value)}")
     return number
 
 
 def number(name: str, value: object, low: float, high: float = math.inf) -> float:
-    """`value` as a finite float from low to high; NumPy's numbers are welcome, booleans are not.
-
-    Raises: ValueError: something else.
-    """
+    """A finite float from low to high; NumPy numbers are allowed, booleans are not."""
     result = math.nan
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         try:
@@ -39,56 +37,54 @@ def number(name: str, value: object, low: float, high: float = math.inf) -> floa
             result = math.inf
     if not (math.isfinite(result) and low <= result <= high):
         span = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-        raise ValueError(f"{name} must be {span}, got {shown(value)}")
+        raise InvalidArgumentError(f"{name} must be {span}, got {shown(value)}")
     return result
 
 
 def function(name: str, value: object) -> None:
-    """Raises: ValueError: `value` is neither None nor a function."""
+    """None or something callable."""
     if value is not None and not callable(value):
-        raise ValueError(f"{name} must be a function, got {shown(value)}")
+        raise InvalidArgumentError(f"{name} must be a function, got {shown(value)}")
 
 
-def texts(name: str, value: object) -> list[str]:
-    """One text, or a list or tuple of them, as a list.
-
-    Raises: ValueError: something else.
-    """
+def strings(name: str, value: object) -> list[str]:
+    """A list of strings, from one string, a list or a tuple."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{name} must be a text or a list of texts, got {shown(value)}")
+        raise InvalidArgumentError(
+            f"{name} must be a string or a list of strings, got {shown(value)}"
+        )
     return list(value)
 
 
-def floats(name: str, value: object, shape: Sequence[int | None]) -> np.ndarray:
-    """`value`, if it is a float32 array of finite numbers and of that shape; None is any size.
+def float_array(name: str, value: object, shape: Sequence[int | None]) -> np.ndarray:
+    """A float32 array of finite numbers.
 
-    Raises: ValueError: something else.
+    Args:
+      shape: the shape that is required; None stands for any size.
     """
-    fits = isinstance(value, np.ndarray) and value.ndim == len(shape) and value.dtype == np.float32
+    is_float = isinstance(value, np.ndarray) and value.dtype == np.float32
+    fits = is_float and value.ndim == len(shape)  # type: ignore[attr-defined]
     if not fits or any(
-        want not in (None, got)
-        for want, got in zip(shape, value.shape, strict=True)  # type: ignore[attr-defined]
+        wanted not in (None, size)
+        for wanted, size in zip(shape, value.shape, strict=True)  # type: ignore[attr-defined]
     ):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name}: expected float32 ({wanted}), got {shown(value)}")
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise InvalidArgumentError(f"{name}: expected float32 ({sizes}), got {shown(value)}")
     array: np.ndarray = value  # type: ignore[assignment]
     if not np.isfinite(array).all():
-        raise ValueError(f"{name}: NaN or infinity is in it")
+        raise InvalidArgumentError(f"{name}: contains NaN or infinity")
     return array
 
 
 def interval(name: str, value: object) -> tuple[float, float]:
-    """Two rising numbers from 0 to 1.
-
-    Raises: ValueError: they are not.
-    """
+    """A pair (start, end) with 0 <= start < end <= 1."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{name} must be (start, end), got {shown(value)}")
+        raise InvalidArgumentError(f"{name} must be (start, end), got {shown(value)}")
     start, end = value
     number(f"{name} start", start, 0, 1)
     number(f"{name} end", end, 0, 1)
     if not start < end:
-        raise ValueError(f"{name} must rise, got {value}")
+        raise InvalidArgumentError(f"{name} must have start < end, got {value}")
     return start, end

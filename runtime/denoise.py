@@ -146,7 +146,7 @@ class _Predictor:
         return self._bound[key]
 
     def _check(self, embeds: np.ndarray, count: int) -> None:
-        checks.floats("prompt_embeds", embeds, (None, None, None))
+        checks.float_array("prompt_embeds", embeds, (None, None, None))
         each = 2 if self._guidance.is_guided else 1
         if len(embeds) != count * each:
             raise ValueError(

@@ -93,7 +93,7 @@ def given(
 
 def _side(name: str, value: int, unit: int) -> int:
     try:
-        side = checks.whole(name, value, unit, MAX_SIDE)
+        side = checks.integer(name, value, unit, MAX_SIDE)
     except ValueError:
         side = -1
     if side % unit:
@@ -145,20 +145,22 @@ def prompts(
     num_images_per_prompt: int,
 ) -> tuple[list[str], list[str]]:
     """Prompt and negative prompt of each picture; empty where embeddings stand for them."""
-    checks.whole("num_images_per_prompt", num_images_per_prompt, 1, 100_000)
+    checks.integer("num_images_per_prompt", num_images_per_prompt, 1, 100_000)
     if (prompt is None) == (prompt_embeds is None):
         raise ValueError("expected either a prompt or prompt_embeds")
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("expected either a negative_prompt or negative_prompt_embeds")
     if prompt is not None:
-        prompts = checks.texts("prompt", prompt)
+        prompts = checks.strings("prompt", prompt)
     elif callable(prompt_embeds):
         prompts = [""]
     else:
-        prompts = [""] * len(checks.floats("prompt_embeds", prompt_embeds, (None, None, None)))
+        prompts = [""] * len(checks.float_array("prompt_embeds", prompt_embeds, (None, None, None)))
     if not prompts:
         raise ValueError("expected at least one prompt")
-    negatives = checks.texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+    negatives = checks.strings(
+        "negative_prompt", "" if negative_prompt is None else negative_prompt
+    )
     if negative_prompt is None or isinstance(negative_prompt, str):
         negatives *= len(prompts)
     if len(negatives) != len(prompts):

@@ -68,8 +68,8 @@ class Pipeline:
     ) -> None:
         unit = package.manifest.downscale
         if max_batch is not None:
-            checks.whole("max_batch", max_batch, 1, 2**31)
-        if vae_tile is not None and checks.whole("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
+            checks.integer("max_batch", max_batch, 1, 2**31)
+        if vae_tile is not None and checks.integer("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
             raise ValueError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
         self.package = package
         self.max_batch, self.vae_tile = max_batch, vae_tile
@@ -209,7 +209,7 @@ class Pipeline:
         source = Noise(seed, len(prompts), noise_device)
         shape = (len(prompts), *self.latent_shape(given.height, given.width))
         if latents is not None:
-            checks.floats("latents", latents, shape)
+            checks.float_array("latents", latents, shape)
         sizes = Sizes.checked(
             original_size or (given.height, given.width),
             target_size or (given.height, given.width),
@@ -281,7 +281,7 @@ class Pipeline:
         """A scheduler on the package's configuration; see sdexport.runtime.schedulers.create."""
         if not isinstance(name, str):
             raise ValueError(f"scheduler must be a name, got {shown(name)}")
-        checks.whole("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
+        checks.integer("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
         checks.number("eta", eta, 0, 1)
         options: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
         options = {key: value for key, value in options.items() if value is not None}
@@ -316,9 +316,9 @@ class Pipeline:
         Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for;
           token_embeds that do not fit.
         """
-        above = checks.texts("negatives", negatives or [])
+        above = checks.strings("negatives", negatives or [])
         return self.text_encoders.encode(
-            [*above, *checks.texts("prompts", prompts)],
+            [*above, *checks.strings("prompts", prompts)],
             len(above),
             prompt_weights=prompt_weights,
             clip_skip=clip_skip,
@@ -332,7 +332,7 @@ class Pipeline:
           package's downscale. EngineError: the encoder failed.
         """
         unit, session = self.package.manifest.downscale, self.session("vae_encoder")
-        checks.floats("pixels", pixels, (None, 3, None, None))
+        checks.float_array("pixels", pixels, (None, 3, None, None))
         if not pixels.size or pixels.shape[2] % unit or pixels.shape[3] % unit:
             raise ValueError(f"pixels: sides must be multiples of {unit}, got {pixels.shape}")
         parts = [
@@ -371,7 +371,7 @@ class Pipeline:
         """
         guidance = guidance or Guidance(guidance_scale)
         channels = self.package.manifest.latent_channels
-        checks.floats("latents", latents, (None, channels, None, None))
+        checks.float_array("latents", latents, (None, channels, None, None))
         begin = Start(latents)
         return self._denoise(
             begin, prompt_embeds, scheduler, guidance, draw, conditions, cache_interval
@@ -383,7 +383,7 @@ class Pipeline:
         Raises: ValueError: an array of another kind. EngineError: the decoder failed.
         """
         manifest, session = self.package.manifest, self.session("vae_decoder")
-        checks.floats("latents", latents, (None, manifest.latent_channels, None, None))
+        checks.float_array("latents", latents, (None, manifest.latent_channels, None, None))
         tile = None if self.vae_tile is None else self.vae_tile // manifest.downscale
         parts = []
         for rows in chunks(len(latents), self.max_batch):

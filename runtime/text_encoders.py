@@ -51,7 +51,7 @@ class TextEncoders:
             if name in package.manifest.components
         }
         self._layers = {
-            name: checks.whole(
+            name: checks.integer(
                 f"{name}/config.json: num_hidden_layers",
                 package.config(name).get("num_hidden_layers", MOST_LAYERS),
                 1,

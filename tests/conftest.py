@@ -54,7 +54,7 @@ def pipe(package: Path) -> Iterator[Pipeline]:
 @pytest.fixture(scope="module", params=["_noise", "_noise_numpy"])
 def noise_source(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """Both sources of PyTorch's CPU noise; the first is missing where nothing compiles."""
-    module = pytest.importorskip(f"runtime.{request.param}")
+    module = pytest.importorskip(f"sdexport.runtime.noise.{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_generator, "source", module)
         yield module

@@ -62,7 +62,7 @@ class Sizes:
 def _pair(name: str, value: object, low: int) -> tuple[int, int]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"{name} must be (height, width), got {shown(value)}")
-    first, second = (checks.whole(name, side, low, 2**20) for side in value)
+    first, second = (checks.integer(name, side, low, 2**20) for side in value)
     return first, second
 
 

@@ -109,7 +109,7 @@ def _rows(name: str, given: np.ndarray | None, count: int, ndim: int) -> np.ndar
     """Embeddings as one row for each picture; None stays None."""
     if given is None:
         return None
-    given = checks.floats(name, given, (None,) * ndim)
+    given = checks.float_array(name, given, (None,) * ndim)
     if not given.size or count % len(given):
         raise ValueError(f"{name}: expected 1 or {count} rows, got {given.shape}")
     return np.repeat(given, count // len(given), axis=0)

@@ -169,8 +169,8 @@ def _given(
         vectors = vectors[number]
     name = f"token_embeds: '{word}'"
     if shape[0] == 1 and getattr(vectors, "ndim", None) == 1:
-        return checks.floats(name, vectors, shape[1:])[None]
-    return checks.floats(name, vectors, shape)
+        return checks.float_array(name, vectors, shape[1:])[None]
+    return checks.float_array(name, vectors, shape)
 
 
 def _shown(value: object) -> str:

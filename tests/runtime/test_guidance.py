@@ -95,8 +95,8 @@ def test_interval_with_max_batch(package: Path, pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("interval", "message"),
     [
-        ((0.5, 0.5), "must rise"),
-        ((0.8, 0.2), "must rise"),
+        ((0.5, 0.5), "must have start < end"),
+        ((0.8, 0.2), "must have start < end"),
         ((-0.1, 1.0), "start must be 0 to 1, got -0.1"),
         ((0.0, 1.1), "end must be 0 to 1, got 1.1"),
         ((0.0, math.nan), "end must be 0 to 1"),

@@ -107,5 +107,5 @@ def test_encode_image_refuses(pipe: Pipeline, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("prompts", [5, [5], None, b"x"])
 def test_encode_refuses(pipe: Pipeline, prompts: Any) -> None:
-    with pytest.raises(ValueError, match="prompts must be a text or a list of texts"):
+    with pytest.raises(ValueError, match="prompts must be a string or a list of strings"):
         pipe.encode(prompts)
