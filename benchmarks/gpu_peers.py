@@ -16,7 +16,7 @@ from benchmarks.gpu_models import Model
 from sdexport import Package, Pipeline
 from sdexport.bench.benchmark import prompt_of
 from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
-from sdexport.engines import Session
+from sdexport.engines import PLAN_BACKENDS, Session
 from sdexport.graphs.wrappers import Part, parts
 from sdexport.runtime import schedulers
 
@@ -122,10 +122,9 @@ class Peers:
                 pointer = str(stream.cuda_stream)
                 options["provider_options"] = {"user_compute_stream": pointer}
             package = Package.load(self.package, verify=False)
-            session = package.open(component, backend, engine_dir=self.engine_dir, **options)
-            own = getattr(session, "stream", None)
-            if own is not None and self.device == "cuda":
-                stream = torch.cuda.ExternalStream(own.handle)
+            session: Any = package.open(component, backend, engine_dir=self.engine_dir, **options)
+            if backend in PLAN_BACKENDS and self.device == "cuda":
+                stream = torch.cuda.ExternalStream(session.stream.handle)
             self._open[key] = session, stream
         return self._open[key]
 

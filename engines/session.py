@@ -1,6 +1,6 @@
 """The Session protocol: named tensors in, named tensors out, whatever runs the graph.
 
-Errors: EngineError if the engine fails, InvalidArgumentError if feeds do not fit.
+Errors: InvalidArgumentError if an argument does not fit, EngineError if the engine fails.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, InvalidArgumentError
 
 Feeds = Mapping[str, np.ndarray]
+"""Arrays by the name of their input."""
 ANY_SIZE = "?"
 """A dynamic dimension without a name; two of them need not be equal."""
-
-
 MAX_COUNT = 4096
-"""Most threads or streams to ask for; libraries fail on huge numbers each in its own way."""
+"""Upper limit for numbers of threads and streams."""
 
 
 def check_count(name: str, value: object) -> None:
-    """A number of threads or streams.
+    """Check a number of threads or streams.
 
-    Raises: ValueError: not a whole number from 1 to MAX_COUNT.
+    Raises: InvalidArgumentError: not a whole number from 1 to MAX_COUNT.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-        raise ValueError(f"{name} must be a whole number from 1 to {MAX_COUNT}, got {value!r:.40}")
+        raise InvalidArgumentError(
+            f"{name} must be a whole number from 1 to {MAX_COUNT}, got {value!r:.40}"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,12 @@ class TensorSpec:
 
 
 class Session(Protocol):
-    """An opened graph. Safe to call from several threads; outputs belong to the caller."""
+    """An opened graph. Safe to call from several threads; the caller owns the outputs."""
+
+    @property
+    def name(self) -> str:
+        """Name of the component, for messages."""
+        ...
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -53,32 +59,54 @@ class Session(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
+    @property
+    def refits(self) -> int:
+        """How often the weights were replaced; outputs from before a refit are out of date."""
+        ...
+
+    @property
+    def mapped(self) -> int | None:
+        """Bytes of the memory-mapped files that it reads, where those are most of its memory."""
+        ...
+
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Compute every output.
+        """Compute all outputs.
 
         Args:
           feeds: one array for each input, of its dtype and shape; equal dimension names mean
             equal sizes.
-        Raises: ValueError: feeds do not fit. EngineError: the engine failed or is closed.
+        Returns: one array for each output.
+        Raises: InvalidArgumentError: feeds do not fit. EngineError: the engine failed or is closed.
         """
         ...
 
-    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
-        """Return a session that holds these inputs and asks only for the others.
+    def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        """Return a session with these inputs fixed; its `run` takes only the others.
 
-        The constants are copied, checked and (on devices) uploaded once; what depends on them alone
-        may be computed once. Closing the returned session lets go of them and leaves this one open.
+        The constants are copied, checked and (on a GPU) uploaded once. A backend may also compute
+        once what depends only on them. Closing the returned session frees them and leaves this
+        session open.
 
         Args:
-          twice: inputs to be given with half of the rows, which stand for both halves of the batch;
-            a session may then compute once what is the same for both. Only for graphs in which no
-            row depends on another.
-        Raises: ValueError: a constant does not fit its input, or there is no such input.
+          shared: inputs that are the same for both halves of the batch. `run` takes them with half
+            of the rows, and a backend may then compute once what both halves have in common. Only
+            for graphs in which no row depends on another.
+          constants: one array for each fixed input, with all rows of the batch.
+        Raises: InvalidArgumentError: an array does not fit its input, or there is no such input.
+        """
+        ...
+
+    def trim(self, room: int | None = None) -> bool:
+        """Free memory that can be filled again on demand; the session stays open.
+
+        Args:
+          room: bytes that are needed; None frees as much as possible.
+        Returns: False if nothing can be freed without closing the session.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the engine; closing twice is allowed."""
+        """Free the engine; closing twice is allowed."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -92,10 +120,7 @@ class Session(Protocol):
 
 
 class SessionBase:
-    """What every session does alike; a subclass gives `_compute` and `_release`."""
-
-    refits = 0
-    """How often the weights were replaced: answers from before are those of others."""
+    """Shared code of all sessions; a subclass defines `_compute` and `_release`."""
 
     def __init__(
         self, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -103,28 +128,26 @@ class SessionBase:
         self.name = name
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
+        self._refits = 0
         self._closed = False
+
+    @property
+    def refits(self) -> int:
+        return self._refits
+
+    @property
+    def mapped(self) -> int | None:
+        return None
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
         check_feeds(self.name, self.inputs, feeds)
         return self._compute(feeds)
 
-    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
-        return BoundSession(self, constants, twice)
-
-    @property
-    def mapped(self) -> int | None:
-        """Bytes of files that are in memory at work, where that is most of what it needs."""
-        return None
+    def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        return BoundSession(self, constants, shared)
 
     def trim(self, room: int | None = None) -> bool:
-        """Give back memory that is filled again when it is needed, and stay open.
-
-        Args:
-          room: bytes that suffice; None for all there is.
-        Returns: whether that was done; if not, only closing gives something back.
-        """
         return False
 
     def close(self) -> None:
@@ -137,10 +160,11 @@ class SessionBase:
             raise EngineError(f"{self.name}: the session is closed; open it again to run it")
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """All outputs for feeds that have been checked."""
         raise TypeError(f"{type(self).__name__} must define _compute")
 
     def _release(self) -> None:
-        """Free what the subclass holds."""
+        """Free the resources of the subclass; called once."""
 
     def __enter__(self) -> Self:
         return self
@@ -155,40 +179,53 @@ class SessionBase:
 
 
 class BoundSession(SessionBase):
-    """A session with some of its inputs held; see Session.bind."""
+    """A session with some of its inputs fixed; see Session.bind."""
 
-    def __init__(self, parent: SessionBase, constants: Feeds, twice: Sequence[str] = ()) -> None:
+    def __init__(self, parent: SessionBase, constants: Feeds, shared: Sequence[str] = ()) -> None:
         known = {spec.name: spec for spec in parent.inputs}
-        held = {name: np.array(value) for name, value in constants.items()}
-        check_feeds(parent.name, [known[n] for n in held if n in known], held, known)
-        rest = {name: spec for name, spec in known.items() if name not in held}
-        for name in twice:
+        copies = {name: np.array(value) for name, value in constants.items()}
+        check_feeds(parent.name, [known[n] for n in copies if n in known], copies, known)
+        rest = {name: spec for name, spec in known.items() if name not in copies}
+        for name in shared:
             if name not in rest:
-                raise ValueError(f"{parent.name}: no input '{name}' to give once for two halves")
+                raise InvalidArgumentError(
+                    f"{parent.name}: no input '{name}' to share between the halves of the batch"
+                )
         super().__init__(parent.name, tuple(rest.values()), parent.outputs)
         self._parent = parent
-        self._held = held
-        self._twice = frozenset(twice)
+        self._constants: Feeds = copies
+        self._shared = frozenset(shared)
+
+    @property
+    def refits(self) -> int:
+        return self._parent.refits
+
+    @property
+    def mapped(self) -> int | None:
+        return self._parent.mapped
+
+    def trim(self, room: int | None = None) -> bool:
+        return self._parent.trim(room)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        return self._parent.run(self._whole(feeds))
+        return self._parent.run(self._all_feeds(feeds))
 
-    def _whole(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """The parent's feeds."""
-        repeated = {name: np.concatenate([feeds[name], feeds[name]]) for name in self._twice}
-        return {**self._held, **feeds, **repeated}
+    def _all_feeds(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """The parent's feeds: the constants too, and shared inputs for both halves."""
+        repeated = {name: np.concatenate([feeds[name], feeds[name]]) for name in self._shared}
+        return {**self._constants, **feeds, **repeated}
 
-    def _checked(self, feeds: Feeds) -> dict[str, np.ndarray]:
+    def _checked_feeds(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """The parent's feeds, for subclasses that compute without its `run`.
 
-        Raises: ValueError: what is held and what is given do not fit together.
+        Raises: InvalidArgumentError: the constants and the feeds do not fit together.
         """
-        whole = self._whole(feeds)
-        check_feeds(self.name, self._parent.inputs, whole)
-        return whole
+        everything = self._all_feeds(feeds)
+        check_feeds(self.name, self._parent.inputs, everything)
+        return everything
 
     def _release(self) -> None:
-        self._held = {}
+        self._constants = {}
 
 
 def check_feeds(
@@ -197,46 +234,49 @@ def check_feeds(
     feeds: Feeds,
     known: Mapping[str, TensorSpec] | None = None,
 ) -> None:
-    """Raise ValueError unless `feeds` holds exactly the arrays that `specs` ask for.
+    """Check that `feeds` holds exactly the arrays that `specs` describes.
 
     Args:
       name: the component, for the message.
-      known: the names that are listed when an unknown one comes; default those of `specs`.
+      known: inputs that the message about an unknown name lists; default those of `specs`.
+    Raises: InvalidArgumentError: an array is missing, unknown, or of the wrong dtype or shape.
     """
-    wanted = {spec.name: spec for spec in specs}
-    if feeds.keys() != wanted.keys():
-        _complain_of_names(name, wanted, feeds, known or wanted)
+    expected = {spec.name: spec for spec in specs}
+    if feeds.keys() != expected.keys():
+        raise InvalidArgumentError(_wrong_names(name, expected, feeds, known or expected))
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
-        value = feeds[spec.name]
-        if not isinstance(value, np.ndarray):
-            raise ValueError(
-                f"{name}: input '{spec.name}': expected a NumPy array {spec}, "
-                f"got {type(value).__name__}"
-            )
-        fits = value.dtype == spec.dtype and value.ndim == len(spec.shape)
-        if not fits or any(
-            isinstance(want, int) and want != got
-            for want, got in zip(spec.shape, value.shape, strict=True)
-        ):
-            raise ValueError(
-                f"{name}: input '{spec.name}': expected {spec}, got {value.dtype} {value.shape}"
-            )
-        for want, got in zip(spec.shape, value.shape, strict=True):
-            if got == 0:
-                raise ValueError(f"{name}: input '{spec.name}': empty array {value.shape}")
-            if isinstance(want, str) and want != ANY_SIZE:
-                first, source = sizes.setdefault(want, (got, spec.name))
-                if first != got:
-                    raise ValueError(
-                        f"{name}: '{want}' is {first} in input '{source}' "
-                        f"and {got} in input '{spec.name}'; they must be equal"
+        _check_feed(name, spec, feeds[spec.name])
+        for dimension, size in zip(spec.shape, feeds[spec.name].shape, strict=True):
+            if isinstance(dimension, str) and dimension != ANY_SIZE:
+                first, source = sizes.setdefault(dimension, (size, spec.name))
+                if first != size:
+                    raise InvalidArgumentError(
+                        f"{name}: '{dimension}' is {first} in input '{source}' "
+                        f"and {size} in input '{spec.name}'; they must be equal"
                     )
 
 
-def _complain_of_names(
-    name: str, wanted: Mapping[str, TensorSpec], feeds: Feeds, known: Mapping[str, TensorSpec]
-) -> None:
-    problems = [f"missing input '{n}' {spec}" for n, spec in wanted.items() if n not in feeds]
-    problems += [f"no input '{n}'" for n in feeds if n not in wanted]
-    raise ValueError(f"{name}: {'; '.join(problems)}; the inputs are {', '.join(known)}")
+def _check_feed(name: str, spec: TensorSpec, value: object) -> None:
+    """Raises: InvalidArgumentError: not an array of the dtype and shape of its input."""
+    where = f"{name}: input '{spec.name}'"
+    if not isinstance(value, np.ndarray):
+        raise InvalidArgumentError(
+            f"{where}: expected a NumPy array {spec}, got {type(value).__name__}"
+        )
+    fits = value.dtype == spec.dtype and value.ndim == len(spec.shape)
+    if not fits or any(
+        isinstance(dimension, int) and dimension != size
+        for dimension, size in zip(spec.shape, value.shape, strict=True)
+    ):
+        raise InvalidArgumentError(f"{where}: expected {spec}, got {value.dtype} {value.shape}")
+    if 0 in value.shape:
+        raise InvalidArgumentError(f"{where}: empty array {value.shape}")
+
+
+def _wrong_names(
+    name: str, expected: Mapping[str, TensorSpec], feeds: Feeds, known: Mapping[str, TensorSpec]
+) -> str:
+    problems = [f"missing input '{n}' {spec}" for n, spec in expected.items() if n not in feeds]
+    problems += [f"no input '{n}'" for n in feeds if n not in expected]
+    return f"{name}: {'; '.join(problems)}; the inputs are {', '.join(known)}"

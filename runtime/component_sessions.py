@@ -78,9 +78,9 @@ class Components:
     def _make_room(self, component: str) -> None:
         """Trim the others for what this one maps, or close them."""
         coming = self._opened.get(component)
-        room = coming.mapped if isinstance(coming, SessionBase) else None
+        room = coming.mapped if coming is not None else None
         for other, session in list(self._opened.items()):
-            kept = other == component or (isinstance(session, SessionBase) and session.trim(room))
+            kept = other == component or session.trim(room)
             if not kept:
                 self._opened.pop(other).close()
 

@@ -140,9 +140,9 @@ class _Predictor:
                 return np.concatenate([values[rows], conditional]) if guided else conditional
 
             given = {"encoder_hidden_states": embeds, **self._conditions}
-            twice = ("sample",) if guided else ()  # for the unconditional and conditional half
+            shared = ("sample",) if guided else ()  # by the unconditional and conditional half
             constants = {name: held(values) for name, values in given.items()}
-            self._bound[key] = self._unet.bind(twice=twice, **constants)
+            self._bound[key] = self._unet.bind(shared=shared, **constants)
         return self._bound[key]
 
     def _check(self, embeds: np.ndarray, count: int) -> None:

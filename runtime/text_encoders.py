@@ -191,8 +191,7 @@ class _Rows:
 
         Raises: EngineError: NaN or infinity is among them, or the encoder failed.
         """
-        refits = getattr(session, "refits", 0)
-        key = (name, refits, *outputs, *((k, v.tobytes()) for k, v in row.items()))
+        key = (name, session.refits, *outputs, *((k, v.tobytes()) for k, v in row.items()))
         with self._lock:
             if key in self._found:
                 self._found.move_to_end(key)

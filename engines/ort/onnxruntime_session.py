@@ -114,9 +114,9 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         super().__init__(session, name, _specs(session.get_inputs()), _specs(session.get_outputs()))
         self.device = _DEVICES.get(wanted[0], "cpu") if wanted else "cpu"
 
-    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
-        made = BoundSession if self.device == "cpu" else _OnDevice
-        return made(self, constants, twice)
+    def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        bound = BoundSession if self.device == "cpu" else _OnDevice
+        return bound(self, constants, shared)
 
 
 def open_cuda(
@@ -146,23 +146,23 @@ def open_cuda(
 class _OnDevice(BoundSession):
     """Constants stay in device memory; each call binds them and uploads the other inputs."""
 
-    def __init__(self, parent: OnnxRuntimeSession, constants: Feeds, twice: Sequence[str]) -> None:
-        super().__init__(parent, constants, twice)
+    def __init__(self, parent: OnnxRuntimeSession, constants: Feeds, shared: Sequence[str]) -> None:
+        super().__init__(parent, constants, shared)
         self._owner = parent
         self._uploaded: dict[str, Any] = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), parent.device, 0)
-            for name, value in self._held.items()
+            for name, value in self._constants.items()
         }
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         session = self._owner._opened()
-        whole = self._checked(feeds)
+        checked = self._checked_feeds(feeds)
         try:
             binding = session.io_binding()
             for name, value in self._uploaded.items():
                 binding.bind_ortvalue_input(name, value)
             for name in feeds:
-                binding.bind_cpu_input(name, np.ascontiguousarray(whole[name]))
+                binding.bind_cpu_input(name, np.ascontiguousarray(checked[name]))
             for spec in self.outputs:
                 binding.bind_output(spec.name, "cpu")
             session.run_with_iobinding(binding)

@@ -98,8 +98,8 @@ class TensorRtSession(SessionBase):
         self._activations = shared_activations(device)
         self._activations.join()
 
-    def bind(self, *, twice: Sequence[str] = (), **constants: np.ndarray) -> Session:
-        return _Uploaded(self, constants, twice)
+    def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        return _Uploaded(self, constants, shared)
 
     def refit(self, path: str | Path) -> None:
         """Put in the weights of another ONNX file of the same graph; for refittable plans.
@@ -114,7 +114,7 @@ class TensorRtSession(SessionBase):
             self._check_open()
             cuda_device.use_device(self._device)
             self._drop_shapes()  # recorded CUDA graphs may hold what is replaced
-            self.refits += 1
+            self._refits += 1
             refit(self._trt, self._engine, path, self.name, self._messages)
 
     def _drop_shapes(self) -> None:
@@ -248,19 +248,19 @@ class Constant:
 class _Uploaded(BoundSession):
     """Constants that lie on the device."""
 
-    def __init__(self, parent: TensorRtSession, constants: Feeds, twice: Sequence[str]) -> None:
-        super().__init__(parent, constants, twice)
+    def __init__(self, parent: TensorRtSession, constants: Feeds, shared: Sequence[str]) -> None:
+        super().__init__(parent, constants, shared)
         self._owner = parent
-        self._constants = parent.constants(self._held)
+        self._uploaded = parent.constants(self._constants)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        whole = self._checked(feeds)
-        return self._owner.compute({name: whole[name] for name in feeds}, self._constants)
+        checked = self._checked_feeds(feeds)
+        return self._owner.compute({name: checked[name] for name in feeds}, self._uploaded)
 
     def _release(self) -> None:
         super()._release()
-        self._owner.release(self._constants)
-        self._constants = {}
+        self._owner.release(self._uploaded)
+        self._uploaded = {}
 
 
 open_tensorrt = functools.partial(TensorRtSession, backend="tensorrt")

@@ -164,23 +164,29 @@ def test_session_bind_twice_and_bind_everything(session: Session) -> None:
         np.testing.assert_array_equal(everything.run({})["out_sample"], expected)
 
 
-def test_session_gives_both_halves_for_one(session: Session) -> None:
+def test_session_shares_an_input_between_both_halves(session: Session) -> None:
     given = feeds(batch=4)
     one = given["sample"][:2].copy()
     given["sample"] = np.concatenate([one, one])
     expected = session.run(given)["out_sample"]
     embeds, time = given["encoder_hidden_states"], given["timestep"]
-    with session.bind(twice=("sample",), encoder_hidden_states=embeds) as bound:
+    with session.bind(shared=("sample",), encoder_hidden_states=embeds) as bound:
         assert [spec.name for spec in bound.inputs] == ["sample", "timestep"]
         for _ in range(2):
             found = bound.run({"sample": one, "timestep": time})["out_sample"]
             assert_close(found, expected, rel=COMPONENT_REL)
         with pytest.raises(ValueError, match="'batch' is"):
             bound.run({"sample": given["sample"], "timestep": time})
-    with pytest.raises(ValueError, match="no input 'noise' to give once"):
-        session.bind(twice=("noise",), encoder_hidden_states=embeds)
-    with pytest.raises(ValueError, match="no input 'encoder_hidden_states' to give once"):
-        session.bind(twice=("encoder_hidden_states",), encoder_hidden_states=embeds)
+    with session.bind(shared=("sample", "encoder_hidden_states")) as bound:
+        part = {"sample": one, "timestep": time, "encoder_hidden_states": embeds[:2]}
+        found = bound.run(part)["out_sample"]
+        assert_close(found[:2], expected[:2], rel=COMPONENT_REL)
+        assert_close(found[2:], found[:2], rel=COMPONENT_REL)
+        assert (bound.mapped, bound.refits) == (session.mapped, session.refits)
+    with pytest.raises(ValueError, match="no input 'noise' to share"):
+        session.bind(shared=("noise",), encoder_hidden_states=embeds)
+    with pytest.raises(ValueError, match="no input 'encoder_hidden_states' to share"):
+        session.bind(shared=("encoder_hidden_states",), encoder_hidden_states=embeds)
 
 
 def test_session_bound_session_of_a_closed_one(session: Session) -> None:

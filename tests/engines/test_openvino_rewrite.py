@@ -13,7 +13,7 @@ ov = pytest.importorskip("openvino")
 
 from openvino import opset13 as ops  # noqa: E402
 
-from sdexport.engines.ov.rewrites.convolutions import rewrite  # noqa: E402
+from sdexport.engines.ov.rewrites.convolutions import rewrite_convolutions  # noqa: E402
 
 RNG = np.random.default_rng(0)
 NOTHING = {"halves": 0, "winograd": 0, "splits": 0}
@@ -77,7 +77,8 @@ def compare(build: Any, expected: dict[str, int], rel: float, **options: bool) -
         RNG = np.random.default_rng(1)
         model = build()
         if rewritten:
-            assert rewrite(model, winograd=options.get("winograd", True)) == NOTHING | expected
+            counts = rewrite_convolutions(model, winograd=options.get("winograd", True))
+            assert counts == NOTHING | expected
         if sample is None:
             sample = random(*model.inputs[0].shape)
         results.append(answers(model, sample))
@@ -151,11 +152,11 @@ WIDE = (1, 256, 24, 24)
 def test_rewrite_leaves_other_convolutions(options: dict[str, Any]) -> None:
     given = {"shape": WIDE, "results": 256} | options
     model = convolution(**given)
-    assert rewrite(model, winograd=True) == NOTHING
+    assert rewrite_convolutions(model, winograd=True) == NOTHING
 
 
 def test_rewrite_without_winograd() -> None:
-    assert rewrite(convolution(WIDE, 256), winograd=False) == NOTHING
+    assert rewrite_convolutions(convolution(WIDE, 256), winograd=False) == NOTHING
 
 
 def product(
@@ -183,7 +184,7 @@ def test_rewrite_cuts_weights_in_place_of_results(
 
 
 def test_rewrite_leaves_products_that_are_used_whole_too() -> None:
-    assert rewrite(product(True, (8, 8), more=ops.relu), winograd=True) == NOTHING
+    assert rewrite_convolutions(product(True, (8, 8), more=ops.relu), winograd=True) == NOTHING
 
 
 def test_rewrite_leaves_splits_along_other_axes() -> None:
@@ -191,4 +192,4 @@ def test_rewrite_leaves_splits_along_other_axes() -> None:
     total = ops.add(ops.matmul(sample, ops.constant(random(12, 6)), False, False), random(6))
     cut = ops.split(total, ops.constant(np.int64(1)), 2)
     model = ov.Model([ops.result(o) for o in cut.outputs()], [sample], "model")
-    assert rewrite(model, winograd=True) == NOTHING
+    assert rewrite_convolutions(model, winograd=True) == NOTHING

@@ -90,7 +90,7 @@ def test_a_session_called_in_every_way(package: Path, compiled: list[Any]) -> No
                 answer = session.run(whole)
             else:
                 embeds = whole["encoder_hidden_states"]
-                with session.bind(twice=["sample"], encoder_hidden_states=embeds) as bound:
+                with session.bind(shared=["sample"], encoder_hidden_states=embeds) as bound:
                     answer = bound.run(part)
                     assert_close(bound.run(part)["out_sample"], expected, rel=COMPONENT_REL)
             assert_close(answer["out_sample"], expected, rel=COMPONENT_REL)
@@ -119,7 +119,7 @@ def test_openvino_cache_is_written_used_and_survives_damage(
 
 def test_openvino_cache_folder_that_cannot_be(package: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EngineError, match=r"unet: the cache folder .* cannot be made"):
+    with pytest.raises(EngineError, match=r"unet: the cache folder .* cannot be created"):
         run(package / "unet" / "model.onnx", cache_dir=tmp_path / "file" / "cache")
 
 
@@ -162,7 +162,7 @@ def test_openvino_missing_package_names_the_pip_command(package: Path) -> None:
 
     code = (
         "import sys; sys.modules['openvino'] = None\n"
-        "from engines import open_session\n"
+        "from sdexport.engines import open_session\n"
         f"try: open_session({str(package / 'unet' / 'model.onnx')!r}, 'openvino')\n"
         "except ImportError as error: print(error)"
     )

@@ -18,7 +18,6 @@ from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import model_digest, sidecar_path
 from sdexport.engines.files import sha256_of
 from sdexport.engines.trt.scratch_memory import shared_activations
-from sdexport.engines.trt.tensorrt_session import TensorRtSession
 from tests.engines.fake_tensorrt import PROFILE, FakeCuda, Status, install, write_plan
 from tests.engines.test_contract import feeds
 
@@ -237,8 +236,7 @@ def test_plan_that_is_not_refittable_says_what_would_help(
 def test_refit_of_an_open_session(
     gpu: FakeCuda, model: Path, other: Path, tmp_path: Path, log: list[Any]
 ) -> None:
-    session = opened(model, tmp_path, options={"refittable": True})
-    assert isinstance(session, TensorRtSession)
+    session: Any = opened(model, tmp_path, options={"refittable": True})
     given = feeds()
     rest = {name: value for name, value in given.items() if name != "encoder_hidden_states"}
     with session, session.bind(encoder_hidden_states=given["encoder_hidden_states"]) as bound:

@@ -77,7 +77,7 @@ def test_the_oldest_rows_are_forgotten(encoders: TextEncoders, encoder: Counting
 
 def test_new_weights_give_new_embeddings(encoders: TextEncoders, encoder: Counting) -> None:
     encoders.encode(["a red circle"])
-    encoder.refits += 1
+    encoder._refits += 1
     encoders.encode(["a red circle"])
     assert len(encoder.batches) == 2
 

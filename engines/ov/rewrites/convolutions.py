@@ -1,10 +1,10 @@
-"""Rewrites of an OpenVINO model of fixed shapes that a CPU computes faster.
+"""Rewrites of convolutions and products in an OpenVINO model of fixed shapes, for a CPU.
 
-OpenVINO computes convolutions directly, at the full speed of its matrix product; nothing but fewer
-operations makes them faster. `winograd.transforms` has two ways and their sources. Here they
-are written in OpenVINO's own operations, and used where they were measured to be faster, on two
-cores with AVX-512 (docs/performance.md). A matrix product whose result is cut in parts becomes one
-for each part, which spares the copies and lets OpenVINO fuse what follows.
+OpenVINO computes convolutions directly, at the full speed of its matrix product; only fewer
+operations make them faster. `winograd.transforms` describes two ways to do that. Here they are
+written in OpenVINO's own operations, and applied where measurements on two cores with AVX-512
+showed a gain (docs/performance.md). A matrix product whose result is split becomes one product for
+each part, which avoids copies and lets OpenVINO fuse what follows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from openvino import Type
 from openvino import opset13 as ops
 from openvino.utils import replace_node
 
+from sdexport.engines.ov.rewrites.nodes import as_type, constant, constant_behind, values_of
 from sdexport.engines.winograd.transforms import (
     KERNEL,
     tile_matrices,
@@ -23,19 +24,20 @@ from sdexport.engines.winograd.transforms import (
     weights_of_halves,
 )
 
-# Below, reading the weights (of which there are (tile + 2)**2 / 9 times as many) outweighs what is
-# saved; with fewer channels the transforms do, which write (tile + 2)**2 values for tile**2.
 MIN_TILES = 32
-MIN_CHANNELS = {4: 110, 2: 400}  # of C * K / (C + K)
+"""With fewer tiles, reading (tile + 2)**2 / 9 times as many weights costs more than is saved."""
+MIN_CHANNELS = {4: 110, 2: 400}
+"""By tile, of C * K / (C + K). With fewer channels the transforms cost more than is saved: they
+write (tile + 2)**2 values for tile**2."""
 
 
-def rewrite(model: Any, *, winograd: bool) -> dict[str, int]:
-    """Rewrite what gains by it.
+def rewrite_convolutions(model: Any, *, winograd: bool) -> dict[str, int]:
+    """Rewrite the convolutions and products that become faster.
 
     Args:
       model: an openvino.Model whose shapes are all fixed; it is changed.
       winograd: False leaves out Winograd's convolutions, whose rounding errors are several times
-        those of a direct one: nothing in float32, too much in bfloat16.
+        those of a direct one: negligible in float32, too large in bfloat16.
     Returns: how many nodes were rewritten in each way.
     """
     counts = {"halves": 0, "winograd": 0, "splits": 0}
@@ -56,7 +58,7 @@ def rewrite(model: Any, *, winograd: bool) -> dict[str, int]:
 
 
 def _rewrite_split(node: Any) -> bool:
-    """A product with constant weights, plus a constant, cut along its last axis."""
+    """Rewrite a split along the last axis of a product with constant weights, plus a constant."""
     shape, total = node.get_input_shape(0), node.input_value(0).get_node()
     parts = [list(output.get_shape()) for output in node.outputs()]
     if (
@@ -68,10 +70,10 @@ def _rewrite_split(node: Any) -> bool:
     product, bias = (total.input_value(i).get_node() for i in (0, 1))
     if product.get_type_name() != "MatMul" or len(product.output(0).get_target_inputs()) > 1:
         return False
-    held = [constant_behind(source) for source in (product.input_value(1), bias.output(0))]
-    if any(one is None for one in held):
+    constants = [constant_behind(source) for source in (product.input_value(1), bias.output(0))]
+    if any(node is None for node in constants):
         return False
-    weights, offsets = map(values_of, held)
+    weights, offsets = map(values_of, constants)
     if weights.ndim != 2 or offsets.shape != (shape[-1],):
         return False
     transposed = product.get_attributes()["transpose_b"]
@@ -81,60 +83,43 @@ def _rewrite_split(node: Any) -> bool:
     for output, weight, offset in zip(
         node.outputs(), np.split(weights, ends, axis), np.split(offsets, ends), strict=True
     ):
-        found = ops.matmul(
+        part = ops.matmul(
             product.input_value(0),
             as_type(constant(weight).output(0), kind),
             product.get_attributes()["transpose_a"],
             transposed,
         )
-        output.replace(ops.add(found, as_type(constant(offset).output(0), kind)).output(0))
+        output.replace(ops.add(part, as_type(constant(offset).output(0), kind)).output(0))
     return True
 
 
 def _is_plain_3x3(node: Any) -> bool:
-    """Of known weights, stride 1, and a border of one pixel of zeros."""
+    """Whether it is a convolution of constant weights, stride 1 and one pixel of zero padding."""
     if node.get_type_name() != "Convolution" or constant_behind(node.input_value(1)) is None:
         return False
-    found = node.get_attributes()
+    attributes = node.get_attributes()
     return (
         list(node.get_input_shape(1)[2:]) == [KERNEL, KERNEL]
-        and found["auto_pad"] == "explicit"
+        and attributes["auto_pad"] == "explicit"
         and all(
-            list(found[name]) == [1, 1]
+            list(attributes[name]) == [1, 1]
             for name in ("strides", "dilations", "pads_begin", "pads_end")
         )
     )
 
 
-def constant_behind(source: Any) -> Any:
-    """The node that holds a constant of floats, or None."""
-    node = source.get_node()
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    if node.get_type_name() == "Constant" and node.get_element_type().is_real():
-        return node
-    return None
-
-
-def values_of(held: Any) -> np.ndarray:
-    """Its values, as they are or as float32 where NumPy has no such type."""
-    known = held.get_element_type() in (Type.f32, Type.f16)
-    values: np.ndarray = held.data if known else held.get_data(dtype=np.float32)
-    return values
-
-
 def _doubled(node: Any) -> Any:
-    """The image that a convolution's input repeats every pixel of, or None."""
+    """The image before a nearest-neighbour upsampling by 2 of a convolution's input, or None."""
     source = node.input_value(0).get_node()
     if source.get_type_name() != "Interpolate":
         return None
     small = source.input_value(0)
     height, width = list(small.get_shape())[2:]
-    found = source.get_attributes()
+    attributes = source.get_attributes()
     if (
         list(source.get_output_shape(0)) == [*list(small.get_shape())[:2], 2 * height, 2 * width]
-        and found["mode"] == "nearest"
-        and (found["coordinate_transformation_mode"], found["nearest_mode"])
+        and attributes["mode"] == "nearest"
+        and (attributes["coordinate_transformation_mode"], attributes["nearest_mode"])
         in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"))
     ):
         return small
@@ -142,7 +127,7 @@ def _doubled(node: Any) -> Any:
 
 
 def _tile(node: Any) -> int:
-    """The side of Winograd's tiles to use, 0 for none."""
+    """The side of the Winograd tiles to use, 0 for none."""
     batch, channels, height, width = node.get_input_shape(0)
     results = node.get_output_shape(0)[1]
     for tile, least in MIN_CHANNELS.items():
@@ -156,13 +141,8 @@ def _replace(node: Any, sample: Any, build: Any, *arguments: int) -> None:
     weights = values_of(constant_behind(node.input_value(1)))
     kind = node.get_element_type()
     # In float32 even where the graph is in half: the new weights are not rounded a second time.
-    found = as_type(build(as_type(sample, Type.f32), weights, *arguments).output(0), kind)
-    replace_node(node, found.get_node())
-
-
-def as_type(value: Any, kind: Any) -> Any:
-    """The value (an Output) in an element type."""
-    return value if value.get_element_type() == kind else ops.convert(value, kind).output(0)
+    rewritten = as_type(build(as_type(sample, Type.f32), weights, *arguments).output(0), kind)
+    replace_node(node, rewritten.get_node())
 
 
 def _on_halves(sample: Any, weights: np.ndarray) -> Any:
@@ -200,11 +180,6 @@ def _winograd(sample: Any, weights: np.ndarray, tile: int) -> Any:
         whole = _sizes((height, width))
         pixels = ops.slice(pixels, _sizes((0, 0)), whole, _sizes((1, 1)), _sizes((2, 3)))
     return pixels
-
-
-def constant(values: np.ndarray) -> Any:
-    """A node that holds the values, in their own memory."""
-    return ops.constant(np.require(values, requirements=("C", "W")), shared_memory=True)
 
 
 def _sizes(values: tuple[int, ...]) -> Any:

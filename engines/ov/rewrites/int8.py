@@ -1,13 +1,13 @@
-"""Arithmetic in 8 bits where an OpenVINO model has just normalised its numbers.
+"""8-bit arithmetic where an OpenVINO model has just normalised its values.
 
-A normalised value is a scale and a shift, which are weights, of a number that is seldom further
-than a few standard deviations from zero. That gives its range without any data to calibrate with.
-So convolutions and products of such values (and of their SiLU) are quantised, activations to 256
-steps of one range, weights to 255 a result; OpenVINO computes them with 8-bit instructions. What
-comes from anywhere else, such as an attention or a sum of layers, stays as it is.
+A normalised value is a number that is seldom further than a few standard deviations from zero,
+times a scale plus a shift, which are weights. That gives its range without calibration data. So
+convolutions and products of such values (and of their SiLU) are quantised, activations to 256
+steps of one range, weights to 255 steps for each output channel; OpenVINO computes them with 8-bit
+instructions. All other inputs, such as an attention's or a residual sum's, stay as they are.
 
-Of a convolution's input each channel is divided by its own range first, and the weights are
-multiplied by it: the channels share the 256 steps fairly (SmoothQuant, arXiv 2211.10438).
+Each channel of a convolution's input is divided by its own range first, and the weights are
+multiplied by it, so that all channels use the 256 steps well (SmoothQuant, arXiv 2211.10438).
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import numpy as np
 from openvino import Type
 from openvino import opset13 as ops
 
-from sdexport.engines.ov.rewrites.convolutions import as_type, constant, constant_behind, values_of
+from sdexport.engines.ov.rewrites.nodes import as_type, constant, constant_behind, values_of
 
 DEVIATIONS = 8.0
-"""How far from its mean a normalised number may be, in standard deviations; beyond, it is cut off.
-With a range for each channel 8 was better than 6 on the embedded model (docs/performance.md)."""
+"""Half the range of a normalised number, in standard deviations; values beyond it are clipped.
+With a range for each channel 8 was better than 6 on the demo model (docs/performance.md)."""
 MIN_CHANNELS = 32
-"""Narrower convolutions gain nothing, and the last one gives the picture's colours."""
+"""Narrower convolutions do not become faster, and the last one computes the colours."""
 LEAST_RANGE = 1e-3
-"""The smallest range of a channel, of the largest one."""
+"""The smallest range of a channel, relative to the largest one."""
 LOWEST_SILU = -0.2784645, -1.2784645
-"""The least value of x / (1 + exp(-x)), and where it is."""
+"""The minimum of x / (1 + exp(-x)), and the x at which it is reached."""
 
 Range = tuple[np.ndarray, np.ndarray]
+"""Least and greatest value of each channel."""
 
 
 def quantize(model: Any) -> dict[str, int]:
@@ -44,32 +45,27 @@ def quantize(model: Any) -> dict[str, int]:
     nodes = model.get_ordered_ops()
     if not any(node.get_type_name() == "Convolution" for node in nodes):
         return counts
-    steps: dict[tuple[str, int], Any] = {}  # quantised inputs of products, which often share one
+    products: dict[tuple[str, int], Any] = {}  # quantised inputs of products, which often share one
     for node in nodes:
         name = node.get_type_name()
-        if name not in counts or (weights := _weights_behind(node.input_value(1))) is None:
+        if name not in counts:
             continue
-        if name == "Convolution" and min(weights.shape[:2]) < MIN_CHANNELS:
-            continue
-        if name == "MatMul" and (weights.ndim != 2 or node.get_attributes()["transpose_a"]):
+        weights = _weights_behind(node.input_value(1))
+        if weights is None or not _can_quantize(node, weights):
             continue
         source = node.input_value(0)
-        found = _range(source.get_node())
-        if found is None or (name == "Convolution" and len(found[0]) != weights.shape[1]):
+        bounds = _range(source.get_node())
+        if bounds is None or (name == "Convolution" and len(bounds[0]) != weights.shape[1]):
             continue
         if name == "Convolution":
-            size = _shares(found)
-            even = ops.multiply(as_type(source, Type.f32), constant(_along_channels(1 / size)))
-            sample = _steps(even.output(0), *(bound / size for bound in found))
-            weights = weights * _along_channels(size)
-            axes: tuple[int, ...] = (1, 2, 3)
+            replacements = _quantized_convolution(source, weights, bounds)
         else:
-            if _key(source) not in steps:
-                steps[_key(source)] = _steps(source, *found)
-            sample = steps[_key(source)]
+            if _key(source) not in products:
+                products[_key(source)] = _steps(source, *bounds)
             axes = (1,) if node.get_attributes()["transpose_b"] else (0,)
+            replacements = products[_key(source)], _weights(weights, axes)
         kind = source.get_element_type()
-        for i, value in enumerate((sample, _weights(weights, axes))):
+        for i, value in enumerate(replacements):
             node.input(i).replace_source_output(as_type(value.output(0), kind))
         counts[name] += 1
     if any(counts.values()):
@@ -77,32 +73,47 @@ def quantize(model: Any) -> dict[str, int]:
     return counts
 
 
+def _can_quantize(node: Any, weights: np.ndarray) -> bool:
+    if node.get_type_name() == "Convolution":
+        return bool(min(weights.shape[:2]) >= MIN_CHANNELS)
+    transposed: bool = node.get_attributes()["transpose_a"]
+    return weights.ndim == 2 and not transposed
+
+
+def _quantized_convolution(source: Any, weights: np.ndarray, bounds: Range) -> tuple[Any, Any]:
+    """Input and weights of a convolution, both quantised."""
+    size = _relative_ranges(bounds)
+    even = ops.multiply(as_type(source, Type.f32), constant(_along_channels(1 / size)))
+    low, high = (bound / size for bound in bounds)
+    return _steps(even.output(0), low, high), _weights(weights * _along_channels(size), (1, 2, 3))
+
+
 def _weights_behind(value: Any) -> np.ndarray | None:
-    """Constant weights as float32, also those held in 8 bits with a scale; else None."""
-    held = constant_behind(value)
-    if held is not None:
-        return values_of(held).astype(np.float32, copy=False)
+    """Constant weights as float32, also 8-bit ones with a scale; else None."""
+    node = constant_behind(value)
+    if node is not None:
+        return values_of(node).astype(np.float32, copy=False)
     product = _past(value.get_node())
     if product.get_type_name() != "Multiply":
         return None
-    whole = _past(product.input_value(0).get_node())
+    integers = _past(product.input_value(0).get_node())
     scale = product.input_value(1)
-    held = constant_behind(_past(scale.get_node()).output(0))
-    if held is None or whole.get_type_name() != "Constant":
+    node = constant_behind(_past(scale.get_node()).output(0))
+    if node is None or integers.get_type_name() != "Constant":
         return None
-    each = values_of(held).reshape(list(scale.get_shape()))
-    weights: np.ndarray = whole.get_data(dtype=np.float32) * each.astype(np.float32)
+    scales = values_of(node).reshape(list(scale.get_shape()))
+    weights: np.ndarray = integers.get_data(dtype=np.float32) * scales.astype(np.float32)
     return weights
 
 
 def _range(node: Any) -> Range | None:
-    """Least and greatest value of each channel behind a normalisation, or None."""
+    """The range of each channel after a normalisation (and SiLU), or None."""
     node = _past(node)
     inner = _before_silu(node)
-    found = _affine(node if inner is None else _past(inner))
-    if found is None:
+    scale_shift = _scale_and_shift(node if inner is None else _past(inner))
+    if scale_shift is None:
         return None
-    scale, shift = found
+    scale, shift = scale_shift
     low, high = shift - DEVIATIONS * np.abs(scale), shift + DEVIATIONS * np.abs(scale)
     if inner is None:
         return low, high
@@ -112,7 +123,7 @@ def _range(node: Any) -> Range | None:
 
 
 def _past(node: Any) -> Any:
-    """The node behind those that change no number but its place and type."""
+    """The first node upstream that does more than move or convert numbers."""
     while node.get_type_name() in ("Transpose", "Reshape", "Convert", "ConvertLike"):
         node = node.input_value(0).get_node()
     return node
@@ -139,37 +150,37 @@ def _key(output: Any) -> tuple[str, int]:
     return output.get_node().get_name(), output.get_index()
 
 
-def _affine(node: Any) -> Range | None:
-    """Scale and shift of each channel of a normalised value, or None if the node gives none."""
+def _scale_and_shift(node: Any) -> Range | None:
+    """Scale and shift of each channel of a normalisation; None for any other node."""
     if node.get_type_name() == "GroupNormalization":
-        given = [node.input_value(1), node.input_value(2)]
+        values = [node.input_value(1), node.input_value(2)]
     elif node.get_type_name() == "Add":
         product = node.input_value(0).get_node()
         if product.get_type_name() != "Multiply":
             return None
         if _past(product.input_value(0).get_node()).get_type_name() != "MVN":
             return None
-        given = [product.input_value(1), node.input_value(1)]
+        values = [product.input_value(1), node.input_value(1)]
     else:
         return None
-    held = [constant_behind(value) for value in given]
-    if any(one is None for one in held):
+    constants = [constant_behind(value) for value in values]
+    if any(each is None for each in constants):
         return None
-    scale, shift = (values_of(one).astype(np.float64).ravel() for one in held)
+    scale, shift = (values_of(each).astype(np.float64).ravel() for each in constants)
     return scale, shift
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
-    found: np.ndarray = x / (1 + np.exp(-np.clip(x, -80, 80)))
-    return found
+    y: np.ndarray = x / (1 + np.exp(-np.clip(x, -80, 80)))
+    return y
 
 
-def _shares(found: Range) -> np.ndarray:
-    """The range of each channel, the largest being one."""
-    sizes = np.maximum(np.abs(found[0]), np.abs(found[1]))
+def _relative_ranges(bounds: Range) -> np.ndarray:
+    """The range of each channel, relative to the largest one."""
+    sizes = np.maximum(np.abs(bounds[0]), np.abs(bounds[1]))
     largest = max(float(sizes.max()), np.finfo(np.float32).tiny)
-    shares: np.ndarray = np.maximum(sizes / largest, LEAST_RANGE)
-    return shares
+    relative: np.ndarray = np.maximum(sizes / largest, LEAST_RANGE)
+    return relative
 
 
 def _along_channels(values: np.ndarray) -> np.ndarray:
@@ -183,7 +194,7 @@ def _steps(value: Any, low: np.ndarray, high: np.ndarray) -> Any:
 
 
 def _weights(weights: np.ndarray, axes: tuple[int, ...]) -> Any:
-    """Weights in 255 steps, in 8 bits; `axes` share a scale."""
+    """Weights in 255 steps, in 8 bits; the elements along `axes` have one scale in common."""
     scale = np.maximum(np.abs(weights).max(axes, keepdims=True) / 127, np.finfo(np.float32).tiny)
-    whole = np.rint(weights / scale).astype(np.int8)
-    return ops.multiply(ops.convert(constant(whole), "f32"), constant(scale))
+    integers = np.rint(weights / scale).astype(np.int8)
+    return ops.multiply(ops.convert(constant(integers), "f32"), constant(scale))

@@ -1,13 +1,13 @@
-"""Parts of an OpenVINO model that need not be computed in every call.
+"""Split an OpenVINO model so that less of it is computed in every call.
 
-What depends on bound inputs alone, such as the keys and values of a prompt, becomes a model of its
-own that is computed once. What is the same for both halves of a batch, such as all of a UNet before
-it meets the prompt, is computed for one half and repeated.
+Everything that depends only on bound inputs, such as the keys and values of a prompt, becomes a
+model of its own that is computed once. Everything that is the same for both halves of a batch, such
+as the part of a UNet before the prompt enters, is computed for one half and repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,100 +15,135 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as ops
 
-from sdexport.engines.ov.rewrites.convolutions import as_type
+from sdexport.engines.ov.rewrites.nodes import as_type
+from sdexport.engines.session import ANY_SIZE, TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""By the name of an input."""
 
 ONCE = "once.{}"
+"""Name of an output of the model that is computed once."""
 _ONCE, _HALF, _EVERY = "once", "half", "every"
-"""When a node is computed: once for all calls, for one half of the batch, or as it was."""
+"""Where a node is computed: once for all calls, for one half of the batch, or in every call."""
+
+
+def half_shapes(specs: Sequence[TensorSpec], shapes: Shapes, shared: Collection[str]) -> Shapes:
+    """The shapes of all inputs for one half of the batch.
+
+    Args:
+      specs: the inputs; shapes: theirs, for the whole batch.
+      shared: inputs that are the same for both halves.
+    Raises: ValueError: the batch is not one dimension with a name.
+    """
+    batch = {spec.shape[0] for spec in specs if spec.name in shared}
+    if len(batch) > 1 or not all(isinstance(name, str) and name != ANY_SIZE for name in batch):
+        raise ValueError("the batch has no name")
+    return {
+        spec.name: tuple(
+            size // 2 if name in batch else size
+            for name, size in zip(spec.shape, shapes[spec.name], strict=True)
+        )
+        for spec in specs
+    }
 
 
 def split(
-    model: Any, whole: Shapes, half: Shapes, held: Collection[str], twice: Collection[str]
+    model: Any, whole: Shapes, half: Shapes, constants: Collection[str], shared: Collection[str]
 ) -> tuple[Any, Any]:
-    """Cut a model in two: what is computed in every call, and what once.
+    """Split a model in two: what is computed in every call, and what is computed once.
 
     Args:
-      model: an openvino.Model; it is used up.
-      whole: the shape of every input, for the whole batch; half: for one half of it. An input whose
-        shape is the same in both has no batch.
-      held: inputs that stay the same for many calls.
-      twice: inputs whose halves are equal; the first model takes one of them. Rows of a batch must
-        not depend on each other.
-    Returns: the first model, whose inputs are those of `model` without the held ones and, named
-      ONCE.format(i), the outputs of the second; and the second, of the held inputs, or None if
+      model: an openvino.Model; it is changed and must not be used again.
+      whole: the shape of every input for the whole batch; half: for one half of it. An input whose
+        shape is the same in both has no batch dimension.
+      constants: inputs that stay the same for many calls.
+      shared: inputs that are the same for both halves; the first model takes one of them. Rows of
+        a batch must not depend on each other.
+    Returns: two models. The first has the inputs of `model` without the constants and, named
+      ONCE.format(i), the outputs of the second. The second takes the constants; it is None if
       nothing depends on them alone.
-    Raises: ValueError: it cannot be cut so: the rows of a tensor do not come first, or OpenVINO
-      simplified the half in another way than the whole.
+    Raises: ValueError: it cannot be split: the batch is not the first dimension of a tensor, or
+      OpenVINO simplified the half in another way than the whole.
     """
-    other = model.clone()
-    for each, shapes in ((model, whole), (other, half)):
+    smaller_model = model.clone()
+    for each, shapes in ((model, whole), (smaller_model, half)):
         each.reshape({name: list(shape) for name, shape in shapes.items()})
         _fix_shapes(each)
-    equal = {n for n in whole if n not in held and (n in twice or whole[n] == half[n])}
+    equal = {n for n in whole if n not in constants and (n in shared or whole[n] == half[n])}
     nodes = model.get_ordered_ops()
-    when = _when(nodes, held, equal if twice else ())
-    smaller = dict(zip((n.get_name() for n in nodes), other.get_ordered_ops(), strict=True))
-    found: dict[tuple[str, int], Any] = {}  # in place of outputs of the nodes that were cut off
+    places = _places(nodes, constants, equal if shared else ())
+    smaller = dict(zip((n.get_name() for n in nodes), smaller_model.get_ordered_ops(), strict=True))
+    return _cut(model, nodes, places, smaller)
+
+
+def _cut(
+    model: Any, nodes: list[Any], places: Mapping[str, str], smaller: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Replace the inputs of nodes of every call that come from the other two places."""
+    replaced: dict[tuple[str, int], Any] = {}  # in place of outputs of the nodes that were cut off
     inputs: list[Any] = []
     results: list[Any] = []
     for node in nodes:
-        kind = when[node.get_name()]
-        if node.get_type_name() == "Parameter" and kind != _ONCE:
-            inputs.append(node if kind == _EVERY else smaller[node.get_name()])
-        for target in node.inputs() if kind == _EVERY else ():
+        place = places[node.get_name()]
+        if node.get_type_name() == "Parameter" and place != _ONCE:
+            inputs.append(node if place == _EVERY else smaller[node.get_name()])
+        for target in node.inputs() if place == _EVERY else ():
             source = target.get_source_output()
             name, index = source.get_node().get_name(), source.get_index()
-            if when[name] == _EVERY:
+            if places[name] == _EVERY:
                 continue
-            if (name, index) not in found:
-                if when[name] == _HALF:
-                    found[name, index] = _repeated(smaller[name].output(index), source)
+            if (name, index) not in replaced:
+                if places[name] == _HALF:
+                    replaced[name, index] = _repeated(smaller[name].output(index), source)
                 else:
-                    element = source.get_element_type()
-                    handed = Type.f32 if element.is_real() else element  # NumPy has no bf16
-                    stand_in = ops.parameter(source.get_shape(), handed)
-                    stand_in.output(0).set_names({ONCE.format(len(results))})
-                    results.append(ops.result(as_type(source, handed)))
-                    inputs.append(stand_in)
-                    found[name, index] = as_type(stand_in.output(0), element)
-            target.replace_source_output(found[name, index])
+                    replaced[name, index] = _from_once(source, inputs, results)
+            target.replace_source_output(replaced[name, index])
     first = ov.Model(model.get_results(), inputs, model.get_friendly_name())
-    of_once = [p for p in model.get_parameters() if when[p.get_name()] == _ONCE]
-    return first, ov.Model(results, of_once, "once") if results else None
+    constants = [p for p in model.get_parameters() if places[p.get_name()] == _ONCE]
+    return first, ov.Model(results, constants, "once") if results else None
+
+
+def _from_once(source: Any, inputs: list[Any], results: list[Any]) -> Any:
+    """Hand a value of the model that is computed once over to the other, as a new input of it."""
+    element = source.get_element_type()
+    handed = Type.f32 if element.is_real() else element  # NumPy has no bf16
+    parameter = ops.parameter(source.get_shape(), handed)
+    parameter.output(0).set_names({ONCE.format(len(results))})
+    results.append(ops.result(as_type(source, handed)))
+    inputs.append(parameter)
+    return as_type(parameter.output(0), element)
 
 
 def _fix_shapes(model: Any) -> None:
-    """Shapes that are asked for become constants, so that nothing depends on an input for them."""
+    """Replace ShapeOf nodes by constants: they would make their users depend on an input."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "ShapeOf":
             sizes = np.array(list(node.get_input_shape(0)), node.get_element_type().to_dtype())
             node.output(0).replace(ops.constant(sizes).output(0))
 
 
-def _when(nodes: list[Any], held: Collection[str], halves: Collection[str]) -> dict[str, str]:
-    """By node; what depends on no input, such as weights, is left to those that use it."""
-    held, halves = frozenset(held), frozenset(halves)
+def _places(nodes: list[Any], constants: Collection[str], equal: Collection[str]) -> dict[str, str]:
+    """By node. What depends on no input, such as weights, stays with its users."""
+    constants, equal = frozenset(constants), frozenset(equal)
     sources: dict[str, frozenset[str]] = {}
-    when: dict[str, str] = {}
+    places: dict[str, str] = {}
     for node in nodes:
-        name, found = node.get_name(), frozenset[str]()
+        name, inputs = node.get_name(), frozenset[str]()
         if node.get_type_name() == "Parameter":
-            found = frozenset(node.output(0).get_names())
+            inputs = frozenset(node.output(0).get_names())
         for before in node.inputs():
-            found |= sources[before.get_source_output().get_node().get_name()]
-        sources[name] = found
-        when[name] = _EVERY
-        if found and node.get_type_name() != "Result":
-            when[name] = _ONCE if found <= held else _HALF if found <= halves else _EVERY
-    return when
+            inputs |= sources[before.get_source_output().get_node().get_name()]
+        sources[name] = inputs
+        places[name] = _EVERY
+        if inputs and node.get_type_name() != "Result":
+            places[name] = _ONCE if inputs <= constants else _HALF if inputs <= equal else _EVERY
+    return places
 
 
 def _repeated(half: Any, whole: Any) -> Any:
     """The output of one half in the shape of the whole.
 
-    Raises: ValueError: it is neither the same nor one of two equal parts.
+    Raises: ValueError: the whole has neither the same shape nor twice as many rows.
     """
     have, want = list(half.get_shape()), list(whole.get_shape())
     if have == want:

@@ -1,0 +1,36 @@
+"""Small operations on nodes of an OpenVINO model that all rewrites use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from openvino import Type
+from openvino import opset13 as ops
+
+
+def as_type(value: Any, kind: Any) -> Any:
+    """The value (an Output) in an element type."""
+    return value if value.get_element_type() == kind else ops.convert(value, kind).output(0)
+
+
+def constant(values: np.ndarray) -> Any:
+    """A Constant node that uses the memory of the array."""
+    return ops.constant(np.require(values, requirements=("C", "W")), shared_memory=True)
+
+
+def constant_behind(source: Any) -> Any:
+    """The Constant node of floats behind an output, with or without a Convert; else None."""
+    node = source.get_node()
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+        return node
+    return None
+
+
+def values_of(node: Any) -> np.ndarray:
+    """Values of a Constant node; float32 where NumPy does not have its type."""
+    known = node.get_element_type() in (Type.f32, Type.f16)
+    values: np.ndarray = node.data if known else node.get_data(dtype=np.float32)
+    return values
