@@ -121,10 +121,7 @@ class Noise:
         seeds = [seed] * count if one or not np.ndim(seed) else list(seed)  # type: ignore[arg-type]
         if len(seeds) != count:
             raise ValueError(f"got {len(seeds)} seeds for {count} pictures")
-        try:
-            self.seeds = [check_seed(number) for number in seeds]  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+        self.seeds = [check_seed(number) for number in seeds]  # type: ignore[arg-type]
         self.each = not one
         self._generators = [
             TorchGenerator(n, device) for n in self.seeds[: None if self.each else 1]

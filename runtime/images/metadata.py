@@ -88,6 +88,11 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     The settings are the text `image.info["parameters"]`, if there is one. An existing file is
     replaced; the write is atomic.
 
+    Args:
+      path: a file name that ends in .png; the folder exists.
+    Raises:
+      InvalidArgumentError: the name does not end in .png.
+      OSError: the folder is missing or cannot be written.
     Example:
         >>> from PIL import Image
         >>> from sdexport import save_image
@@ -96,11 +101,6 @@ def save_image(image: Image.Image, path: str | Path) -> None:
         >>> save_image(image, "square.png")
         >>> Image.open("square.png").text
         {'parameters': 'a red square'}
-    Args:
-      path: a file name that ends in .png; the folder exists.
-    Raises:
-      InvalidArgumentError: the name does not end in .png.
-      OSError: the folder is missing or cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

@@ -1,1 +1,1 @@
-"""Noise equal to torch.randn, on the CPU and as a CUDA device draws it."""
+"""Noise equal to torch.randn: that of PyTorch's CPU generator and that of a CUDA device."""

@@ -1,10 +1,10 @@
-/* PyTorch's CPU noise: mt19937 and the Box-Muller transform. runtime/noise/_noise_numpy.py is the same in
-   NumPy and says what each name does; it serves where this file was not compiled.
+/* PyTorch's CPU noise: mt19937 and the Box-Muller transform. runtime/noise/_noise_numpy.py does the
+   same in NumPy, documents the interface, and is used where this file is not compiled.
 
-   Plain C, whose loops a compiler turns into vector code: every loop's length is known or long, and
-   nothing in it branches. On x86-64 with glibc they are compiled for AVX2 as well, chosen when loaded.
-   No product is fused with a sum and none is kept wider than float, so that the bits are the same
-   whatever the processor; setup.py says so to GCC and Clang.
+   Plain C with branch-free loops that compilers vectorize. On x86-64 with glibc the loops are
+   compiled for AVX2 as well, and the version is chosen when the module is loaded. Multiplications
+   and additions are never fused and no float is kept in higher precision, so that every processor
+   gives the same bits; setup.py passes the options for GCC and Clang.
 
    Source: Matsumoto and Nishimura 1998, doi 10.1145/272991.272995; Box and Muller 1958. */
 
@@ -26,7 +26,7 @@
 #define FOR_AVX2_TOO
 #endif
 
-#ifdef __GNUC__ /* Clang would leave a function of its own that knows no AVX2 */
+#ifdef __GNUC__ /* otherwise Clang keeps a separate function without AVX2 */
 #define INLINE static inline __attribute__((always_inline))
 #else
 #define INLINE static inline
@@ -36,7 +36,7 @@
 #pragma fp_contract(off)
 #endif
 #if FLT_EVAL_METHOD != 0
-#error "float is computed wider here, and would give other bits"
+#error "this compiler computes float in higher precision, which would give other bits"
 #endif
 
 enum { STATE = 624, DISTANCE = 397, BLOCK = 16, HALF = BLOCK / 2 };
@@ -45,7 +45,7 @@ typedef struct {
     PyObject_HEAD
     uint32_t state[STATE];
     uint32_t tempered[STATE];
-    Py_ssize_t next; /* of `tempered`, STATE where all are used up */
+    Py_ssize_t next; /* index into `tempered`; STATE if all are used */
 } MT19937;
 
 INLINE uint32_t twisted(uint32_t high, uint32_t low)
@@ -84,8 +84,8 @@ INLINE uint32_t as_bits(float value)
     return bits;
 }
 
-/* Natural logarithm of a normal number: x = 2**power * (1 + f) with 1 + f from sqrt(1/2) to sqrt(2),
-   log(1 + f) = 2 artanh(s) with s = f / (2 + f), as a polynomial of least relative error. */
+/* Natural logarithm of a normal float: x = 2**power * (1 + f) with 1 + f from sqrt(1/2) to sqrt(2),
+   log(1 + f) = 2 artanh(s) with s = f / (2 + f), as a minimax polynomial. */
 INLINE float logarithm(float x)
 {
     uint32_t bits = as_bits(x) - 0x3F3504F3u;
@@ -95,11 +95,11 @@ INLINE float logarithm(float x)
     float z = s * s;
     float rest = z * (0.6666677645f + z * (0.3997753237f + z * 0.2987199697f));
     float square = 0.5f * f * f;
-    /* 2 s = f - s f, and s f = square - s square: the large part of the sum stays exact */
+    /* 2 s = f - s f and s f = square - s square, so the largest term of the sum is exact */
     return power * 0.693145752f + (f - (square - (s * (square + rest) + power * 1.42860682e-6f)));
 }
 
-/* The numbers of HALF words of the radius and as many of the angle, in place. */
+/* Turn one block, HALF words for the radius and HALF for the angle, into normal numbers, in place. */
 INLINE void transform(uint32_t *block)
 {
     float radius[HALF], angle[HALF];
@@ -109,7 +109,7 @@ INLINE void transform(uint32_t *block)
         angle[i] = (float)(int32_t)(block[HALF + i] & 0xFFFFFFu) * (6.28318531f * 0x1p-24f);
     }
     for (int i = 0; i < HALF; i++) {
-        /* the angle is the nearest multiple of pi / 2, which is taken off in three parts, and r */
+        /* angle = turns * pi / 2 + r; the product is subtracted in three parts, for precision */
         int32_t turns = (int32_t)(angle[i] * 0.636619772f + 0.5f);
         float quarters = (float)turns;
         float r = ((angle[i] - quarters * 1.57079601f) - quarters * 3.13916189e-7f)
@@ -135,7 +135,7 @@ FOR_AVX2_TOO static void transform_all(uint32_t *words, Py_ssize_t blocks)
         transform(words + i * BLOCK);
 }
 
-/* A writable buffer of whole groups of `size` words; the words, or NULL with an error set. */
+/* The words of a writable buffer whose length is a multiple of `size`; NULL with an error set. */
 static uint32_t *words_of(PyObject *array, Py_buffer *view, Py_ssize_t size)
 {
     if (PyObject_GetBuffer(array, view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS) < 0)

@@ -1,18 +1,18 @@
-"""PyTorch's CPU noise in NumPy, for where the compiled `sdexport.runtime.noise._noise` is missing.
+"""PyTorch's CPU noise in NumPy: the fallback where `sdexport.runtime.noise._noise` is not compiled.
 
-Both have the same names, the same words and, within a rounding, the same numbers. This one takes
-five times as long.
+Both modules have the same interface and draw the same words; the normal numbers differ by float32
+rounding at most. This one is five times slower.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-_QUARTER = np.complex128  # any type of 16 bytes that NumPy copies as they are
+_QUARTER = np.complex128  # stands for 16 bytes: any dtype of that size that NumPy copies unchanged
 
 
 class MT19937:
-    """The 32-bit words of mt19937, started from one word of seed, 0 <= seed < 2**32."""
+    """The stream of 32-bit words of mt19937, seeded with one word: 0 <= seed < 2**32."""
 
     def __init__(self, seed: int) -> None:
         bits = np.random.MT19937(0)
@@ -20,21 +20,26 @@ class MT19937:
         self._words = np.random.Generator(bits)
 
     def draw(self, out: np.ndarray) -> None:
-        """Write the next words into an array of items of 4 bytes, whatever its type."""
+        """Fill an array with the next words.
+
+        Args:
+          out: (n,) of any dtype with 4-byte items; its bytes are overwritten.
+        """
         out.view(np.uint32)[:] = self._words.integers(0, 2**32, out.size, dtype=np.uint32)
 
 
 def box_muller(words: np.ndarray) -> None:
-    """Turn words of 32 bits into normal numbers, in place.
+    """Turn 32-bit words into standard normal numbers, in place.
 
-    The first half of each block of 16 gives the radius, the second the angle. All in float32,
-    because PyTorch rounds there too and the angle's rounding shows. A word's lowest 24 bits are the
-    uniform number u in [0, 1); scales of powers of two round nothing, so they are multiplied into
-    what follows. Blocks are taken apart and put together by copies of 16 bytes, so that all else
-    runs over long rows; NumPy's loops over eight numbers at a time are slow.
+    In each block of 16 words the first 8 give the radius and the last 8 the angle. The lowest 24
+    bits of a word are a uniform number u in [0, 1). Everything is computed in float32, as PyTorch
+    does, because the rounding of the angle is visible in the result. Factors that are powers of two
+    are exact and are merged into the next multiplication. The halves of all blocks are gathered
+    into two long rows first, because NumPy is slow on rows of eight.
 
     Args:
-      words: (n,) items of 4 bytes, n a multiple of 16; float32 afterwards.
+      words: (n,) of any dtype with 4-byte items, n a multiple of 16; holds float32 afterwards.
+    Source: Box and Muller 1958; the layout is that of PyTorch's normal_fill.
     """
     quarters = words.view(_QUARTER).reshape(-1, 4).T.copy()
     halves = quarters.view(np.int32).reshape(2, -1)

@@ -1,9 +1,9 @@
-"""Normal numbers as a CUDA device draws them: Philox4x32-10, laid out as PyTorch lays it out.
+"""Normal numbers as a CUDA device draws them: Philox4x32-10 in the layout of PyTorch's kernels.
 
-Every value has its own counter: the low half counts calls, the high half is the number of the GPU
-thread. A draw launches blocks of 256 threads, one thread a value as long as the GPU has room for
-them; then each thread gives up to four values a turn, a whole grid apart from each other, and it
-depends on the GPU which number a value gets.
+Each value has its own counter: the low half counts calls, the high half is the index of the GPU
+thread. A draw launches blocks of 256 threads, one thread per value if the GPU has enough threads.
+Otherwise each thread produces four values per turn, one grid size apart, so that the values depend
+on the GPU.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3; PyTorch's
 ATen/native/cuda/DistributionTemplates.h; the Box-Muller transform of cuRAND's curand_normal4.
@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
+
 BLOCK = 256
-# twelve latents of 512x512; A100, H100, H200, B200, RTX 4090 and 5090 have that many threads
 SAFE_SIZE = 128 * 1536
-MAX_SIZE = 2**29  # PyTorch splits larger draws
+"""Values that A100, H100, H200, B200, RTX 4090 and 5090 draw alike: twelve latents of SD 1.5."""
+MAX_SIZE = 2**29
+"""PyTorch splits larger draws."""
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
@@ -27,12 +30,13 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 def philox4x32(
     counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ten rounds of Philox4x32.
+    """Philox4x32 with ten rounds.
 
     Args:
-      counter: four words, uint64 arrays that hold 32 bits, of shapes that broadcast.
+      counter: four words of 32 bits, as uint64 arrays whose shapes broadcast.
       key: two words of 32 bits.
-    Returns: four words in the same form.
+    Returns: four words of 32 bits, as uint64 arrays.
+    Source: Salmon et al. 2011, section 3.3.
     """
     a, b, c, d = counter
     key_a, key_b = key
@@ -47,13 +51,13 @@ def philox4x32(
 
 
 def check_gpu(multiprocessors: int | None, threads_per_multiprocessor: int) -> None:
-    """Raises: ValueError: there is no such GPU."""
+    """Raises: InvalidArgumentError: no GPU has these numbers."""
     for least, number in (
         (1, 1 if multiprocessors is None else multiprocessors),
         (BLOCK, threads_per_multiprocessor),
     ):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"noise: expected 1 or more multiprocessors of {BLOCK} or more threads, got "
                 f"{multiprocessors} of {threads_per_multiprocessor}"
             )
@@ -63,29 +67,33 @@ def grid_threads(size: int, multiprocessors: int | None, threads_per_multiproces
     """Number of GPU threads that a draw of `size` values launches.
 
     Args:
-      multiprocessors: of the GPU; None takes any GPU that has a thread for every value.
-    Raises: ValueError: None, and `size` is more than SAFE_SIZE; or more than MAX_SIZE.
+      size: number of values, 1 or more.
+      multiprocessors: of the GPU; None stands for any GPU that has a thread for each value.
+    Raises: InvalidArgumentError: `size` is more than MAX_SIZE, or more than SAFE_SIZE without
+      `multiprocessors`.
     """
     if size > MAX_SIZE:
-        raise ValueError(f"noise: at most {MAX_SIZE} values in one CUDA draw, got {size}")
+        raise InvalidArgumentError(f"noise: at most {MAX_SIZE} values in one CUDA draw, got {size}")
     wanted = -(-size // BLOCK)
     if multiprocessors is None:
         if size > SAFE_SIZE:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"noise: CUDA draws of more than {SAFE_SIZE} values depend on the GPU, got {size}; "
-                "give multiprocessors= and threads_per_multiprocessor= of the GPU to be imitated"
+                "pass multiprocessors= and threads_per_multiprocessor= of the GPU to reproduce"
             )
         return wanted * BLOCK
     return min(multiprocessors * (threads_per_multiprocessor // BLOCK), wanted) * BLOCK
 
 
 def normals(size: int, threads: int, *, seed: int, offset: int) -> tuple[np.ndarray, int]:
-    """Draw standard normal numbers, and tell how far the offset moves.
+    """Draw standard normal numbers.
 
     Args:
-      size: 1 or more. threads: from `grid_threads`.
-      seed: 64 bits. offset: multiple of 4, what earlier draws of the generator have used.
-    Returns: (size,) float32, and the next offset.
+      size: number of values, 1 or more.
+      threads: from `grid_threads`.
+      seed: 0 <= seed < 2**64.
+      offset: what earlier draws of the generator have used, a multiple of 4.
+    Returns: (size,) float32, and the offset for the next draw.
     """
     values = np.empty(size, dtype=np.float32)
     key = seed & 0xFFFFFFFF, seed >> 32
@@ -112,9 +120,9 @@ def normals(size: int, threads: int, *, seed: int, offset: int) -> tuple[np.ndar
 
 
 def _box_muller(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two normal numbers from two words; sine first.
+    """Two normal numbers from two words: that of the sine, then that of the cosine.
 
-    The angle is a fused multiply-add on the GPU, rounded once: hence float64 for that line.
+    On the GPU the angle is a fused multiply-add, which rounds once; float64 reproduces that.
     """
     unit = np.float32(2**-32)
     circle = np.float64(unit * np.float32(6.2831855))

@@ -8,36 +8,46 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
 from sdexport.runtime.noise import philox
 
 try:
     from sdexport.runtime.noise import _noise as source
-except ImportError:  # it was not compiled
+except ImportError:  # not compiled
     from sdexport.runtime.noise import _noise_numpy as source  # type: ignore[no-redef]
 
 MAX_SEED = 2**64 - 1
 DEVICES = ("cpu", "cuda")
 _BLOCK = 16
-_CHUNK = 32768  # values that stay in the cache from the bits to the last product
+_CHUNK = 32768  # values per pass: few enough to stay in the processor's cache
 
 
 class TorchGenerator:
-    """A stream of normal numbers, drawn as `torch.Generator(device)` would draw them.
+    """The stream of normal numbers that `torch.Generator(device).manual_seed(seed)` gives.
 
-    Copies and pickles go on where the stream is, each for itself.
+    Copies and unpickled generators continue the stream independently.
 
     Args:
       seed: -2**63 <= seed < 2**64; like PyTorch, the CPU generator uses the lowest 32 bits.
-      device: "cpu" or "cuda". The CUDA stream is computed here, on the CPU; no GPU is needed.
-      multiprocessors, threads_per_multiprocessor: for "cuda", the GPU to be imitated. A draw of no
-        more values than their product is the same on every GPU as large; larger ones differ from
-        GPU to GPU. None takes a GPU that is large enough, for up to philox.SAFE_SIZE values.
+      device: "cpu" or "cuda". The CUDA stream is computed on the CPU; no GPU is needed.
+      multiprocessors, threads_per_multiprocessor: for "cuda", the GPU to reproduce. GPUs differ
+        only in draws of more values than they have threads (the product of the two). None stands
+        for a GPU with enough threads and allows draws of up to philox.SAFE_SIZE values.
         Typical: T4 40 and 1024, RTX 3060 28 and 1536, RTX 4090 128 and 1536, A100 108 and 2048,
         H100 and H200 132 and 2048.
-    Raises: ValueError: seed out of range, unknown device, no such GPU. TypeError: seed is no
-      integer.
-    Source: CPU: mt19937 (Matsumoto and Nishimura 1998) and the Box-Muller transform, laid out as in
-      PyTorch's normal_fill and normal_distribution. CUDA: sdexport.runtime.noise.philox.
+    Raises: InvalidArgumentError: the seed is no integer or out of range; unknown device; numbers
+      that no GPU has.
+    Source: CPU: mt19937 (Matsumoto and Nishimura 1998) and the Box-Muller transform, in the layout
+      of PyTorch's normal_fill and normal_distribution. CUDA: sdexport.runtime.noise.philox.
+    Example:
+        >>> from sdexport import TorchGenerator
+        >>> generator = TorchGenerator(seed=0)
+        >>> latents = generator.randn((1, 4, 64, 64))
+        >>> latents.shape, latents.dtype
+        ((1, 4, 64, 64), dtype('float32'))
+        >>> print(latents[0, 0, 0, :3].round(4))
+        [-1.1258 -1.1524 -0.2506]
     """
 
     def __init__(
@@ -49,7 +59,9 @@ class TorchGenerator:
         threads_per_multiprocessor: int = 2048,
     ) -> None:
         if device not in DEVICES:
-            raise ValueError(f"unknown noise device '{device}'; choose one of {', '.join(DEVICES)}")
+            raise InvalidArgumentError(
+                f"unknown noise device {shown(device)}; choose one of {', '.join(DEVICES)}"
+            )
         philox.check_gpu(multiprocessors, threads_per_multiprocessor)
         self.seed = check_seed(seed)
         self.device = device
@@ -59,7 +71,7 @@ class TorchGenerator:
         self._start(0)
 
     def _start(self, words: int) -> None:
-        """Begin the CPU stream after so many words."""
+        """Seed the CPU stream and skip the first `words` words."""
         self._source = source
         self._bits = source.MT19937(self.seed & 0xFFFFFFFF)
         self._drawn = 0
@@ -67,7 +79,7 @@ class TorchGenerator:
             self._draw(np.empty(min(_CHUNK, words - start), dtype=np.uint32))
 
     def __getstate__(self) -> dict[str, Any]:
-        """For `copy` and `pickle`: where the stream is, whichever source draws it."""
+        """For `copy` and `pickle`: seed and position, which do not depend on the source."""
         return {k: v for k, v in vars(self).items() if k not in ("_source", "_bits")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,14 +89,16 @@ class TorchGenerator:
     def randn(self, shape: Sequence[int]) -> np.ndarray:
         """Draw standard normal numbers and advance the stream.
 
-        Returns: float32 array of `shape`, within 1e-6 of `torch.randn(shape, generator=...)` on a
-          CPU where PyTorch uses AVX2, within 3e-6 on others, where it rounds the angles otherwise;
-          within 1e-5 for CUDA, whose sine and cosine are approximations.
-        Raises: ValueError: a negative size; too many values for a CUDA draw, see above.
+        Args:
+          shape: sizes of 0 or more.
+        Returns: float32 array of `shape`. It is within 1e-6 of `torch.randn(shape, generator=...)`
+          on a CPU with AVX2, within 3e-6 without, where PyTorch rounds the angles differently, and
+          within 1e-5 for CUDA, which approximates sine and cosine.
+        Raises: InvalidArgumentError: a negative size; too many values for a CUDA draw.
         """
         shape = tuple(shape)
         if any(size < 0 for size in shape):
-            raise ValueError(f"noise: sizes must not be negative, got {shape}")
+            raise InvalidArgumentError(f"noise: sizes must not be negative, got {shape}")
         size = math.prod(shape)
         if self.device == "cuda":
             values = self._cuda(size)
@@ -100,7 +114,7 @@ class TorchGenerator:
         return values
 
     def _blocks(self, size: int) -> np.ndarray:
-        """Box-Muller over blocks of 16; a rest is covered by a last block that overlaps."""
+        """Box-Muller over blocks of 16; the last block overlaps the one before if it has to."""
         values = np.empty(size, dtype=np.float32)
         rest = size % _BLOCK
         for start in range(0, size - rest, _CHUNK):
@@ -119,7 +133,7 @@ class TorchGenerator:
         self._drawn += out.size
 
     def _singles(self, size: int) -> np.ndarray:
-        """One by one in double precision; the second number of a pair waits for the next draw."""
+        """One by one in float64; the second number of a pair is kept for the next draw."""
         values = np.empty(size, dtype=np.float32)
         for i in range(size):
             if self._spare is not None:
@@ -138,12 +152,12 @@ class TorchGenerator:
 
 
 def check_seed(seed: int) -> int:
-    """Return a seed in PyTorch's range as an unsigned 64-bit number.
+    """A seed as PyTorch uses it: -2**63 <= seed < 2**64, as an unsigned 64-bit number.
 
-    Raises: ValueError: out of range. TypeError: no integer.
+    Raises: InvalidArgumentError: no integer, or out of range.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
+        raise InvalidArgumentError(f"seed: expected an integer, got {shown(seed)}")
     if not -(2**63) <= seed <= MAX_SEED:
-        raise ValueError(f"seed: expected -2**63 <= seed < 2**64, got {seed}")
+        raise InvalidArgumentError(f"seed: expected -2**63 <= seed < 2**64, got {seed}")
     return int(seed) % 2**64

@@ -1,4 +1,4 @@
-"""Noise against torch.randn, as streams of draws."""
+"""TorchGenerator compared with torch.randn, over streams of several draws."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SIZES = st.one_of(st.integers(0, 40), st.integers(0, 17), st.integers(41, 70_000
 @settings(max_examples=300, deadline=None)
 @given(seed=SEEDS, sizes=st.lists(SIZES, min_size=1, max_size=10))
 def test_noise_equals_torch_for_any_seed_and_sizes(seed: int, sizes: list[int]) -> None:
-    """Draws of every path in any order: the waiting number of small draws outlives large ones."""
+    """Small and large draws in any order: the number that a small one keeps outlives large ones."""
     theirs, ours = torch.Generator().manual_seed(seed), TorchGenerator(seed)
     for size in sizes:
         expected = torch.randn(size, generator=theirs).numpy()

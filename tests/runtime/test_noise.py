@@ -1,4 +1,4 @@
-"""Seeds and streams; equality with torch is in tests/parity and tests/gpu."""
+"""TorchGenerator: seeds, streams, copies. Equality with torch is in tests/parity and tests/gpu."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sdexport import TorchGenerator
+from sdexport import InvalidArgumentError, TorchGenerator
 from sdexport.runtime.noise import _noise_numpy, philox, torch_generator
 from tests.tolerances import (
     BOX_MULLER_ABS,
@@ -26,19 +26,17 @@ from tests.tolerances import (
 )
 
 
-def test_noise_is_compiled_where_it_can_be() -> None:
+def test_noise_module_is_compiled_if_there_is_a_compiler() -> None:
     compiler = (sysconfig.get_config_var("CC") or "").split(" ")[0]
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     limited_api = not sysconfig.get_config_var("Py_GIL_DISABLED")
     if not (compiler and shutil.which(compiler) and header.exists() and limited_api):
-        pytest.skip("nothing compiles here")
-    importlib.import_module(
-        "sdexport.runtime.noise._noise"
-    )  # if it fails, install again: a compiler is here
+        pytest.skip("no C compiler, or no limited API")
+    importlib.import_module("sdexport.runtime.noise._noise")  # if this fails, install again
 
 
-def test_words_are_those_of_the_standard(noise_source: ModuleType) -> None:
-    """The 10,000th word after the default seed, as C++11 demands of std::mt19937 (26.5.5)."""
+def test_mt19937_words_equal_the_cpp_standard(noise_source: ModuleType) -> None:
+    """The 10,000th word of the default seed, which C++11 prescribes for std::mt19937 (26.5.5)."""
     words = np.empty(10_000, dtype=np.uint32)
     stream = noise_source.MT19937(5489)
     for start in range(0, 10_000, 700):
@@ -47,20 +45,23 @@ def test_words_are_those_of_the_standard(noise_source: ModuleType) -> None:
 
 
 def all_words() -> np.ndarray:
-    """Blocks with every number of 24 bits once as a radius and once as an angle, (2**25,)."""
+    """(2**25,): blocks in which every 24-bit number is once a radius and once an angle."""
     numbers = np.arange(2**24, dtype=np.uint32)
-    pairs = numbers, numbers * np.uint32(0x9E3779B1) & np.uint32(0xFFFFFF)  # odd: each comes once
+    pairs = (
+        numbers,
+        numbers * np.uint32(0x9E3779B1) & np.uint32(0xFFFFFF),
+    )  # an odd factor permutes them
     return np.stack([row.reshape(-1, 8) for row in pairs], axis=1).reshape(-1)
 
 
-def test_every_radius_and_every_angle(noise_source: ModuleType) -> None:
+def test_box_muller_of_every_radius_and_angle(noise_source: ModuleType) -> None:
     words = all_words()
     for start in range(0, len(words), 2**20):
         block = words[start : start + 2**20]
         pairs = block.reshape(-1, 2, 8).astype(np.float32) * np.float32(2.0**-24)
         radius = np.sqrt(-2 * np.log(1 - pairs[:, 0].astype(np.float64)))
         angle = (pairs[:, 1] * np.float32(2 * np.pi)).astype(np.float64)
-        block |= np.uint32(0xFF000000)  # the upper bits mean nothing
+        block |= np.uint32(0xFF000000)  # the upper bits are ignored
         noise_source.box_muller(block)
         found = block.view(np.float32).reshape(-1, 2, 8)
         assert_close(found[:, 0], radius * np.cos(angle), abs_=BOX_MULLER_ABS)
@@ -70,20 +71,20 @@ def test_every_radius_and_every_angle(noise_source: ModuleType) -> None:
 SAME_BITS = "204cc0d5bbb25846f73aca3d99f935e9deca60a65b415b30dd1b8019d17c2cac"
 
 
-def test_compiled_noise_has_the_same_bits_on_every_processor() -> None:
+def test_compiled_box_muller_gives_the_same_bits_on_every_processor() -> None:
     compiled = pytest.importorskip("sdexport.runtime.noise._noise")
     words = all_words()
     compiled.box_muller(words)
     assert hashlib.sha256(words.astype("<u4").tobytes()).hexdigest() == SAME_BITS
 
 
-def test_compiled_noise_refuses_other_arrays() -> None:
+def test_compiled_noise_rejects_other_arrays() -> None:
     compiled = pytest.importorskip("sdexport.runtime.noise._noise")
     fixed = np.zeros(16, dtype=np.float32)
     fixed.flags.writeable = False
     for call in (compiled.MT19937(0).draw, compiled.box_muller):
-        askew = np.frombuffer(bytearray(65), np.float32, offset=1)
-        for wrong in (np.zeros(16, np.float64), np.zeros(7, np.uint8), askew):
+        unaligned = np.frombuffer(bytearray(65), np.float32, offset=1)
+        for wrong in (np.zeros(16, np.float64), np.zeros(7, np.uint8), unaligned):
             with pytest.raises(ValueError, match="items of 4 bytes"):
                 call(wrong)
         for wrong in (fixed, np.zeros((16, 2), np.float32)[:, 0]):
@@ -100,7 +101,7 @@ def test_compiled_noise_refuses_other_arrays() -> None:
 
 
 @pytest.mark.usefixtures("noise_source")
-def test_noise_is_a_stream() -> None:
+def test_randn_advances_the_stream() -> None:
     generator = TorchGenerator(0)
     first, second = generator.randn((1, 4, 8, 8)), generator.randn((1, 4, 8, 8))
     assert not np.array_equal(first, second)
@@ -109,9 +110,9 @@ def test_noise_is_a_stream() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_copies_go_on_where_the_stream_is(noise_source: ModuleType, device: str) -> None:
+def test_copies_continue_the_stream(noise_source: ModuleType, device: str) -> None:
     generator = TorchGenerator(2**40 + 1, device)
-    for size in (5, 70_001, 1, 3):  # words of both kinds, and a number that waits
+    for size in (5, 70_001, 1, 3):  # both algorithms, and one number is kept
         generator.randn((size,))
     pickled = pickle.dumps(generator)
     copies = [copy.copy(generator), copy.deepcopy(generator), pickle.loads(pickled)]
@@ -121,7 +122,7 @@ def test_copies_go_on_where_the_stream_is(noise_source: ModuleType, device: str)
             np.testing.assert_array_equal(other.randn(values.shape), values)
 
 
-def test_a_pickle_goes_on_with_the_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickle_continues_with_the_other_source(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = pytest.importorskip("sdexport.runtime.noise._noise")
     monkeypatch.setattr(torch_generator, "source", compiled)
     generator = TorchGenerator(1)
@@ -132,18 +133,18 @@ def test_a_pickle_goes_on_with_the_other_source(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 10**30])
-def test_noise_seed_out_of_range(seed: int) -> None:
+def test_seed_out_of_range(seed: int) -> None:
     with pytest.raises(ValueError, match="-2\\*\\*63 <= seed < 2\\*\\*64"):
         TorchGenerator(seed)
 
 
 @pytest.mark.parametrize("seed", [True, 1.0, "1", None])
-def test_noise_seed_of_another_type(seed: object) -> None:
-    with pytest.raises(TypeError, match="expected an integer"):
+def test_seed_of_another_type(seed: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected an integer"):
         TorchGenerator(seed)  # type: ignore[arg-type]
 
 
-def test_noise_unknown_device_and_shape() -> None:
+def test_generator_rejects_other_devices_gpus_and_shapes() -> None:
     with pytest.raises(ValueError, match="choose one of cpu, cuda"):
         TorchGenerator(0, device="tpu")
     with pytest.raises(ValueError, match="expected 1 or more multiprocessors"):
@@ -170,8 +171,8 @@ def test_noise_unknown_device_and_shape() -> None:
         ),
     ],
 )
-def test_philox_known_answers(counter: str, key: str, expected: str) -> None:
-    """The test vectors of Random123, by the authors of Philox."""
+def test_philox_equals_the_published_test_vectors(counter: str, key: str, expected: str) -> None:
+    """From Random123, by the authors of Philox."""
     words = [np.array([int(word, 16)], dtype=np.uint64) for word in counter.split()]
     first, second = (int(word, 16) for word in key.split())
     result = philox.philox4x32((words[0], words[1], words[2], words[3]), (first, second))
@@ -206,22 +207,22 @@ CUDA_SEED_0 = (
 
 
 def test_cuda_noise_equals_a_recorded_stream() -> None:
-    """Three draws in a row of torch 2 on a CUDA device after manual_seed(0), as printed."""
+    """Three successive draws of torch 2 on a CUDA device after manual_seed(0), as printed."""
     generator = TorchGenerator(0, device="cuda")
     for text in CUDA_SEED_0:
         expected = np.array(text.split(), dtype=np.float64)
         assert_close(generator.randn(expected.shape), expected, abs_=CUDA_NOISE_PRINTED_ABS)
 
 
-def test_cuda_noise_equals_published_values_of_more_digits() -> None:
-    """The first values of seed 0 as the AUTOMATIC1111 web UI documents them."""
+def test_cuda_noise_equals_the_published_values() -> None:
+    """The first values of seed 0 in the documentation of AUTOMATIC1111, which has more digits."""
     expected = [-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.57972564]
     expected += [-0.62285122, -0.32838709, -1.07454231, -0.36314407, -1.67105067, 2.26550497]
     assert_close(TorchGenerator(0, "cuda").randn((12,)), np.array(expected), abs_=NOISE_ABS)
 
 
 def reference_cuda(size: int, threads: int, seed: int, offset: int) -> list[float]:
-    """The kernel as it is written for one thread: a loop over turns, four numbers a turn."""
+    """The CUDA kernel as written, thread by thread: a loop over turns, four numbers per turn."""
     values = [math.nan] * size
     for thread in range(threads):
         for turn, at in enumerate(range(thread, size, 4 * threads)):
@@ -245,7 +246,7 @@ def reference_cuda(size: int, threads: int, seed: int, offset: int) -> list[floa
 
 
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 1100, 1700, 2048, 2049, 5000])
-def test_cuda_noise_beyond_one_value_a_thread(size: int) -> None:
+def test_cuda_noise_of_several_values_per_thread(size: int) -> None:
     seed = 2**40 + 12345
     generator = TorchGenerator(
         seed, "cuda", multiprocessors=1, threads_per_multiprocessor=512 + 100
@@ -257,7 +258,7 @@ def test_cuda_noise_beyond_one_value_a_thread(size: int) -> None:
         assert_close(generator.randn((size,)), expected, abs_=CUDA_NOISE_ABS)
 
 
-def test_cuda_noise_that_fits_is_the_same_on_every_gpu() -> None:
+def test_cuda_noise_is_the_same_on_every_gpu_with_enough_threads() -> None:
     shape = (1, 4, 96, 64)
     expected = TorchGenerator(5, "cuda").randn(shape)
     small = TorchGenerator(5, "cuda", multiprocessors=24, threads_per_multiprocessor=1024)
@@ -266,10 +267,10 @@ def test_cuda_noise_that_fits_is_the_same_on_every_gpu() -> None:
     assert not np.array_equal(smaller.randn(shape), expected)
 
 
-def test_cuda_noise_asks_for_the_gpu_when_it_matters() -> None:
+def test_cuda_noise_needs_the_gpu_for_large_draws() -> None:
     generator = TorchGenerator(0, "cuda")
     assert generator.randn((3, 4, 128, 128)).shape == (3, 4, 128, 128)
-    with pytest.raises(ValueError, match=r"depend on the GPU, got 262144; give multiprocessors="):
+    with pytest.raises(ValueError, match=r"depend on the GPU, got 262144; pass multiprocessors="):
         generator.randn((4, 4, 128, 128))
     with pytest.raises(ValueError, match="at most 536870912 values"):
         TorchGenerator(0, "cuda", multiprocessors=108).randn((2**29 + 1,))
