@@ -17,7 +17,7 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint, read_json, tokeniz
 from sdexport.checkpoints.modules import free_weights
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines import EngineError
-from sdexport.engines.errors import VerificationError
+from sdexport.engines.errors import CheckpointError, VerificationError
 from sdexport.graphs.precision import check_precision, conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.trace import trace
@@ -142,7 +142,7 @@ def _count_stages(checkpoint: Checkpoint, picture: PictureRecorder, *, verifies:
 
 def _tokenizer(checkpoint: Checkpoint, folder: Path, part: str) -> ClipTokenizer:
     """The copied tokenizer of a text encoder, found to fit it."""
-    tokenizer = ClipTokenizer.from_folder(folder / tokenizer_folder(part))
+    tokenizer = ClipTokenizer.from_folder(folder / tokenizer_folder(part), error=CheckpointError)
     text = checkpoint.configs[part]
     if tokenizer.vocab_size > text.vocab_size or (
         tokenizer.max_length > text.max_position_embeddings

@@ -109,11 +109,8 @@ class Package:
 
         Raises: PackageError: its files are missing or damaged.
         """
-        try:
-            where = component.replace("text_encoder", "tokenizer")
-            return ClipTokenizer.from_folder(self.folder / where)
-        except (FileNotFoundError, ValueError) as error:
-            raise PackageError(f"{self.folder}: {error}") from error
+        where = component.replace("text_encoder", "tokenizer")
+        return ClipTokenizer.from_folder(self.folder / where)
 
     def config(self, component: str) -> Mapping[str, Any]:
         """A component's config.json; empty where there is none.

@@ -1,1 +1,1 @@
-"""Prompts to token ids and embeddings: tokenizer, prompt weights, token embeddings."""
+"""From prompts to token ids and embeddings: tokenizer, prompt weights, token embeddings."""

@@ -1,6 +1,6 @@
-"""Tokens that are split out of a text before byte-pair encoding, as the Rust tokenizer does it.
+"""Added tokens: split out of a text before byte-pair encoding, as the Rust tokenizer does it.
 
-These are the special tokens, and what was added after training, such as `<cat-toy>` of a textual
+These are the special tokens, and tokens added after training, such as the `<cat-toy>` of a textual
 inversion.
 """
 
@@ -19,11 +19,12 @@ _SPACES = re.compile(f"[{normalization.SPACE_CHARS}]*")
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token and where it is found.
+    """A token, and where in a text it matches; the fields are those of the `tokenizers` package.
 
-    single_word: only where no letter, number or mark stands next to it.
-    lstrip, rstrip: white space before or after it belongs to it.
-    normalized: it is looked for in the normalised text, so in capitals as well.
+    Attributes:
+      single_word: matches only if no letter, number or mark is next to it.
+      lstrip, rstrip: white space before or after it becomes part of the match.
+      normalized: matches in the normalized text, and so in capitals as well.
     """
 
     content: str
@@ -34,9 +35,9 @@ class AddedToken:
 
 
 def assign_ids(tokens: Iterable[AddedToken], vocab: Mapping[str, int]) -> dict[AddedToken, int]:
-    """Ids as the Rust tokenizer gives them: the vocabulary's own, or the next free one.
+    """Ids as the Rust tokenizer assigns them: that of the vocabulary, or the next free one.
 
-    Of several tokens with one content the last one counts.
+    Of several tokens with the same content the last one counts.
     """
     by_content: dict[str, tuple[AddedToken, int]] = {}
     highest = -1
@@ -53,10 +54,10 @@ def assign_ids(tokens: Iterable[AddedToken], vocab: Mapping[str, int]) -> dict[A
 
 
 class Splitter:
-    """Finds added tokens in a text: the leftmost first, of several there the longest.
+    """Finds added tokens in a text: leftmost first, and the longest of several that begin there.
 
     Args:
-      tokens: the text to look for, with the token and its id.
+      tokens: for each token the text to look for, the token and its id.
     """
 
     def __init__(self, tokens: Iterable[tuple[str, AddedToken, int]]) -> None:

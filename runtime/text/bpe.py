@@ -1,4 +1,4 @@
-"""Byte-pair merging: the symbols of a word to its tokens, and which words are one token.
+"""Byte-pair encoding: merges the symbols of a word into tokens.
 
 Source: Sennrich et al. 2016, arXiv 1508.07909, algorithm 1.
 """
@@ -19,11 +19,14 @@ _SYMBOL, _NOT_WHOLE = -1, -2
 
 
 class Merges:
-    """A list of merges, ready to be applied.
+    """A list of merges, indexed so that they can be applied.
 
     Args:
-      lines: neighbours to join, as "left right", the most urgent first; of equals the last counts.
-    Attributes: `lines`; `ranks`, of each line; `products`, the rank that makes each token.
+      lines: pairs as "left right", that of the lowest rank first; of equal pairs the last counts.
+    Attributes:
+      lines: as above.
+      ranks: rank of each line.
+      products: token to the rank of the merge that makes it.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:
@@ -31,23 +34,24 @@ class Merges:
         self.ranks = dict(zip(lines, range(len(lines)), strict=True))
         joined = map(str.replace, lines, repeat(" "), repeat(""))
         self.products = dict(zip(joined, map(self.ranks.__getitem__, lines), strict=True))
-        # a token that can be made in two ways has no one history to check, see is_whole
+        # is_whole needs a single history per token: empty if a token can be made in two ways
         self._makers = self.products if len(self.products) == len(self.ranks) else {}
         self._made = dict.fromkeys(_base_symbols(), _SYMBOL)
 
     def apply(self, symbols: list[str]) -> list[str]:
-        """Join neighbours, lowest rank first and leftmost of equals, until no pair has a rank."""
+        """Merge pairs, lowest rank first and leftmost of equal ranks, until none has a rank."""
         return (join_short if len(symbols) <= _SHORT else join_long)(symbols, self.ranks)
 
     def is_whole(self, token: str) -> bool:
-        """Whether the symbols of `token` are surely joined to that one token again.
+        """Whether merging the symbols of `token` certainly gives that one token.
 
-        Much quicker than joining them. False says nothing: join them to see.
+        Much faster than merging them. False means unknown: apply the merges to find out.
 
-        A token was joined from two, those from two others, and so on. Played backwards, from the
-        last join to the first, exactly one pair of neighbours meets at the seam of the two halves
-        at any time. If none of these pairs is more urgent than what was joined next inside a half,
-        then nothing is ever joined across the seam, and both halves grow as if they were alone.
+        The last merge of a token joins two halves, each of which was merged from two smaller ones,
+        and so on. Undo these merges from the last to the first: at any time exactly one pair of
+        neighbours touches at the boundary of the two halves. If no such pair has a lower rank than
+        the merge that was undone before, nothing is ever merged across the boundary, and each half
+        is merged as if it were alone.
         """
         made = self._made.get(token)
         if made is None:
@@ -55,7 +59,7 @@ class Merges:
         return made != _NOT_WHOLE
 
     def _check(self, token: str) -> int:
-        """Rank of the merge that makes a whole token."""
+        """Rank of the merge that makes the token, or _NOT_WHOLE."""
         rank = self._makers.get(token)
         if rank is None or len(token) > _LONGEST_WHOLE:
             return _NOT_WHOLE
@@ -83,7 +87,7 @@ class Merges:
 
 
 def join_short(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
-    """`Merges.apply` for words of a few letters: looks at all pairs after every join."""
+    """`Merges.apply` for short words: searches all pairs after each merge."""
     parts = list(symbols)
     rank_of = ranks.get
     near = [rank_of(f"{a} {b}", _NEVER) for a, b in itertools.pairwise(parts)]
@@ -100,7 +104,7 @@ def join_short(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
 
 
 def join_long(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
-    """`Merges.apply` for words of any length, O(n log n): a heap over a linked list."""
+    """`Merges.apply` for words of any length in O(n log n): a heap over a linked list."""
     end = len(symbols)
     parts: list[str | None] = list(symbols)
     before, after = list(range(-1, end - 1)), list(range(1, end + 1))
@@ -114,7 +118,7 @@ def join_long(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
         _, i, pair = heapq.heappop(heap)
         j = after[i]
         if parts[i] != pair[0] or j >= end or parts[j] != pair[1]:
-            continue  # one of the two was joined to another neighbour meanwhile
+            continue  # one of the two has been merged with its other neighbour
         joined = pair[0] + pair[1]
         parts[i], parts[j] = joined, None
         after[i] = after[j]
@@ -130,7 +134,7 @@ def join_long(symbols: list[str], ranks: Mapping[str, int]) -> list[str]:
 
 @cache
 def byte_symbols() -> list[str]:
-    """The character for each byte: printable ones themselves, the others from U+0100 onwards."""
+    """A character for each byte: itself if printable, else one from U+0100 onwards."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

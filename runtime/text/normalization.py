@@ -1,4 +1,4 @@
-"""Text as CLIP's tokenizer sees it: normalised, in small letters, cut into pieces.
+"""What CLIP's tokenizer does before byte-pair encoding: Unicode normalization, lower case, words.
 
 Equal to the Rust tokenizer of transformers, which mixes versions of Unicode.
 """
@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import cache
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.text import unicode_tables
 
 SPACE_CHARS = (
@@ -17,17 +18,17 @@ SPACE_CHARS = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 _SPACES = re.compile(f"[{SPACE_CHARS}]+")
-_PIECES = (
+_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>"
     r"|'s|'t|'re|'ve|'m|'ll|'d|[{letters}]+|[{numbers}]|[^{space}{letters}{numbers}]+"
 )
-_ASCII_PIECES = re.compile(_PIECES.format(letters="a-zA-Z", numbers="0-9", space=SPACE_CHARS))
-# Written in capitals they are a piece, but no special token, and cut once more.
+_ASCII_WORDS = re.compile(_WORDS.format(letters="a-zA-Z", numbers="0-9", space=SPACE_CHARS))
+# In capitals these are words, but no special tokens, and are split again.
 _CAPITAL_SPECIAL = {
     "<|startoftext|>": ("<|", "startoftext", "|>"),
     "<|endoftext|>": ("<|", "endoftext", "|>"),
 }
-# Scripts with composites that are newer than Unicode 9, the one of the Rust tokenizer's NFC.
+# Scripts with composites newer than Unicode 9, the version of the Rust tokenizer's NFC.
 _NEWER_COMPOSITES = (
     (0x11930, 0x11938),
     (0x105C0, 0x105FF),
@@ -38,28 +39,28 @@ _NEWER_COMPOSITES = (
 
 
 def check_unicode(text: str) -> None:
-    """Raises: ValueError: lone surrogates, which no UTF-8 can hold."""
+    """Raises: InvalidArgumentError: lone surrogates, which UTF-8 cannot encode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"tokenizer: the text is not valid Unicode: lone surrogate at {error.start}"
         ) from None
 
 
-def small(text: str) -> str:
-    """NFC and small letters; white space as it is."""
+def lower_nfc(text: str) -> str:
+    """NFC and lower case; white space stays as it is."""
     return text.lower() if text.isascii() else _lower(_nfc(text))
 
 
-def normalise(text: str) -> str:
-    """NFC, any white space to one space, small letters."""
+def normalize(text: str) -> str:
+    """NFC and lower case, with each run of white space replaced by one space."""
     return _lower(_SPACES.sub(" ", _nfc(text)))
 
 
-def pieces(text: str) -> list[str]:
-    """The words of a text that `small` or `normalise` gave."""
-    found = (_ASCII_PIECES if text.isascii() else _unicode_pieces()).findall(text)
+def pre_tokenize(text: str) -> list[str]:
+    """Split a text from `lower_nfc` or `normalize` into the words that are encoded separately."""
+    found = (_ASCII_WORDS if text.isascii() else _unicode_words()).findall(text)
     if "|>" in text and not _CAPITAL_SPECIAL.keys().isdisjoint(found):
         return [part for piece in found for part in _CAPITAL_SPECIAL.get(piece, (piece,))]
     return found
@@ -79,22 +80,22 @@ def _character_class(table: str) -> str:
 
 
 @cache
-def _unicode_pieces() -> re.Pattern[str]:
+def _unicode_words() -> re.Pattern[str]:
     letters = _character_class(unicode_tables.LETTERS)
     numbers = _character_class(unicode_tables.NUMBERS)
-    return re.compile(_PIECES.format(letters=letters, numbers=numbers, space=SPACE_CHARS))
+    return re.compile(_WORDS.format(letters=letters, numbers=numbers, space=SPACE_CHARS))
 
 
 @cache
 def _lower_case() -> dict[int, int]:
-    """Small letters that `str.lower` has otherwise: new ones, and the sigma at word ends."""
+    """Where the Rust tokenizer differs from `str.lower`: new letters, and sigma at word ends."""
     numbers = [int(word, 36) for word in unicode_tables.LOWER_CASE.split()]
     return {0x3A3: 0x3C3} | dict(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 @cache
-def _strangers() -> frozenset[str]:
-    """Characters that Python's NFC moves or composes and the Rust tokenizer's leaves alone."""
+def _not_composed() -> frozenset[str]:
+    """Characters that Python's NFC moves or composes and that of the Rust tokenizer does not."""
     known = {c for first, last in _ranges(unicode_tables.MARKS) for c in range(first, last + 1)}
     newer = {c for first, last in _NEWER_COMPOSITES for c in range(first, last + 1)}
     marks = (c for c in range(0x300, 0x1F000) if unicodedata.combining(chr(c)))
@@ -106,11 +107,11 @@ def _lower(text: str) -> str:
 
 
 def _nfc(text: str) -> str:
-    if unicodedata.is_normalized("NFC", text) and _strangers().isdisjoint(text):
+    if unicodedata.is_normalized("NFC", text) and _not_composed().isdisjoint(text):
         return text
     out, start = [], 0
     for i, char in enumerate(text):
-        if char in _strangers():
+        if char in _not_composed():
             out += [unicodedata.normalize("NFC", text[start:i]), char]
             start = i + 1
     return "".join(out) + unicodedata.normalize("NFC", text[start:])

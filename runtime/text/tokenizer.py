@@ -13,9 +13,11 @@ from typing import Self
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError, PackageError, SDExportError
 from sdexport.runtime.text import bpe, normalization, tokenizer_files
 from sdexport.runtime.text.added_tokens import AddedToken, Splitter, assign_ids
-from sdexport.runtime.text.tokenizer_files import BOS, DEFAULT_LENGTH, EOS
+from sdexport.runtime.text.special_tokens import BOS, EOS
+from sdexport.runtime.text.tokenizer_files import DEFAULT_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +26,27 @@ _SHOWN = 200
 
 
 class ClipTokenizer:
-    """Text to token ids.
+    """Turns prompts into token ids; equal to transformers' CLIPTokenizer, without its dependencies.
 
     Args:
-      vocab: token to id, byte symbols and merged tokens, the last of a word ending in `</w>`.
-      merges: pairs of tokens as "left right", the most frequent first.
-      max_length: length of a row of ids, specials included.
-      bos_token, eos_token: frame a row.
-      pad_token: fills the rows; SD 1.x repeats the end token, SD 2.x uses "!".
-      unk_token: stands for what is not in the vocabulary.
-      added_tokens: split out before byte-pair encoding; default those four, if they are written
-        out in a text. So "!" in a prompt for SD 2.x is the pad token, as in transformers.
-    Raises: ValueError: special tokens are missing from the vocabulary.
+      vocab: token to id. The tokens are byte symbols and what is merged from them; `</w>` marks
+        the end of a word.
+      merges: pairs of tokens as "left right", that of the lowest rank first.
+      max_length: ids in a row, special tokens included.
+      bos_token, eos_token: the first id of a row, and the one after the prompt.
+      pad_token: fills the rest of a row; SD 1.x repeats the end token, SD 2.x uses "!".
+      unk_token: replaces what is not in the vocabulary.
+      added_tokens: split out of a text before byte-pair encoding; default the four above. So "!"
+        in a prompt for SD 2.x is the pad token, as in transformers.
+    Raises: InvalidArgumentError: the vocabulary lacks a special token.
+    Example:
+        >>> from sdexport import ClipTokenizer
+        >>> tokenizer = ClipTokenizer.from_folder("package/tokenizer")
+        >>> input_ids = tokenizer(["a red circle", "a blue star"])
+        >>> input_ids.shape, input_ids.dtype
+        ((2, 77), dtype('int64'))
+        >>> tokenizer.decode(tokenizer.encode("A red  circle!"))
+        'a red circle !'
     """
 
     def __init__(
@@ -54,7 +65,7 @@ class ClipTokenizer:
         if added_tokens is None:
             missing = [token for token in specials if token not in vocab]
             if missing:
-                raise ValueError(f"tokenizer: the vocabulary has no {', '.join(missing)}")
+                raise InvalidArgumentError(f"tokenizer: the vocabulary has no {', '.join(missing)}")
             added_tokens = [AddedToken(token, normalized=False) for token in specials]
         added = assign_ids(added_tokens, vocab)
         self._added = {token.content: number for token, number in added.items()}
@@ -68,25 +79,28 @@ class ClipTokenizer:
         self._words: dict[str, tuple[int, ...]] = {}
         self._tokens: dict[int, str] = {}
         self._raw = Splitter((t.content, t, i) for t, i in added.items() if not t.normalized)
-        self._normalised = Splitter(
-            (normalization.normalise(t.content), t, i) for t, i in added.items() if t.normalized
+        self._normalized = Splitter(
+            (normalization.normalize(t.content), t, i) for t, i in added.items() if t.normalized
         )
 
     def _id(self, vocab: Mapping[str, int], token: str) -> int:
         number = self._added.get(token, vocab.get(token))
         if number is None:
-            raise ValueError(f"tokenizer: the vocabulary has no {token}")
+            raise InvalidArgumentError(f"tokenizer: the vocabulary has no {token}")
         return number
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Self:
-        """Read tokenizer.json, or vocab.json with merges.txt, and the smaller files if present.
+    def from_folder(cls, folder: str | Path, *, error: type[SDExportError] = PackageError) -> Self:
+        """Read a tokenizer as transformers saves it, from the folder of a package or a checkpoint.
 
-        These are tokenizer_config.json, special_tokens_map.json and added_tokens.json.
-        Raises: FileNotFoundError: no tokenizer there. ValueError: the files are damaged, or do not
-          belong together.
+        That is tokenizer.json, or vocab.json and merges.txt, and if they are there
+        tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+
+        Args:
+          error: raised if files are missing, damaged, or do not belong together.
+        Raises: PackageError: see `error`. OSError: a file cannot be read.
         """
-        files = tokenizer_files.read(Path(folder))
+        files = tokenizer_files.read(Path(folder), error)
         return cls(
             files.vocab,
             files.merges,
@@ -99,14 +113,16 @@ class ClipTokenizer:
         )
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """Token ids of each prompt between start and end token, padded or truncated.
+        """Token ids of prompts: start token, prompt, end token, padding.
 
-        What is cut off is logged as a warning, once a prompt; `left_out` tells it too.
+        A prompt that is too long is truncated; a warning with the rest of it is logged.
+
         Returns: (B, max_length) int64.
-        Raises: TypeError: `prompts` is one string, or holds something else than strings.
+        Raises: InvalidArgumentError: `prompts` is one string, or holds something else than valid
+          Unicode strings.
         """
         if isinstance(prompts, str):
-            raise TypeError("tokenizer: expected a list of prompts, got one string")
+            raise InvalidArgumentError("tokenizer: expected a list of prompts, got one string")
         room = self.max_length - 2
         rows = np.full((len(prompts), self.max_length), self.pad_id, dtype=np.int64)
         encoded: dict[str, list[int]] = {}
@@ -115,29 +131,34 @@ class ClipTokenizer:
             if ids is None:
                 ids = encoded[prompt] = self.encode(prompt)
                 if len(ids) > room:
-                    text = self.decode(ids[room:])
-                    logger.warning(
-                        "prompt of %d tokens is cut to the first %d, left out is: %r%s",
-                        len(ids),
-                        room,
-                        text[:_SHOWN],
-                        "..." if len(text) > _SHOWN else "",
-                    )
+                    self._warn(ids, room)
             ids = ids[:room]
             row[: len(ids) + 2] = [self.bos_id, *ids, self.eos_id]
         return rows
 
-    def left_out(self, prompt: str) -> str:
-        """The end of a prompt that finds no room in a row, in small letters; "" if all does.
+    def _warn(self, ids: Sequence[int], room: int) -> None:
+        """Log that a prompt is truncated to `room` ids."""
+        rest = self.decode(ids[room:])
+        logger.warning(
+            "prompt of %d tokens is truncated to the first %d; the rest is ignored: %r%s",
+            len(ids),
+            room,
+            rest[:_SHOWN],
+            "..." if len(rest) > _SHOWN else "",
+        )
 
-        Raises: TypeError, ValueError: see `encode`.
+    def truncated_text(self, prompt: str) -> str:
+        """The end of a prompt that does not fit into a row, in lower case; "" if all of it fits.
+
+        Raises: InvalidArgumentError: see `encode`.
         """
         return self.decode(self.encode(prompt)[self.max_length - 2 :])
 
     def expand(self, text: str) -> str:
-        """Write out learned words of several vectors: `<cat>` becomes `<cat> <cat>_1 <cat>_2`.
+        """Write out textual inversions of several vectors: `<cat>` becomes `<cat> <cat>_1 <cat>_2`.
 
-        For every added token that is followed by tokens of its own name and a number.
+        A textual inversion of several vectors is an added token together with added tokens of the
+        same name and a number.
         """
         for token in self._added:
             if token in text and f"{token}_1" in self._added:
@@ -148,13 +169,14 @@ class ClipTokenizer:
         return text
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without start and end token, however many there are.
+        """Token ids of a text of any length, without start and end token.
 
-        Special and added tokens written out in the text become their ids.
-        Raises: TypeError: not a string. ValueError: lone surrogates, which no UTF-8 can hold.
+        Special and added tokens that the text contains become their ids.
+
+        Raises: InvalidArgumentError: not a string; lone surrogates, which UTF-8 cannot encode.
         """
         if not isinstance(text, str):
-            raise TypeError(f"tokenizer: expected a string, got {type(text).__name__}")
+            raise InvalidArgumentError(f"tokenizer: expected a string, got {type(text).__name__}")
         if not text.isascii():
             normalization.check_unicode(text)
         ids: list[int] = []
@@ -163,26 +185,26 @@ class ClipTokenizer:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                for word in normalization.pieces(part):
+                for word in normalization.pre_tokenize(part):
                     ids += words.get(word) or self._word_ids(word)
         return ids
 
     def _parts(self, text: str) -> list[str | int]:
-        """Ids of added tokens, and normalised text between them."""
+        """Ids of added tokens, and the text between them in lower case."""
         parts: list[str | int] = []
         for part in self._raw.split(text):
             if isinstance(part, int):
                 parts.append(part)
-            elif self._normalised:
-                parts += self._normalised.split(normalization.normalise(part))
+            elif self._normalized:
+                parts += self._normalized.split(normalization.normalize(part))
             else:
-                parts.append(normalization.small(part))
+                parts.append(normalization.lower_nfc(part))
         return parts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, words apart by one space.
+        """The text of token ids, with one space between words.
 
-        Raises: ValueError: an id that is no token's.
+        Raises: InvalidArgumentError: no token has such an id.
         """
         if not self._tokens:
             named = {**self._vocab, **self._added}
@@ -191,7 +213,7 @@ class ClipTokenizer:
         for number in ids:
             token = self._tokens.get(int(number))
             if token is None:
-                raise ValueError(f"tokenizer: no token has the id {number}")
+                raise InvalidArgumentError(f"tokenizer: no token has the id {number}")
             if token in self._added:
                 out += f"{token} ".encode()
                 continue

@@ -1,10 +1,10 @@
-"""Character classes as CLIP's tokenizer sees them. Generated; do not edit.
+"""Unicode character classes of CLIP's tokenizer. Generated; do not edit.
 
-Python's own tables change with its version and the Rust tokenizer mixes two versions of Unicode,
-so neither can stand for the other. Each table is "start length start length ..." in base 36, every
-start counted from the end of the range before.
+Python's tables change with its version, and the Rust tokenizer mixes two versions of Unicode, so
+the tables are kept here. LETTERS, NUMBERS and MARKS are "start length start length ..." in base 36,
+each start relative to the end of the previous range. LOWER_CASE is pairs of code points in base 36.
 
-Source: tests/parity/make_unicode_tables.py, by asking the Rust tokenizer about each code point.
+Source: tests/parity/make_unicode_tables.py, which queries the Rust tokenizer for each code point.
 """
 
 LETTERS = (

@@ -18,6 +18,7 @@ from typing import Any
 from sdexport.checkpoints.diffusers_folder import TEXT_ENCODERS, Checkpoint, read_json
 from sdexport.checkpoints.modules import empty
 from sdexport.checkpoints.single_file import PREDICTION_TYPES, SingleFile
+from sdexport.engines.errors import CheckpointError
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 Loader = Callable[[str], Any]
@@ -189,7 +190,7 @@ def _add_words(
     for part, module in encoders.items():
         tokenizer = folder / part.replace("text_encoder", "tokenizer")
         ids[part] = add_tokens(tokenizer, embeddings)
-        eos[part] = ClipTokenizer.from_folder(tokenizer).eos_id
+        eos[part] = ClipTokenizer.from_folder(tokenizer, error=CheckpointError).eos_id
         size = max(module.config.vocab_size, max(ids[part].values()) + 1)
         config = folder / part / "config.json"
         update_json(config, {"vocab_size": size})

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.engines.errors import CheckpointError
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 MOST_VECTORS = 75
@@ -105,7 +106,7 @@ def add_tokens(folder: Path, embeddings: Sequence[Embedding]) -> dict[str, int]:
     Returns: the id of each token.
     Raises: ValueError: a token is there already.
     """
-    tokenizer = ClipTokenizer.from_folder(folder)
+    tokenizer = ClipTokenizer.from_folder(folder, error=CheckpointError)
     known = _known_tokens(folder)
     ids: dict[str, int] = {}
     for embedding in embeddings:
@@ -117,7 +118,7 @@ def add_tokens(folder: Path, embeddings: Sequence[Embedding]) -> dict[str, int]:
                 )
             ids[token] = tokenizer.vocab_size + len(ids)
     _write_tokens(folder, ids)
-    changed = ClipTokenizer.from_folder(folder)
+    changed = ClipTokenizer.from_folder(folder, error=CheckpointError)
     lost = [token for token, number in ids.items() if changed.encode(token) != [number]]
     if lost:
         raise ValueError(f"{folder.name}: {lost[0]!r} cannot be told from other words; rename it")

@@ -18,7 +18,7 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.textual_inversion import LEGACY_EOS
 from sdexport.engines import EngineError, TensorSpec
-from sdexport.engines.errors import PackageError
+from sdexport.engines.errors import CheckpointError, PackageError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part, parts
@@ -191,7 +191,7 @@ def _configuration(package: Package, checkpoint: Checkpoint) -> Check:
     differs = [f"scheduler {key}" for key in common if ours[key] != theirs[key]]
     for part in checkpoint.text_encoders:
         where = tokenizer_folder(part)
-        of_source = ClipTokenizer.from_folder(checkpoint.folder / where)
+        of_source = ClipTokenizer.from_folder(checkpoint.folder / where, error=CheckpointError)
         if _words(package.tokenizer(part)) != _words(of_source):
             differs.append(where)
     note = f"differs: {', '.join(differs)}" if differs else ""

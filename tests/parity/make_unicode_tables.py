@@ -1,7 +1,7 @@
-"""Write runtime/text/unicode_tables.py from what the Rust tokenizer does with every code point.
+"""Generates runtime/text/unicode_tables.py by querying the Rust tokenizer for every code point.
 
-Run by hand when the `tokenizers` package moves to a newer Unicode: `python -m
-tests.parity.make_unicode_tables`. test_tokenizer_parity fails when the committed tables are stale.
+Run it when the `tokenizers` package moves to a newer version of Unicode: `python -m
+tests.parity.make_unicode_tables`. test_tokenizer_parity fails if the committed tables are stale.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-TARGET = Path(__file__).parents[2] / "runtime" / "unicode_tables.py"
-HEADER = '''"""Character classes as CLIP's tokenizer sees them. Generated; do not edit.
+TARGET = Path(__file__).parents[2] / "runtime" / "text" / "unicode_tables.py"
+HEADER = '''"""Unicode character classes of CLIP's tokenizer. Generated; do not edit.
 
-Python's own tables change with its version and the Rust tokenizer mixes two versions of Unicode,
-so neither can stand for the other. Each table is "start length start length ..." in base 36, every
-start counted from the end of the range before.
+Python's tables change with its version, and the Rust tokenizer mixes two versions of Unicode, so
+the tables are kept here. LETTERS, NUMBERS and MARKS are "start length start length ..." in base 36,
+each start relative to the end of the previous range. LOWER_CASE is pairs of code points in base 36.
 
-Source: tests/parity/make_unicode_tables.py, by asking the Rust tokenizer about each code point.
+Source: tests/parity/make_unicode_tables.py, which queries the Rust tokenizer for each code point.
 """
 
 '''
@@ -30,7 +30,7 @@ def code_points() -> Iterable[int]:
 
 
 def classes() -> tuple[list[int], list[int]]:
-    r"""Code points of \p{L} and of \p{N}: a run of letters is one piece, each number is a piece."""
+    r"""Code points of \p{L} and of \p{N}: a run of letters is one word, each number is a word."""
     pattern = Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     split = pre_tokenizers.Split(pattern, "removed", invert=True)
     letters, numbers = [], []
@@ -44,9 +44,9 @@ def classes() -> tuple[list[int], list[int]]:
 
 
 def marks() -> list[int]:
-    """Code points that NFC knows as marks.
+    """Code points that NFC treats as marks.
 
-    It moves them behind a mark of class 1 or before one of class 240, or composes or replaces them.
+    NFC moves them after a mark of class 1 or before one of class 240, or composes or replaces them.
     """
     nfc = normalizers.NFC()
     overlay, iota = "\u0334", "\u0345"
@@ -62,7 +62,7 @@ def marks() -> list[int]:
 
 
 def lower_case() -> dict[int, str]:
-    """Capitals that Python 3.11 does not know yet, with their small letters."""
+    """Capitals that Python 3.11 does not have yet, with their lower case."""
     lower = normalizers.Lowercase()
     return {
         c: lower.normalize_str(chr(c))

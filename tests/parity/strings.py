@@ -1,4 +1,4 @@
-"""Strings that were not chosen to be easy."""
+"""Strings that are hard for a tokenizer."""
 
 from __future__ import annotations
 

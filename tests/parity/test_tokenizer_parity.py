@@ -1,4 +1,4 @@
-"""Token ids against transformers' Rust tokenizer: no difference is tolerated."""
+"""Token ids compared with transformers' Rust tokenizer: they must be equal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from sdexport import ClipTokenizer
+from sdexport import ClipTokenizer, PackageError
 from sdexport.demo_model import MODEL_DIR
 from sdexport.runtime.text import bpe, tokenizer_files
 from sdexport.runtime.text import unicode_tables as committed
@@ -23,7 +23,7 @@ from tests.parity.strings import HAND_PICKED, random_string
 REAL = Path(
     os.environ.get("CLIP_TOKENIZER", Path(__file__).parents[3] / "shared" / "clip-tokenizer")
 )
-VOCABULARIES = {"embedded": MODEL_DIR / "tokenizer", "real": REAL}
+VOCABULARIES = {"demo": MODEL_DIR / "tokenizer", "real": REAL}
 PRESENT = [name for name, folder in VOCABULARIES.items() if (folder / "vocab.json").is_file()]
 
 
@@ -71,9 +71,9 @@ def test_token_ids_of_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRESENT)
-def test_every_token_is_joined_to_itself_and_nearly_all_are_found_whole(name: str) -> None:
-    """Tokens of repeated characters, such as "....", may have to be joined to be sure."""
-    merges = tokenizer_files.read(VOCABULARIES[name]).merges
+def test_merging_gives_every_token_back_and_is_whole_finds_nearly_all(name: str) -> None:
+    """For tokens of repeated characters, such as "....", is_whole may return False."""
+    merges = tokenizer_files.read(VOCABULARIES[name], PackageError).merges
     for token in merges.products:
         letters = list(token.removesuffix(bpe.END))
         letters[-1] += bpe.END if token.endswith(bpe.END) else ""
@@ -83,7 +83,7 @@ def test_every_token_is_joined_to_itself_and_nearly_all_are_found_whole(name: st
 
 
 @pytest.mark.parametrize("name", PRESENT)
-def test_rows_are_padded_and_truncated_alike(name: str) -> None:
+def test_rows_equal_transformers_padding_and_truncation(name: str) -> None:
     assert_equal_rows(VOCABULARIES[name])
 
 
@@ -125,7 +125,7 @@ PUBLISHED = {
 
 
 def write_folder(source: Path, folder: Path, **files: object) -> Path:
-    """A tokenizer's folder with other small files."""
+    """Copy vocabulary and merges to a new folder, and write the other files."""
     folder.mkdir(exist_ok=True)
     for name in ("vocab.json", "merges.txt"):
         (folder / name).write_bytes((source / name).read_bytes())
@@ -173,9 +173,9 @@ PARTS += ["É", BOS.upper(), "½", "Ⅷ", "\u200d", "Ⓐ", "\u3000", "e", "'s", 
 @pytest.mark.parametrize("way", ["added_tokens", "decoder", "tokenizer_json", "extra", "map"])
 @pytest.mark.parametrize("round_", range(4))
 def test_token_ids_with_added_tokens(way: str, round_: int, tmp_path: Path) -> None:
-    """Tokens with every flag in every file that can hold them, in texts made of their pieces."""
+    """Tokens with any flags, in each file that can hold them, in texts made of parts of them."""
     rng = random.Random(f"{way}{round_}")
-    source = VOCABULARIES["embedded"]
+    source = VOCABULARIES["demo"]
     vocab = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
     contents = rng.sample(CONTENTS, 6)
     ids = itertools.count(len(vocab))
@@ -205,8 +205,8 @@ def test_token_ids_with_added_tokens(way: str, round_: int, tmp_path: Path) -> N
     assert ours.vocab_size == len(theirs)
 
 
-def test_unicode_tables_are_those_of_the_installed_tokenizer() -> None:
-    """Asks the Rust tokenizer about every code point again."""
+def test_unicode_tables_match_the_installed_tokenizer() -> None:
+    """Queries the Rust tokenizer for every code point again."""
     letters, numbers = make_unicode_tables.classes()
     assert make_unicode_tables.packed(letters) == committed.LETTERS
     assert make_unicode_tables.packed(numbers) == committed.NUMBERS

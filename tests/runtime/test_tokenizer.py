@@ -1,4 +1,4 @@
-"""Hand-computed merges, files of every kind; equality with transformers is in tests/parity."""
+"""Merges by hand, and a tokenizer's files. Equality with transformers is in tests/parity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdexport import ClipTokenizer
+from sdexport import CheckpointError, ClipTokenizer, InvalidArgumentError, PackageError
 from sdexport.demo_model import MODEL_DIR
 from sdexport.runtime.text import normalization, tokenizer_files
 from sdexport.runtime.text.bpe import Merges, join_long, join_short
@@ -41,7 +41,9 @@ def folder(checkpoint: Path, tmp_path: Path) -> Path:
         (["x</w>"], ["x</w>"]),
     ],
 )
-def test_merge_by_rank_then_from_the_left(symbols: list[str], expected: list[str]) -> None:
+def test_merges_apply_lowest_rank_first_then_leftmost(
+    symbols: list[str], expected: list[str]
+) -> None:
     assert join_short(symbols, RANKS) == expected
     assert join_long(symbols, RANKS) == expected
 
@@ -54,30 +56,30 @@ def test_merge_by_rank_then_from_the_left(symbols: list[str], expected: list[str
     ),
     token=st.text("ab", min_size=1, max_size=9),
 )
-def test_is_whole_only_of_what_is_joined_to_one_token(
+def test_is_whole_implies_that_merging_gives_one_token(
     lines: list[tuple[str, str]], token: str
 ) -> None:
-    """With merges of any order, sensible or not."""
+    """For any list of merges, also one that no training gives."""
     merges = Merges([f"{left} {right}" for left, right in lines])
     joined = join_long(list(token), merges.ranks)
     assert join_short(list(token), merges.ranks) == joined
     assert joined == [token] or not merges.is_whole(token)
 
 
-def test_is_whole_of_trained_merges(checkpoint: Path) -> None:
-    """All merges of a trained vocabulary are found whole, or the quick way would be none."""
-    files = tokenizer_files.read(checkpoint / "tokenizer")
+def test_is_whole_of_every_trained_token(checkpoint: Path) -> None:
+    """Otherwise the fast path would seldom be taken."""
+    files = tokenizer_files.read(checkpoint / "tokenizer", PackageError)
     assert len(files.merges.products) > 50
     assert all(files.merges.is_whole(token) for token in files.merges.products)
 
 
-def test_merge_of_a_very_long_word_is_quick() -> None:
+def test_merges_of_a_very_long_word_are_fast() -> None:
     started = time.perf_counter()
     assert len(join_long(["a"] * 100_000, RANKS)) == 25_000
     assert time.perf_counter() - started < 5
 
 
-def test_call_pads_and_frames(folder: Path) -> None:
+def test_call_adds_special_tokens_and_padding(folder: Path) -> None:
     tokenizer = ClipTokenizer.from_folder(folder)
     ids = tokenizer(["a red circle", ""])
     assert ids.shape == (2, 77) and ids.dtype == np.int64
@@ -91,45 +93,50 @@ def test_call_truncates_with_a_warning(folder: Path, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         ids = tokenizer(["circle " * 10_000])
     assert ids[0, -1] == tokenizer.eos_id and len(set(ids[0, 1:-1])) == 1
-    assert "10000 tokens is cut to the first 75, left out is: 'circle circle" in caplog.text
+    assert (
+        "10000 tokens is truncated to the first 75; the rest is ignored: 'circle circle"
+        in caplog.text
+    )
 
 
-def test_call_tells_what_was_cut(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_call_warns_once_with_the_truncated_text(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tokenizer = ClipTokenizer.from_folder(folder)
     prompt = "red " * 75 + "Blue\nCIRCLE 3"
     with caplog.at_level(logging.WARNING):
         tokenizer([prompt, "a circle", prompt])
     assert [record.getMessage() for record in caplog.records] == [
-        f"prompt of {75 + len(tokenizer.encode('blue circle 3'))} tokens is cut to the first 75, "
-        "left out is: 'blue circle 3'"
+        f"prompt of {75 + len(tokenizer.encode('blue circle 3'))} tokens is truncated to the "
+        "first 75; the rest is ignored: 'blue circle 3'"
     ]
-    assert tokenizer.left_out(prompt) == "blue circle 3"
-    assert tokenizer.left_out("red " * 75) == ""
+    assert tokenizer.truncated_text(prompt) == "blue circle 3"
+    assert tokenizer.truncated_text("red " * 75) == ""
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_decode_gives_the_text_without_spaces(text: str) -> None:
-    tokenizer = _embedded()
-    expected = normalization.normalise(text)
+def test_decode_inverts_encode_up_to_spaces(text: str) -> None:
+    tokenizer = _demo_tokenizer()
+    expected = normalization.normalize(text)
     decoded = tokenizer.decode(tokenizer.encode(text))
     assert re.sub(r"\s", "", decoded) == re.sub(r"\s", "", expected)
 
 
-def test_decode_refuses_strange_ids() -> None:
+def test_decode_rejects_unknown_ids() -> None:
     with pytest.raises(ValueError, match="no token has the id 10000000"):
-        _embedded().decode([10_000_000])
+        _demo_tokenizer().decode([10_000_000])
 
 
 @functools.cache
-def _embedded() -> ClipTokenizer:
+def _demo_tokenizer() -> ClipTokenizer:
     return ClipTokenizer.from_folder(MODEL_DIR / "tokenizer")
 
 
-def test_call_refuses_other_types(folder: Path) -> None:
+def test_call_rejects_other_types(folder: Path) -> None:
     tokenizer = ClipTokenizer.from_folder(folder)
-    with pytest.raises(TypeError, match="expected a list of prompts"):
+    with pytest.raises(InvalidArgumentError, match="expected a list of prompts"):
         tokenizer("a red circle")
-    with pytest.raises(TypeError, match="expected a string, got int"):
+    with pytest.raises(InvalidArgumentError, match="expected a string, got int"):
         tokenizer([3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="lone surrogate at 2"):
         tokenizer(["a \ud800 b"])
@@ -149,7 +156,7 @@ def test_from_folder_reads_tokenizer_json(folder: Path) -> None:
         assert ClipTokenizer.from_folder(folder).encode("a small red circle, 3 stars!") == expected
 
 
-def test_from_folder_takes_the_pad_token(folder: Path) -> None:
+def test_from_folder_reads_pad_token_and_length(folder: Path) -> None:
     config = {"pad_token": {"content": "!"}, "model_max_length": 20}
     (folder / "special_tokens_map.json").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -162,16 +169,16 @@ def test_from_folder_takes_the_pad_token(folder: Path) -> None:
         ("vocab.json", "{", "vocab.json is damaged"),
         ("vocab.json", "[1, 2]", "holds no JSON object"),
         ("vocab.json", '{"a": 0}', "do not belong together"),
-        ("vocab.json", '{"a": "b"}', "something else than ids"),
+        ("vocab.json", '{"a": "b"}', "gives 'a' no id"),
         ("merges.txt", "#version: 0.2\na b c\n", "merge 1 is no pair"),
         ("merges.txt", "#version: 0.2\nzz qq\n", "'zz' \\+ 'qq' makes no token"),
         ("merges.txt", "#version: 0.2\na\n", "merge 1 is no pair: 'a'"),
-        ("vocab.json", '{"a": true}', "something else than ids: 'a' to True"),
-        ("vocab.json", '{"a": 1.0}', "something else than ids"),
-        ("vocab.json", '{"a": NaN}', "something else than ids"),
-        ("vocab.json", '{"a": null}', "something else than ids"),
-        ("vocab.json", '{"a": -1}', "something else than ids"),
-        ("vocab.json", '{"a": 99999999999}', "something else than ids"),
+        ("vocab.json", '{"a": true}', "gives 'a' no id, but True"),
+        ("vocab.json", '{"a": 1.0}', "gives 'a' no id"),
+        ("vocab.json", '{"a": NaN}', "gives 'a' no id"),
+        ("vocab.json", '{"a": null}', "gives 'a' no id"),
+        ("vocab.json", '{"a": -1}', "gives 'a' no id"),
+        ("vocab.json", '{"a": 99999999999}', "gives 'a' no id"),
         ("vocab.json", '{"a": 1, "b": 1}', "one id to several tokens"),
         ("vocab.json", "{}", "do not belong together"),
         ("vocab.json", "[" * 100_000, "vocab.json is damaged"),
@@ -240,33 +247,35 @@ def test_from_folder_takes_the_pad_token(folder: Path) -> None:
         )
     ],
 )
-def test_from_folder_refuses_damaged_files(
+def test_from_folder_rejects_damaged_files(
     folder: Path, name: str, content: str, message: str
 ) -> None:
     (folder / name).write_text(content, encoding="utf-8")
     (folder / "special_tokens_map.json").unlink()
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(PackageError, match=message) as caught:
         ClipTokenizer.from_folder(folder)
-
+    assert str(folder) in str(caught.value)
+    with pytest.raises(CheckpointError, match=message):
+        ClipTokenizer.from_folder(folder, error=CheckpointError)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(
     "length", ["1e30", "1" + "0" * 30, "NaN", "-5", "true", '"77"', "null", "1"]
 )
-def test_from_folder_takes_strange_lengths_for_77(folder: Path, length: str) -> None:
+def test_from_folder_replaces_impossible_lengths_by_77(folder: Path, length: str) -> None:
     (folder / "tokenizer_config.json").write_text(f'{{"model_max_length": {length}}}')
     assert ClipTokenizer.from_folder(folder).max_length == 77
 
 
-def test_from_folder_refuses_binary_merges_and_no_files(folder: Path, tmp_path: Path) -> None:
+def test_from_folder_rejects_binary_merges_and_missing_files(folder: Path, tmp_path: Path) -> None:
     (folder / "merges.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="no UTF-8"):
+    with pytest.raises(PackageError, match="no UTF-8"):
         ClipTokenizer.from_folder(folder)
-    with pytest.raises(FileNotFoundError, match=r"expected vocab\.json and merges\.txt"):
+    with pytest.raises(PackageError, match=r"expected vocab\.json and merges\.txt"):
         ClipTokenizer.from_folder(tmp_path / "nowhere")
 
 
-def test_vocabulary_without_special_tokens() -> None:
-    with pytest.raises(ValueError, match=r"the vocabulary has no <\|startoftext\|>"):
+def test_constructor_rejects_a_vocabulary_without_special_tokens() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"the vocabulary has no <\|startoftext\|>"):
         ClipTokenizer({"a": 0}, [])
