@@ -192,6 +192,7 @@ def component_calls(package: Package, name: str) -> Iterator[Calls]:
 def tiles_calls(folder: Path) -> Iterator[Calls]:
     """A 3x3 convolution as prepared graphs have it and as ONNX Runtime does, one thread each."""
     import onnx
+    import onnx_ir as ir
     from onnx import TensorProto, helper, numpy_helper
 
     from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
@@ -210,7 +211,7 @@ def tiles_calls(folder: Path) -> Iterator[Calls]:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), own)
     rewritten = CpuGraph(own)
     rewritten.rewrite()
-    onnx.save(rewritten.model, tiles)
+    ir.save(rewritten.model, tiles)
     feeds = {"image": rng.standard_normal((1, channels, 64, 64), np.float32)}
     with open_session(tiles, threads=1) as ours, open_session(own, threads=1) as reference:
         yield lambda: ours.run(feeds), lambda: reference.run(feeds)

@@ -117,6 +117,7 @@ def write(onnx: str, plan: str) -> None:
 
 def _optimise(model: Any, folder: Path, plan: Path) -> None:
     """Have ONNX Runtime write what it makes of a model whose weights lie in a folder."""
+    import onnx_ir as ir
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -129,7 +130,8 @@ def _optimise(model: Any, folder: Path, plan: Path) -> None:
         "session.save_external_prepacked_constant_initializers": "1",
     }.items():
         options.add_session_config_entry(key, value)
-    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = ir.to_proto(model).SerializeToString()
+    ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 if __name__ == "__main__":

@@ -1,42 +1,60 @@
-"""Operators of an ONNX graph, written one after another."""
+"""Adding ONNX operators to a graph, one after another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
 
-class Nodes:
-    """Nodes that stand for one node of a graph; each is named for what it gives.
+class NodeBuilder:
+    """Builds the nodes that replace one node of a graph.
 
     Args:
-      prefix: how the names of what they give begin.
-      constants: tensors of the graph, by name; constants are added there, once for each name.
+      prefix: start of the names of the nodes and their outputs.
+      graph: gets the constants as initializers, each name once. The nodes themselves are only
+        collected in `nodes`.
     """
 
-    def __init__(self, prefix: str, constants: dict[str, Any]) -> None:
-        self.made: list[Any] = []
+    def __init__(self, prefix: str, graph: ir.Graph) -> None:
+        self.nodes: list[ir.Node] = []
+        self.graph = graph
         self._prefix = prefix
-        self.constants = constants
 
-    def add(self, kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        """Add a node of one output. Returns: the name of what it gives."""
-        output = output or f"{self._prefix}.{kind}.{len(self.made)}"
-        self.made.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+    def add(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
+        """Add a node with one output. Returns: that output."""
+        name = f"{self._prefix}.{op_type}.{len(self.nodes)}"
+        output = ir.Value(name=name)
+        self.nodes.append(ir.node(op_type, inputs, attributes, outputs=[output], name=name))
         return output
 
-    def constant(self, name: str, values: np.ndarray) -> str:
-        """Returns: the name itself."""
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
-        return name
+    def constant(self, name: str, values: np.ndarray) -> ir.Value:
+        """The initializer of that name, created from `values` if the graph has none."""
+        if name not in self.graph.initializers:
+            tensor = ir.Tensor(np.asarray(values, order="C"), name=name)
+            self.graph.register_initializer(
+                ir.Value(
+                    name=name,
+                    type=ir.TensorType(tensor.dtype),
+                    shape=ir.Shape(tensor.shape),
+                    const_value=tensor,
+                )
+            )
+        return self.graph.initializers[name]
 
-    def vector(self, *numbers: int) -> str:
-        """Integers, int64."""
+    def vector(self, *numbers: int) -> ir.Value:
+        """A constant of shape (n,), int64."""
         return self.constant(f"vector{numbers}", np.array(numbers, np.int64))
 
-    def scalar(self, number: int) -> str:
-        """An integer, int64."""
+    def scalar(self, number: int) -> ir.Value:
+        """A constant of shape (), int64."""
         return self.constant(f"scalar({number})", np.array(number, np.int64))
+
+    def replace(self, node: ir.Node, result: ir.Value) -> None:
+        """Put the nodes in the place of `node`, whose only output becomes `result`."""
+        self.nodes[-1].name = node.outputs[0].name
+        ir.convenience.replace_nodes_and_values(
+            self.graph, node, [node], self.nodes, [node.outputs[0]], [result]
+        )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
@@ -61,15 +62,15 @@ def test_graph_of_the_unet_is_rewritten(package: Path) -> None:
     norms = sum(node.op_type == "GroupNormalization" for node in before.node)
     resizes = sum(node.op_type == "Resize" for node in before.node)
     assert norms and resizes and graph.multiple() == 2**resizes
-    expected = {"group normalisations": norms, "doubled images": resizes, "tiles": 0}
+    expected = {"group normalisations": norms, "upsamplings": resizes, "winograd": 0}
     assert graph.rewrite() == expected
-    left = {node.op_type for node in graph.model.graph.node}
+    left = {node.op_type for node in graph.model.graph}
     assert not left & {"GroupNormalization", "Resize"}
     products = graph.products("encoder_hidden_states")
     apart = graph.split("encoder_hidden_states")
-    assert apart is not None and len(apart.graph.output) == len(products) > 0
-    given = {value.name for value in graph.model.graph.input}
-    assert given >= {"sample", "timestep", *(value.name for value in apart.graph.output)}
+    assert apart is not None and len(apart.graph.outputs) == len(products) > 0
+    given = {value.name for value in graph.model.graph.inputs}
+    assert given >= {"sample", "timestep", *(value.name for value in apart.graph.outputs)}
 
 
 def test_graph_without_such_products_is_not_split(package: Path) -> None:
@@ -95,8 +96,8 @@ def test_graph_without_such_products_is_not_split(package: Path) -> None:
 def test_graph_keeps_what_is_no_doubling_before_a_convolution(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    assert _doubling(tmp_path / "same.onnx", {}).rewrite()["doubled images"] == 1
-    assert _doubling(tmp_path / "other.onnx", change).rewrite()["doubled images"] == 0
+    assert _doubling(tmp_path / "same.onnx", {}).rewrite()["upsamplings"] == 1
+    assert _doubling(tmp_path / "other.onnx", change).rewrite()["upsamplings"] == 0
 
 
 def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
@@ -140,33 +141,33 @@ def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("at_once", [1, 5, 512])
+@pytest.mark.parametrize("per_step", [1, 5, 512])
 def test_convolutions_by_tiles_answer_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bias: bool, at_once: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bias: bool, per_step: int
 ) -> None:
-    monkeypatch.setattr(winograd_onnx, "_AT_ONCE", at_once)
+    monkeypatch.setattr(winograd_onnx, "_TILES_PER_STEP", per_step)
     graph = _convolutions(tmp_path / "own.onnx", channels=(256, 320, 256), bias=bias)
-    assert graph.rewrite()["tiles"] == 2
-    kinds = [node.op_type for node in graph.model.graph.node]
+    assert graph.rewrite()["winograd"] == 2
+    kinds = [node.op_type for node in graph.model.graph]
     assert kinds.count("Scan") == 2 and "Conv" not in kinds
     assert kinds.count("Range") == 3  # both images are of one size: places are found once
     _answers_alike(graph, tmp_path)
 
 
-@pytest.mark.parametrize("at_once", [2, 512])
+@pytest.mark.parametrize("per_step", [2, 512])
 def test_doubled_images_by_tiles_answer_alike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_step: int
 ) -> None:
-    monkeypatch.setattr(winograd_onnx, "_AT_ONCE", at_once)
+    monkeypatch.setattr(winograd_onnx, "_TILES_PER_STEP", per_step)
     graph = _convolutions(tmp_path / "own.onnx", channels=(256, 320, 256), doubled=True)
     counts = graph.rewrite()
-    assert (counts["tiles"], counts["doubled images"]) == (2, 2)
-    assert not {node.op_type for node in graph.model.graph.node} & {"Conv", "Resize"}
+    assert (counts["winograd"], counts["upsamplings"]) == (2, 2)
+    assert not {node.op_type for node in graph.model.graph} & {"Conv", "Resize"}
     _answers_alike(graph, tmp_path)
 
 
 def _answers_alike(graph: CpuGraph, tmp_path: Path) -> None:
-    onnx.save(graph.model, tmp_path / "tiles.onnx")
+    ir.save(graph.model, tmp_path / "tiles.onnx")
     rng = np.random.default_rng(0)
     with open_session(tmp_path / "own.onnx") as own, open_session(tmp_path / "tiles.onnx") as ours:
         for shape in ((1, 1, 1), (2, 4, 4), (1, 5, 3), (3, 8, 12), (2, 17, 2)):
@@ -193,12 +194,12 @@ def test_convolutions_that_tiles_do_not_fit_are_kept(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     graph = _convolutions(tmp_path / "own.onnx", **{"channels": (640, 480)} | change)
-    assert graph.rewrite()["tiles"] == 0
+    assert graph.rewrite()["winograd"] == 0
 
 
 def test_a_bias_that_is_computed_is_left_to_the_convolution(tmp_path: Path) -> None:
     graph = _convolutions(tmp_path / "own.onnx", channels=(256, 256), computed=True)
-    assert graph.rewrite()["tiles"] == 0
+    assert graph.rewrite()["winograd"] == 0
 
 
 def _convolutions(
@@ -379,7 +380,7 @@ def test_build_after_a_killed_one_clears_up(package: Path, tmp_path: Path) -> No
 def test_build_without_onnx_names_the_command(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
     monkeypatch.delitem(sys.modules, "sdexport.graphs.cpu.cpu_rewrites")
     result = build(package, tmp_path)
     assert result.exit_code == 1 and "pip install 'sdexport[cpu,onnx]'" in result.stderr

@@ -1,281 +1,282 @@
-"""What ONNX Runtime does not find by itself on a CPU: the same values by fewer operations.
+"""Rewrites of a graph that make ONNX Runtime faster on a CPU and keep its values.
 
-Group normalisation it computes by a dozen operators that each go through memory, some of them
-mere copies; as an instance normalisation of the groups it is one. A 3x3 convolution of a doubled
-image is four of 2x2 of the image itself, which is 4/9 of the arithmetic. Where
-it gains, a convolution is computed by tiles (cpu.winograd_onnx): 1/4 of the arithmetic, 1/6 for a
-doubled image.
+- Group normalisation, which ONNX Runtime computes with a dozen operators that each pass over
+  memory, becomes one instance normalisation of the groups.
+- Nearest-neighbour upsampling by 2 before a 3x3 convolution becomes four 2x2 convolutions of the
+  image itself: 4/9 of the arithmetic.
+- Where it is faster, a 3x3 convolution is computed with Winograd tiles (cpu.winograd_onnx): 1/4 of
+  the arithmetic, 1/6 after upsampling.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
-from onnx.external_data_helper import ExternalDataInfo
+import onnx_ir as ir
 
 from sdexport.engines.winograd.transforms import weights_of_halves
-from sdexport.graphs.cpu.winograd_onnx import Places, by_tiles
-from sdexport.graphs.onnx_nodes import Nodes
+from sdexport.graphs.cpu.winograd_onnx import TileIndices, winograd_convolution
+from sdexport.graphs.onnx_nodes import NodeBuilder
 
 VERSION = 2
-"""Of what is done here: graphs prepared by another one are not what is asked for."""
-_DOUBLED = [1.0, 1.0, 2.0, 2.0]
+"""Version of these rewrites; graphs prepared by another version are stale."""
+_SCALES = [1.0, 1.0, 2.0, 2.0]
 _NEAREST = {
-    "mode": b"nearest",
-    "coordinate_transformation_mode": b"asymmetric",
-    "nearest_mode": b"floor",
+    "mode": "nearest",
+    "coordinate_transformation_mode": "asymmetric",
+    "nearest_mode": "floor",
 }
 _CONVOLUTION = {
-    "kernel_shape": [3, 3],
-    "strides": [1, 1],
-    "dilations": [1, 1],
+    "kernel_shape": (3, 3),
+    "strides": (1, 1),
+    "dilations": (1, 1),
     "group": 1,
-    "auto_pad": b"NOTSET",
+    "auto_pad": "NOTSET",
 }
-_PADDED = {**_CONVOLUTION, "pads": [1, 1, 1, 1]}
-_BY_CHANNEL = 21
-"""The operator set from which on group normalisation has a scale and a bias for each channel."""
-_FEWEST_TILED = 256
-"""Channels. With fewer, the tiles' transforms take what the products gain."""
-_MOST_TILED = 960 * 320
-"""Pairs of channels. Tiles take 4 times the memory of such weights (11 times for doubled images),
-and where there are more, the images are small ones, for which reading them would take longer than
-the products."""
+_PADDED = {**_CONVOLUTION, "pads": (1, 1, 1, 1)}
+_CHANNEL_SCALES = 21
+"""The opset from which on GroupNormalization takes a scale and a bias for each channel."""
+_MIN_CHANNELS = 256
+"""With fewer channels, transforming the tiles takes as long as the products save."""
+_MAX_CHANNEL_PAIRS = 960 * 320
+"""Winograd weights take 4 times the memory of a convolution's (11 times after upsampling). Layers
+with more of them work on small images, where reading the weights would take longer than the
+products."""
 
 _Size = tuple[str | int, ...]
 
 
 class CpuGraph:
-    """An ONNX model without its weights, to be rewritten; weights are read as they are needed.
+    """An ONNX model to rewrite; weights in files next to it are read when they are needed.
 
     Args:
-      path: the .onnx file; its external data is not loaded.
+      path: the .onnx file.
     """
 
     def __init__(self, path: Path) -> None:
-        self.model = onnx.load(path, load_external_data=False)
+        self.model = ir.load(path)
         self._folder = path.parent
         self._graph = self.model.graph
-        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
-        self._sizes = _sizes(self._graph)
-        self._places: dict[tuple[_Size, int], Places] = {}
+        self._indices: dict[tuple[_Size, int], TileIndices] = {}
 
-    def doubled(self) -> dict[str, Any]:
-        """The doublings that are part of a convolution, by the name of what they give.
+    def upsamplings(self) -> list[ir.Node]:
+        """The Resize nodes that double an image and are used by 3x3 convolutions alone.
 
-        Sizes that are computed from other images of the graph (as UNets do) count as twice the
-        image's own; see `multiple`.
+        A size that is computed from another tensor's shape (as UNets do) counts as doubling; it
+        holds for the input sizes that `multiple` describes.
         """
-        uses: dict[str, list[Any]] = {}
-        for node in _all_nodes(self._graph.node):
-            for name in node.input:
-                uses.setdefault(name, []).append(node)
-        ends = {value.name for value in self._graph.output}
-        found = {}
-        for node in self._graph.node:
-            if node.op_type != "Resize" or not self._is_doubling(node):
-                continue
-            users = uses.get(node.output[0], [])
-            if node.output[0] not in ends and all(map(self._is_convolution, users)):
-                found[node.output[0]] = node
-        return found
+        return [node for node in self._graph if self._is_upsampling(node)]
 
     def multiple(self) -> int:
-        """Of what height and width of the input must be multiples, that every doubling is one."""
-        if not any(map(_is_sized, self.doubled().values())):
+        """What the input's height and width must be multiples of so that every upsampling doubles.
+
+        Returns: a power of two; 1 if any size will do.
+        """
+        if not any(map(_has_sizes, self.upsamplings())):
             return 1
-        return 2 ** sum(node.op_type == "Resize" and _is_sized(node) for node in self._graph.node)
+        return 2 ** sum(node.op_type == "Resize" and _has_sizes(node) for node in self._graph)
 
     def rewrite(self) -> dict[str, int]:
-        """Rewrite what can be. Returns: how often, by what."""
-        doubled, nodes = self.doubled(), []
-        opset = max((o.version for o in self.model.opset_import if not o.domain), default=0)
-        counts = {"group normalisations": 0, "doubled images": len(doubled), "tiles": 0}
-        for node in self._graph.node:
-            is_norm = node.op_type == "GroupNormalization" and opset >= _BY_CHANNEL
-            if is_norm and self._is_float(node.input[1:3]):
-                nodes += self._normalised(node)
+        """Apply all rewrites in place. Returns: how many of each were made."""
+        upsamplings = self.upsamplings()
+        counts = {"group normalisations": 0, "upsamplings": len(upsamplings), "winograd": 0}
+        upsampled = {node.outputs[0]: node for node in upsamplings}
+        for node in list(self._graph):
+            resize = upsampled.get(node.inputs[0]) if node.inputs and node.inputs[0] else None
+            if self._is_group_norm(node):
+                self._replace_group_norm(node)
                 counts["group normalisations"] += 1
-            elif self._is_convolution(node) and self._gains_by_tiles(node):
-                resize = doubled.get(node.input[0])
-                nodes += self._by_tiles(node, resize.input[0] if resize else None)
-                counts["tiles"] += 1
-            elif node.op_type == "Conv" and node.input[0] in doubled:
-                nodes += self._on_halves(node, doubled[node.input[0]].input[0])
-            elif not (node.op_type == "Resize" and node.output[0] in doubled):
-                nodes.append(node)
-        self._replace(nodes)
+            elif self._is_convolution(node) and self._gains_from_winograd(node):
+                self._replace_with_winograd(node, resize)
+                counts["winograd"] += 1
+            elif node.op_type == "Conv" and resize is not None:
+                self._replace_with_halves(node, resize)
+        for node in upsamplings:
+            self._graph.remove(node, safe=True)
+        self._drop_unused_weights()
         return counts
 
-    def products(self, name: str) -> list[Any]:
-        """Matrix products of an input of the graph with weights; the input may be cast before."""
-        sources, found = {name, *(node.output[0] for node in self._casts(name))}, []
-        for node in self._graph.node:
-            if node.op_type == "MatMul" and node.input[0] in sources:
-                weights = self._weights.get(node.input[1])
-                if weights is not None and len(weights.dims) == 2:
-                    found.append(node)
-        return found
+    def products(self, name: str) -> list[ir.Node]:
+        """Matrix products of an input with weights; the input may be cast before."""
+        source = self._input(name)
+        values = [] if source is None else [source, *(n.outputs[0] for n in _casts(source))]
+        users = {node for value in values for node in value.consumers()}
+        return [node for node in self._graph if node in users and _is_product(node, values)]
 
-    def split(self, name: str) -> onnx.ModelProto | None:
-        """Take the products of an input out, into a model of their own; None if there are none.
+    def split(self, name: str) -> ir.Model | None:
+        """Move the products of an input to a model of their own; None if there are none.
 
-        What that one gives are inputs of this one, which may still need the input itself.
+        The outputs of that model become inputs of this one, which may still need the input itself.
         """
         products = self.products(name)
-        if not products:
+        source = self._input(name)
+        if source is None or not products:
             return None
-        (source,) = (value for value in self._graph.input if value.name == name)
-        rows = [dim.dim_param or dim.dim_value for dim in source.type.tensor_type.shape.dim[:2]]
-        given = []
         for node in products:
-            weights = self._weights[node.input[1]]
-            shape = [*rows, weights.dims[1]]
-            given.append(helper.make_tensor_value_info(node.output[0], weights.data_type, shape))
-        apart = {value.name for value in given}
-        weights = [self._weights[node.input[1]] for node in products]
-        before = helper.make_model(
-            helper.make_graph([*self._casts(name), *products], "before", [source], given, weights),
-            opset_imports=self.model.opset_import,
-            ir_version=self.model.ir_version,
-        )
-        self._replace([node for node in self._graph.node if node.output[0] not in apart])
-        used = {name for node in _all_nodes(self._graph.node) for name in node.input}
-        kept = [value for value in self._graph.input if value.name in used]
-        del self._graph.input[:]
-        self._graph.input.extend([*kept, *given])
-        return before
+            weight, output = node.inputs[1], node.outputs[0]
+            assert weight is not None and weight.shape is not None  # `products` looked
+            output.type = weight.type
+            output.shape = ir.Shape([*(source.shape or ())[:2], weight.shape[1]])
+        outputs = [node.outputs[0] for node in products]
+        before = ir.convenience.extract(self._graph, [source], outputs)
+        before.name = "before"
+        for node, output in zip(products, outputs, strict=True):
+            value = ir.Value(name=output.name, type=output.type, shape=output.shape)
+            output.replace_all_uses_with(value)
+            self._graph.remove(node, safe=True)
+            self._graph.inputs.append(value)
+        if not source.uses():
+            self._graph.inputs.remove(source)
+        self._drop_unused_weights()
+        return ir.Model(before, ir_version=self.model.ir_version)
 
-    def _casts(self, name: str) -> list[Any]:
-        return [n for n in self._graph.node if n.op_type == "Cast" and n.input[0] == name]
+    def _input(self, name: str) -> ir.Value | None:
+        return next((value for value in self._graph.inputs if value.name == name), None)
 
-    def _replace(self, nodes: list[Any]) -> None:
-        """Let the graph have these nodes, and of the weights those that they use."""
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
-        used = {name for node in _all_nodes(nodes) for name in node.input}
-        kept = [tensor for tensor in self._weights.values() if tensor.name in used]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
+    def _drop_unused_weights(self) -> None:
+        for name, value in list(self._graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self._graph.initializers[name]
 
-    def _is_doubling(self, node: Any) -> bool:
-        held = {"mode": b"nearest", **_attributes(node)}
-        if "axes" in held or any(held.get(name) != value for name, value in _NEAREST.items()):
+    def _is_upsampling(self, node: ir.Node) -> bool:
+        if node.op_type != "Resize" or node.outputs[0].is_graph_output():
             return False
-        if _is_sized(node):
-            return node.input[3] not in self._weights
-        scales = self._weights.get(node.input[2])
-        return scales is not None and self._values(scales).tolist() == _DOUBLED
-
-    def _is_convolution(self, node: Any) -> bool:
-        held = {**_CONVOLUTION, **_attributes(node)}
-        if node.op_type != "Conv" or held != _PADDED or not self._is_float(node.input[1:2]):
+        attributes = {"mode": "nearest", **_attributes(node)}
+        if "axes" in attributes or any(attributes.get(k) != v for k, v in _NEAREST.items()):
             return False
-        return list(self._weights[node.input[1]].dims[2:]) == [3, 3]
+        if _has_sizes(node):
+            doubles = _weight(node.inputs[3]) is None
+        else:
+            scales = _weight(node.inputs[2])
+            doubles = scales is not None and self._values(scales).tolist() == _SCALES
+        users = node.outputs[0].consumers()
+        return doubles and all(u.graph is self._graph and self._is_convolution(u) for u in users)
 
-    def _is_float(self, names: Any) -> bool:
-        tensors = [self._weights.get(name) for name in names]
-        return all(t is not None and t.data_type == onnx.TensorProto.FLOAT for t in tensors)
-
-    def _gains_by_tiles(self, node: Any) -> bool:
-        results, channels = self._weights[node.input[1]].dims[:2]
-        if min(results, channels) < _FEWEST_TILED or results * channels > _MOST_TILED:
+    def _is_convolution(self, node: ir.Node) -> bool:
+        if node.op_type != "Conv" or {**_CONVOLUTION, **_attributes(node)} != _PADDED:
             return False
-        return self._is_float(name for name in node.input[2:] if name)
+        weight = _weight(node.inputs[1])
+        return _is_float(node.inputs[1]) and weight is not None and _shape(weight)[2:] == (3, 3)
 
-    def _by_tiles(self, node: Any, halved: str | None) -> list[Any]:
-        """Args: halved: the image of which the convolution's own is twice as large."""
-        weights, result = self._values(self._weights[node.input[1]]), node.output[0]
-        nodes = Nodes(result, self._weights)
-        image, kernels, scale = node.input[0], {(0, 0): weights}, 1
-        if halved is not None:
-            image, kernels, scale = halved, weights_of_halves(weights), 2
-        size = self._sizes.get(image)
-        places = self._places.get((size, scale)) if size else None
-        if places is None:
-            places = Places(nodes, image, len(kernels[0, 0][0, 0]), scale)
+    def _is_group_norm(self, node: ir.Node) -> bool:
+        opset = self.model.opset_imports.get("", 0)
+        is_norm = node.op_type == "GroupNormalization" and opset >= _CHANNEL_SCALES
+        return is_norm and all(map(_is_float, node.inputs[1:3]))
+
+    def _gains_from_winograd(self, node: ir.Node) -> bool:
+        weight = _weight(node.inputs[1])
+        outputs, channels = _shape(weight)[:2] if weight is not None else (0, 0)
+        if min(outputs, channels) < _MIN_CHANNELS or outputs * channels > _MAX_CHANNEL_PAIRS:
+            return False
+        return all(_is_float(value) for value in node.inputs[2:] if value is not None)
+
+    def _replace_with_winograd(self, node: ir.Node, resize: ir.Node | None) -> None:
+        weights = self._values(_weight(node.inputs[1]))
+        builder = NodeBuilder(str(node.outputs[0].name), self._graph)
+        image, kernels, scale = node.inputs[0], {(0, 0): weights}, 1
+        if resize is not None:
+            image, kernels, scale = resize.inputs[0], weights_of_halves(weights), 2
+        assert image is not None  # for the type checker: both operators require it
+        size = _image_size(image)
+        indices = self._indices.get((size, scale)) if size else None
+        if indices is None:
+            indices = TileIndices(builder, image, len(kernels[0, 0][0, 0]), scale)
             if size:
-                self._places[size, scale] = places
-        bias = [self._spread(nodes, name, (1, -1, 1, 1)) for name in node.input[2:] if name]
-        by_tiles(nodes, places, image, kernels, bias[0] if bias else None, result)
-        return nodes.made
+                self._indices[size, scale] = indices
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        spread = None if bias is None else self._reshaped(builder, bias, (1, -1, 1, 1))
+        builder.replace(node, winograd_convolution(builder, indices, image, kernels, spread))
 
-    def _on_halves(self, node: Any, image: str) -> list[Any]:
-        weights, result = self._values(self._weights[node.input[1]]), node.output[0]
-        nodes, parts = Nodes(result, self._weights), []
-        for (row, column), part in weights_of_halves(weights).items():
-            weight = nodes.constant(f"{result}.{row}{column}", part)
+    def _replace_with_halves(self, node: ir.Node, resize: ir.Node) -> None:
+        name = str(node.outputs[0].name)
+        builder, parts = NodeBuilder(name, self._graph), []
+        kernels = weights_of_halves(self._values(_weight(node.inputs[1])))
+        for (row, column), kernel in kernels.items():
+            weight = builder.constant(f"{name}.{row}{column}", kernel)
             pads = [1 - row, 1 - column, row, column]
-            parts.append(nodes.add("Conv", [image, weight, *node.input[2:]], pads=pads))
-        together = nodes.add("Concat", parts, axis=1)
-        nodes.add("DepthToSpace", [together], result, blocksize=2)
-        return nodes.made
+            inputs = [resize.inputs[0], weight, *node.inputs[2:]]
+            parts.append(builder.add("Conv", inputs, pads=pads))
+        together = builder.add("Concat", parts, axis=1)
+        builder.replace(node, builder.add("DepthToSpace", [together], blocksize=2))
 
-    def _normalised(self, node: Any) -> list[Any]:
-        held, (image, scale, bias), result = _attributes(node), node.input, node.output[0]
-        groups, channels = held["num_groups"], self._weights[scale].dims[0]
-        nodes = Nodes(result, self._weights)
-        add = nodes.add
-        ones = nodes.constant(f"ones.{groups}", np.ones(groups, np.float32))
-        zeros = nodes.constant(f"zeros.{groups}", np.zeros(groups, np.float32))
-        grouped = add("Reshape", [image, nodes.vector(0, groups, -1)])
-        epsilon = held.get("epsilon", 1e-5)
+    def _replace_group_norm(self, node: ir.Node) -> None:
+        image, scale, bias = node.inputs
+        assert scale is not None and bias is not None  # _is_group_norm looked
+        attributes = _attributes(node)
+        groups, epsilon = attributes["num_groups"], attributes.get("epsilon", 1e-5)
+        (channels,) = _shape(_weight(scale))
+        builder = NodeBuilder(str(node.outputs[0].name), self._graph)
+        add = builder.add
+        ones = builder.constant(f"ones.{groups}", np.ones(groups, np.float32))
+        zeros = builder.constant(f"zeros.{groups}", np.zeros(groups, np.float32))
+        grouped = add("Reshape", [image, builder.vector(0, groups, -1)])
         even = add("InstanceNormalization", [grouped, ones, zeros], epsilon=epsilon)
-        by_channel = add("Reshape", [even, nodes.vector(0, channels, -1)])
-        scaled = add("Mul", [by_channel, self._spread(nodes, scale, (1, -1, 1))])
-        moved = add("Add", [scaled, self._spread(nodes, bias, (1, -1, 1))])
-        add("Reshape", [moved, add("Shape", [image])], result)
-        return nodes.made
+        by_channel = add("Reshape", [even, builder.vector(0, channels, -1)])
+        scaled = add("Mul", [by_channel, self._reshaped(builder, scale, (1, -1, 1))])
+        moved = add("Add", [scaled, self._reshaped(builder, bias, (1, -1, 1))])
+        builder.replace(node, add("Reshape", [moved, add("Shape", [image])]))
 
-    def _spread(self, nodes: Nodes, name: str, shape: tuple[int, ...]) -> str:
-        """A weight for each channel, in the shape that goes with an image."""
-        values = self._values(self._weights[name]).reshape(shape)
-        return nodes.constant(f"{name}{values.shape}", values)
+    def _reshaped(self, builder: NodeBuilder, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """A weight per channel, in a shape that broadcasts over an image."""
+        values = self._values(_weight(value)).reshape(shape)
+        return builder.constant(f"{value.name}{values.shape}", values)
 
     def _values(self, tensor: Any) -> np.ndarray:
-        """A tensor's values, wherever they lie. The package was checked: they lie in its folder."""
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            return numpy_helper.to_array(tensor)
-        info = ExternalDataInfo(tensor)
-        kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        shape = tuple(tensor.dims)
-        with (self._folder / info.location).open("rb") as file:
-            file.seek(info.offset or 0)
-            data = file.read(math.prod(shape) * kind.itemsize)
-        if len(data) != math.prod(shape) * kind.itemsize:
-            raise ValueError(f"{info.location} is truncated: {tensor.name} ends outside of it")
-        return np.frombuffer(data, kind).reshape(shape)
+        """A weight's values, wherever they are stored.
+
+        onnx-ir would read external data too, but it rejects files with hard links. The package was
+        checked before: its files are in its folder.
+        """
+        if not isinstance(tensor, ir.ExternalTensor):
+            return np.asarray(tensor.numpy())
+        dtype, shape = tensor.dtype.numpy(), _shape(tensor)
+        with (self._folder / tensor.location).open("rb") as file:
+            file.seek(tensor.offset or 0)
+            data = file.read(tensor.nbytes)
+        if len(data) != tensor.nbytes:
+            raise ValueError(f"{tensor.location} is truncated: {tensor.name} ends outside of it")
+        return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _sizes(graph: Any) -> dict[str, _Size]:
-    """Height and width of images of which they are known, by name; those of a name are one."""
-    found = {}
-    for value in (*graph.input, *graph.value_info):
-        dims = value.type.tensor_type.shape.dim
-        size = tuple(dim.dim_param or dim.dim_value for dim in dims[2:])
-        if len(dims) == 4 and all(size):
-            found[value.name] = size
-    return found
+def _casts(value: ir.Value) -> list[ir.Node]:
+    return [node for node in value.consumers() if node.op_type == "Cast"]
 
 
-def _is_sized(node: Any) -> bool:
-    return len(node.input) > 3 and bool(node.input[3])
+def _is_product(node: ir.Node, values: list[ir.Value]) -> bool:
+    is_product = node.op_type == "MatMul" and node.inputs[0] in values
+    weight = _weight(node.inputs[1]) if is_product else None
+    return weight is not None and len(_shape(weight)) == 2 and not node.outputs[0].is_graph_output()
 
 
-def _attributes(node: Any) -> Mapping[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+def _weight(value: ir.Value | None) -> Any:
+    """The tensor of an initializer; None for other values."""
+    return value.const_value if value is not None and value.is_initializer() else None
 
 
-def _all_nodes(nodes: Any) -> Any:
-    """Nodes, and those of the graphs inside of them."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(graph.node)
+def _is_float(value: ir.Value | None) -> bool:
+    weight = _weight(value)
+    return weight is not None and weight.dtype == ir.DataType.FLOAT
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(tensor.shape.numpy())
+
+
+def _image_size(image: ir.Value) -> _Size | None:
+    """Height and width, as numbers or names, where both are known; equal names are equal sizes."""
+    if image.shape is None or len(image.shape) != 4:
+        return None
+    size = tuple(n if isinstance(n, int) else n.value for n in image.shape[2:])
+    return size if all(size) else None  # type: ignore[return-value]
+
+
+def _has_sizes(node: ir.Node) -> bool:
+    """Whether a Resize takes sizes and not scales."""
+    return len(node.inputs) > 3 and node.inputs[3] is not None
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    values = {name: attribute.value for name, attribute in node.attributes.items()}
+    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
