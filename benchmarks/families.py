@@ -2,8 +2,8 @@
 
     python -m benchmarks.families [--json FILE] [FAMILY...]
 
-The checkpoints are small and random (tests/families.py); seconds and memory mean something only at
-full size, see benchmarks.full_size.
+The checkpoints are small and random (tests/helpers/families.py); seconds and memory mean something
+only at full size, see benchmarks.full_size.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from benchmarks.reports import save
 from sdexport import load_pipeline
 from sdexport.exporter import export
-from tests.families import FAMILIES, build
-from tests.parity.test_family_parity import given, theirs_paint
+from tests.helpers.diffusers_images import generate_with_diffusers, image_inputs
+from tests.helpers.families import FAMILIES, build
 
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
 ARGUMENTS: dict[str, Any] = {"prompt": "a large red circle", "num_inference_steps": 5}
@@ -33,11 +33,13 @@ SEED = 5
 
 def measure(family: str) -> dict[str, Any]:
     """Largest differences of the pictures of 255, and of the components as `verify` states them."""
-    arguments = ARGUMENTS | given(family) | ({"strength": 0.7} if given(family) else {})
+    arguments = (
+        ARGUMENTS | image_inputs(family) | ({"strength": 0.7} if image_inputs(family) else {})
+    )
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = build(family, Path(scratch) / "checkpoint")
-        expected = theirs_paint(pipeline(checkpoint), SEED, **arguments).astype(int)
+        expected = generate_with_diffusers(pipeline(checkpoint), SEED, **arguments).astype(int)
         for precision in ("fp32", "fp16"):
             package = Path(scratch) / precision
             verification = export(checkpoint, package, precision=precision).verification or {}

@@ -59,7 +59,7 @@ def check_cuda() -> dict[str, Any]:
 
 
 def contract(session: Session, feeds: Feeds, expected: Feeds) -> dict[str, Any]:
-    """The points of tests/engines/test_contract.py that need no other package."""
+    """The points of tests/engines/test_session_contract.py that need no other package."""
     output = next(iter(expected))
     first = session.run(feeds)[output]
     kept = first.copy()

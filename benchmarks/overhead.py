@@ -83,7 +83,7 @@ def walk_theirs(name: str) -> tuple[np.ndarray, list[float]]:
     """The same by diffusers."""
     import torch
 
-    from tests.parity.twins import build_twin
+    from tests.helpers.diffusers_schedulers import build_twin
 
     latents, answer, _, noise = map(torch.from_numpy, arrays())
     theirs, options = build_twin(name, CONFIG, STEPS, {})

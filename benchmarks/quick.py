@@ -96,7 +96,7 @@ def scheduler_calls(name: str) -> Calls:
     """A whole trajectory, the scheduler built before."""
     import torch
 
-    from tests.parity.twins import build_twin
+    from tests.helpers.diffusers_schedulers import build_twin
 
     arrays = np.random.default_rng(0).standard_normal((2, *SHAPE), np.float32)
     tensors = torch.from_numpy(arrays)

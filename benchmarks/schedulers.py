@@ -21,7 +21,7 @@ from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
 from benchmarks.reports import save
 from benchmarks.timing import environment
 from sdexport.runtime import schedulers
-from tests.parity.twins import build_twin, twin_class
+from tests.helpers.diffusers_schedulers import build_twin, twin_class
 
 STEPS = 20
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

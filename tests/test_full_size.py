@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from benchmarks.full_size import run
 from benchmarks.gpu_models import MODELS, checkpoint, write_package
 from sdexport.cli import main
-from tests.parity.test_tokenizer_parity import REAL
+from tests.helpers.vocabularies import REAL
 
 BOUNDS = {
     ("sd15", "fp32"): (8.0, 180),

@@ -19,7 +19,7 @@ import numpy as np
 KERNEL = 3
 # By tile and taps, where the polynomials are evaluated, infinity aside. With those of tiles of 4,
 # rounding errors are half (three taps) and two thirds (two) of those with the usual 1 and 2
-# (tests/engines/test_winograd.py measures it).
+# (tests/engines/winograd/test_transforms.py measures it).
 POINTS = {
     (2, 3): (Fraction(0), Fraction(1), Fraction(-1)),
     (4, 3): (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2)),

@@ -4,7 +4,7 @@ Python's tables change with its version, and the Rust tokenizer mixes two versio
 the tables are kept here. LETTERS, NUMBERS and MARKS are "start length start length ..." in base 36,
 each start relative to the end of the previous range. LOWER_CASE is pairs of code points in base 36.
 
-Source: tests/parity/make_unicode_tables.py, which queries the Rust tokenizer for each code point.
+Source: tests/helpers/make_unicode_tables.py, which queries the Rust tokenizer for each code point.
 """
 
 LETTERS = (

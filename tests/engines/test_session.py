@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdexport.engines import EngineError, open_session
-from tests.engines.test_contract import feeds
+from tests.helpers.unet_sessions import feeds
 
 
 def test_open_session_unknown_backend_lists_choices(package: Path) -> None:

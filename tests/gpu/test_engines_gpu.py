@@ -18,7 +18,7 @@ from sdexport.engines import EngineError, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
-from tests.engines.test_tensorrt_session import with_other_weights
+from tests.helpers.altered_models import with_other_weights
 from tests.tolerances import GPU_COMPONENT_REL, assert_close
 
 pytestmark = pytest.mark.gpu

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from sdexport import load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
-from tests.families import FAMILIES, build
+from tests.helpers.families import FAMILIES, build
 from tests.tolerances import PICTURE_ABS
 
 HERE = Path(__file__).parent

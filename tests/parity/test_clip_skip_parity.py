@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sdexport import Pipeline
-from tests.parity.test_picture_parity import assert_same_pictures, paint_with_diffusers
+from tests.helpers.diffusers_images import assert_same_images, generate_with_scheduler
 
 ARGUMENTS: dict[str, Any] = {
     "prompt": "a large purple star on an orange background",
@@ -35,9 +35,9 @@ def theirs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_clip_skip_equals_diffusers(pipe: Pipeline, theirs: Any) -> None:
-    expected = paint_with_diffusers(theirs, "ddim", 5, guidance_scale=1.0, **ARGUMENTS)
+    expected = generate_with_scheduler(theirs, "ddim", 5, guidance_scale=1.0, **ARGUMENTS)
     ours = pipe(scheduler="ddim", seed=5, guidance_scale=1.0, **ARGUMENTS)
-    assert_same_pictures(ours, expected)
+    assert_same_images(ours, expected)
 
 
 def test_clip_skip_changes_the_embeddings(pipe: Pipeline) -> None:
@@ -50,7 +50,7 @@ def test_clip_skip_with_guidance_equals_diffusers(pipe: Pipeline, theirs: Any) -
 
     Given the whole encoder's embeddings for it, the pictures are one.
     """
-    expected = paint_with_diffusers(
+    expected = generate_with_scheduler(
         theirs, "ddim", 5, guidance_scale=5.0, negative_prompt="red", **ARGUMENTS
     )
     negative = pipe.encode(["red"])
@@ -61,4 +61,4 @@ def test_clip_skip_with_guidance_equals_diffusers(pipe: Pipeline, theirs: Any) -
         negative_prompt_embeds=negative,
         **ARGUMENTS,
     )
-    assert_same_pictures(ours, expected)
+    assert_same_images(ours, expected)

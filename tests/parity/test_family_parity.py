@@ -1,7 +1,7 @@
 """Whole pictures of every family against diffusers' own pipeline, on small random checkpoints.
 
 Our pipeline runs over TorchSession here: what differs is the runtime's own error. The graphs of
-every family are exported and verified in tests/sdexport/test_families.py.
+every family are exported and verified in tests/sdexport/test_exported_families.py.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sdexport import Package, Pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.graphs.wrappers import parts
 from sdexport.runtime.packages.manifest import Manifest
 from sdexport.verification.reference import TorchSession
-from tests.families import FAMILIES, build
-from tests.parity.test_picture_parity import assert_same_pictures
+from tests.helpers.diffusers_images import (
+    NEGATIVE,
+    PROMPT,
+    assert_same_images,
+    generate_with_diffusers,
+    image_inputs,
+)
+from tests.helpers.families import FAMILIES, build
 
-PROMPT, NEGATIVE = "a small yellow star on a blue background", "a red circle"
 LIST = [PROMPT, "a large red circle, 🔴 très joli"]
 
 
@@ -68,26 +72,6 @@ def both(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     yield over_torch(folder), theirs
 
 
-def given(family: str) -> dict[str, Any]:
-    """Picture and mask for those that begin from one."""
-    if not ("inpainting" in family or family == "refiner"):
-        return {}
-    rng = np.random.default_rng(3)
-    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    mask = np.zeros((64, 64), np.uint8)
-    mask[16:, :40] = 255
-    image = small.resize((64, 64), Image.Resampling.BICUBIC)
-    return {"image": image} | ({} if family == "refiner" else {"mask_image": Image.fromarray(mask)})
-
-
-def theirs_paint(pipeline: Any, seed: int, **arguments: Any) -> np.ndarray:
-    generator = torch.Generator().manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        images = pipeline(generator=generator, output_type="np", **arguments).images
-    return (images * 255).round().astype(np.uint8)
-
-
 CASES: dict[str, dict[str, Any]] = {
     "guided": {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance_scale": 6.0},
     "no-negative": {"prompt": PROMPT, "guidance_scale": 5.0},
@@ -100,39 +84,39 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_family_equals_diffusers(family: str, both: tuple[Pipeline, Any], case: str) -> None:
     ours, theirs = both
-    arguments = CASES[case] | {"num_inference_steps": 4} | given(family)
+    arguments = CASES[case] | {"num_inference_steps": 4} | image_inputs(family)
     if family == "lcm":
         arguments.pop("negative_prompt", None)  # its pipeline knows none
     if "inpainting" in family or family == "refiner":
         arguments["strength"] = 1.0 if case == "guided" and "inpainting" in family else 0.6
-    expected = theirs_paint(theirs, 7, **arguments)
+    expected = generate_with_diffusers(theirs, 7, **arguments)
     assert np.ptp(expected) > 20, "the picture is nearly flat and would prove nothing"
-    assert_same_pictures(ours(seed=7, **arguments), expected)
+    assert_same_images(ours(seed=7, **arguments), expected)
 
 
 def test_family_defaults_are_those_of_its_pipeline(family: str, both: tuple[Pipeline, Any]) -> None:
     """Guidance, strength, and for latent consistency models the steps, where nothing is said."""
     ours, theirs = both
-    arguments: dict[str, Any] = {"prompt": PROMPT} | given(family)
+    arguments: dict[str, Any] = {"prompt": PROMPT} | image_inputs(family)
     if family != "lcm":
         arguments["num_inference_steps"] = 6
-    expected = theirs_paint(theirs, 3, **arguments)
-    assert_same_pictures(ours(seed=3, **arguments), expected)
+    expected = generate_with_diffusers(theirs, 3, **arguments)
+    assert_same_images(ours(seed=3, **arguments), expected)
 
 
 def test_family_other_sizes(family: str, both: tuple[Pipeline, Any]) -> None:
     """Uneven latents, and for SDXL other numbers in its time_ids."""
-    if given(family):
+    if image_inputs(family):
         pytest.skip("the given picture decides")
     ours, theirs = both
     arguments: dict[str, Any] = {"prompt": PROMPT, "height": 72, "width": 104}
     arguments |= {"num_inference_steps": 3, "guidance_scale": 5.0}
-    expected = theirs_paint(theirs, 1, **arguments)
-    assert_same_pictures(ours(seed=1, **arguments), expected)
+    expected = generate_with_diffusers(theirs, 1, **arguments)
+    assert_same_images(ours(seed=1, **arguments), expected)
 
 
 def test_family_needs_what_it_begins_from(family: str, both: tuple[Pipeline, Any]) -> None:
-    if given(family):
+    if image_inputs(family):
         with pytest.raises(ValueError, match=r"this package .* give image"):
             both[0](PROMPT, num_inference_steps=2)
 
@@ -151,8 +135,8 @@ def test_sdxl_sizes_and_embeddings(tmp_path: Path) -> None:
         "target_size": (64, 128),
     }
     texts = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "clip_skip": 1}
-    expected = theirs_paint(theirs, 2, **arguments, **texts)
-    assert_same_pictures(ours(seed=2, **arguments, **texts), expected)
+    expected = generate_with_diffusers(theirs, 2, **arguments, **texts)
+    assert_same_images(ours(seed=2, **arguments, **texts), expected)
     positive, negative, pooled, negative_pooled = theirs.encode_prompt(
         PROMPT, negative_prompt=NEGATIVE, clip_skip=1
     )
@@ -163,6 +147,6 @@ def test_sdxl_sizes_and_embeddings(tmp_path: Path) -> None:
         "negative_pooled_prompt_embeds": negative_pooled,
     }
     arrays = {name: tensor.detach().numpy() for name, tensor in embeds.items()}
-    assert_same_pictures(ours(seed=2, **arguments, **arrays), expected)
+    assert_same_images(ours(seed=2, **arguments, **arrays), expected)
     with pytest.raises(ValueError, match="pooled_prompt_embeds must come with prompt_embeds"):
         ours(prompt_embeds=arrays["prompt_embeds"], guidance_scale=1.0, num_inference_steps=1)

@@ -34,8 +34,8 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.graphs.wrappers import parts
 from sdexport.runtime import schedulers
 from sdexport.verification.reference import TorchSession
-from tests.parity import twins
-from tests.parity.test_picture_parity import assert_same_pictures
+from tests.helpers import diffusers_schedulers as twins
+from tests.helpers.diffusers_images import assert_same_images
 
 PROMPTS = ["a red circle", "a small blue star on a green background"]
 NEGATIVES = ["grey", ""]
@@ -135,7 +135,7 @@ def box_mask(width: int, height: int) -> Image.Image:
 
 def check(pipe: Pipeline, theirs: Theirs, scheduler: str, seed: Any, **arguments: Any) -> None:
     expected = theirs(scheduler, seed, **arguments)
-    assert_same_pictures(pipe(scheduler=scheduler, seed=seed, **arguments), expected)
+    assert_same_images(pipe(scheduler=scheduler, seed=seed, **arguments), expected)
 
 
 @pytest.mark.parametrize("scheduler", schedulers.NAMES)
@@ -164,7 +164,7 @@ def test_prompt_embeds_equal_diffusers(
     names = ("prompt_embeds", "negative_prompt_embeds")
     expected = theirs(scheduler, 1, **arguments, **dict(zip(names, embeds, strict=True)))
     ours = {name: value.numpy() for name, value in zip(names, embeds, strict=True)}
-    assert_same_pictures(pipe(scheduler=scheduler, seed=1, **arguments, **ours), expected)
+    assert_same_images(pipe(scheduler=scheduler, seed=1, **arguments, **ours), expected)
 
 
 @pytest.mark.parametrize("scheduler", quick_then_slow(("ddim", "euler_a", "dpm2_a", "lcm")))
@@ -309,7 +309,7 @@ def test_seed_list_equals_single_pictures_with_an_image(pipe: Pipeline, masked: 
     many = pipe(PROMPTS, num_inference_steps=4, scheduler="euler_a", seed=[1, 2], **given)
     for prompt, seed, image in zip(PROMPTS, [1, 2], many.images, strict=True):
         one = pipe(prompt, num_inference_steps=4, scheduler="euler_a", seed=seed, **given)
-        assert_same_pictures(one, np.asarray(image)[None])
+        assert_same_images(one, np.asarray(image)[None])
 
 
 def test_images_are_repeated_as_prompts_are(pipe: Pipeline) -> None:
@@ -323,4 +323,4 @@ def test_images_are_repeated_as_prompts_are(pipe: Pipeline) -> None:
         image=[i for i in images for _ in range(2)],
         seed=seeds,
     )
-    assert_same_pictures(short, np.stack([np.asarray(i) for i in written_out.images]))
+    assert_same_images(short, np.stack([np.asarray(i) for i in written_out.images]))

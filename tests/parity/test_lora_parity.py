@@ -14,7 +14,7 @@ import transformers
 
 from sdexport.checkpoints.lora import Lora
 from sdexport.demo_model import MODEL_DIR
-from tests.sdexport.lora_files import (
+from tests.helpers.lora_files import (
     ATTENTION,
     WIDE,
     random_lora,
@@ -22,7 +22,7 @@ from tests.sdexport.lora_files import (
     save_kohya,
     save_peft,
 )
-from tests.sdexport.original_layout import SMALL, random_modules
+from tests.helpers.original_layout import SMALL, random_modules
 from tests.tolerances import FUSED_ABS
 
 pytest.importorskip("peft", reason="diffusers fuses LoRA files through peft")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sdexport.runtime import schedulers
-from tests.parity.scheduler_cases import BETAS, OPTIONS, grid, steps_of
-from tests.parity.twins import build_twin, compare, deviation
+from tests.helpers.diffusers_schedulers import build_twin, compare, deviation
+from tests.helpers.scheduler_cases import BETAS, OPTIONS, grid, steps_of
 from tests.tolerances import (
     SCHEDULER_FLOAT32_REL,
     SCHEDULER_FLOAT32_STEEP_REL,

@@ -22,7 +22,7 @@ from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.wrappers import parts
 from sdexport.runtime.text_encoders import TextEncoders
 from sdexport.verification.verifier import HALF_COMPONENT_BOUND, compare
-from tests.families import build
+from tests.helpers.families import build
 from tests.tolerances import COMPONENT_REL, assert_close
 
 PROMPT = "a small red circle on a red background"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 from pathlib import Path
 
@@ -14,17 +13,11 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from sdexport import ClipTokenizer, PackageError
-from sdexport.demo_model import MODEL_DIR
 from sdexport.runtime.text import bpe, tokenizer_files
 from sdexport.runtime.text import unicode_tables as committed
-from tests.parity import make_unicode_tables
-from tests.parity.strings import HAND_PICKED, random_string
-
-REAL = Path(
-    os.environ.get("CLIP_TOKENIZER", Path(__file__).parents[3] / "shared" / "clip-tokenizer")
-)
-VOCABULARIES = {"demo": MODEL_DIR / "tokenizer", "real": REAL}
-PRESENT = [name for name, folder in VOCABULARIES.items() if (folder / "vocab.json").is_file()]
+from tests.helpers import make_unicode_tables
+from tests.helpers.random_strings import HAND_PICKED, random_string
+from tests.helpers.vocabularies import PRESENT, VOCABULARIES
 
 
 def both(name: str) -> tuple[ClipTokenizer, CLIPTokenizer]:

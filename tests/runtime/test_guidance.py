@@ -14,7 +14,7 @@ from sdexport.runtime.denoise import denoise
 from sdexport.runtime.guidance import Guidance, GuidanceState
 from sdexport.runtime.initial_latents import Start
 from sdexport.runtime.schedulers import NAMES, create
-from tests.runtime.test_pipeline import Counting
+from tests.helpers.counting_session import Counting
 from tests.tolerances import CLEAN_REL, RESCALE_REL, assert_close
 
 FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim", "seed": 0}

@@ -11,24 +11,13 @@ import pytest
 from PIL import Image
 
 from sdexport import Package, Pipeline, save_image
-from sdexport.engines import EngineError, SessionBase
+from sdexport.engines import EngineError
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.session import Feeds
 from sdexport.runtime.denoise import DenoiseStep
+from tests.helpers.counting_session import Counting
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "lms"}
-
-
-class Counting(SessionBase):
-    """Passes on to another session and notes the batch sizes."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__(inner.name, inner.inputs, inner.outputs)
-        self.inner, self.batches = inner, []
-
-    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        self.batches.append(len(next(iter(feeds.values()))))
-        return self.inner.run(feeds)
 
 
 @pytest.fixture

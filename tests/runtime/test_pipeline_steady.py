@@ -16,7 +16,7 @@ from sdexport.engines import EngineError
 from sdexport.engines.session import Feeds
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.text.prompt_embeds import EmbedSchedule, crossfade
-from tests.runtime.test_pipeline import Counting
+from tests.helpers.counting_session import Counting
 from tests.tolerances import BATCH_LATENTS_ABS, LEAK_MB, PICTURE_ABS
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "euler_a"}

@@ -1,0 +1,367 @@
+"""What a TensorRT session asks of library and GPU, watched on stand-ins for both."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdexport import load_pipeline
+from sdexport.engines import EngineError, Session, cuda_device, open_session
+from sdexport.engines.cache.profiles import Span
+from sdexport.engines.cache.sidecar import model_digest, sidecar_path
+from sdexport.engines.files import sha256_of
+from sdexport.engines.trt.scratch_memory import shared_activations
+from tests.helpers.altered_models import with_other_weights
+from tests.helpers.fake_tensorrt import PROFILE, FakeCuda, Status, install, write_plan
+from tests.helpers.unet_sessions import feeds
+
+RTX, TRT = "tensorrt-rtx", "tensorrt"
+
+
+@pytest.fixture
+def log() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, log: list[Any]) -> FakeCuda:
+    return install(monkeypatch, log)
+
+
+@pytest.fixture
+def model(package: Path) -> Path:
+    return package / "unet" / "model.onnx"
+
+
+@pytest.fixture
+def session(gpu: FakeCuda, model: Path, tmp_path: Path) -> Iterator[Session]:
+    with opened(model, tmp_path) as found:
+        yield found
+
+
+def opened(model: Path, folder: Path, backend: str = TRT, **changes: Any) -> Session:
+    plan = write_plan(model, folder / "unet.plan", backend, **changes)
+    return open_session(model, backend, plan=plan)
+
+
+def test_loop_allocates_nothing_and_replays_a_graph(session: Session, gpu: FakeCuda) -> None:
+    given = feeds()
+    first = session.run(given)["out_sample"]
+    np.testing.assert_array_equal(session.run(given)["out_sample"], first)
+    before = gpu.counts.copy()
+    for t in range(5):
+        given["timestep"] = np.full(1, t, np.float32)
+        expected = given["sample"] * (1 + np.float32(t) / 1000)
+        expected += given["encoder_hidden_states"].mean()
+        np.testing.assert_allclose(session.run(given)["out_sample"], expected, rtol=1e-5, atol=1e-6)
+    made = gpu.counts - before
+    assert made["cudaGraphLaunch"] == 5 and made["cudaStreamSynchronize"] == 5
+    assert not {"cudaMalloc", "cudaMallocHost", "cudaGraphInstantiate"} & set(made)
+
+
+def test_bind_uploads_its_constants_once(session: Session, gpu: FakeCuda) -> None:
+    given = feeds(batch=2)
+    session.run(given)
+    session.run(given)
+    gpu.bytes.clear()
+    session.run(given)
+    whole = gpu.bytes["h2d"]
+    embeds = given.pop("encoder_hidden_states")
+    assert whole == embeds.nbytes + given["sample"].nbytes + 4
+    with session.bind(encoder_hidden_states=embeds) as bound:
+        gpu.bytes.clear()
+        for _ in range(10):
+            bound.run(given)
+        assert gpu.bytes["h2d"] == 10 * (given["sample"].nbytes + 4)
+        assert gpu.bytes["d2d"] == embeds.nbytes
+
+
+def test_painting_uploads_latents_and_timesteps_alone(
+    gpu: FakeCuda, package: Path, tmp_path: Path
+) -> None:
+    """What a step copies to the device: embeddings go there once a picture."""
+    folder = tmp_path / TRT
+    folder.mkdir()
+    write_plan(package / "unet" / "model.onnx", folder / "unet.plan", TRT)
+    sent = []
+    with load_pipeline(package, {"unet": TRT}, verify=False, engine_dir=tmp_path) as pipe:
+        embeds = pipe.encode(["a red circle"], [""])
+        sampler = pipe.scheduler("ddim", 4)
+        latents = np.ones((1, *pipe.latent_shape(128, 128)), np.float32)
+        before = gpu.bytes["h2d"]
+        for _ in pipe.denoise(latents, embeds, sampler):
+            sent.append(gpu.bytes["h2d"] - before)
+            before = gpu.bytes["h2d"]
+    both = 2 * latents.nbytes + 4
+    assert sent == [embeds.nbytes + both, both, both, both]
+    assert both < (embeds.nbytes + both) / 2
+
+
+def test_bound_sessions_take_turns(session: Session) -> None:
+    given = feeds()
+    embeds = given.pop("encoder_hidden_states")
+    with (
+        session.bind(encoder_hidden_states=embeds) as one,
+        session.bind(encoder_hidden_states=embeds + 1) as other,
+    ):
+        for _ in range(3):
+            low, high = one.run(given)["out_sample"], other.run(given)["out_sample"]
+            np.testing.assert_allclose(high - low, 1, atol=1e-5)
+        whole = session.run(given | {"encoder_hidden_states": embeds + 2})["out_sample"]
+        np.testing.assert_allclose(whole - one.run(given)["out_sample"], 2, atol=1e-5)
+
+
+def test_everything_is_given_back(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    session = opened(model, tmp_path)
+    bound = session.bind(encoder_hidden_states=feeds()["encoder_hidden_states"])
+    for side in range(4, 24):  # more shapes than are kept
+        session.run(feeds(height=side))
+    bound.close()
+    bound.close()
+    session.close()
+    session.close()
+    gc.collect()
+    assert gpu.memory == {} and gpu.open == set()
+
+
+def test_bound_session_closes_after_its_owner(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    session = opened(model, tmp_path)
+    bound = session.bind(encoder_hidden_states=feeds()["encoder_hidden_states"])
+    session.close()
+    bound.close()
+    assert gpu.memory == {}
+
+
+def test_scratch_memory_is_shared_and_graphs_follow_it(
+    gpu: FakeCuda, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "b").mkdir()
+    with opened(model, tmp_path) as one, opened(model, tmp_path / "b") as other:
+        small = feeds(height=8)
+        for _ in range(3):
+            expected = one.run(small)["out_sample"]
+        instantiated = gpu.counts["cudaGraphInstantiate"]
+        other.run(feeds(batch=4, height=32))  # moves the block
+        assert shared_activations(0).size == 1000 * 4 * 4 * 32 * 16
+        for _ in range(3):
+            np.testing.assert_array_equal(one.run(small)["out_sample"], expected)
+        assert gpu.counts["cudaGraphInstantiate"] == instantiated + 1
+    assert shared_activations(0).size == 0
+
+
+def test_profile_that_is_narrowest_is_taken(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    static = {name: Span(span.opt, span.opt, span.opt) for name, span in PROFILE.items()}
+    with opened(model, tmp_path, profiles=(PROFILE, static)) as session:
+        session.run(feeds(batch=2))
+        session.run(feeds(batch=1))
+        profiles = [shape._context.profile for shape in session._shapes.values()]  # type: ignore[attr-defined]
+    assert profiles == [1, 0]
+
+
+def test_shape_outside_every_profile_lists_them(session: Session) -> None:
+    with pytest.raises(ValueError, match=r"unet: .* not built for batch 9.*batch 1:2:8, height 1:"):
+        session.run(feeds(batch=9))
+
+
+def test_rtx_takes_its_own_graphs_and_keeps_its_cache(
+    gpu: FakeCuda, model: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    for _ in range(2):
+        with opened(model, tmp_path, RTX) as session:
+            for _ in range(3):
+                session.run(feeds())
+        assert (tmp_path / "unet.cache").read_bytes() == b"kernels"
+    assert gpu.counts["cudaGraphLaunch"] == 0
+    contexts = [how for what, how in log if what == "context"]
+    assert contexts[0].cuda_graph_strategy == "whole"
+    assert ("strategy", "user") in log
+
+
+def test_rtx_cache_that_does_not_fit_is_replaced(
+    gpu: FakeCuda, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "unet.cache").write_bytes(b"old")
+    with opened(model, tmp_path, RTX) as session:
+        session.run(feeds())
+    assert (tmp_path / "unet.cache").read_bytes() == b"kernels"
+
+
+def test_stripped_plan_takes_its_weights_from_the_onnx_file(
+    gpu: FakeCuda, model: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    opened(model, tmp_path, options={"weight_stripped": True}).close()
+    assert ("refit", "model.onnx") in log
+
+
+@pytest.fixture
+def other(model: Path, tmp_path: Path) -> Path:
+    """The same graph with other weights."""
+    path = tmp_path / "other" / "merged.onnx"
+    path.parent.mkdir()
+    return with_other_weights(model, path)
+
+
+def test_refittable_plan_takes_the_weights_of_another_file(
+    gpu: FakeCuda, model: Path, other: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", TRT, options={"refittable": True})
+    open_session(model, TRT, plan=plan, digest=model_digest(model)).close()
+    assert not [what for what in log if what[0] == "refit"]
+    open_session(other, TRT, plan=plan, digest=model_digest(other)).close()
+    assert ("refit", "merged.onnx") in log
+
+
+def test_plan_that_is_not_refittable_says_what_would_help(
+    gpu: FakeCuda, model: Path, other: Path, tmp_path: Path
+) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    with pytest.raises(EngineError, match="of the same graph: --refittable would take its weights"):
+        open_session(other, TRT, plan=plan, digest=model_digest(other))
+
+
+def test_refit_of_an_open_session(
+    gpu: FakeCuda, model: Path, other: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    session: Any = opened(model, tmp_path, options={"refittable": True})
+    given = feeds()
+    rest = {name: value for name, value in given.items() if name != "encoder_hidden_states"}
+    with session, session.bind(encoder_hidden_states=given["encoder_hidden_states"]) as bound:
+        for _ in range(3):
+            expected = bound.run(rest)["out_sample"]
+        instantiated = gpu.counts["cudaGraphInstantiate"]
+        session.refit(other)
+        assert log[-1] == ("refit", "merged.onnx") and session.refits == 1
+        for _ in range(3):  # the bound inputs are still there, the graph is captured anew
+            np.testing.assert_array_equal(bound.run(rest)["out_sample"], expected)
+        assert gpu.counts["cudaGraphInstantiate"] == instantiated + 1
+        with pytest.raises(EngineError, match="is another graph; its weights do not fit"):
+            session.refit(model.parents[1] / "vae_decoder" / "model.onnx")
+
+
+def test_pipeline_takes_the_engines_of_another_package(
+    gpu: FakeCuda, package: Path, package_copy: Path, tmp_path: Path, log: list[Any]
+) -> None:
+    """Two packages of one graph: --engine-dir names the engines of the other."""
+    path, manifest = package_copy / "unet" / "model.onnx", package_copy / "sdexport.json"
+    with_other_weights(path, path)
+    values = json.loads(manifest.read_text())
+    for record in values["components"]["unet"]["files"]:
+        record |= {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest.write_text(json.dumps(values))
+    folder = tmp_path / "engines" / TRT
+    folder.mkdir(parents=True)
+    options = {"refittable": True}
+    write_plan(package / "unet" / "model.onnx", folder / "unet.plan", TRT, options=options)
+    for source, refits in ((package, 0), (package_copy, 1)):
+        log.clear()
+        with load_pipeline(source, {"unet": TRT}, engine_dir=tmp_path / "engines") as pipe:
+            pipe.session("unet")
+        assert len([what for what in log if what[0] == "refit"]) == refits
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"library_version": "1.0"}, r"built with TensorRT 1\.0, here is 9\.9\.9"),
+        ({"backend": RTX}, "it was built for tensorrt-rtx"),
+        (
+            {"target": {"gpu": "Other", "compute_capability": "8.0"}},
+            r"built on Other \(8\.0\), here is Fake GPU \(8\.9\)",
+        ),
+        ({"target": {"compute_capabilities": "12.0"}}, r"compute capability 12\.0, here is 8\.9"),
+        ({"plan_size": 5}, "truncated or altered: 4 bytes, not 5"),
+    ],
+)
+def test_plan_that_does_not_fit_says_how_to_build(
+    gpu: FakeCuda, model: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message) as caught:
+        plan = write_plan(model, tmp_path / "unet.plan", changes.pop("backend", TRT), **changes)
+        open_session(model, TRT, plan=plan)
+    command = "sdexport build PACKAGE --backend tensorrt --component unet --rebuild-stale"
+    assert str(caught.value).endswith(command)
+
+
+def test_plan_of_another_onnx_file(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    with pytest.raises(EngineError, match="it was built from another ONNX file"):
+        open_session(model, TRT, plan=plan, digest="0" * 64)
+
+
+def test_plan_missing_or_refused(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no engine .*build it: sdexport build PACKAGE"):
+        open_session(model, TRT, plan=tmp_path / "unet.plan")
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    plan.write_bytes(b"junk")
+    with pytest.raises(EngineError, match=r"TensorRT cannot load .*: magic tag is wrong$"):
+        open_session(model, TRT, plan=plan)
+    sidecar_path(plan).write_text("junk")
+    with pytest.raises(EngineError, match=r"unet\.json is damaged.*--rebuild-stale"):
+        open_session(model, TRT, plan=plan)
+
+
+def test_every_cuda_call_is_checked(session: Session, gpu: FakeCuda) -> None:
+    session.run(feeds())
+    gpu.fails = {"cudaStreamSynchronize": Status.cudaErrorNoDevice}
+    with pytest.raises(EngineError, match=r"cudaStreamSynchronize: words .*\(cudaErrorNoDevice\)"):
+        session.run(feeds())
+    gpu.fails = {"cudaMemcpyAsync": Status.cudaErrorNoDevice}
+    with pytest.raises(EngineError, match="cudaMemcpyAsync"):
+        session.run(feeds())
+    gpu.fails = {}
+    assert np.isfinite(session.run(feeds())["out_sample"]).all()
+
+
+def test_memory_that_runs_out_leaves_nothing_behind(session: Session, gpu: FakeCuda) -> None:
+    session.run(feeds())
+    held = len(gpu.memory)
+    gpu.fails = {"cudaMallocHost": Status.cudaErrorMemoryAllocation}
+    with pytest.raises(EngineError, match="cudaErrorMemoryAllocation"):
+        session.run(feeds(height=8))
+    assert len(gpu.memory) == held
+    gpu.fails = {}
+    session.run(feeds(height=8))
+
+
+def test_capture_that_fails_goes_on_without_graph(session: Session, gpu: FakeCuda) -> None:
+    gpu.fails = {"cudaStreamEndCapture": Status.cudaErrorStreamCaptureUnsupported}
+    expected = session.run(feeds())["out_sample"]
+    session.run(feeds())
+    gpu.fails = {}
+    for _ in range(3):
+        np.testing.assert_array_equal(session.run(feeds())["out_sample"], expected)
+    assert gpu.counts["cudaGraphLaunch"] == 0
+
+
+def test_engine_that_does_not_start(session: Session, gpu: FakeCuda) -> None:
+    gpu.fails = {"execute": Status.cudaErrorNoDevice}
+    with pytest.raises(EngineError, match="the engine did not start: it gave no reason"):
+        session.run(feeds())
+
+
+def test_gpu_absent_or_driver_too_old(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    gpu.fails = {"cudaGetDeviceCount": Status.cudaErrorNoDevice}
+    with pytest.raises(
+        EngineError, match=r"unet: no NVIDIA GPU .* driver is for CUDA 12\.4, CUDA 13"
+    ):
+        open_session(model, TRT, plan=plan)
+    gpu.fails = {}
+    with pytest.raises(EngineError, match="there is no GPU 3; this machine has 1"):
+        open_session(model, TRT, plan=plan, device=3)
+
+
+def test_cuda_without_bindings_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    cuda_device.runtime.cache_clear()
+    with pytest.raises(ImportError, match=r"pip install 'sdexport\[tensorrt-rtx\]'"):
+        cuda_device.runtime()
+    assert "cuda-bindings" in cuda_device.absent()

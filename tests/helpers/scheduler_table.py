@@ -1,0 +1,138 @@
+"""Writes docs/schedulers.md: how far every scheduler is from diffusers, and what a step costs.
+
+Run: python -m tests.helpers.scheduler_table BENCHMARK.json
+The benchmark's figures are those of `python -m benchmarks.schedulers --json BENCHMARK.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+
+from sdexport.runtime import schedulers
+from tests.helpers.diffusers_schedulers import compare
+from tests.helpers.scheduler_cases import BETAS, grid, steps_of
+from tests.tolerances import (
+    SCHEDULER_FLOAT32_REL,
+    SCHEDULER_FLOAT32_STEEP_REL,
+    SCHEDULER_FLOAT64_REL,
+)
+
+PAGE = Path(__file__).parents[2] / "docs" / "schedulers.md"
+INTRODUCTION = """# Schedulers
+
+<!-- Written by python -m tests.helpers.scheduler_table; do not edit. -->
+
+Every scheduler beside its namesake in diffusers {diffusers} (torch {torch}, NumPy {numpy}).
+Names and class names are both accepted, and so is a `scheduler_config.json` as it is.
+
+- **Cases** are whole trajectories of 1 to 50 steps with a nonlinear stand-in for the UNet, for all
+  timestep spacings, prediction types and options in the table below.
+- **float64** is the largest deviation on any of them, relative to the largest value of the latents,
+  when diffusers runs with float64 tables: our own error.
+- **float32** is the same in float32 against diffusers as it is, whose tables are float32: the
+  difference is almost all theirs. The median of the cases stands in brackets.
+- **Step** is our time for a step on a (1, 4, 64, 64) float32 latent and, in brackets, its share of
+  diffusers' (one thread, median). **Clean** is that share where the clean latents are asked for
+  too, which diffusers always computes and most samplers here only on demand.
+
+The bounds that the tests hold are {wide:.0e} and {single:.0e}; for the beta schedules
+`squaredcos_cap_v2` and `exp`, to which the largest float32 figures of Heun, Euler ancestral and
+DEIS belong, {steep:g}: their noise levels begin in the thousands, which costs float32 most digits.
+
+| name | class in diffusers | cases | float64 | float32 | step | clean |
+|---|---|---:|---:|---:|---:|---:|
+"""
+NOTES = """
+## Where diffusers stops
+
+| configuration | diffusers | here |
+|---|---|---|
+| trailing spacing, some numbers of steps | a last timestep of -1 too many | as many as asked for |
+| PNDM with its warm-up, fewer than 4 steps | an error about array shapes | an error that says so |
+| `sde-dpmsolver` of order 3 | an error about an unset variable | an error that says so |
+| DDPM `fixed_large_log` | NaN | as `fixed_large` |
+| UniPC `bh1`, or `predict_x0` false, ending at zero noise | NaN | works |
+| UniPC without `lower_order_final`, ending at zero noise | NaN | an error that says so |
+| `rescale_betas_zero_snr` with epsilon at pure noise | NaN, or noise if clipped | \
+an error that says so |
+| log-SNR solvers, as many steps as training timesteps | NaN or an error | an error that says so |
+| DPM-Solver++, Karras, ending at `sigma_min`, order 3 or Heun | NaN | works |
+| leading spacing with `steps_offset`, 1000 steps | an index error, or the last timestep twice | \
+an error that says so |
+| learned variances, flow matching, `use_beta_sigmas`, `solver_p` | there | refused |
+
+Some things are as in diffusers because a picture would differ otherwise: PNDM and LMS that begin
+within the schedule (image to image) keep the weights of their index; the third-order term of
+`sde-dpmsolver++` has the sign that diffusers gives it.
+
+`dpmsolver_sde` is the exception: diffusers draws a Brownian motion from torchsde with a seed of its
+own; here its increments are drawn from the picture's seed. The figures above are for one and the
+same motion.
+"""
+
+
+def options_text(name: str) -> str:
+    """Every key and option that the grid sets for a scheduler, with its values."""
+    found: dict[str, list[str]] = {}
+    for config, options in grid(name, full=True):
+        for key, value in {**config, **options}.items():
+            if BETAS.get(key) == value:
+                continue
+            text = "a list" if isinstance(value, list) else json.dumps(value)
+            values = found.setdefault(key, [])
+            if text not in values:
+                values.append(text)
+    return "; ".join(f"`{key}` {', '.join(values)}" for key, values in sorted(found.items()))
+
+
+def deviations(name: str) -> tuple[np.ndarray, np.ndarray]:
+    cases = [
+        (config, steps, options)
+        for config, options in grid(name, full=True)
+        for steps in steps_of(config, options)
+    ]
+    wide = [compare(name, *case, dtype=np.float64) for case in cases]
+    single = [compare(name, *case, dtype=np.float32) for case in cases]
+    return np.array(wide), np.array(single)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("benchmark", type=Path, help="of python -m benchmarks.schedulers --json")
+    figures = json.loads(parser.parse_args().benchmark.read_text())["schedulers"]
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    page = INTRODUCTION.format(
+        diffusers=diffusers.__version__,
+        torch=torch.__version__,
+        numpy=np.__version__,
+        wide=SCHEDULER_FLOAT64_REL,
+        single=SCHEDULER_FLOAT32_REL,
+        steep=SCHEDULER_FLOAT32_STEEP_REL,
+    )
+    for name in schedulers.NAMES:
+        wide, single = deviations(name)
+        cost = figures[name]
+        page += (
+            f"| `{name}` | {schedulers.class_name(name)} | {len(wide)} | {wide.max():.1e} "
+            f"| {single.max():.1e} ({np.median(single):.0e}) "
+            f"| {cost['ours']['median_us']:.0f} µs ({cost['ratio']:.2f}) "
+            f"| {cost['ratio_with_clean_latents']:.2f} |\n"
+        )
+    page += "\n## Options in the comparison\n\n| name | keys and values |\n|---|---|\n"
+    page += "".join(f"| `{name}` | {options_text(name)} |\n" for name in schedulers.NAMES)
+    partial = PAGE.with_name(f"{PAGE.name}.part")
+    partial.write_text(page + NOTES, encoding="utf-8")
+    partial.replace(PAGE)
+
+
+if __name__ == "__main__":
+    main()

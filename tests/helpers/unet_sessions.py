@@ -1,0 +1,86 @@
+"""Every way to open the embedded UNet as a session on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdexport.builds.prepare_onnxruntime import prepare
+from sdexport.engines import PLAN_BACKENDS, Session, open_session
+from sdexport.engines.cache.profiles import Profile, Span
+from sdexport.engines.trt.engine_build import build_plan
+from tests.helpers.fake_tensorrt import install, write_plan
+
+OPENERS = [
+    "onnxruntime",
+    "onnxruntime-prepared",
+    "openvino",
+    "torch",
+    "fake-tensorrt",
+    "fake-tensorrt-rtx",
+    pytest.param("onnxruntime-cuda", marks=pytest.mark.gpu),
+    pytest.param("tensorrt", marks=pytest.mark.gpu),
+    pytest.param("tensorrt-rtx", marks=pytest.mark.gpu),
+]
+MODULES = {"tensorrt-rtx": "tensorrt_rtx"}
+PROFILE: Profile = {
+    "batch": Span(1, 2, 4),
+    "height": Span(4, 16, 40),
+    "width": Span(4, 16, 40),
+    "sequence": Span(77, 77, 77),
+}
+
+
+def feeds(batch: int = 1, height: int = 16, width: int = 16) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(batch * 100 + height)
+    return {
+        "sample": rng.standard_normal((batch, 4, height, width), dtype=np.float32),
+        "timestep": np.full(1, 500.5, np.float32),
+        "encoder_hidden_states": rng.standard_normal((batch, 77, 96), dtype=np.float32),
+    }
+
+
+def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
+    """The embedded UNet behind `opener`; skips where its package is not installed."""
+    if opener == "torch":
+        return _torch(request)
+    package: Path = request.getfixturevalue("package")
+    model = package / "unet" / "model.onnx"
+    if opener == "onnxruntime-cuda":
+        return open_session(model, opener)
+    if opener == "onnxruntime-prepared":
+        plan = request.getfixturevalue("tmp_path_factory").getbasetemp() / "prepared" / "unet.onnx"
+        prepare(model, plan, component="unet")
+        return open_session(model, "onnxruntime", plan=plan)
+    if opener.startswith("fake-"):
+        install(request.getfixturevalue("monkeypatch"))
+        backend = opener.removeprefix("fake-")
+        plan = write_plan(model, request.getfixturevalue("tmp_path") / "unet.plan", backend)
+        return open_session(model, backend, plan=plan)
+    pytest.importorskip(MODULES.get(opener, opener))
+    if opener in PLAN_BACKENDS:
+        return open_session(model, opener, plan=_built(request, model, opener))
+    return open_session(model, opener)
+
+
+def _built(request: pytest.FixtureRequest, model: Path, backend: str) -> Path:
+    """A real plan, built once for the whole run."""
+    plan: Path = request.getfixturevalue("tmp_path_factory").getbasetemp() / backend / "unet.plan"
+    build_plan(model, plan, backend=backend, profiles=[PROFILE])
+    return plan
+
+
+def _torch(request: pytest.FixtureRequest) -> Session:
+    pytest.importorskip("torch")
+    from sdexport.checkpoints.diffusers_folder import Checkpoint
+    from sdexport.demo_model import MODEL_DIR
+    from sdexport.graphs.wrappers import parts
+    from sdexport.verification.reference import TorchSession
+
+    configs = Checkpoint.open(MODEL_DIR).configs
+    unet = parts(configs)[1]
+    modules: dict[str, Any] = request.getfixturevalue("modules")
+    return TorchSession(unet, modules["unet"])

@@ -1,0 +1,271 @@
+"""Tokens replaced and mixed before a text encoder whose table is known, and refusals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdexport import Package, PackageError, Pipeline, load_pipeline
+from sdexport.runtime.text.token_embeds import mixed_inputs, replace_tokens, token_mask
+from tests.helpers.text import tokenizer
+
+WIDTH = 3
+TABLE = np.random.default_rng(0).standard_normal((tokenizer().vocab_size, WIDTH)).astype(np.float32)
+PROMPT = "a large red circle on a white background"
+
+
+def lookup(input_ids: np.ndarray) -> np.ndarray:
+    embeds: np.ndarray = TABLE[input_ids]
+    return embeds
+
+
+def vectors(word: str) -> np.ndarray:
+    """(tokens, WIDTH)."""
+    return lookup(np.array(tokenizer().encode(word)))
+
+
+def mixed(ids: np.ndarray, token_embeds: Any, encoder: tuple[int, int] = (0, 1)) -> np.ndarray:
+    return mixed_inputs(tokenizer(), ids, token_embeds, lookup, encoder)
+
+
+def test_replaced_tokens_are_those_of_the_other_prompt() -> None:
+    ids = tokenizer()(["a red circle, red", "a blue star"])
+    replaced = replace_tokens(tokenizer(), ids[:1], {"red": "blue", ",": "!"})
+    np.testing.assert_array_equal(replaced, tokenizer()(["a blue circle! blue"]))
+    swapped = replace_tokens(tokenizer(), ids, {"red": "blue", "blue": "red"})
+    np.testing.assert_array_equal(swapped, tokenizer()(["a blue circle, blue", "a red star"]))
+    words = {"xxyy": "yyxx"}
+    assert len(tokenizer().encode("xxyy")) == len(tokenizer().encode("yyxx")) > 1
+    replaced = replace_tokens(tokenizer(), tokenizer()(["a xxyy xx"]), words)
+    np.testing.assert_array_equal(replaced, tokenizer()(["a yyxx xx"]))
+
+
+def test_token_mask_finds_every_token_of_a_word() -> None:
+    ids = tokenizer()(["a red circle"])
+    mask = token_mask(tokenizer(), ids, "red circle")
+    assert np.flatnonzero(mask).tolist() == [2, 3]
+    for word in ("blue", "", "circle red", "red " * 90):
+        with pytest.raises(ValueError, match="is not among the tokens"):
+            token_mask(tokenizer(), ids, word)
+
+
+@given(weights=st.tuples(st.floats(-4, 4), st.floats(-4, 4)))
+def test_mixed_inputs_by_hand(weights: tuple[float, float]) -> None:
+    ids = tokenizer()(["a red circle, red", "a blue star"])
+    expected = lookup(ids)
+    expected[token_mask(tokenizer(), ids, "red")] = (
+        weights[0] * vectors("red")[0] + weights[1] * vectors("blue")[0]
+    )
+    actual = mixed(ids, {"red": dict(zip(("red", "blue"), weights, strict=True))})
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mixed_inputs_replaces_and_mixes_at_once() -> None:
+    ids = tokenizer()(["a red circle"])
+    own = np.full(WIDTH, 7, np.float32)
+    actual = mixed(ids, {"red": "blue", "a": own, "circle": {"star": 1}})
+    expected = lookup(tokenizer()(["a blue star"]))
+    expected[0, 1] = own
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_mixed_inputs_of_words_of_several_tokens() -> None:
+    count = len(vectors("xxyy"))
+    assert count == len(vectors("yyxx")) > 1
+    ids = tokenizer()(["a xxyy b"])
+    actual = mixed(ids, {"xxyy": {"xxyy": 0.5, "yyxx": 0.5}})
+    expected = lookup(ids)
+    expected[0, 2 : 2 + count] = (vectors("xxyy") + vectors("yyxx")) / 2
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    own = np.arange(count * WIDTH, dtype=np.float32).reshape(count, WIDTH)
+    np.testing.assert_array_equal(mixed(ids, {"xxyy": own})[0, 2 : 2 + count], own)
+
+
+def test_mixed_inputs_takes_the_array_of_its_encoder() -> None:
+    ids = tokenizer()(["a red circle"])
+    wide, own = np.zeros(5, np.float32), np.ones(WIDTH, np.float32)
+    actual = mixed(ids, {"red": [wide, own]}, (1, 2))
+    np.testing.assert_array_equal(actual[0, 2], own)
+    with pytest.raises(ValueError, match=r"expected float32 \(3\), got an array float32 \(5,\)"):
+        mixed(ids, {"red": [wide, own]}, (0, 2))
+    with pytest.raises(ValueError, match="an array for each of 1 text encoders, got list of 2"):
+        mixed(ids, {"red": [wide, own]})
+
+
+@pytest.mark.parametrize(
+    ("token_embeds", "message"),
+    [
+        ({"blue": {"red": 1}}, "'blue' is not among the tokens"),
+        ({"": {"red": 1}}, "'' is not among the tokens"),
+        ({"red": "xxyy"}, "'red' is 1 tokens and 'xxyy' "),
+        ({"red": {"red": 0.5, "xxyy": 0.5}}, "'red' is 1 tokens and 'xxyy' "),
+        ({"red": {"red": 0.5, "": 0.5}}, "'red' is 1 tokens and '' 0"),
+        ({"red": {}}, "'red' is given no words"),
+        ({"red": {"blue": math.nan}}, "weight of 'blue' in 'red' must be .* got nan"),
+        ({"red": {"blue": math.inf}}, "weight of 'blue' in 'red' must be .* got inf"),
+        ({"red": {"blue": "1"}}, "weight of 'blue' in 'red' must be"),
+        ({"red": np.ones(4, np.float32)}, r"'red': expected float32 \(3\), got .* \(4,\)"),
+        ({"red": np.ones(3)}, r"'red': expected float32 \(3\), got an array float64"),
+        ({"red": np.ones((2, 3), np.float32)}, r"'red': expected float32 \(1, 3\)"),
+        ({"red": np.full(3, np.nan, np.float32)}, "contains NaN or infinity"),
+        ({"red": 0.5}, "'red' must become a word, a mapping .* got 0.5"),
+        ({"red": None}, "'red' must become a word, a mapping .* got None"),
+        ({"red": [0.5]}, r"'red': expected float32 \(1, 3\), got 0.5"),
+    ],
+)
+def test_mixed_inputs_refuses(token_embeds: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        mixed(tokenizer()(["a red circle"]), token_embeds)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token_embeds", ["red", ["red"], {1: "red"}])
+def test_pipeline_refuses_what_is_no_mapping(pipe: Pipeline, token_embeds: Any) -> None:
+    with pytest.raises(ValueError, match="token_embeds must map words"):
+        pipe.encode([PROMPT], token_embeds=token_embeds)
+
+
+def test_pipeline_refuses_token_embeds_beside_prompt_embeds(pipe: Pipeline) -> None:
+    with pytest.raises(ValueError, match="give one of them"):
+        pipe(prompt_embeds=pipe.encode([PROMPT]), token_embeds={"red": "blue"})
+
+
+def test_encode_of_a_replaced_word_is_the_other_prompt(pipe: Pipeline) -> None:
+    expected = pipe.encode([PROMPT.replace("red", "blue")])
+    np.testing.assert_array_equal(pipe.encode([PROMPT], token_embeds={"red": "blue"}), expected)
+    actual = pipe.encode([PROMPT], token_embeds={"red": {"blue": 1}})
+    np.testing.assert_array_equal(actual, expected)
+    vector = pipe.text_encoders.token_embeds("blue")
+    assert vector.shape == (1, expected.shape[-1]) and vector.dtype == np.float32
+    np.testing.assert_array_equal(pipe.encode([PROMPT], token_embeds={"red": vector}), expected)
+
+
+def test_encode_mixes_in_negative_prompts_and_long_ones(pipe: Pipeline) -> None:
+    long = "star " * 80 + "(red:1.5)"
+    mix = {"red": {"blue": 1.0}}
+    actual = pipe.encode([long], ["red"], token_embeds=mix, prompt_weights=True)
+    expected = pipe.encode([long.replace("red", "blue")], ["blue"], prompt_weights=True)
+    np.testing.assert_array_equal(actual, expected)
+    skipped = pipe.encode(["red"], token_embeds=mix, clip_skip=1)
+    np.testing.assert_array_equal(skipped, pipe.encode(["blue"], clip_skip=1))
+
+
+def test_token_embeds_of_a_word_refuses(pipe: Pipeline) -> None:
+    with pytest.raises(ValueError, match="no text encoder 'unet'; the package has text_encoder"):
+        pipe.text_encoders.token_embeds("red", "unet")
+    with pytest.raises(ValueError, match="'' has no tokens"):
+        pipe.text_encoders.token_embeds("")
+
+
+@pytest.fixture
+def painted(pipe: Pipeline) -> np.ndarray:
+    return paint(pipe)
+
+
+def paint(pipe: Pipeline) -> np.ndarray:
+    mix = {"red": {"red": 0.5, "blue": 0.5}}
+    result = pipe(PROMPT, "a star", token_embeds=mix, num_inference_steps=2, seed=0)
+    return np.asarray(result.images[0])
+
+
+def test_pipeline_in_low_memory_mixes_alike(package: Path, painted: np.ndarray) -> None:
+    with load_pipeline(package, verify=False, low_memory=True, max_batch=1) as small:
+        np.testing.assert_array_equal(paint(small), painted)
+
+
+def test_pipeline_opens_further_graphs_when_they_are_asked_for_and_closes_them(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: dict[str, Any] = {}
+    open_ = Package.open
+
+    def watched(self: Package, component: str, *arguments: Any, **options: Any) -> Any:
+        opened[component] = open_(self, component, *arguments, **options)
+        return opened[component]
+
+    monkeypatch.setattr(Package, "open", watched)
+    with load_pipeline(package, verify=False) as fresh:
+        fresh.encode([PROMPT], token_embeds={"red": "blue"})
+        assert list(opened) == ["text_encoder"]
+    opened.clear()
+    with load_pipeline(package, verify=False) as fresh:
+        fresh.encode([PROMPT], token_embeds={"red": {"blue": 1}})
+        assert list(opened) == ["text_encoder.token_embedding", "text_encoder.inputs_embeds"]
+    assert all(session._closed for session in opened.values())
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "sdexport.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_package_without_the_graphs_says_so(package_copy: Path) -> None:
+    """An older package, or one of Optimum: words can be replaced there, and not mixed."""
+
+    def forget(data: dict[str, Any]) -> None:
+        text = data["components"]["text_encoder"]
+        text["files"] = [r for r in text["files"] if "model.onnx" in r["path"]]
+
+    edit(package_copy, forget)
+    with load_pipeline(package_copy) as old:
+        expected = old.encode([PROMPT.replace("red", "blue")])
+        np.testing.assert_array_equal(old.encode([PROMPT], token_embeds={"red": "blue"}), expected)
+        with pytest.raises(PackageError, match=r"has no text_encoder/token_embedding\.onnx") as e:
+            old.encode([PROMPT], token_embeds={"red": {"blue": 1}})
+    assert "\n" not in str(e.value) and "sdexport export" in str(e.value)
+    (package_copy / "sdexport.json").unlink()
+    with (
+        load_pipeline(package_copy) as optimum,
+        pytest.raises(PackageError, match=r"has no text_encoder/token_embedding\.onnx"),
+    ):
+        optimum.encode([PROMPT], token_embeds={"red": {"blue": 1}})
+
+
+def test_package_checks_the_data_of_further_graphs(package_copy: Path) -> None:
+    import onnx
+
+    path = package_copy / "text_encoder" / "inputs_embeds.onnx"
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.external_data)
+    next(entry for entry in tensor.external_data if entry.key == "location").value = "other"
+    path.write_bytes(model.SerializeToString())
+    shutil.copyfile(package_copy / "text_encoder" / "model.onnx_data", path.with_name("other"))
+    record = {"path": "text_encoder/inputs_embeds.onnx", "size": path.stat().st_size}
+    edit(
+        package_copy,
+        lambda data: [
+            r.update(record)
+            for r in data["components"]["text_encoder"]["files"]
+            if r["path"] == record["path"]
+        ],
+    )
+    with pytest.raises(PackageError, match=r"text_encoder/other is not listed"):
+        Package.load(package_copy, verify=False)
+
+
+def test_plan_backend_without_a_plan_leaves_further_graphs_to_another(
+    package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = Package.load(package, verify=False)
+    assert loaded.resolve("text_encoder", "tensorrt", tmp_path) == "tensorrt"
+    with caplog.at_level(logging.INFO, "sdexport.runtime.packages.package"):
+        taken = loaded.resolve("text_encoder.inputs_embeds", "tensorrt", tmp_path)
+    assert taken in ("onnxruntime", "openvino") and "tensorrt takes" in caplog.text
+    plan = loaded.plan_path("text_encoder.inputs_embeds", "tensorrt", tmp_path)
+    plan.parent.mkdir()
+    plan.write_bytes(b"plan")
+    assert loaded.resolve("text_encoder.inputs_embeds", "tensorrt", tmp_path) == "tensorrt"
+    with load_pipeline(package, "tensorrt", verify=False, engine_dir=tmp_path / "no") as pipe:
+        assert pipe.text_encoders.token_embeds("red").shape[0] == 1

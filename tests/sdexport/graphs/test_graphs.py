@@ -1,0 +1,76 @@
+"""Every graph of every family is valid, and is read by everybody who is to read it."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.engines import open_session
+from sdexport.exporter import trace
+from sdexport.graphs.precision import conversion
+from sdexport.graphs.wrappers import parts
+from tests.helpers.families import FAMILIES, build
+
+QUICK = ("sd1", "sdxl")
+
+
+@functools.cache
+def rtx_logger() -> Any:
+    """One for the process: TensorRT keeps the first that it is given."""
+    import tensorrt_rtx as trt
+
+    return trt.Logger(trt.Logger.ERROR)
+
+
+def assert_parsed_by_tensorrt_rtx(path: Path) -> None:
+    import tensorrt_rtx as trt
+
+    builder = trt.Builder(rtx_logger())
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, rtx_logger())
+    accepted = parser.parse_from_file(str(path))
+    said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    assert accepted and not said, f"{path.parent.name}: {said}"
+    names = {network.get_input(i).name for i in range(network.num_inputs)}
+    model = onnx.load(path, load_external_data=False)
+    assert names == {value.name for value in model.graph.input}
+
+
+def assert_valid(path: Path) -> None:
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path)
+    inferred = onnx.shape_inference.infer_shapes(
+        model, check_type=True, strict_mode=True, data_prop=True
+    )
+    known = {value.name for value in inferred.graph.value_info}
+    produced = {name for node in inferred.graph.node for name in node.output if name}
+    assert produced <= known | {value.name for value in inferred.graph.output}
+    with open_session(path) as session:
+        assert [spec.name for spec in session.inputs] == [v.name for v in model.graph.input]
+
+
+@pytest.mark.parametrize("opset", [23, pytest.param(18, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in FAMILIES],
+)
+def test_graphs_are_accepted(family: str, precision: str, opset: int, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(build(family, tmp_path / family))
+    loaded: dict[str, Any] = {}
+    for part in parts(checkpoint.configs):
+        if part.source not in loaded:
+            loaded = {part.source: checkpoint.load(part.source)}
+        change = conversion(precision, part.source, checkpoint.configs)
+        path = tmp_path / part.name / "model.onnx"
+        trace(part, loaded[part.source], path, opset=opset, change=change)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_valid(path)
+            assert_parsed_by_tensorrt_rtx(path)

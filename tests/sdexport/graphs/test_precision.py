@@ -1,0 +1,429 @@
+"""Precisions of an export: what is half, what is not and why, and how near the answers are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.precision import IDENTICAL, psnr
+from benchmarks.precision import run as measure
+from sdexport import Package, load_pipeline
+from sdexport.cli import main
+from sdexport.engines import open_session
+from sdexport.exporter import export
+from sdexport.graphs import half_precision, int8_weights, precision
+from sdexport.verification.verifier import verify
+from tests.helpers.families import build
+from tests.tolerances import ACCURACY_POINTS, INT8_PICTURE_PSNR, LOWER_COSINE, LOWER_PICTURE_PSNR
+
+LOWER = ("fp16", "bf16", "int8")
+TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+NAMES = {"fp16": "float16", "bf16": "bfloat16"}
+ANSWERS = [
+    ("fp16", "onnxruntime"),
+    ("fp16", "openvino"),
+    ("bf16", "openvino"),
+    ("int8", "onnxruntime"),
+    ("int8", "openvino"),
+]
+
+
+@pytest.fixture(scope="session")
+def lowered(
+    package: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Packages of the embedded model by precision, from the graphs of one tracing."""
+    folder = tmp_path_factory.mktemp("lowered")
+
+    def traced(part: Any, module: Any, path: Path, *, change: Any, **_: object) -> None:
+        path.parent.mkdir(parents=True)
+        model = typed(onnx.load(package / part.name / "model.onnx"))
+        change(model)
+        aside = part.name == "text_encoder"
+        ir.save(model, path, external_data="model.onnx_data" if aside else None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sdexport.exporter.trace", traced)
+        for name in LOWER:
+            export(checkpoint, folder / name, precision=name)
+    return {name: folder / name for name in LOWER}
+
+
+def typed(model: onnx.ModelProto) -> ir.Model:
+    """A graph with the type of every value, which a file does not hold."""
+    found = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    for node in found.graph:
+        for value in node.outputs:
+            if value not in found.graph.outputs:
+                value.shape = None
+    return found
+
+
+def float_types(path: Path) -> dict[str, int]:
+    """The type of each node's first result, of those that are floating point."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+    values = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    values |= {v.name: v.type.tensor_type.elem_type for v in model.graph.output}
+    floats = (TensorProto.FLOAT, *TYPES.values())
+    found = {node.name: values.get(node.output[0], 0) for node in model.graph.node}
+    return {name: kind for name, kind in found.items() if kind in floats}
+
+
+@pytest.mark.parametrize(("name", "backend"), ANSWERS)
+def test_lowered_package_answers_as_pytorch_does(
+    lowered: dict[str, Path], name: str, backend: str
+) -> None:
+    checks = [c for c in verify(lowered[name], backend) if c.metric != "files"]
+    assert len(checks) == 10 and all(check.passed for check in checks)
+    *components, picture = checks
+    for check in components:
+        assert check.cosine is not None and 1 - check.cosine <= LOWER_COSINE[name], check
+    assert picture.metric == "PSNR" and (picture.error or 0) >= LOWER_PICTURE_PSNR[name]
+
+
+@pytest.mark.parametrize("name", LOWER)
+def test_lowered_package_has_float32_edges_and_valid_graphs(
+    lowered: dict[str, Path], package: Path, name: str
+) -> None:
+    whole, low = Package.load(package).manifest, Package.load(lowered[name]).manifest
+    assert low.verified_with == ("openvino" if name == "bf16" else "onnxruntime")
+    for component, entry in low.components.items():
+        path = lowered[name] / component / "model.onnx"
+        onnx.checker.check_model(str(path), full_check=True)
+        graph = onnx.load(path).graph
+        kinds = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
+        assert kinds <= {TensorProto.FLOAT, TensorProto.INT64}
+        assert entry.inputs == whole.components[component].inputs
+        assert entry.outputs == whole.components[component].outputs
+        assert entry.precision == name
+    sizes = [sum(r.size for c in m.components.values() for r in c.files) for m in (low, whole)]
+    assert sizes[0] < sizes[1] * (0.3 if name == "int8" else 0.52)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_manifest_counts_the_nodes_of_each_type(lowered: dict[str, Path], name: str) -> None:
+    for component, entry in Package.load(lowered[name]).manifest.components.items():
+        types = float_types(lowered[name] / component / "model.onnx")
+        casts_ = {n for n in types if n.startswith("cast.")}
+        lower = [n for n, kind in types.items() if kind == TYPES[name] and n not in casts_]
+        assert entry.nodes[NAMES[name]] == len(lower) > 50
+        single = [n for n, kind in types.items() if kind == TensorProto.FLOAT and n not in casts_]
+        assert set(entry.nodes) <= {NAMES[name], half_precision.TIMESTEP}
+        assert entry.nodes.get(half_precision.TIMESTEP, 0) == len(single)
+        assert (len(single) > 0) == (component == "unet")
+
+
+def test_inspect_shows_the_counts(lowered: dict[str, Path]) -> None:
+    text = run("inspect", lowered["fp16"]).stdout
+    nodes = Package.load(lowered["fp16"]).manifest.components["unet"].nodes
+    assert f"  {nodes['float16']} nodes float16\n" in text
+    assert f"  {nodes[half_precision.TIMESTEP]} nodes {half_precision.TIMESTEP}\n" in text
+    assert "verified   with onnxruntime\n" in text
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_bf16_in_onnx_runtime_is_one_line_with_a_way_out(
+    lowered: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    result = run("generate", lowered["bf16"], "a red circle", "-o", out)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and not out.exists()
+    assert "the package is in bf16: use --backend openvino or tensorrt-rtx" in result.stderr
+    again = run(
+        "generate",
+        lowered["bf16"],
+        "a red circle",
+        "-o",
+        out,
+        "--steps",
+        2,
+        "--backend",
+        "openvino",
+    )
+    assert again.exit_code == 0 and out.exists(), again.stderr
+
+
+@pytest.mark.parametrize("name", LOWER)
+def test_openvino_computes_lower_packages_in_8_bits_as_well(
+    lowered: dict[str, Path], name: str
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    from sdexport.engines.ov.rewrites.int8 import quantize
+
+    for component, expected in (("unet", (29, 35)), ("vae_decoder", (16, 3))):
+        model = openvino.Core().read_model(lowered[name] / component / "model.onnx")
+        assert tuple(quantize(model).values()) == expected
+    pictures = []
+    for options in ({}, {"precision": "i8"}):
+        with load_pipeline(lowered[name], "openvino", **options) as pipe:  # type: ignore[arg-type]
+            result = pipe("a red circle", seed=0, num_inference_steps=8)
+        pictures.append(np.asarray(result.images[0]))
+    assert INT8_PICTURE_PSNR <= psnr(*pictures) < IDENTICAL
+
+
+@pytest.mark.parametrize("missing", ["openvino", "onnxruntime"])
+def test_export_is_verified_with_a_backend_that_takes_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "find_spec", lambda name: None if name == missing else object())
+    expected = {
+        "openvino": ["onnxruntime", "onnxruntime", None, "onnxruntime"],
+        "onnxruntime": ["openvino", "openvino", "openvino", "openvino"],
+    }[missing]
+    names = ("fp32", "fp16", "bf16", "int8")
+    assert [precision.verifying_backend(name) for name in names] == expected
+
+
+def test_export_refuses_precisions_it_cannot_write(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'half'; choose one of fp32, fp16, bf16, int8"):
+        export(checkpoint, tmp_path / "package", precision="half")
+    with pytest.raises(ValueError, match=r"bf16 needs opset 22 or later, .* got opset 21"):
+        export(checkpoint, tmp_path / "package", precision="bf16", opset=21)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sdxl_vae_stays_single_in_half_alone() -> None:
+    configs = {name: SimpleNamespace() for name in ("text_encoder_2", "unet", "vae")}
+    for name, component, expected in (
+        ("fp16", "vae", "fp32"),
+        ("fp16", "unet", "fp16"),
+        ("bf16", "vae", "bf16"),
+        ("int8", "vae", "int8"),
+    ):
+        assert precision.conversion(name, component, configs).precision == expected
+    model = chain([helper.make_node("Relu", ["x"], ["y"], name="relu")])
+    change = precision.conversion("fp16", "vae", configs)
+    change(model)
+    assert change.nodes == {precision.XL_VAE: 1}
+    assert model.graph.outputs[0].dtype == ir.DataType.FLOAT
+
+
+def chain(nodes: list[Any], *weights: np.ndarray, **inputs: str) -> ir.Model:
+    """A graph from x (2, 8) to y with weights w0, w1..."""
+    kinds = inputs or {"x": "float"}
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT if kind == "float" else TensorProto.INT64, [2, 8]
+            )
+            for name, kind in kinds.items()
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, f"w{i}") for i, weight in enumerate(weights)],
+    )
+    opsets = [helper.make_opsetid("", 23)]
+    return typed(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Softmax", half_precision.SOFTMAX),
+        ("Sqrt", half_precision.STATISTICS),
+        ("ReduceMean", half_precision.STATISTICS),
+    ],
+)
+def test_island_is_float32_between_casts(kind: str, reason: str) -> None:
+    model = chain(
+        [
+            helper.make_node("Relu", ["x"], ["a"], name="before"),
+            helper.make_node(kind, ["a"], ["b"], name="island"),
+            helper.make_node("Relu", ["b"], ["y"], name="after"),
+        ]
+    )
+    assert half_precision.lower(model, ir.DataType.FLOAT16) == {"float16": 2, reason: 1}
+    kinds = {node.name: node.outputs[0].dtype for node in model.graph}
+    assert kinds["island"] == ir.DataType.FLOAT and kinds["after"] == ir.DataType.FLOAT16
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+def test_weights_beyond_half_stay_single_in_half_alone() -> None:
+    def graph() -> ir.Model:
+        return chain(
+            [helper.make_node("MatMul", ["x", "w0"], ["y"])], np.full((8, 3), 7e4, np.float32)
+        )
+
+    assert half_precision.lower(graph(), ir.DataType.FLOAT16) == {half_precision.LARGE: 1}
+    assert half_precision.lower(graph(), ir.DataType.BFLOAT16) == {"bfloat16": 1}
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+def test_attention_stays_single_where_the_checkpoint_asks_for_it(
+    package: Path, upcast: bool
+) -> None:
+    model = typed(onnx.load(package / "unet" / "model.onnx"))
+    nodes = half_precision.lower(model, ir.DataType.FLOAT16, upcast_attention=upcast)
+    attention = [node for node in model.graph if node.op_type == "Attention"]
+    assert len(attention) == 14 and nodes.get(half_precision.UPCAST, 0) == 14 * upcast
+    wanted = ir.DataType.FLOAT if upcast else ir.DataType.FLOAT16
+    assert {node.outputs[0].dtype for node in attention} == {wanted}
+
+
+def quantized(model: ir.Model, tmp_path: Path) -> tuple[dict[str, int], Any]:
+    nodes = int8_weights.quantize(model)
+    path = tmp_path / "model.onnx"
+    ir.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    # as the file says, not as ONNX Runtime would quantise the other factor as well
+    return nodes, open_session(path, optimization="none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "attributes", "axis"),
+    [
+        ("MatMul", (8, 40), {}, 1),
+        ("Gemm", (40, 8), {"transB": 1}, 0),
+        ("Gemm", (8, 40), {}, 1),
+    ],
+)
+def test_int8_rounds_each_channel_by_its_own_scale(
+    kind: str, shape: tuple[int, int], attributes: dict[str, int], axis: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal(shape).astype(np.float32)
+    channels = np.moveaxis(weight, axis, 0)  # a view: what follows changes the weight
+    channels *= np.logspace(-3, 3, 40, dtype=np.float32)[:, None]
+    channels[5] = 0
+    model = chain([helper.make_node(kind, ["x", "w0"], ["y"], name="node", **attributes)], weight)
+    nodes, session = quantized(model, tmp_path)
+    assert nodes == {int8_weights.WEIGHTS: 1}
+    assert {v.dtype for v in model.graph.initializers.values()} == {
+        ir.DataType.INT8,
+        ir.DataType.FLOAT,
+    }
+    x = np.eye(8, dtype=np.float32)
+    rows = [session.run({"x": x[i : i + 2]})["y"] for i in range(0, 8, 2)]
+    error = np.abs(np.concatenate(rows) - (channels.T)).max(axis=0)
+    half_a_step = np.abs(channels).max(axis=1) / 127 / 2
+    assert (error <= half_a_step * 1.00001).all() and error[5] == 0
+
+
+def test_int8_looks_rows_up_in_half(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((50, 16)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["w0", "x"], ["a"], name="first"),
+        helper.make_node("Gather", ["w0", "x"], ["b"], name="second"),
+        helper.make_node("Add", ["a", "b"], ["y"], name="add"),
+    ]
+    model = chain(nodes, table, x="int")
+    counts, session = quantized(model, tmp_path)
+    assert counts == {int8_weights.TABLE: 2}
+    assert [v.dtype for v in model.graph.initializers.values()] == [ir.DataType.FLOAT16]
+    ids = np.arange(16).reshape(2, 8) * 3
+    np.testing.assert_array_equal(
+        session.run({"x": ids})["y"], 2 * table[ids].astype(np.float16).astype(np.float32)
+    )
+
+
+def test_int8_leaves_the_edges_of_the_unet_alone(lowered: dict[str, Path]) -> None:
+    nodes = Package.load(lowered["int8"]).manifest.components["unet"].nodes
+    assert nodes[int8_weights.EDGE] == 2 and nodes[int8_weights.TIMESTEP] == 2
+    assert nodes[int8_weights.WEIGHTS] > 100 and len(nodes) == 3
+    graph = onnx.load(lowered["int8"] / "unet" / "model.onnx").graph
+    kept = [i.name for i in graph.initializer if i.data_type == 1 and np.prod(i.dims) > 999]
+    assert sorted(name.removeprefix("model.") for name in kept) == [
+        "conv_in.weight",
+        "conv_out.weight",
+        "time_embedding.linear_1.weight",
+        "time_embedding.linear_2.weight",
+    ]
+
+
+def network(path: Path) -> tuple[Any, Any, Any]:
+    trt = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    found = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(found, logger)
+    assert parser.parse_from_file(str(path)), [str(parser.get_error(i)) for i in range(1)]
+    return builder, parser, found
+
+
+def layers_by_type(path: Path) -> dict[str, list[str]]:
+    """TensorRT-RTX's layers, by the type of their first result; constants left out."""
+    held = network(path)
+    found: dict[str, list[str]] = {}
+    for index in range(held[2].num_layers):
+        layer = held[2].get_layer(index)
+        if layer.type.name != "CONSTANT":
+            found.setdefault(layer.get_output(0).dtype.name, []).append(layer.name)
+    return found
+
+
+def assert_only_islands_are_single(folder: Path, name: str) -> None:
+    """In TensorRT-RTX every float32 layer is a node that the export kept in float32, or a cast."""
+    for component, entry in Package.load(folder).manifest.components.items():
+        path = folder / component / "model.onnx"
+        layers = layers_by_type(path)
+        if entry.precision == "fp32":
+            assert precision.XL_VAE in entry.nodes and "HALF" not in layers
+            continue
+        single = {n for n, kind in float_types(path).items() if kind == TensorProto.FLOAT}
+        assert set(layers["FLOAT"]) <= single, component
+        kind = {"fp16": "HALF", "bf16": "BF16"}[name]
+        assert len(layers[kind]) >= entry.nodes[NAMES[name]], "nodes may be several layers"
+        islands = [n for n in layers["FLOAT"] if not n.startswith("cast.")]
+        assert len(islands) <= sum(n for reason, n in entry.nodes.items() if "float32" in reason)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_tensorrt_rtx_takes_the_types_of_the_graph(lowered: dict[str, Path], name: str) -> None:
+    assert_only_islands_are_single(lowered[name], name)
+
+
+@pytest.mark.parametrize("name", LOWER)
+def test_tensorrt_rtx_builds_lowered_graphs(
+    lowered: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    arguments = ("--backend", "tensorrt-rtx", "--engine-dir", tmp_path)
+    result = run("build", lowered[name], *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert len(list(tmp_path.rglob("*.plan"))) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOWER)
+def test_small_sdxl_lowers_verifies_and_builds(name: str, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    manifest = export(build("sdxl", tmp_path / "sdxl"), package, precision=name)
+    assert manifest.components["unet"].precision == name
+    vae = "fp32" if name == "fp16" else name
+    assert manifest.components["vae_decoder"].precision == vae
+    if name in NAMES:
+        assert_only_islands_are_single(package, name)
+    arguments = ("--backend", "tensorrt-rtx", "--engine-dir", tmp_path / "engines")
+    result = run("build", package, *arguments)
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_attributes_come_out_as_in_single_precision(
+    lowered: dict[str, Path], package: Path, tmp_path: Path
+) -> None:
+    for name, folder in {"fp32": package, **lowered}.items():
+        (tmp_path / name).symlink_to(folder, target_is_directory=True)
+    figures = measure(tmp_path, schedulers=("ddim",))
+    packages, arithmetic = figures["precisions"], figures["arithmetic"]
+    single = packages["fp32"]["ddim"]
+    bounds = {name: (packages[name], LOWER_PICTURE_PSNR[name]) for name in LOWER}
+    bounds |= {f"{name}, computed": (arithmetic[name], INT8_PICTURE_PSNR) for name in arithmetic}
+    for name, (rows, decibels) in bounds.items():
+        found = rows["ddim"]
+        for attribute in ("colour", "background", "shape", "size", "all"):
+            assert abs(found[attribute] - single[attribute]) <= ACCURACY_POINTS, (name, attribute)
+        assert found["psnr_median"] >= decibels, name

@@ -1,0 +1,113 @@
+"""Verification must find what was altered, and say where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdexport import PackageError
+from sdexport.verification.verifier import Check, compare, table, verify
+from tests.helpers.altered_models import alter_weight
+
+
+def accept_hashes(folder: Path) -> None:
+    """Make the manifest agree with the files, as somebody with intent would."""
+    from sdexport.engines.files import sha256_of
+
+    data = json.loads((folder / "sdexport.json").read_text())
+    for record in [*data["files"], *(r for c in data["components"].values() for r in c["files"])]:
+        path = folder / record["path"]
+        record["size"], record["sha256"] = path.stat().st_size, sha256_of(path)
+    (folder / "sdexport.json").write_text(json.dumps(data))
+
+
+def failed(checks: list[Check]) -> set[str]:
+    return {check.name for check in checks if not check.passed}
+
+
+def test_verify_passes_an_untouched_package(package: Path) -> None:
+    checks = verify(package)
+    assert failed(checks) == set()
+    measured = {(c.name, c.output) for c in checks if c.output != "files"}
+    assert measured == {
+        ("text_encoder", "last_hidden_state"),
+        ("text_encoder", "pooler_output"),
+        ("text_encoder", "clip_skip.1"),
+        ("text_encoder.token_embedding", "inputs_embeds"),
+        ("text_encoder.inputs_embeds", "last_hidden_state"),
+        ("text_encoder.inputs_embeds", "pooler_output"),
+        ("unet", "out_sample"),
+        ("vae_decoder", "sample"),
+        ("vae_encoder", "latent_parameters"),
+        ("picture", "pixels"),
+    }
+    assert all(0 <= (c.share or 0) <= 1 for c in checks)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+def test_verify_finds_altered_weights(package_copy: Path, component: str) -> None:
+    """Even when the hashes were made to agree: a tenth on one weight tensor."""
+    alter_weight(package_copy / component / "model.onnx", 1.1)
+    accept_hashes(package_copy)
+    assert component in failed(verify(package_copy))
+    assert failed(verify(package_copy)) <= {component, "picture"}
+
+
+@pytest.mark.parametrize("graph", ["token_embedding", "inputs_embeds"])
+def test_verify_finds_altered_weights_of_further_graphs(package_copy: Path, graph: str) -> None:
+    alter_weight(package_copy / "text_encoder" / f"{graph}.onnx", 1.1)
+    accept_hashes(package_copy)
+    assert failed(verify(package_copy)) == {f"text_encoder.{graph}"}
+
+
+def test_verify_finds_altered_bytes(package_copy: Path) -> None:
+    path = package_copy / "unet" / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[-5000] ^= 64
+    path.write_bytes(data)
+    checks = verify(package_copy)
+    assert "unet" in failed(checks)
+    assert "FAILED altered: unet/model.onnx" in table(checks)
+
+
+def test_verify_finds_an_altered_scheduler(package_copy: Path) -> None:
+    path = package_copy / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.012", "0.013"))
+    accept_hashes(package_copy)
+    assert failed(verify(package_copy)) == {"picture"}
+
+
+@pytest.mark.parametrize("name", ["unet", "picture"])
+def test_verify_names_damaged_and_missing_references(package_copy: Path, name: str) -> None:
+    path = package_copy / "reference" / f"{name}.npz"
+    path.write_bytes(path.read_bytes()[:300])
+    accept_hashes(package_copy)
+    checks = verify(package_copy)
+    assert failed(checks) == {name}
+    assert f"reference/{name}.npz is damaged" in table(checks)
+
+
+def test_verify_needs_references(package_copy: Path) -> None:
+    data = json.loads((package_copy / "sdexport.json").read_text())
+    data["files"] = [r for r in data["files"] if not r["path"].startswith("reference/")]
+    (package_copy / "sdexport.json").write_text(json.dumps(data))
+    for path in (package_copy / "reference").iterdir():
+        path.unlink()
+    with pytest.raises(PackageError, match="holds no recorded answers"):
+        verify(package_copy)
+
+
+def test_compare_by_hand() -> None:
+    error, cosine = compare(np.array([3.0, -4.0]), np.array([3.0, -3.0]))
+    assert (error, cosine) == (pytest.approx(0.25), pytest.approx(21 / (5 * 18**0.5)))
+    assert compare(np.zeros(3), np.zeros(3)) == (0.0, 0.0)
+    assert compare(np.ones(2), np.array([1.0, np.nan])) == (None, 0.0)
+
+
+def test_check_of_nothing_does_not_pass() -> None:
+    assert not Check("unet", "-", None, None, 1e-3).passed
+    assert not Check("unet", "x", float("nan"), None, 1e-3).passed
+    assert not Check("unet", "x", float("inf"), None, 1e-3).passed
