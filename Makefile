@@ -7,7 +7,7 @@ SETUP = pyproject.toml setup.py constraints.txt runtime/noise/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
-.PHONY: demo test test-slow test-interop lint bench bench-quick clean
+.PHONY: demo test test-slow test-interop perf lint docs dist bench bench-quick release clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
@@ -18,9 +18,13 @@ test: $(VENV)/test
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow
 
-# Optimum paints our packages and we paint its folders; makes .venv-interop, and needs PyPI for that
+# Our packages in Optimum and its folders here, compared; makes .venv-interop, which needs PyPI.
 test-interop: $(VENV)/test
 	$(BIN)/python -m tests.interop.run --venv .venv-interop
+
+# Performance ratios, on a machine that does nothing else.
+perf: $(VENV)/test
+	$(BIN)/python -m pytest -m perf
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
@@ -28,7 +32,17 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Beside the peers, on a machine that does nothing else; `make bench ARGS=--plan` says how long.
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# The sdist, and the wheel that is built from it, in dist/.
+dist: $(VENV)/lint
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+# Compared with other programs, on a machine that does nothing else; `make bench ARGS=--plan`
+# says how long it takes.
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.standard --work $(BENCH) $(ARGS)
 	$(BIN)/python -m benchmarks.readme_tables
@@ -36,6 +50,10 @@ bench: $(VENV)/bench
 
 bench-quick: $(VENV)/test
 	$(BIN)/python -m benchmarks.quick
+
+# make release VERSION=0.2.0: version, changelog, commit and tag; pushes nothing.
+release: $(VENV)/demo
+	$(BIN)/python scripts/release.py $(VERSION)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,9 +70,14 @@ $(VENV)/lint: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
 
+$(VENV)/docs: $(SETUP) | $(BIN)/python
+	$(PIP) --editable ".[docs]"
+	touch $@
+
 $(VENV)/bench: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,export,bench]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build *.egg-info runtime/noise/*.so runtime/noise/*.pyd .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build dist site *.egg-info runtime/noise/*.so runtime/noise/*.pyd .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+		.hypothesis .coverage
