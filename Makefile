@@ -7,7 +7,7 @@ SETUP = pyproject.toml setup.py constraints.txt runtime/noise/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
-.PHONY: demo test test-slow test-interop perf lint docs dist bench bench-quick release clean
+.PHONY: demo test test-slow test-interop perf lint docs demo-package dist bench bench-quick release clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
@@ -35,6 +35,10 @@ lint: $(VENV)/lint
 docs: $(VENV)/docs
 	$(BIN)/mkdocs build --strict --quiet
 
+# The package of the demo model that wheels hold; its files name the version.
+demo-package: $(VENV)/demo
+	$(BIN)/sdexport export sdexport/demo_model/model sdexport/demo_model/package --precision fp16 --force
+
 # The sdist, and the wheel that is built from it, in dist/.
 dist: $(VENV)/lint
 	rm -rf dist
@@ -53,7 +57,7 @@ bench-quick: $(VENV)/test
 
 # make release VERSION=0.2.0: version, changelog, commit and tag; pushes nothing.
 release: $(VENV)/demo
-	$(BIN)/python scripts/release.py $(VERSION)
+	$(BIN)/python scripts/release.py "$(VERSION)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
