@@ -19,8 +19,8 @@ from sdexport.runtime.text.prompt_weights import apply_weights, tokenize_weighte
 from sdexport.runtime.text.token_embeds import (
     Lookup,
     TokenEmbeds,
+    build_inputs_embeds,
     check_token_embeds,
-    mixed_inputs,
     replace_tokens,
     word_ids,
 )
@@ -131,7 +131,7 @@ class TextEncoders:
             ids = replace_tokens(tokenizer, input_ids, words).astype(session.inputs[0].dtype)
             return session, {"input_ids": ids}
         encoder = names.index(name), len(names)
-        embeds = mixed_inputs(tokenizer, input_ids, wanted, self._lookup(name), encoder)
+        embeds = build_inputs_embeds(tokenizer, input_ids, wanted, self._lookup(name), encoder)
         session = self._session(f"{name}.{INPUTS_EMBEDS}")
         return session, {"input_ids": input_ids, INPUTS_EMBEDS: embeds}
 

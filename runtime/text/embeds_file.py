@@ -1,11 +1,10 @@
-"""Embeddings of prompts in a .npz file: written whole, read with suspicion."""
+"""Prompt embeddings in a .npz file."""
 
 from __future__ import annotations
 
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.files import atomic_write
-from sdexport.engines.messages import one_line
+from sdexport.engines.messages import one_line, shown
 
 MAX_FILE_BYTES = 2**30
 _META = "meta"
@@ -28,11 +28,13 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """What a file of embeddings holds.
+    """Prompt embeddings, under the names of the pipeline's arguments.
 
-    prompt_embeds, negative_prompt_embeds: (B, S, width) float32.
-    pooled_prompt_embeds, negative_pooled_prompt_embeds: (B, width) float32, for SDXL.
-    meta: what was noted with them, such as the prompt and the model.
+    Attributes:
+      prompt_embeds, negative_prompt_embeds: (B, S, width) float32.
+      pooled_prompt_embeds, negative_pooled_prompt_embeds: (B, width) float32, for SDXL.
+      meta: notes that JSON can represent, such as the prompt and the model.
+    Raises: InvalidArgumentError: other dtypes or shapes; NaN, infinity or no values.
     """
 
     prompt_embeds: np.ndarray
@@ -45,19 +47,22 @@ class PromptEmbeds:
         for name, value in self.arrays().items():
             dims = 2 if "pooled" in name else 3
             if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != dims:
-                got = f"{getattr(value, 'dtype', type(value).__name__)} {np.shape(value)}"
-                raise ValueError(f"{name}: expected float32 of {dims} dimensions, got {got}")
+                raise InvalidArgumentError(
+                    f"{name}: expected a float32 array of {dims} dimensions, got {shown(value)}"
+                )
             if not value.size or not np.isfinite(value).all():
-                raise ValueError(f"{name}: expected finite numbers, got NaN, infinity or none")
+                raise InvalidArgumentError(
+                    f"{name}: expected finite numbers, got NaN, infinity or no values"
+                )
             like = self.prompt_embeds
             if (dims == 3 and value.shape[1:] != like.shape[1:]) or len(value) != len(like):
-                raise ValueError(
+                raise InvalidArgumentError(
                     f"{name}: expected a shape that fits prompt_embeds {like.shape}, "
                     f"got {value.shape}"
                 )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Name and array of each that is there."""
+        """The arrays that are not None, by name."""
         return {
             name: value
             for name in _ARRAYS
@@ -74,15 +79,28 @@ def save_embeds(
     negative_pooled_prompt_embeds: np.ndarray | None = None,
     **meta: Any,
 ) -> None:
-    """Write embeddings to a .npz file, whole or not at all; a file that is there is replaced.
+    """Write prompt embeddings to a .npz file. An existing file is replaced; the write is atomic.
 
     Args:
-      arrays: see PromptEmbeds. meta: anything that JSON can hold.
-    Raises: ValueError: arrays or meta do not fit; the name does not end in .npz. OSError.
+      prompt_embeds, negative_prompt_embeds: (B, S, width) float32.
+      pooled_prompt_embeds, negative_pooled_prompt_embeds: (B, width) float32, for SDXL.
+      meta: notes that JSON can represent.
+    Raises:
+      InvalidArgumentError: arrays or notes of another kind; the name does not end in .npz.
+      OSError: the file cannot be written.
+    Example:
+        >>> import numpy as np
+        >>> from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
+        >>> save_embeds("prompt.npz", np.ones((1, 77, 768), np.float32), prompt="a red circle")
+        >>> loaded = load_embeds("prompt.npz")
+        >>> loaded.prompt_embeds.shape, loaded.meta
+        ((1, 77, 768), {'prompt': 'a red circle'})
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"embeddings: expected a file name ending in .npz, got '{path.name}'")
+        raise InvalidArgumentError(
+            f"embeddings: expected a file name that ends in .npz, got {shown(path.name)}"
+        )
     embeds = PromptEmbeds(
         prompt_embeds,
         negative_prompt_embeds,
@@ -92,45 +110,43 @@ def save_embeds(
     try:
         text = json.dumps(meta, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"embeddings: the notes are nothing that JSON can hold: {error}") from None
+        raise InvalidArgumentError(
+            f"embeddings: JSON cannot represent the notes: {one_line(error)}"
+        ) from None
     contents: dict[str, Any] = {**embeds.arrays(), _META: np.array(text)}
     with atomic_write(path) as file:
         np.savez(file, **contents)
 
 
 def load_embeds(path: str | Path) -> PromptEmbeds:
-    """Read a file that `save_embeds` wrote; nothing in it is trusted.
+    """Read a file that `save_embeds` wrote. The file is untrusted: Python objects are rejected.
 
-    Raises: FileNotFoundError. ValueError: the file is cut off, damaged or too large, holds Python
-      objects, or arrays that are no embeddings.
+    Raises:
+      FileNotFoundError: there is no such file.
+      InvalidArgumentError: the file is truncated, damaged or larger than MAX_FILE_BYTES, or holds
+        something else than prompt embeddings.
     """
     path = Path(path)
     try:
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files if name in (*_ARRAYS, _META)}
-        if "prompt_embeds" not in held:
-            raise ValueError("it has no prompt_embeds")
-        meta = json.loads(str(held.pop(_META, "{}")))
+            arrays = {name: file[name] for name in file.files if name in (*_ARRAYS, _META)}
+        if "prompt_embeds" not in arrays:
+            raise ValueError("there are no prompt_embeds")
+        meta = json.loads(str(arrays.pop(_META, "{}")))
         if not isinstance(meta, dict):
-            raise ValueError("its notes are no JSON object")
-        return PromptEmbeds(**held, meta=meta)
-    except (
-        ValueError,
-        TypeError,
-        EOFError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        message = one_line(error)
-        raise ValueError(f"{path}: no file of embeddings: {message}") from None
+            raise ValueError("the notes are no JSON object")
+        return PromptEmbeds(**arrays, meta=meta)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged zip file can raise is not documented
+        raise InvalidArgumentError(
+            f"{path} cannot be read as prompt embeddings: {one_line(error)}"
+        ) from error
 
 
 def _check_sizes(path: Path) -> None:
-    """Nothing is as large as to fill the memory, in truth or by its own account."""
+    """Raises: ValueError: the file is too large, or an array's header claims too large a shape."""
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
         if size > MAX_FILE_BYTES:
@@ -138,7 +154,7 @@ def _check_sizes(path: Path) -> None:
         for entry in archive.infolist():
             with archive.open(entry) as file:
                 if np.lib.format.read_magic(file) != (1, 0):
-                    raise ValueError(f"{entry.filename} is no array that save_embeds writes")
+                    raise ValueError(f"{entry.filename} is no array as save_embeds writes them")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
-                raise ValueError(f"{entry.filename} is cut off")
+                raise ValueError(f"{entry.filename} is truncated")

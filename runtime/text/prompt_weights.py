@@ -1,14 +1,11 @@
-"""Prompts with weights and of any length, to embeddings.
+"""Prompt weighting and prompts of any length: `(word:1.3)`, `[word]`, BREAK.
 
-Two ways from text to embeddings. The plain one is that of diffusers: brackets are text, and a row
-holds 77 tokens, of which a longer prompt fills one and loses its end. The weighted one reads
-`(word:1.3)` and gives a long prompt as many rows as it needs. A prompt without brackets,
-backslashes and BREAK, of up to 75 tokens, comes out the same bit for bit on both.
+By default prompts are encoded as in diffusers: brackets are text, and a prompt is truncated to a
+row of 77 tokens. With prompt weights, brackets set weights and a long prompt has as many rows as it
+needs. A prompt of up to 75 tokens without brackets, backslashes and BREAK has the same embeddings,
+bit for bit, either way. sdexport.runtime.text_encoders does both.
 
-Here is what the weighted way adds; sdexport.runtime.text_encoders takes a prompt down either.
-
-Source: the weighted way follows the meaning of prompts in the AUTOMATIC1111 Stable Diffusion web UI
-(its "original" emphasis).
+Source: the prompt syntax of AUTOMATIC1111's web UI, with its "original" emphasis.
 """
 
 from __future__ import annotations
@@ -20,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
-BRACKET = 1.1
+BRACKET_FACTOR = 1.1
 MAX_WEIGHT = 1000.0
 _MAX_SCALE = 1000.0
 _TOKENS = re.compile(
@@ -34,7 +32,7 @@ _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text of one weight; 1.0 is neutral."""
+    """A piece of text with one weight; 1.0 is neutral."""
 
     text: str
     weight: float
@@ -42,10 +40,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class WeightedTokens:
-    """Rows of ids and their weights, an equal number of rows for each prompt.
+    """Token ids and their weights, with the same number of rows for each prompt.
 
-    input_ids: (B, rows, max_length) int64. weights: the same shape, float32; 1 at start, end and
-    padding.
+    Attributes:
+      input_ids: (B, rows, max_length) int64.
+      weights: (B, rows, max_length) float32; 1 for start, end and padding tokens.
     """
 
     input_ids: np.ndarray
@@ -53,25 +52,29 @@ class WeightedTokens:
 
     @property
     def flat_ids(self) -> np.ndarray:
-        """(B * rows, max_length) int64, for the text encoder; rows of one prompt are neighbours.
+        """(B * rows, max_length) int64, for the text encoder; rows of one prompt are adjacent.
 
-        A pooled output for each of them is that of the prompt at every `rows`-th place.
+        The pooled output of a prompt is that of its first row: every `rows`-th one.
         """
         return self.input_ids.reshape(-1, self.input_ids.shape[-1])
 
 
 def parse_weights(text: str) -> list[list[Segment]]:
-    r"""Read the weights written into a prompt, as the AUTOMATIC1111 web UI reads them.
+    r"""Parse the weights in a prompt, as AUTOMATIC1111's web UI does. Every text is valid.
 
-    `(word:1.3)` multiplies by 1.3, `(word)` by 1.1, `[word]` divides by 1.1; inside each other they
-    multiply. `\(` `\)` `\[` `\]` `\\` are the characters themselves; another backslash is left out.
-    A bracket that is never closed holds to the end; one that was never opened is text, and so is
-    a number without its bracket. The word BREAK in capitals begins a new row of tokens; unlike
-    there it does so inside brackets too. Neighbours of equal weight are one segment. Weights are
-    held within +-1000, however many brackets there are. No text is refused.
+    `(word:1.3)` multiplies by 1.3, `(word)` by 1.1, and `[word]` divides by 1.1; nested brackets
+    multiply. `\(` `\)` `\[` `\]` `\\` are the characters themselves; other backslashes are dropped.
+    A bracket that is not closed extends to the end of the prompt; one that was not opened is text,
+    and so is a weight without its bracket. BREAK in capitals starts a new row of tokens; unlike in
+    the web UI, inside brackets too. Adjacent segments of equal weight are merged. Weights are
+    clipped to -1000..1000.
 
-    Returns: for each part between BREAKs its segments, none of them empty; at least one part, and
-      `[[Segment("", 1.0)]]` of an empty text.
+    Returns: for each part between BREAKs its segments, none of them empty. There is at least one
+      part; an empty prompt is `[[Segment("", 1.0)]]`.
+    Example:
+        >>> from sdexport.runtime.text.prompt_weights import parse_weights
+        >>> parse_weights("a (red:1.3) circle")[0][1]
+        Segment(text='red', weight=1.3)
     """
     found = _read(text)
     weights = np.ones(len(found))
@@ -89,20 +92,20 @@ def parse_weights(text: str) -> list[list[Segment]]:
         elif kind == "weight" and open_brackets["("] and _is_number(value[1:-1]):
             close("(", float(value[1:-1]))
         elif value == ")" and kind == "bracket" and open_brackets["("]:
-            close("(", BRACKET)
+            close("(", BRACKET_FACTOR)
         elif value == "]" and kind == "bracket" and open_brackets["["]:
-            close("[", 1 / BRACKET)
+            close("[", 1 / BRACKET_FACTOR)
         else:
             parts.append(None if kind == "break" else value)
     while open_brackets["("]:
-        close("(", BRACKET)
+        close("(", BRACKET_FACTOR)
     while open_brackets["["]:
-        close("[", 1 / BRACKET)
+        close("[", 1 / BRACKET_FACTOR)
     return _segments(parts, weights[: len(parts)].tolist())
 
 
 def _read(text: str) -> list[tuple[str, str]]:
-    """Kind and text of each piece: escaped, bracket, weight, text or break."""
+    """The pieces of a prompt as (kind, text): escaped, bracket, weight, text or break."""
     found: list[tuple[str, str]] = []
     for match in _TOKENS.finditer(text):
         kind = match.lastgroup or "text"
@@ -138,24 +141,25 @@ def _segments(parts: list[str | None], weights: list[float]) -> list[list[Segmen
 def tokenize_weighted(
     tokenizer: ClipTokenizer, prompts: Sequence[str], *, comma_backtrack: int = 0
 ) -> WeightedTokens:
-    """Ids and weights of prompts of any length, in rows that the text encoder takes.
+    """Token ids and weights of prompts of any length, in rows that the text encoder takes.
 
-    Each row has its own start and end token. Prompts are filled up with empty rows to the number
-    of the longest one: put negative prompts and prompts into one call. Each segment is tokenized
-    for itself.
+    Each row has its own start and end token. All prompts get as many rows as the longest one, by
+    empty rows at the end: pass prompts and negative prompts in one call. Segments are tokenized
+    separately.
 
     Args:
-      comma_backtrack: where a row is full, look back that many tokens for a comma, and begin the
-        next row after it; the web UI's own setting is 20. 0 cuts wherever the row is full.
-    Raises: TypeError: one string, or something else than strings. ValueError: no prompt; not valid
-      Unicode; a negative comma_backtrack.
+      prompts: one or more.
+      comma_backtrack: if a row is full, search its last so many tokens for a comma and start the
+        next row after it; the default of the web UI is 20. 0 splits wherever the row is full.
+    Raises: InvalidArgumentError: `prompts` is one string, is empty or holds something else than
+      valid Unicode strings; a negative comma_backtrack.
     """
     if isinstance(prompts, str):
-        raise TypeError("prompt: expected a list of prompts, got one string")
+        raise InvalidArgumentError("prompt: expected a list of prompts, got one string")
     if not prompts or comma_backtrack < 0:
-        raise ValueError(
-            f"prompt: expected a prompt and a comma_backtrack of 0 or more, got {len(prompts)} "
-            f"prompts and {comma_backtrack}"
+        raise InvalidArgumentError(
+            f"prompt: expected one or more prompts and a comma_backtrack of 0 or more, got "
+            f"{len(prompts)} prompts and {comma_backtrack}"
         )
     split = [list(_rows(tokenizer, prompt, comma_backtrack)) for prompt in prompts]
     shape = (len(prompts), max(map(len, split)), tokenizer.max_length)
@@ -172,9 +176,9 @@ def tokenize_weighted(
 def _rows(
     tokenizer: ClipTokenizer, prompt: str, comma_backtrack: int
 ) -> Iterator[tuple[list[int], list[float]]]:
-    """Ids and weights of each row, without start and end token."""
+    """The ids and weights of each row, without start and end token."""
     if not isinstance(prompt, str):
-        raise TypeError(f"prompt: expected a string, got {type(prompt).__name__}")
+        raise InvalidArgumentError(f"prompt: expected a string, got {type(prompt).__name__}")
     room = tokenizer.max_length - 2
     (comma,) = tokenizer.encode(",")[:1] or [-1]
     parts = parse_weights(prompt)
@@ -199,17 +203,18 @@ def _rows(
 def apply_weights(
     hidden_states: np.ndarray, tokens: WeightedTokens, *, restore_mean: bool = True
 ) -> np.ndarray:
-    """Weigh what the text encoder gave, and join the rows of each prompt.
+    """Multiply hidden states by the weights of their tokens, and join the rows of each prompt.
 
-    Each token's hidden state is multiplied by its weight. Then the whole row is scaled so that its
-    mean is what it was, which is what the web UI's "original" emphasis does for one prompt;
-    restore_mean=False is its "no norm". Rows without weights stay as they are, to the last bit. A
-    row whose new mean is next to nothing is not scaled; there the web UI divides by it.
+    Rows whose weights are all 1 are copied unchanged.
 
     Args:
-      hidden_states: (B * rows, max_length, width) float32, for `tokens.flat_ids`.
+      hidden_states: (B * rows, max_length, width) float32, the text encoder's output for
+        `tokens.flat_ids`.
+      restore_mean: scale each row so that its mean is what it was, as the "original" emphasis of
+        the web UI does for one prompt; False is its "no norm". A row whose new mean is almost 0 is
+        not scaled, where the web UI divides by it.
     Returns: (B, rows * max_length, width) float32, a new array.
-    Raises: ValueError: shape or dtype differ.
+    Raises: InvalidArgumentError: another shape or dtype.
     """
     count, rows, length = tokens.input_ids.shape
     if (
@@ -217,7 +222,7 @@ def apply_weights(
         or hidden_states.shape[:2] != (count * rows, length)
         or hidden_states.dtype != np.float32
     ):
-        raise ValueError(
+        raise InvalidArgumentError(
             f"prompt: expected hidden states float32 ({count * rows}, {length}, width), "
             f"got {hidden_states.dtype} {hidden_states.shape}"
         )

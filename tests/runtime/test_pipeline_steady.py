@@ -15,7 +15,7 @@ from sdexport import Package, Pipeline, Result
 from sdexport.engines import EngineError
 from sdexport.engines.session import Feeds
 from sdexport.runtime.denoise import DenoiseStep
-from sdexport.runtime.text.prompt_embeds import EmbedSchedule, crossfade
+from sdexport.runtime.text.blending import EmbedSchedule, crossfade
 from tests.helpers.counting_session import Counting
 from tests.tolerances import BATCH_LATENTS_ABS, LEAK_MB, PICTURE_ABS
 

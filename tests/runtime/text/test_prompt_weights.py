@@ -1,4 +1,4 @@
-"""Weights by hand, rows of long prompts, and a text encoder whose answers are known."""
+"""Prompt weights by hand, rows of long prompts, and hidden states that are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdexport import ClipTokenizer
+from sdexport import ClipTokenizer, InvalidArgumentError
 from sdexport.runtime.text import prompt_weights
 from sdexport.runtime.text.prompt_weights import MAX_WEIGHT, Segment, parse_weights
 from tests.helpers.text import text_encoder, tokenizer
@@ -19,7 +19,7 @@ BRACKETS = st.lists(st.sampled_from([*"()[]\\:.19 aB", "BREAK "]), max_size=40).
 
 
 def encode_weighted(texts: list[str], *, restore_mean: bool = True) -> np.ndarray:
-    """The weighted way, as sdexport.runtime.text_encoders goes it."""
+    """Weighted prompts to embeddings, as sdexport.runtime.text_encoders does it."""
     tokens = prompt_weights.tokenize_weighted(tokenizer(), texts)
     return prompt_weights.apply_weights(
         text_encoder(tokens.flat_ids), tokens, restore_mean=restore_mean
@@ -81,7 +81,7 @@ def test_parse_weights_by_hand(text: str, expected: list[tuple[str, float]]) -> 
     assert pairs(text) == [(part, round(weight, 9)) for part, weight in expected]
 
 
-def test_parse_weights_breaks() -> None:
+def test_parse_weights_splits_at_break() -> None:
     assert parse_weights("a cat BREAK (a dog BREAK fox:2)BREAK") == [
         [Segment("a cat", 1.0)],
         [Segment("a dog", 2.0)],
@@ -101,11 +101,11 @@ def test_parse_weights_breaks() -> None:
         (f"((x:{'9' * 400}):0)", 0.0),
     ],
 )
-def test_parse_weights_holds_them_within_bounds(text: str, weight: float) -> None:
+def test_parse_weights_clips_weights(text: str, weight: float) -> None:
     assert pairs(text) == [("x", weight)]
 
 
-def test_parse_weights_of_many_brackets_is_quick() -> None:
+def test_parse_weights_of_many_brackets_is_fast() -> None:
     started = time.perf_counter()
     parse_weights("(a" * 10_000 + "b)" * 10_000)
     assert time.perf_counter() - started < 5
@@ -131,7 +131,7 @@ def test_parse_weights_of_escaped_text_is_the_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a red circle", "blue " * 75, "3 STARS: x!"])
-def test_plain_prompts_come_out_the_same_to_the_bit(text: str) -> None:
+def test_plain_prompts_have_the_same_embeddings_either_way(text: str) -> None:
     tokens = prompt_weights.tokenize_weighted(tokenizer(), [text])
     np.testing.assert_array_equal(tokens.flat_ids, tokenizer()([text]))
     assert tokens.input_ids.dtype == np.int64 and tokens.weights.dtype == np.float32
@@ -140,7 +140,7 @@ def test_plain_prompts_come_out_the_same_to_the_bit(text: str) -> None:
     np.testing.assert_array_equal(weighted, plain)
 
 
-def test_long_prompts_fill_rows_of_their_own() -> None:
+def test_tokenize_weighted_gives_long_prompts_several_rows() -> None:
     tokens = prompt_weights.tokenize_weighted(tokenizer(), ["red " * 80 + "(blue:2)", "circle"])
     assert tokens.input_ids.shape == (2, 2, 77)
     first, second = tokens.input_ids[0]
@@ -152,7 +152,7 @@ def test_long_prompts_fill_rows_of_their_own() -> None:
     assert encode_weighted(["red " * 80]).shape == (1, 154, 3)
 
 
-def test_break_begins_a_row() -> None:
+def test_tokenize_weighted_starts_a_row_at_break() -> None:
     tokens = prompt_weights.tokenize_weighted(tokenizer(), ["red BREAK blue BREAK", "BREAK red"])
     np.testing.assert_array_equal(tokens.input_ids[0], tokenizer()(["red", "blue"]))
     np.testing.assert_array_equal(tokens.input_ids[1], tokenizer()(["", "red"]))
@@ -161,14 +161,14 @@ def test_break_begins_a_row() -> None:
 @pytest.mark.parametrize(
     ("backtrack", "first", "second"), [(0, 75, 10), (20, 71, 14), (5, 71, 14), (4, 75, 10)]
 )
-def test_rows_may_end_after_a_comma(backtrack: int, first: int, second: int) -> None:
+def test_tokenize_weighted_ends_rows_after_a_comma(backtrack: int, first: int, second: int) -> None:
     text = "red " * 70 + ", " + "blue " * 14
     tokens = prompt_weights.tokenize_weighted(tokenizer(), [text], comma_backtrack=backtrack)
     ends = (tokens.input_ids[0] == tokenizer().eos_id).argmax(axis=1) - 1
     assert ends.tolist() == [first, second]
 
 
-def test_padding_is_the_tokenizers_own() -> None:
+def test_tokenize_weighted_pads_with_the_pad_token() -> None:
     files = tokenizer()
     other = ClipTokenizer(files._vocab, files._merges, pad_token="!")
     tokens = prompt_weights.tokenize_weighted(other, ["a (red:1.5) circle"])
@@ -176,7 +176,7 @@ def test_padding_is_the_tokenizers_own() -> None:
     assert tokens.flat_ids[0, -1] == other.pad_id != other.eos_id
 
 
-def test_weights_scale_tokens_and_keep_the_mean() -> None:
+def test_apply_weights_scales_tokens_and_keeps_the_mean() -> None:
     tokens = prompt_weights.tokenize_weighted(tokenizer(), ["a (red:1.5) circle", "a circle"])
     hidden = text_encoder(tokens.flat_ids)
     embeds = prompt_weights.apply_weights(hidden, tokens)
@@ -191,13 +191,13 @@ def test_weights_scale_tokens_and_keep_the_mean() -> None:
     np.testing.assert_allclose(without[0] / hidden[0], expected / scale, rtol=1e-5)
 
 
-def test_weights_of_a_prompt_do_not_depend_on_the_others() -> None:
+def test_apply_weights_treats_prompts_independently() -> None:
     both = encode_weighted(["a (red:1.5) circle", "(blue:0.2) star"])
     np.testing.assert_array_equal(both[:1], encode_weighted(["a (red:1.5) circle"]))
     np.testing.assert_array_equal(both[1:], encode_weighted(["(blue:0.2) star"]))
 
 
-def test_weights_that_leave_no_mean_give_finite_numbers() -> None:
+def test_apply_weights_of_zero_mean_gives_finite_numbers() -> None:
     tokens = prompt_weights.tokenize_weighted(tokenizer(), ["(red:0)"])
     hidden = np.zeros((1, 77, 3), dtype=np.float32)
     hidden[0, 2] = 1
@@ -208,10 +208,10 @@ def test_weights_that_leave_no_mean_give_finite_numbers() -> None:
     np.testing.assert_array_equal(embeds, np.zeros((1, 77, 3)))
 
 
-def test_wrong_arguments_are_told() -> None:
-    with pytest.raises(TypeError, match="expected a list of prompts"):
+def test_other_arguments_are_rejected() -> None:
+    with pytest.raises(InvalidArgumentError, match="expected a list of prompts"):
         prompt_weights.tokenize_weighted(tokenizer(), "a")
-    with pytest.raises(TypeError, match="expected a string, got int"):
+    with pytest.raises(InvalidArgumentError, match="expected a string, got int"):
         prompt_weights.tokenize_weighted(tokenizer(), [3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="got 0 prompts"):
         prompt_weights.tokenize_weighted(tokenizer(), [])

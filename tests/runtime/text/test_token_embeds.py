@@ -1,4 +1,4 @@
-"""Tokens replaced and mixed before a text encoder whose table is known, and refusals."""
+"""Token embeddings replaced and blended, before a text encoder whose table is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdexport import Package, PackageError, Pipeline, load_pipeline
-from sdexport.runtime.text.token_embeds import mixed_inputs, replace_tokens, token_mask
+from sdexport.runtime.text.token_embeds import build_inputs_embeds, replace_tokens, token_mask
 from tests.helpers.text import tokenizer
 
 WIDTH = 3
@@ -35,10 +35,10 @@ def vectors(word: str) -> np.ndarray:
 
 
 def mixed(ids: np.ndarray, token_embeds: Any, encoder: tuple[int, int] = (0, 1)) -> np.ndarray:
-    return mixed_inputs(tokenizer(), ids, token_embeds, lookup, encoder)
+    return build_inputs_embeds(tokenizer(), ids, token_embeds, lookup, encoder)
 
 
-def test_replaced_tokens_are_those_of_the_other_prompt() -> None:
+def test_replace_tokens_gives_the_ids_of_the_other_prompt() -> None:
     ids = tokenizer()(["a red circle, red", "a blue star"])
     replaced = replace_tokens(tokenizer(), ids[:1], {"red": "blue", ",": "!"})
     np.testing.assert_array_equal(replaced, tokenizer()(["a blue circle! blue"]))
@@ -55,12 +55,12 @@ def test_token_mask_finds_every_token_of_a_word() -> None:
     mask = token_mask(tokenizer(), ids, "red circle")
     assert np.flatnonzero(mask).tolist() == [2, 3]
     for word in ("blue", "", "circle red", "red " * 90):
-        with pytest.raises(ValueError, match="is not among the tokens"):
+        with pytest.raises(ValueError, match="the prompt does not contain"):
             token_mask(tokenizer(), ids, word)
 
 
 @given(weights=st.tuples(st.floats(-4, 4), st.floats(-4, 4)))
-def test_mixed_inputs_by_hand(weights: tuple[float, float]) -> None:
+def test_build_inputs_embeds_by_hand(weights: tuple[float, float]) -> None:
     ids = tokenizer()(["a red circle, red", "a blue star"])
     expected = lookup(ids)
     expected[token_mask(tokenizer(), ids, "red")] = (
@@ -70,7 +70,7 @@ def test_mixed_inputs_by_hand(weights: tuple[float, float]) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_mixed_inputs_replaces_and_mixes_at_once() -> None:
+def test_build_inputs_embeds_of_several_replacements() -> None:
     ids = tokenizer()(["a red circle"])
     own = np.full(WIDTH, 7, np.float32)
     actual = mixed(ids, {"red": "blue", "a": own, "circle": {"star": 1}})
@@ -79,7 +79,7 @@ def test_mixed_inputs_replaces_and_mixes_at_once() -> None:
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_mixed_inputs_of_words_of_several_tokens() -> None:
+def test_build_inputs_embeds_of_words_of_several_tokens() -> None:
     count = len(vectors("xxyy"))
     assert count == len(vectors("yyxx")) > 1
     ids = tokenizer()(["a xxyy b"])
@@ -91,7 +91,7 @@ def test_mixed_inputs_of_words_of_several_tokens() -> None:
     np.testing.assert_array_equal(mixed(ids, {"xxyy": own})[0, 2 : 2 + count], own)
 
 
-def test_mixed_inputs_takes_the_array_of_its_encoder() -> None:
+def test_build_inputs_embeds_chooses_the_array_of_the_encoder() -> None:
     ids = tokenizer()(["a red circle"])
     wide, own = np.zeros(5, np.float32), np.ones(WIDTH, np.float32)
     actual = mixed(ids, {"red": [wide, own]}, (1, 2))
@@ -105,12 +105,12 @@ def test_mixed_inputs_takes_the_array_of_its_encoder() -> None:
 @pytest.mark.parametrize(
     ("token_embeds", "message"),
     [
-        ({"blue": {"red": 1}}, "'blue' is not among the tokens"),
-        ({"": {"red": 1}}, "'' is not among the tokens"),
-        ({"red": "xxyy"}, "'red' is 1 tokens and 'xxyy' "),
-        ({"red": {"red": 0.5, "xxyy": 0.5}}, "'red' is 1 tokens and 'xxyy' "),
-        ({"red": {"red": 0.5, "": 0.5}}, "'red' is 1 tokens and '' 0"),
-        ({"red": {}}, "'red' is given no words"),
+        ({"blue": {"red": 1}}, "the prompt does not contain 'blue'"),
+        ({"": {"red": 1}}, "the prompt does not contain ''"),
+        ({"red": "xxyy"}, "'red' has 1 tokens and 'xxyy' has "),
+        ({"red": {"red": 0.5, "xxyy": 0.5}}, "'red' has 1 tokens and 'xxyy' has "),
+        ({"red": {"red": 0.5, "": 0.5}}, "'red' has 1 tokens and '' has 0"),
+        ({"red": {}}, "'red' must map to at least one word"),
         ({"red": {"blue": math.nan}}, "weight of 'blue' in 'red' must be .* got nan"),
         ({"red": {"blue": math.inf}}, "weight of 'blue' in 'red' must be .* got inf"),
         ({"red": {"blue": "1"}}, "weight of 'blue' in 'red' must be"),
@@ -118,29 +118,29 @@ def test_mixed_inputs_takes_the_array_of_its_encoder() -> None:
         ({"red": np.ones(3)}, r"'red': expected float32 \(3\), got an array float64"),
         ({"red": np.ones((2, 3), np.float32)}, r"'red': expected float32 \(1, 3\)"),
         ({"red": np.full(3, np.nan, np.float32)}, "contains NaN or infinity"),
-        ({"red": 0.5}, "'red' must become a word, a mapping .* got 0.5"),
-        ({"red": None}, "'red' must become a word, a mapping .* got None"),
+        ({"red": 0.5}, "'red' must map to a word, to a mapping .* got 0.5"),
+        ({"red": None}, "'red' must map to a word, to a mapping .* got None"),
         ({"red": [0.5]}, r"'red': expected float32 \(1, 3\), got 0.5"),
     ],
 )
-def test_mixed_inputs_refuses(token_embeds: Any, message: str) -> None:
+def test_build_inputs_embeds_rejects_other_replacements(token_embeds: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         mixed(tokenizer()(["a red circle"]), token_embeds)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("token_embeds", ["red", ["red"], {1: "red"}])
-def test_pipeline_refuses_what_is_no_mapping(pipe: Pipeline, token_embeds: Any) -> None:
+def test_encode_rejects_token_embeds_that_are_no_mapping(pipe: Pipeline, token_embeds: Any) -> None:
     with pytest.raises(ValueError, match="token_embeds must map words"):
         pipe.encode([PROMPT], token_embeds=token_embeds)
 
 
-def test_pipeline_refuses_token_embeds_beside_prompt_embeds(pipe: Pipeline) -> None:
+def test_pipeline_rejects_token_embeds_with_prompt_embeds(pipe: Pipeline) -> None:
     with pytest.raises(ValueError, match="give one of them"):
         pipe(prompt_embeds=pipe.encode([PROMPT]), token_embeds={"red": "blue"})
 
 
-def test_encode_of_a_replaced_word_is_the_other_prompt(pipe: Pipeline) -> None:
+def test_encode_with_a_replaced_word_equals_the_other_prompt(pipe: Pipeline) -> None:
     expected = pipe.encode([PROMPT.replace("red", "blue")])
     np.testing.assert_array_equal(pipe.encode([PROMPT], token_embeds={"red": "blue"}), expected)
     actual = pipe.encode([PROMPT], token_embeds={"red": {"blue": 1}})
@@ -150,7 +150,7 @@ def test_encode_of_a_replaced_word_is_the_other_prompt(pipe: Pipeline) -> None:
     np.testing.assert_array_equal(pipe.encode([PROMPT], token_embeds={"red": vector}), expected)
 
 
-def test_encode_mixes_in_negative_prompts_and_long_ones(pipe: Pipeline) -> None:
+def test_encode_blends_words_in_negative_and_long_prompts(pipe: Pipeline) -> None:
     long = "star " * 80 + "(red:1.5)"
     mix = {"red": {"blue": 1.0}}
     actual = pipe.encode([long], ["red"], token_embeds=mix, prompt_weights=True)
@@ -160,7 +160,7 @@ def test_encode_mixes_in_negative_prompts_and_long_ones(pipe: Pipeline) -> None:
     np.testing.assert_array_equal(skipped, pipe.encode(["blue"], clip_skip=1))
 
 
-def test_token_embeds_of_a_word_refuses(pipe: Pipeline) -> None:
+def test_token_embeds_rejects_other_components_and_empty_words(pipe: Pipeline) -> None:
     with pytest.raises(ValueError, match="no text encoder 'unet'; the package has text_encoder"):
         pipe.text_encoders.token_embeds("red", "unet")
     with pytest.raises(ValueError, match="'' has no tokens"):
@@ -168,22 +168,22 @@ def test_token_embeds_of_a_word_refuses(pipe: Pipeline) -> None:
 
 
 @pytest.fixture
-def painted(pipe: Pipeline) -> np.ndarray:
-    return paint(pipe)
+def image(pipe: Pipeline) -> np.ndarray:
+    return generate(pipe)
 
 
-def paint(pipe: Pipeline) -> np.ndarray:
+def generate(pipe: Pipeline) -> np.ndarray:
     mix = {"red": {"red": 0.5, "blue": 0.5}}
     result = pipe(PROMPT, "a star", token_embeds=mix, num_inference_steps=2, seed=0)
     return np.asarray(result.images[0])
 
 
-def test_pipeline_in_low_memory_mixes_alike(package: Path, painted: np.ndarray) -> None:
+def test_low_memory_gives_the_same_image(package: Path, image: np.ndarray) -> None:
     with load_pipeline(package, verify=False, low_memory=True, max_batch=1) as small:
-        np.testing.assert_array_equal(paint(small), painted)
+        np.testing.assert_array_equal(generate(small), image)
 
 
-def test_pipeline_opens_further_graphs_when_they_are_asked_for_and_closes_them(
+def test_pipeline_opens_the_token_graphs_when_needed_and_closes_them(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: dict[str, Any] = {}
@@ -211,8 +211,8 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(data))
 
 
-def test_package_without_the_graphs_says_so(package_copy: Path) -> None:
-    """An older package, or one of Optimum: words can be replaced there, and not mixed."""
+def test_package_without_the_token_graphs(package_copy: Path) -> None:
+    """In an older package, or one of Optimum, words can be replaced but not blended."""
 
     def forget(data: dict[str, Any]) -> None:
         text = data["components"]["text_encoder"]
@@ -233,7 +233,7 @@ def test_package_without_the_graphs_says_so(package_copy: Path) -> None:
         optimum.encode([PROMPT], token_embeds={"red": {"blue": 1}})
 
 
-def test_package_checks_the_data_of_further_graphs(package_copy: Path) -> None:
+def test_package_checks_the_external_data_of_token_graphs(package_copy: Path) -> None:
     import onnx
 
     path = package_copy / "text_encoder" / "inputs_embeds.onnx"
@@ -255,7 +255,7 @@ def test_package_checks_the_data_of_further_graphs(package_copy: Path) -> None:
         Package.load(package_copy, verify=False)
 
 
-def test_plan_backend_without_a_plan_leaves_further_graphs_to_another(
+def test_token_graphs_without_a_plan_use_another_backend(
     package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = Package.load(package, verify=False)

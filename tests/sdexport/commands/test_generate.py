@@ -148,7 +148,7 @@ def test_embeds_saved_and_loaded_paint_the_same(package: Path, tmp_path: Path) -
         (["--clip-skip", "5"], "clip_skip must be one of 0, 1 with this package, got 5"),
         (["--tile", "100"], "vae_tile must be a multiple of 8"),
         (["--tile", "8"], "vae_tile must be 64 to 16384"),
-        (["--save-embeds", "OUT/e.txt"], "a file name ending in .npz, got 'e.txt'"),
+        (["--save-embeds", "OUT/e.txt"], "a file name that ends in .npz, got 'e.txt'"),
         (["--save-embeds", "OUT/no/e.npz"], "No such file or directory"),
         (["--previews", "GIVEN/text.png/p"], "Not a directory"),
         (["--previews", "OUT/p", "--rescale", "2"], "guidance_rescale must be 0 to 1, got 2.0"),
@@ -205,7 +205,7 @@ def test_embeds_that_do_not_fit_are_one_line(package: Path, tmp_path: Path, widt
     file = tmp_path / "e.npz"
     embeds = np.zeros((1, 77, width), np.float32)
     cases: list[tuple[Any, str]] = [
-        (lambda: file.write_bytes(b"PK\x03\x04half"), "no file of embeddings"),
+        (lambda: file.write_bytes(b"PK\x03\x04half"), "cannot be read as prompt embeddings"),
         (
             lambda: save_embeds(file, np.concatenate([embeds] * 2)),
             "embeddings of one prompt, got 2",

@@ -1,6 +1,6 @@
-"""Embeddings of prompts as things of their own: mixed, and changed over the steps.
+"""Blends of prompt embeddings, constant or changing from step to step.
 
-All of this works on what the text encoder gave; text.token_embeds changes what it is given.
+These functions work on the output of the text encoder; token_embeds.py changes its input.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
+
 Method = Literal["linear", "slerp"]
 Weights = Callable[[int, int], Sequence[float]]
+"""(i, steps) to the weights at step i of `steps`, one weight for each part of a blend."""
 METHODS = ("linear", "slerp")
 _PARALLEL = 0.9995
 
@@ -19,28 +23,37 @@ _PARALLEL = 0.9995
 def blend(
     embeds: Sequence[np.ndarray], weights: Sequence[float], *, method: Method = "linear"
 ) -> np.ndarray:
-    """Mix embeddings of several prompts into one.
+    """Blend the embeddings of several prompts into one.
 
     Args:
-      embeds: one or more arrays of one shape, (B, S, width) float32, or pooled (B, width).
-      weights: one finite number for each. "linear" takes them as they are: 0.5 and 0.5 is the
-        middle, 1 and 0.3 adds. "slerp" mixes exactly two on the arc between them, token by token,
-        at weights[1] / (weights[0] + weights[1]).
-    Returns: float32 array of the same shape; a new one.
-    Raises: ValueError: numbers, shapes or dtypes do not fit; unknown method.
+      embeds: one or more arrays of one shape, (B, S, width) or pooled (B, width), float32.
+      weights: one finite number for each array.
+      method: "linear" is the weighted sum, with the weights as they are: 0.5 and 0.5 average, 1 and
+        0.3 add. "slerp" interpolates two arrays on the arc between them, token by token, at
+        weights[1] / (weights[0] + weights[1]); its weights are 0 or more and not both 0.
+    Returns: a new float32 array of the same shape.
+    Raises: InvalidArgumentError: shapes, dtypes or weights of another kind; unknown method.
     Source: slerp: Shoemake 1985, "Animating rotation with quaternion curves", section 3.3.
+    Example:
+        >>> import numpy as np
+        >>> from sdexport.runtime.text.blending import blend
+        >>> cat, dog = np.zeros((1, 77, 768), np.float32), np.ones((1, 77, 768), np.float32)
+        >>> blend([cat, dog], [0.75, 0.25])[0, 0, :3]
+        array([0.25, 0.25, 0.25], dtype=float32)
     """
     _check_parts(embeds)
     weights = [float(weight) for weight in weights]
     if len(weights) != len(embeds) or not np.isfinite(weights).all():
-        raise ValueError(
+        raise InvalidArgumentError(
             f"blend: expected a finite weight for each of {len(embeds)} embeddings, got {weights}"
         )
     if method not in METHODS:
-        raise ValueError(f"blend: unknown method '{method}'; choose one of {', '.join(METHODS)}")
+        raise InvalidArgumentError(
+            f"blend: unknown method {shown(method)}; choose one of {', '.join(METHODS)}"
+        )
     if method == "slerp":
         if len(embeds) != 2 or min(weights) < 0 or not sum(weights):
-            raise ValueError(
+            raise InvalidArgumentError(
                 "blend: slerp takes two embeddings and two weights of 0 or more that are not "
                 f"both 0, got {len(embeds)} and {weights}"
             )
@@ -58,28 +71,31 @@ def blend_prompts(
     *,
     method: Method = "linear",
 ) -> np.ndarray:
-    """Mix prompts by weight: `blend_prompts({"a panda": 0.5, "a cat": 0.5}, encode)`.
+    """Blend prompts by weight: `blend_prompts({"a panda": 0.5, "a cat": 0.5}, pipe.encode)`.
 
     Args:
-      encode: prompts to embeddings (B, S, width), all in one call.
+      prompts: prompt to weight, at least one.
+      encode: called once with all prompts; returns embeddings (B, S, width) float32.
+      method: see `blend`.
     Returns: (1, S, width) float32.
-    Raises: ValueError: see blend.
+    Raises: InvalidArgumentError: no prompt; see `blend`.
     """
     if not prompts:
-        raise ValueError("blend: expected at least one prompt with a weight")
+        raise InvalidArgumentError("blend: expected at least one prompt with a weight")
     embeds = encode(list(prompts))
     parts = [embeds[i : i + 1] for i in range(len(prompts))]
     return blend(parts, list(prompts.values()), method=method)
 
 
 class EmbedSchedule:
-    """A blend that changes from step to step.
+    """A blend that changes from step to step; pass `embeds_at` to a pipeline as `prompt_embeds`.
 
     Args:
-      embeds: parts of one shape, see `blend`.
-      weights: for each step its weights, the last ones staying for further steps; or a function of
-        (i, steps) that gives them, such as `crossfade()`.
-    Raises: ValueError: see blend; no weights.
+      embeds: arrays of one shape, see `blend`.
+      weights: the weights at each step, of which the last are used for all further steps; or a
+        function of (i, steps) that returns them, such as `crossfade()`.
+      method: see `blend`.
+    Raises: InvalidArgumentError: no weights; see `blend`.
     """
 
     def __init__(
@@ -92,21 +108,23 @@ class EmbedSchedule:
         _check_parts(embeds)
         if not callable(weights):
             if not weights:
-                raise ValueError("blend: a schedule needs the weights of one step at least")
+                raise InvalidArgumentError(
+                    "blend: a schedule needs the weights of at least one step"
+                )
             for each in weights:
                 blend([part[:0] for part in embeds], each, method=method)
         self._embeds, self._weights, self._method = list(embeds), weights, method
         self._last: tuple[tuple[float, ...], np.ndarray] | None = None
 
     def embeds_at(self, i: int, steps: int) -> np.ndarray:
-        """Embeddings for step i, 0 <= i < steps; the same object as long as the weights stay.
+        """The embeddings at step i, 0 <= i < steps.
 
-        So whoever asks can tell by `is` whether they have to be handed on anew. Not to be
-        written to.
-        Raises: ValueError: no such step; see blend.
+        Returns: a read-only float32 array; the same object as before if the weights have not
+          changed, so that callers can compare with `is`.
+        Raises: InvalidArgumentError: no such step; see `blend`.
         """
         if not 0 <= i < steps:
-            raise ValueError(f"blend: expected a step of 0..{steps - 1}, got {i}")
+            raise InvalidArgumentError(f"blend: expected a step from 0 to {steps - 1}, got {i}")
         if callable(self._weights):
             weights = self._weights(i, steps)
         else:
@@ -120,15 +138,17 @@ class EmbedSchedule:
 
 
 def crossfade(start: float = 0.0, end: float = 1.0) -> Weights:
-    """Weights of two parts: the first until `start`, the second from `end`, evenly between.
+    """Weights that change linearly from the first of two prompts to the second.
 
     Args:
-      start, end: shares of the way from the first step to the last, 0 <= start <= end <= 1; if they
-        are equal, that is where the one prompt is switched for the other.
-    Raises: ValueError: out of order.
+      start, end: fractions of the steps, 0 <= start <= end <= 1. Until `start` only the first
+        prompt counts, from `end` only the second; if they are equal, the prompts are swapped there.
+    Raises: InvalidArgumentError: out of range or out of order.
     """
     if not 0 <= start <= end <= 1:
-        raise ValueError(f"crossfade: expected 0 <= start <= end <= 1, got {start} and {end}")
+        raise InvalidArgumentError(
+            f"crossfade: expected 0 <= start <= end <= 1, got {start} and {end}"
+        )
 
     def weights(i: int, steps: int) -> tuple[float, float]:
         at = i / max(steps - 1, 1)
@@ -144,18 +164,18 @@ def crossfade(start: float = 0.0, end: float = 1.0) -> Weights:
 def mix_tokens(
     embeds: np.ndarray, other: np.ndarray, mask: np.ndarray, *, share: float = 1.0
 ) -> np.ndarray:
-    """Mix two embeddings at some tokens only, after the text encoder.
+    """Blend two embeddings at some tokens only, after the text encoder.
 
     Args:
-      embeds, other: (B, S, width) float32 of two prompts, token beside token.
+      embeds, other: (B, S, width) float32, of two prompts whose tokens correspond.
       mask: (B, S) bool, from `sdexport.runtime.text.token_embeds.token_mask`.
-      share: of `other`, finite; 1 replaces.
+      share: weight of `other`, finite; 1 replaces.
     Returns: (B, S, width) float32; a new array, equal to `embeds` outside of the mask.
-    Raises: ValueError: shapes, dtypes or share do not fit.
+    Raises: InvalidArgumentError: shapes, dtypes or share of another kind.
     """
     _check_parts([embeds, other])
     if mask.shape != embeds.shape[:-1] or mask.dtype != np.bool_ or not np.isfinite(share):
-        raise ValueError(
+        raise InvalidArgumentError(
             f"mix_tokens: expected a mask bool {embeds.shape[:-1]} and a finite share, "
             f"got {mask.dtype} {mask.shape} and {share}"
         )
@@ -167,18 +187,18 @@ def mix_tokens(
 def _check_parts(embeds: Sequence[np.ndarray]) -> None:
     shapes = {(part.shape, part.dtype.name) for part in embeds}
     if len(shapes) != 1 or embeds[0].dtype != np.float32:
-        came = ", ".join(f"{part.dtype} {part.shape}" for part in embeds) or "none"
-        raise ValueError(f"blend: expected float32 embeddings of one shape, got {came}")
+        found = ", ".join(f"{part.dtype} {part.shape}" for part in embeds) or "none"
+        raise InvalidArgumentError(f"blend: expected float32 embeddings of one shape, got {found}")
 
 
 def _slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
-    """Along the arc between two vectors, the last axis; evenly where they are all but parallel."""
+    """Interpolate along the arc, over the last axis; linearly where vectors are almost parallel."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1, keepdims=True) * np.linalg.norm(b, axis=-1, keepdims=True)
     cosine = np.sum(a * b, axis=-1, keepdims=True) / np.where(lengths == 0, 1, lengths)
     flat = (np.abs(cosine) > _PARALLEL) | (lengths == 0)
     angle = np.arccos(np.where(flat, 0, cosine))
-    ours = np.where(flat, 1 - share, np.sin((1 - share) * angle) / np.sin(angle))
-    theirs = np.where(flat, share, np.sin(share * angle) / np.sin(angle))
-    mixed: np.ndarray = (ours * a + theirs * b).astype(np.float32)
+    weight_a = np.where(flat, 1 - share, np.sin((1 - share) * angle) / np.sin(angle))
+    weight_b = np.where(flat, share, np.sin(share * angle) / np.sin(angle))
+    mixed: np.ndarray = (weight_a * a + weight_b * b).astype(np.float32)
     return mixed
