@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.models import Model
 from sdexport.engines.errors import WorkerError
-from sdexport.worker_process import Worker
+from sdexport.engines.worker_process import Worker
 
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"

@@ -30,7 +30,7 @@ from benchmarks.tables import name_of
 from sdexport.bench.benchmark import feeds_for, measured, prompt_of
 from sdexport.bench.measure import machine
 from sdexport.engines.errors import WorkerError
-from sdexport.worker_process import Worker
+from sdexport.engines.worker_process import Worker
 
 STEPS, WARM_UP_STEPS, GUIDANCE = 5, 2, 7.5
 EXACT = {"component": 1e-3, "picture": 1.0}

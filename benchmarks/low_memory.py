@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.reports import show_and_save
-from sdexport.worker_process import peak_mb
+from sdexport.engines.process_memory import peak_mb
 
 WHOLE, LOW = "all components", "low_memory"
 

@@ -1,4 +1,4 @@
-"""Which inference engines there are, which are installed here, and opening a graph with one."""
+"""The inference backends, which of them are installed, and opening a graph with one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.engines import cuda_device
+from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Session
 from sdexport.engines.trt.library import LIBRARIES
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Backend:
-    """Where the function is that opens a session; needs: the module that must be installed."""
+    """Where the function that opens a session is. needs: the module that must be installed."""
 
     module: str
     function: str
@@ -29,9 +30,7 @@ class _Backend:
 
 
 _BACKENDS = {
-    "onnxruntime": _Backend(
-        "sdexport.engines.ort.prepared.prepared_session", "open_onnxruntime", "onnxruntime"
-    ),
+    "onnxruntime": _Backend("sdexport.engines.ort.cpu_session", "open_onnxruntime", "onnxruntime"),
     "onnxruntime-cuda": _Backend(
         "sdexport.engines.ort.onnxruntime_session", "open_cuda", "onnxruntime"
     ),
@@ -44,23 +43,27 @@ _BACKENDS = {
 AUTO = "auto"
 BACKENDS = (*_BACKENDS, AUTO)
 PLAN_BACKENDS = tuple(LIBRARIES)
-"""Backends that run a plan which was built before; their sessions take `plan`."""
+"""Backends that run an engine that was built before, their option `plan`."""
 PREPARED_BACKEND = prepared.BACKEND
-"""The backend that runs a graph prepared for this processor where there is one, as its `plan`."""
+"""The backend that runs a graph prepared for this processor, its option `plan`, if there is one."""
 _ON_CPU = ("openvino", "onnxruntime")
-"""The faster first: one UNet step of SD 1.5 at 256x256 on two cores 1.4 s against 2.2 s."""
+"""The fastest first: one UNet step of SD 1.5 at 256x256 on two cores takes 1.4 s and 2.2 s."""
+
+PlanOf = Callable[[str], Path | None]
+"""The plan of a backend, if there is one."""
 
 
 def open_session(path: str | Path, backend: str = "onnxruntime", **options: Any) -> Session:
     """Open an ONNX file with one of `BACKENDS`.
 
     Args:
-      path: the .onnx file; external data is looked up beside it.
-      backend: "auto" takes the best that is installed and logs which.
-      options: passed to the backend's session class.
-    Raises: ValueError: unknown backend, or an option that it does not take. FileNotFoundError: no
-      such file, or no plan. ImportError: the backend's package is not installed (the message names
-      the pip command). EngineError: the file cannot be loaded.
+      path: the .onnx file; its external data is in the same folder.
+      backend: "auto" chooses the best installed one and logs its name.
+      options: of the backend's session: see ort.cpu_session, ort.onnxruntime_session,
+        ov.openvino_session and trt.tensorrt_session.
+    Raises: InvalidArgumentError: unknown backend, or an option that it does not have.
+      FileNotFoundError: no such file, or no plan. MissingDependencyError: the backend's package is
+      not installed (the message names the pip command). EngineError: the file cannot be loaded.
     """
     check_backend(backend)
     path = Path(path)
@@ -70,52 +73,58 @@ def open_session(path: str | Path, backend: str = "onnxruntime", **options: Any)
         plan = options.get("plan")
         backend = choose(plan_of=lambda name: Path(plan) if plan else None)
         _log.info("%s: auto takes %s", path.parent.name or path.stem, backend)
-    factory = _factory(backend)
-    taken = option_names(backend)
+    opener = _opener(backend)
+    known = option_names(backend)
     for option in options:
-        if option not in taken:
-            raise ValueError(f"{backend} takes no option '{option}'; it takes {', '.join(taken)}")
-    return factory(path, **options)
+        if option not in known:
+            raise InvalidArgumentError(
+                f"{backend} takes no option '{option}'; it takes {', '.join(known)}"
+            )
+    return opener(path, **options)
 
 
 def check_backend(name: str) -> str:
-    """Raises: ValueError: not one of BACKENDS."""
+    """The name itself, if it is one of BACKENDS.
+
+    Raises: InvalidArgumentError: it is not.
+    """
     if name not in BACKENDS:
-        raise ValueError(f"unknown backend '{name}'; choose one of {', '.join(BACKENDS)}")
+        raise InvalidArgumentError(f"unknown backend '{name}'; choose one of {', '.join(BACKENDS)}")
     return name
 
 
 def option_names(backend: str) -> list[str]:
     """Options of a backend's sessions.
 
-    Raises: ImportError: it is not installed.
+    Raises: MissingDependencyError: it is not installed.
     """
-    return list(inspect.signature(_factory(backend)).parameters)[1:]
+    return list(inspect.signature(_opener(backend)).parameters)[1:]
 
 
-def choose(*, plan_of: Callable[[str], Path | None] = lambda backend: None) -> str:
+def choose(*, plan_of: PlanOf = lambda backend: None) -> str:
     """The best backend that is installed here and can run.
 
     A TensorRT plan on a GPU comes first, then ONNX Runtime on the GPU, then the CPU.
 
     Args:
-      plan_of: the plan of a backend, if there is one.
-    Raises: ImportError: none is installed.
+      plan_of: returns the plan of a backend, if there is one.
+    Raises: MissingDependencyError: none is installed.
     """
     for backend in available(plan_of=plan_of):
         return backend
-    raise ImportError("no inference engine is installed; run: pip install 'sdexport[cpu]'")
+    raise MissingDependencyError(
+        "no inference engine is installed; run: pip install 'sdexport[cpu]'"
+    )
 
 
-def available(*, plan_of: Callable[[str], Path | None] = lambda backend: None) -> list[str]:
+def available(*, plan_of: PlanOf = lambda backend: None) -> list[str]:
     """Every backend that is installed here and can run, the best first; see `choose`."""
-    plans = [b for b in PLAN_BACKENDS if _installed(b) and _is_file(plan_of(b))]
-    on_cuda = _installed("onnxruntime") and _has_cuda_provider()
-    if (plans or on_cuda) and not cuda_device.absent():
-        plans += ["onnxruntime-cuda"] * on_cuda
-    else:
-        plans = []
-    return [*plans, *(backend for backend in _ON_CPU if _installed(backend))]
+    on_gpu = [b for b in PLAN_BACKENDS if _installed(b) and _is_file(plan_of(b))]
+    if _installed("onnxruntime") and _has_cuda_provider():
+        on_gpu.append("onnxruntime-cuda")
+    if on_gpu and cuda_device.absent():
+        on_gpu = []
+    return [*on_gpu, *(backend for backend in _ON_CPU if _installed(backend))]
 
 
 def _installed(backend: str) -> bool:
@@ -132,7 +141,7 @@ def _has_cuda_provider() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-def _factory(backend: str) -> Callable[..., Session]:
+def _opener(backend: str) -> Callable[..., Session]:
     entry = _BACKENDS[backend]
-    found: Callable[..., Session] = getattr(importlib.import_module(entry.module), entry.function)
-    return found
+    opener: Callable[..., Session] = getattr(importlib.import_module(entry.module), entry.function)
+    return opener

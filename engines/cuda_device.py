@@ -1,12 +1,12 @@
 """CUDA through cuda-bindings: streams, memory and graphs, every call checked.
 
-    gpu(), absent()     which GPU there is, or why there is none
-    Stream              one stream of work
-    DeviceBuffer        memory of the device
-    PinnedBuffer        host memory that the device copies from and to without a detour
-    Graph               work that was captured once and is launched again
+    gpu(), absent()     the GPU, or why none can be used
+    Stream              a queue of work
+    DeviceBuffer        memory on the device
+    PinnedBuffer        host memory that the device reads and writes directly
+    Graph               captured work that can be launched repeatedly
 
-Everything that holds something of the device is closed explicitly, and closing twice is allowed.
+Objects that own device resources must be closed; closing twice is allowed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, MissingDependencyError
 
 ALIGNMENT = 256
 
@@ -29,36 +29,36 @@ ALIGNMENT = 256
 def runtime() -> Any:
     """The module of CUDA's runtime functions.
 
-    Raises: ImportError: cuda-bindings is not installed.
+    Raises: MissingDependencyError: cuda-bindings is not installed.
     """
     try:
         from cuda.bindings import runtime as module
     except ImportError as error:
-        raise ImportError(
+        raise MissingDependencyError(
             "cuda-bindings is not installed; run: pip install 'sdexport[tensorrt-rtx]'"
         ) from error
     return module
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of CUDA's runtime; what it gives besides its status, or None.
+    """Call a function of CUDA's runtime; returns its results without the status, or None.
 
-    Raises: EngineError: the status is an error; the message holds CUDA's own words.
+    Raises: EngineError: the status is an error; the message has CUDA's text.
     """
     status, *values = function(*arguments)
     if int(status) != 0:
         name = getattr(function, "__name__", "CUDA")
-        raise EngineError(f"{name}: {_words(status)}")
+        raise EngineError(f"{name}: {_error_text(status)}")
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _words(status: Any) -> str:
+def _error_text(status: Any) -> str:
     rt = runtime()
     text = rt.cudaGetErrorString(status)[1]
-    words = text.decode() if isinstance(text, bytes) else str(text)
-    return f"{words} ({getattr(status, 'name', status)})"
+    decoded = text.decode() if isinstance(text, bytes) else str(text)
+    return f"{decoded} ({getattr(status, 'name', status)})"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Gpu:
 def gpu(device: int = 0) -> Gpu:
     """The GPU with that number.
 
-    Raises: EngineError: there is none, or the driver is too old. ImportError: no cuda-bindings.
+    Raises: EngineError: there is none, or the driver is too old. MissingDependencyError:
+      cuda-bindings is not installed.
     """
     rt = runtime()
     try:
@@ -92,7 +93,7 @@ def gpu(device: int = 0) -> Gpu:
 
 
 def absent() -> str:
-    """Why no GPU can be used, or nothing if one can."""
+    """Why no GPU can be used; "" if one can."""
     try:
         gpu()
     except (EngineError, ImportError) as error:
@@ -114,12 +115,12 @@ def _driver_hint() -> str:
 
 
 def use_device(device: int) -> None:
-    """Make this thread's calls go to that GPU."""
+    """Use that GPU for this thread's calls."""
     call(runtime().cudaSetDevice, device)
 
 
 class Stream:
-    """A stream of work that waits for no other. uploaded: bytes sent to the device so far."""
+    """A stream that does not wait for others. uploaded: bytes copied to the device so far."""
 
     def __init__(self) -> None:
         rt = runtime()
@@ -131,7 +132,7 @@ class Stream:
         return int(self._handle)
 
     def synchronize(self) -> None:
-        """Wait until all work is done; errors of earlier work come out here."""
+        """Wait until all work is done; raises errors of earlier work."""
         call(runtime().cudaStreamSynchronize, self._handle)
 
     def upload(self, target: DeviceBuffer, source: PinnedBuffer, size: int) -> None:
@@ -150,9 +151,9 @@ class Stream:
         call(rt.cudaMemcpyAsync, target, source, size, direction, self._handle)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Record what `work` puts into this stream, without running it.
+        """Record what `work` queues in this stream, without running it.
 
-        Raises: EngineError: the work cannot be captured; the stream can be used on.
+        Raises: EngineError: the work cannot be captured; the stream stays usable.
         """
         rt = runtime()
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -172,7 +173,7 @@ class Stream:
 
 
 class Graph:
-    """Captured work, ready to launch; takes over the captured graph."""
+    """Captured work, ready to launch; it destroys the captured graph."""
 
     def __init__(self, captured: Any) -> None:
         rt = runtime()
@@ -192,7 +193,7 @@ class Graph:
 
 
 class DeviceBuffer:
-    """Memory of the device, of at least `size` bytes."""
+    """Memory on the device, of at least `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = max(size, ALIGNMENT)
@@ -209,7 +210,7 @@ class DeviceBuffer:
 
 
 class PinnedBuffer:
-    """Pinned host memory; `view` shows it as an array."""
+    """Pinned host memory; `view` returns it as an array."""
 
     def __init__(self, size: int) -> None:
         self.size = max(size, ALIGNMENT)

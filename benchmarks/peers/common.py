@@ -1,8 +1,8 @@
 """What the peers' workers share; NumPy and the standard library alone.
 
-A worker speaks the protocol of worker_process.py with the requests of bench_worker.py: open,
-component, picture. Two of them also prepare a checkpoint for their library: `python WORKER prepare
-CHECKPOINT FOLDER`.
+A worker speaks the protocol of engines/worker_process.py with the requests of bench_worker.py:
+open, component, picture. Two of them also prepare a checkpoint for their library: `python WORKER
+prepare CHECKPOINT FOLDER`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from sdexport.worker_process import resident_mb, serve
+from sdexport.engines.process_memory import resident_mb
+from sdexport.engines.worker_process import serve
 
 Feeds = dict[str, np.ndarray]
 

@@ -9,7 +9,7 @@ import torch
 from common import loaded, opened, run
 from diffusers import DiffusionPipeline, LMSDiscreteScheduler
 
-from sdexport.worker_process import timed
+from sdexport.engines.process_memory import timed
 
 
 class DiffusersWorker:

@@ -11,7 +11,7 @@ import openvino as ov
 import openvino_genai as genai
 from common import opened, run
 
-from sdexport.worker_process import timed
+from sdexport.engines.process_memory import timed
 
 SCHEDULERS = {
     "lms": genai.Scheduler.Type.LMS_DISCRETE,

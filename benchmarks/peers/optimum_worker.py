@@ -11,7 +11,7 @@ from common import loaded, opened, run
 from diffusers import LMSDiscreteScheduler
 from optimum.onnxruntime import ORTStableDiffusionPipeline
 
-from sdexport.worker_process import timed
+from sdexport.engines.process_memory import timed
 
 
 class OptimumWorker:

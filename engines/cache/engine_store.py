@@ -1,14 +1,14 @@
-"""Write an engine and its sidecar: once at a time, whole or not at all, and only where needed.
+"""Build an engine if the present one is not up to date, and write it with its sidecar atomically.
 
-The sidecar (cache.sidecar) is the key of the cache: an engine whose sidecar says what is asked
-for is not built again.
+The sidecar (cache.sidecar) is the key of the cache: an engine whose sidecar equals the wanted one
+is not built again. A lock file keeps a second process from building the same engine.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +18,14 @@ from pathlib import Path
 
 from sdexport.engines.cache.lock import locked
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
+from sdexport.engines.cache.staleness import key_differences
 from sdexport.engines.errors import EngineError
 from sdexport.engines.files import sha256_of, write_atomically
 
 
 @dataclass(frozen=True)
 class Built:
-    """What was done. built: False if the engine that was there is the one asked for."""
+    """An engine that is up to date. built: False if the present one already was."""
 
     plan: Path
     sidecar: Sidecar
@@ -33,18 +34,18 @@ class Built:
 
 
 def build_once(
-    plan: Path, wanted: Sidecar, make: Callable[[Path], object], *, rebuild_stale: bool
+    plan: Path, wanted: Sidecar, build: Callable[[Path], object], *, rebuild_stale: bool
 ) -> Built:
-    """Have an engine made, unless the one that is there is just that.
+    """Build an engine, unless the present one is up to date.
 
     Args:
-      plan: the file to write; its sidecar lies beside it, and what else `make` writes.
+      plan: the file to write; its sidecar and further files of `build` go to the same folder.
       wanted: the sidecar without sizes and hashes.
-      make: writes the engine, under the name of `plan`, into the folder that it is given; names
-        of further files there must begin with that of the component.
+      build: writes the engine, under the name of `plan`, into the folder that is its argument;
+        names of further files there must begin with the component's name.
       rebuild_stale: replace an engine that was built from or for something else.
-    Raises: EngineError: another process builds the same, the folder cannot be written, or a stale
-      engine is there. What `make` raises; then nothing is left behind.
+    Raises: EngineError: another process builds the same engine, the folder cannot be written, or
+      the present engine is stale. Errors of `build` pass through; no files are left then.
     """
     started = time.perf_counter()
     with _writable(plan), locked(plan.with_suffix(".lock"), f"{plan.stem}: {plan.name}"):
@@ -55,31 +56,25 @@ def build_once(
             shutil.rmtree(abandoned, ignore_errors=True)
         part = Path(tempfile.mkdtemp(".part", f".{plan.stem}.", plan.parent))
         try:
-            make(part)
+            build(part)
             sidecar = _into_place(part / plan.name, plan, wanted)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return Built(plan, sidecar, True, time.perf_counter() - started)
 
 
-def worker_environment() -> dict[str, str]:
-    """The variables with which a builder in another Python process finds this project."""
-    top = sys.modules[__name__.partition(".")[0]]  # the package in which this module lies
-    root = str(Path(str(top.__file__)).resolve().parents[1])
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-
-
-def _into_place(made: Path, plan: Path, wanted: Sidecar) -> Sidecar:
-    others = sorted(file for file in made.parent.iterdir() if file != made)
+def _into_place(new: Path, plan: Path, wanted: Sidecar) -> Sidecar:
+    """Move the files of a new engine to where they belong, and write the sidecar last."""
+    others = sorted(file for file in new.parent.iterdir() if file != new)
     sidecar = replace(
         wanted,
-        plan_size=made.stat().st_size,
-        plan_sha256=sha256_of(made),
+        plan_size=new.stat().st_size,
+        plan_sha256=sha256_of(new),
         files={file.name: file.stat().st_size for file in others},
     )
-    # in this order a process that dies in between leaves no engine with a wrong sidecar
+    # in this order a crash in between leaves no engine with the sidecar of another one
     sidecar_path(plan).unlink(missing_ok=True)
-    for file in (*others, made):
+    for file in (*others, new):
         os.replace(file, plan.with_name(file.name))
     write_atomically(sidecar_path(plan), sidecar.to_json())
     return sidecar
@@ -90,32 +85,34 @@ def _writable(plan: Path) -> Iterator[None]:
     try:
         plan.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except PermissionError as error:
-        raise EngineError(
-            f"{plan.parent} cannot be written; --engine-dir puts engines elsewhere"
-        ) from error
     except OSError as error:
-        if error.errno == 30:  # EROFS
-            raise EngineError(
-                f"{plan.parent} is on a read-only disk; --engine-dir puts engines elsewhere"
-            ) from error
-        raise
+        if isinstance(error, PermissionError):
+            problem = "cannot be written"
+        elif error.errno == errno.EROFS:
+            problem = "is on a read-only disk"
+        else:
+            raise
+        raise EngineError(
+            f"{plan.parent} {problem}; --engine-dir puts engines elsewhere"
+        ) from error
 
 
 def _present(plan: Path, wanted: Sidecar, rebuild_stale: bool) -> Sidecar | None:
-    """The sidecar of an engine that is the one wanted; None if it must be built."""
+    """The sidecar of the present engine if it is up to date; None if it must be built.
+
+    Raises: EngineError: it is stale and must not be replaced.
+    """
     if not plan.exists():
         return None
     try:
-        found = Sidecar.read(plan)
-        differences = found.differences(wanted)
+        sidecar = Sidecar.read(plan)
+        differences = key_differences(sidecar, wanted)
+        if not differences:
+            return sidecar
     except (EngineError, FileNotFoundError) as error:
-        found, differences = None, [str(error)]
-    if found is not None and not differences:
-        return found
+        differences = [str(error)]
     if not rebuild_stale:
         raise EngineError(
-            f"{plan} is there and is not what is asked for: {'; '.join(differences)}; "
-            "--rebuild-stale replaces it"
+            f"{plan} is there and is stale: {'; '.join(differences)}; --rebuild-stale replaces it"
         )
     return None

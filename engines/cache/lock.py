@@ -1,4 +1,4 @@
-"""A lock between processes that goes with the process that holds it."""
+"""A lock between processes, which ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from sdexport.engines.errors import EngineError
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file for the length of a block; it is gone afterwards.
+    """Hold the lock file during a block, and remove it afterwards.
+
+    Args:
+      what: what is being built, for the message.
 
     Raises: EngineError: another process holds it. OSError: it cannot be written.
     """
-    file = _take(path, what)
+    file = _acquire(path, what)
     try:
         os.truncate(file, 0)
         os.write(file, f"{os.getpid()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock goes: the next holder makes a new file
+        path.unlink(
+            missing_ok=True
+        )  # before the lock is released: the next holder creates a new file
         os.close(file)
 
 
-def _take(path: Path, what: str) -> int:
+def _acquire(path: Path, what: str) -> int:
+    """An open and locked file descriptor."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -41,7 +47,7 @@ def _take(path: Path, what: str) -> int:
             ) from None
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             return file
-        os.close(file)  # its holder removed it between our two steps
+        os.close(file)  # its holder has removed it meanwhile
 
 
 def _try_lock(file: int) -> None:

@@ -1,4 +1,4 @@
-"""What the system says of the processor."""
+"""The processor as the operating system describes it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def cpuinfo() -> dict[str, str]:
-    """The lines of /proc/cpuinfo on the first processor, by name; empty where there are none."""
+    """The first processor's lines of /proc/cpuinfo, by name; {} outside Linux."""
     with suppress(OSError):
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
         pairs = (line.split(":", 1) for line in text.splitlines())
-        found = [(pair[0].strip(), pair[1].strip()) for pair in pairs if len(pair) == 2]
-        return dict(reversed(found))
+        values = [(pair[0].strip(), pair[1].strip()) for pair in pairs if len(pair) == 2]
+        return dict(reversed(values))
     return {}
 
 
 def instructions() -> list[str]:
-    """Names of the instruction sets that it has, as Linux gives them; empty elsewhere."""
+    """Linux's names of the processor's instruction sets; [] outside Linux."""
     lines = cpuinfo()
     return lines.get("flags", lines.get("Features", "")).split()

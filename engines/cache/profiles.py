@@ -1,11 +1,13 @@
-"""Which sizes an engine is built for: a span for every dynamic dimension, several sets of them."""
+"""The sizes that an engine is built for: profiles with a range for every dynamic dimension."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.session import ANY_SIZE, TensorSpec
 
 MAX_SIZE = 2**20
@@ -13,9 +15,9 @@ MAX_SIZE = 2**20
 
 @dataclass(frozen=True)
 class Span:
-    """Sizes of one dimension: from min to max, at its best at opt.
+    """Sizes of one dimension: from min to max, with the best speed at opt.
 
-    Raises: ValueError: not 1 <= min <= opt <= max.
+    Raises: InvalidArgumentError: not 1 <= min <= opt <= max.
     """
 
     min: int
@@ -24,19 +26,23 @@ class Span:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max <= MAX_SIZE:
-            raise ValueError(f"{self} is no span: expected 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}")
+            raise InvalidArgumentError(
+                f"{self} is no span: expected 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read "MIN:OPT:MAX", or one number for a fixed size.
 
-        Raises: ValueError: neither of the two.
+        Raises: InvalidArgumentError: neither of the two.
         """
         parts = text.split(":")
         if len(parts) not in (1, 3) or not all(p.isascii() and p.isdigit() for p in parts):
-            raise ValueError(f"{text!r:.60} is no span: expected MIN:OPT:MAX or one number")
+            raise InvalidArgumentError(
+                f"{text!r:.60} is no span: expected MIN:OPT:MAX or one number"
+            )
         if max(map(len, parts)) > 9:
-            raise ValueError(f"{text!r:.60} is no span: sizes go up to {MAX_SIZE}")
+            raise InvalidArgumentError(f"{text!r:.60} is no span: sizes go up to {MAX_SIZE}")
         numbers = [int(p) for p in parts]
         return cls(*numbers) if len(numbers) == 3 else cls(*numbers * 3)
 
@@ -47,13 +53,17 @@ class Span:
         return self.min <= size <= self.max
 
     def scaled(self, factor: int) -> Span:
+        """The span with all sizes multiplied."""
         return Span(self.min * factor, self.opt * factor, self.max * factor)
 
     def divided(self, unit: int, what: str) -> Span:
-        """Raises: ValueError: a size is no multiple of `unit`."""
+        """The span in units.
+
+        Raises: InvalidArgumentError: a size is not a multiple of `unit`.
+        """
         for size in (self.min, self.opt, self.max):
             if size % unit:
-                raise ValueError(f"{what} {self}: {size} is not a multiple of {unit}")
+                raise InvalidArgumentError(f"{what} {self}: {size} is not a multiple of {unit}")
         return Span(self.min // unit, self.opt // unit, self.max // unit)
 
 
@@ -62,33 +72,36 @@ Profile = Mapping[str, Span]
 
 
 def show(profile: Profile) -> str:
-    """One line: each dimension with its span."""
+    """A profile in one line: each dimension with its span."""
     return ", ".join(f"{name} {span}" for name, span in profile.items())
 
 
 def dimension_names(inputs: Sequence[TensorSpec]) -> list[str]:
-    """Names of the dynamic dimensions, in the order in which they come."""
+    """Names of the dynamic dimensions, in the order of the inputs."""
     return list(dict.fromkeys(d for spec in inputs for d in spec.shape if isinstance(d, str)))
 
 
 def check_profiles(
     component: str, inputs: Sequence[TensorSpec], profiles: Sequence[Profile]
 ) -> None:
-    """Raises: ValueError: no profile, or one that lacks a dimension or has one too many."""
+    """Check that every profile has exactly the dynamic dimensions of the inputs.
+
+    Raises: InvalidArgumentError: there is no profile, or one has other dimensions.
+    """
     names = dimension_names(inputs)
     if ANY_SIZE in names:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"{component}: the graph has dynamic dimensions without a name; "
             "an engine can only be built for named ones"
         )
     if not profiles:
-        raise ValueError(f"{component}: no profile; give sizes for {', '.join(names)}")
+        raise InvalidArgumentError(f"{component}: no profile; give sizes for {', '.join(names)}")
     for profile in profiles:
         missing = [name for name in names if name not in profile]
         extra = [name for name in profile if name not in names]
         if missing or extra:
             problem = f"no sizes for {missing[0]}" if missing else f"there is no {extra[0]}"
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"{component}: {problem}; the dynamic dimensions are {', '.join(names) or 'none'}"
             )
 
@@ -106,9 +119,9 @@ def input_shapes(
 
 
 def narrowest(component: str, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
-    """Index of the profile with the fewest sizes among those that hold `sizes`.
+    """Index of the narrowest profile that contains `sizes`.
 
-    Raises: ValueError: none does; the message lists them.
+    Raises: InvalidArgumentError: none does; the message lists them.
     """
     fitting = [
         index
@@ -118,14 +131,11 @@ def narrowest(component: str, profiles: Sequence[Profile], sizes: Mapping[str, i
     if not fitting:
         wanted = ", ".join(f"{name} {size}" for name, size in sizes.items())
         listed = "; ".join(show(profile) for profile in profiles)
-        raise ValueError(
+        raise InvalidArgumentError(
             f"{component}: the engine was not built for {wanted}; it was built for {listed}"
         )
 
-    def room(index: int) -> int:
-        total = 1
-        for span in profiles[index].values():
-            total *= span.max - span.min + 1
-        return total
+    def combinations(index: int) -> int:
+        return math.prod(span.max - span.min + 1 for span in profiles[index].values())
 
-    return min(fitting, key=room)
+    return min(fitting, key=combinations)

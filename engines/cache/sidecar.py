@@ -1,4 +1,4 @@
-"""What stands beside a plan: from what, with what and for what it was built. The cache's key."""
+"""The sidecar file of a built engine: from what, with what and for what it was built."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ from typing import Any, Self
 
 from sdexport.engines.cache.profiles import Profile, Span
 from sdexport.engines.errors import EngineError
-from sdexport.engines.files import sha256_of
+from sdexport.engines.files import read_json, sha256_of
 from sdexport.engines.messages import one_line
-from sdexport.engines.onnx_file.wire_format import external_data_locations
+from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.engines.session import TensorSpec
 
 FORMAT_VERSION = 2
+_TEXTS = (
+    "component",
+    "backend",
+    "library_version",
+    "onnx_sha256",
+    "graph_sha256",
+    "plan_sha256",
+)
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The content of a plan's .json.
+    """The content of an engine's .json; cache.staleness compares it.
 
-    onnx_sha256: see `model_digest`. graph_sha256: see graph_digest. target: for a plan that
-    belongs to one GPU its name and compute capability, else the list of compute capabilities it was
-    built for. plan_size: in bytes. files: name and size of what else lies beside it.
+    component: name of the engine. backend: that opens it.
+    library_version: of the library that built it.
+    onnx_sha256: see `model_digest`. graph_sha256: see onnx_file.graph_digest.
+    target: what it runs on. For TensorRT: the name and compute capability of one GPU, or the
+      compute capabilities it was built for.
+    profiles, options: what it was built with.
+    plan_size: in bytes. files: names and sizes of further files of the engine, in the same folder.
     """
 
     component: str
@@ -51,35 +63,28 @@ class Sidecar:
 
     @property
     def size(self) -> int:
-        """Bytes of the plan and of what belongs to it."""
+        """Bytes of all files of the engine."""
         return self.plan_size + sum(self.files.values())
 
     @classmethod
     def read(cls, plan: Path) -> Self:
-        """The sidecar of a plan.
+        """Read the sidecar of a plan.
 
-        Raises: FileNotFoundError: no plan, or no sidecar. EngineError: it is damaged, of another
-          format, or the plan beside it has another size.
+        Raises: FileNotFoundError: no plan, or no sidecar. EngineError: it is damaged or of another
+          format, or a file of the engine has another size.
         """
         path = sidecar_path(plan)
         if not plan.is_file():
             raise FileNotFoundError(f"no engine {plan}")
         if not path.is_file():
-            raise FileNotFoundError(f"no sidecar {path}: the engine was not built to its end")
+            raise FileNotFoundError(f"no sidecar {path}: the build of the engine did not finish")
+        data = read_json(path, EngineError)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
             version = data.pop("format_version")
             if version != FORMAT_VERSION:
                 raise ValueError(f"format_version {version!r:.20} is not {FORMAT_VERSION}")
             sidecar = cls(**data | _typed(data, plan.stem))
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise EngineError(f"{path} is damaged: {one_line(error)}") from error
         for name, expected in {plan.name: sidecar.plan_size, **sidecar.files}.items():
             file = plan.with_name(name)
@@ -88,39 +93,16 @@ class Sidecar:
                 raise EngineError(f"{file} is truncated or altered: {size} bytes, not {expected}")
         return sidecar
 
-    def takes_weights(self, graph_sha256: str) -> bool:
-        """Whether weights of another ONNX file, of that graph, can be put into the plan."""
-        return bool(self.options.get("refittable")) and self.graph_sha256 == graph_sha256
-
-    def differences(self, wanted: Self) -> list[str]:
-        """What of the key is not as wanted, in words; nothing if other weights can be put in."""
-        found = []
-        same = self.onnx_sha256 == wanted.onnx_sha256
-        if not same and not self.takes_weights(wanted.graph_sha256):
-            found.append("the ONNX file is another one")
-        for what in ("backend", "library_version"):
-            mine, other = getattr(self, what), getattr(wanted, what)
-            if mine != other:
-                found.append(f"{what.replace('_', ' ')} {mine} instead of {other}")
-        for have, want in ((self.target, wanted.target), (self.options, wanted.options)):
-            for key in dict.fromkeys([*have, *want]):
-                if have.get(key) != want.get(key):
-                    label = key.replace("_", " ")
-                    found.append(f"{label} {have.get(key)} instead of {want.get(key)}")
-        if self.profiles != wanted.profiles:
-            found.append(f"profiles {_list(self.profiles)} instead of {_list(wanted.profiles)}")
-        return found
-
 
 def sidecar_path(plan: Path) -> Path:
-    """Where the sidecar of a plan lies."""
+    """The sidecar file of a plan."""
     return plan.with_suffix(".json")
 
 
 def model_digest(path: Path) -> str:
-    """SHA-256 over an ONNX file and every file of weights that it points to.
+    """SHA-256 over an ONNX file and every weight file that it refers to.
 
-    Raises: EngineError: no well-formed ONNX file.
+    Raises: EngineError: not a well-formed ONNX file.
     """
     try:
         locations = sorted(external_data_locations(path))
@@ -133,7 +115,7 @@ def model_digest(path: Path) -> str:
 
 
 def combined_digest(files: Sequence[tuple[str, str]]) -> str:
-    """One digest for (name, SHA-256) of each file, the graph's among them, in any order."""
+    """One digest for (name, SHA-256) of several files, independent of their order."""
     if len(files) == 1:
         return files[0][1]
     lines = [f"{digest}  {name}\n" for name, digest in sorted(files)]
@@ -141,19 +123,13 @@ def combined_digest(files: Sequence[tuple[str, str]]) -> str:
 
 
 def _typed(data: Mapping[str, Any], stem: str) -> dict[str, Any]:
+    """The fields whose types JSON does not have, after checking the types of the others."""
     for name in ("target", "options"):
         if not isinstance(data[name], dict):
-            raise TypeError(f"{name} is no object")
-    for name in (
-        "component",
-        "backend",
-        "library_version",
-        "onnx_sha256",
-        "graph_sha256",
-        "plan_sha256",
-    ):
+            raise TypeError(f"{name} is not an object")
+    for name in _TEXTS:
         if not isinstance(data[name], str):
-            raise TypeError(f"{name} is no text")
+            raise TypeError(f"{name} is not a string")
     return {
         "profiles": tuple(
             {str(n): Span.parse(s) for n, s in profile.items()} for profile in data["profiles"]
@@ -161,7 +137,7 @@ def _typed(data: Mapping[str, Any], stem: str) -> dict[str, Any]:
         "inputs": _specs(data["inputs"]),
         "outputs": _specs(data["outputs"]),
         "plan_size": int(data["plan_size"]),
-        "files": {_of(stem, n): int(size) for n, size in data.get("files", {}).items()},
+        "files": {_checked_name(stem, n): int(s) for n, s in data.get("files", {}).items()},
     }
 
 
@@ -169,11 +145,8 @@ def _specs(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
 
 
-def _of(stem: str, name: str) -> str:
+def _checked_name(stem: str, name: str) -> str:
+    """Raises: ValueError: not the name of a file of this engine in the same folder."""
     if not name.startswith(f"{stem}.") or name != Path(name).name or len(name.encode()) > 255:
-        raise ValueError(f"'{name:.40}' is no name of a file of {stem}")
+        raise ValueError(f"'{name:.40}' is not the name of a file of {stem}")
     return name
-
-
-def _list(profiles: Sequence[Profile]) -> str:
-    return "; ".join(", ".join(f"{n} {s}" for n, s in p.items()) or "fixed" for p in profiles)

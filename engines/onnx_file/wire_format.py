@@ -1,7 +1,7 @@
-"""What must be known of an ONNX file before it is trusted, read without the onnx package.
+"""Reading messages of an ONNX file without the onnx package, and the numbers of their fields.
 
-Only the wire format of protocol buffers is needed: every message is a row of (field number, wire
-type, value), and wire type 2 carries a length, so tensors are stepped over and never read.
+Only the wire format of protocol buffers is needed: a message is a sequence of (field number, wire
+type, value), and wire type 2 has a length, so the data of tensors is skipped and never read.
 
 Source: https://protobuf.dev/programming-guides/encoding, and onnx.proto for the field numbers.
 """
@@ -9,95 +9,249 @@ Source: https://protobuf.dev/programming-guides/encoding, and onnx.proto for the
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
-# message -> {field number: message inside}; "key"/"value" mark the strings that are looked for
-_FIELDS: dict[str, dict[int, str]] = {
-    "Model": {7: "Graph", 25: "Function"},
-    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
-    "Function": {7: "Node", 11: "Attribute"},
-    "Node": {5: "Attribute"},
-    "Attribute": {
-        5: "Tensor",
-        6: "Graph",
-        10: "Tensor",
-        11: "Graph",
-        22: "SparseTensor",
-        23: "SparseTensor",
+
+class Model(IntEnum):
+    """Fields of ModelProto."""
+
+    GRAPH = 7
+    OPSET_IMPORT = 8
+    FUNCTIONS = 25
+
+
+class Graph(IntEnum):
+    """Fields of GraphProto."""
+
+    NODE = 1
+    INITIALIZER = 5
+    INPUT = 11
+    OUTPUT = 12
+    SPARSE_INITIALIZER = 15
+
+
+class Function(IntEnum):
+    """Fields of FunctionProto."""
+
+    NODE = 7
+    ATTRIBUTE_PROTO = 11
+
+
+class Node(IntEnum):
+    """Fields of NodeProto."""
+
+    ATTRIBUTE = 5
+
+
+class Attribute(IntEnum):
+    """Fields of AttributeProto."""
+
+    TENSOR = 5
+    GRAPH = 6
+    TENSORS = 10
+    GRAPHS = 11
+    SPARSE_TENSOR = 22
+    SPARSE_TENSORS = 23
+
+
+class SparseTensor(IntEnum):
+    """Fields of SparseTensorProto."""
+
+    VALUES = 1
+    INDICES = 2
+
+
+class Tensor(IntEnum):
+    """Fields of TensorProto."""
+
+    DATA_TYPE = 2
+    FLOAT_DATA = 4
+    NAME = 8
+    RAW_DATA = 9
+    DOUBLE_DATA = 10
+    EXTERNAL_DATA = 13
+    DATA_LOCATION = 14
+
+
+class Entry(IntEnum):
+    """Fields of StringStringEntryProto."""
+
+    KEY = 1
+    VALUE = 2
+
+
+class ValueInfo(IntEnum):
+    """Fields of ValueInfoProto."""
+
+    NAME = 1
+    TYPE = 2
+
+
+class Type(IntEnum):
+    """Fields of TypeProto."""
+
+    TENSOR_TYPE = 1
+
+
+class TensorType(IntEnum):
+    """Fields of TypeProto.Tensor."""
+
+    ELEM_TYPE = 1
+    SHAPE = 2
+
+
+class TensorShape(IntEnum):
+    """Fields of TensorShapeProto."""
+
+    DIM = 1
+
+
+class Dimension(IntEnum):
+    """Fields of TensorShapeProto.Dimension."""
+
+    DIM_VALUE = 1
+    DIM_PARAM = 2
+
+
+class DataType(IntEnum):
+    """TensorProto.DataType."""
+
+    FLOAT = 1
+    UINT8 = 2
+    INT8 = 3
+    INT32 = 6
+    INT64 = 7
+    BOOL = 9
+    FLOAT16 = 10
+    DOUBLE = 11
+    BFLOAT16 = 16
+
+
+INNER: Mapping[type[IntEnum], Mapping[int, type[IntEnum]]] = {
+    Model: {Model.GRAPH: Graph, Model.FUNCTIONS: Function},
+    Graph: {
+        Graph.NODE: Node,
+        Graph.INITIALIZER: Tensor,
+        Graph.SPARSE_INITIALIZER: SparseTensor,
     },
-    "SparseTensor": {1: "Tensor", 2: "Tensor"},
-    "Tensor": {13: "Entry"},
-    "Entry": {1: "key", 2: "value"},
+    Function: {Function.NODE: Node, Function.ATTRIBUTE_PROTO: Attribute},
+    Node: {Node.ATTRIBUTE: Attribute},
+    Attribute: {
+        Attribute.TENSOR: Tensor,
+        Attribute.GRAPH: Graph,
+        Attribute.TENSORS: Tensor,
+        Attribute.GRAPHS: Graph,
+        Attribute.SPARSE_TENSOR: SparseTensor,
+        Attribute.SPARSE_TENSORS: SparseTensor,
+    },
+    SparseTensor: {SparseTensor.VALUES: Tensor, SparseTensor.INDICES: Tensor},
+    Tensor: {Tensor.EXTERNAL_DATA: Entry},
+    Entry: {},
 }
+"""By message and field: the message in that field. All the ways from a model to its tensors."""
+
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+"""Wire types."""
 
 
-def external_data_locations(path: str | Path) -> set[str]:
-    """Every file name that the graph's tensors point to, as it stands in the file.
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Bytes of a file that hold a message or a value; `name` is the file's, for messages."""
 
-    Raises: ValueError: the file is not a well-formed protocol buffer (truncated, or another kind
-      of file). FileNotFoundError: no such file.
+    data: mmap.mmap
+    start: int
+    end: int
+    name: str
+
+    def content(self) -> bytes:
+        return self.data[self.start : self.end]
+
+    def fields(self) -> Iterator[tuple[int, Slice]]:
+        """Number and value of each length-delimited field of a message.
+
+        Raises: ValueError: not a well-formed message.
+        """
+        data, end, name = self.data, self.end, self.name
+        at = self.start
+        while at < end:
+            tag, at = varint(data, at, end, name)
+            wire = tag & 7
+            if not 8 <= tag < 2**32:  # readers disagree about such tags: one could hide a field
+                raise ValueError(f"{name} is no ONNX model, or a damaged one (field tag {tag})")
+            if wire == _VARINT:
+                _, at = varint(data, at, end, name)
+            elif wire == _FIXED64:
+                at += 8
+            elif wire == _FIXED32:
+                at += 4
+            elif wire == _LENGTH_DELIMITED:
+                length, at = varint(data, at, end, name)
+                if at + length > end:
+                    break
+                yield tag >> 3, Slice(data, at, at + length, name)
+                at += length
+            else:
+                raise ValueError(f"{name} is no ONNX model, or a damaged one (wire type {wire})")
+        if at != end:
+            raise ValueError(f"{name} is truncated or damaged: a field runs past the end")
+
+    def only(self, wanted: int) -> Slice:
+        """The value of a length-delimited field that must be there once.
+
+        Raises: ValueError: it is missing or repeated.
+        """
+        values = [value for number, value in self.fields() if number == wanted]
+        if len(values) != 1:
+            raise ValueError(
+                f"{self.name} is no ONNX model, or one with inputs that are no tensors"
+            )
+        return values[0]
+
+    def text(self, wanted: int) -> str:
+        """The first value of a string field; "" if there is none."""
+        for number, value in self.fields():
+            if number == wanted:
+                return value.content().decode("utf-8", "replace")
+        return ""
+
+    def integer(self, wanted: int) -> int | None:
+        """The last value of a varint field of a small message; None if there is none."""
+        at, last = self.start, None
+        while at < self.end:
+            tag, at = varint(self.data, at, self.end, self.name)
+            wire = tag & 7
+            if wire == _VARINT:
+                value, at = varint(self.data, at, self.end, self.name)
+                last = value if tag >> 3 == wanted else last
+            elif wire == _LENGTH_DELIMITED:
+                length, at = varint(self.data, at, self.end, self.name)
+                at += length
+            else:
+                at += 8 if wire == _FIXED64 else 4
+        return last
+
+
+@contextmanager
+def open_model(path: Path) -> Iterator[Slice]:
+    """Map an ONNX file into memory, as its ModelProto.
+
+    Raises: FileNotFoundError: no such file. ValueError: it is empty.
     """
-    path = Path(path)
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} is empty")
-    locations: set[str] = set()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        graphs = 0
-        for number, start, end in fields(data, 0, len(data), path.name):
-            graphs += number == 7
-            inside = _FIELDS["Model"].get(number)
-            if inside:
-                _collect(data, inside, start, end, locations, path.name)
-        if graphs != 1:
-            raise ValueError(f"{path.name} is no ONNX model: it holds {graphs} graphs")
-    return locations
-
-
-def _collect(
-    data: mmap.mmap, message: str, start: int, end: int, found: set[str], name: str, depth: int = 0
-) -> None:
-    if depth > 100:
-        raise ValueError(f"{name} is nested too deeply for a protocol buffer")
-    if message == "Entry":
-        texts = {_FIELDS["Entry"].get(n): data[a:b] for n, a, b in fields(data, start, end, name)}
-        if texts.get("key") == b"location":
-            found.add(texts.get("value", b"").decode("utf-8", "replace"))
-        return
-    for number, a, b in fields(data, start, end, name):
-        inside = _FIELDS[message].get(number)
-        if inside:
-            _collect(data, inside, a, b, found, name, depth + 1)
-
-
-def fields(data: mmap.mmap, start: int, end: int, name: str) -> Iterator[tuple[int, int, int]]:
-    """Yield (field number, first byte, end) of each length-delimited field of one message."""
-    at = start
-    while at < end:
-        tag, at = varint(data, at, end, name)
-        wire = tag & 7
-        if not 8 <= tag < 2**32:  # readers disagree about such tags: one could hide a field
-            raise ValueError(f"{name} is no ONNX model, or a damaged one (field tag {tag})")
-        if wire == 0:
-            _, at = varint(data, at, end, name)
-        elif wire == 1:
-            at += 8
-        elif wire == 5:
-            at += 4
-        elif wire == 2:
-            length, at = varint(data, at, end, name)
-            if at + length > end:
-                break
-            yield tag >> 3, at, at + length
-            at += length
-        else:
-            raise ValueError(f"{name} is no ONNX model, or a damaged one (wire type {wire})")
-    if at != end:
-        raise ValueError(f"{name} is truncated or damaged: a field runs past the end")
+        yield Slice(data, 0, len(data), path.name)
 
 
 def varint(data: mmap.mmap, at: int, end: int, name: str) -> tuple[int, int]:
-    """The number that begins at a byte, and where the next one begins."""
+    """The number that begins at a byte, and where the next one begins.
+
+    Raises: ValueError: it has no end.
+    """
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
 from sdexport.engines.messages import one_line
 from sdexport.engines.session import (
     ANY_SIZE,
@@ -23,7 +23,7 @@ from sdexport.engines.session import (
 try:
     import onnxruntime as ort
 except ImportError as error:
-    raise ImportError(
+    raise MissingDependencyError(
         "ONNX Runtime is not installed; run: pip install 'sdexport[cpu]' (or 'sdexport[gpu]')"
     ) from error
 
@@ -53,7 +53,7 @@ Provider = str | tuple[str, Mapping[str, Any]]
 
 
 class OnnxRuntimeBase(SessionBase):
-    """What ONNX Runtime's sessions do alike."""
+    """Shared code of ONNX Runtime's sessions."""
 
     device = "cpu"
 
@@ -69,7 +69,7 @@ class OnnxRuntimeBase(SessionBase):
 
     def _opened(self) -> Any:
         session = self._session
-        if session is None:  # closed by another thread since `run` looked
+        if session is None:  # another thread has closed it since `run` checked
             self._check_open()
         return session
 
@@ -80,18 +80,18 @@ class OnnxRuntimeBase(SessionBase):
 class OnnxRuntimeSession(OnnxRuntimeBase):
     """An ONNX graph in ONNX Runtime.
 
-    ONNX Runtime maps weights that lie in a file beside the graph; it keeps a second, rearranged
-    copy of those of matrix products and convolutions unless `prepacking` is off.
+    ONNX Runtime maps external weights into memory. Unless `prepacking` is off, it keeps a second
+    copy of those of matrix products and convolutions in another layout.
 
     Args:
-      path: the .onnx file; external data is looked up beside it.
+      path: the .onnx file; its external data is in the same folder.
       providers: an execution provider's name, or several in order of preference, each a name or
         (name, options).
       threads: threads inside one operator; None leaves it to ONNX Runtime (every core).
       optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
-      prepacking: False leaves weights where they are mapped: no copy, slower products.
-    Raises: ValueError: an option out of range. EngineError: the file cannot be loaded, or a
-      provider is not in this installation or does not start.
+      prepacking: False uses weights where they are mapped: no copy, slower products.
+    Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded, or
+      a provider is not in this installation or does not start.
     """
 
     def __init__(
@@ -111,7 +111,9 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         options = session_options(threads, optimization, prepacking)
         session = load(name, path, options, providers)
         _check_started(name, wanted, session.get_providers())
-        super().__init__(session, name, _specs(session.get_inputs()), _specs(session.get_outputs()))
+        super().__init__(
+            session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
+        )
         self.device = _DEVICES.get(wanted[0], "cpu") if wanted else "cpu"
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
@@ -127,11 +129,11 @@ def open_cuda(
     optimization: str = "all",
     provider_options: Mapping[str, Any] | None = None,
 ) -> OnnxRuntimeSession:
-    """An ONNX graph in ONNX Runtime on an NVIDIA GPU; what CUDA cannot do runs on the CPU.
+    """Open an ONNX graph in ONNX Runtime on an NVIDIA GPU; nodes without a kernel run on the CPU.
 
     Args:
       device: number of the GPU.
-      provider_options: more options of the CUDA provider, by ONNX Runtime's names.
+      provider_options: further options of the CUDA provider, by ONNX Runtime's names.
     Raises: see OnnxRuntimeSession.
     """
     options = {"device_id": str(device), **(provider_options or {})}
@@ -144,7 +146,7 @@ def open_cuda(
 
 
 class _OnDevice(BoundSession):
-    """Constants stay in device memory; each call binds them and uploads the other inputs."""
+    """Bound inputs in device memory; each call uploads only the others."""
 
     def __init__(self, parent: OnnxRuntimeSession, constants: Feeds, shared: Sequence[str]) -> None:
         super().__init__(parent, constants, shared)
@@ -177,23 +179,23 @@ class _OnDevice(BoundSession):
 
 
 def session_options(threads: int | None, optimization: str, prepacking: bool) -> Any:
-    """ONNX Runtime's options for a session, by those of OnnxRuntimeSession.
+    """ONNX Runtime's options for a session; see OnnxRuntimeSession for the arguments.
 
-    Raises: ValueError: an option out of range.
+    Raises: InvalidArgumentError: an option out of range.
     """
     if optimization not in OPTIMIZATIONS:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"optimization must be one of {', '.join(OPTIMIZATIONS)}, got {optimization!r:.40}"
         )
     if threads is not None:
         check_count("threads", threads)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: warnings are about graph optimisation
-    # From the second run of a shape on it would keep a second arena for that shape: 1.7 times the
-    # peak memory in the VAE's decoder, at the same speed.
+    # With memory patterns, the second run of a shape adds an arena for it: 1.7 times the peak
+    # memory in the VAE decoder, at the same speed.
     options.enable_mem_pattern = False
-    # In the graph's own order. ONNX Runtime's would widen weights of half long before they are
-    # used: 7.5 GB at SDXL's UNet in place of 0.5.
+    # The graph's own order. The default one converts fp16 weights to float32 long before they are
+    # used: 7.5 GB for SDXL's UNet instead of 0.5.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
     if threads is not None:
@@ -204,20 +206,20 @@ def session_options(threads: int | None, optimization: str, prepacking: bool) ->
 
 
 def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> Any:
-    """ONNX Runtime's own session of a file; `name` is the component's, for the message.
+    """ONNX Runtime's own session of a file; `name` is the component's, for messages.
 
     Raises: EngineError: it cannot be loaded.
     """
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:  # its exception classes share no base but Exception
+    except Exception as error:  # its exception classes have no other base
         raise EngineError(
             f"{name}: ONNX Runtime cannot load {path.name}: {one_line(error)}"
         ) from error
 
 
 def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
-    """What ONNX Runtime's own session answers, by output.
+    """Run ONNX Runtime's own session; arrays by the name of the output.
 
     Raises: EngineError: it failed.
     """
@@ -239,16 +241,17 @@ def _check_available(name: str, wanted: Sequence[str]) -> None:
 
 
 def _check_started(name: str, wanted: Sequence[str], started: Sequence[str]) -> None:
-    """ONNX Runtime goes on without a provider that does not start; the caller asked for it."""
+    """Raise an error for a provider that did not start: ONNX Runtime goes on without it."""
     for provider in wanted:
         if provider not in started:
             raise EngineError(
                 f"{name}: ONNX Runtime could not start {provider} (no such device, or a driver "
-                f"that is too old); it would run on {', '.join(started)}"
+                f"that is too old); the graph would run on {', '.join(started)}"
             )
 
 
-def _specs(values: Sequence[Any]) -> list[TensorSpec]:
+def tensor_specs(values: Sequence[Any]) -> list[TensorSpec]:
+    """Specs of ONNX Runtime's own descriptions of inputs or outputs."""
     return [
         TensorSpec(
             v.name,

@@ -1,68 +1,58 @@
-"""One build in a process of its own: a job on stdin, events on stdout, a JSON object a line.
+"""One TensorRT build in a process of its own; see worker_process for the protocol.
 
-Why a process: Polygraphy decides when it is imported which of the two libraries it drives; a
-builder that crashes takes nobody along; Ctrl-C ends a build between any two instructions; and
-gigabytes of builder memory go back to the system after each component.
+Why a process: Polygraphy decides at import which of the two libraries it drives; a crash of the
+builder ends only the worker; Ctrl-C ends a build at any point; and the builder's gigabytes of
+memory are free after each component.
 
-Job: module, onnx, plan, profiles (a list of {input: [min, opt, max shape]}), options, timing_cache.
-Events: phase(name, parent, steps), step(name), end(name), warning(message), failed(kind, message),
-done(bytes).
+Request: build(job), with module, onnx, plan, profiles (a list of {input: [min, opt, max shape]}),
+options and timing_cache. Events: phase(name, parent, steps), step(name, step), end(name),
+warning(message). Result: {"bytes": N}, or {"failed": KIND, "message": TEXT}.
 """
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdexport.engines.messages import one_line
+from sdexport.engines.worker_process import Channel
 
-Send = Callable[..., None]
-EVERY = 0.05
-"""Seconds between two steps that are told."""
-MOST = 6
-"""Messages of one failure that are told: a graph may have the same trouble at a hundred nodes."""
+Report = Callable[..., None]
+STEP_INTERVAL = 0.05
+"""Least seconds between two reported steps."""
+MAX_MESSAGES = 6
+"""Messages that are reported of one failure: a graph may have the same problem at many nodes."""
 
 
 def main() -> None:
-    """Build what one line of JSON on stdin asks for, and report on what was stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print to stdout
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Answer requests until stdin ends."""
+    channel = Channel()
+    channel.serve({"build": lambda job: build(job, channel.report)})
 
-    def send(event: str, **values: Any) -> None:
-        channel.write(json.dumps({"event": event} | values) + "\n")
-        channel.flush()
 
+def build(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Build a plan; a failure is part of the result."""
     try:
-        _build(job, send)
+        return _build(job, report)
     except MemoryError:
-        send("failed", kind="memory", message="not enough memory to build the engine")
+        return _failed("memory", "not enough memory to build the engine")
     except OSError as error:
-        send("failed", kind="file", message=f"{error.filename or 'plan'}: {error.strerror}")
-    except Exception as error:  # noqa: BLE001  whatever it is, the parent has to hear of it
-        send("failed", kind="builder", message=str(error) or type(error).__name__)
-    os._exit(0)  # the thread that waits for the parent reads on
+        return _failed("file", f"{error.filename or 'plan'}: {error.strerror}")
+    except Exception as error:  # noqa: BLE001  the parent reports it, whatever it is
+        return _failed("builder", str(error) or type(error).__name__)
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
+def _failed(kind: str, message: str) -> dict[str, Any]:
+    return {"failed": kind, "message": message}
 
 
-def _build(job: Mapping[str, Any], send: Send) -> None:
+def _build(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
     rtx = job["module"] == "tensorrt_rtx"
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if rtx else "0"
-    import importlib
-
     trt = importlib.import_module(job["module"])
     from polygraphy.backend import trt as polygraphy_trt
     from polygraphy.backend.trt import util as polygraphy_util
@@ -71,38 +61,36 @@ def _build(job: Mapping[str, Any], send: Send) -> None:
 
     G_LOGGER.module_severity = {"": G_LOGGER.CRITICAL + 1}
     messages: list[str] = []
-    polygraphy_util.TRT_LOGGER = _recorder(trt, messages, send)
+    polygraphy_util.TRT_LOGGER = _recorder(trt, messages, report)
     try:
         builder, network, parser = polygraphy_trt.network_from_onnx_path(
             job["onnx"],
-            # TensorRT 11 knows nothing else and may have no flag for it
+            # TensorRT 11 networks are always strongly typed, and it may not have this flag
             strongly_typed=hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
         )
     except PolygraphyException as error:
-        send("failed", kind="parser", message=_told(messages, error))
-        return
+        return _failed("parser", _summary(messages, error))
     _allow_decomposed_attention(trt, network)
     try:
         config = polygraphy_trt.create_config(
-            builder, network, **_config(trt, polygraphy_trt, job, _monitor(trt, send))
+            builder, network, **_config(trt, polygraphy_trt, job, _monitor(trt, report))
         )
         _set_compute_capabilities(trt, config, job["options"]["compute_capabilities"])
         plan = polygraphy_trt.engine_bytes_from_network(
             (builder, network, parser), config, save_timing_cache=job["timing_cache"]
         )
     except PolygraphyException as error:
-        send("failed", kind="builder", message=_told(messages, error))
-        return
-    with Path(job["plan"]).open("wb") as file:
+        return _failed("builder", _summary(messages, error))
+    with Path(job["plan"]).open("wb") as file:  # in a folder of its own; see engine_store
         file.write(plan)
         file.flush()
         os.fsync(file.fileno())
-    send("done", bytes=Path(job["plan"]).stat().st_size)
+    return {"bytes": Path(job["plan"]).stat().st_size}
 
 
-def _recorder(trt: Any, messages: list[str], send: Send) -> Any:
+def _recorder(trt: Any, messages: list[str], report: Report) -> Any:
     class Recorder(trt.ILogger):  # type: ignore[misc]
-        """Keeps what the parser and the builder say of errors: it names the nodes."""
+        """Keeps the error messages of the parser and the builder, which name the nodes."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -111,35 +99,36 @@ def _recorder(trt: Any, messages: list[str], send: Send) -> Any:
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 messages.append(one_line(message))
             elif severity == trt.ILogger.Severity.WARNING:
-                send("warning", message=one_line(message))
+                report("warning", message=one_line(message))
 
     return Recorder()
 
 
-def _monitor(trt: Any, send: Send) -> Any:
+def _monitor(trt: Any, report: Report) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Passes the builder's phases on."""
+        """Reports the builder's phases."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._told = 0.0
+            self._last_step = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            send("phase", name=phase_name, parent=parent_phase, steps=num_steps)
+            report("phase", name=phase_name, parent=parent_phase, steps=num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if time.monotonic() - self._told > EVERY:
-                self._told = time.monotonic()
-                send("step", name=phase_name, step=step)
+            if time.monotonic() - self._last_step > STEP_INTERVAL:
+                self._last_step = time.monotonic()
+                report("step", name=phase_name, step=step)
             return True
 
         def phase_finish(self, phase_name: str) -> None:
-            send("end", name=phase_name)
+            report("end", name=phase_name)
 
     return Monitor()
 
 
 def _config(trt: Any, polygraphy_trt: Any, job: Mapping[str, Any], monitor: Any) -> dict[str, Any]:
+    """Arguments of Polygraphy's create_config."""
     options = job["options"]
     profiles = []
     for shapes in job["profiles"]:
@@ -168,9 +157,9 @@ def _config(trt: Any, polygraphy_trt: Any, job: Mapping[str, Any], monitor: Any)
 
 
 def _allow_decomposed_attention(trt: Any, network: Any) -> None:
-    """Let an Attention node without a kernel of its own (float32, odd widths) be built from others.
+    """Let Attention nodes without a kernel of their own (float32, odd widths) be decomposed.
 
-    Without it the builder gives up; with it nodes that have a kernel keep it.
+    Otherwise the build fails at such a node. Nodes that have a kernel still use it.
     """
     kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
     if kind is None:
@@ -178,11 +167,12 @@ def _allow_decomposed_attention(trt: Any, network: Any) -> None:
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type == kind:
-            layer.__class__ = trt.IAttentionInputLayer  # the binding gives the base class
+            layer.__class__ = trt.IAttentionInputLayer  # the binding returns the base class
             layer.attention.decomposable = True
 
 
 def _set_compute_capabilities(trt: Any, config: Any, names: list[str]) -> None:
+    """Raises: ValueError: the library does not know one of them."""
     if names:
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
@@ -193,10 +183,11 @@ def _set_compute_capabilities(trt: Any, config: Any, names: list[str]) -> None:
                 raise ValueError(f"no compute capability {name}; this library knows {dotted}")
 
 
-def _told(messages: list[str], error: Exception) -> str:
-    told = list(dict.fromkeys(messages))
-    more = [f"and {len(told) - MOST} more"] if len(told) > MOST else []
-    return "; ".join(told[:MOST] + more) or one_line(error)
+def _summary(messages: list[str], error: Exception) -> str:
+    """The first distinct messages in one line; the error itself if there are none."""
+    distinct = list(dict.fromkeys(messages))
+    rest = [f"and {len(distinct) - MAX_MESSAGES} more"] if len(distinct) > MAX_MESSAGES else []
+    return "; ".join(distinct[:MAX_MESSAGES] + rest) or one_line(error)
 
 
 if __name__ == "__main__":

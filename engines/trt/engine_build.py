@@ -1,33 +1,28 @@
-"""ONNX to plan, for TensorRT and TensorRT-RTX, through Polygraphy.
+"""Build a TensorRT or TensorRT-RTX engine (a plan) from an ONNX file, through Polygraphy.
 
-cache.engine_store writes plan and sidecar, and keeps a plan that is what is asked for.
+cache.engine_store writes the plan and its sidecar, and keeps a plan that is up to date.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from sdexport.engines.cache.engine_store import Built, build_once, worker_environment
+from sdexport.engines.cache.engine_store import Built, build_once
 from sdexport.engines.cache.profiles import Profile, check_profiles, input_shapes
 from sdexport.engines.cache.sidecar import Sidecar, model_digest
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, WorkerError
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.trt.build_options import BuildOptions, check_options, target
 from sdexport.engines.trt.library import Library, library, polygraphy_version
+from sdexport.engines.worker_process import run_in_worker
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[str, float], object]
-"""Called with the builder's phase and how much of the whole is done, 0..1."""
+"""Called with the builder's phase and the completed share of the whole, 0..1."""
 
 
 def build_plan(
@@ -42,19 +37,22 @@ def build_plan(
     rebuild_stale: bool = False,
     progress: Progress = lambda phase, share: None,
 ) -> Built:
-    """Build an engine, unless the one that is there is just that.
+    """Build an engine, unless the present one is up to date.
+
+    An interrupted build leaves no files.
 
     Args:
-      onnx: the .onnx file. plan: the .plan to write; its sidecar gets the same name and .json.
+      onnx: the .onnx file. plan: the .plan to write; its sidecar has the same name and .json.
       backend: tensorrt or tensorrt-rtx.
-      profiles: sizes of every dynamic dimension; several let a session pick the narrowest.
-      digest: sdexport.engines.cache.sidecar.model_digest of `onnx` where it is known already.
-      timing_cache: file that keeps what the builder measured, for later builds.
+      profiles: sizes of every dynamic dimension; with several, sessions use the narrowest that
+        fits.
+      digest: sdexport.engines.cache.sidecar.model_digest of `onnx`, if it is known already.
+      timing_cache: file that keeps the builder's measurements for later builds.
       rebuild_stale: replace a plan that was built from or for something else.
-    Raises: ValueError: profiles or options that do not fit. FileNotFoundError: no such ONNX file.
-      ImportError: the library or Polygraphy is not installed. EngineError: the build failed, needs
-      a GPU that is not there, another process builds the same, or a stale plan is there.
-      KeyboardInterrupt leaves nothing behind.
+    Raises: InvalidArgumentError: profiles or options that do not fit. FileNotFoundError: no such
+      ONNX file. MissingDependencyError: the library or Polygraphy is not installed. EngineError:
+      the build failed or needs a GPU that is not there, another process builds the same engine, or
+      the present plan is stale.
     """
     onnx, plan = Path(onnx), Path(plan)
     if not onnx.is_file():
@@ -70,10 +68,10 @@ def build_plan(
         "timing_cache": str(timing_cache) if timing_cache else None,
     }
 
-    def make(folder: Path) -> None:
+    def build(folder: Path) -> None:
         _run_worker({**job, "plan": str(folder / plan.name)}, wanted.component, lib, progress)
 
-    return build_once(plan, wanted, make, rebuild_stale=rebuild_stale)
+    return build_once(plan, wanted, build, rebuild_stale=rebuild_stale)
 
 
 def _wanted(
@@ -84,7 +82,7 @@ def _wanted(
     profiles: Sequence[Profile],
     digest: str | None,
 ) -> Sidecar:
-    """The sidecar of the plan that is asked for, found to be one that can be built here."""
+    """The sidecar of the plan to build, after checking that it can be built here."""
     lib = library(backend)
     version = lib.version()
     polygraphy_version()
@@ -106,90 +104,47 @@ def _wanted(
 
 
 def _run_worker(job: Mapping[str, Any], component: str, lib: Library, progress: Progress) -> None:
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sdexport.engines.trt.build_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=noise,
-            text=True,
-            encoding="utf-8",
-            env=os.environ | worker_environment(),
-        )
-        stdin, stdout = worker.stdin, worker.stdout
-        assert stdin and stdout  # for the type checker: they are pipes
-        ended, status = False, None
-        try:
-            with suppress(BrokenPipeError):
-                stdin.write(json.dumps(job) + "\n")
-                stdin.flush()
-            ended = _follow(stdout, component, lib, progress)
-            status = None if ended else worker.wait()
-        finally:
-            worker.kill()
-            worker.wait()
-            stdout.close()
-            with suppress(BrokenPipeError):
-                stdin.close()
-        if not ended:
-            raise EngineError(
-                f"{component}: the {lib.name} builder died ({_status(status)}): {_last(noise)}"
-            )
-
-
-def _follow(lines: IO[str], component: str, lib: Library, progress: Progress) -> bool:
-    """Pass events on until the build is done; False if they end before."""
     share = _Share()
-    for line in lines:
-        event = json.loads(line)
-        kind = event["event"]
-        if kind == "done":
-            progress("done", 1.0)
-            return True
-        if kind == "failed":
-            what = "cannot read the graph" if event["kind"] == "parser" else "cannot build"
-            raise EngineError(f"{component}: {lib.name} {what}: {event['message']}")
-        if kind == "warning":
+
+    def follow(event: Mapping[str, Any]) -> None:
+        if event["event"] == "warning":
             _log.info("%s: %s", component, event["message"])
         else:
             progress(event["name"], share.after(event))
-    return False
+
+    try:
+        worker = "sdexport.engines.trt.build_worker"
+        result = run_in_worker(worker, "build", {"job": job}, on_event=follow)
+    except WorkerError as error:
+        raise WorkerError(f"{component}: {lib.name} cannot build: {error}") from None
+    if "failed" in result:
+        what = "cannot read the graph" if result["failed"] == "parser" else "cannot build"
+        raise EngineError(f"{component}: {lib.name} {what}: {result['message']}")
+    progress("done", 1.0)
 
 
 class _Share:
-    """How much of nested phases is done: a phase's steps, and within a step its inner phases."""
+    """The completed share of nested phases: each has steps, and a step may have inner phases."""
 
     def __init__(self) -> None:
-        self._open: list[list[Any]] = []  # name, steps, done
-        self._most = 0.0
+        self._phases: list[list[Any]] = []  # open ones, the outermost first: name, steps, completed
+        self._largest = 0.0
 
     def after(self, event: Mapping[str, Any]) -> float:
         name = event["name"]
         if event["event"] == "phase":
-            self._open.append([name, max(event["steps"], 1), 0])
-        for phase in reversed(self._open):
+            self._phases.append([name, max(event["steps"], 1), 0])
+        for phase in reversed(self._phases):
             if phase[0] == name:
                 if event["event"] == "step":
                     phase[2] = min(event["step"] + 1, phase[1])
                 elif event["event"] == "end":
-                    self._open.remove(phase)
+                    self._phases.remove(phase)
                 break
         share, size = 0.0, 1.0
-        for _, steps, done in self._open:
-            share += size * done / steps
+        for _, steps, completed in self._phases:
+            share += size * completed / steps
             size /= steps
-        # phases of one name come again and again: never let the bar run backwards
-        self._most = max(self._most, min(share, 1.0))
-        return self._most
-
-
-def _status(status: int | None) -> str:
-    if status in (-9, 137):
-        return "killed, perhaps for memory"
-    return f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-
-
-def _last(noise: IO[str]) -> str:
-    noise.seek(0)
-    lines = [line.strip() for line in noise.read()[-4000:].splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+        # phases of one name come repeatedly: the share must never decrease
+        self._largest = max(self._largest, min(share, 1.0))
+        return self._largest

@@ -1,4 +1,4 @@
-"""Everything that one combination of input shapes needs on the GPU, made once and used again."""
+"""Everything on the GPU for one combination of input shapes, created once and reused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ UNTOKENED = 0
 
 
 class Slot:
-    """One tensor: its device buffer, pinned host buffer, and the latter as an array."""
+    """Buffers of one tensor: on the device, pinned on the host, and the latter as an array.
+
+    token: of the constant that is on the device now, or UNTOKENED.
+    """
 
     def __init__(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         self.size = math.prod(shape) * np.dtype(spec.dtype).itemsize
@@ -45,11 +48,11 @@ class Shape:
     """An execution context with buffers and, where it captures, a CUDA graph.
 
     Args:
-      profile: index of the optimisation profile, or None if there is one alone.
+      profile: index of the optimization profile, or None if there is only one.
       specs: inputs and outputs. shapes: of the inputs.
-      captures: record the launch into a CUDA graph on the second call, when the library has done
-        what it puts off until the first.
-    Raises: EngineError: the library refuses the shapes, or device memory is used up.
+      captures: record the launch into a CUDA graph on the second call; the library does lazy
+        initialization in the first.
+    Raises: EngineError: the library rejects the shapes, or device memory is used up.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class Shape:
                 _agree(context.set_input_shape(spec.name, shapes[spec.name]), spec.name)
             self._settle()
             missing = context.infer_shapes()
-            _agree(not missing, f"the shapes; it asks for {', '.join(missing)}")
+            _agree(not missing, f"the shapes; it also needs {', '.join(missing)}")
             for spec in inputs:
                 self._add(spec, shapes[spec.name])
             for spec in outputs:
@@ -94,7 +97,7 @@ class Shape:
         _agree(self._context.set_tensor_address(spec.name, slot.device.address), spec.name)
 
     def _settle(self) -> None:
-        """Give the context its scratch memory, again if that was moved meanwhile."""
+        """Set the context's scratch memory, again if that has moved."""
         if self._generation == self._activations.generation:
             return
         size = self._context.update_device_memory_size_for_shapes()
@@ -105,24 +108,24 @@ class Shape:
         self._launches = 0
 
     def upload(self, name: str, array: np.ndarray) -> None:
-        """Send an input to the device."""
+        """Copy an input to the device."""
         slot = self._slots[name]
-        assert slot.array is not None  # for the type checker: only `close` takes it away
+        assert slot.array is not None  # for the type checker: only `close` sets None
         np.copyto(slot.array, array)
         self._stream.upload(slot.device, slot.host, slot.size)
         slot.token = UNTOKENED
 
     def place(self, name: str, source: cuda_device.DeviceBuffer, token: int) -> None:
-        """Put an input in place that is on the device already, unless it is still there."""
+        """Copy an input that is on the device already, unless the last one was the same."""
         slot = self._slots[name]
         if slot.token != token:
             self._stream.duplicate(slot.device, source, slot.size)
             slot.token = token
 
     def launch(self, messages: Messages) -> None:
-        """Put the engine's work into the stream.
+        """Queue the engine's work in the stream.
 
-        Raises: EngineError: the library refuses; the message is its own.
+        Raises: EngineError: it does not start; the message has the library's reason.
         """
         self._settle()
         if self._graph is None and self._captures and self._launches:
@@ -134,7 +137,7 @@ class Shape:
         self._launches += 1
 
     def results(self) -> dict[str, np.ndarray]:
-        """Wait, and copy the outputs for the caller."""
+        """Wait for the outputs and copy them."""
         for name in self._outputs:
             slot = self._slots[name]
             self._stream.download(slot.host, slot.device, slot.size)
@@ -143,7 +146,7 @@ class Shape:
 
     def _execute(self, messages: Messages) -> None:
         if not self._context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"the engine did not start: {messages.taken()}")
+            raise EngineError(f"the engine did not start: {messages.take()}")
 
     def _capture(self, messages: Messages) -> None:
         try:
@@ -158,12 +161,12 @@ class Shape:
             graph.close()
 
     def close(self) -> None:
-        with ExitStack() as last:  # each is tried, whatever the others say
+        with ExitStack() as cleanup:  # runs all callbacks, even if some fail
             for slot in self._slots.values():
-                last.callback(slot.close)
+                cleanup.callback(slot.close)
             self._slots.clear()
             self._context = None
-            last.callback(self._drop_graph)
+            cleanup.callback(self._drop_graph)
 
 
 def _agree(done: object, what: str) -> None:

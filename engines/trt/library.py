@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: the one place that knows where the two differ."""
+"""TensorRT and TensorRT-RTX, and where the two differ."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
 from sdexport.engines.messages import one_line
 
 
@@ -13,9 +14,10 @@ from sdexport.engines.messages import one_line
 class Library:
     """One of the two libraries.
 
-    name: as NVIDIA writes it. module: to import. extra: of our package. portable: builds without a
-    GPU, for a list of compute capabilities. runtime_cache: compiles kernels when an engine is
-    opened, and can keep them; captures CUDA graphs by itself.
+    name: as NVIDIA writes it. module: to import. extra: of this package.
+    portable: it builds without a GPU, for a list of compute capabilities.
+    runtime_cache: it compiles kernels when an engine is opened and can keep them in a file; it also
+      captures CUDA graphs itself.
     """
 
     name: str
@@ -25,20 +27,23 @@ class Library:
     runtime_cache: bool
 
     def load(self) -> Any:
-        """The module.
+        """Import the module.
 
-        Raises: ImportError: it is not installed; the message names the pip command.
+        Raises: MissingDependencyError: it is not installed; the message names the pip command.
         """
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
-            raise ImportError(
+            raise MissingDependencyError(
                 f"{self.name} is not installed; run: pip install 'sdexport[{self.extra}]'"
                 f"{_library_hint(error)}"
             ) from error
 
     def version(self) -> str:
-        """Raises: ImportError: it is not installed."""
+        """The installed version.
+
+        Raises: MissingDependencyError: it is not installed.
+        """
         return str(self.load().__version__)
 
 
@@ -49,24 +54,32 @@ LIBRARIES = {
 
 
 def library(backend: str) -> Library:
-    """Raises: ValueError: not one of LIBRARIES."""
+    """The library of a backend.
+
+    Raises: InvalidArgumentError: not one of LIBRARIES.
+    """
     if backend not in LIBRARIES:
-        raise ValueError(f"unknown backend '{backend}'; choose one of {', '.join(LIBRARIES)}")
+        raise InvalidArgumentError(
+            f"unknown backend '{backend}'; choose one of {', '.join(LIBRARIES)}"
+        )
     return LIBRARIES[backend]
 
 
 def polygraphy_version() -> str:
-    """Raises: ImportError: Polygraphy is not installed."""
-    from importlib import metadata  # 20 ms, which painting does not need
+    """The installed version of Polygraphy.
+
+    Raises: MissingDependencyError: it is not installed.
+    """
+    from importlib import metadata  # takes 20 ms, and only builds need it
 
     try:
         return metadata.version("polygraphy")
     except metadata.PackageNotFoundError:
-        raise ImportError(
+        raise MissingDependencyError(
             "building needs Polygraphy, which is not installed; run: pip install polygraphy"
         ) from None
 
 
 def _library_hint(error: ImportError) -> str:
-    """A module that is there but cannot find its shared libraries says which."""
+    """The reason if the module is installed but fails, such as a missing shared library."""
     return "" if isinstance(error, ModuleNotFoundError) else f" ({one_line(error)})"

@@ -1,4 +1,4 @@
-"""From a plan on disk to an engine: checked, loaded, refitted; and TensorRT-RTX's runtime cache."""
+"""Load a plan from disk into an engine: check it, refit it; and TensorRT-RTX's runtime cache."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.sidecar import Sidecar
+from sdexport.engines.cache.staleness import Requirements, Target, stale_reasons
 from sdexport.engines.errors import EngineError
 from sdexport.engines.files import write_atomically
 from sdexport.engines.messages import one_line
 from sdexport.engines.onnx_file.graph_digest import graph_digest
+from sdexport.engines.trt.build_options import AMPERE_AND_LATER, PORTABLE
 from sdexport.engines.trt.library import Library, library
 
 _log = logging.getLogger(__name__)
@@ -25,9 +27,10 @@ def build_command(backend: str, component: str) -> str:
 
 
 def read_sidecar(plan: Path, backend: str, component: str) -> Sidecar:
-    """The sidecar of a plan.
+    """Read the sidecar of a plan.
 
-    Raises: FileNotFoundError, EngineError: none, or a damaged one; with the command that builds.
+    Raises: FileNotFoundError: there is none. EngineError: it is damaged. Both messages name the
+      command that builds the plan.
     """
     command = build_command(backend, component)
     try:
@@ -40,32 +43,27 @@ def read_sidecar(plan: Path, backend: str, component: str) -> Sidecar:
         ) from error
 
 
-def differences(
-    sidecar: Sidecar,
+def requirements(
     onnx: Path,
     backend: str,
     *,
     digest: str | None,
     version: str | None,
     gpu: cuda_device.Gpu | None,
-) -> list[str]:
-    """What keeps a plan from running an ONNX file here, in words.
+) -> Requirements:
+    """What a plan must have been built from, with and for to run an ONNX file here.
 
     Args:
       digest: sidecar.model_digest of `onnx`. version: of the library. None: not compared.
     """
-    found = []
-    if digest not in (None, sidecar.onnx_sha256):
-        same = sidecar.graph_sha256 == graph_digest(onnx)
-        if not sidecar.takes_weights(sidecar.graph_sha256 if same else ""):
-            hint = ", of the same graph: --refittable would take its weights" if same else ""
-            found.append(f"it was built from another ONNX file{hint}")
-    if sidecar.backend != backend:
-        found.append(f"it was built for {sidecar.backend}")
-    built = sidecar.library_version
-    if version not in (None, built) and not sidecar.options.get("version_compatible"):
-        found.append(f"it was built with {library(backend).name} {built}, here is {version}")
-    return found + ([] if gpu is None else _target_differences(sidecar, gpu))
+    return Requirements(
+        backend=backend,
+        library=library(backend).name,
+        onnx_sha256=digest,
+        graph_sha256=lambda: graph_digest(onnx),
+        library_version=version,
+        target_problems=None if gpu is None else lambda target: _target_problems(target, gpu),
+    )
 
 
 def check_fits(
@@ -73,32 +71,38 @@ def check_fits(
 ) -> None:
     """Raises: EngineError: the plan was built from, with or for something else; says what."""
     version = library(backend).version()
-    found = differences(sidecar, onnx, backend, digest=digest, version=version, gpu=gpu)
-    if found:
+    required = requirements(onnx, backend, digest=digest, version=version, gpu=gpu)
+    reasons = stale_reasons(sidecar, required)
+    if reasons:
         command = build_command(backend, sidecar.component)
         raise EngineError(
-            f"{sidecar.component}: this engine does not fit: {'; '.join(found)}; "
+            f"{sidecar.component}: this engine does not fit: {'; '.join(reasons)}; "
             f"build it again: {command} --rebuild-stale"
         )
 
 
-def _target_differences(sidecar: Sidecar, gpu: cuda_device.Gpu) -> list[str]:
-    target, have = sidecar.target, gpu.compute_capability
+def _target_problems(target: Target, gpu: cuda_device.Gpu) -> list[str]:
+    """Why a plan for some GPUs does not run on this one."""
+    present = gpu.compute_capability
     if "gpu" in target:
-        wanted = (target["gpu"], target.get("compute_capability"))
-        if wanted != (gpu.name, have):
-            return [f"it was built on {wanted[0]} ({wanted[1]}), here is {gpu.name} ({have})"]
+        built_on = (target["gpu"], target.get("compute_capability"))
+        if built_on != (gpu.name, present):
+            return [
+                f"it was built on {built_on[0]} ({built_on[1]}), here is {gpu.name} ({present})"
+            ]
         return []
     listed = target.get("compute_capabilities", "")
-    if listed in ("portable", "8.0 and later"):
-        return [] if int(have.split(".")[0]) >= 8 else [f"it is for 8.0 and later, here is {have}"]
-    if have not in listed.split(", "):
-        return [f"it was built for compute capability {listed}, here is {have}"]
+    if listed in (PORTABLE, AMPERE_AND_LATER):
+        if int(present.split(".")[0]) < 8:
+            return [f"it is for {AMPERE_AND_LATER}, here is {present}"]
+        return []
+    if present not in listed.split(", "):
+        return [f"it was built for compute capability {listed}, here is {present}"]
     return []
 
 
 class Messages:
-    """Collects what the library says of errors, through a logger of its own kind."""
+    """The library's error messages, collected through a logger of its own class."""
 
     def __init__(self, trt: Any, component: str) -> None:
         self.errors: list[str] = []
@@ -118,8 +122,8 @@ class Messages:
 
         self.logger = Recorder()
 
-    def taken(self) -> str:
-        """What was said since the last call, in one line."""
+    def take(self) -> str:
+        """The messages since the last call, in one line."""
         text = "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
         self.errors.clear()
         return text
@@ -134,20 +138,21 @@ def load_engine(
     digest: str | None,
     messages: Messages,
 ) -> tuple[Any, Any]:
-    """The runtime and the engine of a plan, with the weights of `onnx`.
+    """Load the engine of a plan, with the weights of `onnx`.
 
-    They are put in where the plan holds none, or those of another file.
-    Raises: EngineError: the library refuses it; the message is its own.
+    The weights are put in if the plan has none, or those of another file.
+    Returns: the library's runtime, which must be kept as long as the engine, and the engine.
+    Raises: EngineError: the library cannot load it; the message has the library's reason.
     """
     runtime = trt.Runtime(messages.logger)
     if runtime is None:
-        raise EngineError(f"{sidecar.component}: {lib.name} does not start: {messages.taken()}")
+        raise EngineError(f"{sidecar.component}: {lib.name} does not start: {messages.take()}")
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        raise EngineError(f"{sidecar.component}: {lib.name} cannot load {plan}: {messages.taken()}")
-    others = digest not in (None, sidecar.onnx_sha256)
-    if others or sidecar.options.get("weight_stripped"):
+        raise EngineError(f"{sidecar.component}: {lib.name} cannot load {plan}: {messages.take()}")
+    other_weights = digest not in (None, sidecar.onnx_sha256)
+    if other_weights or sidecar.options.get("weight_stripped"):
         refit(trt, engine, onnx, sidecar.component, messages)
     if sidecar.options.get("weight_streaming"):
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
@@ -155,7 +160,7 @@ def load_engine(
 
 
 def refit(trt: Any, engine: Any, onnx: Path, component: str, messages: Messages) -> None:
-    """Put the weights of an ONNX file of the same graph into an engine.
+    """Replace the weights of an engine by those of another ONNX file of the same graph.
 
     Raises: EngineError: the engine was not built for it, or the graphs differ.
     """
@@ -165,15 +170,16 @@ def refit(trt: Any, engine: Any, onnx: Path, component: str, messages: Messages)
     refitter = trt.Refitter(engine, messages.logger)
     parser = trt.OnnxParserRefitter(refitter, messages.logger)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-        raise EngineError(f"{component}: {onnx} does not refit the engine: {messages.taken()}")
+        raise EngineError(f"{component}: {onnx} does not refit the engine: {messages.take()}")
 
 
 def check_names(trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str]) -> None:
     """Raises: EngineError: the engine has other inputs and outputs than its sidecar."""
-    have = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    if sorted(have) != sorted(names):
+    present = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    if sorted(present) != sorted(names):
         raise EngineError(
-            f"{sidecar.component}: the engine has {', '.join(have)}, its sidecar {', '.join(names)}"
+            f"{sidecar.component}: the engine has {', '.join(present)}, "
+            f"its sidecar {', '.join(names)}"
         )
     for spec in (*sidecar.inputs, *sidecar.outputs):
         dtype = trt.nptype(engine.get_tensor_dtype(spec.name))
@@ -185,20 +191,20 @@ def check_names(trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str]) -
 
 
 class RuntimeCache:
-    """TensorRT-RTX's compiled kernels in a file, so that the next process need not compile them.
+    """TensorRT-RTX's compiled kernels in a file, which saves the next process from compiling them.
 
-    A file that does not fit (another driver, another GPU) is ignored and replaced at the end.
+    A file that does not fit (another driver, another GPU) is ignored, and replaced by `save`.
     """
 
     def __init__(self, config: Any, path: Path) -> None:
         self._path = path
         self._cache = config.create_runtime_cache()
         if path.is_file() and not self._cache.deserialize(path.read_bytes()):
-            _log.info("%s does not fit this machine any more; it will be replaced", path)
+            _log.info("%s does not fit this machine; it will be replaced", path)
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the file, if the folder allows it."""
+        """Write the file, if the folder can be written."""
         try:
             write_atomically(self._path, bytes(self._cache.serialize()))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""One block of scratch memory for every engine on a GPU: they run one after the other anyway."""
+"""One block of scratch memory for all engines on a GPU, which run one at a time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sdexport.engines.cuda_device import DeviceBuffer
 
 
 class Activations:
-    """Memory that engines take turns in. Hold `lock` while an engine works in it.
+    """Scratch memory that engines use in turn. Hold `lock` while an engine uses it.
 
-    generation: changes when the block was replaced by a larger one; addresses from before are void.
+    generation: changes when the block is replaced by a larger one; older addresses are invalid.
     """
 
     def __init__(self) -> None:
@@ -20,18 +20,19 @@ class Activations:
         self._buffer: DeviceBuffer | None = None
 
     def join(self) -> None:
+        """Register a user."""
         with self.lock:
             self._users += 1
 
     def leave(self) -> None:
-        """The last one to leave frees the memory."""
+        """Unregister a user; the last one frees the memory."""
         with self.lock:
             self._users -= 1
             if self._users == 0:
                 self._free()
 
     def reserve(self, size: int) -> int:
-        """The address of at least `size` bytes; call with no engine's work under way."""
+        """The address of at least `size` bytes; no engine may be running."""
         with self.lock:
             if self._buffer is None or self._buffer.size < size:
                 self._free()
@@ -54,6 +55,6 @@ _lock = threading.Lock()
 
 
 def shared_activations(device: int) -> Activations:
-    """The block of a GPU."""
+    """The scratch memory of a GPU."""
     with _lock:
         return _shared.setdefault(device, Activations())

@@ -34,26 +34,27 @@ from sdexport.engines.trt.scratch_memory import shared_activations
 
 _log = logging.getLogger(__name__)
 MOST_SHAPES = 8
-"""Shapes whose buffers and CUDA graphs are kept; the one that was not used longest goes first."""
+"""Shapes whose buffers and CUDA graphs are kept; the least recently used one is dropped first."""
 
 
 class TensorRtSession(SessionBase):
     """A plan in TensorRT or TensorRT-RTX.
 
-    The first call with a shape makes its buffers, the next ones only copy, launch and wait.
+    The first call with a shape allocates its buffers, the next ones only copy, launch and wait.
     Calls from several threads take turns.
 
     Args:
-      path: the ONNX file that the plan was built from, or another one of the same graph, whose
-        weights a refittable plan takes; a stripped plan takes its weights from it too.
+      path: the ONNX file that the plan was built from, or another one of the same graph, if the
+        plan is refittable. Its weights are used if they differ or the plan has none.
       backend: tensorrt or tensorrt-rtx.
-      plan: the .plan, with its sidecar beside it.
-      digest: sidecar.model_digest of `path`; None trusts the plan to be of it.
+      plan: the .plan file, with its sidecar in the same folder.
+      digest: sidecar.model_digest of `path`; None skips the check that the plan was built from it.
       device: number of the GPU.
       cuda_graphs: launch the whole engine at once from the second or third call of a shape on.
-      runtime_cache: TensorRT-RTX: file for compiled kernels; None is beside the plan.
-    Raises: FileNotFoundError: no plan. ImportError: the library or cuda-bindings is not installed.
-      EngineError: no GPU, or a plan that does not fit; the message names the command that builds.
+      runtime_cache: TensorRT-RTX: file for compiled kernels; by default next to the plan.
+    Raises: FileNotFoundError: no plan. MissingDependencyError: the library or cuda-bindings is not
+      installed. EngineError: no GPU, or a plan that does not fit; the message names the command
+      that builds one.
     """
 
     def __init__(
@@ -102,10 +103,10 @@ class TensorRtSession(SessionBase):
         return _Uploaded(self, constants, shared)
 
     def refit(self, path: str | Path) -> None:
-        """Put in the weights of another ONNX file of the same graph; for refittable plans.
+        """Replace the weights by those of another ONNX file of the same graph.
 
         Raises: EngineError: the graph is another one, the plan is not refittable, or the library
-          refuses.
+          fails.
         """
         path = Path(path)
         if graph_digest(path) != self._graph_sha256:
@@ -113,7 +114,7 @@ class TensorRtSession(SessionBase):
         with self._activations.lock:
             self._check_open()
             cuda_device.use_device(self._device)
-            self._drop_shapes()  # recorded CUDA graphs may hold what is replaced
+            self._drop_shapes()  # recorded CUDA graphs may refer to the old weights
             self._refits += 1
             refit(self._trt, self._engine, path, self.name, self._messages)
 
@@ -138,14 +139,14 @@ class TensorRtSession(SessionBase):
             strategy if self._config is None else self._config
         )
         if context is None:
-            raise EngineError(f"{self.name}: no execution context: {self._messages.taken()}")
+            raise EngineError(f"{self.name}: no execution context: {self._messages.take()}")
         return context
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self.compute(feeds, {})
 
     def compute(self, feeds: Feeds, constants: Mapping[str, Constant]) -> dict[str, np.ndarray]:
-        """Run with some inputs on the device already; feeds and constants have been checked."""
+        """Run with checked feeds, and with constants that are on the device already."""
         with self._activations.lock:
             self._check_open()
             cuda_device.use_device(self._device)
@@ -173,7 +174,7 @@ class TensorRtSession(SessionBase):
         index = narrowest(self.name, self._profiles, sizes)
         while len(self._shapes) >= MOST_SHAPES:
             self._shapes.popitem(last=False)[1].close()
-        made = Shape(
+        shape = Shape(
             self._context(),
             index if len(self._profiles) > 1 else None,
             (self.inputs, self.outputs),
@@ -182,11 +183,11 @@ class TensorRtSession(SessionBase):
             self._activations,
             captures=self._captures,
         )
-        self._shapes[key] = made
-        return made
+        self._shapes[key] = shape
+        return shape
 
     def constants(self, values: Feeds) -> dict[str, Constant]:
-        """Upload arrays once, for many runs."""
+        """Upload arrays once for many runs; `release` frees them."""
         with self._activations.lock:
             self._check_open()
             cuda_device.use_device(self._device)
@@ -201,30 +202,34 @@ class TensorRtSession(SessionBase):
             return found
 
     def release(self, constants: Mapping[str, Constant]) -> None:
+        """Free uploaded arrays."""
         with self._activations.lock:
             cuda_device.use_device(self._device)
             for constant in constants.values():
                 constant.close()
 
     def _release(self) -> None:
-        with self._activations.lock, ExitStack() as last:  # each is tried, whatever the others say
-            last.callback(self._activations.leave)
-            last.callback(self._forget)
-            last.callback(self.stream.close)
+        with (
+            self._activations.lock,
+            ExitStack() as cleanup,
+        ):  # runs all callbacks, even if some fail
+            cleanup.callback(self._activations.leave)
+            cleanup.callback(self._forget)
+            cleanup.callback(self.stream.close)
             for shape in self._shapes.values():
-                last.callback(shape.close)
+                cleanup.callback(shape.close)
             self._shapes.clear()
             if self._cache is not None:
-                last.callback(self._cache.save)
+                cleanup.callback(self._cache.save)
             cuda_device.use_device(self._device)
 
     def _forget(self) -> None:
-        """In this order: what was made from another goes first."""
+        """Drop the library's objects, each before the one it was created from."""
         self._cache = self._config = self._engine = self._runtime = None
 
 
 class Constant:
-    """An input in device memory. token: tells it from every other one of its session."""
+    """An input in device memory. token: a number of its own within the session."""
 
     def __init__(self, stream: cuda_device.Stream, array: np.ndarray, token: int) -> None:
         self.shape, self.token = array.shape, token
@@ -246,7 +251,7 @@ class Constant:
 
 
 class _Uploaded(BoundSession):
-    """Constants that lie on the device."""
+    """Bound inputs in device memory."""
 
     def __init__(self, parent: TensorRtSession, constants: Feeds, shared: Sequence[str]) -> None:
         super().__init__(parent, constants, shared)

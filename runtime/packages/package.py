@@ -23,7 +23,7 @@ from sdexport.engines import (
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
-from sdexport.engines.onnx_file.wire_format import external_data_locations
+from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.runtime.packages.manifest import (
     MANIFEST,
     Component,

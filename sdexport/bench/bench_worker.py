@@ -1,7 +1,7 @@
 """One backend of one package in a process of its own: `python -m sdexport.bench.bench_worker`.
 
-Speaks the protocol of worker_process.py. Requests: open, check, component, picture. Answers of
-components and pictures go to files; only they are outside of what is timed.
+Speaks the protocol of engines/worker_process.py. Requests: open, check, component, picture.
+Answers of components and pictures go to files; only they are outside of what is timed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.process_memory import resident_mb, timed
+from sdexport.engines.worker_process import serve
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
-from sdexport.worker_process import resident_mb, serve, timed
 
 LIBRARIES = {
     "onnxruntime": ("onnxruntime",),

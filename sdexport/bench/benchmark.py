@@ -22,9 +22,9 @@ from sdexport.bench.measure import machine, summary
 from sdexport.engines.backends import available, check_backend
 from sdexport.engines.errors import WorkerError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.worker_process import Worker
 from sdexport.runtime.backend_choice import parse_option
 from sdexport.runtime.packages.package import Package
-from sdexport.worker_process import Worker
 
 PROMPT = "a photograph of an astronaut riding a horse"
 Progress = Callable[[str], object]

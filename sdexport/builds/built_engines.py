@@ -10,100 +10,106 @@ from typing import Any
 
 from sdexport.engines import PLAN_BACKENDS, PREPARED_BACKEND, EngineError, cuda_device
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
+from sdexport.engines.cache.staleness import Requirements, stale_reasons
+from sdexport.engines.errors import MissingDependencyError
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.trt.library import library
-from sdexport.engines.trt.plan import differences
+from sdexport.engines.trt.plan import requirements
 from sdexport.runtime.packages.package import Package
+
+RequirementsFor = Callable[[str], Requirements]
+"""By component of a package: what an engine must have been built from, with and for."""
 
 
 def built_engines(package: Package, engine_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """What is in the folder of engines, for people and for JSON.
+    """Describe the engines in a folder, as JSON values.
 
-    Each entry: component, backend, plan, size (bytes), fits, differences (why it does not fit),
-    not_compared (what could not be, and why), refits (whether the package's weights are put in
-    when it is opened); and where the sidecar can be read library_version, target, profiles,
-    options.
-
-    Raises: FileNotFoundError: engine_dir is no folder.
+    Returns: for each engine component, backend, plan, size (bytes), fits, differences (why it does
+      not fit), not_compared (what could not be compared, and why) and refits (whether the package's
+      weights are put in when it is opened); if its sidecar can be read, also library_version,
+      target, profiles and options.
+    Raises: FileNotFoundError: engine_dir is not a folder.
     """
     if engine_dir is not None and not Path(engine_dir).is_dir():
         raise FileNotFoundError(f"no folder of engines at {engine_dir}")
-    found = []
+    entries = []
     for backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
-        own = backend == PREPARED_BACKEND
-        compare, not_compared = _prepared_here() if own else _here(backend)
+        if backend == PREPARED_BACKEND:
+            required, not_compared = _prepared_requirements(package)
+        else:
+            required, not_compared = _plan_requirements(package, backend)
         pattern = package.plan_path("*", backend, engine_dir)
         for plan in sorted(pattern.parent.glob(pattern.name)):
-            if plan.stem.endswith(f".{prepared.BEFORE}"):
-                continue
-            entry: dict[str, Any] = {
-                "component": plan.stem,
-                "backend": backend,
-                "plan": str(plan),
-                "size": plan.stat().st_size,
-                "refits": False,
-            }
-            try:
-                sidecar = Sidecar.read(plan)
-                entry |= _known(sidecar)
-                if plan.stem in package.graphs:
-                    wrong = compare(sidecar, package, plan.stem)
-                else:
-                    wrong = [f"the package has no {plan.stem}"]
-                entry["refits"] = not wrong and _takes_weights(sidecar, package)
-            except FileNotFoundError:
-                wrong = [f"there is no {sidecar_path(plan).name}: it was not built to its end"]
-            except EngineError as error:
-                wrong = [str(error)]
-            found.append(
-                entry | {"fits": not wrong, "differences": wrong, "not_compared": not_compared}
-            )
-    return found
+            if not plan.stem.endswith(f".{prepared.BEFORE}"):
+                entry = _entry(package, plan, backend, required)
+                entries.append(entry | {"not_compared": not_compared})
+    return entries
 
 
-Compare = Callable[[Sidecar, Package, str], list[str]]
-"""What keeps an engine from standing for a component of a package here."""
+def _entry(package: Package, plan: Path, backend: str, required: RequirementsFor) -> dict[str, Any]:
+    component = plan.stem
+    entry: dict[str, Any] = {
+        "component": component,
+        "backend": backend,
+        "plan": str(plan),
+        "size": plan.stat().st_size,
+        "refits": False,
+    }
+    try:
+        sidecar = Sidecar.read(plan)
+        entry |= _described(sidecar)
+        if component in package.graphs:
+            reasons = stale_reasons(sidecar, required(component))
+        else:
+            reasons = [f"the package has no {component}"]
+        entry["refits"] = not reasons and _takes_weights(sidecar, package)
+    except FileNotFoundError:
+        reasons = [f"there is no {sidecar_path(plan).name}: the build did not finish"]
+    except EngineError as error:
+        reasons = [str(error)]
+    return entry | {"fits": not reasons, "differences": reasons}
 
 
-def _prepared_here() -> tuple[Compare, list[str]]:
+def _prepared_requirements(package: Package) -> tuple[RequirementsFor, list[str]]:
+    """How prepared graphs are compared, and what cannot be."""
     version: str | None = None
     for name in ("onnxruntime", "onnxruntime-gpu"):  # never both
         with suppress(metadata.PackageNotFoundError):
             version = metadata.version(name)
-    missing = [] if version else ["ONNX Runtime is not installed"]
 
-    def compare(sidecar: Sidecar, package: Package, component: str) -> list[str]:
-        digest = package.model_digest(component)
-        return prepared.differences(sidecar, digest=digest, version=version)
+    def required(component: str) -> Requirements:
+        return prepared.requirements(digest=package.model_digest(component), version=version)
 
-    return compare, missing
+    return required, [] if version else ["ONNX Runtime is not installed"]
 
 
-def _here(backend: str) -> tuple[Compare, list[str]]:
-    """How a plan is compared with this machine, and what there is none of here."""
-    lib, version, gpu, missing = library(backend), None, None, []
+def _plan_requirements(package: Package, backend: str) -> tuple[RequirementsFor, list[str]]:
+    """How plans are compared, and what cannot be."""
+    lib, not_compared = library(backend), []
+    version: str | None = None
+    gpu: cuda_device.Gpu | None = None
     try:
         version = lib.version()
-    except ImportError:
-        missing.append(f"{lib.name} is not installed")
+    except MissingDependencyError:
+        not_compared.append(f"{lib.name} is not installed")
     try:
         gpu = cuda_device.gpu()
-    except (EngineError, ImportError):
-        missing.append("no NVIDIA GPU")
+    except (EngineError, MissingDependencyError):
+        not_compared.append("no NVIDIA GPU")
 
-    def compare(sidecar: Sidecar, package: Package, component: str) -> list[str]:
+    def required(component: str) -> Requirements:
         path, digest = package.model_path(component), package.model_digest(component)
-        return differences(sidecar, path, backend, digest=digest, version=version, gpu=gpu)
+        return requirements(path, backend, digest=digest, version=version, gpu=gpu)
 
-    return compare, missing
+    return required, not_compared
 
 
 def _takes_weights(sidecar: Sidecar, package: Package) -> bool:
-    others = package.model_digest(sidecar.component) != sidecar.onnx_sha256
-    return others or bool(sidecar.options.get("weight_stripped"))
+    other_weights = package.model_digest(sidecar.component) != sidecar.onnx_sha256
+    return other_weights or bool(sidecar.options.get("weight_stripped"))
 
 
-def _known(sidecar: Sidecar) -> dict[str, Any]:
+def _described(sidecar: Sidecar) -> dict[str, Any]:
     return {
         "size": sidecar.size,
         "library_version": sidecar.library_version,

@@ -1,20 +1,19 @@
-"""An ONNX graph to one prepared for ONNX Runtime on this processor; as a program, the worker.
+"""Prepare an ONNX graph for ONNX Runtime on this processor; as a program, the worker.
 
-The graph is rewritten (cpu.cpu_rewrites), optimised by ONNX Runtime and saved with its weights as
-the kernels read them. That happens in a process of its own, which can be interrupted and whose
-memory is free afterwards.
+The graph is rewritten (graphs.cpu.cpu_rewrites), optimised by ONNX Runtime and saved with its
+weights in the layout that the kernels read. That happens in a process of its own, which can be
+interrupted and whose memory is free afterwards.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from sdexport.engines import PREPARED_BACKEND, EngineError
-from sdexport.engines.cache.engine_store import Built, build_once, worker_environment
+from sdexport.engines.cache.engine_store import Built, build_once
 from sdexport.engines.cache.sidecar import Sidecar, model_digest
-from sdexport.engines.errors import WorkerError
+from sdexport.engines.errors import MissingDependencyError, WorkerError
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.ort.prepared.prepared_graph import (
@@ -24,12 +23,12 @@ from sdexport.engines.ort.prepared.prepared_graph import (
     data_path,
     target,
 )
-from sdexport.worker_process import Worker, serve
+from sdexport.engines.worker_process import run_in_worker, serve
 
 PROMPT = "encoder_hidden_states"
-"""The input that stays the same for a whole picture."""
+"""The input that stays the same for all steps of an image."""
 SMALLEST_MAPPED = 1024
-"""Bytes from which on a weight lies in the file beside the graph."""
+"""Least size in bytes of a weight that is stored in the separate, mapped file."""
 
 
 def prepare(
@@ -40,42 +39,41 @@ def prepare(
     digest: str | None = None,
     rebuild_stale: bool = False,
 ) -> Built:
-    """Prepare a graph for this processor, unless the one that is there is just that.
+    """Prepare a graph for this processor, unless the present one is up to date.
+
+    An interrupted build leaves no files.
 
     Args:
-      onnx: the .onnx file. plan: the .onnx to write; weights and sidecar lie beside it.
-      digest: sdexport.engines.cache.sidecar.model_digest of `onnx` where it is known already.
-      rebuild_stale: replace one that was made from or for something else.
-    Raises: FileNotFoundError: no such ONNX file. ImportError: onnx or ONNX Runtime is not there.
-      EngineError: ONNX Runtime cannot do it, the folder cannot be written, another process
-      does the same, or a stale one is there. KeyboardInterrupt leaves nothing behind.
+      onnx: the .onnx file. plan: the .onnx to write; weights and sidecar go to the same folder.
+      digest: sdexport.engines.cache.sidecar.model_digest of `onnx`, if it is known already.
+      rebuild_stale: replace one that was built from or for something else.
+    Raises: FileNotFoundError: no such ONNX file. MissingDependencyError: onnx or ONNX Runtime is
+      not installed. EngineError: ONNX Runtime fails, the folder cannot be written, another process
+      prepares the same graph, or the present one is stale.
     """
     onnx, plan = Path(onnx), Path(plan)
     if not onnx.is_file():
         raise FileNotFoundError(f"no model file {onnx}")
     wanted = _wanted(onnx, component, digest)
 
-    def make(folder: Path) -> None:
-        command = [sys.executable, "-P", "-m", "sdexport.builds.prepare_onnxruntime"]
-        with Worker(command, worker_environment()) as worker:
-            try:
-                worker.ask("write", onnx=str(onnx.absolute()), plan=str(folder / plan.name))
-            except WorkerError as error:
-                raise EngineError(f"{component}: ONNX Runtime cannot prepare it: {error}") from None
-            except KeyboardInterrupt:
-                worker.kill()
-                raise
+    def build(folder: Path) -> None:
+        paths = {"onnx": str(onnx.absolute()), "plan": str(folder / plan.name)}
+        try:
+            run_in_worker("sdexport.builds.prepare_onnxruntime", "write", paths)
+        except WorkerError as error:
+            raise EngineError(f"{component}: ONNX Runtime cannot prepare it: {error}") from None
 
-    return build_once(plan, wanted, make, rebuild_stale=rebuild_stale)
+    return build_once(plan, wanted, build, rebuild_stale=rebuild_stale)
 
 
 def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
+    """The sidecar of the prepared graph to build."""
     try:
         import onnxruntime
 
         from sdexport.graphs.cpu.cpu_rewrites import VERSION, CpuGraph
     except ImportError as error:
-        raise ImportError(
+        raise MissingDependencyError(
             f"{error.name} is not installed; run: pip install 'sdexport[cpu,onnx]'"
         ) from error
     inputs, outputs = graph_specs(onnx)
@@ -116,7 +114,7 @@ def write(onnx: str, plan: str) -> None:
 
 
 def _optimise(model: Any, folder: Path, plan: Path) -> None:
-    """Have ONNX Runtime write what it makes of a model whose weights lie in a folder."""
+    """Let ONNX Runtime optimise and write a model whose weights are in a folder."""
     import onnx_ir as ir
     import onnxruntime as ort
 

@@ -14,11 +14,11 @@ from benchmarks import contenders, latency, standard, tables
 from benchmarks.contenders import CONTENDERS, Contender, chosen, groups
 from benchmarks.models import Model
 from sdexport.engines.errors import WorkerError
-from sdexport.worker_process import Worker
+from sdexport.engines.worker_process import Worker
 
 PEER = """
 import sys, numpy as np
-from sdexport.worker_process import serve
+from sdexport.engines.worker_process import serve
 
 def component(name, feeds, output=None):
     np.savez(output, out_sample=np.load(feeds)["sample"] + {added})

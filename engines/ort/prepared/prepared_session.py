@@ -1,11 +1,11 @@
-"""A graph that was prepared for this processor as a Session of ONNX Runtime."""
+"""A prepared graph as a Session of ONNX Runtime."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,53 @@ import numpy as np
 import onnxruntime as ort
 
 from sdexport.engines.cache.sidecar import Sidecar
+from sdexport.engines.cache.staleness import stale_reasons
 from sdexport.engines.errors import EngineError
+from sdexport.engines.mapped_weights.mapped_files import MappedFiles, open_mapped
 from sdexport.engines.messages import one_line
 from sdexport.engines.ort.onnxruntime_session import (
     CPU,
     OnnxRuntimeBase,
-    OnnxRuntimeSession,
-    Provider,
-    compute,
     load,
     session_options,
+    tensor_specs,
 )
 from sdexport.engines.ort.prepared import prepared_graph as prepared
-from sdexport.engines.session import Feeds
+from sdexport.engines.session import Feeds, Session
 
 _log = logging.getLogger(__name__)
-_MAPPING = threading.Lock()
-"""Held while a file is mapped, so that every session knows which mappings are its own."""
+
+
+def open_prepared(
+    plan: Path, *, original: Callable[[], Session], digest: str | None, threads: int | None
+) -> Session | None:
+    """Open a prepared graph; None, after a warning, if it cannot be used.
+
+    It cannot be used if it was built from another file, with another version or for another
+    processor, or if it is damaged.
+
+    Args:
+      plan: the graph that `sdexport build` prepared.
+      original: opens the graph that it was built from, for sizes that it does not take.
+      digest: sidecar.model_digest of the original file; None is not compared.
+      threads: see OnnxRuntimeSession.
+    """
+    try:
+        sidecar = Sidecar.read(plan)
+        required = prepared.requirements(digest=digest, version=ort.__version__)
+        reasons = stale_reasons(sidecar, required)
+        if not reasons:
+            return PreparedSession(plan, sidecar, original, threads=threads)
+    except (EngineError, FileNotFoundError) as error:
+        reasons = [str(error)]
+    _log.warning(
+        "%s: its prepared graph is not used: %s; prepare it again: sdexport build PACKAGE "
+        "--backend onnxruntime --component %s --rebuild-stale",
+        plan.stem,
+        "; ".join(reasons),
+        plan.stem,
+    )
+    return None
 
 
 class PreparedSession(OnnxRuntimeBase):
@@ -37,7 +67,8 @@ class PreparedSession(OnnxRuntimeBase):
 
     Args:
       plan: the prepared graph. sidecar: its own.
-      own: opens the graph that it was made from, for sizes that the prepared one does not take.
+      original: opens the graph that it was built from, for sizes that the prepared one does not
+        take.
       threads: see OnnxRuntimeSession.
     Raises: EngineError: it cannot be loaded.
     """
@@ -46,7 +77,7 @@ class PreparedSession(OnnxRuntimeBase):
         self,
         plan: Path,
         sidecar: Sidecar,
-        own: Callable[[], OnnxRuntimeSession],
+        original: Callable[[], Session],
         *,
         threads: int | None,
     ) -> None:
@@ -54,22 +85,18 @@ class PreparedSession(OnnxRuntimeBase):
         options = session_options(threads, "none", True)
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        session, self._ranges = _mapping(name, plan, options)
+        session, self._weights = _load(name, plan, options)
         super().__init__(session, name, sidecar.inputs, sidecar.outputs)
-        self._own = own
-        self._taken = [value.name for value in session.get_inputs()]
-        self._input = prepared.given_before(sidecar)
-        self._before: Any = None
-        self._products: list[str] = []
-        if self._input is not None:
-            before = prepared.before_path(plan)
-            self._before, self._ranges_before = _mapping(name, before, options)
-            self._products = [value.name for value in self._before.get_outputs()]
-        self._check_edges()
+        self._open_original = original
+        self._original: Session | None = None
+        self._input_names = [value.name for value in session.get_inputs()]
+        self._before: _Before | None = None
+        before_input = prepared.before_input(sidecar)
+        if before_input is not None:
+            self._before = _Before(name, prepared.before_path(plan), options, before_input)
+        self._check_names()
         self._mapped = sum(sidecar.files.values())
-        self._held: tuple[np.ndarray, dict[str, np.ndarray]] | None = None
         self._multiples = prepared.multiples(sidecar)
-        self._other: OnnxRuntimeSession | None = None
         self._lock = threading.Lock()
 
     @property
@@ -78,121 +105,82 @@ class PreparedSession(OnnxRuntimeBase):
 
     def trim(self, room: int | None = None) -> bool:
         with self._lock:
-            if self._other is not None:
-                self._other.close()
-                self._other = None
-        kept = self._opened(), self._before  # its mappings must not go meanwhile
-        done = prepared.give_back(self._ranges, room)
-        del kept
-        return done
+            if self._original is not None:
+                self._original.close()
+                self._original = None
+        mapping = self._opened()  # kept alive meanwhile
+        freed = self._weights.free(room)
+        del mapping
+        return freed
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         for name, multiple in self._multiples.items():
             if any(size % multiple for size in feeds[name].shape[2:]):
                 return self._unprepared().run(feeds)
-        if self._input is not None:
-            feeds = {**feeds, **self._of_input(feeds[self._input])}
-        return super()._compute({name: feeds[name] for name in self._taken})
+        if self._before is not None:
+            feeds = {**feeds, **self._before.outputs_for(feeds[self._before.input_name])}
+        return super()._compute({name: feeds[name] for name in self._input_names})
 
-    def _check_edges(self) -> None:
-        """Raises: EngineError: the graph has other inputs or outputs than its sidecar says."""
-        given = {spec.name for spec in self.inputs} | set(self._products)
+    def _check_names(self) -> None:
+        """Raises: EngineError: the graphs have other inputs or outputs than the sidecar."""
+        known, needed = {spec.name for spec in self.inputs}, set(self._input_names)
+        if self._before is not None:
+            needed -= {spec.name for spec in self._before.outputs}
+            needed |= {spec.name for spec in self._before.inputs} | {self._before.input_name}
         outputs = {value.name for value in self._session.get_outputs()}
-        asked = {self._input} if self._input is not None else set()
-        if not set(self._taken) | asked <= given or not set(self._output_names) <= outputs:
+        if not needed <= known or not set(self._output_names) <= outputs:
             raise EngineError(f"{self.name}: the prepared graph is not the one of its sidecar")
 
-    def _of_input(self, value: np.ndarray) -> dict[str, np.ndarray]:
-        """What depends on one input alone, computed again only if that has changed."""
-        held = self._held
-        if held is None or not np.array_equal(held[0], value):
-            before = self._before
-            if before is None:
-                self._check_open()
-            made = compute(self.name, before, self._products, {str(self._input): value})
-            prepared.give_back(self._ranges_before)
-            self._held = held = value.copy(), made
-        return held[1]
-
-    def _unprepared(self) -> OnnxRuntimeSession:
+    def _unprepared(self) -> Session:
         with self._lock:
             self._check_open()
-            if self._other is None:
+            if self._original is None:
                 _log.info("%s: the prepared graph does not take this size", self.name)
-                self._other = self._own()
-            return self._other
+                self._original = self._open_original()
+            return self._original
 
     def _release(self) -> None:
         super()._release()
-        self._before = self._held = None
+        if self._before is not None:
+            self._before.close()
         with self._lock:
-            if self._other is not None:
-                self._other.close()
+            if self._original is not None:
+                self._original.close()
 
 
-def open_onnxruntime(
-    path: str | Path,
-    *,
-    providers: str | Sequence[Provider] = CPU,
-    threads: int | None = None,
-    optimization: str = "all",
-    prepacking: bool = True,
-    plan: str | Path | None = None,
-    digest: str | None = None,
-) -> OnnxRuntimeSession | PreparedSession:
-    """An ONNX graph in ONNX Runtime, prepared for this processor if it is.
+class _Before(OnnxRuntimeBase):
+    """The second graph of a prepared one, and its outputs for the last value of its input."""
 
-    What was prepared from another file, with another version or for another processor is not taken,
-    with a warning; nor is it where providers, optimization or prepacking are given.
+    def __init__(self, name: str, plan: Path, options: Any, input_name: str) -> None:
+        session, self._weights = _load(name, plan, options)
+        super().__init__(
+            session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
+        )
+        self.input_name = input_name
+        self._last: tuple[np.ndarray, dict[str, np.ndarray]] | None = None
 
-    Args:
-      path, providers, threads, optimization, prepacking: see OnnxRuntimeSession.
-      plan: the graph that `sdexport build` prepared; there may be none.
-      digest: sidecar.model_digest of `path`, for comparison with what it was made from.
-    Raises: see OnnxRuntimeSession.
-    """
-    providers = (providers,) if isinstance(providers, str) else tuple(providers)
-    own = partial(
-        OnnxRuntimeSession,
-        path,
-        providers=providers,
-        threads=threads,
-        optimization=optimization,
-        prepacking=prepacking,
-    )
-    ordinary = (providers, optimization, prepacking) == (CPU, "all", True)
-    if plan is None or not ordinary or not Path(plan).exists():
-        return own()
-    plan = Path(plan)
-    try:
-        sidecar = Sidecar.read(plan)
-        found = prepared.differences(sidecar, digest=digest, version=ort.__version__)
-        if not found:
-            return PreparedSession(plan, sidecar, own, threads=threads)
-    except (EngineError, FileNotFoundError) as error:
-        found = [str(error)]
-    _log.warning(
-        "%s: its prepared graph is not used: %s; prepare it again: sdexport build PACKAGE "
-        "--backend onnxruntime --component %s --rebuild-stale",
-        plan.stem,
-        "; ".join(found),
-        plan.stem,
-    )
-    return own()
+    def outputs_for(self, value: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs, computed again only if the value has changed."""
+        last = self._last
+        if last is None or not np.array_equal(last[0], value):
+            outputs = self._compute({self.input_name: value})
+            self._weights.free()
+            self._last = last = value.copy(), outputs
+        return last[1]
+
+    def _release(self) -> None:
+        super()._release()
+        self._last = None
 
 
-def _mapping(name: str, plan: Path, options: Any) -> tuple[Any, list[prepared.Range]]:
+def _load(name: str, plan: Path, options: Any) -> tuple[Any, MappedFiles]:
     """ONNX Runtime's session of a prepared graph, and where it has mapped the weights."""
-    data = [prepared.data_path(plan)]
-    with _MAPPING:
-        there = prepared.mapped_ranges(data)
-        session = load(name, plan, options, CPU)
-        return session, sorted(prepared.mapped_ranges(data) - there)
+    return open_mapped([prepared.data_path(plan)], lambda: load(name, plan, options, CPU))
 
 
 @cache
 def _share_arena() -> None:
-    """One arena for all prepared graphs of this process, which grows by what is asked for."""
+    """Let all prepared graphs of this process use one arena, which grows by the requested size."""
     memory = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )

@@ -1,4 +1,4 @@
-"""The key beside a plan: written, read, compared, and never trusted."""
+"""The sidecar of a plan: written, read, compared, and never trusted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sdexport import Package
 from sdexport.engines import EngineError, TensorSpec
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import Sidecar, combined_digest, model_digest, sidecar_path
+from sdexport.engines.cache.staleness import key_differences
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 
 SIDECAR = Sidecar(
@@ -44,21 +45,21 @@ def changed(**values: object) -> Sidecar:
 
 def test_sidecar_comes_back_as_it_was(tmp_path: Path) -> None:
     assert Sidecar.read(write(tmp_path)) == SIDECAR
-    assert not SIDECAR.differences(SIDECAR)
+    assert not key_differences(SIDECAR, SIDECAR)
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"onnx_sha256": "2" * 64}, "the ONNX file is another one"),
-        ({"library_version": "11.1"}, "library version 11.0 instead of 11.1"),
+        ({"onnx_sha256": "2" * 64}, "it was built from another ONNX file"),
+        ({"library_version": "11.1"}, "built with tensorrt 11.0, here is 11.1"),
         ({"target": {"gpu": "B200", "compute_capability": "8.0"}}, "gpu NVIDIA A100 instead of B2"),
         ({"options": {"refittable": True, "compute_capabilities": []}}, "refittable False instead"),
         ({"profiles": ({"batch": Span(1, 1, 1)},)}, "profiles batch 1:2:8 instead of batch 1:1:1"),
     ],
 )
 def test_sidecar_differences_in_words(values: dict[str, object], words: str) -> None:
-    (found,) = SIDECAR.differences(changed(**values))
+    (found,) = key_differences(SIDECAR, changed(**values))
     assert words in found
 
 
@@ -72,7 +73,7 @@ def test_sidecar_of_a_plan_that_was_cut(tmp_path: Path) -> None:
 def test_sidecar_missing_or_without_plan(tmp_path: Path) -> None:
     plan = write(tmp_path)
     sidecar_path(plan).unlink()
-    with pytest.raises(FileNotFoundError, match="not built to its end"):
+    with pytest.raises(FileNotFoundError, match="did not finish"):
         Sidecar.read(plan)
     plan.unlink()
     with pytest.raises(FileNotFoundError, match="no engine"):
@@ -108,7 +109,7 @@ def test_sidecar_survives_any_value(
     data[name] = value
     plan = write(tmp_path_factory.mktemp("s"), json.dumps(data))
     try:
-        Sidecar.read(plan).differences(SIDECAR)
+        key_differences(Sidecar.read(plan), SIDECAR)
     except EngineError as error:
         assert "unet" in str(error)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sdexport.engines.onnx_file.wire_format import external_data_locations
+from sdexport.engines.onnx_file.external_data import external_data_locations
 
 
 def outside(name: str, location: str) -> TensorProto:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
@@ -22,9 +21,10 @@ from sdexport.engines.cache.lock import locked
 from sdexport.engines.cache.profiles import Profile, Span
 from sdexport.engines.cache.sidecar import Sidecar, model_digest, sidecar_path
 from sdexport.engines.trt.build_options import BuildOptions
-from sdexport.engines.trt.build_worker import MOST, _told
+from sdexport.engines.trt.build_worker import MAX_MESSAGES, _summary
 from sdexport.engines.trt.engine_build import Built, build_plan
 from sdexport.engines.trt.library import LIBRARIES
+from sdexport.engines.worker_process import run_in_worker
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 pytest.importorskip("polygraphy")
@@ -94,7 +94,7 @@ def test_build_keeps_what_is_there(package: Path, plan: Path) -> None:
         ),
         ({"options": BuildOptions(optimization_level=1)}, "optimization level None instead of 1"),
         ({"options": BuildOptions(workspace=10**9)}, "workspace None instead of 1000000000"),
-        ({"digest": "0" * 64}, "the ONNX file is another one"),
+        ({"digest": "0" * 64}, "built from another ONNX file"),
         (
             {"options": BuildOptions(compute_capabilities=("8.9",))},
             r"compute capabilities portable instead of 8\.9",
@@ -105,7 +105,7 @@ def test_build_says_what_is_stale(
     package: Path, plan: Path, changes: dict[str, Any], words: str
 ) -> None:
     before = plan.read_bytes()
-    with pytest.raises(EngineError, match=f"not what is asked for: .*{words}.*--rebuild-stale"):
+    with pytest.raises(EngineError, match=f"is stale: .*{words}.*--rebuild-stale"):
         build(package, plan, **changes)
     assert plan.read_bytes() == before
 
@@ -130,7 +130,7 @@ def test_build_of_another_graph_is_stale(package: Path, plan: Path, tmp_path: Pa
     other.doc_string = "another"
     (tmp_path / "text_encoder").mkdir()
     onnx.save(other, tmp_path / "text_encoder" / "model.onnx")
-    with pytest.raises(EngineError, match="the ONNX file is another one"):
+    with pytest.raises(EngineError, match="built from another ONNX file"):
         build(tmp_path, plan)
 
 
@@ -231,7 +231,7 @@ def test_build_says_what_needs_a_gpu(
 
 
 def test_build_options_of_the_other_library(package: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="knows no hardware_compatible"):
+    with pytest.raises(ValueError, match="has no option hardware_compatible"):
         build(package, tmp_path / "a.plan", options=BuildOptions(hardware_compatible=True))
     for wrong in ({"optimization_level": 6}, {"workspace": 0}):
         with pytest.raises(ValueError, match="must be"):
@@ -259,11 +259,11 @@ def test_build_worker_that_dies(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_worker_tells_a_few_of_many_messages() -> None:
+def test_build_worker_reports_a_few_of_many_messages() -> None:
     many = [f"node {i}" for i in range(40)]
-    told = _told([*many, "node 0"], ValueError("x"))
-    assert told == "; ".join([*many[:MOST], f"and {40 - MOST} more"])
-    assert _told([], ValueError("the\nreason")) == "the reason"
+    summary = _summary([*many, "node 0"], ValueError("x"))
+    assert summary == "; ".join([*many[:MAX_MESSAGES], f"and {40 - MAX_MESSAGES} more"])
+    assert _summary([], ValueError("the\nreason")) == "the reason"
 
 
 FULL = """
@@ -296,19 +296,8 @@ def test_build_on_a_full_disk(package: Path, tmp_path: Path) -> None:
         "options": BuildOptions().key(),
         "timing_cache": None,
     }
-    with subprocess.Popen(
-        [sys.executable, "-m", "sdexport.engines.trt.build_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=Path(__file__).parents[3],
-    ) as worker:
-        assert worker.stdin and worker.stdout
-        worker.stdin.write(json.dumps(job) + "\n")
-        worker.stdin.flush()
-        last = json.loads(worker.stdout.readlines()[-1])
-    assert last["event"] == "failed" and "No space left" in last["message"]
+    result = run_in_worker("sdexport.engines.trt.build_worker", "build", {"job": job})
+    assert result["failed"] == "file" and "No space left" in result["message"]
 
 
 def test_build_into_a_folder_that_cannot_be_written(

@@ -16,6 +16,7 @@ from sdexport.builds.built_engines import built_engines
 from sdexport.cli import main
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.sidecar import sidecar_path
+from sdexport.engines.errors import MissingDependencyError
 from tests.helpers.fake_tensorrt import VERSION, install, write_plan
 
 RTX = "tensorrt-rtx"
@@ -81,7 +82,7 @@ def test_inspect_says_what_is_stale(
 def test_inspect_of_engines_without_sidecar_or_component(package: Path, folder: Path) -> None:
     sidecar_path(folder / RTX / "unet.plan").unlink()
     assert look(package, folder)["differences"] == [
-        "there is no unet.json: it was not built to its end"
+        "there is no unet.json: the build did not finish"
     ]
     assert "of an unknown version" in inspect(package, folder)
     write(package, folder)
@@ -109,7 +110,7 @@ def test_inspect_says_what_it_cannot_compare(
 
 
 def _no_cuda() -> Any:
-    raise ImportError("cuda-bindings is not installed")
+    raise MissingDependencyError("cuda-bindings is not installed")
 
 
 def test_inspect_finds_engines_in_the_package_itself(package_copy: Path, folder: Path) -> None:

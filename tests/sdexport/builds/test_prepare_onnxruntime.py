@@ -23,10 +23,10 @@ from sdexport.builds import prepare_onnxruntime as module
 from sdexport.builds.prepare_onnxruntime import prepare
 from sdexport.cli import main
 from sdexport.engines import EngineError, open_session
+from sdexport.engines.worker_process import Worker
 from sdexport.exporter import export
 from sdexport.graphs.cpu import winograd_onnx
 from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
-from sdexport.worker_process import Worker
 from tests.tolerances import COMPONENT_REL, WINOGRAD_REL, assert_close
 
 pytest.importorskip("onnxruntime")
@@ -319,7 +319,9 @@ def test_build_of_another_graph_needs_leave(package: Path, tmp_path: Path) -> No
     plan = tmp_path / "vae_decoder.onnx"
     model = package / "vae_decoder" / "model.onnx"
     assert prepare(model, plan, component="vae_decoder").built
-    with pytest.raises(EngineError, match="the ONNX file is another one; --rebuild-stale replaces"):
+    with pytest.raises(
+        EngineError, match="it was built from another ONNX file; --rebuild-stale replaces"
+    ):
         prepare(model, plan, component="vae_decoder", digest="0" * 64)
     replaced = prepare(model, plan, component="vae_decoder", digest="0" * 64, rebuild_stale=True)
     assert replaced.built and replaced.sidecar.size > replaced.sidecar.plan_size
@@ -416,9 +418,12 @@ def _garbage(plan: Path) -> None:
         (lambda plan: _edit(plan, onnx_sha256="0"), "it was built from another ONNX file"),
         (lambda plan: _edit(plan, target={"machine": "abacus"}), "another kind of processor"),
         (lambda plan: _edit(plan, backend="openvino"), "it was built for openvino"),
-        (lambda plan: _edit(plan, files={"../../etc/passwd": 1}), "is no name of a file"),
-        (lambda plan: _edit(plan, files={"": 1}), "is no name of a file"),
-        (lambda plan: _edit(plan, files={"unet.onnx": 1}), "is no name of a file of vae_decoder"),
+        (lambda plan: _edit(plan, files={"../../etc/passwd": 1}), "is not the name of a file"),
+        (lambda plan: _edit(plan, files={"": 1}), "is not the name of a file"),
+        (
+            lambda plan: _edit(plan, files={"unet.onnx": 1}),
+            "is not the name of a file of vae_decoder",
+        ),
         (lambda plan: _edit(plan, files=3), "is damaged"),
         (_cut, "vae_decoder.onnx_data is truncated or altered"),
         (_garbage, "ONNX Runtime cannot load vae_decoder.onnx"),

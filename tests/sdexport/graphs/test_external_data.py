@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from sdexport.engines import open_session
-from sdexport.engines.onnx_file.wire_format import external_data_locations
+from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.graphs import trace as trace_module
 from sdexport.graphs.trace import trace
 from tests.helpers.torch_components import assert_equal_to_torch, part_named

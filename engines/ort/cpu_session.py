@@ -1,0 +1,48 @@
+"""ONNX Runtime on the CPU: a prepared graph where there is one, else the ONNX file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from sdexport.engines.ort.onnxruntime_session import CPU, OnnxRuntimeSession, Provider
+from sdexport.engines.ort.prepared.prepared_session import open_prepared
+from sdexport.engines.session import Session
+
+
+def open_onnxruntime(
+    path: str | Path,
+    *,
+    providers: str | Sequence[Provider] = CPU,
+    threads: int | None = None,
+    optimization: str = "all",
+    prepacking: bool = True,
+    plan: str | Path | None = None,
+    digest: str | None = None,
+) -> Session:
+    """Open an ONNX graph in ONNX Runtime, or the graph that was prepared from it.
+
+    The prepared graph is used only with the default providers, optimization and prepacking.
+
+    Args:
+      path, providers, threads, optimization, prepacking: see OnnxRuntimeSession.
+      plan: where `sdexport build` writes the prepared graph; the file may be missing.
+      digest: sidecar.model_digest of `path`, to check that the prepared graph was built from it.
+    Raises: see OnnxRuntimeSession.
+    """
+    providers = (providers,) if isinstance(providers, str) else tuple(providers)
+    original = partial(
+        OnnxRuntimeSession,
+        path,
+        providers=providers,
+        threads=threads,
+        optimization=optimization,
+        prepacking=prepacking,
+    )
+    defaults = (providers, optimization, prepacking) == (CPU, "all", True)
+    if plan is not None and defaults and Path(plan).exists():
+        session = open_prepared(Path(plan), original=original, digest=digest, threads=threads)
+        if session is not None:
+            return session
+    return original()
