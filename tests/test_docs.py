@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tolerances import DOCS_PICTURE_MEAN
+from tests.tolerances import DOCS_IMAGE_MEAN
 
 DOCS = Path(__file__).parent.parent / "docs"
 MAX_BYTES = 1_500_000
@@ -32,4 +32,4 @@ def test_experiments_page_is_what_its_code_gives(package: Path, tmp_path: Path) 
         with Image.open(DOCS / "experiments" / name) as kept, Image.open(made) as new:
             a, b = (np.asarray(image.convert("RGB"), int) for image in (kept, new))
         assert a.shape == b.shape, name
-        assert np.abs(a - b).mean() <= DOCS_PICTURE_MEAN, name
+        assert np.abs(a - b).mean() <= DOCS_IMAGE_MEAN, name

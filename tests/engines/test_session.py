@@ -10,6 +10,7 @@ import pytest
 
 from sdexport.engines import EngineError, open_session
 from tests.helpers.unet_sessions import feeds
+from tests.tolerances import SESSION_OPTIONS_ABS
 
 
 def test_open_session_unknown_backend_lists_choices(package: Path) -> None:
@@ -64,7 +65,9 @@ def test_onnxruntime_options_do_not_change_the_answer(
     model = package / "unet" / "model.onnx"
     with open_session(model) as plain, open_session(model, **options) as session:
         expected = plain.run(feeds())["out_sample"]
-        np.testing.assert_allclose(session.run(feeds())["out_sample"], expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            session.run(feeds())["out_sample"], expected, rtol=0, atol=SESSION_OPTIONS_ABS
+        )
 
 
 def test_onnxruntime_says_where_cuda_comes_from(package: Path) -> None:

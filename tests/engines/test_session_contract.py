@@ -12,7 +12,7 @@ import pytest
 
 from sdexport.engines import EngineError, Session
 from tests.helpers.unet_sessions import OPENERS, feeds, open_unet
-from tests.tolerances import COMPONENT_REL, GPU_COMPONENT_REL, assert_close
+from tests.tolerances import COMPONENT_REL, GPU_COMPONENT_REL, THREADS_ABS, assert_close
 
 
 @pytest.fixture(params=OPENERS)
@@ -219,4 +219,4 @@ def test_session_runs_in_threads_as_in_one(session: Session) -> None:
     with ThreadPoolExecutor(4) as pool:
         many = list(pool.map(lambda size: session.run(feeds(*size))["out_sample"], sizes))
     for a, b in zip(one, many, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=0, atol=THREADS_ABS)

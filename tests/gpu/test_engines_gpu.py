@@ -19,7 +19,7 @@ from sdexport.engines.cache.profiles import Span
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
 from tests.helpers.altered_models import with_other_weights
-from tests.tolerances import GPU_COMPONENT_REL, assert_close
+from tests.tolerances import GPU_COMPONENT_REL, GPU_LATENTS_REL, assert_close
 
 pytestmark = pytest.mark.gpu
 SIZES = Sizes(Span(1, 1, 2), Span(64, 128, 192), Span(64, 128, 192))
@@ -55,7 +55,7 @@ def test_picture_on_the_gpu_is_near(
     assert_close(
         ours,
         pipe("a red circle", **arguments).latents,  # type: ignore[arg-type]
-        rel=10 * GPU_COMPONENT_REL,
+        rel=GPU_LATENTS_REL,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sdexport.runtime import schedulers
-from tests.tolerances import PICTURE_ABS
+from tests.tolerances import IMAGE_ABS
 
 PROMPT, NEGATIVE = "a small yellow star on a blue background", "a red circle"
 
@@ -49,6 +49,6 @@ def assert_same_images(ours: Any, expected: np.ndarray) -> None:
     actual = np.stack([np.asarray(image) for image in ours.images])
     assert actual.shape == expected.shape
     difference = np.abs(actual.astype(int) - expected.astype(int))
-    assert difference.max() <= PICTURE_ABS, (
+    assert difference.max() <= IMAGE_ABS, (
         f"max {difference.max()} of 255, {np.mean(difference > 0):.2%} of values differ"
     )

@@ -4,7 +4,7 @@
 
 Makes Optimum's environment if it is not there, exports small random checkpoints of every family and
 the embedded model with both exporters, and paints each package with both runtimes. Exit status 0
-only if every two pictures are within PICTURE_ABS of 255, and all else is as REFUSED says.
+only if every two pictures are within IMAGE_ABS of 255, and all else is as REFUSED says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sdexport import load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
 from tests.helpers.families import FAMILIES, build
-from tests.tolerances import PICTURE_ABS
+from tests.tolerances import IMAGE_ABS
 
 HERE = Path(__file__).parent
 PROMPTS = ["a small yellow star on a blue background", "a large red circle, 🔴 très joli"]
@@ -177,7 +177,7 @@ def compare(case: Case) -> tuple[bool, str]:
     worst = int(np.abs(ours.astype(int) - theirs).max())
     contrast = int(np.ptp(theirs))
     said = f"{worst} of 255 apart, contrast {contrast}, {theirs.shape[0]} of {theirs.shape[1:3]}"
-    return worst <= PICTURE_ABS and contrast >= LEAST_CONTRAST, said
+    return worst <= IMAGE_ABS and contrast >= LEAST_CONTRAST, said
 
 
 def run(family: str, python: Path, work: Path) -> bool:

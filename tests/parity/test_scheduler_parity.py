@@ -12,6 +12,7 @@ from sdexport.runtime import schedulers
 from tests.helpers.diffusers_schedulers import build_twin, compare, deviation
 from tests.helpers.scheduler_cases import BETAS, OPTIONS, grid, steps_of
 from tests.tolerances import (
+    ADD_NOISE_REL,
     SCHEDULER_FLOAT32_REL,
     SCHEDULER_FLOAT32_STEEP_REL,
     SCHEDULER_FLOAT64_REL,
@@ -116,7 +117,7 @@ def test_add_noise_equals_diffusers(name: str) -> None:
         expected = theirs.add_noise(torch.from_numpy(original), torch.from_numpy(noise), given)
         added = ours.add_noise(original, noise, i)
         assert added.dtype == np.float32
-        assert deviation(added, expected.numpy()) <= 1e-5
+        assert deviation(added, expected.numpy()) <= ADD_NOISE_REL
 
 
 def test_tcd_rounds_as_diffusers_at_its_default_eta() -> None:

@@ -21,9 +21,9 @@ from sdexport.graphs.precision import Conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.wrappers import parts
 from sdexport.runtime.text_encoders import TextEncoders
-from sdexport.verification.verifier import HALF_COMPONENT_BOUND, compare
+from sdexport.verification.verifier import compare
 from tests.helpers.families import build
-from tests.tolerances import COMPONENT_REL, assert_close
+from tests.tolerances import COMPONENT_REL, MIXED_TOKENS_COSINE, assert_close
 
 PROMPT = "a small red circle on a red background"
 OTHER = "a large green star on a blue background"
@@ -116,7 +116,7 @@ def test_mix_in_both_text_encoders_equals_transformers(
     assert found.pooled is not None and pooled is not None
     for expected, actual in ((torch.cat(sides, -1), found.embeds), (pooled, found.pooled)):
         if precision != "fp32":
-            assert 1 - compare(expected.numpy(), actual)[1] <= HALF_COMPONENT_BOUND
+            assert 1 - compare(expected.numpy(), actual)[1] <= MIXED_TOKENS_COSINE
         else:
             assert_close(actual, expected.numpy(), rel=COMPONENT_REL)
     widths = [side.shape[-1] for side in sides]

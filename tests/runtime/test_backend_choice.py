@@ -17,7 +17,7 @@ from benchmarks import low_memory
 from sdexport import Package, Pipeline, load_pipeline
 from sdexport.engines import EngineError, Session, choose, cuda_device
 from sdexport.runtime.backend_choice import backend_of, check_backends, parse_backends
-from tests.tolerances import LOW_MEMORY_MB, PICTURE_ABS
+from tests.tolerances import IMAGE_ABS, LOW_MEMORY_MB
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
@@ -72,7 +72,7 @@ def test_mixed_backends_paint_the_same(package: Path, pipe: Pipeline) -> None:
         assert type(mixed.session("vae_decoder")).__name__ == "OnnxRuntimeSession"
         ours = np.asarray(mixed("a red circle", **arguments).images[0]).astype(int)
     expected = np.asarray(pipe("a red circle", **arguments).images[0]).astype(int)
-    assert np.abs(ours - expected).max() <= PICTURE_ABS
+    assert np.abs(ours - expected).max() <= IMAGE_ABS
 
 
 def test_low_memory_holds_one_component_and_paints_the_same(package: Path, pipe: Pipeline) -> None:

@@ -15,7 +15,13 @@ from sdexport.runtime.guidance import Guidance, GuidanceState
 from sdexport.runtime.initial_latents import Start
 from sdexport.runtime.schedulers import NAMES, create
 from tests.helpers.counting_session import Counting
-from tests.tolerances import CLEAN_REL, RESCALE_REL, assert_close
+from tests.tolerances import (
+    BATCH_LATENTS_ABS,
+    CLEAN_REL,
+    RESCALE_REL,
+    SAME_LATENTS_ABS,
+    assert_close,
+)
 
 FAST: dict[str, Any] = {"num_inference_steps": 4, "scheduler": "ddim", "seed": 0}
 
@@ -76,7 +82,7 @@ def test_interval_that_never_comes_is_no_guidance(pipe: Pipeline) -> None:
     """Outside of the interval the prediction is the one for the prompt."""
     never = pipe("a red circle", guidance_interval=(0.9, 1.0), **FAST)
     without = pipe("a red circle", guidance_scale=1.0, **FAST)
-    np.testing.assert_allclose(never.latents, without.latents, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(never.latents, without.latents, rtol=0, atol=SAME_LATENTS_ABS)
 
 
 def test_interval_with_max_batch(package: Path, pipe: Pipeline) -> None:
@@ -89,7 +95,7 @@ def test_interval_with_max_batch(package: Path, pipe: Pipeline) -> None:
     prompts = ["a red circle", "a star", "a blue square"]
     few, all_ = small(prompts, **arguments), pipe(prompts, **arguments)
     assert unet.batches == [2, 1, 4, 2, 4, 2, 2, 1]
-    np.testing.assert_allclose(few.latents, all_.latents, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(few.latents, all_.latents, rtol=0, atol=BATCH_LATENTS_ABS)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +240,7 @@ def test_function_leads_the_picture(pipe: Pipeline) -> None:
 
     again = pipe("a star", guidance_function=to_float64, **FAST)
     assert again.latents.dtype == np.float32
-    np.testing.assert_allclose(again.latents, led.latents, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(again.latents, led.latents, rtol=0, atol=SAME_LATENTS_ABS)
 
 
 @pytest.mark.parametrize(

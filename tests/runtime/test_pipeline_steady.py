@@ -17,7 +17,7 @@ from sdexport.engines.session import Feeds
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.text.blending import EmbedSchedule, crossfade
 from tests.helpers.counting_session import Counting
-from tests.tolerances import BATCH_LATENTS_ABS, LEAK_MB, PICTURE_ABS
+from tests.tolerances import BATCH_LATENTS_ABS, IMAGE_ABS, LEAK_MB
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "euler_a"}
 PROMPTS = ["a red circle", "a blue star", "a green square"]
@@ -34,7 +34,7 @@ def over(pipe: Pipeline, package: Path, **options: Any) -> Pipeline:
 def assert_near(ours: Result, expected: Result) -> None:
     assert np.abs(ours.latents - expected.latents).max() <= BATCH_LATENTS_ABS
     for a, b in zip(ours.images, expected.images, strict=True):
-        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= PICTURE_ABS
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= IMAGE_ABS
 
 
 @pytest.mark.parametrize("max_batch", [1, 2])
@@ -58,7 +58,7 @@ def test_batch_of_seeds_equals_single_pictures(pipe: Pipeline, scheduler: str) -
         one = pipe(prompt, seed=seed, num_inference_steps=4, scheduler=scheduler)
         assert np.abs(one.latents - many.latents[i : i + 1]).max() <= BATCH_LATENTS_ABS
         difference = np.asarray(one.images[0], int) - np.asarray(many.images[i], int)
-        assert np.abs(difference).max() <= PICTURE_ABS
+        assert np.abs(difference).max() <= IMAGE_ABS
 
 
 def test_images_per_prompt_equal_prompts_written_out(pipe: Pipeline) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.config import KNOWN_KEYS, WITHOUT_EFFECT, ScheduleConfig
+from tests.tolerances import CLEAN_SAMPLE_ABS, DEIS_CLEAN_SAMPLE_ABS, LMS_REL
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = SD | {"clip_sample": False}
@@ -38,9 +39,12 @@ def test_scheduler_recovers_the_clean_sample(name: str) -> None:
         result = sampler.step(noise, i, sample)
         sample = result.prev_sample
         if name != "pndm":  # whose warm-up steps stand between timesteps
-            np.testing.assert_allclose(result.pred_original_sample, clean, atol=1e-9)
+            np.testing.assert_allclose(
+                result.pred_original_sample, clean, rtol=0, atol=CLEAN_SAMPLE_ABS
+            )
     # DEIS ends at the first training timestep, not at zero noise
-    np.testing.assert_allclose(sample, clean, atol=0.2 if name == "deis" else 1e-9)
+    atol = DEIS_CLEAN_SAMPLE_ABS if name == "deis" else CLEAN_SAMPLE_ABS
+    np.testing.assert_allclose(sample, clean, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
@@ -108,7 +112,9 @@ def test_lms_first_step_is_euler() -> None:
     assert isinstance(sampler, schedulers.LMSDiscreteScheduler)
     sample, noise_pred = np.full((1, 1, 1, 1), 3.0), np.full((1, 1, 1, 1), 0.5)
     expected = 3.0 + 0.5 * (sampler.sigmas[1] - sampler.sigmas[0])
-    assert sampler.step(noise_pred, 0, sample).prev_sample.item() == pytest.approx(expected)
+    assert sampler.step(noise_pred, 0, sample).prev_sample.item() == pytest.approx(
+        expected, rel=LMS_REL
+    )
 
 
 def test_lms_coefficients_integrate_polynomials_exactly() -> None:
@@ -121,7 +127,7 @@ def test_lms_coefficients_integrate_polynomials_exactly() -> None:
         slope = np.full((1, 1, 1, 1), cubic(sigmas[i]))
         sample = sampler.step(slope, i, np.zeros((1, 1, 1, 1))).prev_sample
     whole = cubic.integ()
-    assert sample.item() == pytest.approx(whole(sigmas[5]) - whole(sigmas[4]), rel=1e-9)
+    assert sample.item() == pytest.approx(whole(sigmas[5]) - whole(sigmas[4]), rel=LMS_REL)
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)

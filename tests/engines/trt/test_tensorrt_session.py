@@ -20,6 +20,7 @@ from sdexport.engines.trt.scratch_memory import shared_activations
 from tests.helpers.altered_models import with_other_weights
 from tests.helpers.fake_tensorrt import PROFILE, FakeCuda, Status, install, write_plan
 from tests.helpers.unet_sessions import feeds
+from tests.tolerances import FAKE_ENGINE_ABS, FAKE_ENGINE_DIFFERENCE_ABS, FAKE_ENGINE_REL
 
 RTX, TRT = "tensorrt-rtx", "tensorrt"
 
@@ -59,7 +60,9 @@ def test_loop_allocates_nothing_and_replays_a_graph(session: Session, gpu: FakeC
         given["timestep"] = np.full(1, t, np.float32)
         expected = given["sample"] * (1 + np.float32(t) / 1000)
         expected += given["encoder_hidden_states"].mean()
-        np.testing.assert_allclose(session.run(given)["out_sample"], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            session.run(given)["out_sample"], expected, rtol=FAKE_ENGINE_REL, atol=FAKE_ENGINE_ABS
+        )
     made = gpu.counts - before
     assert made["cudaGraphLaunch"] == 5 and made["cudaStreamSynchronize"] == 5
     assert not {"cudaMalloc", "cudaMallocHost", "cudaGraphInstantiate"} & set(made)
@@ -112,9 +115,11 @@ def test_bound_sessions_take_turns(session: Session) -> None:
     ):
         for _ in range(3):
             low, high = one.run(given)["out_sample"], other.run(given)["out_sample"]
-            np.testing.assert_allclose(high - low, 1, atol=1e-5)
+            np.testing.assert_allclose(high - low, 1, rtol=0, atol=FAKE_ENGINE_DIFFERENCE_ABS)
         whole = session.run(given | {"encoder_hidden_states": embeds + 2})["out_sample"]
-        np.testing.assert_allclose(whole - one.run(given)["out_sample"], 2, atol=1e-5)
+        np.testing.assert_allclose(
+            whole - one.run(given)["out_sample"], 2, rtol=0, atol=FAKE_ENGINE_DIFFERENCE_ABS
+        )
 
 
 def test_everything_is_given_back(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sdexport import Package, PackageError, Pipeline, load_pipeline
 from sdexport.runtime.text.token_embeds import build_inputs_embeds, replace_tokens, token_mask
 from tests.helpers.text import tokenizer
+from tests.tolerances import BLENDED_EMBEDS_REL, EMBEDS_ABS, EMBEDS_REL
 
 WIDTH = 3
 TABLE = np.random.default_rng(0).standard_normal((tokenizer().vocab_size, WIDTH)).astype(np.float32)
@@ -67,7 +68,7 @@ def test_build_inputs_embeds_by_hand(weights: tuple[float, float]) -> None:
         weights[0] * vectors("red")[0] + weights[1] * vectors("blue")[0]
     )
     actual = mixed(ids, {"red": dict(zip(("red", "blue"), weights, strict=True))})
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=EMBEDS_REL, atol=EMBEDS_ABS)
 
 
 def test_build_inputs_embeds_of_several_replacements() -> None:
@@ -86,7 +87,7 @@ def test_build_inputs_embeds_of_words_of_several_tokens() -> None:
     actual = mixed(ids, {"xxyy": {"xxyy": 0.5, "yyxx": 0.5}})
     expected = lookup(ids)
     expected[0, 2 : 2 + count] = (vectors("xxyy") + vectors("yyxx")) / 2
-    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=BLENDED_EMBEDS_REL)
     own = np.arange(count * WIDTH, dtype=np.float32).reshape(count, WIDTH)
     np.testing.assert_array_equal(mixed(ids, {"xxyy": own})[0, 2 : 2 + count], own)
 

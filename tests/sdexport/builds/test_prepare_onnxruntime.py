@@ -27,7 +27,13 @@ from sdexport.engines.worker_process import Worker
 from sdexport.exporter import export
 from sdexport.graphs.cpu import winograd_onnx
 from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
-from tests.tolerances import COMPONENT_REL, WINOGRAD_REL, assert_close
+from tests.tolerances import (
+    COMPONENT_REL,
+    IMAGE_ABS,
+    PREPARED_HALF_IMAGE_ABS,
+    WINOGRAD_REL,
+    assert_close,
+)
 
 pytest.importorskip("onnxruntime")
 PROMPT = "a red circle on a blue background"
@@ -272,7 +278,7 @@ def test_prepared_graphs_paint_the_same(
     with load_pipeline(package, **given) as prepared:
         first, second = paint(prepared, **sizes), paint(prepared, **sizes)
         other = paint(prepared, **sizes, negative_prompt="a green square")
-    assert np.abs(first - expected).max() <= 1 and np.array_equal(first, second)
+    assert np.abs(first - expected).max() <= IMAGE_ABS and np.array_equal(first, second)
     assert not np.array_equal(other, first)
 
 
@@ -301,7 +307,7 @@ def test_prepared_graph_in_half_precision(checkpoint: Path, tmp_path: Path) -> N
     assert result.exit_code == 0, result.stderr
     with load_pipeline(half) as plain, load_pipeline(half, engine_dir=tmp_path / "engines") as ours:
         assert ours.session("unet").mapped
-        assert np.abs(paint(ours) - paint(plain)).max() <= 3
+        assert np.abs(paint(ours) - paint(plain)).max() <= PREPARED_HALF_IMAGE_ABS
 
 
 def test_inspect_lists_prepared_graphs(package: Path, engines: Path) -> None:

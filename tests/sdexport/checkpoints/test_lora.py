@@ -15,6 +15,12 @@ from sdexport.checkpoints.lora import Lora, parse_lora
 from sdexport.checkpoints.sources import Options, open_source
 from tests.helpers.lora_files import ATTENTION, WIDE, random_lora, save_kohya, save_peft
 from tests.helpers.original_layout import SMALL, random_modules
+from tests.tolerances import (
+    LORA_CHANGE_ABS,
+    LORA_CONVOLUTION_ABS,
+    LORA_CONVOLUTION_REL,
+    LORA_WEIGHT_ABS,
+)
 
 SD1, _, SDXL, _ = SMALL
 MODULES = {k: v for k, v in random_modules(SD1).items() if k != "vae"}
@@ -44,7 +50,10 @@ def test_convolution_is_the_two_convolutions_in_turn(tmp_path: Path) -> None:
     x = torch.randn(2, 16, 9, 9)
     conv = torch.nn.functional.conv2d
     assert torch.allclose(
-        conv(x, change), 2 * 6 / 3 * conv(conv(x, down), up), atol=1e-2, rtol=1e-4
+        conv(x, change),
+        2 * 6 / 3 * conv(conv(x, down), up),
+        atol=LORA_CONVOLUTION_ABS,
+        rtol=LORA_CONVOLUTION_REL,
     )
 
 
@@ -55,14 +64,16 @@ def test_convolution_with_a_middle_matrix(tmp_path: Path) -> None:
     x = torch.randn(2, 16, 9, 9)
     conv = torch.nn.functional.conv2d
     expected = 2 * conv(conv(conv(x, down), mid), up)
-    assert torch.allclose(conv(x, change), expected, atol=1e-2, rtol=1e-4)
+    assert torch.allclose(
+        conv(x, change), expected, atol=LORA_CONVOLUTION_ABS, rtol=LORA_CONVOLUTION_REL
+    )
 
 
 def test_half_precision_is_merged_in_single(tmp_path: Path) -> None:
     down, up = torch.randn(3, 16, 3, 3).half(), torch.randn(16, 3, 1, 1).half()
     change = conv_change({"lora_down.weight": down, "lora_up.weight": up}, tmp_path)
     expected = 2 * torch.einsum("or,rikl->oikl", up[:, :, 0, 0].float(), down.float())
-    assert torch.allclose(change, expected, atol=1e-5)
+    assert torch.allclose(change, expected, atol=LORA_CHANGE_ABS, rtol=0)
 
 
 def test_settings_beside_a_peft_file(tmp_path: Path) -> None:
@@ -86,7 +97,9 @@ def test_lora_reaches_the_checkpoint(checkpoint: Path, modules: Any, tmp_path: P
     opened = open_source(checkpoint, options=Options(lora=(f"{first}:0.5", str(second))))
     name, (down, up) = next(iter(pairs["unet"].items()))
     expected = modules["unet"].get_submodule(name).weight + (0.5 * 1.5 / 3 + 1) * up @ down
-    assert torch.allclose(opened.load("unet").get_submodule(name).weight, expected, atol=1e-6)
+    assert torch.allclose(
+        opened.load("unet").get_submodule(name).weight, expected, atol=LORA_WEIGHT_ABS, rtol=0
+    )
     changed = opened.load("text_encoder").state_dict()
     assert any(
         not torch.equal(changed[k], v) for k, v in modules["text_encoder"].state_dict().items()

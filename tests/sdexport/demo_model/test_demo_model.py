@@ -11,6 +11,7 @@ from sdexport import Pipeline
 from sdexport.demo_model import MODEL_DIR, dataset, judge
 from sdexport.demo_model import evaluate as evaluation
 from sdexport.demo_model.demo_run import contact_sheet
+from tests.tolerances import COVERAGE_REL
 
 LARGEST = 12_000_000
 
@@ -43,7 +44,7 @@ def test_scenes_depend_on_the_seed_alone() -> None:
 
 def test_render_is_anti_aliased() -> None:
     circle = dataset.Shape("circle", (0, 0, 0), 63.3, 64.6, 30)
-    assert dataset.coverage(circle).sum() == pytest.approx(np.pi * 30**2, rel=2e-3)
+    assert dataset.coverage(circle).sum() == pytest.approx(np.pi * 30**2, rel=COVERAGE_REL)
     assert len(np.unique(dataset.coverage(circle))) > 20
 
 

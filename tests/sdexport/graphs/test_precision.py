@@ -22,7 +22,7 @@ from sdexport.exporter import export
 from sdexport.graphs import half_precision, int8_weights, precision
 from sdexport.verification.verifier import verify
 from tests.helpers.families import build
-from tests.tolerances import ACCURACY_POINTS, INT8_PICTURE_PSNR, LOWER_COSINE, LOWER_PICTURE_PSNR
+from tests.tolerances import ACCURACY_POINTS, INT8_IMAGE_PSNR, LOWER_COSINE, LOWER_IMAGE_PSNR
 
 LOWER = ("fp16", "bf16", "int8")
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -86,7 +86,7 @@ def test_lowered_package_answers_as_pytorch_does(
     *components, picture = checks
     for check in components:
         assert check.cosine is not None and 1 - check.cosine <= LOWER_COSINE[name], check
-    assert picture.metric == "PSNR" and (picture.error or 0) >= LOWER_PICTURE_PSNR[name]
+    assert picture.metric == "PSNR" and (picture.error or 0) >= LOWER_IMAGE_PSNR[name]
 
 
 @pytest.mark.parametrize("name", LOWER)
@@ -169,7 +169,7 @@ def test_openvino_computes_lower_packages_in_8_bits_as_well(
         with load_pipeline(lowered[name], "openvino", **options) as pipe:  # type: ignore[arg-type]
             result = pipe("a red circle", seed=0, num_inference_steps=8)
         pictures.append(np.asarray(result.images[0]))
-    assert INT8_PICTURE_PSNR <= psnr(*pictures) < IDENTICAL
+    assert INT8_IMAGE_PSNR <= psnr(*pictures) < IDENTICAL
 
 
 @pytest.mark.parametrize("missing", ["openvino", "onnxruntime"])
@@ -420,8 +420,8 @@ def test_attributes_come_out_as_in_single_precision(
     figures = measure(tmp_path, schedulers=("ddim",))
     packages, arithmetic = figures["precisions"], figures["arithmetic"]
     single = packages["fp32"]["ddim"]
-    bounds = {name: (packages[name], LOWER_PICTURE_PSNR[name]) for name in LOWER}
-    bounds |= {f"{name}, computed": (arithmetic[name], INT8_PICTURE_PSNR) for name in arithmetic}
+    bounds = {name: (packages[name], LOWER_IMAGE_PSNR[name]) for name in LOWER}
+    bounds |= {f"{name}, computed": (arithmetic[name], INT8_IMAGE_PSNR) for name in arithmetic}
     for name, (rows, decibels) in bounds.items():
         found = rows["ddim"]
         for attribute in ("colour", "background", "shape", "size", "all"):

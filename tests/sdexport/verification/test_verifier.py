@@ -11,6 +11,7 @@ import pytest
 from sdexport import PackageError
 from sdexport.verification.verifier import Check, compare, table, verify
 from tests.helpers.altered_models import alter_weight
+from tests.tolerances import FLOAT64_REL
 
 
 def accept_hashes(folder: Path) -> None:
@@ -102,7 +103,10 @@ def test_verify_needs_references(package_copy: Path) -> None:
 
 def test_compare_by_hand() -> None:
     error, cosine = compare(np.array([3.0, -4.0]), np.array([3.0, -3.0]))
-    assert (error, cosine) == (pytest.approx(0.25), pytest.approx(21 / (5 * 18**0.5)))
+    assert (error, cosine) == (
+        pytest.approx(0.25, rel=FLOAT64_REL),
+        pytest.approx(21 / (5 * 18**0.5), rel=FLOAT64_REL),
+    )
     assert compare(np.zeros(3), np.zeros(3)) == (0.0, 0.0)
     assert compare(np.ones(2), np.array([1.0, np.nan])) == (None, 0.0)
 
