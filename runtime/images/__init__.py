@@ -1,1 +1,1 @@
-"""Images: files, metadata, the VAE, previews."""
+"""Images: loading, pixels, metadata, the VAE, previews."""

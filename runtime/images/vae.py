@@ -1,4 +1,4 @@
-"""Between pixels and latents: the VAE's sessions, whole or in tiles."""
+"""Between pixels and latents: the VAE, for the whole image or in tiles."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 from sdexport.engines import Session
 
 OVERLAP = 0.25
-"""Share of a tile's side that it has in common with the next one."""
+"""Least overlap of adjacent tiles, as a fraction of a tile's side."""
 
 
 def decode(session: Session, latents: np.ndarray, *, tile: int | None = None) -> np.ndarray:
-    """Pixels of latents.
+    """Decode latents into a sample.
 
     Args:
-      session: latent_sample -> sample.
-      latents: (B, C, h, w) float32, divided by the scaling factor.
+      session: the VAE's decoder, latent_sample -> sample.
+      latents: (B, C, h, w) float32, already divided by the scaling factor.
       tile: side of a tile in latent cells, 2 or more; None decodes the whole at once. Tiles overlap
-        by a quarter or more and are blended linearly; memory then depends on the tile and not on
-        the picture.
+        by a quarter or more and are blended linearly; the memory depends on the tile, not on the
+        image.
     Returns: (B, 3, 8h, 8w) float32, nominally -1..1.
     """
     return _tiled(lambda part: session.run({"latent_sample": part})["sample"], latents, tile)
@@ -32,15 +32,15 @@ def decode(session: Session, latents: np.ndarray, *, tile: int | None = None) ->
 def encode(
     session: Session, pixels: np.ndarray, *, tile: int | None = None, downscale: int = 8
 ) -> np.ndarray:
-    """The posterior of pixels.
+    """Encode a sample into the parameters of its posterior.
 
     Args:
-      session: sample -> latent_parameters.
-      pixels: (B, 3, H, W) float32, -1..1; with tiles, H and W are multiples of downscale.
-      tile: side of a tile in pixels, two multiples of downscale or more; None encodes the whole at
-        once.
-      downscale: pixels that a latent cell covers.
-    Returns: (B, 2C, H/8, W/8) float32, mean and logarithm of the variance.
+      session: the VAE's encoder, sample -> latent_parameters.
+      pixels: (B, 3, H, W) float32 in -1..1; with tiles, H and W are multiples of `downscale`.
+      tile: side of a tile in pixels, a multiple of `downscale` and at least twice that; None
+        encodes the whole at once.
+      downscale: pixels per latent cell, on each side.
+    Returns: (B, 2C, H/downscale, W/downscale) float32: mean, then logarithm of the variance.
     """
 
     def run(part: np.ndarray) -> np.ndarray:
@@ -53,9 +53,9 @@ def sample_posterior(moments: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Draw latents from the VAE's posterior.
 
     Args:
-      moments: (B or 1, 2C, h, w) from `encode`.
-      noise: (B, C, h, w) standard normal.
-    Returns: (B, C, h, w), not yet scaled.
+      moments: (B or 1, 2C, h, w) float32 from `encode`.
+      noise: (B, C, h, w) float32, standard normal.
+    Returns: (B, C, h, w) float32, not yet multiplied by the scaling factor.
     Source: Kingma and Welling 2013, arXiv 1312.6114, eq. 10; diffusers clips the logarithm of the
       variance to -30..20.
     """
@@ -68,7 +68,7 @@ def sample_posterior(moments: np.ndarray, noise: np.ndarray) -> np.ndarray:
 def _tiled(
     run: Callable[[np.ndarray], np.ndarray], values: np.ndarray, tile: int | None, unit: int = 1
 ) -> np.ndarray:
-    """Run whole, or tile by tile, blending what overlaps; tiles begin at multiples of `unit`."""
+    """Run on the whole or tile by tile, and blend overlaps; tiles start at multiples of `unit`."""
     height, width = values.shape[2:]
     if tile is None or max(height, width) <= tile:
         return run(values)
@@ -77,7 +77,7 @@ def _tiled(
     for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
         cells = values[:, :, top : top + tile, left : left + tile]
         part = run(np.ascontiguousarray(cells))
-        if result is None:  # now it is known how many pixels a cell has, or cells a pixel
+        if result is None:  # the first output shows the scale
             scale = Fraction(part.shape[2], cells.shape[2])
             down = _weights([int(start * scale) for start in rows], part.shape[2])
             across = _weights([int(start * scale) for start in columns], part.shape[3])
@@ -92,7 +92,7 @@ def _tiled(
 
 
 def _starts(size: int, tile: int, unit: int) -> list[int]:
-    """Where tiles begin along one side: spread evenly, overlapping by a quarter or more."""
+    """Where tiles start along one side: evenly spaced, overlapping by a quarter or more."""
     size, tile = size // unit, tile // unit
     if size <= tile:
         return [0]
@@ -102,7 +102,7 @@ def _starts(size: int, tile: int, unit: int) -> list[int]:
 
 
 def _weights(offsets: list[int], length: int) -> list[np.ndarray]:
-    """For each tile along one side its (length,) float32 weights, which add up to one."""
+    """The weights of each tile along one side, (length,) float32; overlapping ones add up to 1."""
     tent = np.minimum(np.arange(length) + 0.5, np.arange(length)[::-1] + 0.5)
     total = np.zeros(offsets[-1] + length)
     for offset in offsets:

@@ -1,4 +1,4 @@
-"""The VAE whole and in tiles."""
+"""The VAE, for the whole image and in tiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "ddim", "seed": 0
 
 
 class Local(SessionBase):
-    """A VAE that looks at nothing beside a cell: nearest upsampling, or the mean of a block."""
+    """A VAE in which each cell is independent: nearest upsampling, or the mean of a block."""
 
     def __init__(self, scale: int, *, encodes: bool) -> None:
         names = ("sample", "latent_parameters") if encodes else ("latent_sample", "sample")
@@ -78,7 +78,7 @@ def test_tiled_decode_of_a_local_decoder_is_exact(
 def test_tiled_encode_of_a_local_encoder_is_exact(
     height: int, width: int, tile: int, scale: int
 ) -> None:
-    """Tiles begin where latent cells do, whatever a cell covers."""
+    """Tiles start at latent cells, however many pixels a cell has."""
     pixels, session = random(1, 3, height * scale, width * scale), Local(scale, encodes=True)
     tiled = vae.encode(session, pixels, tile=tile * scale, downscale=scale)
     assert all(max(size) <= tile * scale for size in session.sizes)
@@ -99,7 +99,7 @@ def test_tiles_overlap_by_a_quarter_and_cover_everything(size: int, tile: int, u
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 64), (8, 8)])
-def test_tile_as_large_as_the_picture_is_the_whole(pipe: Pipeline, size: tuple[int, int]) -> None:
+def test_tile_as_large_as_the_image_is_the_whole(pipe: Pipeline, size: tuple[int, int]) -> None:
     latents = random(1, 4, size[0] // 8, size[1] // 8)
     decoder, encoder = pipe.session("vae_decoder"), pipe.session("vae_encoder")
     whole, tiled = vae.decode(decoder, latents), vae.decode(decoder, latents, tile=8)
@@ -109,7 +109,7 @@ def test_tile_as_large_as_the_picture_is_the_whole(pipe: Pipeline, size: tuple[i
 
 
 def seams(pixels: np.ndarray, tile: int) -> tuple[float, float]:
-    """Mean step between neighbouring pixels where tiles begin or end, and everywhere."""
+    """Mean difference of adjacent pixels where tiles start or end, and everywhere."""
     found = []
     for axis in (1, 2):
         steps = np.abs(np.diff(pixels.astype(int), axis=axis)).mean((3 - axis, 3, 0))
@@ -121,7 +121,7 @@ def seams(pixels: np.ndarray, tile: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("tile", [64, 128])
-def test_tiled_pictures_are_near_and_have_no_seams(pipe: Pipeline, tile: int) -> None:
+def test_tiled_images_are_close_and_have_no_seams(pipe: Pipeline, tile: int) -> None:
     decoder, encoder = pipe.session("vae_decoder"), pipe.session("vae_encoder")
     y, x = np.mgrid[:256, :320]
     shades = np.stack([x / 320, y / 256, (x - 100) ** 2 + (y - 100) ** 2 < 60**2], axis=0)
@@ -138,21 +138,21 @@ def test_tiled_pictures_are_near_and_have_no_seams(pipe: Pipeline, tile: int) ->
     assert at_edges - everywhere <= at_edges_of_whole - everywhere_of_whole + TILED_SEAM
 
 
-def test_tiled_image_to_image_paints(pipe: Pipeline, package: Path) -> None:
+def test_tiled_image_to_image(pipe: Pipeline, package: Path) -> None:
     sessions = {n: pipe.session(n) for n in ("text_encoder", "unet", "vae_decoder", "vae_encoder")}
     tiled = Pipeline(Package.load(package, verify=False), sessions=sessions, vae_tile=64)
-    picture = pipe("a red circle", **FAST).images[0]
-    result = tiled("a red circle", image=picture, strength=0.5, **FAST)
+    source = pipe("a red circle", **FAST).images[0]
+    result = tiled("a red circle", image=source, strength=0.5, **FAST)
     assert result.images[0].size == (128, 128)
 
 
 @pytest.mark.parametrize("tile", [0, 8, 63, 65, 100, -64, 64.0, "64", True, 10**9])
-def test_pipeline_refuses_wrong_tiles(package: Path, tile: Any) -> None:
+def test_pipeline_rejects_other_tiles(package: Path, tile: Any) -> None:
     with pytest.raises(ValueError, match="vae_tile must be"):
         Pipeline(Package.load(package, verify=False), vae_tile=tile)
 
 
-def test_posterior_equals_diffusers() -> None:
+def test_sample_posterior_equals_diffusers() -> None:
     torch = pytest.importorskip("torch")
     vaes = pytest.importorskip("diffusers.models.autoencoders.vae")
     moments = random(2, 8, 5, 6) * 40
