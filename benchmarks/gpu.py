@@ -33,7 +33,7 @@ from benchmarks.gpu_peers import COMPILED, TORCH, Peers
 from benchmarks.gpu_timing import cost, limits, measure, shares
 from benchmarks.reports import save
 from sdexport import Package
-from sdexport.builds.engine_builder import Sizes, build
+from sdexport.builds.engine_builder import EngineSizes, build
 from sdexport.builds.engine_builder import report as built_report
 from sdexport.engines import PLAN_BACKENDS, cuda_device
 from sdexport.engines.cache.profiles import Span
@@ -121,7 +121,7 @@ class Bench:
 
     def _build(self, model: Model, backend: str) -> Any:
         sides, most = Span(model.sides[0], model.side, model.sides[-1]), max(model.batches) // 2
-        sizes = Sizes(batch=Span(1, 1, max(most, 1)), height=sides, width=sides, static=True)
+        sizes = EngineSizes(batch=Span(1, 1, max(most, 1)), height=sides, width=sides, static=True)
         peers = self.peers(model)
         package = Package.load(peers.package, verify=False)
         built = build(

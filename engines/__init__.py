@@ -1,4 +1,24 @@
-"""Tensors in, tensors out: one Session protocol over every inference engine."""
+"""Run ONNX graphs with any inference engine: named arrays in, named arrays out.
+
+This package knows nothing of diffusion models and can be used alone, for any ONNX file. It imports
+NumPy only; a backend's library is imported when a graph is opened with it.
+
+    open_session(path, backend)   open a graph as a `Session`
+    choose(), BACKENDS            the best installed backend, and all names
+    Session                       inputs, outputs, run, bind, trim, close
+    EngineError                   the engine failed; see sdexport.engines.errors for the others
+
+Example:
+    >>> import numpy as np
+    >>> from sdexport.engines import open_session
+    >>> with open_session("package/vae_decoder/model.onnx", "onnxruntime") as session:
+    ...     [latents] = session.inputs
+    ...     outputs = session.run({latents.name: np.zeros((1, 4, 8, 8), np.float32)})
+    >>> print(latents.name, latents)
+    latent_sample float32 (batch, 4, height, width)
+    >>> outputs["sample"].shape
+    (1, 3, 64, 64)
+"""
 
 from sdexport.engines.backends import (
     AUTO,

@@ -122,14 +122,14 @@ def build(
 
 
 def _for_tensorrt(arguments: dict[str, Any]) -> dict[str, Any]:
-    from sdexport.builds.engine_builder import Sizes
+    from sdexport.builds.engine_builder import EngineSizes
     from sdexport.engines.trt.build_options import BuildOptions
 
     sizes = {k: arguments.pop(k) for k in ("batch", "height", "width", "tokens")}
     flags = {k: arguments.pop(k) for k in ("guidance", "static")}
     workspace = arguments.pop("workspace")
     arguments["workspace"] = workspace * 10**6 if workspace else None
-    return {"sizes": Sizes(**given(**sizes), **flags), "options": BuildOptions(**arguments)}
+    return {"sizes": EngineSizes(**given(**sizes), **flags), "options": BuildOptions(**arguments)}
 
 
 def _check_none_given() -> None:

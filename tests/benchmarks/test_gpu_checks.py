@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import gpu, gpu_models, readme_tables
 from benchmarks.gpu_models import Model
-from sdexport.builds.engine_builder import Sizes
+from sdexport.builds.engine_builder import EngineSizes
 from tests.helpers.fake_tensorrt import install, write_plan
 from tests.tolerances import GPU_TASK_COSINE, IMAGE_ABS
 
@@ -24,7 +24,7 @@ TRT = "tensorrt"
 def args(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A dry run on the exported fixture; TensorRT is a stand-in that knows the UNet alone."""
 
-    def build(package: Any, *, engine_dir: Path, sizes: Sizes, **options: Any) -> list[Any]:
+    def build(package: Any, *, engine_dir: Path, sizes: EngineSizes, **options: Any) -> list[Any]:
         assert sizes.static and sizes.height is not None
         (engine_dir / TRT).mkdir(parents=True)
         write_plan(package.model_path("unet"), engine_dir / TRT / "unet.plan", TRT)

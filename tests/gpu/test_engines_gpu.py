@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.gpu_checks import check_cuda
 from sdexport import Package, Pipeline
-from sdexport.builds.engine_builder import Sizes, build, profiles
+from sdexport.builds.engine_builder import EngineSizes, build, profiles
 from sdexport.engines import EngineError, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.trt.build_options import BuildOptions
@@ -22,7 +22,7 @@ from tests.helpers.altered_models import with_other_weights
 from tests.tolerances import GPU_COMPONENT_REL, GPU_LATENTS_REL, assert_close
 
 pytestmark = pytest.mark.gpu
-SIZES = Sizes(Span(1, 1, 2), Span(64, 128, 192), Span(64, 128, 192))
+SIZES = EngineSizes(Span(1, 1, 2), Span(64, 128, 192), Span(64, 128, 192))
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 

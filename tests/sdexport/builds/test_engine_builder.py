@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sdexport import Package
-from sdexport.builds.engine_builder import Sizes, profiles
+from sdexport.builds.engine_builder import EngineSizes, profiles
 from sdexport.cli import main
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.profiles import Span
@@ -21,7 +21,7 @@ def loaded(package: Path) -> Package:
 
 
 def test_profiles_double_the_batch_for_guidance(loaded: Package) -> None:
-    sizes = Sizes(Span(1, 2, 4), Span(64, 128, 256), Span(128, 128, 128))
+    sizes = EngineSizes(Span(1, 2, 4), Span(64, 128, 256), Span(128, 128, 128))
     (unet,) = profiles(loaded, "unet", sizes)
     assert unet == {
         "batch": Span(1, 4, 8),
@@ -38,7 +38,7 @@ def test_profiles_double_the_batch_for_guidance(loaded: Package) -> None:
 
 
 def test_profiles_without_guidance_and_with_a_static_one(loaded: Package) -> None:
-    sizes = Sizes(Span(1, 2, 4), guidance=False, static=True)
+    sizes = EngineSizes(Span(1, 2, 4), guidance=False, static=True)
     fixed, dynamic = profiles(loaded, "unet", sizes)
     assert dynamic["batch"] == Span(1, 2, 4)
     assert fixed == {name: Span(s.opt, s.opt, s.opt) for name, s in dynamic.items()}
@@ -49,11 +49,11 @@ def test_profiles_without_guidance_and_with_a_static_one(loaded: Package) -> Non
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (Sizes(height=Span(60, 64, 64)), "height 60:64:64: 60 is not a multiple of 8"),
-        (Sizes(tokens=Span(1, 77, 77)), "tokens 1:77:77: 1 is not a multiple of 77"),
+        (EngineSizes(height=Span(60, 64, 64)), "height 60:64:64: 60 is not a multiple of 8"),
+        (EngineSizes(tokens=Span(1, 77, 77)), "tokens 1:77:77: 1 is not a multiple of 77"),
     ],
 )
-def test_profiles_refuse_sizes(loaded: Package, sizes: Sizes, message: str) -> None:
+def test_profiles_refuse_sizes(loaded: Package, sizes: EngineSizes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         profiles(loaded, "unet", sizes)
 
@@ -73,7 +73,7 @@ def build(package: Path, folder: Path, *arguments: object) -> Result:
         (["--batch", "4:2:1"], "4:2:1 is no span: expected 1 <= MIN <= OPT <= MAX", 2),
         (["--batch", "many"], "'many' is no span: expected MIN:OPT:MAX or one number", 2),
         (["--component", "brain"], "has no brain; it has text_encoder, unet", 1),
-        (["--hardware-compatible"], "knows no hardware_compatible", 1),
+        (["--hardware-compatible"], "has no option hardware_compatible", 1),
         (["--optimization-level", "9"], "9 is not in the range", 2),
     ],
 )
