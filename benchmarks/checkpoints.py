@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.diffusers_folder import tokenizer_folder
+from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.modules import empty
 from sdexport.checkpoints.published_configs import FAMILIES
 

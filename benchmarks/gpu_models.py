@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.published_configs import FAMILIES
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import DEFAULT_OPSET

@@ -15,7 +15,8 @@ import torch
 from benchmarks.gpu_models import Model
 from sdexport import Package, Pipeline
 from sdexport.bench.benchmark import prompt_of
-from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.engines import PLAN_BACKENDS, Session
 from sdexport.graphs.wrappers import Part, parts
 from sdexport.runtime import schedulers

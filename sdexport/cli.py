@@ -32,11 +32,9 @@ class _Group(click.Group):
 
 def _is_mistake(error: Exception) -> bool:
     """Errors with a message for the user; anything else is a bug and keeps its traceback."""
-    from sdexport.engines import EngineError
-    from sdexport.engines.errors import PackageError
+    from sdexport.engines.errors import SDExportError
 
-    kinds = (ValueError, OSError, ImportError, MemoryError, EngineError, PackageError)
-    return isinstance(error, kinds) or type(error).__name__ == "VerificationError"
+    return isinstance(error, ValueError | OSError | ImportError | MemoryError | SDExportError)
 
 
 def _message(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -13,7 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.diffusers_folder import Checkpoint, read_json, tokenizer_folder
+from sdexport.checkpoints.config_files import read_config, write_config
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.modules import free_weights
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines import EngineError
@@ -81,7 +82,7 @@ def export(
       opset: 18..24; from 23 on attention and group normalisation are single nodes.
       precision: one of sdexport.graphs.precision.PRECISIONS.
       force: replace what is at the destination, if that is a package or an empty folder.
-    Raises: FileNotFoundError, ValueError, ConnectionError: see open_source. FileExistsError:
+    Raises: FileNotFoundError, CheckpointError, ConnectionError: see open_source. FileExistsError:
       the destination exists. VerificationError: the package does not answer as PyTorch does.
     """
     if opset not in OPSETS:
@@ -231,10 +232,10 @@ def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _copy_json(source: Path, destination: Path) -> None:
     """A configuration without the path it was once loaded from."""
-    values = read_json(source)
+    values = read_config(source)
     for key in ("_name_or_path", "name_or_path"):
         values.pop(key, None)
-    destination.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_config(destination, values)
 
 
 def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:

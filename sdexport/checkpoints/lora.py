@@ -1,4 +1,4 @@
-"""LoRA: small changes to a checkpoint's weights, merged into them before the export.
+"""LoRA: low-rank changes to a checkpoint's weights, merged into them before the export.
 
 A layer's weight W becomes W + scale * alpha / rank * up @ down, in float32.
 Source: Hu et al. 2021, arXiv 2106.09685, section 4.1; its convolutions: LyCORIS, arXiv 2309.14859.
@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
+from sdexport.checkpoints.config_files import parsing
 from sdexport.checkpoints.lora_names import layer_keys, other_method, part_and_key, split_name
 from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ _METADATA = "lora_adapter_metadata"
 
 @dataclass
 class Layer:
-    """What a file holds for one layer; alpha over rank is its own scale."""
+    """The tensors that a file holds for one layer."""
 
     down: torch.Tensor | None = None
     up: torch.Tensor | None = None
@@ -35,10 +38,10 @@ class Layer:
     alpha: torch.Tensor | None = None
 
     def change(self, shape: Sequence[int], alpha: float | None) -> torch.Tensor:
-        """The change of a weight of this shape, at scale 1, float32.
+        """The change of a weight at scale 1, float32 and of this shape.
 
         Args:
-          alpha: where the file has none for this layer; default the rank.
+          alpha: used if the file has none for this layer; default the rank.
         Raises: ValueError: the shapes do not belong together.
         """
         if self.down is None or self.up is None:
@@ -59,12 +62,26 @@ class Layer:
         own = own if self.alpha is None else float(self.alpha)
         return product.reshape(tuple(shape)) * (own / rank)
 
+    def check(self, shape: Sequence[int]) -> None:
+        """Check shapes, without computing, and values.
+
+        Raises: ValueError, RuntimeError: what is wrong.
+        """
+        matrices = (self.down, self.up, self.mid)
+        Layer(*(None if t is None else t.to("meta") for t in matrices)).change(shape, None)
+        if self.alpha is not None and self.alpha.numel() != 1:
+            raise ValueError(f"alpha has {self.alpha.numel()} values, expected one")
+        for tensor in (*matrices, self.alpha):
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise ValueError("it holds NaN or infinity")
+
 
 @dataclass(frozen=True)
 class Lora:
-    """A file and the layers of a checkpoint that it changes.
+    """A LoRA file and the layers of a checkpoint that it changes.
 
-    layers: by part and name of the layer. alphas: default alpha by part and layer, from metadata.
+    layers: by component and name of the layer.
+    alphas: default alpha by component and layer, from the file's metadata.
     """
 
     file: WeightFile
@@ -81,67 +98,55 @@ class Lora:
         *,
         allow_pickle: bool = False,
     ) -> Lora:
-        """Find the layer of every weight.
+        """Read a file and find the layer of every weight.
 
         Args:
           scale: of the whole change, -100..100.
-          modules: by part; they may be without weights.
-        Raises: FileNotFoundError, ValueError: see WeightFile.open; ValueError: no LoRA, a method
-          that cannot be merged, none of it fits, or shapes that do not.
+          modules: by component; they need no weights.
+        Raises: FileNotFoundError: no such file. CheckpointError: see WeightFile.open; no LoRA, an
+          unsupported method, no layer that fits, or shapes that do not.
         """
         file = WeightFile.open(path, allow_pickle=allow_pickle)
         if method := next(filter(None, map(other_method, file.tensors)), None):
-            raise ValueError(f"{path}: {method} layers are not merged; expected plain LoRA layers")
+            raise CheckpointError(
+                f"{path}: {method} layers are not supported; expected plain LoRA layers"
+            )
         if file.kind != "a LoRA":
-            raise ValueError(f"{path} is {file.kind}; expected a LoRA")
-        layers, strange = _match(file.tensors, modules)
+            raise CheckpointError(f"{path} is {file.kind}; expected a LoRA")
+        layers, unmatched = _match(file.tensors, modules)
         total = len(file.tensors)
         if not layers:
-            raise ValueError(
-                f"{path}: none of its {total} weights fits this checkpoint, such as {strange[0]}; "
-                "it may be made for another family"
+            raise CheckpointError(
+                f"{path}: none of its {total} weights fits this checkpoint, such as "
+                f"{unmatched[0]}; it may be made for another family"
             )
-        if strange:
+        if unmatched:
             logger.warning(
-                "%s: %d of %d weights fit nothing in this checkpoint and are left out, such as %s",
+                "%s: %d of %d weights fit no layer of this checkpoint and are ignored, such as %s",
                 path,
-                len(strange),
+                len(unmatched),
                 total,
-                strange[0],
+                unmatched[0],
             )
-        lora = cls(file, scale, layers, _metadata_alphas(file, layers))
-        lora._check(modules)
-        return lora
+        for part, of_part in layers.items():
+            for name, layer in of_part.items():
+                _check(f"{path}: {part}: {name}", layer, modules[part].get_submodule(name))
+        return cls(file, scale, layers, _default_alphas(file, layers))
 
     def merge_into(self, part: str, module: Any) -> None:
-        """Give a part's layers changed weights; the old ones, perhaps pages of a file, stay."""
+        """Give a component's layers new weights; the old tensors, perhaps mapped, stay as is."""
         for name, layer in self.layers.get(part, {}).items():
             target = module.get_submodule(name)
             change = layer.change(target.weight.shape, self.alphas.get((part, name)))
             merged = torch.add(target.weight.detach().float(), change, alpha=self.scale)
             target.weight = torch.nn.Parameter(merged, requires_grad=False)
 
-    def _check(self, modules: Mapping[str, Any]) -> None:
-        for part, layers in self.layers.items():
-            for name, layer in layers.items():
-                weight = modules[part].get_submodule(name).weight
-                empty = Layer(*(None if t is None else t.to("meta") for t in _matrices(layer)))
-                try:
-                    empty.change(weight.shape, None)
-                except (ValueError, RuntimeError) as error:
-                    raise ValueError(
-                        f"{self.file.path}: {part}: {name}: {str(error)[:200]}; "
-                        "the LoRA may be made for another family"
-                    ) from error
-                for tensor in (*_matrices(layer), layer.alpha):
-                    if tensor is not None and not torch.isfinite(tensor).all():
-                        raise ValueError(f"{self.file.path}: {part}: {name} holds NaN or infinity")
-
 
 def parse_lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:SCALE; a name with colons in it is taken whole if there is such a file.
+    """Path and scale of an argument FILE or FILE:SCALE; a file with colons in its name is found.
 
-    Raises: FileNotFoundError: no such file. ValueError: the scale is no number of -100..100.
+    Raises: FileNotFoundError: no such file. InvalidArgumentError: the scale is no number of
+      -100..100.
     """
     if Path(text).is_file():
         return Path(text), 1.0
@@ -152,60 +157,69 @@ def parse_lora(text: str) -> tuple[Path, float]:
         scale = float(number)
     except ValueError:
         scale = math.nan
-    if not abs(scale) <= LARGEST_SCALE:  # NaN compares to nothing
-        raise ValueError(
+    if not abs(scale) <= LARGEST_SCALE:  # true for NaN as well
+        raise InvalidArgumentError(
             f"{name}: expected a scale of -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}, got {number!r}"
         )
     return Path(name), scale
 
 
-def _matrices(layer: Layer) -> tuple[torch.Tensor | None, ...]:
-    return layer.down, layer.up, layer.mid
+def _check(what: str, layer: Layer, target: Any) -> None:
+    try:
+        layer.check(target.weight.shape)
+    except (ValueError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
+        raise CheckpointError(
+            f"{what}: {one_line(error, 200)}; the LoRA is damaged or made for another family"
+        ) from error
 
 
 def _match(
     tensors: Mapping[str, torch.Tensor], modules: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Layer]], list[str]]:
-    """The layers by part and name, and the names that fit none."""
+    """The layers by component and name, and the names of the weights that fit none."""
     keys = {part: layer_keys(part, module) for part, module in modules.items()}
     layers: dict[str, dict[str, Layer]] = {}
-    strange = []
+    unmatched = []
     for name, tensor in tensors.items():
         split = split_name(name)
         part, key = part_and_key(split[0]) if split else ("", "")
         layer_name = keys.get(part, {}).get(key)
         if split is None or layer_name is None:
-            strange.append(name)
+            unmatched.append(name)
             continue
         setattr(layers.setdefault(part, {}).setdefault(layer_name, Layer()), split[1], tensor)
-    return layers, strange
+    return layers, unmatched
 
 
-def _metadata_alphas(
+def _default_alphas(
     file: WeightFile, layers: Mapping[str, Mapping[str, Layer]]
 ) -> dict[tuple[str, str], float]:
-    """Alphas from the settings of PEFT: in the file's header, or adapter_config.json beside it."""
-    beside = file.path.with_name("adapter_config.json")
-    text = file.metadata.get(_METADATA)
-    if text is None and file.path.stem == "adapter_model" and beside.is_file():
-        text = beside.read_text(encoding="utf-8")
-    try:
-        settings = json.loads(text) if text else {}
-    except ValueError as error:
-        raise ValueError(f"{file.path}: its LoRA settings are damaged: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file.path}: its LoRA settings are damaged: no JSON object")
+    """The alphas that PEFT's settings give, by component and layer."""
     alphas = {}
-    for part, named in layers.items():
-        own = {k.removeprefix(f"{part}."): v for k, v in settings.items()}
-        for name, layer in named.items():
+    with parsing(f"{file.path}: its LoRA settings are damaged"):
+        settings = _peft_settings(file)
+        for part, of_part in layers.items():
+            own = {key.removeprefix(f"{part}."): value for key, value in settings.items()}
             pattern = own.get("alpha_pattern") or {}
-            alpha = next((v for k, v in pattern.items() if _ends_with(name, k)), None)
-            alpha = own.get("lora_alpha") if alpha is None else alpha
-            if alpha is not None and layer.down is not None:
-                root = math.sqrt(layer.down.shape[0]) if own.get("use_rslora") else 1.0
-                alphas[part, name] = float(alpha) * root
+            for name, layer in of_part.items():
+                alpha = next((v for k, v in pattern.items() if _ends_with(name, k)), None)
+                alpha = own.get("lora_alpha") if alpha is None else alpha
+                if alpha is not None and layer.down is not None:
+                    root = math.sqrt(layer.down.shape[0]) if own.get("use_rslora") else 1.0
+                    alphas[part, name] = float(alpha) * root
     return alphas
+
+
+def _peft_settings(file: WeightFile) -> dict[str, Any]:
+    """From the file's header, or from adapter_config.json next to an adapter_model file."""
+    sidecar = file.path.with_name("adapter_config.json")
+    text = file.metadata.get(_METADATA)
+    if text is None and file.path.stem == "adapter_model" and sidecar.is_file():
+        text = sidecar.read_text(encoding="utf-8")
+    settings = json.loads(text) if text else {}
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file.path}: its LoRA settings are damaged: no JSON object")
+    return settings
 
 
 def _ends_with(name: str, pattern: str) -> bool:

@@ -1,9 +1,9 @@
-"""PyTorch modules that are made of weights in files, never initialised and never copied whole.
+"""PyTorch modules whose weights stay in mapped files: never initialised, never copied as a whole.
 
-A module is built on the meta device and given the tensors of the mapped file themselves. Those of
-float32 cost no memory of their own. The large layers of a file in half precision keep their half,
-and become float32 for the moment in which one computes: the answers are those of a float32 module,
-in half of its memory.
+A module is built on the meta device and gets the tensors of the mapped file themselves, so float32
+weights take no memory of their own. Large layers of a file in half precision keep float16 weights
+and convert them to float32 for each use: the outputs are those of a float32 module, in half of its
+memory.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import torch
 import transformers
 from torch import nn
 
+from sdexport.engines.errors import CheckpointError
+
 Tensors = Mapping[str, torch.Tensor]
 
 LARGE = 1_000_000
-"""Numbers in a weight from which it is not turned into float32 ahead."""
+"""Elements from which on a float16 weight is converted at each use, and not in advance."""
 
 
 class _Linear(nn.Linear):
@@ -48,22 +50,27 @@ def empty(class_name: str, config: Mapping[str, Any]) -> Any:
 
 
 def check_shapes(path: Path, part: str, module: Any, found: Tensors) -> None:
-    """Raises: ValueError: weights are missing, of another shape, or no numbers to compute with."""
+    """Check that a module's weights are all there.
+
+    Args:
+      path, part: for messages.
+    Raises: CheckpointError: weights are missing, of another shape, or quantised.
+    """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     wrong = [
         name for name in wanted if name not in found or tuple(found[name].shape) != wanted[name]
     ]
     if wrong:
         first = wrong[0]
-        came = tuple(found[first].shape) if first in found else "nothing"
-        raise ValueError(
+        got = tuple(found[first].shape) if first in found else "nothing"
+        raise CheckpointError(
             f"{path}: {part}: {len(wrong)} of {len(wanted)} weights are missing or of another "
-            f"shape, such as {first}: expected {wanted[first]}, got {came}"
+            f"shape, such as {first}: expected {wanted[first]}, got {got}"
         )
-    whole = [name for name in wanted if not found[name].is_floating_point()]
-    if whole:
-        raise ValueError(
-            f"{path}: {part}: weight {whole[0]} is {found[whole[0]].dtype}, so the file is "
+    integers = [name for name in wanted if not found[name].is_floating_point()]
+    if integers:
+        raise CheckpointError(
+            f"{path}: {part}: weight {integers[0]} is {found[integers[0]].dtype}, so the file is "
             "quantised; export the float16 or float32 one"
         )
 
@@ -73,14 +80,14 @@ def fill(module: nn.Module, tensors: Tensors) -> Any:
 
     Args:
       module: on the meta device; it is changed.
-      tensors: by the module's names, of any floating-point type. Those that are float32 become its
-        weights themselves, perhaps pages of a file: put others in their place, do not write.
+      tensors: by the module's names, of any floating-point type. Those of float32 become its
+        weights themselves and may be a mapped file: replace them, never write to them.
     """
     for path, layer in module.named_modules():
-        kind = _UPCASTING.get(type(layer))
+        upcasting = _UPCASTING.get(type(layer))
         weight = tensors.get(f"{path}.weight")
-        if kind and weight is not None and weight.dtype == torch.float16 and is_large(weight):
-            layer.__class__ = kind
+        if upcasting and weight is not None and weight.dtype == torch.float16 and is_large(weight):
+            layer.__class__ = upcasting
     kept = {f"{name}.weight" for name, layer in module.named_modules() if upcasts(layer)}
     weights = {
         name: tensors[name] if name in kept else tensors[name].to(torch.float32)
@@ -95,20 +102,20 @@ def fill(module: nn.Module, tensors: Tensors) -> Any:
 
 
 def is_large(weight: torch.Tensor) -> bool:
-    """Whether it is worth keeping in half: from LARGE values on."""
+    """Whether a weight is worth keeping in float16."""
     return weight.numel() >= LARGE
 
 
 def upcasts(layer: nn.Module) -> bool:
-    """Whether the weight is kept in half and turned into float32 for each use."""
+    """Whether the layer keeps a float16 weight and converts it at each use."""
     return isinstance(layer, tuple(_UPCASTING.values()))
 
 
 @contextmanager
 def stand_ins(module: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
-    """A float32 module to trace: memory that nobody touches stands for the weights kept in half.
+    """Make a module traceable as float32: uninitialised tensors replace its float16 weights.
 
-    Yields: the half weights by the address of what stands for them.
+    Yields: the float16 weights by the address of the tensor that replaces each.
     """
     kept: list[Any] = [layer for layer in module.modules() if upcasts(layer)]
     before = [(type(layer), layer.weight) for layer in kept]
@@ -124,7 +131,7 @@ def stand_ins(module: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
 
 
 def free_weights(module: Any) -> None:
-    """Give the weights' memory back, though torch.export keeps the parameters in its caches."""
+    """Free the weights' memory, although torch.export keeps the parameters in its caches."""
     for weight in () if module is None else (*module.parameters(), *module.buffers()):
         weight.data = torch.empty(0, dtype=weight.dtype)
     gc.collect()

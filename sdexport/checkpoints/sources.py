@@ -1,39 +1,48 @@
-"""What to export: a folder, a hub id or a single file, with what is merged into it on the way.
+"""What to export: a folder, a hub id or a single file, and the changes to make to it.
 
-A changed checkpoint is a folder of configurations in a temporary place and a function that loads
-its modules, so the exporter sees one kind of checkpoint. The folder goes with the checkpoint.
+A changed checkpoint is a temporary folder of configurations and a function that loads its modules,
+so that the exporter handles one kind of checkpoint. The folder is deleted with the checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.diffusers_folder import TEXT_ENCODERS, Checkpoint, read_json
+from sdexport.checkpoints.config_files import parsing, read_config, update_config
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.diffusers_layout import (
+    TEXT_ENCODERS,
+    present_components,
+    tokenizer_folder,
+)
+from sdexport.checkpoints.file_family import check_prediction_type
 from sdexport.checkpoints.modules import empty
-from sdexport.checkpoints.single_file import PREDICTION_TYPES, SingleFile
-from sdexport.engines.errors import CheckpointError
+from sdexport.checkpoints.single_file import SingleFile
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 Loader = Callable[[str], Any]
-_CONFIGURATION = (".json", ".txt")
-_LARGEST_CONFIGURATION = 50_000_000
+_CONFIG_SUFFIXES = (".json", ".txt")
+_LARGEST_CONFIG = 50_000_000
 
 
 @dataclass(frozen=True)
 class Options:
     """How to read a checkpoint, and what to change in it.
 
-    tokenizer: a folder, for a single file. allow_pickle: read .ckpt and .bin, weights alone.
-    prediction_type: of the UNet, where a file does not tell. ema: take a file's averaged weights.
-    vae: a folder or file that replaces the VAE. lora: each FILE or FILE:SCALE, merged in turn.
-    embedding: each FILE or FILE:WORD, put into tokenizer and text encoder.
+    tokenizer: a folder, for a single file.
+    allow_pickle: read the weights of .ckpt and .bin files.
+    prediction_type: "epsilon" or "v_prediction", if the checkpoint does not say.
+    ema: take a single file's averaged weights.
+    vae: a folder or file that replaces the VAE.
+    lora: each FILE or FILE:SCALE, merged one after another.
+    embedding: each FILE or FILE:WORD, added to tokenizer and text encoder.
     """
 
     tokenizer: Path | None = None
@@ -44,49 +53,71 @@ class Options:
     lora: tuple[str, ...] = ()
     embedding: tuple[str, ...] = ()
 
+    @property
+    def changes(self) -> set[str]:
+        """The names of the options that are set, `allow_pickle` aside."""
+        set_ = {f.name for f in fields(self) if getattr(self, f.name) not in (None, (), False)}
+        return set_ - {"allow_pickle"}
+
 
 def open_source(
     source: str | Path, *, revision: str | None = None, options: Options | None = None
 ) -> Checkpoint:
-    """Find and check a checkpoint with all that is to be changed in it.
+    """Find and check a checkpoint, with the changes that the options ask for.
 
     Args:
       source: a diffusers folder, a hub id, or a single file.
       revision: of a hub id.
-    Raises: FileNotFoundError, ValueError, ConnectionError: see Checkpoint.open, SingleFile.open.
+    Raises: FileNotFoundError: no such folder or file. CheckpointError: one of the files is damaged,
+      incomplete or not supported. InvalidArgumentError: options that do not fit the source.
+      ConnectionError: the hub cannot be reached.
     """
     options = options or Options()
     is_file = Path(source).is_file()
-    if not is_file:
-        for name in ("tokenizer", "ema"):
-            if getattr(options, name):
-                raise ValueError(f"{source} is no single file; leave out --{name}")
-        changes = [
-            f.name for f in fields(options) if getattr(options, f.name) not in (None, (), False)
-        ]
-        if not set(changes) - {"allow_pickle"}:
-            return Checkpoint.open(source, revision=revision)
+    _check_options(source, revision, options, is_file=is_file)
+    if not is_file and not options.changes:
+        return Checkpoint.open(source, revision=revision)
     folder = Path(tempfile.mkdtemp(prefix="sdexport-"))
     try:
-        prepare = _prepare_file if is_file else _prepare_folder
-        loader, origin = prepare(source, folder, revision, options)
-        for change in (_change_prediction, _change_vae, _merge_loras, _add_words):
-            loader, origin = change(folder, loader, origin, options)
-        checkpoint = Checkpoint.open(folder, loader=loader, origin=origin, label=str(source))
+        if is_file:
+            draft = _from_file(source, folder, options)
+        else:
+            draft = _from_folder(source, folder, revision)
+        for change in (_change_prediction, _replace_vae, _merge_loras, _add_embeddings):
+            draft = change(draft, options)
+        checkpoint = Checkpoint.open(
+            folder, loader=draft.loader, origin=draft.origin, label=str(source)
+        )
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, (ValueError, FileNotFoundError)) and str(folder) in str(error):
+        if isinstance(error, SDExportError) and str(folder) in str(error):
             raise type(error)(str(error).replace(str(folder), str(source))) from error
         raise
     weakref.finalize(checkpoint, shutil.rmtree, folder, ignore_errors=True)
     return checkpoint
 
 
-def _prepare_file(
-    source: str | Path, folder: Path, revision: str | None, options: Options
-) -> tuple[Loader, dict[str, str]]:
-    if revision is not None:
-        raise ValueError(f"{source} is a file; leave out --revision")
+@dataclass(frozen=True)
+class _Draft:
+    """A checkpoint that is being changed: its configurations, how to load a module, its origin."""
+
+    folder: Path
+    loader: Loader
+    origin: Mapping[str, str]
+
+
+def _check_options(
+    source: str | Path, revision: str | None, options: Options, *, is_file: bool
+) -> None:
+    check_prediction_type(options.prediction_type)
+    if is_file and revision is not None:
+        raise InvalidArgumentError(f"{source} is a file; omit --revision")
+    for name in () if is_file else ("tokenizer", "ema"):
+        if name in options.changes:
+            raise InvalidArgumentError(f"{source} is no single file; omit --{name}")
+
+
+def _from_file(source: str | Path, folder: Path, options: Options) -> _Draft:
     opened = SingleFile.open(
         source,
         allow_pickle=options.allow_pickle,
@@ -94,93 +125,73 @@ def _prepare_file(
         ema=options.ema,
     )
     if not (opened.has_vae or options.vae):
-        raise ValueError(f"{source} holds no VAE; give --vae FOLDER_OR_FILE")
+        raise CheckpointError(f"{source} holds no VAE; give --vae FOLDER_OR_FILE")
     opened.write_configs(folder, options.tokenizer)
     origin = {"type": "file", "sha256": opened.file.sha256()}
-    return opened.load, origin | ({"weights": "ema"} if options.ema else {})
+    return _Draft(folder, opened.load, origin | ({"weights": "ema"} if options.ema else {}))
 
 
-def _prepare_folder(
-    source: str | Path, folder: Path, revision: str | None, options: Options
-) -> tuple[Loader, dict[str, str]]:
+def _from_folder(source: str | Path, folder: Path, revision: str | None) -> _Draft:
     base = Checkpoint.open(source, revision=revision)
     for file in (*base.folder.glob("*.json"), *base.folder.glob("*/*")):
-        if file.suffix in _CONFIGURATION and file.stat().st_size < _LARGEST_CONFIGURATION:
+        if file.suffix in _CONFIG_SUFFIXES and file.stat().st_size < _LARGEST_CONFIG:
             target = folder / file.relative_to(base.folder)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
-    return base.load, dict(base.source)
+    return _Draft(folder, base.load, base.source)
 
 
-def _change_prediction(
-    folder: Path, loader: Loader, origin: dict[str, str], options: Options
-) -> tuple[Loader, dict[str, str]]:
-    if options.prediction_type is None:
-        return loader, origin
-    if options.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"prediction type must be {' or '.join(PREDICTION_TYPES)}, "
-            f"got {options.prediction_type!r}"
-        )
-    update_json(
-        folder / "scheduler" / "scheduler_config.json", {"prediction_type": options.prediction_type}
-    )
-    return loader, origin
+def _change_prediction(draft: _Draft, options: Options) -> _Draft:
+    if options.prediction_type is not None:
+        path = draft.folder / "scheduler" / "scheduler_config.json"
+        update_config(path, {"prediction_type": options.prediction_type})
+    return draft
 
 
-def _change_vae(
-    folder: Path, loader: Loader, origin: dict[str, str], options: Options
-) -> tuple[Loader, dict[str, str]]:
+def _replace_vae(draft: _Draft, options: Options) -> _Draft:
     if options.vae is None:
-        return loader, origin
-    from sdexport.checkpoints.replacement_vae import OtherVae
+        return draft
+    from sdexport.checkpoints.replacement_vae import ReplacementVae
 
-    vae = OtherVae.open(options.vae, folder, allow_pickle=options.allow_pickle)
+    vae = ReplacementVae.open(options.vae, draft.folder, allow_pickle=options.allow_pickle)
+    vae.write_config(draft.folder)
 
     def load(part: str) -> Any:
-        return vae.load() if part == "vae" else loader(part)
+        return vae.load() if part == "vae" else draft.loader(part)
 
-    return load, origin | {"vae.sha256": vae.file.sha256()}
+    origin = {**draft.origin, "vae.sha256": vae.file.sha256()}
+    return replace(draft, loader=load, origin=origin)
 
 
-def _merge_loras(
-    folder: Path, loader: Loader, origin: dict[str, str], options: Options
-) -> tuple[Loader, dict[str, str]]:
+def _merge_loras(draft: _Draft, options: Options) -> _Draft:
     if not options.lora:
-        return loader, origin
+        return draft
     from sdexport.checkpoints.lora import Lora, parse_lora
 
-    modules = _empty_modules(folder)
+    modules = _empty_modules(draft.folder)
     pairs = [parse_lora(text) for text in options.lora]
     loras = [Lora.open(p, s, modules, allow_pickle=options.allow_pickle) for p, s in pairs]
 
     def load(part: str) -> Any:
-        module = loader(part)
+        module = draft.loader(part)
         for lora in loras:
             lora.merge_into(part, module)
         return module
 
-    told = {}
+    origin = dict(draft.origin)
     for number, lora in enumerate(loras, 1):
-        told[f"lora.{number}.sha256"] = lora.file.sha256()
-        told[f"lora.{number}.scale"] = f"{lora.scale:g}"
-    return load, origin | told
+        origin[f"lora.{number}.sha256"] = lora.file.sha256()
+        origin[f"lora.{number}.scale"] = f"{lora.scale:g}"
+    return replace(draft, loader=load, origin=origin)
 
 
-def _add_words(
-    folder: Path, loader: Loader, origin: dict[str, str], options: Options
-) -> tuple[Loader, dict[str, str]]:
+def _add_embeddings(draft: _Draft, options: Options) -> _Draft:
     if not options.embedding:
-        return loader, origin
-    from sdexport.checkpoints.textual_inversion import (
-        LEGACY_EOS,
-        Embedding,
-        add_tokens,
-        add_vectors,
-        parse_embedding,
-    )
+        return draft
+    from sdexport.checkpoints.textual_inversion import Embedding, add_vectors, parse_embedding
 
-    encoders = {part: m for part, m in _empty_modules(folder).items() if part != "unet"}
+    modules = _empty_modules(draft.folder)
+    encoders = {part: module for part, module in modules.items() if part in TEXT_ENCODERS}
     widths = {part: module.config.hidden_size for part, module in encoders.items()}
     embeddings = [
         Embedding.open(path, word, widths, allow_pickle=options.allow_pickle)
@@ -188,39 +199,48 @@ def _add_words(
     ]
     ids, eos = {}, {}
     for part, module in encoders.items():
-        tokenizer = folder / part.replace("text_encoder", "tokenizer")
-        ids[part] = add_tokens(tokenizer, embeddings)
-        eos[part] = ClipTokenizer.from_folder(tokenizer, error=CheckpointError).eos_id
-        size = max(module.config.vocab_size, max(ids[part].values()) + 1)
-        config = folder / part / "config.json"
-        update_json(config, {"vocab_size": size})
-        if module.config.eos_token_id == LEGACY_EOS:
-            update_json(config, {"eos_token_id": eos[part]})
+        ids[part], eos[part] = _add_tokens(draft.folder, part, module.config, embeddings)
 
     def load(part: str) -> Any:
-        module = loader(part)
+        module = draft.loader(part)
         if part in encoders:
             add_vectors(part, module, embeddings, ids[part], eos=eos[part])
         return module
 
-    told = {}
+    origin = dict(draft.origin)
     for number, embedding in enumerate(embeddings, 1):
-        told[f"embedding.{number}.sha256"] = embedding.file.sha256()
-        told[f"embedding.{number}.word"] = embedding.word
-    return load, origin | told
+        origin[f"embedding.{number}.sha256"] = embedding.file.sha256()
+        origin[f"embedding.{number}.word"] = embedding.word
+    return replace(draft, loader=load, origin=origin)
+
+
+def _add_tokens(
+    folder: Path, part: str, config: Any, embeddings: list[Any]
+) -> tuple[dict[str, int], int]:
+    """Add the tokens to a text encoder's tokenizer and its size to the configuration.
+
+    Returns: the id of each token, and of the end token.
+    """
+    from sdexport.checkpoints.textual_inversion import LEGACY_EOS, tokens_of
+    from sdexport.checkpoints.tokenizer_edits import add_tokens
+
+    tokenizer = folder / tokenizer_folder(part)
+    ids = add_tokens(tokenizer, tokens_of(embeddings))
+    eos = ClipTokenizer.from_folder(tokenizer, error=CheckpointError).eos_id
+    changes = {"vocab_size": max(config.vocab_size, max(ids.values()) + 1)}
+    if config.eos_token_id == LEGACY_EOS:
+        changes["eos_token_id"] = eos
+    update_config(folder / part / "config.json", changes)
+    return ids, eos
 
 
 def _empty_modules(folder: Path) -> dict[str, Any]:
-    """UNet and text encoders as the folder's configurations have them, without weights."""
-    index = read_json(folder / "model_index.json")
-    return {
-        part: empty(str(index[part][1]), read_json(folder / part / "config.json"))
-        for part in (*TEXT_ENCODERS, "unet")
-        if index.get(part) not in (None, [None, None])
-    }
-
-
-def update_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Change some entries of a JSON object on disk, or begin one."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps({**before, **values}, indent=2) + "\n", encoding="utf-8")
+    """UNet and text encoders with the folder's configurations, without weights."""
+    index = read_config(folder / "model_index.json")
+    present = present_components(index)
+    with parsing(folder):
+        return {
+            part: empty(str(index[part][1]), read_config(folder / part / "config.json"))
+            for part in (*TEXT_ENCODERS, "unet")
+            if part in present
+        }

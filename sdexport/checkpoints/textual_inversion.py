@@ -1,4 +1,4 @@
-"""Textual inversion: new words, each with learned vectors, put into tokenizer and text encoder.
+"""Textual inversion: new words with learned vectors, added to tokenizer and text encoder.
 
 A word of several vectors becomes as many tokens: `word`, `word_1`, `word_2`, as in diffusers.
 Source: Gal et al. 2022, arXiv 2208.01618.
@@ -6,7 +6,6 @@ Source: Gal et al. 2022, arXiv 2208.01618.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdexport.checkpoints.config_files import parsing
+from sdexport.checkpoints.tokenizer_edits import token_exists
 from sdexport.checkpoints.weight_file import WeightFile
-from sdexport.engines.errors import CheckpointError
-from sdexport.runtime.text.tokenizer import ClipTokenizer
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 
 MOST_VECTORS = 75
 LEGACY_EOS = 2
-"""The end token that old configurations name and transformers reads as the highest id."""
+"""The end token in old configurations, which transformers reads as the highest id."""
 _SDXL = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Embedding:
 
     @property
     def tokens(self) -> list[str]:
+        """One token for each vector."""
         count = len(next(iter(self.vectors.values())))
         return [self.word, *(f"{self.word}_{i}" for i in range(1, count))]
 
@@ -51,42 +51,25 @@ class Embedding:
         """Read a file of diffusers or of AUTOMATIC1111's web interface, or one for SDXL.
 
         Args:
-          word: default the file's own, or its name.
-          widths: of the vectors of each text encoder.
-        Raises: FileNotFoundError, ValueError: see WeightFile.open; ValueError: no embedding, or one
-          for another family.
+          word: default the word in the file, or the file's name.
+          widths: length of a vector by text encoder.
+        Raises: FileNotFoundError: no such file. CheckpointError: see WeightFile.open; no embedding,
+          or one for another family. InvalidArgumentError: the word cannot be used in a prompt.
         """
         file = WeightFile.open(path, allow_pickle=allow_pickle)
-        own, found = _contents(file)
-        name = file.path.stem if own is None else own
-        name = name if word is None else word
-        if not name.strip() or any(not c.isprintable() for c in name):
-            raise ValueError(f"{path}: {name!r} is no word for a prompt; give FILE:WORD")
-        if set(found) == {""}:  # one set of vectors, which only one encoder can be meant by
-            part = next(iter(widths))
-            found = {part: found[""]}
-        for part, width in widths.items():
-            vectors = found.get(part)
-            if vectors is None or vectors.shape[1] != width:
-                came = "none" if vectors is None else f"vectors of {vectors.shape[1]}"
-                raise ValueError(
-                    f"{path}: expected vectors of {width} for the {part}, got {came}; "
-                    "the embedding is made for another family"
-                )
-        chosen = {part: found[part].to(torch.float32) for part in widths}
-        counts = {len(rows) for rows in chosen.values()}
-        if len(counts) != 1 or not 1 <= max(counts) <= MOST_VECTORS:
-            raise ValueError(
-                f"{path}: expected 1 to {MOST_VECTORS} vectors, as many for each encoder, "
-                f"got {' and '.join(str(len(rows)) for rows in chosen.values())}"
-            )
-        if not all(torch.isfinite(rows).all() for rows in chosen.values()):
-            raise ValueError(f"{path}: a vector holds NaN or infinity")
-        return cls(file, name, chosen)
+        with parsing(f"{path}: not a usable textual-inversion embedding"):
+            own, found = _contents(file)
+            if set(found) == {""}:  # one set of vectors: for the only encoder
+                found = {next(iter(widths)): found[""]}
+            vectors = _checked(path, found, widths)
+        name = word if word is not None else (file.path.stem if own is None else own)
+        if not name.strip() or not name.isprintable():
+            raise InvalidArgumentError(f"{path}: {name!r} is no word for a prompt; give FILE:WORD")
+        return cls(file, name, vectors)
 
 
 def parse_embedding(text: str) -> tuple[Path, str | None]:
-    """FILE or FILE:WORD; a name with colons in it is taken whole if there is such a file.
+    """Path and word of an argument FILE or FILE:WORD; a file with colons in its name is found.
 
     Raises: FileNotFoundError: no such file.
     """
@@ -98,31 +81,18 @@ def parse_embedding(text: str) -> tuple[Path, str | None]:
     return Path(name), word
 
 
-def add_tokens(folder: Path, embeddings: Sequence[Embedding]) -> dict[str, int]:
-    """Give new tokens the next ids of a tokenizer, in files that transformers reads as well.
+def tokens_of(embeddings: Sequence[Embedding]) -> dict[str, Path]:
+    """The tokens of all embeddings, in order, each with its file.
 
-    Args:
-      folder: of the tokenizer, which is changed.
-    Returns: the id of each token.
-    Raises: ValueError: a token is there already.
+    Raises: InvalidArgumentError: two embeddings have a token in common.
     """
-    tokenizer = ClipTokenizer.from_folder(folder, error=CheckpointError)
-    known = _known_tokens(folder)
-    ids: dict[str, int] = {}
+    tokens: dict[str, Path] = {}
     for embedding in embeddings:
         for token in embedding.tokens:
-            if token in known or token in ids:
-                raise ValueError(
-                    f"{embedding.file.path}: the tokenizer has a token {token!r} already; "
-                    "give another word as FILE:WORD"
-                )
-            ids[token] = tokenizer.vocab_size + len(ids)
-    _write_tokens(folder, ids)
-    changed = ClipTokenizer.from_folder(folder, error=CheckpointError)
-    lost = [token for token, number in ids.items() if changed.encode(token) != [number]]
-    if lost:
-        raise ValueError(f"{folder.name}: {lost[0]!r} cannot be told from other words; rename it")
-    return ids
+            if token in tokens:
+                raise token_exists(embedding.file.path, token)
+            tokens[token] = embedding.file.path
+    return tokens
 
 
 def add_vectors(
@@ -131,8 +101,8 @@ def add_vectors(
     """Append the vectors to a text encoder's token embeddings.
 
     Args:
-      eos: the tokenizer's end token. Old configurations say 2 and mean the largest id, which a new
-        token would be.
+      eos: the tokenizer's end token. Old configurations say LEGACY_EOS and mean the largest id,
+        which would be that of a new token.
     """
     old = module.get_input_embeddings().weight.data
     weight = old.new_zeros(max(len(old), max(ids.values()) + 1), old.shape[1])
@@ -147,10 +117,35 @@ def add_vectors(
             layer.eos_token_id = eos
 
 
+def _checked(
+    path: str | Path, found: Mapping[str, torch.Tensor], widths: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """The vectors of each text encoder, as float32."""
+    for part, width in widths.items():
+        vectors = found.get(part)
+        if vectors is None or vectors.shape[1] != width:
+            came = "none" if vectors is None else f"vectors of {vectors.shape[1]}"
+            raise CheckpointError(
+                f"{path}: expected vectors of {width} for the {part}, got {came}; "
+                "the embedding is made for another family"
+            )
+    chosen = {part: found[part].to(torch.float32) for part in widths}
+    counts = [len(rows) for rows in chosen.values()]
+    if len(set(counts)) != 1 or not 1 <= counts[0] <= MOST_VECTORS:
+        raise CheckpointError(
+            f"{path}: expected 1 to {MOST_VECTORS} vectors, as many for each encoder, "
+            f"got {' and '.join(map(str, counts))}"
+        )
+    if not all(torch.isfinite(rows).all() for rows in chosen.values()):
+        raise CheckpointError(f"{path}: a vector holds NaN or infinity")
+    return chosen
+
+
 def _contents(file: WeightFile) -> tuple[str | None, dict[str, torch.Tensor]]:
-    """The word, if the file tells it, and the vectors by part; "" where it tells no part."""
+    """The word if the file names one, and the vectors by text encoder; "" if it names none."""
     content = file.content
     word: str | None = None
+    found: dict[str, Any] = {}
     if isinstance(content, dict) and isinstance(content.get("string_to_param"), dict):
         found = {"": content["string_to_param"].get("*")}
         word = content["name"] if isinstance(content.get("name"), str) else None
@@ -159,50 +154,11 @@ def _contents(file: WeightFile) -> tuple[str | None, dict[str, torch.Tensor]]:
     elif len(file.tensors) == 1:
         name, tensor = next(iter(file.tensors.items()))
         word, found = None if name == "emb_params" else name, {"": tensor}
-    else:
-        raise ValueError(f"{file.path} is {file.kind}; expected a textual-inversion embedding")
-    vectors = {}
-    for part, tensor in found.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 2):
-            raise ValueError(f"{file.path} is {file.kind}; expected a textual-inversion embedding")
-        vectors[part] = tensor.reshape(-1, tensor.shape[-1])
+    vectors = {
+        part: tensor.reshape(-1, tensor.shape[-1])
+        for part, tensor in found.items()
+        if isinstance(tensor, torch.Tensor) and tensor.ndim in (1, 2)
+    }
+    if not found or len(vectors) != len(found):
+        raise CheckpointError(f"{file.path} is {file.kind}; expected a textual-inversion embedding")
     return word, vectors
-
-
-def _known_tokens(folder: Path) -> set[str]:
-    vocab = folder / "vocab.json"
-    if (folder / "tokenizer.json").is_file():
-        data = _read(folder / "tokenizer.json")
-        return {*data["model"]["vocab"], *(t["content"] for t in data.get("added_tokens", []))}
-    decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    added = {*_read(folder / "added_tokens.json"), *(t["content"] for t in decoder.values())}
-    return {*_read(vocab), *added}
-
-
-def _write_tokens(folder: Path, ids: Mapping[str, int]) -> None:
-    """Where the folder's other added tokens stand."""
-    config = _read(folder / "tokenizer_config.json")
-    if config.get("added_tokens_decoder") is not None:
-        for token, number in ids.items():
-            config["added_tokens_decoder"][str(number)] = {
-                "content": token,
-                "special": False,
-            } | _FLAGS
-        _write(folder / "tokenizer_config.json", config)
-    else:
-        _write(folder / "added_tokens.json", _read(folder / "added_tokens.json") | dict(ids))
-    if (folder / "tokenizer.json").is_file():
-        data = _read(folder / "tokenizer.json")
-        data.setdefault("added_tokens", []).extend(
-            {"id": number, "content": token, "special": False} | _FLAGS
-            for token, number in ids.items()
-        )
-        _write(folder / "tokenizer.json", data)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from sdexport.engines.errors import InvalidArgumentError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -61,11 +63,13 @@ def conversion(precision: str, source: str, configs: Mapping[str, SimpleNamespac
 
 
 def check_precision(precision: str, opset: int) -> None:
-    """Raises: ValueError: no such precision, or none of that opset."""
+    """Raises: InvalidArgumentError: no such precision, or none of that opset."""
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
+        raise InvalidArgumentError(
+            f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}"
+        )
     if precision == "bf16" and opset < OPSET_OF_BF16:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"precision bf16 needs opset {OPSET_OF_BF16} or later, in which convolutions take it; "
             f"got opset {opset}"
         )

@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
+from sdexport.engines.errors import CheckpointError
 from sdexport.runtime.packages.package import INPUTS_EMBEDS, TOKEN_EMBEDDING
 
 _SAME_IDS = {"Reshape", "Cast", "Identity"}
@@ -24,7 +25,7 @@ _SAME_IDS = {"Reshape", "Cast", "Identity"}
 def write_token_graphs(path: Path) -> None:
     """Write both graphs beside the .onnx file of a text encoder whose weights lie beside it.
 
-    Raises: ValueError: the graph does not look tokens up in one table.
+    Raises: CheckpointError: the graph does not look tokens up in one table.
     """
     for name, cut in ((TOKEN_EMBEDDING, _lookup), (INPUTS_EMBEDS, _rest)):
         model = ir.load(path)
@@ -39,7 +40,7 @@ def _embeddings(graph: ir.Graph) -> ir.Value:
     """What the lookup of the tokens gives: the first floats that are made of the ids alone."""
     found = [node for node in graph if node.op_type == "Gather" and _reads(node.inputs[1], graph)]
     if len(found) != 1:
-        raise ValueError(f"{graph.name}: {len(found)} lookups of input_ids instead of one")
+        raise CheckpointError(f"{graph.name}: {len(found)} lookups of input_ids instead of one")
     return found[0].outputs[0]
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.checkpoints.diffusers_folder import Checkpoint, tokenizer_folder
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.textual_inversion import LEGACY_EOS
 from sdexport.engines import EngineError, TensorSpec
-from sdexport.engines.errors import CheckpointError, PackageError
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError, PackageError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part, parts
@@ -159,7 +160,7 @@ def _check_same_kind(package: Package, checkpoint: Checkpoint, every: Iterable[P
     there, wanted = package.manifest.components, {part.name: part for part in every}
     advice = "give the checkpoint, and the options, that the package was exported with"
     if set(there) != set(wanted) or package.manifest.family != checkpoint.family:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"{checkpoint.label} is {checkpoint.family}, {package.folder} is "
             f"{package.manifest.family} ({', '.join(there)}); {advice}"
         )
@@ -169,7 +170,7 @@ def _check_same_kind(package: Package, checkpoint: Checkpoint, every: Iterable[P
         for spec in needed:
             graph = found.get(spec.name)
             if graph is None or not _fits(graph, spec):
-                raise ValueError(
+                raise InvalidArgumentError(
                     f"{checkpoint.label}: {name}: {spec.name} is {spec}, in {package.folder} it is "
                     f"{graph or 'missing'}; {advice}"
                 )

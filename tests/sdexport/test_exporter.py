@@ -16,7 +16,7 @@ import pytest
 from sdexport import Package
 from sdexport import exporter as export_module
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.engines.errors import VerificationError
+from sdexport.engines.errors import CheckpointError, VerificationError
 from sdexport.exporter import export
 from tests.tolerances import COSINE_REL
 
@@ -237,9 +237,9 @@ def test_source_that_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         export(tmp_path / "nowhere", tmp_path / "package")
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match="does not begin with its header"):
+    with pytest.raises(CheckpointError, match="does not begin with its header"):
         export(tmp_path / "model.safetensors", tmp_path / "package")
-    with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"model_index\.json is missing"):
         export(tmp_path, tmp_path / "package")
 
 
@@ -267,7 +267,7 @@ def test_checkpoint_of_another_kind(
 ) -> None:
     path = checkpoint_copy / file
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(checkpoint_copy)
 
 
@@ -277,7 +277,7 @@ def test_checkpoint_of_another_kind(
 )
 def test_checkpoint_with_missing_files(checkpoint_copy: Path, name: str) -> None:
     (checkpoint_copy / name).unlink()
-    with pytest.raises(FileNotFoundError, match=Path(name).name):
+    with pytest.raises(CheckpointError, match=Path(name).name):
         Checkpoint.open(checkpoint_copy)
 
 
@@ -285,7 +285,7 @@ def test_checkpoint_with_missing_files(checkpoint_copy: Path, name: str) -> None
 def test_checkpoint_with_truncated_weights(checkpoint_copy: Path, part: str) -> None:
     path = next((checkpoint_copy / part).glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=f"cannot load {part}"):
+    with pytest.raises(CheckpointError, match=f"cannot load {part}"):
         Checkpoint.open(checkpoint_copy).load(part)
 
 
@@ -297,7 +297,7 @@ def test_checkpoint_with_nan(checkpoint_copy: Path) -> None:
     weights = load_file(path)
     weights["decoder.conv_in.weight"][0, 0, 0, 0] = torch.nan
     save_file(weights, path)
-    with pytest.raises(ValueError, match=r"weight decoder\.conv_in\.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"weight decoder\.conv_in\.weight holds NaN"):
         Checkpoint.open(checkpoint_copy).load("vae")
 
 
@@ -305,7 +305,7 @@ def test_checkpoint_with_weights_of_another_shape(checkpoint_copy: Path) -> None
     path = checkpoint_copy / "unet" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"block_out_channels": [64, 128, 128]}))
-    with pytest.raises(ValueError, match="cannot load unet"):
+    with pytest.raises(CheckpointError, match="cannot load unet"):
         Checkpoint.open(checkpoint_copy).load("unet")
 
 
@@ -332,7 +332,7 @@ def test_checkpoint_with_shards_elsewhere(checkpoint_copy: Path, name: object) -
     index = {"weight_map": {"conv_in.weight": name}}
     whole.with_name(f"{whole.name}.index.json").write_text(json.dumps(index))
     whole.unlink()
-    with pytest.raises(ValueError, match="names files outside of its folder"):
+    with pytest.raises(CheckpointError, match="names files outside of its folder"):
         Checkpoint.open(checkpoint_copy)
 
 
@@ -355,5 +355,5 @@ def test_checkpoint_with_a_missing_weight(checkpoint_copy: Path) -> None:
         weights = load_file(path)
         del weights[sorted(weights)[0]]
         save_file(weights, path, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=r"1 of \d+ weights are missing"):
+        with pytest.raises(CheckpointError, match=r"1 of \d+ weights are missing"):
             Checkpoint.open(checkpoint_copy).load(part)

@@ -18,6 +18,7 @@ from sdexport.checkpoints.published_configs import FAMILIES, Family
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.demo_model import MODEL_DIR
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from tests.helpers.original_layout import SMALL, original_layout, random_modules, vae_layout
 
 SD1, SD2, SDXL, REFINER = SMALL
@@ -136,7 +137,7 @@ def test_averaged_weights_on_request(tmp_path: Path) -> None:
     assert_same(SingleFile.open(path, families=SMALL).load("unet"), modules["unet"])
     assert_same(SingleFile.open(path, families=SMALL, ema=True).load("unet"), averaged["unet"])
     plain = write(tmp_path / "b.safetensors", SD1, modules)
-    with pytest.raises(ValueError, match=r"b\.safetensors: no averaged weights"):
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: no averaged weights"):
         SingleFile.open(plain, families=SMALL, ema=True)
 
 
@@ -186,16 +187,16 @@ def test_prediction_type(
 
 def test_prediction_type_that_is_none(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", SD1, random_modules(SD1))
-    with pytest.raises(ValueError, match="must be epsilon or v_prediction, got 'flow'"):
+    with pytest.raises(InvalidArgumentError, match="must be epsilon or v_prediction, got 'flow'"):
         SingleFile.open(path, prediction_type="flow", families=SMALL)
 
 
 def test_tokenizer_must_be_given(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", SD1, random_modules(SD1))
     opened = SingleFile.open(path, families=SMALL)
-    with pytest.raises(FileNotFoundError, match=r"a\.safetensors: .*give --tokenizer FOLDER"):
+    with pytest.raises(InvalidArgumentError, match=r"a\.safetensors: .*give --tokenizer FOLDER"):
         opened.write_configs(tmp_path / "folder", None)
-    with pytest.raises(FileNotFoundError, match=r"expected vocab\.json and merges\.txt"):
+    with pytest.raises(CheckpointError, match=r"expected vocab\.json and merges\.txt"):
         opened.write_configs(tmp_path / "folder", tmp_path)
 
 
@@ -218,7 +219,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     for name, value, message in cases:
         changed = {k: v for k, v in tensors.items() if k != name}
         save_file(changed if value is None else changed | {name: value}, path)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(CheckpointError, match=message):
             SingleFile.open(path, families=SMALL)
 
 
@@ -226,7 +227,9 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 def test_unet_for_another_purpose(channels: int, tmp_path: Path) -> None:
     wide = replace(SD1, unet={**SD1.unet, "in_channels": channels})
     path = write(tmp_path / "a.safetensors", wide, random_modules(wide))
-    with pytest.raises(ValueError, match=f"with {channels} input channels .* is not exported"):
+    with pytest.raises(
+        CheckpointError, match=f"with {channels} input channels .* is not supported"
+    ):
         SingleFile.open(path, families=SMALL)
 
 
@@ -251,7 +254,7 @@ OTHER_MODELS = {
 def test_another_model_is_named(kind: str, tmp_path: Path) -> None:
     save_file({k: v.clone() for k, v in OTHER_MODELS[kind].items()}, tmp_path / "a.safetensors")
     with pytest.raises(
-        ValueError, match=rf"a\.safetensors is {kind}.*; expected a Stable Diff"
+        CheckpointError, match=rf"a\.safetensors is {kind}.*; expected a Stable Diff"
     ) as e:
         SingleFile.open(tmp_path / "a.safetensors")
     assert "\n" not in str(e.value)
@@ -262,7 +265,7 @@ def test_vae_alone_is_named(tmp_path: Path) -> None:
         {k: v.contiguous() for k, v in vae_layout(random_modules(SD1)["vae"]).items()},
         tmp_path / "a.safetensors",
     )
-    with pytest.raises(ValueError, match=r"a\.safetensors is a VAE; expected"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is a VAE; expected"):
         SingleFile.open(tmp_path / "a.safetensors")
 
 
@@ -271,10 +274,10 @@ def test_unet_without_text_encoder_is_named(tmp_path: Path) -> None:
     save_file(
         {k: v for k, v in tensors.items() if "cond_stage" not in k}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(ValueError, match="holds a UNet but no text encoder"):
+    with pytest.raises(CheckpointError, match="holds a UNet but no text encoder"):
         SingleFile.open(tmp_path / "a.safetensors")
     save_file(tensors | {"edm_mean": torch.zeros(4)}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"Playground v2\.5"):
+    with pytest.raises(CheckpointError, match=r"Playground v2\.5"):
         SingleFile.open(tmp_path / "a.safetensors")
 
 
@@ -284,8 +287,8 @@ def header(text: bytes, size: int | None = None) -> bytes:
 
 OTHER_FILES = {
     b"": r"is empty \(0 bytes\)",
-    b"\x89PNG\r\n\x1a\n...": "but a PNG picture",
-    b"\xff\xd8\xff\xe0": "but a JPEG picture",
+    b"\x89PNG\r\n\x1a\n...": "but a PNG image",
+    b"\xff\xd8\xff\xe0": "but a JPEG image",
     b"GGUF\x03\x00\x00\x00": "but a GGUF file",
     b"version https://git-lfs.github.com/spec/v1\noid sha256:12": "a git-LFS pointer.*lfs pull",
     b"<!DOCTYPE html><html><body>404</body></html>": "but a web page",
@@ -294,12 +297,12 @@ OTHER_FILES = {
     b"Entry not found": "it does not begin with its header",
     b"\x00" * 100: "it does not begin with its header",
     b"x": "it does not begin with its header",
-    header(b'{"a":', 5000): "is cut short: its header alone has 5,008 bytes, the file 13",
+    header(b'{"a":', 5000): "is truncated: its header alone has 5,008 bytes, the file 13",
     header(b'{"a": nonsense}'): "is damaged: its header cannot be read",
     header(b'{"a": {"data_offsets": [0, "x"]}}'): "is damaged: its header cannot be read",
     header(b'{"a": {"dtype": "F9", "shape": [1], "data_offsets": [0, 4]}}') + b"1234": "is damaged",
     header(b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}') + b"1": (
-        "is cut short: expected 106 bytes, got 71"
+        "is truncated: expected 106 bytes, got 71"
     ),
 }
 
@@ -308,7 +311,9 @@ OTHER_FILES = {
 def test_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"model\.safetensors .*{OTHER_FILES[content]}") as error:
+    with pytest.raises(
+        CheckpointError, match=rf"model\.safetensors .*{OTHER_FILES[content]}"
+    ) as error:
         SingleFile.open(path)
     assert "\n" not in str(error.value)
 
@@ -318,7 +323,7 @@ def test_file_that_is_cut_short(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (9, 500, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"is cut short: .*; download it again"):
+        with pytest.raises(CheckpointError, match=r"is truncated: .*; download it again"):
             SingleFile.open(path, families=SMALL)
 
 
@@ -337,7 +342,9 @@ def test_pickle_only_on_request(tmp_path: Path) -> None:
     for path, zipped in ((tmp_path / "a.ckpt", True), (tmp_path / "b.ckpt", False)):
         content = {"state_dict": tensors, "global_step": 470000}
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ValueError, match=r"\.ckpt is a pickle.*give --allow-pickle") as error:
+        with pytest.raises(
+            CheckpointError, match=r"\.ckpt is a pickle.*give --allow-pickle"
+        ) as error:
             SingleFile.open(path, families=SMALL)
         assert "\n" not in str(error.value)
         opened = SingleFile.open(path, allow_pickle=True, families=SMALL)
@@ -361,7 +368,7 @@ def test_malicious_pickle_is_refused(zipped: bool, tmp_path: Path) -> None:
         path = tmp_path / "a.ckpt"
         torch.save({"state_dict": harm}, path, _use_new_zipfile_serialization=zipped)
         with pytest.raises(
-            ValueError, match=r"a\.ckpt holds more than weights \(it calls"
+            CheckpointError, match=r"a\.ckpt holds more than weights \(it calls"
         ) as error:
             SingleFile.open(path, allow_pickle=True)
         assert "\n" not in str(error.value) and not marker.exists()
@@ -371,7 +378,7 @@ def test_malicious_pickle_is_refused(zipped: bool, tmp_path: Path) -> None:
 def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.pt (is cut short, damaged|holds more)") as error:
+    with pytest.raises(CheckpointError, match=r"a\.pt (is truncated, damaged|holds more)") as error:
         SingleFile.open(path, allow_pickle=True)
     assert "\n" not in str(error.value)
 

@@ -19,11 +19,13 @@ from sdexport import exporter as export_module
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.textual_inversion import (
     Embedding,
-    add_tokens,
     add_vectors,
     parse_embedding,
+    tokens_of,
 )
+from sdexport.checkpoints.tokenizer_edits import add_tokens
 from sdexport.demo_model import MODEL_DIR
+from sdexport.engines.errors import SDExportError
 from tests.helpers.embedding_vectors import WIDTH, vectors
 from tests.helpers.original_layout import SMALL, random_modules
 
@@ -114,7 +116,7 @@ def test_both_tokenizers_split_the_words(layout: str, files: Any, tmp_path: Path
     widths = {"text_encoder": WIDTH}
     embeddings = [Embedding.open(path, None, widths, allow_pickle=True) for path in files.values()]
     first = 597 if layout in ("plain", "decoder") else 598
-    ids = add_tokens(folder, embeddings)
+    ids = add_tokens(folder, tokens_of(embeddings))
     assert list(ids.values()) == list(range(first, first + 7))
     ours = ClipTokenizer.from_folder(folder)
     theirs = transformers.CLIPTokenizer.from_pretrained(folder)
@@ -172,7 +174,7 @@ def test_pooled_output_is_of_the_end_token(modules: dict[str, Any], files: Any) 
 
 
 def refused(checkpoint: Path, embedding: str, message: str, *more: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+    with pytest.raises((SDExportError, FileNotFoundError), match=message) as error:
         open_source(checkpoint, options=Options(embedding=(*more, embedding)))
     assert "\n" not in str(error.value)
 

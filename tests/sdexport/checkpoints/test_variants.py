@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from sdexport.checkpoints.diffusers_folder import Checkpoint, weight_files
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.diffusers_layout import weight_files
+from sdexport.engines.errors import CheckpointError
 
 PARTS = ("text_encoder", "unet", "vae")
 
@@ -52,7 +54,7 @@ def test_full_precision_comes_first(copy: Path) -> None:
 
 def test_missing_weights_are_named_by_their_first_name(copy: Path) -> None:
     weight_files(copy, "vae")[0].unlink()
-    with pytest.raises(FileNotFoundError, match=r"vae: missing diffusion_pytorch_model\.safe"):
+    with pytest.raises(CheckpointError, match=r"vae: missing diffusion_pytorch_model\.safe"):
         Checkpoint.open(copy)
 
 

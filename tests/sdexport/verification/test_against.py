@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from sdexport import Package
 from sdexport.checkpoints.sources import Options
 from sdexport.cli import main
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.verification.against_checkpoint import verify_against
 from sdexport.verification.verifier import Check, table
 from tests.helpers.altered_models import alter_weight
@@ -106,11 +107,13 @@ def test_against_needs_the_lora_that_was_merged(
 
 def test_against_another_family_or_size(package: Path, tmp_path: Path) -> None:
     sdxl = build("sdxl", tmp_path / "sdxl")
-    with pytest.raises(ValueError, match=r"is stable-diffusion-xl, .* is stable-diffusion \("):
+    with pytest.raises(
+        InvalidArgumentError, match=r"is stable-diffusion-xl, .* is stable-diffusion \("
+    ):
         against(package, sdxl)
     small = build("sd1", tmp_path / "sd1")
     with pytest.raises(
-        ValueError, match=r"text_encoder: last_hidden_state is .*, 32\), in .* 96\)"
+        InvalidArgumentError, match=r"text_encoder: last_hidden_state is .*, 32\), in .* 96\)"
     ):
         against(package, small)
 

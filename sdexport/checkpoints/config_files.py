@@ -1,0 +1,55 @@
+"""JSON configurations of a checkpoint, and the one place where damage becomes CheckpointError."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines.errors import CheckpointError, MissingDependencyError
+from sdexport.engines.files import read_json, write_atomically
+from sdexport.engines.messages import one_line
+
+
+@contextmanager
+def parsing(what: object) -> Iterator[None]:
+    """Turn any failure of the block into a CheckpointError whose message begins with `what`.
+
+    For code that interprets files of unknown origin, where the libraries it calls may raise nearly
+    anything. CheckpointError, a missing package, OSError and MemoryError pass through.
+    """
+    try:
+        yield
+    except (CheckpointError, MissingDependencyError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {one_line(error, 300)}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises: CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return read_json(path, CheckpointError)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is missing; expected a complete checkpoint in diffusers' layout"
+        ) from error
+
+
+def write_config(path: Path, values: Mapping[str, Any], *, ensure_ascii: bool = True) -> None:
+    """Write a JSON object as diffusers does, and create the folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(values, indent=2, ensure_ascii=ensure_ascii) + "\n")
+
+
+def update_config(path: Path, values: Mapping[str, Any]) -> None:
+    """Change or add entries of a JSON object on disk.
+
+    Raises: CheckpointError: the file is missing or damaged.
+    """
+    write_config(path, {**read_config(path), **values})

@@ -1,0 +1,91 @@
+"""Where a checkpoint in diffusers' layout keeps its components, and which classes are exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sdexport.checkpoints.config_files import read_config
+from sdexport.engines.errors import CheckpointError
+
+PIPELINE_CLASSES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "vae": ("diffusers", VAE_CLASSES),
+}
+"""For each component the library and the classes that are exported."""
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+VARIANTS = (None, "fp16")
+
+
+def present_components(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components that model_index.json names."""
+    return tuple(part for part in CLASSES if index.get(part) not in (None, [None, None]))
+
+
+def text_encoders_of(parts: Iterable[str]) -> tuple[str, ...]:
+    """The text encoders among the components, in their order."""
+    present = set(parts)
+    return tuple(part for part in TEXT_ENCODERS if part in present)
+
+
+def tokenizer_folder(part: str) -> str:
+    """The folder of a text encoder's tokenizer."""
+    return part.replace("text_encoder", "tokenizer")
+
+
+def component_class(part: str, name: str) -> Any:
+    """The class of that name in the component's library."""
+    return getattr(import_module(CLASSES[part][0]), name)
+
+
+def variant(folder: Path, part: str) -> str | None:
+    """None, or "fp16" if the component's only weights are of that variant."""
+    return next((name for name in VARIANTS if has_weights(folder, part, name)), None)
+
+
+def has_weights(folder: Path, part: str, variant: str | None = None) -> bool:
+    """Whether the component has weights of a variant, in one file or in shards."""
+    return any((folder / part / file).is_file() for file in _weight_names(part, variant))
+
+
+def weight_files(folder: Path, part: str) -> list[Path]:
+    """The safetensors files of a component.
+
+    Raises: CheckpointError: some are missing, or the list of shards is damaged.
+    """
+    whole, listed = _weight_names(part, variant(folder, part))
+    files, shards = [folder / part / whole], folder / part / listed
+    if not files[0].is_file() and shards.is_file():
+        weight_map = read_config(shards).get("weight_map", {})
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise CheckpointError(f"{shards} is damaged: it names files outside of its folder")
+        files = sorted(folder / part / str(name) for name in set(names))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise CheckpointError(
+            f"{folder}: {part}: missing {', '.join(missing) or 'weights'}; download it again"
+        )
+    return files
+
+
+def _weight_names(part: str, variant: str | None) -> tuple[str, str]:
+    """The single file of all weights, and the list of shards that may replace it."""
+    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    dotted = f".{variant}" if variant else ""
+    return f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"

@@ -1,0 +1,55 @@
+"""Finding a checkpoint: a local folder, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sdexport.checkpoints.diffusers_layout import CLASSES, has_weights
+from sdexport.engines.errors import CheckpointError
+
+_WANTED = ["model_index.json", "tokenizer*/*", "scheduler/*"] + [
+    f"{part}/{pattern}" for part in CLASSES for pattern in ("*.json", "*.safetensors")
+]
+_UNWANTED = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*non_ema*"]
+
+
+def locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, str]]:
+    """The folder of a checkpoint, downloaded if `source` is the id of a repository.
+
+    Returns: the folder, and what the manifest says of the origin.
+    Raises: FileNotFoundError: no such folder. CheckpointError: it is a file. ConnectionError: the
+      hub cannot be reached, or has no such repository.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder, {"type": "folder"}
+    if folder.is_file():
+        raise CheckpointError(f"{source} is a file; expected a diffusers folder or a hub id")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise FileNotFoundError(f"no checkpoint at {source}: there is no such folder")
+    found = _download(str(source), revision)
+    return found, {"type": "hub", "id": str(source), "revision": found.name}
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            )
+        )
+        parts = [part for part in CLASSES if (found / part / "config.json").is_file()]
+        without = [part for part in parts if not has_weights(found, part)]
+        if without:  # published in half precision alone
+            patterns = [f"{part}/*.fp16*" for part in without]
+            snapshot_download(repository, revision=found.name, allow_patterns=patterns)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"no folder {repository}, and the hub cannot give it "
+            f"({type(error).__name__}); check the name and the network, or give a local folder"
+        ) from error
+    return found

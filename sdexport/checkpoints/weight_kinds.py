@@ -1,0 +1,86 @@
+"""Recognising what a file holds: by its first bytes, or by the names of its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GGUF", "a GGUF file, as llama.cpp and stable-diffusion.cpp use"),
+    (
+        b"version https://git-lfs",
+        "a git-LFS pointer, not the file it points to; run 'git lfs pull'",
+    ),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"%PDF", "a PDF document"),
+    (b"\x08\x00\x00\x00ONNX", "an ONNX graph"),
+)
+_LORA = (
+    r"lora_(up|down|mid|A|B)\b|\.lora\.(up|down)|_lora\.(up|down)|lora_linear_layer|hada_w|lokr_w"
+)
+# In this order: a whole checkpoint holds a VAE's names too.
+_KINDS = tuple(
+    (re.compile(pattern), kind)
+    for pattern, kind in (
+        (_LORA, "a LoRA"),
+        (r"(^|\.)double_blocks\.\d+\.img_", "a Flux model"),
+        (
+            r"(^|\.)(joint_blocks\.\d+|transformer_blocks\.\d+\.ff_context)\.",
+            "an SD 3 or Flux model",
+        ),
+        (r"^(control_model|controlnet_\w+)\.", "a ControlNet"),
+        (r"motion_modules\.", "an AnimateDiff motion module"),
+        (r"^(image_proj|ip_adapter)\.", "an IP-Adapter"),
+        (r"^model\.diffusion_model\.input_blocks\.", "a Stable Diffusion checkpoint"),
+        (r"^model\.diffusion_model\.", "a diffusion model of another family"),
+        (
+            r"^((base_)?model\.)*(layers\.\d+\.(self_attn|attention|mlp)|embed_tokens|h\.\d+)\."
+            r"|^(transformer|gpt_neox)\.|^lm_head\.|^blk\.\d+\.",
+            "a language model",
+        ),
+        (r"^(encoder|decoder)\.block\.\d+\.layer\.", "a T5 text encoder"),
+        (r"^(string_to_param|emb_params|clip_[lg])$", "a textual-inversion embedding"),
+        (r"^(unet\.)?(down_blocks|up_blocks)\.\d+\.", "a UNet alone in diffusers' layout"),
+        (r"^(encoder|decoder)\.(conv_in|down|up|mid|layers)\b|^decoder\.\d+\.", "a VAE"),
+        (r"^(vae|first_stage_model)\.", "a VAE"),
+        (r"text_model\.|resblocks\.\d+\.", "a CLIP text encoder"),
+    )
+)
+
+
+def kind_of_weights(names: Iterable[object], tensors: Mapping[str, torch.Tensor]) -> str:
+    """A short description such as "a LoRA".
+
+    Args:
+      names: everything that the file holds. tensors: the weights among it.
+    """
+    listed = [*tensors, *map(str, names)]
+    for pattern, kind in _KINDS:
+        if any(map(pattern.search, listed)):
+            return kind
+    if len(tensors) == 1 and all(value.ndim <= 2 for value in tensors.values()):
+        return "a textual-inversion embedding"
+    if not tensors:
+        return "a file without weights"
+    return f"a file of {len(tensors)} unknown weights such as {min(tensors)}"
+
+
+def kind_of_other_file(head: bytes) -> str | None:
+    """A short description of a file that holds no weights at all; None if it may hold some.
+
+    Args:
+      head: its first bytes, some hundred.
+    """
+    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return (
+            "a web page, perhaps an error or a login page saved under this name; download it again"
+        )
+    return "a JSON text" if start.startswith((b"{", b"[")) else kind
