@@ -1,4 +1,4 @@
-"""clip_skip against diffusers.StableDiffusionPipeline on the same checkpoint and seed."""
+"""clip_skip compared with diffusers.StableDiffusionPipeline, with the same checkpoint and seed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def theirs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     kind = type(pipeline.text_encoder)
     if not hasattr(pipeline.text_encoder, "text_model"):
-        # transformers 5 has no text_model inside of CLIPTextModel; diffusers 0.42 still asks for
-        # it, with clip_skip alone
+        # diffusers 0.42 uses CLIPTextModel.text_model for clip_skip; transformers 5 has no such
+        # attribute
         monkeypatch.setattr(kind, "text_model", property(lambda self: self), raising=False)
     return pipeline
 
@@ -46,19 +46,10 @@ def test_clip_skip_changes_the_embeddings(pipe: Pipeline) -> None:
 
 
 def test_clip_skip_with_guidance_equals_diffusers(pipe: Pipeline, theirs: Any) -> None:
-    """diffusers leaves no layer out for the negative prompt; ours, like the web UI, does.
-
-    Given the whole encoder's embeddings for it, the pictures are one.
-    """
+    """Neither skips layers for the negative prompt, whether it is text or embeddings."""
     expected = generate_with_scheduler(
         theirs, "ddim", 5, guidance_scale=5.0, negative_prompt="red", **ARGUMENTS
     )
-    negative = pipe.encode(["red"])
-    ours = pipe(
-        scheduler="ddim",
-        seed=5,
-        guidance_scale=5.0,
-        negative_prompt_embeds=negative,
-        **ARGUMENTS,
-    )
-    assert_same_images(ours, expected)
+    common = {"scheduler": "ddim", "seed": 5, "guidance_scale": 5.0, **ARGUMENTS}
+    assert_same_images(pipe(negative_prompt="red", **common), expected)
+    assert_same_images(pipe(negative_prompt_embeds=pipe.encode(["red"]), **common), expected)

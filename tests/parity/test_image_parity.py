@@ -1,16 +1,16 @@
-"""Every way of painting against its diffusers pipeline, on the same checkpoint and torch seeds.
+"""Each task compared with its diffusers pipeline, with the same checkpoint and torch seeds.
 
-Where this project differs from diffusers on purpose:
+Intended differences from diffusers:
 
-- A list of seeds means that each picture is the one that its seed gives alone. diffusers draws the
-  posterior of a single image to be inpainted from the first generator only, so its batch with a
-  list of generators is another one than its pictures one by one.
-- Several images with num_images_per_prompt are repeated as the prompts are, a a b b; diffusers
-  repeats them as a b a b, so that prompts meet the images of others.
-- Inpainting by blending with `dpm2` and `dpmsolver_sde` holds the half steps to their own noise
-  level. diffusers takes the level of the next whole step there (its `sigmas` hold no half steps);
-  with that mended, the pictures are equal.
-- Transparency is laid over white, where diffusers drops the alpha channel.
+- With a list of seeds each image is the one that its seed gives alone. In inpainting with one input
+  image, diffusers draws the posterior from the first generator only, so that a batch with a list of
+  generators differs from the images one by one.
+- Several input images with num_images_per_prompt are repeated like the prompts, a a b b; diffusers
+  repeats them as a b a b, which pairs prompts with the wrong images.
+- Inpainting with a UNet of 4 channels and `dpm2` or `dpmsolver_sde` noises the kept area to the
+  level of the half step. diffusers uses the level of the next whole step (its `sigmas` hold no half
+  steps); with that corrected, the images are equal.
+- Transparent pixels are composited over white; diffusers drops the alpha channel.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def quick_then_slow(names: tuple[str, ...] = SIX) -> list[Any]:
 
 
 class Increments(twins.Noise):
-    """Brownian increments that are drawn from a torch generator, one for each call of the UNet."""
+    """Brownian increments drawn from a torch generator, one for each call of the UNet."""
 
     def __init__(self, generator: torch.Generator, sample: torch.Tensor) -> None:
         self.now, self._generator, self._size = -1, generator, sample.shape
@@ -64,7 +64,7 @@ class Increments(twins.Noise):
 
 
 class Theirs:
-    """diffusers' three pipelines over one checkpoint."""
+    """The three pipelines of diffusers for one checkpoint."""
 
     def __init__(self, checkpoint: Path, unet: Any = None) -> None:
         base = diffusers.StableDiffusionPipeline.from_pretrained(
@@ -82,7 +82,7 @@ class Theirs:
         )
 
     def __call__(self, scheduler: str, seed: int | list[int], **arguments: Any) -> np.ndarray:
-        """Pixels of the pipeline that the arguments ask for."""
+        """Pixels from the pipeline for these arguments, (B, H, W, 3) uint8."""
         pipeline = self.text
         if "image" in arguments:
             pipeline = self.inpaint if "mask_image" in arguments else self.image
@@ -100,7 +100,7 @@ class Theirs:
 
 @contextlib.contextmanager
 def brownian(scheduler: str, generator: torch.Generator) -> Iterator[None]:
-    """Where diffusers wants torchsde, draw what this project draws."""
+    """Replace torchsde in diffusers by the increments that this project draws."""
     if scheduler != "dpmsolver_sde":
         yield
         return
@@ -115,7 +115,7 @@ def theirs(checkpoint: Path) -> Theirs:
     return Theirs(checkpoint)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def sample_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """A smooth background with a disc and a bar."""
     y, x = np.mgrid[:height, :width] / max(width, height)
     shades = np.random.default_rng(seed).uniform(0, 255, (4, 3))
@@ -126,7 +126,7 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def box_mask(width: int, height: int) -> Image.Image:
-    """A box with soft edges, which no multiple of 8 fits."""
+    """A box with soft edges that are not at multiples of 8."""
     pixels = np.zeros((height, width), np.float32)
     pixels[height // 5 : height * 3 // 4, width // 3 : width * 7 // 8] = 255
     pixels[height // 5 : height // 4] *= 0.6
@@ -140,7 +140,7 @@ def check(pipe: Pipeline, theirs: Theirs, scheduler: str, seed: Any, **arguments
 
 @pytest.mark.parametrize("scheduler", schedulers.NAMES)
 def test_text_to_image_equals_diffusers(pipe: Pipeline, theirs: Theirs, scheduler: str) -> None:
-    """Fresh noise is drawn in the same order, so stochastic samplers are equal too."""
+    """Stochastic samplers are equal too, as noise is drawn in the same order."""
     check(pipe, theirs, scheduler, 3, **PLAIN)
 
 
@@ -174,7 +174,7 @@ def test_seed_list_equals_list_of_generators(
     if scheduler == "dpmsolver_sde":
         pytest.skip("the stand-in for torchsde draws from one generator")
     check(pipe, theirs, scheduler, [7, 2**35], **PLAIN)
-    one = {"image": picture(96, 64), "strength": 0.7}
+    one = {"image": sample_image(96, 64), "strength": 0.7}
     check(pipe, theirs, scheduler, [7, 2**35], **PLAIN, **one)
 
 
@@ -186,8 +186,8 @@ def test_seed_list_equals_list_of_generators(
 def test_image_to_image_equals_diffusers(
     pipe: Pipeline, theirs: Theirs, scheduler: str, strength: float, size: tuple[int, int]
 ) -> None:
-    given = {"image": picture(*size), "strength": strength}
-    check(pipe, theirs, scheduler, 11, **PLAIN, **given)
+    inputs = {"image": sample_image(*size), "strength": strength}
+    check(pipe, theirs, scheduler, 11, **PLAIN, **inputs)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "lms", "euler_a"])
@@ -195,13 +195,13 @@ def test_image_to_image_equals_diffusers(
 def test_image_to_image_at_every_strength(
     pipe: Pipeline, theirs: Theirs, scheduler: str, strength: float
 ) -> None:
-    given = {"prompt": "a star", "image": picture(64, 64, 5), "strength": strength}
-    check(pipe, theirs, scheduler, 0, num_inference_steps=7, **given)
+    inputs = {"prompt": "a star", "image": sample_image(64, 64, 5), "strength": strength}
+    check(pipe, theirs, scheduler, 0, num_inference_steps=7, **inputs)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm2_a"])
 def test_image_to_image_of_several_images(pipe: Pipeline, theirs: Theirs, scheduler: str) -> None:
-    images = [picture(90, 70, 1), picture(90, 70, 2)]
+    images = [sample_image(90, 70, 1), sample_image(90, 70, 2)]
     check(pipe, theirs, scheduler, 4, **PLAIN, image=images, strength=0.6)
     check(pipe, theirs, scheduler, [4, 5], **PLAIN, image=images, strength=0.6)
     arguments = {"prompt": "a star", "num_inference_steps": 4, "num_images_per_prompt": 3}
@@ -215,20 +215,20 @@ def test_image_to_image_of_several_images(pipe: Pipeline, theirs: Theirs, schedu
 def test_inpainting_by_blending_equals_diffusers(
     pipe: Pipeline, theirs: Theirs, scheduler: str, strength: float
 ) -> None:
-    given = {"image": picture(100, 90), "mask_image": box_mask(100, 90), "strength": strength}
+    inputs = {"image": sample_image(100, 90), "mask_image": box_mask(100, 90), "strength": strength}
     with half_steps_at_their_own_level():
-        check(pipe, theirs, scheduler, 6, **PLAIN, **given, width=96, height=80)
+        check(pipe, theirs, scheduler, 6, **PLAIN, **inputs, width=96, height=80)
 
 
 @contextlib.contextmanager
 def half_steps_at_their_own_level() -> Iterator[None]:
-    """Mend add_noise of diffusers' samplers of two unlike halves, for use between the halves."""
+    """Correct add_noise of diffusers' samplers with half steps, for use at a half step."""
     levels = {
         "dpm2": lambda twin: twin.sigmas_interpol[twin.step_index],
         "dpmsolver_sde": lambda twin: (twin.sigmas[twin.step_index - 1 :][:2].prod()) ** 0.5,
     }
 
-    def mended(original: Any, level: Any) -> Any:
+    def corrected(original: Any, level: Any) -> Any:
         def add_noise(self: Any, samples: Any, noise: Any, timesteps: Any) -> Any:
             if self.step_index is None or self.state_in_first_order:
                 return original(self, samples, noise, timesteps)
@@ -239,18 +239,18 @@ def half_steps_at_their_own_level() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, level in levels.items():
             class_ = twins.twin_class(name)
-            method = mended(class_.add_noise, level)
+            method = corrected(class_.add_noise, level)
             stack.enter_context(mock.patch.object(class_, "add_noise", method))
         yield
 
 
 def test_inpainting_several_images(pipe: Pipeline, theirs: Theirs) -> None:
-    images = [picture(64, 64, 1), picture(64, 64, 2)]
-    given = {"image": images, "mask_image": box_mask(64, 64), "width": 64, "height": 64}
-    check(pipe, theirs, "euler_a", 8, **PLAIN, **given, strength=0.8)
-    check(pipe, theirs, "euler_a", [8, 9], **PLAIN, **given, strength=1.0)
+    images = [sample_image(64, 64, 1), sample_image(64, 64, 2)]
+    inputs = {"image": images, "mask_image": box_mask(64, 64), "width": 64, "height": 64}
+    check(pipe, theirs, "euler_a", 8, **PLAIN, **inputs, strength=0.8)
+    check(pipe, theirs, "euler_a", [8, 9], **PLAIN, **inputs, strength=1.0)
     few = {"prompt": "a star", "num_inference_steps": 4, "num_images_per_prompt": 2}
-    check(pipe, theirs, "ddim", 8, **few, **(given | {"image": images[0]}), strength=1.0)
+    check(pipe, theirs, "ddim", 8, **few, **(inputs | {"image": images[0]}), strength=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -281,40 +281,40 @@ def inpainting(
 def test_inpainting_unet_equals_diffusers(
     inpainting: tuple[Pipeline, Theirs], scheduler: str, strength: float
 ) -> None:
-    given = {"image": picture(100, 90), "mask_image": box_mask(100, 90), "strength": strength}
-    check(*inpainting, scheduler, 6, **PLAIN, **given, width=96, height=80)
+    inputs = {"image": sample_image(100, 90), "mask_image": box_mask(100, 90), "strength": strength}
+    check(*inpainting, scheduler, 6, **PLAIN, **inputs, width=96, height=80)
 
 
 def test_inpainting_unet_of_several_images(inpainting: tuple[Pipeline, Theirs]) -> None:
-    images = [picture(64, 64, 1), picture(64, 64, 2)]
-    given = {"image": images, "mask_image": box_mask(64, 64), "width": 64, "height": 64}
-    check(*inpainting, "euler_a", 8, **PLAIN, **given, strength=0.8)
-    check(*inpainting, "euler_a", [8, 9], **PLAIN, **given, strength=1.0)
+    images = [sample_image(64, 64, 1), sample_image(64, 64, 2)]
+    inputs = {"image": images, "mask_image": box_mask(64, 64), "width": 64, "height": 64}
+    check(*inpainting, "euler_a", 8, **PLAIN, **inputs, strength=0.8)
+    check(*inpainting, "euler_a", [8, 9], **PLAIN, **inputs, strength=1.0)
     few = {"prompt": "a star", "num_inference_steps": 4, "num_images_per_prompt": 2}
-    check(*inpainting, "ddim", 8, **few, **(given | {"image": images[0]}), strength=0.7)
+    check(*inpainting, "ddim", 8, **few, **(inputs | {"image": images[0]}), strength=0.7)
 
 
-def test_inpainting_unet_wants_a_mask(inpainting: tuple[Pipeline, Theirs]) -> None:
-    for arguments in ({}, {"image": picture(64, 64)}):
+def test_inpainting_unet_needs_a_mask(inpainting: tuple[Pipeline, Theirs]) -> None:
+    for arguments in ({}, {"image": sample_image(64, 64)}):
         with pytest.raises(ValueError, match="give image and mask_image"):
             inpainting[0]("a star", num_inference_steps=2, **arguments)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_seed_list_equals_single_pictures_with_an_image(pipe: Pipeline, masked: bool) -> None:
-    """Where diffusers' inpainting differs: it draws for one image from one generator."""
-    given: dict[str, Any] = {"image": picture(64, 64), "strength": 0.8}
+def test_seed_list_with_an_image_equals_single_calls(pipe: Pipeline, masked: bool) -> None:
+    """diffusers differs in inpainting: it draws for one image from one generator."""
+    inputs: dict[str, Any] = {"image": sample_image(64, 64), "strength": 0.8}
     if masked:
-        given["mask_image"] = box_mask(64, 64)
-    many = pipe(PROMPTS, num_inference_steps=4, scheduler="euler_a", seed=[1, 2], **given)
+        inputs["mask_image"] = box_mask(64, 64)
+    many = pipe(PROMPTS, num_inference_steps=4, scheduler="euler_a", seed=[1, 2], **inputs)
     for prompt, seed, image in zip(PROMPTS, [1, 2], many.images, strict=True):
-        one = pipe(prompt, num_inference_steps=4, scheduler="euler_a", seed=seed, **given)
+        one = pipe(prompt, num_inference_steps=4, scheduler="euler_a", seed=seed, **inputs)
         assert_same_images(one, np.asarray(image)[None])
 
 
-def test_images_are_repeated_as_prompts_are(pipe: Pipeline) -> None:
-    """Where diffusers differs: it would give the prompts 0 0 1 1 the images 0 1 0 1."""
-    images, seeds = [picture(64, 64, 1), picture(64, 64, 2)], [1, 2, 3, 4]
+def test_images_are_repeated_like_prompts(pipe: Pipeline) -> None:
+    """diffusers differs: it pairs the prompts 0 0 1 1 with the images 0 1 0 1."""
+    images, seeds = [sample_image(64, 64, 1), sample_image(64, 64, 2)], [1, 2, 3, 4]
     short = pipe(**PLAIN, image=images, num_images_per_prompt=2, seed=seeds)
     written_out = pipe(
         [p for p in PROMPTS for _ in range(2)],

@@ -1,4 +1,4 @@
-"""Whole pictures against diffusers.StableDiffusionPipeline on the same checkpoint and seed."""
+"""Images compared with diffusers.StableDiffusionPipeline, with the same checkpoint and seed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def theirs(checkpoint: Path) -> Any:
 
 
 @pytest.mark.parametrize("backend", ["openvino"])
-def test_picture_of_other_backends_equals_diffusers(
-    package: Path, theirs: Any, backend: str
-) -> None:
+def test_image_of_other_backends_equals_diffusers(package: Path, theirs: Any, backend: str) -> None:
     pytest.importorskip(backend)
     arguments: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 10, "guidance_scale": 5.0}
     expected = generate_with_scheduler(theirs, "ddim", 12, width=128, height=128, **arguments)
@@ -38,7 +36,7 @@ def test_picture_of_other_backends_equals_diffusers(
 
 @pytest.mark.parametrize("scheduler", ["lms", "ddim"])
 @pytest.mark.parametrize("size", SIZES)
-def test_picture_equals_diffusers(pipe: Pipeline, theirs: Any, scheduler: str, size: str) -> None:
+def test_image_equals_diffusers(pipe: Pipeline, theirs: Any, scheduler: str, size: str) -> None:
     width, height = SIZES[size]
     arguments: dict[str, Any] = {
         "prompt": PROMPT,
@@ -78,10 +76,10 @@ def test_eta_and_images_per_prompt_equal_diffusers(pipe: Pipeline, theirs: Any) 
 
 
 @pytest.mark.parametrize("scheduler", ["lms", "ddim"])
-def test_torch_sessions_paint_the_same(
+def test_torch_sessions_equal_diffusers(
     package: Path, theirs: Any, torch_sessions: dict[str, Any], scheduler: str
 ) -> None:
-    """The same NumPy pipeline over PyTorch itself: what is left is the pipeline's own error."""
+    """Our pipeline over PyTorch modules: what differs is the error of the pipeline itself."""
     over_torch = Pipeline(Package.load(package, verify=False), sessions=torch_sessions)
     arguments: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 10}
     expected = generate_with_scheduler(theirs, scheduler, 1, **arguments)

@@ -1,4 +1,4 @@
-"""Mixed token embeddings against transformers, whose embedding layer is made to give the mix."""
+"""Blended token embeddings compared with transformers, whose embedding table is edited."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIX = {"red": {"red": 0.3, "blue": 0.5, "star": -0.4}}
 
 @contextmanager
 def mixed_rows(model: Any, tokenizer: ClipTokenizer) -> Iterator[None]:
-    """The row of "red" in the model's table is the mix, for as long."""
+    """Inside the block, the row of "red" in the model's table is the blend."""
     table = model.get_input_embeddings().weight
     rows = {word: tokenizer.encode(word)[0] for word in ("red", *MIX["red"])}
     kept = table.data[rows["red"]].clone()
@@ -44,7 +44,7 @@ def mixed_rows(model: Any, tokenizer: ClipTokenizer) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_mix_equals_transformers(
+def test_blend_equals_transformers(
     package: Path, pipe: Pipeline, modules: dict[str, Any], backend: str
 ) -> None:
     pytest.importorskip(backend)
@@ -78,10 +78,10 @@ def test_vector_equals_transformers(pipe: Pipeline, modules: dict[str, Any]) -> 
     ("precision", "opset"),
     [("fp32", 18), ("fp32", 23), ("fp16", 18), ("fp16", 23), ("bf16", 23), ("int8", 23)],
 )
-def test_mix_in_both_text_encoders_equals_transformers(
+def test_blend_in_both_text_encoders_equals_transformers(
     precision: str, opset: int, tmp_path: Path
 ) -> None:
-    """SDXL: the last but one hidden states side by side, and the pooled ones of the second."""
+    """SDXL: the penultimate hidden states of both, and the pooled output of the second."""
     backend = verifying_backend(precision)
     assert backend is not None
     checkpoint = Checkpoint.open(build("sdxl", tmp_path / "checkpoint"))
@@ -124,7 +124,7 @@ def test_mix_in_both_text_encoders_equals_transformers(
         encoders.encode([PROMPT], token_embeds={"red": [np.zeros(1, np.float32)] * 2})
 
 
-def test_further_graphs_hold_no_weights_of_their_own(package: Path) -> None:
+def test_token_graphs_share_the_weights_of_the_model(package: Path) -> None:
     folder = package / "text_encoder"
     graphs = ("model.onnx", "token_embedding.onnx", "inputs_embeds.onnx")
     assert {f.name for f in folder.iterdir()} == {*graphs, "model.onnx_data", "config.json"}
