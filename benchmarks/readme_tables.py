@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.checkpoints import NAMES
-from sdexport.verification.verifier import METRICS
+from sdexport.verification.report import METRICS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -35,7 +35,8 @@ from sdexport.verification.reference import (
     record_component,
     record_token_graphs,
 )
-from sdexport.verification.verifier import Check, verify_package
+from sdexport.verification.report import Check
+from sdexport.verification.verifier import verify_package
 
 DEFAULT_OPSET = 23
 OPSETS = range(18, 25)
@@ -254,7 +255,8 @@ def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
         raise VerificationError(
             f"the exported graphs do not answer as PyTorch does; {'; '.join(failed)}"
         )
-    return {f"{c.name}.{c.output}": _figures(c) for c in checks}
+    keys = {"image": "picture"}  # in the manifest
+    return {f"{keys.get(c.name, c.name)}.{c.output}": _figures(c) for c in checks}
 
 
 def _figures(check: Check) -> dict[str, float | str]:

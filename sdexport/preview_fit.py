@@ -1,4 +1,4 @@
-"""Fits the linear map from latents to colours that cheap previews use."""
+"""Fitting the linear map from latents to colours that cheap previews use."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ import numpy as np
 import torch
 
 SIDE = 16
-"""Cells a side of each fitted picture."""
+"""Height and width of the latents of each image."""
 
 
 def fit_preview(vae: Any, scaling_factor: float, downscale: int) -> tuple[tuple[float, ...], ...]:
-    """Least squares from latents to the mean colour of the pixels they cover.
+    """Least squares from latents to the mean colour of the pixels that each latent covers.
 
-    The pictures are coloured patches of several sizes, with sharp and with soft edges: the VAE's
-    own answer to them, and no photographs, decides.
+    The images are random coloured patches of several sizes, with sharp and with soft edges; no
+    photographs are needed.
 
-    Returns: (C + 1, 3): what each channel adds to red, green and blue, and the constant, to four
-      digits.
+    Args:
+      vae: the module, of C latent channels.
+      scaling_factor: of its configuration.
+      downscale: pixels per latent along an axis.
+    Returns: (C + 1, 3): the factors of each channel for red, green and blue, then the constants, to
+      four digits.
     """
     generator = torch.Generator().manual_seed(0)
     side = SIDE * downscale
-    pictures = []
+    images = []
     for patches in (1, 2, 4, 8):
         for mode in ("nearest", "bilinear"):
             colours = torch.rand((2, 3, patches, patches), generator=generator) * 2 - 1
-            pictures.append(torch.nn.functional.interpolate(colours, (side, side), mode=mode))
+            images.append(torch.nn.functional.interpolate(colours, (side, side), mode=mode))
     means, averages = [], []
     with torch.inference_mode():
-        for picture in torch.cat(pictures).split(1):
-            result = vae.encode(picture)
+        for image in torch.cat(images).split(1):
+            result = vae.encode(image)
             mean = result.latents if hasattr(result, "latents") else result.latent_dist.mean
             means.append(mean * scaling_factor)
-            averages.append(torch.nn.functional.avg_pool2d(picture, downscale))
+            averages.append(torch.nn.functional.avg_pool2d(image, downscale))
     cells = torch.cat(means).movedim(1, -1).flatten(0, 2).double().numpy()
     wanted = torch.cat(averages).movedim(1, -1).flatten(0, 2).double().numpy()
     with_constant = np.concatenate([cells, np.ones((len(cells), 1))], axis=1)

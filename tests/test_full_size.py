@@ -36,7 +36,7 @@ def test_full_size_exports_verifies_and_paints(family: str, precision: str, tmp_
     most_gb, most_seconds = BOUNDS[family, precision]
     assert report["verified"]
     assert all(check["share"] <= 1 for check in report["checks"])
-    assert {check["name"] for check in report["checks"]} >= {"unet", "picture"}
+    assert {check["name"] for check in report["checks"]} >= {"unet", "image"}
     export = report["stages"]["export"]
     assert export["peak_gb"] < most_gb
     assert most_seconds is None or export["seconds"] < most_seconds

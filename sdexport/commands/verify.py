@@ -56,7 +56,7 @@ def verify(
     """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
     from sdexport.runtime.packages.manifest import MANIFEST
     from sdexport.runtime.packages.package import Package
-    from sdexport.verification.verifier import table
+    from sdexport.verification.report import table
 
     backend, engines = parsed(backends), opening(session_options, engine_dir=engine_dir)
     said: dict[str, Any] = {}

@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from sdexport.demo_model import MODEL_DIR
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.pipeline import load_pipeline
-from sdexport.verification.verifier import table, verify
+from sdexport.verification.report import table
+from sdexport.verification.verifier import verify
 
 PROMPTS = (
     "a large red circle on a white background",

@@ -1,4 +1,4 @@
-"""A float32 graph turned into one of float16 or bfloat16, with islands of float32."""
+"""Converting a float32 graph to float16 or bfloat16, with float32 where that is needed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
 LARGEST = 65504.0
 
-TIMESTEP = "float32: sines of the timestep, a number up to 1000 of which half keeps three digits"
+TIMESTEP = "float32: sines of the timestep, which is up to 1000; float16 has three digits"
 SOFTMAX = "float32: softmax; sums of exponentials"
-STATISTICS = "float32: normalisation; a variance of thousands of numbers, whose squares overflow"
-UPCAST = "float32: attention scores; the checkpoint asks for it (upcast_attention)"
-LARGE = "float32: weights beyond 65504, the largest half"
+STATISTICS = "float32: normalisation; sums of thousands of squares would overflow"
+UPCAST = "float32: attention scores; the checkpoint sets upcast_attention"
+LARGE = "float32: weights beyond 65504, the largest float16"
 
 _FLOAT = ir.DataType.FLOAT
-_ISLANDS = {
+_FLOAT32_OPERATORS = {
     "Softmax": SOFTMAX,
     "InstanceNormalization": STATISTICS,
     "ReduceMean": STATISTICS,
@@ -30,22 +30,22 @@ _ISLANDS = {
 }
 _TIMES = {"timestep", "time_ids"}
 _LEARNED = {"Gemm", "MatMul", "Conv"}
-# Inputs that ONNX wants in float32 whatever the data is.
-_FIXED = {"Resize": {1, 2}}
+# Inputs that ONNX requires in float32, whatever the type of the data.
+_FIXED_INPUTS = {"Resize": {1, 2}}
 
 
 def lower(model: ir.Model, dtype: ir.DataType, *, upcast_attention: bool = False) -> dict[str, int]:
-    """Turn a float32 graph into `dtype` with float32 islands, in place.
+    """Convert a float32 graph to `dtype` in place; some nodes stay float32.
 
-    LayerNormalization and GroupNormalization are nodes of `dtype` whose stash_type 1 has them
-    compute their statistics in float32. Attention is one node too and says nothing of its softmax:
-    TensorRT's parser refuses softmax_precision, and its kernels use float32 anyway.
+    LayerNormalization and GroupNormalization become nodes of `dtype`; their stash_type 1 makes them
+    compute statistics in float32. So does Attention, without an attribute for its softmax:
+    TensorRT's parser rejects softmax_precision, and its kernels use float32 anyway.
 
     Args:
       dtype: FLOAT16 or BFLOAT16.
-      upcast_attention: attention scores stay float32.
-    Returns: how many nodes with floating-point results are `dtype` (by its name in lower case),
-      and how many are not for each reason.
+      upcast_attention: keep attention scores in float32.
+    Returns: the number of nodes with floating-point outputs that are `dtype`, under its name in
+      lower case, and the number that stay float32 under each reason.
     """
     return _Pass(model.graph, dtype, upcast_attention).run()
 
@@ -72,12 +72,12 @@ class _Pass:
         slots = [
             i
             for i, value in enumerate(node.inputs)
-            if self._is_float(value) and i not in _FIXED.get(node.op_type, ())
+            if self._is_float(value) and i not in _FIXED_INPUTS.get(node.op_type, ())
         ]
         results = [value for value in node.outputs if self._is_float(value)]
         if not slots or not results:
-            return  # what makes floats of integers stays float32 and is cast where it is used
-        reason = self._island(node, slots)
+            return  # its floats come from integers: they stay float32 and are cast where used
+        reason = self._reason_for_float32(node, slots)
         wanted = _FLOAT if reason else self.dtype
         for i in slots:
             value = node.inputs[i]
@@ -87,7 +87,7 @@ class _Pass:
             value.dtype = wanted
         self.nodes[reason or self.dtype.name.lower()] += 1
 
-    def _island(self, node: ir.Node, slots: list[int]) -> str | None:
+    def _reason_for_float32(self, node: ir.Node, slots: list[int]) -> str | None:
         inputs = [node.inputs[i] for i in slots]
         if node.op_type not in _LEARNED and self._times.intersection(inputs):
             self._times.update(node.outputs)
@@ -101,10 +101,10 @@ class _Pass:
             np.abs(weight.numpy()).max(initial=0.0) > LARGEST for weight in weights
         ):
             return LARGE
-        return _ISLANDS.get(node.op_type)
+        return _FLOAT32_OPERATORS.get(node.op_type)
 
     def _as(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """The value in that type: itself, a converted weight, or behind one cast for all users."""
+        """The value in that type: itself, a converted weight, or a cast that all users share."""
         if value.dtype == wanted:
             return value
         key = value, wanted
@@ -119,7 +119,7 @@ class _Pass:
         single = value.const_value
         assert single is not None  # for the type checker: the caller looked
 
-        # when it is written, so that one weight at a time is twice in memory
+        # Called when the weight is written, so that only one is in memory twice.
         def convert() -> TorchTensor:
             array = single.numpy()
             tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -142,7 +142,7 @@ class _Pass:
         return node.outputs[0]
 
     def _single_output(self, index: int, output: ir.Value) -> None:
-        """A float32 output under its own name, behind what is computed in another type."""
+        """Cast an output to float32, under its old name."""
         name = output.name
         output.name = f"{name}.{self.dtype.name.lower()}"
         node = _cast_node(output, _FLOAT, str(name))

@@ -1,6 +1,6 @@
-"""Weights of eight bits: each output channel is int8 with a float32 scale of its own.
+"""int8 weights, with a float32 scale for each output channel.
 
-Plain ONNX (DequantizeLinear), so every backend reads it; arithmetic stays float32.
+This is plain ONNX (DequantizeLinear), which every backend reads; arithmetic stays float32.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import numpy as np
 import onnx_ir as ir
 
 WEIGHTS = "int8 weights"
-TABLE = "float16 weights: embeddings; of a table in int8 every look-up would convert all of it"
-EDGE = "float32: first and last convolution; they hold little, and all that is painted passes them"
-TIMESTEP = "float32: timestep embedding; it holds little, and every block listens to it"
-SMALL = "float32: weights of a few numbers, where nothing is saved"
+TABLE = "float16 weights: embeddings; every lookup would convert the whole int8 table"
+EDGE = "float32: first and last convolution; few weights, and every pixel depends on them"
+TIMESTEP = "float32: timestep embedding; few weights, and every block depends on them"
+SMALL = "float32: weights too small to save anything"
 
 _WEIGHT_OF = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 _CONDITIONS = ("time_embedding.", "add_embedding.")
-_PICTURE_CHANNELS = 9
-"""At most so many channels have pictures, latents, their parameters, and inpainting's input."""
-_SMALLEST = 256
+_MAX_IMAGE_CHANNELS = 9
+"""The most channels of images, latents and their parameters, and inpainting inputs."""
+_MIN_ELEMENTS = 256
 
 
 def quantize(model: ir.Model) -> dict[str, int]:
-    """Store the weights of convolutions and matrix products as int8, embeddings as float16.
+    """Store the weights of convolutions and matrix products as int8, and embeddings as float16.
 
-    In place. Symmetric and rounded to nearest: the largest number of a channel becomes 127 or -127.
+    The graph is changed in place. Quantisation is symmetric and rounds to nearest: the largest
+    absolute value of a channel becomes 127.
 
-    Returns: how many nodes have int8 weights, and how many have not for each reason.
+    Returns: the number of nodes with int8 weights, and of those without under each reason.
     """
     graph = model.graph
     nodes: Counter[str] = Counter()
@@ -49,9 +50,11 @@ def quantize(model: ir.Model) -> dict[str, int]:
         if kind == TABLE:
             _look_up(graph, node, *stored[key])
         else:
-            whole = _node("DequantizeLinear", [*stored[key]], f"{node.name}.weight", axis=key[1])
-            graph.insert_before(node, whole)
-            node.replace_input_with(slot, whole.outputs[0])
+            dequantized = _node(
+                "DequantizeLinear", [*stored[key]], f"{node.name}.weight", axis=key[1]
+            )
+            graph.insert_before(node, dequantized)
+            node.replace_input_with(slot, dequantized.outputs[0])
     for weight in {weight for weight, _ in stored}:
         if not weight.uses():
             del graph.initializers[str(weight.name)]
@@ -64,15 +67,15 @@ def _is_matrix(value: ir.Value) -> bool:
 
 
 def _kind(node: ir.Node, weight: ir.Value) -> str:
-    """WEIGHTS, TABLE, or the reason why the weight is left alone."""
+    """WEIGHTS, TABLE, or the reason why the weight stays float32."""
     shape = _array_shape(weight)
-    if np.prod(shape) < _SMALLEST:
+    if np.prod(shape) < _MIN_ELEMENTS:
         return SMALL
     if node.op_type == "Gather":
         return TABLE
     if any(part in str(weight.name) for part in _CONDITIONS):
         return TIMESTEP
-    edge = node.op_type == "Conv" and min(shape[:2]) <= _PICTURE_CHANNELS
+    edge = node.op_type == "Conv" and min(shape[:2]) <= _MAX_IMAGE_CHANNELS
     return EDGE if edge else WEIGHTS
 
 
@@ -83,7 +86,7 @@ def _array_shape(weight: ir.Value) -> tuple[int, ...]:
 
 
 def _channel_axis(node: ir.Node) -> int:
-    """The axis of a weight along which every number goes into results of its own."""
+    """The axis of a weight that belongs to the output channels."""
     if node.op_type in ("Conv", "Gather"):
         return 0
     transposed = node.attributes.get("transB")
@@ -91,11 +94,11 @@ def _channel_axis(node: ir.Node) -> int:
 
 
 def _quantized(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
-    """The int8 weight and the scales of its channels, both initializers."""
+    """The int8 weight and the scales of its channels, as initializers."""
     constant = weight.const_value
     assert constant is not None  # for the type checker: _is_matrix looked
 
-    # when it is written, so that one weight at a time is twice in memory
+    # Called when the weight is written, so that only one is in memory twice.
     def codes() -> ir.Tensor[Any]:
         array = constant.numpy()
         shape = [1] * array.ndim
@@ -140,7 +143,7 @@ def _halved(graph: ir.Graph, weight: ir.Value) -> tuple[ir.Value]:
 
 
 def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value) -> None:
-    """Rows of a float16 table, as float32."""
+    """Let a Gather read the float16 table, and cast the rows to float32."""
     result = node.outputs[0]
     rows = _node("Gather", [table, node.inputs[1]], f"{node.name}.rows", axis=0)
     rows.outputs[0].dtype = ir.DataType.FLOAT16
@@ -153,5 +156,5 @@ def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value) -> None:
 
 def _node(kind: str, inputs: list[ir.Value | None], name: str, **attributes: int) -> ir.Node:
     result = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT))
-    given: list[Any] = [ir.AttrInt64(key, value) for key, value in attributes.items()]
-    return ir.Node("", kind, inputs, given, outputs=[result], name=name)
+    attrs: list[Any] = [ir.AttrInt64(key, value) for key, value in attributes.items()]
+    return ir.Node("", kind, inputs, attrs, outputs=[result], name=name)

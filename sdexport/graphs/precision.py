@@ -1,6 +1,6 @@
-"""The precisions of a package: what each means, and what a component gets of it.
+"""The precisions of a package, and the conversion that each component gets.
 
-The decision is made in the traced graph, so every backend is given the same one: TensorRT 11 and
+Types are fixed in the traced graph, so every backend computes with the same ones: TensorRT 11 and
 TensorRT-RTX take types from the graph alone. Inputs and outputs stay float32.
 """
 
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
 
 PRECISIONS: Mapping[str, str] = {
     "fp32": "float32",
-    "fp16": "half precision, with float32 where half would not do",
-    "bf16": "bfloat16, which OpenVINO and TensorRT-RTX take and ONNX Runtime on a CPU does not",
-    "int8": "weights of 8 bits, for the CPU",
+    "fp16": "float16, with float32 where float16 is not enough",
+    "bf16": "bfloat16, for OpenVINO and TensorRT-RTX; ONNX Runtime does not run it on a CPU",
+    "int8": "int8 weights, for the CPU",
 }
-"""Each with what it means."""
+"""By name, with a description for the help text."""
 OPSET_OF_BF16 = 22
-"""The first in which convolutions take bfloat16."""
-XL_VAE = "float32: SDXL's VAE; its activations overflow in half and the picture turns black"
+"""The first opset whose convolutions accept bfloat16."""
+XL_VAE = "float32: SDXL's VAE; its activations overflow in float16 and the image turns black"
 
 
 class Conversion:
-    """What is done to one component's graph: call it with the graph, then read `nodes`.
+    """The conversion of one component's graph: call it with the graph, then read `nodes`.
 
-    precision: what the component gets, which need not be what was asked for.
-    nodes: how many nodes are of that precision, and how many are not for each reason.
+    precision: what the component is converted to; "fp32" if it cannot have the package's precision.
+    nodes: the number of nodes of that precision, and of others under each reason.
     """
 
-    def __init__(self, precision: str, *, upcast_attention: bool = False, whole: str = "") -> None:
-        self.precision = "fp32" if whole else precision
+    def __init__(
+        self, precision: str, *, upcast_attention: bool = False, keep_reason: str = ""
+    ) -> None:
+        self.precision = "fp32" if keep_reason else precision
         self.nodes: dict[str, int] = {}
-        self._upcast_attention, self._whole = upcast_attention, whole
+        self._upcast_attention, self._keep_reason = upcast_attention, keep_reason
 
     def __call__(self, model: ir.Model) -> None:
         import onnx_ir as ir
@@ -51,35 +53,40 @@ class Conversion:
         elif self.precision != "fp32":
             dtype = ir.DataType.FLOAT16 if self.precision == "fp16" else ir.DataType.BFLOAT16
             self.nodes = lower(model, dtype, upcast_attention=self._upcast_attention)
-        elif self._whole:
-            self.nodes = {self._whole: len(model.graph)}
+        elif self._keep_reason:
+            self.nodes = {self._keep_reason: len(model.graph)}
 
 
 def conversion(precision: str, source: str, configs: Mapping[str, SimpleNamespace]) -> Conversion:
-    """The conversion of a component that comes from the part `source` of a checkpoint."""
+    """The conversion for a component of a package.
+
+    Args:
+      precision: of the package. source: the component's folder in the checkpoint.
+      configs: of the checkpoint, by folder.
+    """
     overflows = precision == "fp16" and source == "vae" and "text_encoder_2" in configs
     upcast = bool(getattr(configs[source], "upcast_attention", False))
-    return Conversion(precision, upcast_attention=upcast, whole=XL_VAE if overflows else "")
+    return Conversion(precision, upcast_attention=upcast, keep_reason=XL_VAE if overflows else "")
 
 
 def check_precision(precision: str, opset: int) -> None:
-    """Raises: InvalidArgumentError: no such precision, or none of that opset."""
+    """Raises: InvalidArgumentError: no such precision, or the opset does not support it."""
     if precision not in PRECISIONS:
         raise InvalidArgumentError(
             f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}"
         )
     if precision == "bf16" and opset < OPSET_OF_BF16:
         raise InvalidArgumentError(
-            f"precision bf16 needs opset {OPSET_OF_BF16} or later, in which convolutions take it; "
+            f"precision bf16 needs opset {OPSET_OF_BF16} or later, whose convolutions accept it; "
             f"got opset {opset}"
         )
 
 
 def verifying_backends(precision: str) -> tuple[str, ...]:
-    """The backends on a CPU that take a precision, the preferred one first."""
+    """The backends that run a precision on a CPU, the preferred one first."""
     return ("openvino",) if precision == "bf16" else ("onnxruntime", "openvino")
 
 
 def verifying_backend(precision: str) -> str | None:
-    """The first of them that is installed."""
+    """The first of `verifying_backends` that is installed; None if there is none."""
     return next((name for name in verifying_backends(precision) if find_spec(name)), None)

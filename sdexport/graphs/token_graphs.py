@@ -1,11 +1,10 @@
-"""Two more graphs of a text encoder, cut out of the first one: its beginning, and the rest.
+"""Splitting a text encoder's graph in two, so that token embeddings can be changed in between.
 
     token_embedding.onnx    input_ids -> inputs_embeds
     inputs_embeds.onnx      input_ids, inputs_embeds -> the outputs of model.onnx
 
-One after the other they are the encoder, and between them a token's embedding can be changed. Both
-read the weights of model.onnx in the file beside it. The second one asks for the ids too: they say
-which token is the last, whose output is the pooled one.
+Both read the weights of model.onnx from its data file. The second graph needs the ids as well: they
+tell which token is the last one, whose output is the pooled output.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _SAME_IDS = {"Reshape", "Cast", "Identity"}
 
 
 def write_token_graphs(path: Path) -> None:
-    """Write both graphs beside the .onnx file of a text encoder whose weights lie beside it.
+    """Write both graphs next to the .onnx file of a text encoder with a data file.
 
-    Raises: CheckpointError: the graph does not look tokens up in one table.
+    Raises: CheckpointError: the graph has no single lookup of tokens.
     """
-    for name, cut in ((TOKEN_EMBEDDING, _lookup), (INPUTS_EMBEDS, _rest)):
+    for name, cut in ((TOKEN_EMBEDDING, _lookup), (INPUTS_EMBEDS, _remainder)):
         model = ir.load(path)
         cut(model.graph, _embeddings(model.graph))
         RemoveUnusedNodesPass()(model)
@@ -37,7 +36,7 @@ def write_token_graphs(path: Path) -> None:
 
 
 def _embeddings(graph: ir.Graph) -> ir.Value:
-    """What the lookup of the tokens gives: the first floats that are made of the ids alone."""
+    """The output of the token lookup, the only Gather with an index that is the ids alone."""
     found = [node for node in graph if node.op_type == "Gather" and _reads(node.inputs[1], graph)]
     if len(found) != 1:
         raise CheckpointError(f"{graph.name}: {len(found)} lookups of input_ids instead of one")
@@ -45,7 +44,7 @@ def _embeddings(graph: ir.Graph) -> ir.Value:
 
 
 def _reads(value: ir.Value | None, graph: ir.Graph) -> bool:
-    """Whether these are the input ids, in whatever shape or type of integer."""
+    """Whether a value is input_ids, in any shape or integer type."""
     node = None if value is None else value.producer()
     if node is None:
         return value is graph.inputs[0]
@@ -53,27 +52,27 @@ def _reads(value: ir.Value | None, graph: ir.Graph) -> bool:
 
 
 def _lookup(graph: ir.Graph, embeddings: ir.Value) -> None:
-    result = _edge(graph)
+    result = _inputs_embeds(graph)
     graph.append(_cast(embeddings, result))
     graph.outputs[:] = [result]
 
 
-def _rest(graph: ir.Graph, embeddings: ir.Value) -> None:
-    given = _edge(graph)
-    inner = ir.Value(name=f"{given.name}.inner", type=embeddings.type)
+def _remainder(graph: ir.Graph, embeddings: ir.Value) -> None:
+    source = _inputs_embeds(graph)
+    inner = ir.Value(name=f"{source.name}.inner", type=embeddings.type)
     ir.convenience.replace_all_uses_with(embeddings, inner)
-    graph.insert_before(graph[0], _cast(given, inner))
-    graph.inputs.append(given)
+    graph.insert_before(graph[0], _cast(source, inner))
+    graph.inputs.append(source)
 
 
-def _edge(graph: ir.Graph) -> ir.Value:
-    """inputs_embeds in float32; its shape is that of what the encoder makes of it."""
+def _inputs_embeds(graph: ir.Graph) -> ir.Value:
+    """A float32 value of that name, of the shape of last_hidden_state."""
     (hidden,) = [value for value in graph.outputs if value.name == "last_hidden_state"]
     shape = ir.Shape(hidden.shape or ())
     return ir.Value(name=INPUTS_EMBEDS, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
 
 
 def _cast(value: ir.Value, result: ir.Value) -> ir.Node:
-    """To the type of the result; engines leave it out where both have the same."""
+    """A cast to the type of the result; engines remove it if the types are equal."""
     to: list[Any] = [ir.AttrInt64("to", int(result.dtype or ir.DataType.FLOAT))]
     return ir.Node("", "Cast", [value], to, outputs=[result], name=f"cast.{result.name}")

@@ -1,7 +1,7 @@
-"""One component as an ONNX file: traced, tidied, changed, and its weights written one at a time.
+"""Tracing one component with PyTorch and writing it as an ONNX file.
 
-The graph shares the module's weights. What has to be done to them, such as the transposition that
-ONNX's MatMul wants, is done when a weight is written, so none of them is ever in memory twice.
+The graph shares the module's weights. What has to be done to a weight, such as the transposition
+for ONNX's MatMul, is done when it is written, so that only one weight at a time is in memory twice.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from sdexport.graphs.wrappers import Part
 from sdexport.runtime.version import __version__
 
 EXTERNAL_DATA_FROM = 100_000_000
-"""Bytes of weights from which they go to model.onnx_data: from there they are mapped into memory,
-while those inside of the graph are held in memory several times when it is written or read.
-A text encoder's always do: several graphs read them."""
-# Sizes of the traced example: odd where they can be, so that no axis is taken for a multiple of a
+"""Bytes of weights from which they are written to model.onnx_data. Such a file is mapped into
+memory; weights inside the graph are in memory several times while it is written or read. A text
+encoder always has a data file, because several graphs read it."""
+# Sizes of the traced example. Odd where possible, so that no axis is assumed to be a multiple of a
 # power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
 _EXAMPLE = {
     "batch": 2,
@@ -50,11 +50,14 @@ def trace(
     change: Callable[[ir.Model], object] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one component as an ONNX file with dynamic axes; large weights go beside it.
+    """Write one component as an ONNX file with dynamic axes; large weights go to a data file.
 
     Args:
-      change: made to the graph before it is written.
-      notes: metadata, what the file says of itself.
+      part: names and shapes of the component.
+      module: the module that the part wraps.
+      path: of the .onnx file; the folder is created.
+      change: applied to the graph before it is written, such as a conversion to float16.
+      notes: metadata of the ONNX file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     model = _traced(part, module, opset)
@@ -64,9 +67,9 @@ def trace(
     model.metadata_props.update(notes or {})
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    aside = size > EXTERNAL_DATA_FROM or part.source.startswith("text_encoder")
-    beside = f"{path.name}_data" if aside else None
-    ir.save(model, path, external_data=beside, max_workers=os.cpu_count())
+    separate = size > EXTERNAL_DATA_FROM or part.source.startswith("text_encoder")
+    data_file = f"{path.name}_data" if separate else None
+    ir.save(model, path, external_data=data_file, max_workers=os.cpu_count())
     _forget_constants(model)
 
 
@@ -80,7 +83,7 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
         for spec in part.inputs
     }
     with torch.inference_mode(False), torch.no_grad(), _quiet(), stand_ins(module) as halves:
-        # Not strict, which torch.onnx.export would fall back to: that copies the weights.
+        # The strict mode, to which torch.onnx.export would fall back, copies the weights.
         captured = torch.export.export(
             part.wrap(module).eval(),
             args=(),
@@ -106,9 +109,9 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
 
 
 def _fold_transpositions(graph: ir.Graph) -> None:
-    """Weights that are transposed become views of them, which are copied when they are written.
+    """Replace transposed weights with views, which are copied only when they are written.
 
-    The optimiser would copy them now, and hold both.
+    The optimiser would copy them at once and keep both.
     """
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" else None
@@ -126,7 +129,7 @@ def _fold_transpositions(graph: ir.Graph) -> None:
 
 
 def _put_back(graph: ir.Graph, halves: Mapping[int, torch.Tensor]) -> None:
-    """Float32 of the weights in half, computed when they are read, for what stands for them."""
+    """Replace the stand-ins by the float16 weights, converted to float32 when they are read."""
     for value in graph.initializers.values():
         weight = _weight(value)
         half = None if weight is None else halves.get(weight.data_ptr())
@@ -148,7 +151,7 @@ def _weight(value: ir.Value) -> torch.Tensor | None:
 
 
 def _forget_constants(model: ir.Model) -> None:
-    """Let go of the graph's weights: onnxscript's rules hold on to the last nodes they matched."""
+    """Free the graph's weights: onnxscript's rules keep the last nodes they matched."""
     for value in model.graph.initializers.values():
         value.const_value = None
     for node in model.graph.all_nodes():
@@ -157,7 +160,7 @@ def _forget_constants(model: ir.Model) -> None:
 
 
 def _tidy(model: ir.Model, part: Part) -> None:
-    """Name the dynamic axes, and drop what the exporter notes of its own machine and sources."""
+    """Name the dynamic axes, and remove the exporter's notes about its machine and sources."""
     for values, specs in ((model.graph.inputs, part.inputs), (model.graph.outputs, part.outputs)):
         for value, spec in zip(values, specs, strict=True):
             value.metadata_props.clear()
@@ -169,8 +172,8 @@ def _tidy(model: ir.Model, part: Part) -> None:
         for value in node.outputs:
             value.metadata_props.clear()
             if id(value) not in edges:
-                # The exporter's shapes inside of decomposed attention are wrong at opset 18, and
-                # ONNX Runtime shares buffers by them; every engine infers its own.
+                # At opset 18 the exporter's shapes inside decomposed attention are wrong, and ONNX
+                # Runtime shares buffers by them. Every engine infers its own.
                 value.shape = None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -181,7 +184,7 @@ def _tidy(model: ir.Model, part: Part) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own internals, which says nothing of the checkpoint."""
+    """Silence the exporter's warnings about its own internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils", "torch.export")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():

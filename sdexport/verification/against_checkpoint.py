@@ -1,7 +1,7 @@
-"""A package beside its checkpoint: PyTorch and the graphs are given the same fresh random inputs.
+"""Comparing a package with its checkpoint: PyTorch and the graphs run on the same random inputs.
 
-Unlike the recorded answers this needs PyTorch and the checkpoint; the inputs are new each time and
-of several sizes, so that an axis which is not really dynamic shows.
+Unlike the recorded reference outputs, this needs PyTorch and the checkpoint. The inputs are new
+each time and of several sizes, which shows an axis that is not dynamic after all.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.textual_inversion import LEGACY_EOS
-from sdexport.engines import EngineError, TensorSpec
-from sdexport.engines.errors import CheckpointError, InvalidArgumentError, PackageError
+from sdexport.engines import TensorSpec
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part, parts
@@ -27,11 +27,13 @@ from sdexport.runtime.backend_choice import Backends
 from sdexport.runtime.component_sessions import Components
 from sdexport.runtime.packages.package import EDGES, Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
+from sdexport.verification.comparison import compare_outputs, failed_check
 from sdexport.verification.reference import TorchSession
-from sdexport.verification.verifier import Check, Progress, compared, failed_check
+from sdexport.verification.report import Check
+from sdexport.verification.verifier import Progress
 
-LARGEST_CELLS = 32
-"""Cells of the largest latents, along a side: enough to show a mistake, and small in memory."""
+LARGEST_LATENTS = 32
+"""Largest height and width of latents: enough to show a mistake, and small in memory."""
 _WORDS = "a small yellow star, très joli 🔴 (don't) 1234"
 
 
@@ -46,23 +48,23 @@ def verify_against(
     progress: Progress = lambda what: None,
     **session_options: Any,
 ) -> list[Check]:
-    """Compare every component with the checkpoint's module, one in memory at a time.
+    """Compare every component with the checkpoint's module, one at a time in memory.
 
     Args:
       source, revision, options: the checkpoint as it was exported; see sources.py.
-      seed: of the random inputs; 0 or more.
+      seed: of the random inputs, 0 or more.
       progress: called with each component as it begins.
-    Returns: one row for the configuration, and one for each component, shape and output.
-    Raises: FileNotFoundError, ValueError, ConnectionError: see open_source. ValueError: a
-      checkpoint of another family or size.
+    Returns: one row for the configuration, and one for each component, input size and output.
+    Raises: FileNotFoundError, CheckpointError, ConnectionError: see open_source.
+      InvalidArgumentError: the checkpoint is of another family or size than the package.
     """
     checkpoint = open_source(source, revision=revision, options=options)
     every = parts(checkpoint.configs)
-    _check_same_kind(package, checkpoint, every)
+    _check_matches(package, checkpoint, every)
     checks = [_configuration(package, checkpoint)]
     rng = np.random.default_rng(seed)
     levels = len(checkpoint.configs["unet"].block_out_channels)
-    step = 1 if package.manifest.files else 2 ** (levels - 1)  # Optimum's know no odd latents
+    step = 1 if package.manifest.files else 2 ** (levels - 1)  # Optimum's graphs need even latents
     loaded: tuple[str, Any] = ("", None)
     for part in every:
         progress(part.name)
@@ -71,24 +73,24 @@ def verify_against(
         if loaded[0] != part.source:
             loaded = (part.source, checkpoint.load(part.source))
         with TorchSession(part, loaded[1]) as session:
-            answers = [session.run(each) for each in feeds]
-        if part.name != "vae_decoder":  # the encoder is of the same module
+            references = [session.run(each) for each in feeds]
+        if part.name != "vae_decoder":  # the encoder is in the same module
             loaded = ("", None)
         with closing(Components(package, backend, session_options, {}, low_memory=True)) as graphs:
-            for each, expected in zip(feeds, answers, strict=True):
+            for each, expected in zip(feeds, references, strict=True):
                 checks += _compare(graphs, package, part, each, expected)
     return checks
 
 
 def _sizes(name: str, checkpoint: Checkpoint, step: int) -> list[dict[str, int]]:
-    """Named dimensions of each trial: the usual ones, odd ones, and a batch of eight.
+    """The named dimensions of each trial: usual sizes, odd sizes, and a batch of eight.
 
     Args:
-      step: what latents must be multiples of.
+      step: what the latents' height and width must be multiples of.
     """
     unit = checkpoint.downscale
     length = checkpoint.configs[checkpoint.text_encoders[0]].max_position_embeddings
-    height, width = (min(side, LARGEST_CELLS) for side in checkpoint.sample_size)
+    height, width = (min(side, LARGEST_LATENTS) for side in checkpoint.sample_size)
     lengths = (length, length // 4, length) if "text" in name else (length, 2 * length, length)
     odd = [[-(-side // step) * step for side in cells] for cells in ((17, 11), (9, 13))]
     return [
@@ -128,26 +130,26 @@ def _feeds(
 def _compare(
     graphs: Components, package: Package, part: Part, feeds: Feeds, expected: Feeds
 ) -> list[Check]:
-    precision = package.manifest.components[part.name].precision
-    shown = _shown(feeds)
-    specs, given = graph_specs(package.model_path(part.name))
+    precision, sizes = package.manifest.components[part.name].precision, _sizes_of(feeds)
+    inputs, outputs = graph_specs(package.model_path(part.name))
+    if unknown := [spec.name for spec in inputs if spec.name not in feeds]:
+        return [failed_check(part.name, f"unknown input {unknown[0]}", inputs=sizes)]
     try:
-        fitted = {s.name: _fitted(feeds[s.name], s) for s in specs}
-        actual = graphs.run(part.name, fitted)
-    except (EngineError, PackageError, ValueError) as failure:
-        return [failed_check(part.name, str(failure), inputs=shown)]
-    there = {spec.name for spec in given} | EDGES[part.name][1]
-    wanted = {name: value for name, value in expected.items() if name in there}
-    return compared(part.name, precision, wanted, actual, inputs=shown)
+        actual = graphs.run(part.name, {s.name: _fitted(feeds[s.name], s) for s in inputs})
+    except SDExportError as error:
+        return [failed_check(part.name, str(error), inputs=sizes)]
+    present = {spec.name for spec in outputs} | EDGES[part.name][1]
+    wanted = {name: value for name, value in expected.items() if name in present}
+    return compare_outputs(part.name, precision, wanted, actual, inputs=sizes)
 
 
 def _fitted(value: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """A timestep may be a scalar in graphs of Optimum; ids may be of another integer type."""
-    shaped = value.reshape(()) if not spec.shape else value
+    """An input as Optimum's graphs take it: a scalar timestep, ids of another integer type."""
+    shaped = value.reshape(()) if not spec.shape and value.size == 1 else value
     return shaped.astype(spec.dtype, copy=False)
 
 
-def _shown(feeds: Feeds) -> str:
+def _sizes_of(feeds: Feeds) -> str:
     """The sizes of the first input, and the length of the text."""
     first, *_ = feeds.values()
     text = feeds.get("encoder_hidden_states")
@@ -155,14 +157,14 @@ def _shown(feeds: Feeds) -> str:
     return "x".join(map(str, first.shape)) + tokens
 
 
-def _check_same_kind(package: Package, checkpoint: Checkpoint, every: Iterable[Part]) -> None:
-    """ValueError if this cannot be what the package was exported from."""
-    there, wanted = package.manifest.components, {part.name: part for part in every}
+def _check_matches(package: Package, checkpoint: Checkpoint, every: Iterable[Part]) -> None:
+    """Raise InvalidArgumentError if the package cannot have been exported from the checkpoint."""
+    present, wanted = package.manifest.components, {part.name: part for part in every}
     advice = "give the checkpoint, and the options, that the package was exported with"
-    if set(there) != set(wanted) or package.manifest.family != checkpoint.family:
+    if set(present) != set(wanted) or package.manifest.family != checkpoint.family:
         raise InvalidArgumentError(
             f"{checkpoint.label} is {checkpoint.family}, {package.folder} is "
-            f"{package.manifest.family} ({', '.join(there)}); {advice}"
+            f"{package.manifest.family} ({', '.join(present)}); {advice}"
         )
     for name, part in wanted.items():
         found = {s.name: s for specs in graph_specs(package.model_path(name)) for s in specs}
@@ -186,21 +188,21 @@ def _fits(graph: TensorSpec, spec: TensorSpec) -> bool:
 
 
 def _configuration(package: Package, checkpoint: Checkpoint) -> Check:
-    """Scheduler and tokenizers: what decides over a picture beside the graphs."""
+    """Compare scheduler and tokenizers, which also determine an image."""
     ours, theirs = package.scheduler_config, checkpoint.scheduler_config
     common = [key for key in ours if key in theirs and not key.startswith("_diffusers")]
     differs = [f"scheduler {key}" for key in common if ours[key] != theirs[key]]
     for part in checkpoint.text_encoders:
         where = tokenizer_folder(part)
-        of_source = ClipTokenizer.from_folder(checkpoint.folder / where, error=CheckpointError)
-        if _words(package.tokenizer(part)) != _words(of_source):
+        expected = ClipTokenizer.from_folder(checkpoint.folder / where, error=CheckpointError)
+        if _words(package.tokenizer(part)) != _words(expected):
             differs.append(where)
     note = f"differs: {', '.join(differs)}" if differs else ""
     return Check("configuration", "files", float(len(differs)), None, 1e-9, note, "files")
 
 
 def _words(tokenizer: ClipTokenizer) -> tuple[Any, ...]:
-    """All that a tokenizer knows: every word, how they are cut, and what frames a row."""
+    """Everything a tokenizer does: every word, how text is split, and how a row is padded."""
     words = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]
     ids = tokenizer.encode(" ".join([_WORDS, *words]))
     return words, ids, tokenizer([""]).tolist()

@@ -21,7 +21,7 @@ from sdexport.graphs.precision import Conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.wrappers import parts
 from sdexport.runtime.text_encoders import TextEncoders
-from sdexport.verification.verifier import compare
+from sdexport.verification.comparison import compare
 from tests.helpers.families import build
 from tests.tolerances import COMPONENT_REL, MIXED_TOKENS_COSINE, assert_close
 

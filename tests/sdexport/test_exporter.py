@@ -183,7 +183,7 @@ def test_failure_leaves_nothing(
 def test_export_that_does_not_verify_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdexport.verification.verifier.COMPONENT_BOUND", 1e-12)
+    monkeypatch.setattr("sdexport.verification.comparison.COMPONENT_BOUND", 1e-12)
     with pytest.raises(
         VerificationError,
         match=r"do not answer as PyTorch.*unet out_sample: FAILED [^\n]* is over 1.00e-12",

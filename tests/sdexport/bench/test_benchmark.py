@@ -41,7 +41,7 @@ def test_bench_times_components_and_pictures(report: dict[str, Any]) -> None:
 
 def test_bench_says_how_far_each_backend_is_from_pytorch(report: dict[str, Any]) -> None:
     exact = report["backends"]["onnxruntime"]["check"]
-    assert exact["passed"] and {c["name"] for c in exact["checks"]} >= {"unet", "picture"}
+    assert exact["passed"] and {c["name"] for c in exact["checks"]} >= {"unet", "image"}
     assert not report["backends"]["openvino,precision=bf16"]["check"]["passed"]
     assert "differs" in table(report)
 

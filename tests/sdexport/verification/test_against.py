@@ -17,7 +17,7 @@ from sdexport.checkpoints.sources import Options
 from sdexport.cli import main
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.verification.against_checkpoint import verify_against
-from sdexport.verification.verifier import Check, table
+from sdexport.verification.report import Check, table
 from tests.helpers.altered_models import alter_weight
 from tests.helpers.families import build
 from tests.helpers.lora_files import random_lora, save_peft
@@ -122,7 +122,7 @@ def test_against_reads_a_folder_without_manifest(package_copy: Path, checkpoint:
     (package_copy / "sdexport.json").unlink()
     result = call("verify", package_copy, "--against", checkpoint, "--seed", 1)
     assert result.exit_code == 0, result.output
-    assert "unet" in result.stdout and "picture" not in result.stdout
+    assert "unet" in result.stdout and "image" not in result.stdout
 
 
 def test_against_on_the_command_line(package: Path, source_copy: Path) -> None:
@@ -134,7 +134,7 @@ def test_against_on_the_command_line(package: Path, source_copy: Path) -> None:
     rows = [c for c in report["checks"] if not c["passed"]]
     assert {row["name"] for row in rows} == {"text_encoder"}
     assert {row["inputs"] for row in rows} == {"1x77", "3x19", "8x77"}
-    assert any(c["name"] == "picture" and c["passed"] for c in report["checks"])
+    assert any(c["name"] == "image" and c["passed"] for c in report["checks"])
 
 
 def test_against_options_want_a_source(package: Path) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from sdexport import PackageError
-from sdexport.verification.verifier import Check, compare, table, verify
+from sdexport.verification.comparison import compare
+from sdexport.verification.report import Check, table
+from sdexport.verification.verifier import verify
 from tests.helpers.altered_models import alter_weight
 from tests.tolerances import FLOAT64_REL
 
@@ -43,7 +45,7 @@ def test_verify_passes_an_untouched_package(package: Path) -> None:
         ("unet", "out_sample"),
         ("vae_decoder", "sample"),
         ("vae_encoder", "latent_parameters"),
-        ("picture", "pixels"),
+        ("image", "pixels"),
     }
     assert all(0 <= (c.share or 0) <= 1 for c in checks)
 
@@ -54,7 +56,7 @@ def test_verify_finds_altered_weights(package_copy: Path, component: str) -> Non
     alter_weight(package_copy / component / "model.onnx", 1.1)
     accept_hashes(package_copy)
     assert component in failed(verify(package_copy))
-    assert failed(verify(package_copy)) <= {component, "picture"}
+    assert failed(verify(package_copy)) <= {component, "image"}
 
 
 @pytest.mark.parametrize("graph", ["token_embedding", "inputs_embeds"])
@@ -78,16 +80,16 @@ def test_verify_finds_an_altered_scheduler(package_copy: Path) -> None:
     path = package_copy / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.013"))
     accept_hashes(package_copy)
-    assert failed(verify(package_copy)) == {"picture"}
+    assert failed(verify(package_copy)) == {"image"}
 
 
-@pytest.mark.parametrize("name", ["unet", "picture"])
-def test_verify_names_damaged_and_missing_references(package_copy: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "row"), [("unet", "unet"), ("picture", "image")])
+def test_verify_names_damaged_references(package_copy: Path, name: str, row: str) -> None:
     path = package_copy / "reference" / f"{name}.npz"
     path.write_bytes(path.read_bytes()[:300])
     accept_hashes(package_copy)
     checks = verify(package_copy)
-    assert failed(checks) == {name}
+    assert failed(checks) == {row}
     assert f"reference/{name}.npz is damaged" in table(checks)
 
 
@@ -97,7 +99,7 @@ def test_verify_needs_references(package_copy: Path) -> None:
     (package_copy / "sdexport.json").write_text(json.dumps(data))
     for path in (package_copy / "reference").iterdir():
         path.unlink()
-    with pytest.raises(PackageError, match="holds no recorded answers"):
+    with pytest.raises(PackageError, match="holds no reference outputs"):
         verify(package_copy)
 
 
