@@ -89,7 +89,10 @@ class Checkpoint:
         if origin is None:
             is_local = found["type"] == "folder"
             origin = {**found, "sha256": _fingerprint(folder, present)} if is_local else found
-        return cls(folder, origin, index, configs, scheduler, loader, label or str(folder))
+        opened = cls(folder, origin, index, configs, scheduler, loader, label or str(folder))
+        with parsing(folder):  # values that the configurations may lack
+            _ = opened.family, opened.downscale, opened.sample_size
+        return opened
 
     @property
     def text_encoders(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""How LoRA files name the layers they change: kohya, diffusers of old and new, PEFT, the original.
+"""The names of layers in LoRA files of kohya, diffusers (old and new), PEFT and original layout.
 
-Every spelling becomes one key with underscores, which is looked up among the layers of a module.
+Every spelling is reduced to one key with underscores, which is looked up among a module's layers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _TOP = {
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """The layer as its file spells it, and "down", "up", "mid" or "alpha"; None for others."""
+    """The layer as spelled, and "down", "up", "mid" or "alpha"; None for other names."""
     if match := _ROLE.match(name):
         return match["name"], ROLES[match["role"]]
     if match := _ALPHA.match(name):
@@ -75,19 +75,19 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def other_method(name: str) -> str | None:
-    """The method that a weight belongs to, if it is none that can be merged."""
+    """The method of a weight, if it is one that is not supported; otherwise None."""
     return next((method for pattern, method in _OTHER_METHODS if pattern.search(name)), None)
 
 
 def part_and_key(spelled: str) -> tuple[str, str]:
-    """The part of a checkpoint, and the key of `layer_keys`."""
+    """The component of a checkpoint, and the key as in `layer_keys`."""
     key = spelled.removeprefix("base_model.model.").replace(".", "_")
     prefix, part = next((p, part) for p, part in _PREFIXES if key.startswith(p))
     return part, key.removeprefix(prefix).removeprefix("text_model_").replace("_processor_", "_")
 
 
 def layer_keys(part: str, module: nn.Module) -> dict[str, str]:
-    """The names of a module's linear and convolutional layers, by every key they may have."""
+    """The names of a module's linear and convolutional layers, by every key that files use."""
     keys = {}
     names = [n for n, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for name in names:

@@ -1,6 +1,6 @@
-"""The published configurations of the families that come as single files.
+"""The published configurations of the families that are distributed as single files.
 
-A file in the original layout holds weights alone. Source: the configurations that the models
+A file in the original layout holds only weights. Source: the configurations that the models
 stable-diffusion-v1-5, stable-diffusion-2-1, stable-diffusion-xl-base-1.0 and -refiner-1.0 have on
 the hub; Rombach et al. 2022, arXiv 2112.10752; Podell et al. 2023, arXiv 2307.01952, table 1.
 """
@@ -16,10 +16,11 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TextLayout:
-    """A text encoder inside of a single file.
+    """A text encoder in a single file.
 
-    prefix: how the names of its weights begin. openclip: in OpenCLIP's layout, else transformers'.
-    projected: with a projection of the pooled output. pad_token: what fills its rows.
+    prefix: start of the names of its weights.
+    openclip: whether the weights are in OpenCLIP's layout, and not in that of transformers.
+    projected: whether the pooled output is projected.
     """
 
     prefix: str
@@ -33,16 +34,18 @@ class TextLayout:
 
     @property
     def pad_token(self) -> str:
-        """OpenCLIP fills with id 0, which is "!"; CLIP repeats the end token."""
+        """The token for padding: OpenCLIP uses id 0, which is "!"; CLIP repeats the end token."""
         return "!" if self.openclip else "<|endoftext|>"
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a family's weights lie in a single file, and its configurations.
+    """A family of single files: how it is recognised, and its configurations.
 
-    text_encoders: by part; recognised by the prefixes of all of them.
-    index: what model_index.json says besides the classes.
+    name: for messages.
+    pipeline, inpaint_pipeline: the classes of diffusers; None if there is no inpainting model.
+    text_encoders: by component; a file that has all their prefixes is of this family.
+    index: entries of model_index.json other than the components.
     """
 
     name: str

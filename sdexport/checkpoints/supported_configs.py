@@ -35,9 +35,19 @@ def check_components(folder: Path, configs: Mapping[str, SimpleNamespace]) -> No
             getattr(vae, key, None) for key in ("latents_mean", "latents_std", "shift_factor")
         ),
     }
+    expectations["a vae.scaling_factor of 0 to 1000"] = _is_number(vae.scaling_factor, 1000)
+    sides = unet.sample_size if isinstance(unet.sample_size, list) else [unet.sample_size]
+    expectations["a unet.sample_size of 1 to 10000, or two of them"] = len(sides) in (1, 2) and all(
+        side is None or (isinstance(side, int) and _is_number(side, 10_000)) for side in sides
+    )
     failed = [name for name, holds in expectations.items() if not holds]
     if failed:
         raise CheckpointError(f"{folder}: not a supported checkpoint; expected {failed[0]}")
+
+
+def _is_number(value: Any, largest: int) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and bool(0 < value <= largest)
 
 
 def check_scheduler(folder: Path, config: Mapping[str, Any]) -> None:

@@ -124,9 +124,9 @@ def _checked(
     for part, width in widths.items():
         vectors = found.get(part)
         if vectors is None or vectors.shape[1] != width:
-            came = "none" if vectors is None else f"vectors of {vectors.shape[1]}"
+            got = "none" if vectors is None else f"vectors of {vectors.shape[1]}"
             raise CheckpointError(
-                f"{path}: expected vectors of {width} for the {part}, got {came}; "
+                f"{path}: expected vectors of {width} for the {part}, got {got}; "
                 "the embedding is made for another family"
             )
     chosen = {part: found[part].to(torch.float32) for part in widths}

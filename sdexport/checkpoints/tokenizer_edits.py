@@ -82,7 +82,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def token_exists(path: Path, token: str) -> InvalidArgumentError:
-    """The error for a token of an embedding file that is there already."""
+    """The error for a token of an embedding file that exists already."""
     return InvalidArgumentError(
         f"{path}: the tokenizer has a token {token!r} already; give another word as FILE:WORD"
     )

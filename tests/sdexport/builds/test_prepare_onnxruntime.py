@@ -75,8 +75,8 @@ def test_graph_of_the_unet_is_rewritten(package: Path) -> None:
     products = graph.products("encoder_hidden_states")
     apart = graph.split("encoder_hidden_states")
     assert apart is not None and len(apart.graph.outputs) == len(products) > 0
-    given = {value.name for value in graph.model.graph.inputs}
-    assert given >= {"sample", "timestep", *(value.name for value in apart.graph.outputs)}
+    inputs = {value.name for value in graph.model.graph.inputs}
+    assert inputs >= {"sample", "timestep", *(value.name for value in apart.graph.outputs)}
 
 
 def test_graph_without_such_products_is_not_split(package: Path) -> None:
@@ -99,15 +99,13 @@ def test_graph_without_such_products_is_not_split(package: Path) -> None:
     ],
     ids=str,
 )
-def test_graph_keeps_what_is_no_doubling_before_a_convolution(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
-    assert _doubling(tmp_path / "same.onnx", {}).rewrite()["upsamplings"] == 1
-    assert _doubling(tmp_path / "other.onnx", change).rewrite()["upsamplings"] == 0
+def test_graph_keeps_other_resizes(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert _upsampling(tmp_path / "same.onnx", {}).rewrite()["upsamplings"] == 1
+    assert _upsampling(tmp_path / "other.onnx", change).rewrite()["upsamplings"] == 0
 
 
-def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
-    """A graph of a doubling and a convolution behind it."""
+def _upsampling(path: Path, change: dict[str, Any]) -> CpuGraph:
+    """A graph of an upsampling by 2 and a convolution."""
     side, group = change.get("kernel", 3), change.get("group", 1)
     modes = {
         "mode": change.get("mode", "nearest"),
@@ -123,10 +121,10 @@ def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
         numpy_helper.from_array(np.ones((4, 4 // group, side, side), np.float32), "weight"),
     ]
     nodes = [
-        helper.make_node("Resize", ["image", "", "scales"], ["doubled"], **modes),
+        helper.make_node("Resize", ["image", "", "scales"], ["upsampled"], **modes),
         helper.make_node(
             "Conv",
-            ["doubled", "weight"],
+            ["upsampled", "weight"],
             ["result"],
             pads=change.get("pads", [1, 1, 1, 1]),
             strides=change.get("strides", [1, 1]),
@@ -135,10 +133,10 @@ def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
     ]
     outputs = ["result"]
     if change.get("other_user"):
-        nodes.append(helper.make_node("Relu", ["doubled"], ["more"]))
+        nodes.append(helper.make_node("Relu", ["upsampled"], ["more"]))
         outputs.append("more")
     if change.get("is_output"):
-        outputs.append("doubled")
+        outputs.append("upsampled")
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 4, "h", "w"])
     graph = helper.make_graph(nodes, "g", [image], values, tensors)
@@ -148,7 +146,7 @@ def _doubling(path: Path, change: dict[str, Any]) -> CpuGraph:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("per_step", [1, 5, 512])
-def test_convolutions_by_tiles_answer_alike(
+def test_winograd_convolutions_have_the_same_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bias: bool, per_step: int
 ) -> None:
     monkeypatch.setattr(winograd_onnx, "_TILES_PER_STEP", per_step)
@@ -156,12 +154,12 @@ def test_convolutions_by_tiles_answer_alike(
     assert graph.rewrite()["winograd"] == 2
     kinds = [node.op_type for node in graph.model.graph]
     assert kinds.count("Scan") == 2 and "Conv" not in kinds
-    assert kinds.count("Range") == 3  # both images are of one size: places are found once
-    _answers_alike(graph, tmp_path)
+    assert kinds.count("Range") == 3  # both images have one size: indices are computed once
+    _check_outputs(graph, tmp_path)
 
 
 @pytest.mark.parametrize("per_step", [2, 512])
-def test_doubled_images_by_tiles_answer_alike(
+def test_winograd_after_upsampling_has_the_same_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_step: int
 ) -> None:
     monkeypatch.setattr(winograd_onnx, "_TILES_PER_STEP", per_step)
@@ -169,10 +167,10 @@ def test_doubled_images_by_tiles_answer_alike(
     counts = graph.rewrite()
     assert (counts["winograd"], counts["upsamplings"]) == (2, 2)
     assert not {node.op_type for node in graph.model.graph} & {"Conv", "Resize"}
-    _answers_alike(graph, tmp_path)
+    _check_outputs(graph, tmp_path)
 
 
-def _answers_alike(graph: CpuGraph, tmp_path: Path) -> None:
+def _check_outputs(graph: CpuGraph, tmp_path: Path) -> None:
     ir.save(graph.model, tmp_path / "tiles.onnx")
     rng = np.random.default_rng(0)
     with open_session(tmp_path / "own.onnx") as own, open_session(tmp_path / "tiles.onnx") as ours:
@@ -196,14 +194,14 @@ def _answers_alike(graph: CpuGraph, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_convolutions_that_tiles_do_not_fit_are_kept(
+def test_convolutions_that_winograd_does_not_suit_are_kept(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
     graph = _convolutions(tmp_path / "own.onnx", **{"channels": (640, 480)} | change)
     assert graph.rewrite()["winograd"] == 0
 
 
-def test_a_bias_that_is_computed_is_left_to_the_convolution(tmp_path: Path) -> None:
+def test_convolution_with_a_computed_bias_is_kept(tmp_path: Path) -> None:
     graph = _convolutions(tmp_path / "own.onnx", channels=(256, 256), computed=True)
     assert graph.rewrite()["winograd"] == 0
 
@@ -218,15 +216,15 @@ def _convolutions(
     dtype: Any = np.float32,
     **attributes: Any,
 ) -> CpuGraph:
-    """A graph of convolutions of 3x3, one behind another, for images of any size."""
+    """A graph of consecutive 3x3 convolutions, for images of any size."""
     rng, last = np.random.default_rng(1), len(channels) - 1
     names = ["image", *(f"image{i}" for i in range(1, last)), "result"]
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     nodes: list[Any] = []
     tensors = [numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice")]
     for i in range(last):
-        given, made = channels[i : i + 2]
-        weights = rng.standard_normal((made, given, 3, 3)) / np.sqrt(9 * given)
+        width, result_width = channels[i : i + 2]
+        weights = rng.standard_normal((result_width, width, 3, 3)) / np.sqrt(9 * width)
         tensors.append(numpy_helper.from_array(weights.astype(dtype), f"weight{i}"))
         inputs = [names[i], f"weight{i}"]
         if doubled:
@@ -234,15 +232,15 @@ def _convolutions(
             inputs[0] = f"doubled{i}"
             nodes.append(helper.make_node("Resize", [names[i], "", "twice"], [inputs[0]], **modes))
         if bias:
-            values = rng.standard_normal(made).astype(dtype)
+            values = rng.standard_normal(result_width).astype(dtype)
             tensors.append(numpy_helper.from_array(values, f"bias{i}"))
             if computed:
                 nodes.append(helper.make_node("Neg", [f"bias{i}"], [f"negative{i}"]))
             inputs.append(f"negative{i}" if computed else f"bias{i}")
-        held = {"pads": [1, 1, 1, 1]} | attributes
-        if "auto_pad" in held:
-            del held["pads"]
-        nodes.append(helper.make_node("Conv", inputs, [names[i + 1]], **held))
+        settings = {"pads": [1, 1, 1, 1]} | attributes
+        if "auto_pad" in settings:
+            del settings["pads"]
+        nodes.append(helper.make_node("Conv", inputs, [names[i + 1]], **settings))
     sides = [None, None] if doubled else ["h", "w"]
     values = [
         helper.make_tensor_value_info(name, kind, ["n", count, *sides])

@@ -1,4 +1,4 @@
-"""LoRA files: what the formula says, what is left out, what is refused."""
+"""LoRA files: the formula, weights that are ignored, and files that are rejected."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def conv_change(tensors: Tensors, tmp_path: Path) -> torch.Tensor:
-    """What a file changes in the first convolution."""
+    """The change that a file makes to the first convolution."""
     save_file({f"{CONV}.{k}": v for k, v in tensors.items()}, tmp_path / "conv.safetensors")
     unet = copy.deepcopy(MODULES["unet"])
     Lora.open(tmp_path / "conv.safetensors", 2.0, MODULES).merge_into("unet", unet)
@@ -43,7 +43,7 @@ def conv_change(tensors: Tensors, tmp_path: Path) -> torch.Tensor:
     return unet.get_submodule(name).weight - MODULES["unet"].get_submodule(name).weight
 
 
-def test_convolution_is_the_two_convolutions_in_turn(tmp_path: Path) -> None:
+def test_convolution_equals_the_two_convolutions(tmp_path: Path) -> None:
     down, up = torch.randn(3, 16, 3, 3), torch.randn(16, 3, 1, 1)
     change = conv_change(
         {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(6.0)}, tmp_path
@@ -70,14 +70,14 @@ def test_convolution_with_a_middle_matrix(tmp_path: Path) -> None:
     )
 
 
-def test_half_precision_is_merged_in_single(tmp_path: Path) -> None:
+def test_half_precision_is_merged_in_float32(tmp_path: Path) -> None:
     down, up = torch.randn(3, 16, 3, 3).half(), torch.randn(16, 3, 1, 1).half()
     change = conv_change({"lora_down.weight": down, "lora_up.weight": up}, tmp_path)
     expected = 2 * torch.einsum("or,rikl->oikl", up[:, :, 0, 0].float(), down.float())
     assert torch.allclose(change, expected, atol=LORA_CHANGE_ABS, rtol=0)
 
 
-def test_settings_beside_a_peft_file(tmp_path: Path) -> None:
+def test_settings_next_to_a_peft_file(tmp_path: Path) -> None:
     pairs = {"unet": random_lora(MODULES, ATTENTION)["unet"]}
     path = save_peft(tmp_path / "adapter_model.safetensors", pairs)
     settings = {"r": 3, "lora_alpha": 9, "alpha_pattern": {"attn1.to_q": 30}}
@@ -110,7 +110,9 @@ def test_lora_reaches_the_checkpoint(checkpoint: Path, modules: Any, tmp_path: P
     assert str(tmp_path) not in str(opened.source)
 
 
-def test_some_that_fit_nothing_are_counted(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_that_fit_no_layer_are_counted(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     total = len(load_file(path))
     save_file(load_file(path) | {f"lora_te2_x{i}.alpha": torch.ones(()) for i in range(3)}, path)
     Lora.open(path, 1.0, MODULES)
@@ -124,7 +126,7 @@ def fails(path: Path, message: str) -> None:
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_none_that_fits(tmp_path: Path) -> None:
+def test_file_without_a_layer_that_fits(tmp_path: Path) -> None:
     save_file({"lora_unet_double_blocks_0.lora_up.weight": torch.ones(2, 2)}, tmp_path / "a")
     fails(tmp_path / "a", "none of its 1 weights fits .* lora_unet_double.* another family")
 

@@ -1,4 +1,4 @@
-"""Modules made of the weights in files: not copied, and float32 in what they answer."""
+"""Modules with mapped weights: nothing is copied, and outputs are those of float32."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_float32_weights_are_shared(unet: Any) -> None:
     assert not filled.training and not any(p.requires_grad for p in filled.parameters())
 
 
-def test_half_layers_stay_half_and_answer_as_float32(
+def test_half_layers_stay_half_and_compute_as_float32(
     unet: Any, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, and so is the graph."""

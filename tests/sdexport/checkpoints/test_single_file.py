@@ -1,4 +1,4 @@
-"""Single files in the original layout: every weight arrives, every other file is named."""
+"""Single files in the original layout: every weight is loaded, other files are identified."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def assert_same(module: Any, expected: Any, *, half: bool = False) -> None:
 
 
 @by_family
-def test_every_weight_arrives(family: Family, tmp_path: Path) -> None:
+def test_every_weight_is_loaded(family: Family, tmp_path: Path) -> None:
     modules = random_modules(family)
     opened = SingleFile.open(write(tmp_path / "a.safetensors", family, modules), families=SMALL)
     assert opened.family == family and opened.has_vae
@@ -106,7 +106,7 @@ def test_configs_make_a_diffusers_folder(family: Family, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", [SD1, SD2, SDXL], ids=lambda family: family.name)
-def test_inpainting_is_seen_from_nine_channels(family: Family, tmp_path: Path) -> None:
+def test_inpainting_is_recognised_by_nine_channels(family: Family, tmp_path: Path) -> None:
     wide = replace(family, unet={**family.unet, "in_channels": 9})
     modules = random_modules(wide)
     opened = SingleFile.open(write(tmp_path / "a.safetensors", wide, modules), families=SMALL)
@@ -114,7 +114,7 @@ def test_inpainting_is_seen_from_nine_channels(family: Family, tmp_path: Path) -
     assert_same(opened.load("unet"), modules["unet"])
 
 
-def test_extra_weights_are_left_alone(tmp_path: Path) -> None:
+def test_extra_weights_are_ignored(tmp_path: Path) -> None:
     modules = random_modules(SD1)
     extra = {
         "alphas_cumprod": torch.ones(1000),
@@ -125,7 +125,7 @@ def test_extra_weights_are_left_alone(tmp_path: Path) -> None:
     assert_same(SingleFile.open(path, families=SMALL).load("unet"), modules["unet"])
 
 
-def test_averaged_weights_on_request(tmp_path: Path) -> None:
+def test_averaged_weights_with_ema(tmp_path: Path) -> None:
     modules, averaged = random_modules(SD1), random_modules(SD1, seed=1)
     named = original_layout(SD1, averaged)
     extra = {
@@ -185,13 +185,13 @@ def test_prediction_type(
     )
 
 
-def test_prediction_type_that_is_none(tmp_path: Path) -> None:
+def test_unknown_prediction_type(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", SD1, random_modules(SD1))
     with pytest.raises(InvalidArgumentError, match="must be epsilon or v_prediction, got 'flow'"):
         SingleFile.open(path, prediction_type="flow", families=SMALL)
 
 
-def test_tokenizer_must_be_given(tmp_path: Path) -> None:
+def test_tokenizer_is_required(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", SD1, random_modules(SD1))
     opened = SingleFile.open(path, families=SMALL)
     with pytest.raises(InvalidArgumentError, match=r"a\.safetensors: .*give --tokenizer FOLDER"):
@@ -251,7 +251,7 @@ OTHER_MODELS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_MODELS)
-def test_another_model_is_named(kind: str, tmp_path: Path) -> None:
+def test_another_model_is_identified(kind: str, tmp_path: Path) -> None:
     save_file({k: v.clone() for k, v in OTHER_MODELS[kind].items()}, tmp_path / "a.safetensors")
     with pytest.raises(
         CheckpointError, match=rf"a\.safetensors is {kind}.*; expected a Stable Diff"
@@ -260,7 +260,7 @@ def test_another_model_is_named(kind: str, tmp_path: Path) -> None:
     assert "\n" not in str(e.value)
 
 
-def test_vae_alone_is_named(tmp_path: Path) -> None:
+def test_vae_alone_is_identified(tmp_path: Path) -> None:
     save_file(
         {k: v.contiguous() for k, v in vae_layout(random_modules(SD1)["vae"]).items()},
         tmp_path / "a.safetensors",
@@ -269,7 +269,7 @@ def test_vae_alone_is_named(tmp_path: Path) -> None:
         SingleFile.open(tmp_path / "a.safetensors")
 
 
-def test_unet_without_text_encoder_is_named(tmp_path: Path) -> None:
+def test_unet_without_text_encoder_is_identified(tmp_path: Path) -> None:
     tensors = original_layout(SD1, random_modules(SD1))
     save_file(
         {k: v for k, v in tensors.items() if "cond_stage" not in k}, tmp_path / "a.safetensors"
@@ -308,7 +308,7 @@ OTHER_FILES = {
 
 
 @pytest.mark.parametrize("content", OTHER_FILES)
-def test_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
+def test_file_of_another_kind_is_identified(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(
@@ -318,7 +318,7 @@ def test_file_of_another_kind_is_named(content: bytes, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_file_that_is_cut_short(tmp_path: Path) -> None:
+def test_truncated_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", SD1, random_modules(SD1))
     whole = path.read_bytes()
     for size in (9, 500, len(whole) // 2, len(whole) - 1):
@@ -327,8 +327,8 @@ def test_file_that_is_cut_short(tmp_path: Path) -> None:
             SingleFile.open(path, families=SMALL)
 
 
-def test_length_that_begins_as_a_pickle_does(tmp_path: Path) -> None:
-    """640 is 80 02 in hexadecimal, as the second protocol of pickles."""
+def test_header_length_that_looks_like_a_pickle(tmp_path: Path) -> None:
+    """The bytes of 640 are 80 02, which begin a pickle of protocol 2."""
     tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"weight": tensor}).encode().ljust(640)
     path = tmp_path / "a.safetensors"
@@ -336,7 +336,7 @@ def test_length_that_begins_as_a_pickle_does(tmp_path: Path) -> None:
     assert WeightFile.open(path).tensors["weight"].tolist() == [0.0]
 
 
-def test_pickle_only_on_request(tmp_path: Path) -> None:
+def test_pickle_needs_allow_pickle(tmp_path: Path) -> None:
     modules = random_modules(SD1)
     tensors = original_layout(SD1, modules)
     for path, zipped in ((tmp_path / "a.ckpt", True), (tmp_path / "b.ckpt", False)):
@@ -357,7 +357,7 @@ class _Malicious:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_malicious_pickle_is_refused(zipped: bool, tmp_path: Path) -> None:
+def test_malicious_pickle_is_rejected(zipped: bool, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 
     class Writes:
@@ -375,7 +375,7 @@ def test_malicious_pickle_is_refused(zipped: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 no archive", b"\x80\x04nonsense", b"\x80\x02."])
-def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_damaged_pickle_is_rejected(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"a\.pt (is truncated, damaged|holds more)") as error:

@@ -34,7 +34,7 @@ SD1 = SMALL[0]
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where checkpoints keep their configurations; nothing may remain there."""
+    """Where checkpoints store temporary configurations; nothing may remain there."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
@@ -79,7 +79,7 @@ def test_single_file_is_a_checkpoint(file: Path, temporary: Path) -> None:
 def embedded(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Path, modules: dict[str, Any], tmp_path: Path
 ) -> Path:
-    """The embedded model as one file; its family stands beside the published ones."""
+    """The demo model as one file, and its family among the published ones."""
     opened = Checkpoint.open(checkpoint)
 
     def published(part: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def embedded(
 
 @pytest.fixture
 def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
-    """Puts the graphs of the embedded model's package in place of tracing, which takes long."""
+    """Copies the graphs of the demo model's package instead of tracing, which is slow."""
 
     def copy(part: Any, module: Any, path: Path, **_: object) -> None:
         path.parent.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_single_file_is_exported_and_verified(embedded: Path, tmp_path: Path) ->
         (Options(tokenizer=TOKENIZER, vae=Path("nowhere")), "no VAE at nowhere"),
     ],
 )
-def test_refusals_leave_nothing(
+def test_errors_leave_no_files(
     options: Options, message: str, file: Path, tmp_path: Path, temporary: Path
 ) -> None:
     with pytest.raises((SDExportError, FileNotFoundError), match=message) as error:
@@ -157,7 +157,7 @@ def test_family_that_cannot_be_exported_is_named_by_its_file(
         open_source(tmp_path / "model.safetensors", options=Options(tokenizer=TOKENIZER))
 
 
-def test_options_that_do_not_belong(checkpoint: Path, file: Path) -> None:
+def test_options_that_do_not_fit_the_source(checkpoint: Path, file: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="no single file; omit --tokenizer"):
         open_source(checkpoint, options=Options(tokenizer=TOKENIZER))
     with pytest.raises(InvalidArgumentError, match="no single file; omit --ema"):
@@ -233,7 +233,7 @@ def test_vae_from_a_file(layout: str, file: Path, other: Any, tmp_path: Path) ->
     assert same(opened.load("unet"), random_modules(SD1)["unet"])
 
 
-def test_file_without_vae_takes_another(small_families: None, other: Any, tmp_path: Path) -> None:
+def test_file_without_vae_uses_another(small_families: None, other: Any, tmp_path: Path) -> None:
     tensors = original_layout(SD1, random_modules(SD1))
     path = tmp_path / "model.safetensors"
     save_file({k: v for k, v in tensors.items() if not k.startswith("first_stage")}, path)
@@ -244,7 +244,7 @@ def test_file_without_vae_takes_another(small_families: None, other: Any, tmp_pa
     assert same(opened.load("vae"), other)
 
 
-def test_vae_of_another_scale_is_warned_of(
+def test_vae_of_another_scale_logs_a_warning(
     checkpoint: Path, other: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other.save_pretrained(tmp_path / "vae")
@@ -252,7 +252,7 @@ def test_vae_of_another_scale_is_warned_of(
     assert "its scaling factor is 0.18215, that of the checkpoint's VAE 0.4458" in caplog.text
 
 
-def test_vae_that_is_none(checkpoint: Path, other: Any, tmp_path: Path) -> None:
+def test_files_that_are_no_vae(checkpoint: Path, other: Any, tmp_path: Path) -> None:
     def fails(path: Path, message: str) -> None:
         with pytest.raises((SDExportError, FileNotFoundError), match=message) as error:
             open_source(checkpoint, options=Options(vae=path))
@@ -291,10 +291,10 @@ def test_export_options_reach_the_exporter(
 
     from sdexport import cli
 
-    asked: list[Any] = []
+    calls: list[Any] = []
 
     def export(source: str, package: Path, *, options: Options, **rest: Any) -> Any:
-        asked.append((source, options, rest))
+        calls.append((source, options, rest))
         raise ValueError("seen enough")
 
     monkeypatch.setattr("sdexport.exporter.export", export)
@@ -322,4 +322,4 @@ def test_export_options_reach_the_exporter(
         lora=("a:0.5", "b"),
         embedding=("c",),
     )
-    assert asked[0][:2] == ("x.ckpt", expected)
+    assert calls[0][:2] == ("x.ckpt", expected)

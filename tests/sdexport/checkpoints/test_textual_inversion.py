@@ -1,4 +1,4 @@
-"""Textual inversion: the same ids and hidden states as diffusers, and refusals."""
+"""Textual inversion: the same ids and hidden states as diffusers, and errors."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_ids_and_hidden_states_equal_those_of_diffusers(
 
 @pytest.mark.parametrize("layout", ["plain", "decoder", "legacy", "tokenizer.json", "saved"])
 def test_both_tokenizers_split_the_words(layout: str, files: Any, tmp_path: Path) -> None:
-    """However the folder keeps its added tokens."""
+    """In every way in which a folder can store added tokens."""
     folder = shutil.copytree(MODEL_DIR / "tokenizer", tmp_path / "tokenizer")
     if layout == "decoder":
         config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -128,7 +128,7 @@ def test_both_tokenizers_split_the_words(layout: str, files: Any, tmp_path: Path
     assert ours.expand("a <style>!") == "a <style> <style>_1 <style>_2!"
 
 
-def test_words_are_baked_into_the_package(
+def test_words_become_part_of_the_package(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = files["learned_embeds.safetensors"]
@@ -159,7 +159,7 @@ def test_sdxl_has_vectors_for_each_encoder(tmp_path: Path) -> None:
         assert encoder.config.vocab_size == 599
 
 
-def test_pooled_output_is_of_the_end_token(modules: dict[str, Any], files: Any) -> None:
+def test_pooled_output_is_that_of_the_end_token(modules: dict[str, Any], files: Any) -> None:
     """Old configurations give the end token as 2 and mean the largest id."""
     old = transformers.CLIPTextConfig(
         **(modules["text_encoder"].config.to_dict() | {"eos_token_id": 2})
@@ -173,38 +173,36 @@ def test_pooled_output_is_of_the_end_token(modules: dict[str, Any], files: Any) 
     assert torch.equal(result.pooler_output, result.last_hidden_state[:, 4])
 
 
-def refused(checkpoint: Path, embedding: str, message: str, *more: str) -> None:
+def fails(checkpoint: Path, embedding: str, message: str, *more: str) -> None:
     with pytest.raises((SDExportError, FileNotFoundError), match=message) as error:
         open_source(checkpoint, options=Options(embedding=(*more, embedding)))
     assert "\n" not in str(error.value)
 
 
-def test_refusals(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_errors(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "word.safetensors"
     good = files["learned_embeds.safetensors"]
-    refused(checkpoint, "nowhere", "no embedding at nowhere: expected FILE or FILE:WORD")
-    refused(checkpoint, str(files["a1111.pt"]), "is a pickle.*--allow-pickle")
-    refused(checkpoint, str(good), "has a token '<cat-toy>' already; give another word", str(good))
-    refused(checkpoint, f"{good}:a", "has a token 'a' already")
-    refused(checkpoint, f"{good}:<|endoftext|>", "already")
-    refused(checkpoint, f"{good}: ", "' ' is no word")
-    refused(checkpoint, f"{good}:a\nb", "is no word")
+    fails(checkpoint, "nowhere", "no embedding at nowhere: expected FILE or FILE:WORD")
+    fails(checkpoint, str(files["a1111.pt"]), "is a pickle.*--allow-pickle")
+    fails(checkpoint, str(good), "has a token '<cat-toy>' already; give another word", str(good))
+    fails(checkpoint, f"{good}:a", "has a token 'a' already")
+    fails(checkpoint, f"{good}:<|endoftext|>", "already")
+    fails(checkpoint, f"{good}: ", "' ' is no word")
+    fails(checkpoint, f"{good}:a\nb", "is no word")
     save_file({"<a>": vectors(1, width=768)}, path)
-    refused(
-        checkpoint, str(path), "expected vectors of 96 for the text_encoder, got vectors of 768"
-    )
+    fails(checkpoint, str(path), "expected vectors of 96 for the text_encoder, got vectors of 768")
     save_file({"clip_l": vectors(1), "clip_g": vectors(1)}, path)
     open_source(checkpoint, options=Options(embedding=(str(path),)))
     save_file({"<a>": torch.zeros(1, 2, WIDTH)}, path)
-    refused(checkpoint, str(path), "expected a textual-inversion embedding")
+    fails(checkpoint, str(path), "expected a textual-inversion embedding")
     save_file({"<a>": vectors(76)}, path)
-    refused(checkpoint, str(path), "expected 1 to 75 vectors.*got 76")
+    fails(checkpoint, str(path), "expected 1 to 75 vectors.*got 76")
     save_file({"<a>": vectors(1) * torch.nan}, path)
-    refused(checkpoint, str(path), "holds NaN")
+    fails(checkpoint, str(path), "holds NaN")
     save_file({"lora_unet_x.lora_down.weight": vectors(1)[0], "b": vectors(1)}, path)
-    refused(checkpoint, str(path), "is a LoRA; expected a textual-inversion")
+    fails(checkpoint, str(path), "is a LoRA; expected a textual-inversion")
     path.write_bytes(b"")
-    refused(checkpoint, str(path), "is empty")
+    fails(checkpoint, str(path), "is empty")
 
 
 def test_word_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A single file with LoRA files and words of its own, through the export, beside diffusers."""
+"""A single file with LoRA and embedding files, exported and compared with diffusers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     [pytest.param(f, marks=[] if f is SDXL else [pytest.mark.slow]) for f in SMALL],
     ids=lambda family: family.name,
 )
-def test_file_with_lora_and_words_paints_as_diffusers(
+def test_file_with_lora_and_embeddings_equals_diffusers(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modules = random_modules(family)
@@ -71,7 +71,7 @@ def test_file_with_lora_and_words_paints_as_diffusers(
     else:
         arguments |= {"height": 64, "width": 72}
     expected = generate_with_diffusers(theirs, 5, **arguments)
-    assert expected.std() > 5, "the picture is nearly flat and would prove nothing"
+    assert expected.std() > 5, "the image is nearly flat and would prove nothing"
     options = Options(
         tokenizer=MODEL_DIR / "tokenizer",
         lora=(f"{kohya}:0.7", f"{peft}:0.3"),

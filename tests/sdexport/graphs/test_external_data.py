@@ -1,4 +1,4 @@
-"""Large weights lie beside the graph, under the name that the package format gives."""
+"""Large weights are in a data file next to the graph, under the name of the package format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every graph of every family is valid, and is read by everybody who is to read it."""
+"""Every graph of every family is valid, and the parsers of other libraries accept it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUICK = ("sd1", "sdxl")
 
 @functools.cache
 def rtx_logger() -> Any:
-    """One for the process: TensorRT keeps the first that it is given."""
+    """One for the process: TensorRT keeps the first one."""
     import tensorrt_rtx as trt
 
     return trt.Logger(trt.Logger.ERROR)
@@ -35,8 +35,8 @@ def assert_parsed_by_tensorrt_rtx(path: Path) -> None:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, rtx_logger())
     accepted = parser.parse_from_file(str(path))
-    said = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    assert accepted and not said, f"{path.parent.name}: {said}"
+    errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    assert accepted and not errors, f"{path.parent.name}: {errors}"
     names = {network.get_input(i).name for i in range(network.num_inputs)}
     model = onnx.load(path, load_external_data=False)
     assert names == {value.name for value in model.graph.input}

@@ -1,4 +1,4 @@
-"""Precisions of an export: what is half, what is not and why, and how near the answers are."""
+"""Precisions of an export: which nodes are converted, which are not, and how close outputs are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.tolerances import ACCURACY_POINTS, INT8_IMAGE_PSNR, LOWER_COSINE, LOW
 LOWER = ("fp16", "bf16", "int8")
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NAMES = {"fp16": "float16", "bf16": "bfloat16"}
-ANSWERS = [
+RUNS = [
     ("fp16", "onnxruntime"),
     ("fp16", "openvino"),
     ("bf16", "openvino"),
@@ -37,18 +37,18 @@ ANSWERS = [
 
 
 @pytest.fixture(scope="session")
-def lowered(
+def low_precision(
     package: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Packages of the embedded model by precision, from the graphs of one tracing."""
-    folder = tmp_path_factory.mktemp("lowered")
+    """Packages of the demo model by precision, from graphs that were traced once."""
+    folder = tmp_path_factory.mktemp("low_precision")
 
     def traced(part: Any, module: Any, path: Path, *, change: Any, **_: object) -> None:
         path.parent.mkdir(parents=True)
         model = typed(onnx.load(package / part.name / "model.onnx"))
         change(model)
-        aside = part.name == "text_encoder"
-        ir.save(model, path, external_data="model.onnx_data" if aside else None)
+        separate = part.name == "text_encoder"
+        ir.save(model, path, external_data="model.onnx_data" if separate else None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sdexport.exporter.trace", traced)
@@ -58,7 +58,7 @@ def lowered(
 
 
 def typed(model: onnx.ModelProto) -> ir.Model:
-    """A graph with the type of every value, which a file does not hold."""
+    """A graph with the type of every value, which the file does not have."""
     found = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     for node in found.graph:
         for value in node.outputs:
@@ -68,7 +68,7 @@ def typed(model: onnx.ModelProto) -> ir.Model:
 
 
 def float_types(path: Path) -> dict[str, int]:
-    """The type of each node's first result, of those that are floating point."""
+    """The type of each node's first output, if that is floating point."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
     values = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     values |= {v.name: v.type.tensor_type.elem_type for v in model.graph.output}
@@ -77,26 +77,26 @@ def float_types(path: Path) -> dict[str, int]:
     return {name: kind for name, kind in found.items() if kind in floats}
 
 
-@pytest.mark.parametrize(("name", "backend"), ANSWERS)
-def test_lowered_package_answers_as_pytorch_does(
-    lowered: dict[str, Path], name: str, backend: str
+@pytest.mark.parametrize(("name", "backend"), RUNS)
+def test_low_precision_package_reproduces_pytorch(
+    low_precision: dict[str, Path], name: str, backend: str
 ) -> None:
-    checks = [c for c in verify(lowered[name], backend) if c.metric != "files"]
+    checks = [c for c in verify(low_precision[name], backend) if c.metric != "files"]
     assert len(checks) == 10 and all(check.passed for check in checks)
-    *components, picture = checks
+    *components, image = checks
     for check in components:
         assert check.cosine is not None and 1 - check.cosine <= LOWER_COSINE[name], check
-    assert picture.metric == "PSNR" and (picture.error or 0) >= LOWER_IMAGE_PSNR[name]
+    assert image.metric == "PSNR" and (image.error or 0) >= LOWER_IMAGE_PSNR[name]
 
 
 @pytest.mark.parametrize("name", LOWER)
-def test_lowered_package_has_float32_edges_and_valid_graphs(
-    lowered: dict[str, Path], package: Path, name: str
+def test_low_precision_package_has_float32_edges_and_valid_graphs(
+    low_precision: dict[str, Path], package: Path, name: str
 ) -> None:
-    whole, low = Package.load(package).manifest, Package.load(lowered[name]).manifest
+    whole, low = Package.load(package).manifest, Package.load(low_precision[name]).manifest
     assert low.verified_with == ("openvino" if name == "bf16" else "onnxruntime")
     for component, entry in low.components.items():
-        path = lowered[name] / component / "model.onnx"
+        path = low_precision[name] / component / "model.onnx"
         onnx.checker.check_model(str(path), full_check=True)
         graph = onnx.load(path).graph
         kinds = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
@@ -109,9 +109,9 @@ def test_lowered_package_has_float32_edges_and_valid_graphs(
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
-def test_manifest_counts_the_nodes_of_each_type(lowered: dict[str, Path], name: str) -> None:
-    for component, entry in Package.load(lowered[name]).manifest.components.items():
-        types = float_types(lowered[name] / component / "model.onnx")
+def test_manifest_counts_the_nodes_of_each_type(low_precision: dict[str, Path], name: str) -> None:
+    for component, entry in Package.load(low_precision[name]).manifest.components.items():
+        types = float_types(low_precision[name] / component / "model.onnx")
         casts_ = {n for n in types if n.startswith("cast.")}
         lower = [n for n, kind in types.items() if kind == TYPES[name] and n not in casts_]
         assert entry.nodes[NAMES[name]] == len(lower) > 50
@@ -121,9 +121,9 @@ def test_manifest_counts_the_nodes_of_each_type(lowered: dict[str, Path], name: 
         assert (len(single) > 0) == (component == "unet")
 
 
-def test_inspect_shows_the_counts(lowered: dict[str, Path]) -> None:
-    text = run("inspect", lowered["fp16"]).stdout
-    nodes = Package.load(lowered["fp16"]).manifest.components["unet"].nodes
+def test_inspect_shows_the_counts(low_precision: dict[str, Path]) -> None:
+    text = run("inspect", low_precision["fp16"]).stdout
+    nodes = Package.load(low_precision["fp16"]).manifest.components["unet"].nodes
     assert f"  {nodes['float16']} nodes float16\n" in text
     assert f"  {nodes[half_precision.TIMESTEP]} nodes {half_precision.TIMESTEP}\n" in text
     assert "verified   with onnxruntime\n" in text
@@ -133,16 +133,16 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def test_bf16_in_onnx_runtime_is_one_line_with_a_way_out(
-    lowered: dict[str, Path], tmp_path: Path
+def test_bf16_in_onnx_runtime_fails_in_one_line_with_advice(
+    low_precision: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.png"
-    result = run("generate", lowered["bf16"], "a red circle", "-o", out)
+    result = run("generate", low_precision["bf16"], "a red circle", "-o", out)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1 and not out.exists()
     assert "the package is in bf16: use --backend openvino or tensorrt-rtx" in result.stderr
     again = run(
         "generate",
-        lowered["bf16"],
+        low_precision["bf16"],
         "a red circle",
         "-o",
         out,
@@ -155,25 +155,25 @@ def test_bf16_in_onnx_runtime_is_one_line_with_a_way_out(
 
 
 @pytest.mark.parametrize("name", LOWER)
-def test_openvino_computes_lower_packages_in_8_bits_as_well(
-    lowered: dict[str, Path], name: str
+def test_openvino_runs_low_precision_packages_in_int8(
+    low_precision: dict[str, Path], name: str
 ) -> None:
     openvino = pytest.importorskip("openvino")
     from sdexport.engines.ov.rewrites.int8 import quantize
 
     for component, expected in (("unet", (29, 35)), ("vae_decoder", (16, 3))):
-        model = openvino.Core().read_model(lowered[name] / component / "model.onnx")
+        model = openvino.Core().read_model(low_precision[name] / component / "model.onnx")
         assert tuple(quantize(model).values()) == expected
-    pictures = []
+    images = []
     for options in ({}, {"precision": "i8"}):
-        with load_pipeline(lowered[name], "openvino", **options) as pipe:  # type: ignore[arg-type]
+        with load_pipeline(low_precision[name], "openvino", **options) as pipe:  # type: ignore[arg-type]
             result = pipe("a red circle", seed=0, num_inference_steps=8)
-        pictures.append(np.asarray(result.images[0]))
-    assert INT8_IMAGE_PSNR <= psnr(*pictures) < IDENTICAL
+        images.append(np.asarray(result.images[0]))
+    assert INT8_IMAGE_PSNR <= psnr(*images) < IDENTICAL
 
 
 @pytest.mark.parametrize("missing", ["openvino", "onnxruntime"])
-def test_export_is_verified_with_a_backend_that_takes_it(
+def test_export_is_verified_with_a_backend_that_runs_it(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "find_spec", lambda name: None if name == missing else object())
@@ -185,7 +185,7 @@ def test_export_is_verified_with_a_backend_that_takes_it(
     assert [precision.verifying_backend(name) for name in names] == expected
 
 
-def test_export_refuses_precisions_it_cannot_write(checkpoint: Path, tmp_path: Path) -> None:
+def test_export_rejects_precisions_it_cannot_write(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'half'; choose one of fp32, fp16, bf16, int8"):
         export(checkpoint, tmp_path / "package", precision="half")
     with pytest.raises(ValueError, match=r"bf16 needs opset 22 or later, .* got opset 21"):
@@ -193,7 +193,7 @@ def test_export_refuses_precisions_it_cannot_write(checkpoint: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sdxl_vae_stays_single_in_half_alone() -> None:
+def test_sdxl_vae_stays_float32_in_fp16_only() -> None:
     configs = {name: SimpleNamespace() for name in ("text_encoder_2", "unet", "vae")}
     for name, component, expected in (
         ("fp16", "vae", "fp32"),
@@ -236,21 +236,21 @@ def chain(nodes: list[Any], *weights: np.ndarray, **inputs: str) -> ir.Model:
         ("ReduceMean", half_precision.STATISTICS),
     ],
 )
-def test_island_is_float32_between_casts(kind: str, reason: str) -> None:
+def test_float32_operator_is_between_casts(kind: str, reason: str) -> None:
     model = chain(
         [
             helper.make_node("Relu", ["x"], ["a"], name="before"),
-            helper.make_node(kind, ["a"], ["b"], name="island"),
+            helper.make_node(kind, ["a"], ["b"], name="float32"),
             helper.make_node("Relu", ["b"], ["y"], name="after"),
         ]
     )
     assert half_precision.lower(model, ir.DataType.FLOAT16) == {"float16": 2, reason: 1}
     kinds = {node.name: node.outputs[0].dtype for node in model.graph}
-    assert kinds["island"] == ir.DataType.FLOAT and kinds["after"] == ir.DataType.FLOAT16
+    assert kinds["float32"] == ir.DataType.FLOAT and kinds["after"] == ir.DataType.FLOAT16
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
-def test_weights_beyond_half_stay_single_in_half_alone() -> None:
+def test_weights_beyond_float16_stay_float32_in_fp16_only() -> None:
     def graph() -> ir.Model:
         return chain(
             [helper.make_node("MatMul", ["x", "w0"], ["y"])], np.full((8, 3), 7e4, np.float32)
@@ -261,9 +261,7 @@ def test_weights_beyond_half_stay_single_in_half_alone() -> None:
 
 
 @pytest.mark.parametrize("upcast", [False, True])
-def test_attention_stays_single_where_the_checkpoint_asks_for_it(
-    package: Path, upcast: bool
-) -> None:
+def test_attention_stays_float32_with_upcast_attention(package: Path, upcast: bool) -> None:
     model = typed(onnx.load(package / "unet" / "model.onnx"))
     nodes = half_precision.lower(model, ir.DataType.FLOAT16, upcast_attention=upcast)
     attention = [node for node in model.graph if node.op_type == "Attention"]
@@ -277,7 +275,7 @@ def quantized(model: ir.Model, tmp_path: Path) -> tuple[dict[str, int], Any]:
     path = tmp_path / "model.onnx"
     ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
-    # as the file says, not as ONNX Runtime would quantise the other factor as well
+    # without ONNX Runtime's optimisations, which would quantise the other factor as well
     return nodes, open_session(path, optimization="none")
 
 
@@ -311,7 +309,7 @@ def test_int8_rounds_each_channel_by_its_own_scale(
     assert (error <= half_a_step * 1.00001).all() and error[5] == 0
 
 
-def test_int8_looks_rows_up_in_half(tmp_path: Path) -> None:
+def test_int8_embeddings_are_float16(tmp_path: Path) -> None:
     table = np.random.default_rng(0).standard_normal((50, 16)).astype(np.float32)
     nodes = [
         helper.make_node("Gather", ["w0", "x"], ["a"], name="first"),
@@ -328,11 +326,11 @@ def test_int8_looks_rows_up_in_half(tmp_path: Path) -> None:
     )
 
 
-def test_int8_leaves_the_edges_of_the_unet_alone(lowered: dict[str, Path]) -> None:
-    nodes = Package.load(lowered["int8"]).manifest.components["unet"].nodes
+def test_int8_keeps_the_first_and_last_layers_of_the_unet(low_precision: dict[str, Path]) -> None:
+    nodes = Package.load(low_precision["int8"]).manifest.components["unet"].nodes
     assert nodes[int8_weights.EDGE] == 2 and nodes[int8_weights.TIMESTEP] == 2
     assert nodes[int8_weights.WEIGHTS] > 100 and len(nodes) == 3
-    graph = onnx.load(lowered["int8"] / "unet" / "model.onnx").graph
+    graph = onnx.load(low_precision["int8"] / "unet" / "model.onnx").graph
     kept = [i.name for i in graph.initializer if i.data_type == 1 and np.prod(i.dims) > 999]
     assert sorted(name.removeprefix("model.") for name in kept) == [
         "conv_in.weight",
@@ -354,17 +352,17 @@ def network(path: Path) -> tuple[Any, Any, Any]:
 
 
 def layers_by_type(path: Path) -> dict[str, list[str]]:
-    """TensorRT-RTX's layers, by the type of their first result; constants left out."""
-    held = network(path)
+    """TensorRT-RTX's layers, by the type of their first output, without constants."""
+    objects = network(path)  # all three must stay alive
     found: dict[str, list[str]] = {}
-    for index in range(held[2].num_layers):
-        layer = held[2].get_layer(index)
+    for index in range(objects[2].num_layers):
+        layer = objects[2].get_layer(index)
         if layer.type.name != "CONSTANT":
             found.setdefault(layer.get_output(0).dtype.name, []).append(layer.name)
     return found
 
 
-def assert_only_islands_are_single(folder: Path, name: str) -> None:
+def assert_only_listed_nodes_are_float32(folder: Path, name: str) -> None:
     """In TensorRT-RTX every float32 layer is a node that the export kept in float32, or a cast."""
     for component, entry in Package.load(folder).manifest.components.items():
         path = folder / component / "model.onnx"
@@ -376,46 +374,48 @@ def assert_only_islands_are_single(folder: Path, name: str) -> None:
         assert set(layers["FLOAT"]) <= single, component
         kind = {"fp16": "HALF", "bf16": "BF16"}[name]
         assert len(layers[kind]) >= entry.nodes[NAMES[name]], "nodes may be several layers"
-        islands = [n for n in layers["FLOAT"] if not n.startswith("cast.")]
-        assert len(islands) <= sum(n for reason, n in entry.nodes.items() if "float32" in reason)
+        listed = [n for n in layers["FLOAT"] if not n.startswith("cast.")]
+        assert len(listed) <= sum(n for reason, n in entry.nodes.items() if "float32" in reason)
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])
-def test_tensorrt_rtx_takes_the_types_of_the_graph(lowered: dict[str, Path], name: str) -> None:
-    assert_only_islands_are_single(lowered[name], name)
+def test_tensorrt_rtx_keeps_the_types_of_the_graph(
+    low_precision: dict[str, Path], name: str
+) -> None:
+    assert_only_listed_nodes_are_float32(low_precision[name], name)
 
 
 @pytest.mark.parametrize("name", LOWER)
-def test_tensorrt_rtx_builds_lowered_graphs(
-    lowered: dict[str, Path], name: str, tmp_path: Path
+def test_tensorrt_rtx_builds_low_precision_graphs(
+    low_precision: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     arguments = ("--backend", "tensorrt-rtx", "--engine-dir", tmp_path)
-    result = run("build", lowered[name], *arguments)
+    result = run("build", low_precision[name], *arguments)
     assert result.exit_code == 0, result.stderr
     assert len(list(tmp_path.rglob("*.plan"))) == 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOWER)
-def test_small_sdxl_lowers_verifies_and_builds(name: str, tmp_path: Path) -> None:
+def test_small_sdxl_converts_verifies_and_builds(name: str, tmp_path: Path) -> None:
     package = tmp_path / "package"
     manifest = export(build("sdxl", tmp_path / "sdxl"), package, precision=name)
     assert manifest.components["unet"].precision == name
     vae = "fp32" if name == "fp16" else name
     assert manifest.components["vae_decoder"].precision == vae
     if name in NAMES:
-        assert_only_islands_are_single(package, name)
+        assert_only_listed_nodes_are_float32(package, name)
     arguments = ("--backend", "tensorrt-rtx", "--engine-dir", tmp_path / "engines")
     result = run("build", package, *arguments)
     assert result.exit_code == 0, result.stderr
 
 
 @pytest.mark.slow
-def test_attributes_come_out_as_in_single_precision(
-    lowered: dict[str, Path], package: Path, tmp_path: Path
+def test_attributes_are_recognised_as_in_float32(
+    low_precision: dict[str, Path], package: Path, tmp_path: Path
 ) -> None:
-    for name, folder in {"fp32": package, **lowered}.items():
+    for name, folder in {"fp32": package, **low_precision}.items():
         (tmp_path / name).symlink_to(folder, target_is_directory=True)
     figures = measure(tmp_path, schedulers=("ddim",))
     packages, arithmetic = figures["precisions"], figures["arithmetic"]

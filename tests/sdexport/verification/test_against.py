@@ -1,4 +1,4 @@
-"""verify --against: fresh inputs find what is wrong, in the package or in the source."""
+"""verify --against: new inputs find differences, in the package or in the source."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_against_finds_another_scheduler_and_another_tokenizer(
     assert "scheduler beta_end" in checks[0].note
 
 
-def test_against_needs_the_lora_that_was_merged(
+def test_against_finds_a_missing_lora(
     package: Path, checkpoint: Path, modules: dict[str, Any], tmp_path: Path
 ) -> None:
     """The package was exported without it: the UNet differs, and no other component does."""
@@ -137,13 +137,13 @@ def test_against_on_the_command_line(package: Path, source_copy: Path) -> None:
     assert any(c["name"] == "image" and c["passed"] for c in report["checks"])
 
 
-def test_against_options_want_a_source(package: Path) -> None:
+def test_against_options_need_a_source(package: Path) -> None:
     for option in (("--lora", "a.safetensors"), ("--ema",), ("--seed", "0")):
         result = call("verify", package, *option)
         assert result.exit_code == 2 and "goes with --against SOURCE" in result.stderr
 
 
-def test_against_nothing(package: Path, tmp_path: Path) -> None:
+def test_against_missing_source(package: Path, tmp_path: Path) -> None:
     result = call("verify", package, "--against", tmp_path / "nowhere")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     assert "there is no such folder" in result.stderr

@@ -1,4 +1,4 @@
-"""Verification must find what was altered, and say where."""
+"""Verification finds every change to a package, and names the component."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tolerances import FLOAT64_REL
 
 
 def accept_hashes(folder: Path) -> None:
-    """Make the manifest agree with the files, as somebody with intent would."""
+    """Make the manifest agree with the altered files, as an attacker would."""
     from sdexport.engines.files import sha256_of
 
     data = json.loads((folder / "sdexport.json").read_text())
@@ -52,7 +52,7 @@ def test_verify_passes_an_untouched_package(package: Path) -> None:
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
 def test_verify_finds_altered_weights(package_copy: Path, component: str) -> None:
-    """Even when the hashes were made to agree: a tenth on one weight tensor."""
+    """Even with matching hashes: one weight tensor is scaled by 1.1."""
     alter_weight(package_copy / component / "model.onnx", 1.1)
     accept_hashes(package_copy)
     assert component in failed(verify(package_copy))
