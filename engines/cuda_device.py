@@ -129,6 +129,7 @@ class Stream:
 
     @property
     def handle(self) -> int:
+        """CUDA's own handle, for other libraries; only before `close`."""
         return int(self._handle)
 
     def synchronize(self) -> None:
@@ -136,13 +137,16 @@ class Stream:
         call(runtime().cudaStreamSynchronize, self._handle)
 
     def upload(self, target: DeviceBuffer, source: PinnedBuffer, size: int) -> None:
+        """Queue a copy of `size` bytes to the device."""
         self.uploaded += size
         self._copy(target.address, source.address, size, "cudaMemcpyHostToDevice")
 
     def download(self, target: PinnedBuffer, source: DeviceBuffer, size: int) -> None:
+        """Queue a copy of `size` bytes to the host."""
         self._copy(target.address, source.address, size, "cudaMemcpyDeviceToHost")
 
     def duplicate(self, target: DeviceBuffer, source: DeviceBuffer, size: int) -> None:
+        """Queue a copy of `size` bytes on the device."""
         self._copy(target.address, source.address, size, "cudaMemcpyDeviceToDevice")
 
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:
@@ -184,6 +188,7 @@ class Graph:
             call(rt.cudaGraphDestroy, captured)
 
     def launch(self, stream: Stream) -> None:
+        """Queue the work in a stream."""
         call(runtime().cudaGraphLaunch, self._handle, stream._handle)
 
     def close(self) -> None:
@@ -192,41 +197,41 @@ class Graph:
             call(runtime().cudaGraphExecDestroy, handle)
 
 
-class DeviceBuffer:
-    """Memory on the device, of at least `size` bytes."""
+class _Buffer:
+    """Memory of at least `size` bytes, from a pair of CUDA functions."""
+
+    _allocate = ""
+    _free = ""
 
     def __init__(self, size: int) -> None:
         self.size = max(size, ALIGNMENT)
-        self._pointer: Any = call(runtime().cudaMalloc, self.size)
+        self._pointer: Any = call(getattr(runtime(), self._allocate), self.size)
 
     @property
     def address(self) -> int:
+        """The first address; only before `close`."""
         return int(self._pointer)
 
     def close(self) -> None:
+        """Free the memory; closing twice is allowed."""
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
-            call(runtime().cudaFree, pointer)
+            call(getattr(runtime(), self._free), pointer)
 
 
-class PinnedBuffer:
+class DeviceBuffer(_Buffer):
+    """Memory on the device."""
+
+    _allocate, _free = "cudaMalloc", "cudaFree"
+
+
+class PinnedBuffer(_Buffer):
     """Pinned host memory; `view` returns it as an array."""
 
-    def __init__(self, size: int) -> None:
-        self.size = max(size, ALIGNMENT)
-        self._pointer: Any = call(runtime().cudaMallocHost, self.size)
-
-    @property
-    def address(self) -> int:
-        return int(self._pointer)
+    _allocate, _free = "cudaMallocHost", "cudaFreeHost"
 
     def view(self, shape: Sequence[int], dtype: str) -> np.ndarray:
-        """The first bytes as an array that is valid until `close`."""
+        """The first bytes as an array of a shape and dtype; only valid until `close`."""
         count = math.prod(shape)
         raw = (ctypes.c_byte * (count * np.dtype(dtype).itemsize)).from_address(self.address)
         return np.frombuffer(memoryview(raw), np.dtype(dtype), count).reshape(shape)
-
-    def close(self) -> None:
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            call(runtime().cudaFreeHost, pointer)

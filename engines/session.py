@@ -12,6 +12,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import EngineError, InvalidArgumentError
 
 Feeds = Mapping[str, np.ndarray]
@@ -119,7 +120,7 @@ class Session(Protocol):
     ) -> None: ...
 
 
-class SessionBase:
+class SessionBase(ClosesOnExit):
     """Shared code of all sessions; a subclass defines `_compute` and `_release`."""
 
     def __init__(
@@ -165,17 +166,6 @@ class SessionBase:
 
     def _release(self) -> None:
         """Free the resources of the subclass; called once."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class BoundSession(SessionBase):

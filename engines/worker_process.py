@@ -21,9 +21,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
+from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import WorkerError
 from sdexport.engines.messages import one_line
 
@@ -36,8 +36,8 @@ _LONGEST_ERROR = 500
 _SECONDS_TO_END = 20
 
 
-class Worker:
-    """A worker process; a context manager.
+class Worker(ClosesOnExit):
+    """A worker process; a context manager that ends it.
 
     Args:
       command: program and arguments.
@@ -140,17 +140,6 @@ class Worker:
         printed = self._errors.read().decode(errors="replace").split("\n")
         lines = [line.strip() for line in printed if line.strip()]
         return f"the worker died ({status}): {lines[-1] if lines else 'nothing on stderr'}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def run_in_worker(

@@ -1,41 +1,41 @@
 """Matrices and weights of convolutions with fewer multiplications, in NumPy.
 
-Winograd's minimal filtering gets TILE x TILE results of a 3x3 convolution from (TILE + 2)**2
-multiplications in place of 9 * TILE**2: 36 in place of 144 for tiles of 4, 16 in place of 36 for
-tiles of 2 (Lavin and Gray, arXiv 1509.09308). Pixels d, weights g: A^T ((G g G^T) * (B^T d B)) A.
+Winograd's minimal filtering computes TILE x TILE results of a 3x3 convolution with (TILE + 2)**2
+multiplications instead of 9 * TILE**2: 36 instead of 144 for tiles of 4, 16 instead of 36 for tiles
+of 2 (Lavin and Gray, arXiv 1509.09308). Pixels d, weights g: A^T ((G g G^T) * (B^T d B)) A.
 
-A convolution of an image that was made twice as large by repeating its pixels is four convolutions
-of 2x2 of the image itself, one for each place in a pair of rows and columns: 4 multiplications in
-place of 9.
+A 3x3 convolution of an upsampled image, each pixel repeated in a square of 2x2, is four 2x2
+convolutions of the small image, one for each place in the square: 4 multiplications instead of 9.
 """
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from functools import cache
 
 import numpy as np
 
 KERNEL = 3
-# By tile and taps, where the polynomials are evaluated, infinity aside. With those of tiles of 4,
-# rounding errors are half (three taps) and two thirds (two) of those with the usual 1 and 2
-# (tests/engines/winograd/test_transforms.py measures it).
 POINTS = {
     (2, 3): (Fraction(0), Fraction(1), Fraction(-1)),
     (4, 3): (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2)),
     (4, 2): (Fraction(0), Fraction(-1), Fraction(1, 2), Fraction(3, 2)),
 }
+"""By tile and taps: where the polynomials are evaluated, in addition to infinity. For tiles of 4,
+rounding errors are half (three taps) and two thirds (two taps) of those with the usual points 1 and
+2, as tests/engines/winograd/test_transforms.py measures."""
 
 
 @cache
 def transforms(tile: int, taps: int = KERNEL) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B^T (side, side), G (side, taps) and A^T (tile, side), float64, with side = tile + taps - 1.
 
-    For `side` values d and `taps` weights g, A^T ((G g) * (B^T d)) are the `tile` sums of products
-    of g with as many neighbours in d.
+    For `side` values d and `taps` weights g, A^T ((G g) * (B^T d)) are the `tile` results of a
+    convolution along one axis.
 
     Args:
-      tile, taps: results and weights along an axis, of POINTS.
+      tile, taps: results and weights along an axis, a key of POINTS.
     Source: the Toom-Cook construction, arXiv 1803.10986, section 3.
     """
     points, side = POINTS[tile, taps], tile + taps - 1
@@ -49,7 +49,7 @@ def transforms(tile: int, taps: int = KERNEL) -> tuple[np.ndarray, np.ndarray, n
 
 
 def tile_matrices(tile: int, taps: int = KERNEL) -> tuple[np.ndarray, np.ndarray]:
-    """The transforms of whole tiles, both axes at once, float32.
+    """The transforms of tiles along both axes at once, float32.
 
     Returns: B^T x B^T (side**2, side**2) on pixels, and A^T x A^T (tile**2, side**2) on products;
       tiles are flattened row by row.
@@ -68,12 +68,12 @@ def transformed_weights(weights: np.ndarray, tile: int) -> np.ndarray:
 
 
 def weights_of_halves(weights: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Weights of the four 2x2 convolutions that make up a 3x3 one of a doubled image.
+    """Weights of the four 2x2 convolutions that equal a 3x3 convolution of the upsampled image.
 
     Args:
       weights: (K, C, 3, 3).
-    Returns: by (row, column) in each 2x2 of the doubled image, (K, C, 2, 2) float32. The one for an
-      even row takes the image's rows i - 1 and i, the one for an odd row i and i + 1.
+    Returns: by (row, column) in each 2x2 square of the upsampled image, (K, C, 2, 2) float32. Those
+      for an even row use the small image's rows i - 1 and i, those for an odd row i and i + 1.
     """
     return {
         (row, column): np.ascontiguousarray(
@@ -85,27 +85,24 @@ def weights_of_halves(weights: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
 
 
 def _merged(weights: np.ndarray, axis: int, odd: int) -> np.ndarray:
-    """Two taps for three along an axis: those that meet the same pixel are added."""
+    """Two taps for three along an axis: those for the same pixel are added."""
     first, middle, last = np.split(weights.astype(np.float32, copy=False), KERNEL, axis)
     pair = (first + middle, last) if odd else (first, middle + last)
     return np.concatenate(pair, axis)
 
 
 def _polynomial(roots: tuple[Fraction, ...], length: int) -> list[Fraction]:
-    """Coefficients of the product of (x - root), lowest first, filled up with zeros."""
-    found = [Fraction(1)]
+    """Coefficients of the product of (x - root), lowest first, padded with zeros."""
+    coefficients = [Fraction(1)]
     for root in roots:
-        higher, lower = [Fraction(0), *found], [*found, Fraction(0)]
-        found = [a - root * b for a, b in zip(higher, lower, strict=True)]
-    return found + [Fraction(0)] * (length - len(found))
+        higher, lower = [Fraction(0), *coefficients], [*coefficients, Fraction(0)]
+        coefficients = [a - root * b for a, b in zip(higher, lower, strict=True)]
+    return coefficients + [Fraction(0)] * (length - len(coefficients))
 
 
 def _value(roots: tuple[Fraction, ...], x: Fraction) -> Fraction:
     """The product of (x - root)."""
-    found = Fraction(1)
-    for root in roots:
-        found *= x - root
-    return found
+    return math.prod((x - root for root in roots), start=Fraction(1))
 
 
 def _floats(rows: list[list[Fraction]]) -> np.ndarray:

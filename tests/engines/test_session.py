@@ -1,4 +1,4 @@
-"""Opening sessions: what may be asked for, and what is refused."""
+"""Opening sessions: options, and files and options that are rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_open_session_missing_file(tmp_path: Path) -> None:
         open_session(tmp_path / "model.onnx")
 
 
-def test_onnxruntime_refuses_damaged_files(package: Path, tmp_path: Path) -> None:
+def test_onnxruntime_rejects_damaged_files(package: Path, tmp_path: Path) -> None:
     data = (package / "vae_decoder" / "model.onnx").read_bytes()
     for name, content in {"half": data[: len(data) // 2], "text": b"<html>404</html>"}.items():
         path = tmp_path / name / "model.onnx"
@@ -33,7 +33,7 @@ def test_onnxruntime_refuses_damaged_files(package: Path, tmp_path: Path) -> Non
             open_session(path)
 
 
-def test_onnxruntime_refuses_absent_providers(package: Path) -> None:
+def test_onnxruntime_rejects_absent_providers(package: Path) -> None:
     with pytest.raises(EngineError, match="has no NoExecutionProvider here; it has"):
         open_session(package / "unet" / "model.onnx", providers=["NoExecutionProvider"])
 
@@ -46,7 +46,7 @@ def test_onnxruntime_refuses_absent_providers(package: Path) -> None:
         ({"threads": 1.5}, "threads must be"),
     ],
 )
-def test_onnxruntime_refuses_options(package: Path, options: dict[str, Any], message: str) -> None:
+def test_onnxruntime_rejects_options(package: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_session(package / "unet" / "model.onnx", **options)
 
@@ -59,7 +59,7 @@ def test_onnxruntime_refuses_options(package: Path, options: dict[str, Any], mes
         {"providers": [("CPUExecutionProvider", {"use_arena": "0"})]},
     ],
 )
-def test_onnxruntime_options_do_not_change_the_answer(
+def test_onnxruntime_options_do_not_change_the_outputs(
     package: Path, options: dict[str, Any]
 ) -> None:
     model = package / "unet" / "model.onnx"
@@ -70,7 +70,7 @@ def test_onnxruntime_options_do_not_change_the_answer(
         )
 
 
-def test_onnxruntime_says_where_cuda_comes_from(package: Path) -> None:
+def test_onnxruntime_without_cuda_names_the_pip_command(package: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():

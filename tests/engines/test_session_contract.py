@@ -34,11 +34,11 @@ def test_session_names_and_shapes(session: Session) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 16, 16), (3, 8, 32), (2, 9, 17), (1, 5, 7)])
-def test_session_takes_any_size(session: Session, size: tuple[int, int, int]) -> None:
-    given = feeds(*size)
-    result = session.run(given)
+def test_session_accepts_any_size(session: Session, size: tuple[int, int, int]) -> None:
+    inputs = feeds(*size)
+    result = session.run(inputs)
     assert list(result) == ["out_sample"]
-    assert result["out_sample"].shape == given["sample"].shape
+    assert result["out_sample"].shape == inputs["sample"].shape
     assert result["out_sample"].dtype == np.float32
 
 
@@ -60,7 +60,7 @@ def test_session_takes_any_size(session: Session, size: tuple[int, int, int]) ->
         ({"latents": np.zeros(1, np.float32)}, "no input 'latents'; the inputs are sample"),
     ],
 )
-def test_session_refuses_wrong_feeds(
+def test_session_rejects_wrong_feeds(
     session: Session, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -68,10 +68,10 @@ def test_session_refuses_wrong_feeds(
 
 
 def test_session_names_missing_feeds(session: Session) -> None:
-    given = feeds()
-    del given["timestep"]
+    inputs = feeds()
+    del inputs["timestep"]
     with pytest.raises(ValueError, match="missing input 'timestep' float32"):
-        session.run(given)
+        session.run(inputs)
 
 
 def test_session_outputs_belong_to_the_caller(session: Session) -> None:
@@ -84,95 +84,95 @@ def test_session_outputs_belong_to_the_caller(session: Session) -> None:
 
 
 @pytest.mark.parametrize("kind", ["strided", "reversed", "read-only", "Fortran"])
-def test_session_takes_arrays_of_any_layout(session: Session, kind: str) -> None:
-    given = feeds()
-    expected = session.run(given)["out_sample"]
-    sample = given["sample"]
+def test_session_accepts_arrays_of_any_layout(session: Session, kind: str) -> None:
+    inputs = feeds()
+    expected = session.run(inputs)["out_sample"]
+    sample = inputs["sample"]
     if kind == "strided":
         wide = np.zeros((1, 4, 16, 32), np.float32)
         wide[..., ::2] = sample
-        given["sample"] = wide[..., ::2]
+        inputs["sample"] = wide[..., ::2]
     elif kind == "reversed":
-        given["sample"] = np.ascontiguousarray(sample[..., ::-1])[..., ::-1]
+        inputs["sample"] = np.ascontiguousarray(sample[..., ::-1])[..., ::-1]
     elif kind == "Fortran":
-        given["sample"] = np.asfortranarray(sample)
+        inputs["sample"] = np.asfortranarray(sample)
     else:
         sample.flags.writeable = False
-    before = given["sample"].copy()
-    np.testing.assert_array_equal(session.run(given)["out_sample"], expected)
-    np.testing.assert_array_equal(given["sample"], before)
+    before = inputs["sample"].copy()
+    np.testing.assert_array_equal(session.run(inputs)["out_sample"], expected)
+    np.testing.assert_array_equal(inputs["sample"], before)
 
 
-def test_session_gives_nan_for_nan_and_goes_on(session: Session) -> None:
-    given = feeds()
-    expected = session.run(given)["out_sample"]
-    spoilt = given["sample"].copy()
+def test_session_returns_nan_for_nan_and_stays_usable(session: Session) -> None:
+    inputs = feeds()
+    expected = session.run(inputs)["out_sample"]
+    spoilt = inputs["sample"].copy()
     spoilt[0, 0, 3, 3] = np.nan
-    assert np.isnan(session.run(given | {"sample": spoilt})["out_sample"]).any()
-    np.testing.assert_array_equal(session.run(given)["out_sample"], expected)
+    assert np.isnan(session.run(inputs | {"sample": spoilt})["out_sample"]).any()
+    np.testing.assert_array_equal(session.run(inputs)["out_sample"], expected)
 
 
-def test_session_agrees_with_the_recorded_answer(
+def test_session_agrees_with_the_reference_output(
     session: Session, package: Path, request: pytest.FixtureRequest
 ) -> None:
     if "fake" in request.node.callspec.id:
         pytest.skip("the stand-in computes something else")
     with np.load(package / "reference" / "unet.npz") as arrays:
-        given = {k.removeprefix("input."): arrays[k] for k in arrays if k.startswith("input.")}
+        inputs = {k.removeprefix("input."): arrays[k] for k in arrays if k.startswith("input.")}
         expected = arrays["output.out_sample"]
     on_gpu = request.node.get_closest_marker("gpu") is not None
     rel = GPU_COMPONENT_REL if on_gpu else COMPONENT_REL
-    assert_close(session.run(given)["out_sample"], expected, rel=rel)
+    assert_close(session.run(inputs)["out_sample"], expected, rel=rel)
 
 
-def test_session_bind_gives_the_same_and_copies(session: Session) -> None:
-    given = feeds()
-    expected = session.run(given)["out_sample"]
-    embeds = given.pop("encoder_hidden_states")
+def test_session_bind_copies_constants_and_keeps_results(session: Session) -> None:
+    inputs = feeds()
+    expected = session.run(inputs)["out_sample"]
+    embeds = inputs.pop("encoder_hidden_states")
     with session.bind(encoder_hidden_states=embeds) as bound:
         assert [spec.name for spec in bound.inputs] == ["sample", "timestep"]
         embeds[:] = 0
-        np.testing.assert_array_equal(bound.run(given)["out_sample"], expected)
+        np.testing.assert_array_equal(bound.run(inputs)["out_sample"], expected)
         with pytest.raises(ValueError, match="no input 'encoder_hidden_states'"):
             bound.run(feeds())
     with pytest.raises(EngineError, match="closed"):
-        bound.run(given)
+        bound.run(inputs)
     assert session.run(feeds())["out_sample"].shape == (1, 4, 16, 16)
 
 
-def test_session_bind_twice_and_bind_everything(session: Session) -> None:
-    given = feeds()
-    expected = session.run(given)["out_sample"]
+def test_session_bind_of_a_bound_session_and_of_all_inputs(session: Session) -> None:
+    inputs = feeds()
+    expected = session.run(inputs)["out_sample"]
     with (
-        session.bind(encoder_hidden_states=given["encoder_hidden_states"]) as once,
-        once.bind(timestep=given["timestep"]) as twice,
-        twice.bind(sample=given["sample"]) as everything,
+        session.bind(encoder_hidden_states=inputs["encoder_hidden_states"]) as once,
+        once.bind(timestep=inputs["timestep"]) as twice,
+        twice.bind(sample=inputs["sample"]) as everything,
     ):
         assert everything.inputs == ()
         np.testing.assert_array_equal(
-            twice.run({"sample": given["sample"]})["out_sample"], expected
+            twice.run({"sample": inputs["sample"]})["out_sample"], expected
         )
         np.testing.assert_array_equal(everything.run({})["out_sample"], expected)
 
 
 def test_session_shares_an_input_between_both_halves(session: Session) -> None:
-    given = feeds(batch=4)
-    one = given["sample"][:2].copy()
-    given["sample"] = np.concatenate([one, one])
-    expected = session.run(given)["out_sample"]
-    embeds, time = given["encoder_hidden_states"], given["timestep"]
+    inputs = feeds(batch=4)
+    one = inputs["sample"][:2].copy()
+    inputs["sample"] = np.concatenate([one, one])
+    expected = session.run(inputs)["out_sample"]
+    embeds, time = inputs["encoder_hidden_states"], inputs["timestep"]
     with session.bind(shared=("sample",), encoder_hidden_states=embeds) as bound:
         assert [spec.name for spec in bound.inputs] == ["sample", "timestep"]
         for _ in range(2):
-            found = bound.run({"sample": one, "timestep": time})["out_sample"]
-            assert_close(found, expected, rel=COMPONENT_REL)
+            outputs = bound.run({"sample": one, "timestep": time})["out_sample"]
+            assert_close(outputs, expected, rel=COMPONENT_REL)
         with pytest.raises(ValueError, match="'batch' is"):
-            bound.run({"sample": given["sample"], "timestep": time})
+            bound.run({"sample": inputs["sample"], "timestep": time})
     with session.bind(shared=("sample", "encoder_hidden_states")) as bound:
         part = {"sample": one, "timestep": time, "encoder_hidden_states": embeds[:2]}
-        found = bound.run(part)["out_sample"]
-        assert_close(found[:2], expected[:2], rel=COMPONENT_REL)
-        assert_close(found[2:], found[:2], rel=COMPONENT_REL)
+        outputs = bound.run(part)["out_sample"]
+        assert_close(outputs[:2], expected[:2], rel=COMPONENT_REL)
+        assert_close(outputs[2:], outputs[:2], rel=COMPONENT_REL)
         assert (bound.mapped, bound.refits) == (session.mapped, session.refits)
     with pytest.raises(ValueError, match="no input 'noise' to share"):
         session.bind(shared=("noise",), encoder_hidden_states=embeds)
@@ -180,16 +180,16 @@ def test_session_shares_an_input_between_both_halves(session: Session) -> None:
         session.bind(shared=("encoder_hidden_states",), encoder_hidden_states=embeds)
 
 
-def test_session_bound_session_of_a_closed_one(session: Session) -> None:
-    given = feeds()
-    bound = session.bind(encoder_hidden_states=given.pop("encoder_hidden_states"))
+def test_session_bound_session_of_a_closed_session(session: Session) -> None:
+    inputs = feeds()
+    bound = session.bind(encoder_hidden_states=inputs.pop("encoder_hidden_states"))
     session.close()
     with pytest.raises(EngineError, match="closed"):
-        bound.run(given)
+        bound.run(inputs)
     bound.close()
 
 
-def test_session_bind_refuses_wrong_constants(session: Session) -> None:
+def test_session_bind_rejects_wrong_constants(session: Session) -> None:
     with pytest.raises(ValueError, match="no input 'nothing'"):
         session.bind(nothing=np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="expected float32"):
@@ -197,12 +197,12 @@ def test_session_bind_refuses_wrong_constants(session: Session) -> None:
 
 
 def test_session_checks_bound_sizes_against_the_rest(session: Session) -> None:
-    given = feeds(batch=2)
+    inputs = feeds(batch=2)
     with (
         session.bind(encoder_hidden_states=feeds(batch=1)["encoder_hidden_states"]) as bound,
         pytest.raises(ValueError, match="'batch' is"),
     ):
-        bound.run({"sample": given["sample"], "timestep": given["timestep"]})
+        bound.run({"sample": inputs["sample"], "timestep": inputs["timestep"]})
 
 
 def test_session_close_twice_then_use(session: Session) -> None:
@@ -213,7 +213,7 @@ def test_session_close_twice_then_use(session: Session) -> None:
         session.run(feeds())
 
 
-def test_session_runs_in_threads_as_in_one(session: Session) -> None:
+def test_session_in_threads_computes_the_same(session: Session) -> None:
     sizes = [(1, 8 + 4 * (i % 3), 16) for i in range(8)]
     one = [session.run(feeds(*size))["out_sample"] for size in sizes]
     with ThreadPoolExecutor(4) as pool:

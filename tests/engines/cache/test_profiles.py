@@ -25,7 +25,7 @@ def test_span_reads_three_numbers_or_one() -> None:
 @pytest.mark.parametrize(
     "text", ["", "1:2", "2:1:3", "0:1:2", "1:2:3:4", "-1", "a:b:c", "1.5", "9" * 30, "1:2:9999999"]
 )
-def test_span_refuses(text: str) -> None:
+def test_span_rejects(text: str) -> None:
     with pytest.raises(ValueError, match="is no span"):
         Span.parse(text)
 
@@ -39,7 +39,7 @@ def test_span_survives_any_text(text: str) -> None:
     assert Span.parse(str(span)) == span
 
 
-def test_span_divided_says_which_size_is_no_multiple() -> None:
+def test_span_divided_names_the_size_that_is_no_multiple() -> None:
     assert Span(256, 512, 1024).divided(8, "height") == Span(32, 64, 128)
     with pytest.raises(ValueError, match="height 256:500:1024: 500 is not a multiple of 8"):
         Span(256, 500, 1024).divided(8, "height")
@@ -61,12 +61,12 @@ def test_input_shapes_fill_in_the_spans() -> None:
         ([profile("1", "8") | {"depth": Span(1, 1, 1)}], "unet: there is no depth"),
     ],
 )
-def test_check_profiles_refuses(profiles: list[dict[str, Span]], message: str) -> None:
+def test_check_profiles_rejects(profiles: list[dict[str, Span]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_profiles("unet", [SAMPLE], profiles)
 
 
-def test_check_profiles_refuses_dimensions_without_name() -> None:
+def test_check_profiles_rejects_dimensions_without_name() -> None:
     spec = TensorSpec("x", "float32", ("?", 4))
     with pytest.raises(ValueError, match="dimensions without a name"):
         check_profiles("unet", [spec], [{"?": Span(1, 1, 1)}])

@@ -43,7 +43,7 @@ def changed(**values: object) -> Sidecar:
     return Sidecar(**vars(SIDECAR) | values)  # type: ignore[arg-type]
 
 
-def test_sidecar_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_sidecar_survives_a_round_trip(tmp_path: Path) -> None:
     assert Sidecar.read(write(tmp_path)) == SIDECAR
     assert not key_differences(SIDECAR, SIDECAR)
 
@@ -59,18 +59,18 @@ def test_sidecar_comes_back_as_it_was(tmp_path: Path) -> None:
     ],
 )
 def test_sidecar_differences_in_words(values: dict[str, object], words: str) -> None:
-    (found,) = key_differences(SIDECAR, changed(**values))
-    assert words in found
+    (difference,) = key_differences(SIDECAR, changed(**values))
+    assert words in difference
 
 
-def test_sidecar_of_a_plan_that_was_cut(tmp_path: Path) -> None:
+def test_sidecar_of_a_truncated_plan(tmp_path: Path) -> None:
     plan = write(tmp_path)
     plan.write_bytes(b"ab")
     with pytest.raises(EngineError, match="truncated or altered: 2 bytes, not 3"):
         Sidecar.read(plan)
 
 
-def test_sidecar_missing_or_without_plan(tmp_path: Path) -> None:
+def test_sidecar_or_plan_missing(tmp_path: Path) -> None:
     plan = write(tmp_path)
     sidecar_path(plan).unlink()
     with pytest.raises(FileNotFoundError, match="did not finish"):
@@ -81,7 +81,7 @@ def test_sidecar_missing_or_without_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", "{", "[" * 5000, '{"format_version": 9}'])
-def test_sidecar_garbage(tmp_path: Path, text: str) -> None:
+def test_sidecar_rejects_garbage(tmp_path: Path, text: str) -> None:
     with pytest.raises(EngineError, match=r"unet\.json is damaged"):
         Sidecar.read(write(tmp_path, text))
 

@@ -1,4 +1,4 @@
-"""The digest of a graph apart from its weights."""
+"""The digest of a graph without its weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_digest_is_the_same_with_other_weights(model: onnx.ModelProto, tmp_path:
     assert digest(model, tmp_path) == before
 
 
-@pytest.mark.parametrize("what", ["node", "name", "shape", "whole numbers", "opset", "output"])
+@pytest.mark.parametrize("what", ["node", "name", "shape", "integers", "opset", "output"])
 def test_digest_changes_with_the_graph(model: onnx.ModelProto, tmp_path: Path, what: str) -> None:
     before = digest(model, tmp_path)
     if what == "node":
@@ -81,7 +81,7 @@ def test_digest_changes_with_the_graph(model: onnx.ModelProto, tmp_path: Path, w
     elif what == "shape":
         tensor = weight(model, floats=True)
         tensor.dims.insert(0, 1)
-    elif what == "whole numbers":
+    elif what == "integers":
         tensor = weight(model, floats=False)
         values = numpy_helper.to_array(tensor) + 1
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
@@ -92,8 +92,8 @@ def test_digest_changes_with_the_graph(model: onnx.ModelProto, tmp_path: Path, w
     assert digest(model, tmp_path) != before
 
 
-def test_digest_of_weights_beside_the_graph(model: onnx.ModelProto, tmp_path: Path) -> None:
-    found = []
+def test_digest_of_external_weights(model: onnx.ModelProto, tmp_path: Path) -> None:
+    digests = []
     for number in (0, 1):
         tensor = weight(model, floats=True)
         values = numpy_helper.to_array(tensor) * np.float32(2)
@@ -102,8 +102,8 @@ def test_digest_of_weights_beside_the_graph(model: onnx.ModelProto, tmp_path: Pa
         folder.mkdir()
         saved = onnx.ModelProto.FromString(model.SerializeToString())
         options = {"save_as_external_data": True, "location": f"data.{number}"}
-        found.append(digest(saved, folder, **options))
-    assert found[0] == found[1]
+        digests.append(digest(saved, folder, **options))
+    assert digests[0] == digests[1]
 
 
 def test_digest_of_two_exports_of_one_architecture(
@@ -121,7 +121,7 @@ def test_digest_of_two_exports_of_one_architecture(
     assert sha256_of(tmp_path / "model.onnx") != sha256_of(package / MODEL)
 
 
-def test_digest_of_what_is_no_model(tmp_path: Path) -> None:
+def test_digest_rejects_other_files(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for content in (b"", b"no model at all"):
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The little ONNX reader must find every outside file and survive every kind of garbage."""
+"""The ONNX reader finds every external file, and rejects every kind of garbage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_model(path: Path) -> None:
     path.write_bytes(helper.make_model(graph).SerializeToString())
 
 
-def test_external_data_found_wherever_tensors_are(tmp_path: Path) -> None:
+def test_external_data_is_found_in_all_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write_model(path)
     assert external_data_locations(path) == {
@@ -65,15 +65,15 @@ def test_external_data_garbage_is_a_value_error(
     data = path.read_bytes()
     path.write_bytes(data[: cut % len(data)] + garbage)
     try:
-        found = external_data_locations(path)
+        locations = external_data_locations(path)
     except ValueError as error:
         assert "model.onnx" in str(error)
     else:
-        assert isinstance(found, set)
+        assert isinstance(locations, set)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html><body>not found</body></html>", b"\x00" * 64])
-def test_external_data_of_other_files(tmp_path: Path, content: bytes) -> None:
+def test_external_data_rejects_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.onnx"):

@@ -1,4 +1,4 @@
-"""Rewritten OpenVINO models beside the same models as they were."""
+"""Rewritten OpenVINO models compared with the original models."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def convolution(
         )
     weights = random(results, shape[1], kernel, kernel) / np.float32(kernel * shape[1] ** 0.5)
     if constant:
-        given = ops.constant(weights, dtype=getattr(ov.Type, element))
+        kernel = ops.constant(weights, dtype=getattr(ov.Type, element))
     else:
-        given = ops.parameter(weights.shape, name="weights")
-        inputs.append(given)
+        kernel = ops.parameter(weights.shape, name="weights")
+        inputs.append(kernel)
     steps, edge, holes = [stride] * 2, [border] * 2, [dilation] * 2
-    found = ops.convolution(value, given, steps, edge, edge, holes)
+    found = ops.convolution(value, kernel, steps, edge, edge, holes)
     return ov.Model([ops.result(found)], inputs, "model")
 
 
-def answers(model: Any, sample: np.ndarray) -> list[np.ndarray]:
+def outputs_of(model: Any, sample: np.ndarray) -> list[np.ndarray]:
     process = ov.preprocess.PrePostProcessor(model)
     process.input().tensor().set_element_type(ov.Type.f32)
     for i in range(len(model.outputs)):
@@ -81,7 +81,7 @@ def compare(build: Any, expected: dict[str, int], rel: float, **options: bool) -
             assert counts == NOTHING | expected
         if sample is None:
             sample = random(*model.inputs[0].shape)
-        results.append(answers(model, sample))
+        results.append(outputs_of(model, sample))
     for before, after in zip(*results, strict=True):
         assert_close(after, before, rel=rel)
 
@@ -97,7 +97,7 @@ def compare(build: Any, expected: dict[str, int], rel: float, **options: bool) -
         ((3, 1024, 7, 5), 700),
     ],
 )
-def test_rewrite_takes_winograds_tiles(
+def test_rewrite_uses_winograd_tiles(
     shape: tuple[int, int, int, int], results: int, element: str, rel: float
 ) -> None:
     compare(lambda: convolution(shape, results, element=element), {"winograd": 1}, rel)
@@ -111,7 +111,7 @@ def test_rewrite_takes_winograds_tiles(
     ],
 )
 @pytest.mark.parametrize("element, rel", [("f32", WINOGRAD_REL), ("bf16", WINOGRAD_BF16_REL)])
-def test_rewrite_convolves_doubled_images_by_halves(
+def test_rewrite_splits_convolutions_of_upsampled_images(
     interpolate: dict[str, str], element: str, rel: float
 ) -> None:
     compare(
@@ -150,8 +150,7 @@ WIDE = (1, 256, 24, 24)
     ],
 )
 def test_rewrite_leaves_other_convolutions(options: dict[str, Any]) -> None:
-    given = {"shape": WIDE, "results": 256} | options
-    model = convolution(**given)
+    model = convolution(**({"shape": WIDE, "results": 256} | options))
     assert rewrite_convolutions(model, winograd=True) == NOTHING
 
 
@@ -177,13 +176,13 @@ def product(
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("parts", [(8, 8), (3, 9, 4)])
 @pytest.mark.parametrize("element, rel", [("f32", WINOGRAD_REL), ("bf16", WINOGRAD_BF16_REL)])
-def test_rewrite_cuts_weights_in_place_of_results(
+def test_rewrite_splits_weights_instead_of_results(
     transposed: bool, parts: tuple[int, ...], element: str, rel: float
 ) -> None:
     compare(lambda: product(transposed, parts, element), {"splits": 1}, rel)
 
 
-def test_rewrite_leaves_products_that_are_used_whole_too() -> None:
+def test_rewrite_leaves_products_with_other_users() -> None:
     assert rewrite_convolutions(product(True, (8, 8), more=ops.relu), winograd=True) == NOTHING
 
 

@@ -1,4 +1,4 @@
-"""8-bit OpenVINO models beside the same models in float32."""
+"""8-bit OpenVINO models compared with the same models in float32."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def group_norm(value: Any, element: str, spread: float) -> Any:
     scale = (10 ** RNG.uniform(-spread, 0, CHANNELS)).astype(np.float32)
     shift = RNG.standard_normal(CHANNELS, dtype=np.float32) * scale
     kind = getattr(ov.Type, element)
-    made = ops.constant(scale, dtype=kind), ops.constant(shift, dtype=kind)
-    return ov.opset12.group_normalization(value, *made, 32, 1e-6)
+    affine = ops.constant(scale, dtype=kind), ops.constant(shift, dtype=kind)
+    return ov.opset12.group_normalization(value, *affine, 32, 1e-6)
 
 
 def convolve(value: Any, results: int = CHANNELS, element: str = "f32") -> Any:
@@ -76,11 +76,11 @@ def token_model(*, convolutions: bool = True) -> Any:
     return ov.Model(results, [tokens], "tokens")
 
 
-def answers(model: Any, sample: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
+def outputs_of(model: Any, sample: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
     """The results, and the precisions that convolutions and products were computed in."""
     compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    given = sample.astype(compiled.inputs[0].get_element_type().to_dtype())
-    found = compiled({0: given})
+    inputs = sample.astype(compiled.inputs[0].get_element_type().to_dtype())
+    found = compiled({0: inputs})
     kinds = [
         str(node.get_rt_info()["runtimePrecision"].astype(str))
         for node in compiled.get_runtime_model().get_ops()
@@ -99,7 +99,7 @@ def compared(build: Any, **options: Any) -> tuple[dict[str, int], list[float], l
         counts = quantize(model) if quantised else {}
         shape = tuple(model.inputs[0].get_shape())
         sample = 3 * np.random.default_rng(2).standard_normal(shape, dtype=np.float32) + 1
-        found.append((counts, *answers(model, sample)))
+        found.append((counts, *outputs_of(model, sample)))
     errors = [
         float(np.sqrt(((one - other) ** 2).mean() / (one**2).mean()))
         for one, other in zip(found[0][1], found[1][1], strict=True)
@@ -126,7 +126,7 @@ def test_convolutions_of_normalised_images(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"normalised": False}, {"results": 4}])
-def test_convolutions_that_stay(options: dict[str, Any]) -> None:
+def test_convolutions_that_are_left_alone(options: dict[str, Any]) -> None:
     counts, (error,), kinds = compared(image_model, **options)
     assert counts == NOTHING
     assert error == 0 and kinds == ["f32"]
@@ -156,7 +156,7 @@ def test_products_of_one_normalisation_share_its_steps() -> None:
     assert names.count("FakeQuantize") == 1
 
 
-def test_models_without_convolutions_stay() -> None:
+def test_models_without_convolutions_are_left_alone() -> None:
     assert quantize(token_model(convolutions=False)) == NOTHING
 
 
@@ -168,7 +168,7 @@ def test_channels_that_are_always_zero() -> None:
                 zero = ops.constant(np.zeros(CHANNELS, np.float32))
                 node.input(i).replace_source_output(zero.output(0))
     assert quantize(model) == NOTHING | {"Convolution": 1}
-    (found,), _ = answers(model, np.ones((1, CHANNELS, SIDE, SIDE), np.float32))
+    (found,), _ = outputs_of(model, np.ones((1, CHANNELS, SIDE, SIDE), np.float32))
     np.testing.assert_array_equal(found, 0)
 
 
@@ -176,16 +176,16 @@ def test_channels_that_are_always_zero() -> None:
 @pytest.mark.parametrize("static", [True, False])
 def test_components_stay_near_float32(package: Path, component: str, static: bool) -> None:
     if component == "unet":
-        given = feeds(batch=2)
+        inputs = feeds(batch=2)
     else:
         rng = np.random.default_rng(0)
-        given = {"latent_sample": rng.standard_normal((1, 4, 16, 16), dtype=np.float32)}
+        inputs = {"latent_sample": rng.standard_normal((1, 4, 16, 16), dtype=np.float32)}
     found = []
     for options in ({}, {"precision": "i8", "static": static}):
         path = package / component / "model.onnx"
         with open_session(path, "openvino", **options) as session:  # type: ignore[arg-type]
-            (answer,) = session.run(given).values()
-            found.append(answer.ravel().astype(float))
+            (output,) = session.run(inputs).values()
+            found.append(output.ravel().astype(float))
     one, other = found
     assert np.any(one != other)
     assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) >= INT8_COSINE

@@ -1,4 +1,4 @@
-"""OpenVINO: its options, its cache, and files that it must refuse."""
+"""OpenVINO: its options, its cache, and files that it must reject."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_openvino_agrees_with_onnxruntime(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16"])
-def test_openvino_lower_precisions_are_near(
+def test_openvino_lower_precisions_are_close(
     package: Path, expected: np.ndarray, precision: str
 ) -> None:
     actual = run(package / "unet" / "model.onnx", precision=precision)
@@ -47,7 +47,7 @@ def test_openvino_lower_precisions_are_near(
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models that OpenVINO is given to compile."""
+    """The models that OpenVINO compiles."""
     models: list[Any] = []
     compile_model = openvino.Core.compile_model
     monkeypatch.setattr(
@@ -75,8 +75,10 @@ def test_openvino_compiles_for_the_first_shapes_then_for_all(
     assert [model.is_dynamic() for model in compiled] == [True]
 
 
-def test_a_session_called_in_every_way(package: Path, compiled: list[Any]) -> None:
-    """Bound, whole, and bound for other rows: each answer is right, and compiling comes to rest."""
+def test_openvino_session_called_with_and_without_bound_inputs(
+    package: Path, compiled: list[Any]
+) -> None:
+    """Every call is right, and after a few of them the model is not compiled again."""
     whole = feeds(batch=2)
     one = whole["sample"][:1]
     whole["sample"] = np.concatenate([one, one])
@@ -87,13 +89,13 @@ def test_a_session_called_in_every_way(package: Path, compiled: list[Any]) -> No
     with open_session(path, "openvino") as session:
         for call in ("whole", "bound", "bound", "whole", "bound", "whole"):
             if call == "whole":
-                answer = session.run(whole)
+                outputs = session.run(whole)
             else:
                 embeds = whole["encoder_hidden_states"]
                 with session.bind(shared=["sample"], encoder_hidden_states=embeds) as bound:
-                    answer = bound.run(part)
+                    outputs = bound.run(part)
                     assert_close(bound.run(part)["out_sample"], expected, rel=COMPONENT_REL)
-            assert_close(answer["out_sample"], expected, rel=COMPONENT_REL)
+            assert_close(outputs["out_sample"], expected, rel=COMPONENT_REL)
     assert [model.get_friendly_name() == "once" for model in compiled] == [
         False,
         True,
@@ -105,7 +107,7 @@ def test_a_session_called_in_every_way(package: Path, compiled: list[Any]) -> No
 def test_openvino_cache_is_written_used_and_survives_damage(
     package: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    model, cache = package / "unet" / "model.onnx", tmp_path / "made" / "cache"
+    model, cache = package / "unet" / "model.onnx", tmp_path / "new" / "cache"
     run(model, cache_dir=cache)
     (blob,) = cache.glob("*.blob")
     before = blob.stat().st_mtime_ns
@@ -117,7 +119,7 @@ def test_openvino_cache_is_written_used_and_survives_damage(
     assert_close(run(model, cache_dir=cache), expected, rel=COMPONENT_REL)
 
 
-def test_openvino_cache_folder_that_cannot_be(package: Path, tmp_path: Path) -> None:
+def test_openvino_cache_folder_that_cannot_be_created(package: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"unet: the cache folder .* cannot be created"):
         run(package / "unet" / "model.onnx", cache_dir=tmp_path / "file" / "cache")
@@ -132,12 +134,12 @@ def test_openvino_cache_folder_that_cannot_be(package: Path, tmp_path: Path) -> 
         ({"streams": 10**14}, "streams must be a whole number from 1 to 4096"),
     ],
 )
-def test_openvino_refuses_options(package: Path, options: dict[str, Any], message: str) -> None:
+def test_openvino_rejects_options(package: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(package / "unet" / "model.onnx", **options)
 
 
-def test_openvino_refuses_absent_devices(package: Path) -> None:
+def test_openvino_rejects_absent_devices(package: Path) -> None:
     with pytest.raises(EngineError, match=r"^unet: OpenVINO cannot load model\.onnx: [^\n]+$"):
         run(package / "unet" / "model.onnx", device="NPU")
     with pytest.raises(EngineError, match=r"^unet: OpenVINO cannot load model\.onnx: [^\n]+$"):
@@ -145,13 +147,13 @@ def test_openvino_refuses_absent_devices(package: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x00" * 64, None])
-def test_openvino_refuses_damaged_files_in_one_line(
+def test_openvino_rejects_damaged_files_in_one_line(
     package: Path, tmp_path: Path, content: bytes | None
 ) -> None:
-    whole = (package / "vae_decoder" / "model.onnx").read_bytes()
+    data = (package / "vae_decoder" / "model.onnx").read_bytes()
     path = tmp_path / "bad" / "model.onnx"
     path.parent.mkdir()
-    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    path.write_bytes(data[: len(data) // 2] if content is None else content)
     with pytest.raises(EngineError, match=r"^bad: model\.onnx [^\n]+$"):
         open_session(path, "openvino")
 

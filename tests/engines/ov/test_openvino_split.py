@@ -1,4 +1,4 @@
-"""Cut OpenVINO models beside the same models whole."""
+"""Split OpenVINO models compared with the original models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def weights(*shape: int) -> Any:
 
 
 def attention() -> Any:
-    """(sample + time) W meets text V; shapes are asked for, as exported graphs do."""
+    """(sample + time) W meets text V; with ShapeOf nodes, as in exported graphs."""
     sample = ops.parameter([-1, -1, 8], ov.Type.f32, name="sample")
     time = ops.parameter([1], ov.Type.f32, name="time")
     text = ops.parameter([-1, -1, 8], ov.Type.f32, name="text")
@@ -43,7 +43,7 @@ def attention() -> Any:
     return ov.Model([result], [sample, time, text], "attention")
 
 
-def given() -> dict[str, np.ndarray]:
+def inputs_of_both() -> dict[str, np.ndarray]:
     one = RNG.standard_normal(HALF["sample"], dtype=np.float32)
     return {
         "sample": np.concatenate([one, one]),
@@ -58,19 +58,21 @@ def run(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     return [np.array(found[i]) for i in range(len(compiled.outputs))]
 
 
-@pytest.mark.parametrize("twice", [["sample"], []])
-@pytest.mark.parametrize("held", [["text"], ["text", "time"], ["time"], ["sample"]])
-def test_the_parts_give_what_the_whole_gave(held: list[str], twice: list[str]) -> None:
-    twice = [name for name in twice if name not in held]
-    model, inputs = attention(), given()
+@pytest.mark.parametrize("shared", [["sample"], []])
+@pytest.mark.parametrize("constants", [["text"], ["text", "time"], ["time"], ["sample"]])
+def test_split_models_compute_the_same(constants: list[str], shared: list[str]) -> None:
+    shared = [name for name in shared if name not in constants]
+    model, inputs = attention(), inputs_of_both()
     (expected,) = run(model, inputs)
-    first, second = split(model, WHOLE, HALF, held, twice)
-    answers = run(second, {name: inputs[name] for name in held})
-    handed = {ONCE.format(i): answer for i, answer in enumerate(answers)}
-    rest = {n: v[: len(v) // 2] if n in twice else v for n, v in inputs.items() if n not in held}
+    first, second = split(model, WHOLE, HALF, constants, shared)
+    outputs = run(second, {name: inputs[name] for name in constants})
+    computed_once = {ONCE.format(i): output for i, output in enumerate(outputs)}
+    rest = {
+        n: v[: len(v) // 2] if n in shared else v for n, v in inputs.items() if n not in constants
+    }
     names = {parameter.output(0).get_any_name() for parameter in first.get_parameters()}
-    assert names == {*rest, *handed}
-    assert_close(run(first, rest | handed)[0], expected, rel=SPLIT_REL)
+    assert names == {*rest, *computed_once}
+    assert_close(run(first, rest | computed_once)[0], expected, rel=SPLIT_REL)
 
 
 def products(model: Any) -> list[list[int]]:
@@ -78,13 +80,13 @@ def products(model: Any) -> list[list[int]]:
     return [list(node.get_output_shape(0)) for node in nodes]
 
 
-def test_each_part_computes_its_own() -> None:
+def test_each_model_computes_its_part() -> None:
     first, second = split(attention(), WHOLE, HALF, ["text"], ["sample"])
     assert products(second) == [[4, 5, 8]]
     assert products(first) == [[2, 6, 8], [4, 6, 5], [4, 6, 8]]
 
 
-def test_rows_that_do_not_come_first_cannot_be_repeated() -> None:
+def test_split_fails_if_the_batch_is_not_first() -> None:
     sample = ops.parameter([-1, 6], ov.Type.f32, name="sample")
     text = ops.parameter([-1, 6], ov.Type.f32, name="text")
     for node in (sample, text):

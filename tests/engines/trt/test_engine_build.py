@@ -34,10 +34,10 @@ PROFILE: Profile = {"batch": Span(1, 2, 4), "sequence": Span(77, 77, 77)}
 
 @pytest.fixture(scope="module")
 def built(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Built, list[Any]]:
-    told: list[Any] = []
-    plan = tmp_path_factory.mktemp("built") / "made" / "text_encoder.plan"
-    result = build(package, plan, progress=lambda phase, share: told.append((phase, share)))
-    return result, told
+    progress: list[Any] = []
+    plan = tmp_path_factory.mktemp("built") / "new" / "text_encoder.plan"
+    result = build(package, plan, progress=lambda phase, share: progress.append((phase, share)))
+    return result, progress
 
 
 @pytest.fixture
@@ -72,14 +72,14 @@ def test_build_writes_plan_and_sidecar_and_nothing_else(
     assert sidecar.outputs[0].name == "last_hidden_state"
 
 
-def test_build_tells_its_phases(built: tuple[Built, list[Any]]) -> None:
+def test_build_reports_its_phases(built: tuple[Built, list[Any]]) -> None:
     phases, shares = zip(*built[1], strict=True)
     assert len(set(phases)) > 4 and phases[0] == "Building engine" and phases[-1] == "done"
     assert list(shares) == sorted(shares) and shares[-1] == 1.0
     assert any(0 < share < 1 for share in shares)
 
 
-def test_build_keeps_what_is_there(package: Path, plan: Path) -> None:
+def test_build_keeps_an_engine_that_is_up_to_date(package: Path, plan: Path) -> None:
     before = plan.stat().st_mtime_ns
     assert not build(package, plan).built
     assert plan.stat().st_mtime_ns == before
@@ -101,7 +101,7 @@ def test_build_keeps_what_is_there(package: Path, plan: Path) -> None:
         ),
     ],
 )
-def test_build_says_what_is_stale(
+def test_build_names_what_is_stale(
     package: Path, plan: Path, changes: dict[str, Any], words: str
 ) -> None:
     before = plan.read_bytes()
@@ -134,7 +134,7 @@ def test_build_of_another_graph_is_stale(package: Path, plan: Path, tmp_path: Pa
         build(tmp_path, plan)
 
 
-def test_build_interrupted_leaves_nothing(package: Path, tmp_path: Path) -> None:
+def test_build_interrupted_leaves_no_files(package: Path, tmp_path: Path) -> None:
     def interrupt(phase: str, share: float) -> None:
         if share > 0:
             raise KeyboardInterrupt
@@ -156,7 +156,7 @@ def test_build_locked_against_a_second_one(package: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_build_twice_at_once_builds_once(package: Path, tmp_path: Path) -> None:
+def test_build_in_two_threads_builds_once(package: Path, tmp_path: Path) -> None:
     plan, results = tmp_path / "text_encoder.plan", []
 
     def work() -> None:
@@ -193,7 +193,7 @@ def test_build_failure_names_the_node(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx"]
 
 
-def test_build_failure_has_the_builders_words(package: Path, tmp_path: Path) -> None:
+def test_build_failure_has_the_builders_message(package: Path, tmp_path: Path) -> None:
     options = BuildOptions(compute_capabilities=("9.9",))
     with pytest.raises(EngineError, match=r"cannot build: no compute capability 9\.9; .* 8\.9"):
         build(package, tmp_path / "text_encoder.plan", options=options)
@@ -205,9 +205,9 @@ def test_build_failure_has_the_builders_words(package: Path, tmp_path: Path) -> 
         )
 
 
-def test_build_refuses_damaged_graphs(package: Path, tmp_path: Path) -> None:
-    whole = (package / "text_encoder" / "model.onnx").read_bytes()
-    (tmp_path / "model.onnx").write_bytes(whole[: len(whole) // 2])
+def test_build_rejects_damaged_graphs(package: Path, tmp_path: Path) -> None:
+    content = (package / "text_encoder" / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(content[: len(content) // 2])
     with pytest.raises(EngineError, match=r"model\.onnx"):
         build_plan(
             tmp_path / "model.onnx",
@@ -220,7 +220,7 @@ def test_build_refuses_damaged_graphs(package: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["refittable", "weight_stripped"])
-def test_build_says_what_needs_a_gpu(
+def test_build_names_options_that_need_a_gpu(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     monkeypatch.setattr(cuda_device, "absent", lambda: "no driver")
@@ -274,7 +274,7 @@ main(sys.argv[1:])
 """
 
 
-def test_build_command_on_a_full_disk_leaves_nothing(package: Path, tmp_path: Path) -> None:
+def test_build_command_on_a_full_disk_leaves_no_files(package: Path, tmp_path: Path) -> None:
     """No file may grow beyond 1 MB, which ends a write as a full disk does."""
     arguments = ["build", package, "--backend", "tensorrt-rtx", "--component", "text_encoder"]
     command = [sys.executable, "-c", FULL, *arguments, "--engine-dir", tmp_path / "engines"]
@@ -305,10 +305,10 @@ def test_build_into_a_folder_that_cannot_be_written(
 ) -> None:
     for number in (errno.EACCES, errno.EROFS):
 
-        def refuse(*arguments: Any, number: int = number) -> int:
+        def fail(*arguments: Any, number: int = number) -> int:
             raise OSError(number, os.strerror(number), str(arguments[0]))
 
-        monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(os, "open", fail)
         with pytest.raises(EngineError, match=r"; --engine-dir puts engines elsewhere$"):
             build(package, tmp_path / "text_encoder.plan")
 

@@ -42,8 +42,8 @@ def model(package: Path) -> Path:
 
 @pytest.fixture
 def session(gpu: FakeCuda, model: Path, tmp_path: Path) -> Iterator[Session]:
-    with opened(model, tmp_path) as found:
-        yield found
+    with opened(model, tmp_path) as opened_session:
+        yield opened_session
 
 
 def opened(model: Path, folder: Path, backend: str = TRT, **changes: Any) -> Session:
@@ -52,43 +52,43 @@ def opened(model: Path, folder: Path, backend: str = TRT, **changes: Any) -> Ses
 
 
 def test_loop_allocates_nothing_and_replays_a_graph(session: Session, gpu: FakeCuda) -> None:
-    given = feeds()
-    first = session.run(given)["out_sample"]
-    np.testing.assert_array_equal(session.run(given)["out_sample"], first)
+    inputs = feeds()
+    first = session.run(inputs)["out_sample"]
+    np.testing.assert_array_equal(session.run(inputs)["out_sample"], first)
     before = gpu.counts.copy()
     for t in range(5):
-        given["timestep"] = np.full(1, t, np.float32)
-        expected = given["sample"] * (1 + np.float32(t) / 1000)
-        expected += given["encoder_hidden_states"].mean()
+        inputs["timestep"] = np.full(1, t, np.float32)
+        expected = inputs["sample"] * (1 + np.float32(t) / 1000)
+        expected += inputs["encoder_hidden_states"].mean()
         np.testing.assert_allclose(
-            session.run(given)["out_sample"], expected, rtol=FAKE_ENGINE_REL, atol=FAKE_ENGINE_ABS
+            session.run(inputs)["out_sample"], expected, rtol=FAKE_ENGINE_REL, atol=FAKE_ENGINE_ABS
         )
-    made = gpu.counts - before
-    assert made["cudaGraphLaunch"] == 5 and made["cudaStreamSynchronize"] == 5
-    assert not {"cudaMalloc", "cudaMallocHost", "cudaGraphInstantiate"} & set(made)
+    calls = gpu.counts - before
+    assert calls["cudaGraphLaunch"] == 5 and calls["cudaStreamSynchronize"] == 5
+    assert not {"cudaMalloc", "cudaMallocHost", "cudaGraphInstantiate"} & set(calls)
 
 
 def test_bind_uploads_its_constants_once(session: Session, gpu: FakeCuda) -> None:
-    given = feeds(batch=2)
-    session.run(given)
-    session.run(given)
+    inputs = feeds(batch=2)
+    session.run(inputs)
+    session.run(inputs)
     gpu.bytes.clear()
-    session.run(given)
-    whole = gpu.bytes["h2d"]
-    embeds = given.pop("encoder_hidden_states")
-    assert whole == embeds.nbytes + given["sample"].nbytes + 4
+    session.run(inputs)
+    uploaded = gpu.bytes["h2d"]
+    embeds = inputs.pop("encoder_hidden_states")
+    assert uploaded == embeds.nbytes + inputs["sample"].nbytes + 4
     with session.bind(encoder_hidden_states=embeds) as bound:
         gpu.bytes.clear()
         for _ in range(10):
-            bound.run(given)
-        assert gpu.bytes["h2d"] == 10 * (given["sample"].nbytes + 4)
+            bound.run(inputs)
+        assert gpu.bytes["h2d"] == 10 * (inputs["sample"].nbytes + 4)
         assert gpu.bytes["d2d"] == embeds.nbytes
 
 
-def test_painting_uploads_latents_and_timesteps_alone(
+def test_pipeline_uploads_latents_and_timesteps_only(
     gpu: FakeCuda, package: Path, tmp_path: Path
 ) -> None:
-    """What a step copies to the device: embeddings go there once a picture."""
+    """What a step copies to the device: embeddings are copied once per image."""
     folder = tmp_path / TRT
     folder.mkdir()
     write_plan(package / "unet" / "model.onnx", folder / "unet.plan", TRT)
@@ -107,22 +107,22 @@ def test_painting_uploads_latents_and_timesteps_alone(
 
 
 def test_bound_sessions_take_turns(session: Session) -> None:
-    given = feeds()
-    embeds = given.pop("encoder_hidden_states")
+    inputs = feeds()
+    embeds = inputs.pop("encoder_hidden_states")
     with (
         session.bind(encoder_hidden_states=embeds) as one,
         session.bind(encoder_hidden_states=embeds + 1) as other,
     ):
         for _ in range(3):
-            low, high = one.run(given)["out_sample"], other.run(given)["out_sample"]
+            low, high = one.run(inputs)["out_sample"], other.run(inputs)["out_sample"]
             np.testing.assert_allclose(high - low, 1, rtol=0, atol=FAKE_ENGINE_DIFFERENCE_ABS)
-        whole = session.run(given | {"encoder_hidden_states": embeds + 2})["out_sample"]
+        unbound = session.run(inputs | {"encoder_hidden_states": embeds + 2})["out_sample"]
         np.testing.assert_allclose(
-            whole - one.run(given)["out_sample"], 2, rtol=0, atol=FAKE_ENGINE_DIFFERENCE_ABS
+            unbound - one.run(inputs)["out_sample"], 2, rtol=0, atol=FAKE_ENGINE_DIFFERENCE_ABS
         )
 
 
-def test_everything_is_given_back(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+def test_close_frees_everything(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
     session = opened(model, tmp_path)
     bound = session.bind(encoder_hidden_states=feeds()["encoder_hidden_states"])
     for side in range(4, 24):  # more shapes than are kept
@@ -160,7 +160,7 @@ def test_scratch_memory_is_shared_and_graphs_follow_it(
     assert shared_activations(0).size == 0
 
 
-def test_profile_that_is_narrowest_is_taken(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+def test_narrowest_profile_is_used(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
     static = {name: Span(span.opt, span.opt, span.opt) for name, span in PROFILE.items()}
     with opened(model, tmp_path, profiles=(PROFILE, static)) as session:
         session.run(feeds(batch=2))
@@ -174,7 +174,7 @@ def test_shape_outside_every_profile_lists_them(session: Session) -> None:
         session.run(feeds(batch=9))
 
 
-def test_rtx_takes_its_own_graphs_and_keeps_its_cache(
+def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
     gpu: FakeCuda, model: Path, tmp_path: Path, log: list[Any]
 ) -> None:
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_rtx_cache_that_does_not_fit_is_replaced(
     assert (tmp_path / "unet.cache").read_bytes() == b"kernels"
 
 
-def test_stripped_plan_takes_its_weights_from_the_onnx_file(
+def test_stripped_plan_loads_its_weights_from_the_onnx_file(
     gpu: FakeCuda, model: Path, tmp_path: Path, log: list[Any]
 ) -> None:
     opened(model, tmp_path, options={"weight_stripped": True}).close()
@@ -212,7 +212,7 @@ def other(model: Path, tmp_path: Path) -> Path:
     return with_other_weights(model, path)
 
 
-def test_refittable_plan_takes_the_weights_of_another_file(
+def test_refittable_plan_loads_the_weights_of_another_file(
     gpu: FakeCuda, model: Path, other: Path, tmp_path: Path, log: list[Any]
 ) -> None:
     plan = write_plan(model, tmp_path / "unet.plan", TRT, options={"refittable": True})
@@ -222,7 +222,7 @@ def test_refittable_plan_takes_the_weights_of_another_file(
     assert ("refit", "merged.onnx") in log
 
 
-def test_plan_that_is_not_refittable_says_what_would_help(
+def test_plan_that_is_not_refittable_names_the_option(
     gpu: FakeCuda, model: Path, other: Path, tmp_path: Path
 ) -> None:
     plan = write_plan(model, tmp_path / "unet.plan", TRT)
@@ -234,9 +234,9 @@ def test_refit_of_an_open_session(
     gpu: FakeCuda, model: Path, other: Path, tmp_path: Path, log: list[Any]
 ) -> None:
     session: Any = opened(model, tmp_path, options={"refittable": True})
-    given = feeds()
-    rest = {name: value for name, value in given.items() if name != "encoder_hidden_states"}
-    with session, session.bind(encoder_hidden_states=given["encoder_hidden_states"]) as bound:
+    inputs = feeds()
+    rest = {name: value for name, value in inputs.items() if name != "encoder_hidden_states"}
+    with session, session.bind(encoder_hidden_states=inputs["encoder_hidden_states"]) as bound:
         for _ in range(3):
             expected = bound.run(rest)["out_sample"]
         instantiated = gpu.counts["cudaGraphInstantiate"]
@@ -249,7 +249,7 @@ def test_refit_of_an_open_session(
             session.refit(model.parents[1] / "vae_decoder" / "model.onnx")
 
 
-def test_pipeline_takes_the_engines_of_another_package(
+def test_pipeline_uses_the_engines_of_another_package(
     gpu: FakeCuda, package: Path, package_copy: Path, tmp_path: Path, log: list[Any]
 ) -> None:
     """Two packages of one graph: --engine-dir names the engines of the other."""
@@ -283,7 +283,7 @@ def test_pipeline_takes_the_engines_of_another_package(
         ({"plan_size": 5}, "truncated or altered: 4 bytes, not 5"),
     ],
 )
-def test_plan_that_does_not_fit_says_how_to_build(
+def test_plan_that_does_not_fit_names_the_build_command(
     gpu: FakeCuda, model: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(EngineError, match=message) as caught:
@@ -299,7 +299,7 @@ def test_plan_of_another_onnx_file(gpu: FakeCuda, model: Path, tmp_path: Path) -
         open_session(model, TRT, plan=plan, digest="0" * 64)
 
 
-def test_plan_missing_or_refused(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+def test_plan_missing_or_rejected(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no engine .*build it: sdexport build PACKAGE"):
         open_session(model, TRT, plan=tmp_path / "unet.plan")
     plan = write_plan(model, tmp_path / "unet.plan", TRT)
@@ -323,18 +323,18 @@ def test_every_cuda_call_is_checked(session: Session, gpu: FakeCuda) -> None:
     assert np.isfinite(session.run(feeds())["out_sample"]).all()
 
 
-def test_memory_that_runs_out_leaves_nothing_behind(session: Session, gpu: FakeCuda) -> None:
+def test_out_of_memory_frees_everything(session: Session, gpu: FakeCuda) -> None:
     session.run(feeds())
-    held = len(gpu.memory)
+    allocated = len(gpu.memory)
     gpu.fails = {"cudaMallocHost": Status.cudaErrorMemoryAllocation}
     with pytest.raises(EngineError, match="cudaErrorMemoryAllocation"):
         session.run(feeds(height=8))
-    assert len(gpu.memory) == held
+    assert len(gpu.memory) == allocated
     gpu.fails = {}
     session.run(feeds(height=8))
 
 
-def test_capture_that_fails_goes_on_without_graph(session: Session, gpu: FakeCuda) -> None:
+def test_failed_capture_runs_without_a_graph(session: Session, gpu: FakeCuda) -> None:
     gpu.fails = {"cudaStreamEndCapture": Status.cudaErrorStreamCaptureUnsupported}
     expected = session.run(feeds())["out_sample"]
     session.run(feeds())

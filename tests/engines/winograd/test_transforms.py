@@ -1,4 +1,4 @@
-"""The matrices and weights of convolutions with fewer multiplications, against the plain sum."""
+"""Matrices and weights of convolutions with fewer multiplications, compared with direct sums."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def correlated(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("tile", "taps"), POINTS)
-def test_transforms_give_sums_of_products(tile: int, taps: int) -> None:
+def test_transforms_compute_sums_of_products(tile: int, taps: int) -> None:
     bt, g, at = transforms(tile, taps)
     side = tile + taps - 1
     assert (bt.shape, g.shape, at.shape) == ((side, side), (side, taps), (tile, side))
     values, weights = RNG.standard_normal(side), RNG.standard_normal(taps)
-    found = at @ ((g @ weights) * (bt @ values))
-    assert_close(found, np.correlate(values, weights, "valid"), rel=CONVOLUTION_FLOAT64_REL)
+    result = at @ ((g @ weights) * (bt @ values))
+    assert_close(result, np.correlate(values, weights, "valid"), rel=CONVOLUTION_FLOAT64_REL)
 
 
 def through_tiles(pixels: np.ndarray, weights: np.ndarray, tile: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def trial(tile: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("tile", "taps"), POINTS)
-def test_tiles_give_a_convolution(tile: int, taps: int) -> None:
+def test_tiles_compute_a_convolution(tile: int, taps: int) -> None:
     pixels, weights = trial(tile, taps)
     assert_close(
         through_tiles(pixels, weights, tile), correlated(pixels, weights), rel=WINOGRAD_REL
@@ -61,7 +61,7 @@ def test_tiles_give_a_convolution(tile: int, taps: int) -> None:
 @pytest.mark.parametrize(
     ("taps", "usual", "times"), [(3, (0, 1, -1, 2, -2), 1.8), (2, (0, 1, -1, 2), 1.4)]
 )
-def test_points_round_less_than_the_usual_ones(
+def test_points_have_smaller_rounding_errors_than_the_usual_ones(
     monkeypatch: pytest.MonkeyPatch, taps: int, usual: tuple[int, ...], times: float
 ) -> None:
     pixels, weights = trial(4, taps)
@@ -77,7 +77,7 @@ def test_points_round_less_than_the_usual_ones(
     transforms.cache_clear()
 
 
-def test_weights_of_halves_convolve_a_doubled_image() -> None:
+def test_weights_of_halves_convolve_an_upsampled_image() -> None:
     image = RNG.standard_normal((3, 5, 7))
     weights = RNG.standard_normal((4, 3, 3, 3), dtype=np.float32)
     doubled = np.pad(image.repeat(2, 1).repeat(2, 2), ((0, 0), (1, 1), (1, 1)))
@@ -85,5 +85,5 @@ def test_weights_of_halves_convolve_a_doubled_image() -> None:
     for (row, column), part in weights_of_halves(weights).items():
         bordered = np.pad(image, ((0, 0), (1 - row, row), (1 - column, column)))
         windows = np.lib.stride_tricks.sliding_window_view(bordered, (2, 2), (1, 2))
-        found = np.einsum("chwij,kcij->khw", windows, part)
-        assert_close(found, expected[:, row::2, column::2], rel=WINOGRAD_REL)
+        result = np.einsum("chwij,kcij->khw", windows, part)
+        assert_close(result, expected[:, row::2, column::2], rel=WINOGRAD_REL)
