@@ -8,12 +8,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from sdexport.engines import Session
+from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks, inputs, schedulers
 from sdexport.runtime.backend_choice import Backends
@@ -40,7 +40,7 @@ MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
 
 
-class Pipeline:
+class Pipeline(ClosesOnExit):
     """Paints with the sessions of a package; usable from several threads, and a context manager.
 
     Args:
@@ -95,17 +95,6 @@ class Pipeline:
     def close(self) -> None:
         """Close every session that the pipeline opened; closing twice is allowed."""
         self._components.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __call__(
         self,
