@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sdexport.engines.errors import PackageError
 from sdexport.engines.winograd.transforms import weights_of_halves
 from sdexport.graphs.cpu.winograd_onnx import TileIndices, winograd_convolution
 from sdexport.graphs.onnx_nodes import NodeBuilder
@@ -228,6 +229,8 @@ class CpuGraph:
 
         onnx-ir would read external data too, but it rejects files with hard links. The package was
         checked before: its files are in its folder.
+
+        Raises: PackageError: the file ends before the weight does.
         """
         if not isinstance(tensor, ir.ExternalTensor):
             return np.asarray(tensor.numpy())
@@ -236,7 +239,7 @@ class CpuGraph:
             file.seek(tensor.offset or 0)
             data = file.read(tensor.nbytes)
         if len(data) != tensor.nbytes:
-            raise ValueError(f"{tensor.location} is truncated: {tensor.name} ends outside of it")
+            raise PackageError(f"{tensor.location} is truncated: {tensor.name} ends outside of it")
         return np.frombuffer(data, dtype).reshape(shape)
 
 
