@@ -120,7 +120,7 @@ def test_force_replaces_a_package(checkpoint: Path, package_copy: Path) -> None:
     Package.load(package_copy)
     assert not (package_copy / "left-over").exists()
     assert [f.name for f in package_copy.parent.iterdir()] == [package_copy.name]
-    assert "unet trace" in stages and stages[-1] == "picture verify"
+    assert "unet trace" in stages and stages[-1] == "image verify"
     assert totals == {len(stages)}
 
 
@@ -251,15 +251,15 @@ def test_hub_offline_says_so() -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "'FluxPipeline' are not exported"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "'FluxPipeline' are not supported"),
         ("model_index.json", {"unet": ["diffusers", "Other"]}, "only UNet2DConditionModel"),
-        ("unet/config.json", {"in_channels": 5}, "unet.in_channels equals vae.latent_channels"),
+        ("unet/config.json", {"in_channels": 5}, "unet.in_channels to be vae.latent_channels"),
         (
             "unet/config.json",
             {"addition_embed_type": "text_time"},
-            "added conditions of text and time",
+            "a unet with text and time conditioning",
         ),
-        ("unet/config.json", {"cross_attention_dim": 768}, "equals text_encoder.hidden_size"),
+        ("unet/config.json", {"cross_attention_dim": 768}, "to be text_encoder.hidden_size"),
     ],
 )
 def test_checkpoint_of_another_kind(
