@@ -55,6 +55,7 @@ class Worker(ClosesOnExit):
         on_event: OnEvent = lambda event: None,
     ) -> None:
         self._patience, self._on_event = patience, on_event
+        self._killed = False  # what it wrote before is not read any more
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._process = subprocess.Popen(
             list(map(str, command)),
@@ -85,9 +86,9 @@ class Worker(ClosesOnExit):
             with suppress(OSError):  # it died before; there is no answer then
                 process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
                 process.stdin.flush()
-            answer = self._answer()
+            answer = None if self._killed else self._answer()
         except BaseException:
-            process.kill()
+            self.kill()
             raise
         finally:
             timer.cancel()
@@ -109,10 +110,11 @@ class Worker(ClosesOnExit):
 
     def _give_up(self, overdue: threading.Event) -> None:
         overdue.set()
-        self._process.kill()
+        self.kill()
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""
+        self._killed = True
         self._process.kill()
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_worker_reports_events_before_its_answer(command: list[str]) -> None:
 
 def test_worker_is_killed_when_its_caller_is_interrupted(command: list[str]) -> None:
     def interrupt(event: Mapping[str, Any]) -> None:
+        time.sleep(0.2)  # until the other events are in the pipe, where they must stay
         raise KeyboardInterrupt
 
     with Worker(command, on_event=interrupt) as worker:
