@@ -24,7 +24,7 @@ from sdexport.graphs.precision import conversion
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import Part, parts
 from sdexport.package_writer import describe, describe_component, write
-from sdexport.runtime.packages.manifest import Component
+from sdexport.runtime.packages.manifest import ComponentRecord
 
 SEED = 0
 
@@ -133,9 +133,13 @@ def write_package(
     write(describe(source, folder, components, tools={}), folder)
 
 
-def _traced(source: Checkpoint, part: Part, module: Any, folder: Path, *, half: bool) -> Component:
+def _traced(
+    source: Checkpoint, part: Part, module: Any, folder: Path, *, half: bool
+) -> ComponentRecord:
     path = folder / part.name / "model.onnx"
-    change = conversion("fp16" if half else "fp32", part.source, source.configs)
+    change = conversion(
+        "fp16" if half else "fp32", part.component, source.family, source.configs[part.source]
+    )
     trace(part, module, path, opset=DEFAULT_OPSET, change=change)
     return describe_component(folder, part, change, DEFAULT_OPSET)
 

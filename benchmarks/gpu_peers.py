@@ -20,6 +20,7 @@ from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.engines import PLAN_BACKENDS, Session
 from sdexport.graphs.wrappers import Part, parts
 from sdexport.runtime import schedulers
+from sdexport.runtime.component_engines import open_component
 
 TORCH, COMPILED = "torch", "torch-compile"
 Feeds = dict[str, np.ndarray]
@@ -123,7 +124,9 @@ class Peers:
                 pointer = str(stream.cuda_stream)
                 options["provider_options"] = {"user_compute_stream": pointer}
             package = Package.load(self.package, verify=False)
-            session: Any = package.open(component, backend, engine_dir=self.engine_dir, **options)
+            session: Any = open_component(
+                package, component, backend, engine_dir=self.engine_dir, **options
+            )
             if backend in PLAN_BACKENDS and self.device == "cuda":
                 stream = torch.cuda.ExternalStream(session.stream.handle)
             self._open[key] = session, stream

@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.reports import show_and_save
 from sdexport.engines.process_memory import peak_mb
+from sdexport.runtime.component_engines import open_component
 
 WHOLE, LOW = "all components", "low_memory"
 
@@ -42,7 +43,7 @@ def run_alone(package: Path, what: str, side: int, backend: str) -> None:
     cells = side // loaded.manifest.downscale
     sizes = {"batch": 1 if what.startswith("vae") else 2, "sequence": 77}
     sizes |= {"height": cells, "width": cells, "image_height": side, "image_width": side}
-    with loaded.open(what, backend) as session:
+    with open_component(loaded, what, backend) as session:
         shapes = {
             spec.name: (
                 tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape),

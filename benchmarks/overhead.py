@@ -22,7 +22,7 @@ from sdexport.engines.session import Feeds
 from sdexport.runtime import schedulers
 from sdexport.runtime.denoise import denoise
 from sdexport.runtime.guidance import Guidance
-from sdexport.runtime.initial_latents import Start
+from sdexport.runtime.initial_latents import InitialLatents
 
 STEPS = 25
 GUIDANCE_SCALE = 7.5
@@ -65,7 +65,7 @@ def walk_ours(name: str) -> tuple[np.ndarray, list[float]]:
     seconds, end = [], latents
     loop = denoise(
         Instant(answer),
-        Start(latents),
+        InitialLatents(latents),
         embeds,
         sampler,
         guidance=Guidance(GUIDANCE_SCALE),

@@ -1,4 +1,4 @@
-"""The open sessions of a package, shared by threads."""
+"""The sessions of a package: opened when they are first needed, shared by threads."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from sdexport.engines import AUTO, EngineError, Session, SessionBase
 from sdexport.engines.backends import option_names
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
-from sdexport.runtime.backend_choice import Backends, backend_of, check_backends
+from sdexport.runtime.component_backends import Backends, backend_of, check_backends
+from sdexport.runtime.component_engines import open_component, resolve_backend
 from sdexport.runtime.packages.package import Package
 
 
-class Components:
-    """Opens the graphs of a package when they are first needed.
+class ComponentSessions:
+    """Opens the components of a package when they are first needed.
 
     Args:
-      backends: for all components, or by component; see sdexport.runtime.backend_choice.
-      options: of the backends' sessions; each gets those that it takes.
-      sessions: components that are open already; they stay the caller's to close.
+      backends: for all components, or by component; see component_backends.py.
+      options: of the backends' sessions; each session gets those that its backend knows.
+      sessions: components that are open already; the caller closes them.
       low_memory: keep one component in memory at a time. Calls then wait for each other.
-    Raises: ValueError: unknown backends or components.
+    Raises: InvalidArgumentError: unknown backends or components.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Components:
     ) -> None:
         self._backends = check_backends(backends, tuple(package.manifest.components))
         self._package, self._options = package, dict(options)
-        self._given = dict(sessions)
+        self._external = dict(sessions)
         self._opened: dict[str, Session] = {}
         self._low_memory = low_memory
         self._last: str | None = None
@@ -52,14 +53,14 @@ class Components:
         """
         with self._lock:
             self._check_open()
-            if component in self._given:
-                return self._given[component]
+            if component in self._external:
+                return self._external[component]
             if self._low_memory:
-                return _Passing(self, component, self._package.model_path(component))
+                return _TemporarySession(self, component, self._package.model_path(component))
             return self._open(component)
 
     def run(self, component: str, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Run a component alone in memory; the others are trimmed, or closed, at first."""
+        """Run a component alone in memory: the others are trimmed or closed first."""
         with self._lock:
             self._check_open()
             if self._last != component:
@@ -76,7 +77,7 @@ class Components:
             self._opened.clear()
 
     def _make_room(self, component: str) -> None:
-        """Trim the others for what this one maps, or close them."""
+        """Trim or close the other sessions, to make room for the files that this one maps."""
         coming = self._opened.get(component)
         room = coming.mapped if coming is not None else None
         for other, session in list(self._opened.items()):
@@ -87,14 +88,14 @@ class Components:
     def _open(self, component: str) -> Session:
         if component not in self._opened:
             engine_dir = self._options.get("engine_dir")
-            asked = backend_of(self._backends, component)
-            backend = self._package.resolve(component, asked, engine_dir)
+            requested = backend_of(self._backends, component)
+            backend = resolve_backend(self._package, component, requested, engine_dir)
             options = self._options
-            several = not isinstance(self._backends, str) or backend != asked != AUTO
-            if several:  # not every option is for every one of them
-                taken = {"engine_dir", *option_names(backend)}
-                options = {name: value for name, value in options.items() if name in taken}
-            self._opened[component] = self._package.open(component, backend, **options)
+            several = not isinstance(self._backends, str) or backend != requested != AUTO
+            if several:  # not every backend has every option
+                known = {"engine_dir", *option_names(backend)}
+                options = {name: value for name, value in options.items() if name in known}
+            self._opened[component] = open_component(self._package, component, backend, **options)
         return self._opened[component]
 
     def _check_open(self) -> None:
@@ -102,10 +103,10 @@ class Components:
             raise EngineError("the pipeline is closed; load it again")
 
 
-class _Passing(SessionBase):
-    """A component that is opened for the call and may be closed for another's sake after it."""
+class _TemporarySession(SessionBase):
+    """A component that is opened for each call, and may be closed after it to make room."""
 
-    def __init__(self, components: Components, component: str, path: Path) -> None:
+    def __init__(self, components: ComponentSessions, component: str, path: Path) -> None:
         super().__init__(component, *graph_specs(path))
         self._components = components
 
@@ -113,18 +114,18 @@ class _Passing(SessionBase):
         return self._components.run(self.name, feeds)
 
 
-def chunks(count: int, most: int | None) -> Iterator[slice]:
-    """Slices of at most so many of `count` rows; all of them at once if `most` is None."""
-    step = most or max(count, 1)
+def chunks(count: int, limit: int | None) -> Iterator[slice]:
+    """Slices of at most `limit` of `count` rows; one slice of all of them if `limit` is None."""
+    step = limit or max(count, 1)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
 
 def finite(values: np.ndarray, component: str, where: str) -> np.ndarray:
-    """`values`, if they are.
+    """`values` themselves.
 
-    Raises: EngineError: NaN or infinity is among them.
+    Raises: EngineError: they hold NaN or infinity.
     """
     if not np.isfinite(values).all():
-        raise EngineError(f"{component}: NaN or infinity came out for {where}")
+        raise EngineError(f"{component}: the output holds NaN or infinity ({where})")
     return values

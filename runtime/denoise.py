@@ -13,7 +13,7 @@ from sdexport.engines.messages import shown
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import chunks, finite
 from sdexport.runtime.guidance import Guidance, GuidanceState, within
-from sdexport.runtime.initial_latents import Start
+from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import Scheduler, StepResult
 from sdexport.runtime.schedulers.common import original_weights
 from sdexport.runtime.text.conditioning import Embeds
@@ -41,12 +41,12 @@ class DenoiseStep:
 
 def denoise(
     unet: Session,
-    start: Start,
+    start: InitialLatents,
     prompt_embeds: Embeds,
     scheduler: Scheduler,
     *,
     guidance: Guidance,
-    conditions: Mapping[str, np.ndarray] | None = None,
+    conditioning: Mapping[str, np.ndarray] | None = None,
     prediction_type: str = "epsilon",
     draw: Draw | None = None,
     max_batch: int | None = None,
@@ -58,7 +58,7 @@ def denoise(
       unet: sample, timestep, encoder_hidden_states -> out_sample.
       prompt_embeds: (B, n, width), or (2B, n, width) with the unconditional half first exactly if
         `guidance.is_guided`.
-      conditions: further inputs of the UNet, a row for each row of prompt_embeds.
+      conditioning: further inputs of the UNet, a row for each row of prompt_embeds.
       prediction_type: what the UNet predicts; only a guidance function needs it.
       draw: for schedulers that take fresh noise.
       max_batch: pictures that the UNet is given at once.
@@ -71,14 +71,12 @@ def denoise(
     if cache_interval is not None:
         checks.interval("cache_interval", cache_interval)
     cached: np.ndarray | None = None  # what the step before was given, if it asked the UNet
-    predictor = _Predictor(unet, guidance, conditions or {}, max_batch)
+    predictor = _Predictor(unet, guidance, conditioning or {}, max_batch)
     try:
-        for i in range(start.index, steps):
+        for i in range(start.first_step, steps):
             timestep = float(scheduler.timesteps[i])
             sample = scheduler.scale_model_input(latents, i)
-            if start.masked is not None and start.mask is not None:
-                masks = np.broadcast_to(start.mask, (len(sample), *start.mask.shape[1:]))
-                sample = np.concatenate([sample, masks, start.masked], axis=1)
+            sample = start.denoiser_input(sample)
             embeds = prompt_embeds(i, steps) if callable(prompt_embeds) else prompt_embeds
             guided = guidance.is_guided_at(i, steps)
             if cached is not None and cache_interval and within(cache_interval, i, steps):
@@ -91,7 +89,7 @@ def denoise(
                 )
             noise = draw(latents.shape) if draw and scheduler.takes_noise(i) else None
             result = scheduler.step(noise_pred, i, latents, noise)
-            latents = start.held(result.prev_sample, scheduler, i)
+            latents = start.outside_mask_restored(result.prev_sample, scheduler, i)
             # the next step reads these latents, so the receiver gets a copy
             yield DenoiseStep(i, timestep, latents.copy(), result)
     finally:

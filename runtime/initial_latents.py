@@ -1,4 +1,4 @@
-"""Where the loop begins: noise, and the latents of a given picture and mask."""
+"""Where the denoising loop starts: noise, and the latents of an input image and mask."""
 
 from __future__ import annotations
 
@@ -8,88 +8,99 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdexport.runtime.images import vae
-from sdexport.runtime.inputs import Given, Noise
+from sdexport.runtime.inputs import ImageInputs, Noise
+from sdexport.runtime.models.latent_space import LatentSpace
 from sdexport.runtime.schedulers import Scheduler
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where the loop begins, and what holds it to a given picture.
+class InitialLatents:
+    """Where the loop starts, and what keeps it close to an input image.
 
-    noise: (B, C, H/8, W/8) float32 standard normal.
-    index: of the first step that is run.
-    original: (B, C, H/8, W/8) clean latents of the picture to begin from, or None.
-    mask: (1 or B, 1, H/8, W/8) float32, 1 where painting happens; outside of it a UNet without
-      inpainting channels is held to `original`.
-    masked: (B, C, H/8, W/8) latents of the picture without what the mask covers, for UNets that
-      have channels for mask and masked picture.
+    noise: (B, C, h, w) float32 standard normal.
+    first_step: index of the first step that is run.
+    original: (B, C, h, w) float32 clean latents of the input image, or None.
+    mask: (1 or B, 1, h, w) float32, 1 where new content is generated. Outside of it the latents are
+      kept at `original`, unless the denoiser takes the mask itself.
+    masked: (B, C, h, w) float32 latents of the image without the masked area, for denoisers that
+      take mask and masked image as input channels.
     """
 
     noise: np.ndarray
-    index: int = 0
+    first_step: int = 0
     original: np.ndarray | None = None
     mask: np.ndarray | None = None
     masked: np.ndarray | None = None
 
     def latents(self, scheduler: Scheduler) -> np.ndarray:
-        """The scheduler's state before the first step."""
-        if self.original is None or (self.mask is not None and self.index == 0):
+        """(B, C, h, w): the scheduler's state before the first step."""
+        if self.original is None or (self.mask is not None and self.first_step == 0):
             return self.noise * np.float32(scheduler.init_noise_sigma)
-        return scheduler.add_noise(self.original, self.noise, self.index)
+        return scheduler.add_noise(self.original, self.noise, self.first_step)
 
-    def held(self, latents: np.ndarray, scheduler: Scheduler, i: int) -> np.ndarray:
-        """Latents after step i with the given picture outside of the mask."""
+    def denoiser_input(self, sample: np.ndarray) -> np.ndarray:
+        """(B, C, h, w) scaled latents, with the channels of mask and masked image if there are."""
+        if self.masked is None or self.mask is None:
+            return sample
+        masks = np.broadcast_to(self.mask, (len(sample), *self.mask.shape[1:]))
+        return np.concatenate([sample, masks, self.masked], axis=1)
+
+    def outside_mask_restored(
+        self, latents: np.ndarray, scheduler: Scheduler, i: int
+    ) -> np.ndarray:
+        """Latents after step i, with the original at its noise level outside of the mask."""
         if self.mask is None or self.masked is not None or self.original is None:
             return latents
-        given = self.original
+        original = self.original
         if i + 1 < len(scheduler.timesteps):
-            given = scheduler.add_noise(given, self.noise, i + 1)
-        held: np.ndarray = (1 - self.mask) * given + self.mask * latents
-        return held
+            original = scheduler.add_noise(original, self.noise, i + 1)
+        restored: np.ndarray = (1 - self.mask) * original + self.mask * latents
+        return restored
 
 
-def start(
-    given: Given,
-    source: Noise,
+def initial_latents(
+    inputs: ImageInputs,
+    noise_source: Noise,
     shape: tuple[int, int, int, int],
-    begin: int,
-    posterior: Callable[[np.ndarray], np.ndarray],
+    first_step: int,
+    encode: Callable[[np.ndarray], np.ndarray],
     *,
     latents: np.ndarray | None,
-    scaling_factor: float,
-    inpaints: bool,
-    draws: bool,
-) -> Start:
-    """Noise and the latents of what was given, drawn in the order in which diffusers draws.
+    space: LatentSpace,
+    masked_input: bool,
+    posterior: bool,
+) -> InitialLatents:
+    """Draw the noise and encode the inputs, in the order in which diffusers draws random numbers.
 
     Args:
-      shape: (B, C, H/8, W/8) of the latents; B is a multiple of the given pictures.
-      begin: index of the first step.
-      posterior: pixels to the VAE's moments.
-      latents: noise to take instead of drawing it.
-      inpaints: whether the UNet has channels for mask and masked picture.
-      draws: whether the VAE gives moments to draw from; AutoencoderTiny gives bare latents.
+      shape: (B, C, h, w) of the latents; B is a multiple of the input images.
+      first_step: index of the first step that is run.
+      encode: pixels (n, 3, H, W) in -1..1 to the VAE encoder's output.
+      latents: (B, C, h, w) float32 noise to use instead of drawing it.
+      masked_input: whether the denoiser takes mask and masked image.
+      posterior: whether the encoder gives mean and log variance to sample from.
     """
 
     def latents_of(pixels: np.ndarray) -> np.ndarray:
-        moments, repeats = posterior(pixels), shape[0] // len(pixels)
-        if source.each:  # every picture draws its own
+        moments, repeats = encode(pixels), shape[0] // len(pixels)
+        if noise_source.per_image:  # each image samples with its own generator
             moments, repeats = np.repeat(moments, repeats, axis=0), 1
-        drawn = moments
-        if draws:
-            drawn = vae.sample_posterior(moments, source.draw((len(moments), *shape[1:])))
-        scaled: np.ndarray = np.repeat(drawn, repeats, axis=0) * np.float32(scaling_factor)
-        return scaled
+        sampled = moments
+        if posterior:
+            noise = noise_source.draw((len(moments), *shape[1:]))
+            sampled = vae.sample_posterior(moments, noise)
+        return space.from_vae(np.repeat(sampled, repeats, axis=0))
 
     original = masked = mask = None
-    if given.image is not None and not (inpaints and begin == 0):
-        original = latents_of(given.image)
-    noise = source.draw(shape) if latents is None else latents
-    if given.image is not None and given.mask is not None:
-        unit = given.height // shape[2]
-        mask = np.ascontiguousarray(given.mask[:, :, ::unit, ::unit])
-        if inpaints:
-            masked = latents_of(given.image * (given.mask < 0.5))
-        elif draws:  # diffusers draws for this too, though the UNet does not look at it
-            source.draw((shape[0] if source.each else len(given.image), *shape[1:]))
-    return Start(noise, begin, original, mask, masked)
+    if inputs.image is not None and not (masked_input and first_step == 0):
+        original = latents_of(inputs.image)
+    noise = noise_source.draw(shape) if latents is None else latents
+    if inputs.image is not None and inputs.mask is not None:
+        unit = inputs.height // shape[2]
+        mask = np.ascontiguousarray(inputs.mask[:, :, ::unit, ::unit])
+        if masked_input:
+            masked = latents_of(inputs.image * (inputs.mask < 0.5))
+        elif posterior:  # diffusers samples this too, although its UNet does not use it
+            count = shape[0] if noise_source.per_image else len(inputs.image)
+            noise_source.draw((count, *shape[1:]))
+    return InitialLatents(noise, first_step, original, mask, masked)

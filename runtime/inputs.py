@@ -1,4 +1,4 @@
-"""What a call of the pipeline is given, checked and brought into arrays."""
+"""The arguments of a pipeline call, checked and turned into arrays."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
 from sdexport.runtime.images.loading import ImageInput, load_image, load_mask, resize
 from sdexport.runtime.images.pixels import to_sample
 from sdexport.runtime.noise.torch_generator import TorchGenerator, check_seed
-from sdexport.runtime.schedulers import Scheduler
 from sdexport.runtime.text.conditioning import Embeds
 
 MAX_SIDE = 16384
+"""Largest height and width in pixels."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """Size to be painted, and what it begins from.
+class ImageInputs:
+    """The size to generate, in pixels, and the images to start from.
 
     image: (n, 3, height, width) float32 in -1..1. mask: (1, 1, height, width) float32, 0 or 1.
     """
@@ -33,47 +34,33 @@ class Given:
     mask: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Course:
-    """The steps that pictures take.
-
-    name: the scheduler's. begin: index of the first of its timesteps that is run. strength: what
-    led to that; None without a picture to begin from.
-    """
-
-    name: str
-    scheduler: Scheduler
-    num_inference_steps: int
-    begin: int
-    strength: float | None
-
-
-def given(
-    source: ImageInput | Sequence[ImageInput] | None,
+def image_inputs(
+    image: ImageInput | Sequence[ImageInput] | None,
     mask: ImageInput | None,
     height: int | None,
     width: int | None,
     resize_mode: str,
+    *,
     default_size: tuple[int, int],
     unit: int,
     count: int,
-) -> Given:
-    """Pictures and mask at the size that will be painted.
+) -> ImageInputs:
+    """Open images and mask and bring them to the size that is generated.
 
     Args:
-      height, width: multiples of `unit`; default those of the first picture, rounded down, or
-        else default_size, (height, width).
-      count: how many will be painted; a multiple of the pictures.
-    Raises: ValueError: sizes or pictures that cannot be. FileNotFoundError: no such picture.
+      height, width: pixels, multiples of `unit`; default the first image's size rounded down, or
+        without an image `default_size`, (height, width).
+      count: images to generate; a multiple of the number of input images.
+    Raises: InvalidArgumentError: sizes or images that do not fit. FileNotFoundError: no such image.
     """
-    if source is None and mask is not None:
-        raise ValueError("mask_image needs an image to be painted into")
-    sources: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
-    opened = [load_image(each) for each in sources] if source is not None else []
-    if source is not None and not opened:
-        raise ValueError("image: expected at least one picture")
+    if image is None and mask is not None:
+        raise InvalidArgumentError("mask_image needs an image")
+    sources: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
+    opened = [load_image(source) for source in sources] if image is not None else []
+    if image is not None and not opened:
+        raise InvalidArgumentError("image: expected at least one image")
     if opened and count % len(opened):
-        raise ValueError(f"got {len(opened)} images for {count} pictures")
+        raise InvalidArgumentError(f"got {len(opened)} input images to generate {count} images")
     if opened:
         default_size = (
             max(opened[0].height // unit, 1) * unit,
@@ -83,8 +70,8 @@ def given(
         _side("width", default_size[1] if width is None else width, unit),
         _side("height", default_size[0] if height is None else height, unit),
     )
-    samples = [to_sample(resize(picture, *size, resize_mode)) for picture in opened]
-    return Given(
+    samples = [to_sample(resize(each, *size, resize_mode)) for each in opened]
+    return ImageInputs(
         *size,
         image=np.concatenate(samples) if samples else None,
         mask=None if mask is None else load_mask(mask, *size, resize_mode),
@@ -97,18 +84,19 @@ def _side(name: str, value: int, unit: int) -> int:
     except ValueError:
         side = -1
     if side % unit:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, got {shown(value)}"
         )
     return side
 
 
 class Noise:
-    """Noise for all pictures: from one generator, or from one for each of them.
+    """The noise of a batch: from one generator, or from one for each image.
 
     Args:
-      seed: one for all, or a list with one for each; None draws one for each.
-    Raises: ValueError: no seed, or not one for each.
+      seed: one for the whole batch, or a list with one for each image; None draws random seeds.
+      device: "cpu" or "cuda": whose torch generator is reproduced.
+    Raises: InvalidArgumentError: not a seed, or not one for each image.
     """
 
     def __init__(
@@ -120,16 +108,16 @@ class Noise:
         one = isinstance(seed, str) or not isinstance(seed, (Sequence, np.ndarray))
         seeds = [seed] * count if one or not np.ndim(seed) else list(seed)  # type: ignore[arg-type]
         if len(seeds) != count:
-            raise ValueError(f"got {len(seeds)} seeds for {count} pictures")
+            raise InvalidArgumentError(f"got {len(seeds)} seeds for {count} images")
         self.seeds = [check_seed(number) for number in seeds]  # type: ignore[arg-type]
-        self.each = not one
+        self.per_image = not one
         self._generators = [
-            TorchGenerator(n, device) for n in self.seeds[: None if self.each else 1]
+            TorchGenerator(n, device) for n in self.seeds[: None if self.per_image else 1]
         ]
 
     def draw(self, shape: Sequence[int]) -> np.ndarray:
-        """Standard normal float32; with a generator for each picture, shape[0] is their number."""
-        if not self.each:
+        """Standard normal float32; with a generator for each image, shape[0] is their number."""
+        if not self.per_image:
             return self._generators[0].randn(shape)
         return np.concatenate([g.randn((1, *shape[1:])) for g in self._generators])
 
@@ -141,12 +129,15 @@ def prompts(
     negative_prompt_embeds: np.ndarray | None,
     num_images_per_prompt: int,
 ) -> tuple[list[str], list[str]]:
-    """Prompt and negative prompt of each picture; empty where embeddings stand for them."""
+    """Prompt and negative prompt of each image; "" where embeddings replace them.
+
+    Raises: InvalidArgumentError: none or both of prompt and embeddings; numbers that do not match.
+    """
     checks.integer("num_images_per_prompt", num_images_per_prompt, 1, 100_000)
     if (prompt is None) == (prompt_embeds is None):
-        raise ValueError("expected either a prompt or prompt_embeds")
+        raise InvalidArgumentError("expected either a prompt or prompt_embeds")
     if negative_prompt is not None and negative_prompt_embeds is not None:
-        raise ValueError("expected either a negative_prompt or negative_prompt_embeds")
+        raise InvalidArgumentError("expected either a negative_prompt or negative_prompt_embeds")
     if prompt is not None:
         prompts = checks.strings("prompt", prompt)
     elif callable(prompt_embeds):
@@ -154,30 +145,15 @@ def prompts(
     else:
         prompts = [""] * len(checks.float_array("prompt_embeds", prompt_embeds, (None, None, None)))
     if not prompts:
-        raise ValueError("expected at least one prompt")
+        raise InvalidArgumentError("expected at least one prompt")
     negatives = checks.strings(
         "negative_prompt", "" if negative_prompt is None else negative_prompt
     )
     if negative_prompt is None or isinstance(negative_prompt, str):
         negatives *= len(prompts)
     if len(negatives) != len(prompts):
-        raise ValueError(f"got {len(prompts)} prompts and {len(negatives)} negative prompts")
+        raise InvalidArgumentError(
+            f"got {len(prompts)} prompts and {len(negatives)} negative prompts"
+        )
     repeat = range(num_images_per_prompt)
     return [p for p in prompts for _ in repeat], [n for n in negatives for _ in repeat]
-
-
-def begin(
-    steps: int, scheduler: Scheduler, strength: float | None, given: Given
-) -> tuple[int, float | None]:
-    """Index of the first of the scheduler's timesteps, and the strength that led to it."""
-    if given.image is None:
-        if strength is not None:
-            raise ValueError("strength needs an image to begin from")
-        return 0, None
-    strength = checks.number("strength", strength, 0, 1)
-    kept = min(int(steps * strength), steps)
-    if kept < 1:
-        raise ValueError(
-            f"strength {strength:g} leaves none of {steps} steps; give at least {1 / steps:.3g}"
-        )
-    return (steps - kept) * scheduler.order, strength

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -14,20 +13,23 @@ import numpy as np
 
 from sdexport.engines import Session
 from sdexport.engines.closing import ClosesOnExit
-from sdexport.engines.messages import shown
-from sdexport.runtime import checks, inputs, schedulers
-from sdexport.runtime.backend_choice import Backends
-from sdexport.runtime.component_sessions import Components, chunks, finite
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime import checks, inputs, timestep_plan
+from sdexport.runtime.component_backends import Backends
+from sdexport.runtime.component_sessions import ComponentSessions, chunks, finite
 from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
 from sdexport.runtime.images import vae
 from sdexport.runtime.images.loading import ImageInput
 from sdexport.runtime.images.pixels import to_uint8
-from sdexport.runtime.initial_latents import Start, start
-from sdexport.runtime.inputs import MAX_SIDE, Course, Given, Noise
-from sdexport.runtime.models.defaults import Defaults
-from sdexport.runtime.models.family import Kind
-from sdexport.runtime.models.unet_inputs import Sizes
+from sdexport.runtime.initial_latents import InitialLatents, initial_latents
+from sdexport.runtime.inputs import MAX_SIDE, ImageInputs, Noise
+from sdexport.runtime.models.conditioning import (
+    ConditioningRequest,
+    SizeConditioning,
+    conditioning_values,
+)
+from sdexport.runtime.models.family import Defaults
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.result import Result, describe
 from sdexport.runtime.schedulers import Scheduler
@@ -35,24 +37,27 @@ from sdexport.runtime.text.conditioning import Embeds, GivenEmbeds, condition
 from sdexport.runtime.text.token_embeds import TokenEmbeds
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.text_encoders import TextEncoders
-
-MAX_STEPS = 100_000
-DEFAULT_SCHEDULER = "ddim"
+from sdexport.runtime.timestep_plan import TimestepPlan, plan_timesteps
 
 
 class Pipeline(ClosesOnExit):
-    """Paints with the sessions of a package; usable from several threads, and a context manager.
+    """Generates images with a package; usable from several threads, and a context manager.
 
     Args:
       package: a checked package.
-      backend: one for all components, or {"unet": "openvino", "*": "auto"}; see backend_choice.py.
-      options: of the backends' sessions, for when components are first needed.
-      sessions: components that are open already; they stay the caller's to close.
-      max_batch: pictures that a component is given at once; None gives it all of them. Bounds the
+      backend: one for all components, or {"unet": "openvino", "*": "auto"}; see
+        component_backends.py.
+      options: of the backends' sessions, used when components are first needed.
+      sessions: components that are open already; the caller closes them.
+      max_batch: images that a component processes at once; None processes all of them. Bounds the
         memory of a large batch and changes nothing else.
-      vae_tile: side in pixels of the tiles in which the VAE works on larger pictures; None lets it
-        work on the whole. Bounds memory; colours may shift a little from tile to tile.
-      low_memory: hold one component in memory at a time; each is opened when it is needed.
+      vae_tile: side in pixels of the tiles in which the VAE processes larger images; None processes
+        the whole image. Bounds memory; colors may shift a little from tile to tile.
+      low_memory: keep one component in memory at a time; each is opened when it is needed.
+
+    Example:
+        with Pipeline(Package.load("package")) as pipe:
+            image = pipe("a red circle", num_inference_steps=4, seed=0).images[0]
     """
 
     def __init__(
@@ -70,18 +75,18 @@ class Pipeline(ClosesOnExit):
         if max_batch is not None:
             checks.integer("max_batch", max_batch, 1, 2**31)
         if vae_tile is not None and checks.integer("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
-            raise ValueError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
+            raise InvalidArgumentError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
         self.package = package
         self.max_batch, self.vae_tile = max_batch, vae_tile
-        self._components = Components(
+        self._family, self._space = package.family, package.manifest.latent_space
+        self._components = ComponentSessions(
             package, backend, options, sessions or {}, low_memory=low_memory
         )
-        self._kind = Kind(package, self.session)
         self.text_encoders = TextEncoders(package, self.session)
 
     @property
     def tokenizer(self) -> ClipTokenizer:
-        """That of the first text encoder."""
+        """The tokenizer of the first text encoder."""
         return next(iter(self.text_encoders.tokenizers.values()))
 
     def session(self, component: str) -> Session:
@@ -135,55 +140,53 @@ class Pipeline(ClosesOnExit):
         eta: float = 0.0,
         on_step: Callable[[DenoiseStep], object] | None = None,
     ) -> Result:
-        """Paint pictures.
+        """Generate images.
 
         Args:
-          prompt, negative_prompt: one text, or one for each picture. Without a negative prompt
-            SDXL is given zeros, which is not the same as "".
-          height, width: pixels, multiples of the package's downscale (8); default those of
+          prompt, negative_prompt: one text, or one for each image. Without a negative prompt SDXL
+            takes zeros as negative embeddings, which is not the same as "".
+          height, width: pixels, multiples of the package's downscale (8); default the size of
             `image`, rounded down, or else the package's.
-          num_inference_steps: 1 or more, as many as the scheduler was trained with at most;
-            default 50, for latent consistency models 4.
+          num_inference_steps: 1 or more, at most as many as the scheduler was trained with; default
+            50, for latent consistency models 4.
           timesteps, sigmas: instead of a number of steps, for schedulers that take them.
-          guidance_scale: 0 or more; up to 1 no unconditional pass is run. Default 7.5, for SDXL 5
-            without a mask, for latent consistency models, which are told it, 8.5.
+          guidance_scale: 0 or more; up to 1 no unconditional pass is run. Default 7.5, for SDXL
+            without a mask 5, for latent consistency models (which take it as an input) 8.5.
           guidance_rescale, guidance_interval, guidance_function: see Guidance.
           cache_interval: (start, end) as fractions of the steps; between them every second step
-            takes the prediction of the one before. Faster, and not exact; see docs/experiments.md.
-          image: picture to begin from, or one for each prompt: any file, mode or size.
-          strength: 0..1, how much of `image` is given up; default 0.8, with a mask 1, for SDXL 0.3
-            and 0.9999.
-          mask_image: bright where `image` is painted anew.
-          resize_mode: how image and mask get to the size: "stretch", "crop" or "fill".
-          seed: one for the whole batch (as one torch generator), a list with one for each picture,
-            or None to draw some; 0 is a seed.
-          noise_device: "cpu" or "cuda": whose torch generator the noise is equal to.
+            reuses the prediction of the step before. Faster and not exact; see docs/experiments.md.
+          image: image to start from, or one for each prompt: a file, Pillow image or array.
+          strength: 0..1, how far `image` is changed; default 0.8, with a mask 1, for SDXL 0.3 and
+            0.9999.
+          mask_image: bright where new content is generated.
+          resize_mode: how image and mask are brought to the size: "stretch", "crop" or "fill".
+          seed: one for the whole batch (like one torch generator), a list with one for each image,
+            or None for random ones; 0 is a seed.
+          noise_device: "cpu" or "cuda": whose torch generator is reproduced.
           latents: (B, C, H/8, W/8) float32 standard normal noise to start from, instead of a seed.
-          prompt_embeds, negative_prompt_embeds: (1 or B, n, width) float32 instead of the texts;
-            for prompt_embeds also a function from a step index to such an array.
-          prompt_weights: read "(word:1.3)" and its kin, and prompts of any length; see
-            text.prompt_weights. Otherwise brackets are text and 75 tokens are the limit.
+          prompt_embeds, negative_prompt_embeds: (1 or B, n, width) float32 instead of texts;
+            prompt_embeds may be a function from (step index, number of steps) to such an array.
           pooled_prompt_embeds, negative_pooled_prompt_embeds: (1 or B, width) float32, which SDXL
-            needs beside the others.
+            needs in addition.
+          prompt_weights: read "(word:1.3)" and similar, and prompts of any length; see
+            prompt_weights.py. Otherwise brackets are text and 75 tokens are the limit.
           clip_skip: layers of the text encoder to leave out at its end; as in diffusers, for the
-            prompt and not for the negative one.
-          token_embeds: what takes the place of words before the text encoder, such as
+            prompt and not for the negative prompt.
+          token_embeds: replacements for words before the text encoder, such as
             {"puppy": {"puppy": 0.5, "skunk": 0.5}}; see sdexport.runtime.text.token_embeds.
           original_size, crops_coords_top_left, target_size, aesthetic_score,
-            negative_aesthetic_score: what SDXL is told of the picture; sizes are (height, width),
-            default the picture's own.
-          scheduler: one of sdexport.runtime.schedulers.NAMES; default the package's own.
+            negative_aesthetic_score: SDXL's size conditioning; sizes are (height, width), default
+            the image's own.
+          scheduler: one of sdexport.schedulers.NAMES; default the package's own.
           eta: for DDIM and TCD, 0..1.
           on_step: called after every step.
-        Raises: ValueError: an argument out of range. EngineError: a component failed or gave
-          numbers that are not finite.
+        Raises: InvalidArgumentError: an argument out of range. EngineError: a component failed, or
+          its output is not finite.
         """
-        usual = self.defaults(image=image is not None, mask=mask_image is not None)
-        scale = usual.guidance_scale if guidance_scale is None else guidance_scale
-        steps = usual.num_inference_steps if num_inference_steps is None else num_inference_steps
-        strength = usual.strength if strength is None else strength
-        guidance = self._kind.guidance(
-            scale, guidance_rescale, guidance_interval, guidance_function
+        defaults = self.defaults(image=image is not None, mask=mask_image is not None)
+        scale = _or(guidance_scale, defaults.guidance_scale)
+        guidance = self._family.guidance(
+            Guidance(scale, guidance_rescale, guidance_interval, guidance_function)
         )
         if cache_interval is not None:
             checks.interval("cache_interval", cache_interval)
@@ -192,16 +195,37 @@ class Pipeline(ClosesOnExit):
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
         if token_embeds is not None and prompt_embeds is not None:
-            raise ValueError("token_embeds change a prompt, not prompt_embeds; give one of them")
-        given = self._kind.given(image, mask_image, height, width, resize_mode, len(prompts))
-        course = self._course(scheduler, steps, strength, given, eta, timesteps, sigmas)
-        source = Noise(seed, len(prompts), noise_device)
-        shape = (len(prompts), *self.latent_shape(given.height, given.width))
+            raise InvalidArgumentError(
+                "token_embeds change a prompt, not prompt_embeds; give one of them"
+            )
+        self._family.check_task(image=image is not None, mask=mask_image is not None)
+        images = inputs.image_inputs(
+            image,
+            mask_image,
+            height,
+            width,
+            resize_mode,
+            default_size=self.package.manifest.default_size,
+            unit=self._space.downscale,
+            count=len(prompts),
+        )
+        plan = plan_timesteps(
+            _or(scheduler, self.default_scheduler),
+            self.package.scheduler_config,
+            _or(num_inference_steps, defaults.num_inference_steps),
+            _or(strength, defaults.strength),
+            has_image=images.image is not None,
+            eta=eta,
+            timesteps=timesteps,
+            sigmas=sigmas,
+        )
+        noise = Noise(seed, len(prompts), noise_device)
+        shape = (len(prompts), *self.latent_shape(images.height, images.width))
         if latents is not None:
             checks.float_array("latents", latents, shape)
-        sizes = Sizes.checked(
-            original_size or (given.height, given.width),
-            target_size or (given.height, given.width),
+        sizes = SizeConditioning.checked(
+            original_size or (images.height, images.width),
+            target_size or (images.height, images.width),
             crops_coords_top_left,
             aesthetic_score,
             negative_aesthetic_score,
@@ -223,40 +247,40 @@ class Pipeline(ClosesOnExit):
                 pooled_prompt_embeds,
                 negative_pooled_prompt_embeds,
             ),
-            zeros=negative_prompt is None and self._kind.takes_zeros,
+            zeros=negative_prompt is None
+            and self._family.zeros_without_negative_prompt(self.package.model_index),
         )
-        further = self._kind.conditions(pooled, sizes, scale, len(prompts), guidance)
-        beginning = self._start(given, source, shape, course.begin, latents)
+        conditioning = self._conditioning(pooled, sizes, scale, len(prompts), guidance)
+        start = self._initial_latents(images, noise, shape, plan, latents)
         clock.append(time.perf_counter())
-        loop = self._denoise(
-            beginning, embeds, course.scheduler, guidance, source.draw, further, cache_interval
+        steps = self._denoise(
+            start, embeds, plan.scheduler, guidance, noise.draw, conditioning, cache_interval
         )
-        painted = _last_latents(loop, on_step)
+        denoised = _last_latents(steps, on_step)
         clock.append(time.perf_counter())
-        pixels = self.decode(painted)
+        pixels = self.decode(denoised)
         clock.append(time.perf_counter())
         parameters = describe(
             prompts,
             negatives,
-            given,
-            course,
-            source,
+            images,
+            plan,
+            noise,
             guidance_scale=scale,
             eta=eta,
             model=self.package.folder.resolve().name,
             drawn=latents is None or seed is not None,
         )
-        return Result.of(pixels, painted, parameters, clock)
+        return Result.of(pixels, denoised, parameters, clock)
 
     @property
     def default_scheduler(self) -> str:
         """The package's own scheduler if it is known here, else DDIM."""
-        named = str(self.package.scheduler_config.get("_class_name", ""))
-        return schedulers.canonical_name(named) or DEFAULT_SCHEDULER
+        return timestep_plan.default_scheduler(self.package.scheduler_config)
 
     def defaults(self, *, image: bool = False, mask: bool = False) -> Defaults:
-        """What is taken for arguments that are not given, painting from nothing, image or mask."""
-        return self._kind.defaults(image=image, mask=mask)
+        """Default arguments of a call with or without an image and a mask."""
+        return self._family.defaults(image=image, mask=mask)
 
     def scheduler(
         self,
@@ -268,24 +292,14 @@ class Pipeline(ClosesOnExit):
         sigmas: Sequence[float] | None = None,
     ) -> Scheduler:
         """A scheduler on the package's configuration; see sdexport.runtime.schedulers.create."""
-        if not isinstance(name, str):
-            raise ValueError(f"scheduler must be a name, got {shown(name)}")
-        checks.integer("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
-        checks.number("eta", eta, 0, 1)
-        options: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
-        options = {key: value for key, value in options.items() if value is not None}
-        steps = None if options else num_inference_steps  # else they are as many as are given
-        short = schedulers.canonical_name(name)
-        if short and "eta" in schedulers.option_names(short):
-            options["eta"] = eta  # 0 too: TCD's own default is another one
-        elif eta and short:
-            raise ValueError(f"scheduler '{name}' takes no eta; only ddim and tcd do")
-        return schedulers.create(name, self.package.scheduler_config, steps, **options)
+        config = self.package.scheduler_config
+        return timestep_plan.make_scheduler(
+            name, config, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H/8, W/8) for a picture of that size."""
-        manifest = self.package.manifest
-        return manifest.latent_channels, height // manifest.downscale, width // manifest.downscale
+        """(C, H/8, W/8) of the latents of an image of (height, width) pixels."""
+        return self._space.shape(height, width)
 
     def encode(
         self,
@@ -320,15 +334,17 @@ class Pipeline(ClosesOnExit):
         Raises: ValueError: an array of another kind, or sides that are no multiples of the
           package's downscale. EngineError: the encoder failed.
         """
-        unit, session = self.package.manifest.downscale, self.session("vae_encoder")
+        name, unit = self._family.vae_encoder, self._space.downscale
         checks.float_array("pixels", pixels, (None, 3, None, None))
         if not pixels.size or pixels.shape[2] % unit or pixels.shape[3] % unit:
-            raise ValueError(f"pixels: sides must be multiples of {unit}, got {pixels.shape}")
+            raise InvalidArgumentError(
+                f"pixels: sides must be multiples of {unit}, got {pixels.shape}"
+            )
         parts = [
-            vae.encode(session, pixels[rows], tile=self.vae_tile, downscale=unit)
+            vae.encode(self.session(name), pixels[rows], tile=self.vae_tile, downscale=unit)
             for rows in chunks(len(pixels), self.max_batch)
         ]
-        return finite(np.concatenate(parts), "vae_encoder", "the picture")
+        return finite(np.concatenate(parts), name, "the image")
 
     def denoise(
         self,
@@ -338,7 +354,7 @@ class Pipeline(ClosesOnExit):
         *,
         guidance_scale: float = 7.5,
         guidance: Guidance | None = None,
-        conditions: Mapping[str, np.ndarray] | None = None,
+        conditioning: Mapping[str, np.ndarray] | None = None,
         draw: Draw | None = None,
         cache_interval: tuple[float, float] | None = None,
     ) -> Generator[DenoiseStep]:
@@ -352,18 +368,18 @@ class Pipeline(ClosesOnExit):
           prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1; or a function
             from (step index, number of steps) to such arrays.
           guidance: instead of guidance_scale.
-          conditions: further inputs of the UNet; see sdexport.runtime.models.unet_inputs.
+          conditioning: further inputs of the denoiser by name; see
+            sdexport.runtime.models.conditioning.
           draw: gives fresh noise of a shape, for schedulers that take some.
           cache_interval: as for a whole picture.
         Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that
           are not finite.
         """
         guidance = guidance or Guidance(guidance_scale)
-        channels = self.package.manifest.latent_channels
-        checks.float_array("latents", latents, (None, channels, None, None))
-        begin = Start(latents)
+        checks.float_array("latents", latents, (None, self._space.channels, None, None))
+        start = InitialLatents(latents)
         return self._denoise(
-            begin, prompt_embeds, scheduler, guidance, draw, conditions, cache_interval
+            start, prompt_embeds, scheduler, guidance, draw, conditioning, cache_interval
         )
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -371,76 +387,86 @@ class Pipeline(ClosesOnExit):
 
         Raises: ValueError: an array of another kind. EngineError: the decoder failed.
         """
-        manifest, session = self.package.manifest, self.session("vae_decoder")
-        checks.float_array("latents", latents, (None, manifest.latent_channels, None, None))
-        tile = None if self.vae_tile is None else self.vae_tile // manifest.downscale
+        space, name = self._space, self._family.vae_decoder
+        checks.float_array("latents", latents, (None, space.channels, None, None))
+        tile = None if self.vae_tile is None else self.vae_tile // space.downscale
         parts = []
         for rows in chunks(len(latents), self.max_batch):
-            latent_sample = latents[rows] / np.float32(manifest.scaling_factor)
-            sample = vae.decode(session, latent_sample, tile=tile)
-            parts.append(to_uint8(finite(sample, "vae_decoder", "the latents")))
+            sample = vae.decode(self.session(name), space.to_vae(latents[rows]), tile=tile)
+            parts.append(to_uint8(finite(sample, name, "the latents")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _conditioning(
+        self,
+        pooled: np.ndarray | None,
+        sizes: SizeConditioning,
+        guidance_scale: float,
+        count: int,
+        guidance: Guidance,
+    ) -> dict[str, np.ndarray]:
+        """The values of the family's conditioning inputs that the denoiser's graph has."""
+        request = ConditioningRequest(
+            count,
+            guidance.is_guided,
+            guidance_scale,
+            sizes,
+            scored=bool(self.package.model_index.get("requires_aesthetics_score")),
+            pooled=pooled,
+        )
+        specs = self.session(self._family.denoiser).inputs
+        return conditioning_values(self._family.conditioning, specs, request)
 
     def _denoise(
         self,
-        start: Start,
+        start: InitialLatents,
         embeds: Embeds,
         scheduler: Scheduler,
         guidance: Guidance,
         draw: Draw | None,
-        further: Mapping[str, np.ndarray] | None,
+        conditioning: Mapping[str, np.ndarray] | None,
         cache_interval: tuple[float, float] | None,
     ) -> Generator[DenoiseStep]:
         return denoise(
-            self.session("unet"),
+            self.session(self._family.denoiser),
             start,
             embeds,
             scheduler,
             guidance=guidance,
-            conditions=further,
+            conditioning=conditioning,
             prediction_type=self.package.manifest.prediction_type,
             draw=draw,
             max_batch=self.max_batch,
             cache_interval=cache_interval,
         )
 
-    def _course(
+    def _initial_latents(
         self,
-        name: str | None,
-        steps: int,
-        strength: float | None,
-        given: Given,
-        eta: float,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-    ) -> Course:
-        """The scheduler that was asked for, and where on it the pictures begin."""
-        name = self.default_scheduler if name is None else name
-        sampler = self.scheduler(name, steps, eta=eta, timesteps=timesteps, sigmas=sigmas)
-        if timesteps is not None or sigmas is not None:
-            steps = math.ceil(len(sampler.timesteps) / sampler.order)
-        begin, strength = inputs.begin(steps, sampler, strength, given)
-        return Course(schedulers.canonical_name(name) or name, sampler, steps, begin, strength)
-
-    def _start(
-        self,
-        given: Given,
-        source: Noise,
+        images: ImageInputs,
+        noise: Noise,
         shape: tuple[int, int, int, int],
-        begin: int,
+        plan: TimestepPlan,
         latents: np.ndarray | None,
-    ) -> Start:
-        return start(
-            given,
-            source,
+    ) -> InitialLatents:
+        posterior = True
+        if images.image is not None:
+            encoder = self.session(self._family.vae_encoder)
+            posterior = self._space.is_posterior(encoder.outputs[0].shape[1])
+        return initial_latents(
+            images,
+            noise,
             shape,
-            begin,
+            plan.first_step,
             self.encode_image,
             latents=latents,
-            scaling_factor=self.package.manifest.scaling_factor,
-            inpaints=self._kind.inpaints,
-            draws=given.image is None or self._kind.draws_posterior,
+            space=self._space,
+            masked_input=self._family.masked_input,
+            posterior=posterior,
         )
+
+
+def _or(value: Any, default: Any) -> Any:
+    """A value, or the default if it is None."""
+    return default if value is None else value
 
 
 def _last_latents(
@@ -458,13 +484,19 @@ def _last_latents(
 def load_pipeline(
     folder: str | Path, backend: Backends = "onnxruntime", *, verify: bool = True, **options: Any
 ) -> Pipeline:
-    """Load a package for painting.
+    """Load a package to generate images with it.
 
     Args:
+      folder: a package, or a folder that Optimum exported.
+      backend: "onnxruntime", "openvino", "auto" and others; see Pipeline.
       verify: compare every file with its SHA-256 first.
       options: of Pipeline (max_batch, vae_tile, low_memory), and of the backends' sessions
         (threads, engine_dir).
-    Raises: FileNotFoundError, PackageError: see Package.load. ImportError: the backend is not
-      installed.
+    Raises: FileNotFoundError, PackageError: see Package.load. MissingDependencyError: the backend
+      is not installed.
+
+    Example:
+        with load_pipeline("package") as pipe:
+            image = pipe("a red circle", num_inference_steps=4, seed=0).images[0]
     """
     return Pipeline(Package.load(folder, verify=verify), backend, **options)

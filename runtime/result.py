@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from sdexport.runtime.images.metadata import Parameters, to_image
-from sdexport.runtime.inputs import Course, Given, Noise
+from sdexport.runtime.inputs import ImageInputs, Noise
+from sdexport.runtime.timestep_plan import TimestepPlan
 
 STAGES = ("encode", "denoise", "decode")
 
@@ -47,9 +48,9 @@ class Result:
 def describe(
     prompts: Sequence[str],
     negatives: Sequence[str],
-    given: Given,
-    course: Course,
-    source: Noise,
+    images: ImageInputs,
+    plan: TimestepPlan,
+    noise: Noise,
     *,
     guidance_scale: float,
     eta: float,
@@ -65,17 +66,17 @@ def describe(
         Parameters(
             prompt=prompt,
             negative_prompt=negative,
-            num_inference_steps=course.num_inference_steps,
-            scheduler=course.name,
+            num_inference_steps=plan.num_inference_steps,
+            scheduler=plan.name,
             guidance_scale=float(guidance_scale),
-            seed=source.seeds[i] if drawn else None,
-            width=given.width,
-            height=given.height,
+            seed=noise.seeds[i] if drawn else None,
+            width=images.width,
+            height=images.height,
             model=model,
             eta=float(eta),
-            strength=course.strength,
-            batch_size=1 if source.each else len(prompts),
-            batch_index=0 if source.each else i,
+            strength=plan.strength,
+            batch_size=1 if noise.per_image else len(prompts),
+            batch_index=0 if noise.per_image else i,
         )
         for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True))
     ]

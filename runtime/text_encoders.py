@@ -13,7 +13,9 @@ from sdexport.engines.messages import shown
 from sdexport.engines.session import Feeds
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import finite
-from sdexport.runtime.packages.package import INPUTS_EMBEDS, TOKEN_EMBEDDING, Package
+from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
+from sdexport.runtime.models.text_layers import PROJECTED
+from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.conditioning import Encoded
 from sdexport.runtime.text.prompt_weights import apply_weights, tokenize_weighted
 from sdexport.runtime.text.token_embeds import (
@@ -25,8 +27,6 @@ from sdexport.runtime.text.token_embeds import (
     word_ids,
 )
 
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-PENULTIMATE = "hidden_states."
 MOST_LAYERS = 1000
 REMEMBERED = 32
 """Rows of 77 tokens whose embeddings are kept: 8 MB of SD 1.5, 10 MB of SDXL."""
@@ -45,10 +45,11 @@ class TextEncoders:
     def __init__(self, package: Package, session: Callable[[str], Session]) -> None:
         self._session = session
         self._rows = _Rows(REMEMBERED)
+        self._text_layers = package.family.text_layers
         self.tokenizers = {
-            name: package.tokenizer(name)
-            for name in TEXT_ENCODERS
-            if name in package.manifest.components
+            spec.name: package.tokenizer(spec.name)
+            for spec in package.family.text_encoders
+            if spec.name in package.manifest.components
         }
         self._layers = {
             name: checks.integer(
@@ -99,13 +100,14 @@ class TextEncoders:
             pooled = of_text if of_text is not None else pooled
         return Encoded(sides[0] if len(sides) == 1 else np.concatenate(sides, axis=-1), pooled)
 
-    def token_embeds(self, word: str, component: str = "text_encoder") -> np.ndarray:
+    def token_embeds(self, word: str, component: str | None = None) -> np.ndarray:
         """Embeddings of a word's tokens as they go into a text encoder.
 
         Returns: (tokens, width) float32.
         Raises: ValueError: no such text encoder; an empty word. PackageError: the package lacks
           the graph.
         """
+        component = next(iter(self.tokenizers)) if component is None else component
         if component not in self.tokenizers:
             raise ValueError(
                 f"no text encoder '{component:.40}'; the package has {', '.join(self.tokenizers)}"
@@ -145,7 +147,7 @@ class TextEncoders:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         session, feeds = self._inputs(name, input_ids, wanted)
         output, whole = self._outputs(name, session, clip_skip)
-        pooled = [spec.name for spec in session.outputs if spec.name == "text_embeds"]
+        pooled = [spec.name for spec in session.outputs if spec.name == PROJECTED]
         hidden, of_texts = [], []
         for i in range(len(input_ids)):
             row = {key: value[i : i + 1] for key, value in feeds.items()}
@@ -156,18 +158,9 @@ class TextEncoders:
         return np.concatenate(hidden), np.concatenate(of_texts) if of_texts else None
 
     def _outputs(self, name: str, session: Session, clip_skip: int) -> tuple[str, str]:
-        """The outputs that hold the embeddings with layers left out, and with none.
-
-        SDXL takes the last but one layer's for the whole.
-        """
+        """The outputs that hold the embeddings with layers left out, and with none."""
         outputs = [spec.name for spec in session.outputs]
-        layers = sum(output.startswith(PENULTIMATE) for output in outputs)
-        layers = min(layers, self._layers[name])  # Optimum also writes what leaves the last one
-        if "text_encoder_2" in self.tokenizers:
-            able = {n: f"{PENULTIMATE}{layers - 1 - n}" for n in range(layers)}
-        else:
-            able = {0: "last_hidden_state"}
-            able |= {n: f"clip_skip.{n}" for n in range(1, 12) if f"clip_skip.{n}" in outputs}
+        able = self._text_layers.by_clip_skip(outputs, self._layers[name])
         if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or clip_skip not in able:
             raise ValueError(
                 f"clip_skip must be one of {', '.join(map(str, able))} with this package, "

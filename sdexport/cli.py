@@ -51,7 +51,7 @@ def _message(error: Exception) -> str:
 def main(debug: bool) -> None:
     """A Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("sdexport.runtime.packages.package").setLevel(
+    logging.getLogger("sdexport.runtime.component_engines").setLevel(
         logging.INFO
     )  # it says what auto takes
     for handler in logging.getLogger().handlers:

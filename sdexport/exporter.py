@@ -1,4 +1,4 @@
-"""From a checkpoint to a package: trace each component, record PyTorch's answers, write it all."""
+"""From a checkpoint to a package: trace each component and record its reference outputs."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from sdexport.engines.errors import CheckpointError, VerificationError
 from sdexport.graphs.precision import check_precision, conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.trace import trace
-from sdexport.graphs.wrappers import parts
+from sdexport.graphs.wrappers import Part, parts
 from sdexport.package_writer import describe, describe_component, write
 from sdexport.preview_fit import fit_preview
-from sdexport.runtime.packages.manifest import MANIFEST, Component, Manifest
+from sdexport.runtime.models.components import Role
+from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, Manifest
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.version import __version__
 from sdexport.verification.reference import (
-    PictureRecorder,
+    ImageRecorder,
     TorchSession,
     record_component,
     record_token_graphs,
 )
 from sdexport.verification.report import Check
-from sdexport.verification.verifier import verify_package
+from sdexport.verification.verifier import REFERENCE_IMAGE, verify_package
 
 DEFAULT_OPSET = 23
 OPSETS = range(18, 25)
@@ -115,14 +116,14 @@ def _write_package(
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
     tokenizers = {part: _tokenizer(checkpoint, folder, part) for part in checkpoint.text_encoders}
-    picture = PictureRecorder(checkpoint, tokenizers)
+    recorder = ImageRecorder(checkpoint, tokenizers)
     backend = verifying_backend(precision)
-    total = _count_stages(checkpoint, picture, verifies=backend is not None)
+    total = _count_stages(checkpoint, recorder, verifies=backend is not None)
 
     def begin(component: str, stage: str) -> None:
         progress(component, stage, total)
 
-    components, preview = _write_components(checkpoint, folder, opset, precision, begin, picture)
+    components, preview = _write_components(checkpoint, folder, opset, precision, begin, recorder)
     tools = {"sdexport": __version__, "python": platform.python_version()}
     tools |= {name: metadata.version(name) for name in _TOOLS}
     manifest = describe(checkpoint, folder, components, tools=tools, preview=preview)
@@ -134,10 +135,10 @@ def _write_package(
     return manifest
 
 
-def _count_stages(checkpoint: Checkpoint, picture: PictureRecorder, *, verifies: bool) -> int:
-    """Loads, records, traces and verifications, those of the picture among them."""
+def _count_stages(checkpoint: Checkpoint, recorder: ImageRecorder, *, verifies: bool) -> int:
+    """Loads, records, traces and verifications, that of the image included."""
     components = parts(checkpoint.configs)
-    loads = len(checkpoint.configs) + picture.begins_with_vae
+    loads = len(checkpoint.configs) + recorder.starts_from_image
     checks = len(components) + 1 if verifies else 0
     return loads + 2 * len(components) + checks
 
@@ -163,19 +164,20 @@ def _write_components(
     opset: int,
     precision: str,
     begin: _Begin,
-    picture: PictureRecorder,
-) -> tuple[dict[str, Component], tuple[tuple[float, ...], ...]]:
+    recorder: ImageRecorder,
+) -> tuple[dict[str, ComponentRecord], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
 
     Returns: the components, and the colours for previews.
     """
     components = {}
     preview: tuple[tuple[float, ...], ...] = ()
+    vae = checkpoint.family.with_role(Role.VAE_ENCODER)
     loaded: tuple[str, Any] = ("", None)
-    if picture.begins_with_vae:
-        begin("vae_encoder", "load")
-        loaded = ("vae", checkpoint.load("vae"))
-        picture.begin(loaded[1])
+    if recorder.starts_from_image:
+        begin(vae.name, "load")
+        loaded = (vae.source, checkpoint.load(vae.source))
+        recorder.start(loaded[1])
     for part in parts(checkpoint.configs):
         if loaded[0] != part.source:
             free_weights(loaded[1])
@@ -183,25 +185,16 @@ def _write_components(
             loaded = (part.source, checkpoint.load(part.source))
         module = loaded[1]
         begin(part.name, "record")
-        with TorchSession(part, module) as session:
-            is_text = part.name in checkpoint.text_encoders
-            ids = picture.input_ids(part.name) if is_text else None
-            record_component(session, part, folder / "reference" / f"{part.name}.npz", ids)
-            if ids is not None:
-                record_token_graphs(session, module, folder / "reference", ids)
-                picture.encode(part.name, session)
-        if part.name == "unet":
-            picture.denoise(module)
-        elif part.name == "vae_decoder":
-            picture.decode(module, folder / "reference" / "picture.npz")
-            scaling_factor = checkpoint.configs["vae"].scaling_factor
-            preview = fit_preview(module, scaling_factor, checkpoint.downscale)
+        _record(part, module, folder / "reference", recorder)
+        if part.role is Role.VAE_DECODER:
+            preview = fit_preview(module, checkpoint.vae.scaling_factor, checkpoint.downscale)
         begin(part.name, "trace")
-        change = conversion(precision, part.source, checkpoint.configs)
+        config = checkpoint.configs[part.source]
+        change = conversion(precision, part.component, checkpoint.family, config)
         path = folder / part.name / "model.onnx"
         notes = _notes(checkpoint, part.name, change.precision)
         trace(part, module, path, opset=opset, change=change, notes=notes)
-        if is_text:
+        if part.role is Role.TEXT_ENCODER:
             write_token_graphs(path)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
@@ -211,10 +204,25 @@ def _write_components(
     return components, preview
 
 
+def _record(part: Part, module: Any, folder: Path, recorder: ImageRecorder) -> None:
+    """Write the reference outputs of a component, and go on with the reference image."""
+    with TorchSession(part, module) as session:
+        is_text = part.role is Role.TEXT_ENCODER
+        ids = recorder.input_ids(part.name) if is_text else None
+        record_component(session, part, folder / f"{part.name}.npz", ids)
+        if ids is not None:
+            record_token_graphs(session, module, folder, ids)
+            recorder.encode(part.name, session)
+    if part.role is Role.DENOISER:
+        recorder.denoise(module)
+    elif part.role is Role.VAE_DECODER:
+        recorder.decode(module, folder / f"{REFERENCE_IMAGE}.npz")
+
+
 def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, str]:
     """What a graph says of itself: how it came to be, with no path and no time of day."""
     source = {f"source.{key}": value for key, value in checkpoint.source.items()}
-    of_graph = {"component": component, "family": checkpoint.family, "precision": precision}
+    of_graph = {"component": component, "family": checkpoint.family.name, "precision": precision}
     return {"sdexport": __version__} | of_graph | source
 
 

@@ -9,12 +9,12 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines.files import sha256_of
 from sdexport.graphs.precision import Conversion
 from sdexport.graphs.wrappers import Part
-from sdexport.runtime.packages.manifest import MANIFEST, Component, FileRecord, Manifest
+from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, FileRecord, Manifest
 
 
-def describe_component(folder: Path, part: Part, change: Conversion, opset: int) -> Component:
+def describe_component(folder: Path, part: Part, change: Conversion, opset: int) -> ComponentRecord:
     """A component that was traced to `folder`, and the graphs beside its own."""
-    return Component(
+    return ComponentRecord(
         files=tuple(_record(folder, file) for file in _graph_files(folder / part.name)),
         precision=change.precision,
         opset=opset,
@@ -27,7 +27,7 @@ def describe_component(folder: Path, part: Part, change: Conversion, opset: int)
 def describe(
     checkpoint: Checkpoint,
     folder: Path,
-    components: Mapping[str, Component],
+    components: Mapping[str, ComponentRecord],
     *,
     tools: Mapping[str, str],
     preview: tuple[tuple[float, ...], ...] | None = None,
@@ -37,10 +37,10 @@ def describe(
     Args:
       tools: versions of what made it. preview: see Manifest.
     """
-    vae, downscale = checkpoint.configs["vae"], checkpoint.downscale
+    vae, downscale = checkpoint.vae, checkpoint.downscale
     height, width = checkpoint.sample_size
     return Manifest(
-        family=checkpoint.family,
+        family=checkpoint.family.name,
         source=checkpoint.source,
         latent_channels=vae.latent_channels,
         downscale=downscale,

@@ -1,108 +1,204 @@
-"""What kind of model a package holds, and what a picture by it must be given for that."""
+"""A model family: the one object that answers what differs from family to family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
-
-from sdexport.engines import Session
-from sdexport.runtime import inputs
-from sdexport.runtime.guidance import Guidance, GuidanceFunction
-from sdexport.runtime.images.loading import ImageInput
-from sdexport.runtime.inputs import Given
-from sdexport.runtime.models.defaults import Defaults, defaults
-from sdexport.runtime.models.unet_inputs import Sizes, conditions
-from sdexport.runtime.packages.package import Package
+from sdexport.engines import TensorSpec
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.guidance import Guidance
+from sdexport.runtime.models.components import ComponentSpec, Role
+from sdexport.runtime.models.conditioning import ConditioningInput, Configs
+from sdexport.runtime.models.latent_space import latent_size_of
+from sdexport.runtime.models.text_layers import TextLayers, pooled_output
 
 
-class Kind:
-    """Reads the package's configurations and the edges of its graphs.
+@dataclass(frozen=True)
+class Defaults:
+    """Default arguments of a pipeline call; strength is None for text to image.
 
-    Args:
-      session: gives a component's open session.
+    Source: the signatures of diffusers 0.42's pipelines; tests/parity compares them.
     """
 
-    def __init__(self, package: Package, session: Callable[[str], Session]) -> None:
-        self._package, self._session = package, session
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """What a model family consists of, and how its pipeline behaves.
+
+    name: as in a package's manifest.
+    pipelines: class names of diffusers' pipelines whose checkpoints belong to it.
+    components: in the order in which a pipeline runs them; the VAE encoder comes last.
+    text_to_image, image_to_image, inpainting: default arguments of each task.
+    conditioning: inputs of the denoiser next to latents, timestep and prompt.
+    text_layers: which outputs of the text encoders are used.
+    zero_negative: whether the negative embeddings are zeros if there is no negative prompt, as long
+      as the checkpoint's model_index.json does not say otherwise.
+    guidance_embedding: whether the guidance scale is an input of the denoiser; then there is no
+      unconditional pass.
+    masked_input: whether the denoiser takes a mask and the latents of the masked image.
+    refines: whether it only works on an image, with an aesthetic score instead of a target size.
+    half_precision_vae: whether the VAE can be computed in float16.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    components: tuple[ComponentSpec, ...]
+    text_to_image: Defaults
+    image_to_image: Defaults
+    inpainting: Defaults
+    conditioning: tuple[ConditioningInput, ...] = ()
+    text_layers: TextLayers = field(default_factory=TextLayers)
+    zero_negative: bool = False
+    guidance_embedding: bool = False
+    masked_input: bool = False
+    refines: bool = False
+    half_precision_vae: bool = True
+
+    def component(self, name: str) -> ComponentSpec:
+        """A component by its name; KeyError if the family has no such component."""
+        return {spec.name: spec for spec in self.components}[name]
+
+    def with_role(self, role: Role) -> ComponentSpec:
+        """The first component of a role."""
+        return next(spec for spec in self.components if spec.role is role)
 
     @property
-    def is_xl(self) -> bool:
-        """SDXL, or its refiner."""
-        return "text_encoder_2" in self._package.manifest.components
+    def text_encoders(self) -> tuple[ComponentSpec, ...]:
+        """The text encoders, in the order in which their embeddings are concatenated."""
+        return tuple(spec for spec in self.components if spec.role is Role.TEXT_ENCODER)
 
     @property
-    def takes_zeros(self) -> bool:
-        """Whether no negative prompt means zeros in place of embeddings."""
-        return self.is_xl and bool(self._package.index.get("force_zeros_for_empty_prompt", True))
+    def denoiser(self) -> str:
+        """Name of the component that predicts the noise."""
+        return self.with_role(Role.DENOISER).name
 
     @property
-    def is_told_scale(self) -> bool:
-        """Whether the guidance scale is an input of the UNet."""
-        return any(spec.name == "timestep_cond" for spec in self._session("unet").inputs)
+    def vae_decoder(self) -> str:
+        """Name of the component that turns latents into pixels."""
+        return self.with_role(Role.VAE_DECODER).name
 
     @property
-    def draws_posterior(self) -> bool:
-        """Whether the VAE gives moments to draw from; AutoencoderTiny gives bare latents."""
-        outputs = self._session("vae_encoder").outputs
-        return outputs[0].shape[1] != self._package.manifest.latent_channels
+    def vae_encoder(self) -> str:
+        """Name of the component that turns pixels into latents."""
+        return self.with_role(Role.VAE_ENCODER).name
 
     @property
-    def inpaints(self) -> bool:
-        """Whether the UNet has channels for mask and masked picture."""
-        spec = next(s for s in self._session("unet").inputs if s.name == "sample")
-        return spec.shape[1] == 2 * self._package.manifest.latent_channels + 1
+    def sources(self) -> tuple[str, ...]:
+        """Folders of a diffusers checkpoint that hold the components."""
+        return tuple(dict.fromkeys(spec.source for spec in self.components))
+
+    @property
+    def starts_from_image(self) -> bool:
+        """Whether an image is always needed."""
+        return self.masked_input or self.refines
 
     def defaults(self, *, image: bool, mask: bool) -> Defaults:
-        """What is taken for arguments that are not given."""
-        return defaults(xl=self.is_xl, told_scale=self.is_told_scale, image=image, mask=mask)
+        """Default arguments for a call with or without an image and a mask."""
+        if mask:
+            return self.inpainting
+        return self.image_to_image if image else self.text_to_image
 
-    def given(
-        self,
-        source: ImageInput | Sequence[ImageInput] | None,
-        mask: ImageInput | None,
-        height: int | None,
-        width: int | None,
-        resize_mode: str,
-        count: int,
-    ) -> Given:
-        """Pictures and mask that were given, at the size that will be painted."""
-        if self.inpaints and mask is None:
-            raise ValueError("this package paints into pictures: give image and mask_image")
-        if self._package.index.get("requires_aesthetics_score") and source is None:
-            raise ValueError("this package refines pictures: give image")
-        manifest = self._package.manifest
-        return inputs.given(
-            source,
-            mask,
-            height,
-            width,
-            resize_mode,
-            manifest.default_size,
-            manifest.downscale,
-            count,
+    def check_task(self, *, image: bool, mask: bool) -> None:
+        """Raises: InvalidArgumentError: the family needs an image or a mask that is missing."""
+        if self.masked_input and not mask:
+            raise InvalidArgumentError("an inpainting model needs both: give image and mask_image")
+        if self.refines and not image:
+            raise InvalidArgumentError("a refiner needs an image: give image")
+
+    def zeros_without_negative_prompt(self, model_index: Mapping[str, Any]) -> bool:
+        """Whether no negative prompt means embeddings of zeros."""
+        return self.zero_negative and bool(model_index.get("force_zeros_for_empty_prompt", True))
+
+    def guidance(self, guidance: Guidance) -> Guidance:
+        """The guidance that the denoising loop applies: none if the denoiser takes the scale."""
+        return replace(guidance, scale=1.0) if self.guidance_embedding else guidance
+
+    def denoiser_channels(self, latent_channels: int) -> int:
+        """Input channels of the denoiser: the latents, and for inpainting a mask and latents."""
+        return 2 * latent_channels + 1 if self.masked_input else latent_channels
+
+    def unmet_expectations(self, configs: Configs) -> list[str]:
+        """What does not hold of a checkpoint's configurations, in words; empty if all does."""
+        vae, denoiser = (
+            self._config(configs, Role.VAE_DECODER),
+            self._config(configs, Role.DENOISER),
+        )
+        width = sum(configs[spec.source].hidden_size for spec in self.text_encoders)
+        added = any(each.added for each in self.conditioning)
+        holds = {
+            "unet.in_channels to be vae.latent_channels, or twice that and one for inpainting": (
+                denoiser.in_channels == self.denoiser_channels(vae.latent_channels)
+            ),
+            "unet.cross_attention_dim to be text_encoder.hidden_size": (
+                denoiser.cross_attention_dim == width
+            ),
+            "a unet without class conditioning": (
+                not denoiser.class_embed_type and not denoiser.num_class_embeds
+            ),
+            "a unet with text and time conditioning (addition_embed_type) exactly if there is a "
+            "text_encoder_2": (denoiser.addition_embed_type == ("text_time" if added else None)),
+            "a vae without latents_mean, latents_std and shift_factor": not any(
+                getattr(vae, key, None) for key in ("latents_mean", "latents_std", "shift_factor")
+            ),
+        }
+        return [name for name, met in holds.items() if not met]
+
+    def latent_size(self, configs: Configs) -> tuple[int, int]:
+        """(height, width) in latent cells that the denoiser was trained on."""
+        return latent_size_of(vars(self._config(configs, Role.DENOISER)))
+
+    def graph(
+        self, component: ComponentSpec, configs: Configs
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of an exported graph, for the configurations of a checkpoint.
+
+        Names are those of Optimum. Everything is float32 at the edges, ids are int64.
+        """
+        config = configs[component.source]
+        space, pixels = ("height", "width"), ("image_height", "image_width")
+        if component.role is Role.TEXT_ENCODER:
+            return self._text_graph(component, config)
+        if component.role is Role.DENOISER:
+            further = [_spec(each.name, *each.shape(configs)) for each in self.conditioning]
+            return (
+                _spec("sample", "batch", config.in_channels, *space),
+                _spec("timestep", 1),
+                _spec("encoder_hidden_states", "batch", "sequence", config.cross_attention_dim),
+                *further,
+            ), (_spec("out_sample", "batch", config.out_channels, *space),)
+        if component.role is Role.VAE_DECODER:
+            return (
+                (_spec("latent_sample", "batch", config.latent_channels, *space),),
+                (_spec("sample", "batch", config.out_channels, *pixels),),
+            )
+        parameters = config.latent_channels * (2 if hasattr(config, "use_quant_conv") else 1)
+        return (
+            (_spec("sample", "batch", config.in_channels, *pixels),),
+            (_spec("latent_parameters", "batch", parameters, *space),),
         )
 
-    def guidance(
-        self,
-        scale: float,
-        rescale: float,
-        interval: tuple[float, float],
-        function: GuidanceFunction | None,
-    ) -> Guidance:
-        """Checked; of scale 1 where the UNet is told the scale instead of led by it."""
-        guidance = Guidance(scale, rescale, interval, function)
-        return replace(guidance, scale=1.0) if self.is_told_scale else guidance
+    def _text_graph(
+        self, component: ComponentSpec, config: Any
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        def hidden(name: str) -> TensorSpec:
+            return _spec(name, "batch", "sequence", config.hidden_size)
 
-    def conditions(
-        self,
-        pooled: np.ndarray | None,
-        sizes: Sizes,
-        scale: float,
-        count: int,
-        guidance: Guidance,
-    ) -> dict[str, np.ndarray]:
-        """The further inputs of the UNet; see sdexport.runtime.models.unet_inputs."""
-        unet, index = self._session("unet"), self._package.index
-        return conditions(unet, index, pooled, sizes, scale, count, guided=guidance.is_guided)
+        pooled, width = pooled_output(config, projected=component.projected)
+        first = [hidden("last_hidden_state"), _spec(pooled, "batch", width)]
+        if component.projected:  # Optimum's pipeline takes the pooled embeddings by their place
+            first.reverse()
+        further = map(hidden, self.text_layers.exported(config.num_hidden_layers))
+        return (_spec("input_ids", "batch", "sequence", dtype="int64"),), (*first, *further)
+
+    def _config(self, configs: Configs, role: Role) -> Any:
+        return configs[self.with_role(role).source]
+
+
+def _spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name, dtype, shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,10 +13,12 @@ import numpy as np
 
 from sdexport.engines import TensorSpec
 from sdexport.engines.errors import PackageError
+from sdexport.engines.files import read_json as read_json_object
+from sdexport.runtime.models.families import family_named
+from sdexport.runtime.models.latent_space import LatentSpace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "sdexport.json"
-COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class Component:
+class ComponentRecord:
     """One graph: its files (the .onnx first), arithmetic, and what goes in and out.
 
     nodes: how many are of that precision, and how many are not for each reason.
@@ -59,13 +61,18 @@ class Manifest:
     scaling_factor: float
     default_size: tuple[int, int]
     prediction_type: str
-    components: Mapping[str, Component]
+    components: Mapping[str, ComponentRecord]
     files: tuple[FileRecord, ...]
     tools: Mapping[str, str]
     preview: tuple[tuple[float, ...], ...] | None = None
     verification: Mapping[str, Any] | None = None
     verified_with: str | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """Shapes and scaling of the latents."""
+        return LatentSpace(self.latent_channels, self.downscale, self.scaling_factor)
 
     @property
     def every_file(self) -> tuple[FileRecord, ...]:
@@ -80,7 +87,7 @@ class Manifest:
         """Raises: KeyError, TypeError, ValueError: not the shape of a manifest."""
         values = dict(data)
         values["components"] = {
-            str(name): Component(
+            str(name): ComponentRecord(
                 files=_records(entry["files"]),
                 precision=str(entry["precision"]),
                 opset=int(entry["opset"]),
@@ -119,16 +126,11 @@ class Manifest:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the package; PackageError if there is none."""
+    """The JSON object in a file of the package; PackageError if it is missing or damaged."""
     try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
+        return read_json_object(folder / name, PackageError)
     except FileNotFoundError:
         raise PackageError(f"{folder} is incomplete: {name} is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"{folder}: {name} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise PackageError(f"{folder}: {name} is damaged: it holds no JSON object")
-    return value
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -144,22 +146,17 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.from_dict(data)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise PackageError(f"{folder}: {MANIFEST} is damaged: {error!r}") from error
-    strange = [name for name in manifest.components if name not in COMPONENTS]
-    if strange:
-        raise PackageError(f"{folder}: {MANIFEST} names unknown components: {', '.join(strange)}")
+    known = {spec.name for spec in family_named(manifest.family).components}
+    unknown = [name for name in manifest.components if name not in known]
+    if unknown:
+        raise PackageError(
+            f"{folder}: {MANIFEST} lists components that {manifest.family} does not have: "
+            f"{', '.join(unknown)}"
+        )
     for name, component in manifest.components.items():
         if f"{name}/model.onnx" not in {record.path for record in component.files}:
             raise PackageError(f"{folder}: {MANIFEST} lists no {name}/model.onnx")
     return manifest
-
-
-def family_name(unet: Mapping[str, Any], components: Container[str], latent_channels: int) -> str:
-    """What a kind of model is called, from the UNet's configuration and what stands beside it."""
-    name = "latent-consistency" if unet.get("time_cond_proj_dim") else "stable-diffusion"
-    if "text_encoder_2" in components:
-        name += "-xl" if "text_encoder" in components else "-xl-refiner"
-    inpaints = int(unet.get("in_channels") or latent_channels) > latent_channels
-    return f"{name}-inpainting" if inpaints else name
 
 
 def _records(entries: list[dict[str, Any]]) -> tuple[FileRecord, ...]:

@@ -23,7 +23,8 @@ from sdexport.engines.backends import available, check_backend
 from sdexport.engines.errors import WorkerError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.worker_process import Worker
-from sdexport.runtime.backend_choice import parse_option
+from sdexport.runtime.component_backends import parse_option
+from sdexport.runtime.component_engines import engine_path
 from sdexport.runtime.packages.package import Package
 
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -87,7 +88,7 @@ def bench(
     """
     package = Package.load(folder, verify=False)
     work = _work(package, size, options)
-    plan_of = lambda name: package.plan_path("unet", name)  # noqa: E731
+    plan_of = lambda name: engine_path(package, package.family.denoiser, name)  # noqa: E731
     rivals = contenders or [Contender(name) for name in available(plan_of=plan_of)]
     report: dict[str, Any] = {
         "package": package.folder.resolve().name,

@@ -15,6 +15,7 @@ from sdexport.engines.errors import MissingDependencyError
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.trt.library import library
 from sdexport.engines.trt.plan import requirements
+from sdexport.runtime.component_engines import engine_path
 from sdexport.runtime.packages.package import Package
 
 RequirementsFor = Callable[[str], Requirements]
@@ -38,7 +39,7 @@ def built_engines(package: Package, engine_dir: str | Path | None = None) -> lis
             required, not_compared = _prepared_requirements(package)
         else:
             required, not_compared = _plan_requirements(package, backend)
-        pattern = package.plan_path("*", backend, engine_dir)
+        pattern = engine_path(package, "*", backend, engine_dir)
         for plan in sorted(pattern.parent.glob(pattern.name)):
             if not plan.stem.endswith(f".{prepared.BEFORE}"):
                 entry = _entry(package, plan, backend, required)

@@ -14,6 +14,8 @@ from sdexport.engines.errors import PackageError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
+from sdexport.runtime.component_engines import engine_path
+from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 
 TOKENS = 77
@@ -81,7 +83,7 @@ def build(
 
         engine = build_plan(
             package.model_path(name),
-            package.plan_path(name, backend, engine_dir),
+            engine_path(package, name, backend, engine_dir),
             backend=backend,
             profiles=wanted,
             options=options,
@@ -116,7 +118,7 @@ def prepare(
         progress(name, "prepare", len(engines) / len(paths))
         engine = prepare_graph(
             path,
-            package.plan_path(name, PREPARED_BACKEND, engine_dir),
+            engine_path(package, name, PREPARED_BACKEND, engine_dir),
             component=name,
             digest=package.model_digest(name),
             rebuild_stale=rebuild_stale,
@@ -142,14 +144,14 @@ def _span(
     package: Package, component: str, inputs: Sequence[TensorSpec], name: str, sizes: EngineSizes
 ) -> Span:
     """EngineSizes of one dimension, by its name."""
-    manifest = package.manifest
+    manifest, role = package.manifest, package.family.component(component).role
     unit = manifest.downscale
     if name in _BATCH:
-        return _batch(component, sizes)
+        return _batch(role, sizes)
     if name in _SEQUENCE:
         tokens = sizes.tokens
         tokens.divided(TOKENS, "tokens")
-        return Span(TOKENS, TOKENS, TOKENS) if component.startswith("text_encoder") else tokens
+        return Span(TOKENS, TOKENS, TOKENS) if role is Role.TEXT_ENCODER else tokens
     if name in (*_ROWS, *_COLUMNS):
         vertical = name in _ROWS
         default = manifest.default_size[0 if vertical else 1]
@@ -157,7 +159,7 @@ def _span(
         if pixels is None:
             pixels = Span(*(max(default * n // 2 // unit, 1) * unit for n in (1, 2, 3)))
         cells = pixels.divided(unit, "height" if vertical else "width")
-        return pixels if component == "vae_encoder" else cells
+        return pixels if role is Role.VAE_ENCODER else cells
     known = dimension_names(inputs)
     raise PackageError(
         f"{component}: the meaning of the dimension '{name}' is not known; "
@@ -165,12 +167,12 @@ def _span(
     )
 
 
-def _batch(component: str, sizes: EngineSizes) -> Span:
+def _batch(role: Role, sizes: EngineSizes) -> Span:
     batch = sizes.batch
-    if component.startswith("vae"):
+    if role in (Role.VAE_DECODER, Role.VAE_ENCODER):
         return batch
     factor = 2 if sizes.guidance else 1
-    if component.startswith("text_encoder"):  # the pipeline runs it with one row at a time
+    if role is Role.TEXT_ENCODER:  # the pipeline runs it with one row at a time
         return Span(1, 1, batch.max * factor * sizes.tokens.max // TOKENS)
     return Span(batch.min, batch.opt * factor, batch.max * factor)
 

@@ -15,7 +15,6 @@ import torch
 from sdexport.checkpoints.config_files import parsing, read_config
 from sdexport.checkpoints.diffusers_layout import (
     CLASSES,
-    PIPELINE_CLASSES,
     TEXT_ENCODERS,
     component_class,
     present_components,
@@ -31,7 +30,10 @@ from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line
-from sdexport.runtime.packages.manifest import family_name
+from sdexport.runtime.models import families
+from sdexport.runtime.models.components import UNET, VAE_DECODER
+from sdexport.runtime.models.family import ModelFamily
+from sdexport.runtime.models.latent_space import downscale_of
 
 
 @dataclass(frozen=True)
@@ -100,24 +102,24 @@ class Checkpoint:
         return text_encoders_of(self.configs)
 
     @property
+    def family(self) -> ModelFamily:
+        """The model family, from the configurations."""
+        return families.family_of_configs(self.configs)
+
+    @property
+    def vae(self) -> SimpleNamespace:
+        """The configuration of the VAE."""
+        return self.configs[VAE_DECODER.source]
+
+    @property
     def downscale(self) -> int:
-        """Pixels per latent along an axis."""
-        vae = self.configs["vae"]
-        levels = getattr(vae, "block_out_channels", None) or vae.decoder_block_out_channels
-        return int(2 ** (len(levels) - 1))
+        """Pixels along one side of a latent cell."""
+        return downscale_of(vars(self.vae))
 
     @property
     def sample_size(self) -> tuple[int, int]:
-        """Height and width of the latents that the UNet was trained on."""
-        side = self.configs["unet"].sample_size or 64
-        height, width = (side, side) if isinstance(side, int) else side
-        return int(height), int(width)
-
-    @property
-    def family(self) -> str:
-        """The runtime's name of the model family."""
-        unet, vae = self.configs["unet"], self.configs["vae"]
-        return family_name(vars(unet), self.configs, vae.latent_channels)
+        """(height, width) in latent cells that the denoiser was trained on."""
+        return self.family.latent_size(self.configs)
 
     def load(self, part: str) -> Any:
         """The module of a component, for inference in float32; see modules.fill.
@@ -156,15 +158,17 @@ class Checkpoint:
 def _components(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
     """The components of a supported pipeline."""
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINE_CLASSES:
+    if pipeline not in families.pipelines():
         raise CheckpointError(
             f"{folder}: pipelines of class {pipeline!r} are not supported; "
-            f"expected one of {', '.join(PIPELINE_CLASSES)}"
+            f"expected one of {', '.join(families.pipelines())}"
         )
     present = present_components(index)
-    absent = [part for part in ("unet", "vae") if part not in present]
-    if absent or not text_encoders_of(present):
-        raise CheckpointError(f"{folder}: model_index.json names no {(*absent, 'text_encoder')[0]}")
+    absent = [part for part in (UNET.source, VAE_DECODER.source) if part not in present]
+    if not text_encoders_of(present):
+        absent.append(TEXT_ENCODERS[0])
+    if absent:
+        raise CheckpointError(f"{folder}: model_index.json names no {absent[0]}")
     return present
 
 

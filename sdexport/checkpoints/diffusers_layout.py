@@ -9,26 +9,14 @@ from typing import Any
 
 from sdexport.checkpoints.config_files import read_config
 from sdexport.engines.errors import CheckpointError
+from sdexport.runtime.models import families
+from sdexport.runtime.models.components import VAE_DECODER
 
-PIPELINE_CLASSES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
-    "LatentConsistencyModelPipeline",
-    "LatentConsistencyModelImg2ImgPipeline",
-)
-VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
-CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "text_encoder": ("transformers", ("CLIPTextModel",)),
-    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
-    "unet": ("diffusers", ("UNet2DConditionModel",)),
-    "vae": ("diffusers", VAE_CLASSES),
-}
+CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = families.source_classes()
 """For each component the library and the classes that are exported."""
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+VAE_CLASSES = CLASSES[VAE_DECODER.source][1]
+_TOKENIZERS = {spec.source: spec.tokenizer for spec in families.text_encoders()}
+TEXT_ENCODERS = tuple(_TOKENIZERS)
 VARIANTS = (None, "fp16")
 
 
@@ -45,7 +33,7 @@ def text_encoders_of(parts: Iterable[str]) -> tuple[str, ...]:
 
 def tokenizer_folder(part: str) -> str:
     """The folder of a text encoder's tokenizer."""
-    return part.replace("text_encoder", "tokenizer")
+    return _TOKENIZERS[part]
 
 
 def component_class(part: str, name: str) -> Any:
@@ -86,6 +74,6 @@ def weight_files(folder: Path, part: str) -> list[Path]:
 
 def _weight_names(part: str, variant: str | None) -> tuple[str, str]:
     """The single file of all weights, and the list of shards that may replace it."""
-    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    stem = "model" if part in TEXT_ENCODERS else "diffusion_pytorch_model"
     dotted = f".{variant}" if variant else ""
     return f"{stem}{dotted}.safetensors", f"{stem}.safetensors.index{dotted}.json"

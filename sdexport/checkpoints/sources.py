@@ -25,6 +25,7 @@ from sdexport.checkpoints.file_family import check_prediction_type
 from sdexport.checkpoints.modules import empty
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
+from sdexport.runtime.models.components import UNET
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 Loader = Callable[[str], Any]
@@ -241,6 +242,6 @@ def _empty_modules(folder: Path) -> dict[str, Any]:
     with parsing(folder):
         return {
             part: empty(str(index[part][1]), read_config(folder / part / "config.json"))
-            for part in (*TEXT_ENCODERS, "unet")
+            for part in (*TEXT_ENCODERS, UNET.source)
             if part in present
         }

@@ -26,7 +26,7 @@ class Backends(click.ParamType[Any]):
     name = "[COMPONENT=]NAME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from sdexport.runtime.backend_choice import parse_backends
+        from sdexport.runtime.component_backends import parse_backends
 
         parse_backends([value])
         return value
@@ -34,7 +34,7 @@ class Backends(click.ParamType[Any]):
 
 def parsed(values: tuple[str, ...]) -> Any:
     """What --backend said, as `sdexport.runtime.load_pipeline` takes it."""
-    from sdexport.runtime.backend_choice import parse_backends
+    from sdexport.runtime.component_backends import parse_backends
 
     return parse_backends(values)
 
@@ -55,7 +55,7 @@ class SessionOption(click.ParamType[tuple[str, Any]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, Any]:
-        from sdexport.runtime.backend_choice import parse_option
+        from sdexport.runtime.component_backends import parse_option
 
         try:
             return parse_option(value)

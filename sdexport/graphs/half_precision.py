@@ -10,6 +10,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
+from sdexport.runtime.models.families import full_precision_inputs
+
 LARGEST = 65504.0
 
 TIMESTEP = "float32: sines of the timestep, which is up to 1000; float16 has three digits"
@@ -28,7 +30,7 @@ _FLOAT32_OPERATORS = {
     "Sqrt": STATISTICS,
     "Reciprocal": STATISTICS,
 }
-_TIMES = {"timestep", "time_ids"}
+_FULL_PRECISION = {"timestep", *full_precision_inputs()}
 _LEARNED = {"Gemm", "MatMul", "Conv"}
 # Inputs that ONNX requires in float32, whatever the type of the data.
 _FIXED_INPUTS = {"Resize": {1, 2}}
@@ -54,7 +56,7 @@ class _Pass:
     def __init__(self, graph: ir.Graph, dtype: ir.DataType, upcast_attention: bool) -> None:
         self.graph, self.dtype, self.upcast_attention = graph, dtype, upcast_attention
         self.nodes: Counter[str] = Counter()
-        self._times = {v for v in graph.inputs if v.name in _TIMES}
+        self._times = {v for v in graph.inputs if v.name in _FULL_PRECISION}
         self._casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def run(self) -> dict[str, int]:

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.models.components import ComponentSpec, Role
+from sdexport.runtime.models.family import ModelFamily
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -57,15 +59,17 @@ class Conversion:
             self.nodes = {self._keep_reason: len(model.graph)}
 
 
-def conversion(precision: str, source: str, configs: Mapping[str, SimpleNamespace]) -> Conversion:
+def conversion(
+    precision: str, component: ComponentSpec, family: ModelFamily, config: SimpleNamespace
+) -> Conversion:
     """The conversion for a component of a package.
 
     Args:
-      precision: of the package. source: the component's folder in the checkpoint.
-      configs: of the checkpoint, by folder.
+      precision: of the package. config: the component's configuration in the checkpoint.
     """
-    overflows = precision == "fp16" and source == "vae" and "text_encoder_2" in configs
-    upcast = bool(getattr(configs[source], "upcast_attention", False))
+    is_vae = component.role in (Role.VAE_DECODER, Role.VAE_ENCODER)
+    overflows = precision == "fp16" and is_vae and not family.half_precision_vae
+    upcast = bool(getattr(config, "upcast_attention", False))
     return Conversion(precision, upcast_attention=upcast, keep_reason=XL_VAE if overflows else "")
 
 

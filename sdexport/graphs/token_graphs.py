@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from sdexport.engines.errors import CheckpointError
-from sdexport.runtime.packages.package import INPUTS_EMBEDS, TOKEN_EMBEDDING
+from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
 
 _SAME_IDS = {"Reshape", "Cast", "Identity"}
 

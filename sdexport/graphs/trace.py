@@ -22,6 +22,7 @@ from onnxscript import optimizer
 from onnxscript.rewriter import onnx_fusions
 
 from sdexport.checkpoints.modules import stand_ins
+from sdexport.engines import TensorSpec
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.version import __version__
 
@@ -74,14 +75,7 @@ def trace(
 
 
 def _traced(part: Part, module: Any, opset: int) -> ir.Model:
-    dynamic = {
-        spec.name: {
-            axis: torch.export.Dim.DYNAMIC
-            for axis, size in enumerate(spec.shape)
-            if isinstance(size, str)
-        }
-        for spec in part.inputs
-    }
+    dynamic = {spec.name: _dynamic_axes(spec) for spec in part.inputs}
     with torch.inference_mode(False), torch.no_grad(), _quiet(), stand_ins(module) as halves:
         # The strict mode, to which torch.onnx.export would fall back, copies the weights.
         captured = torch.export.export(
@@ -106,6 +100,12 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
         onnx_fusions.fuse(program.model)
         _put_back(program.model.graph, halves)
     return program.model
+
+
+def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:
+    """The axes of an input whose size is not fixed."""
+    axes = enumerate(spec.shape)
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in axes if isinstance(size, str)}
 
 
 def _fold_transpositions(graph: ir.Graph) -> None:

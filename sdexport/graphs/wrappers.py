@@ -1,11 +1,13 @@
-"""The graphs of a package: thin modules with fixed names for what goes in and comes out.
+"""The graphs of a package as PyTorch modules, with fixed names of inputs and outputs.
 
-Input and output names are those of Optimum. Everything is float32 at the edges, ids are int64.
+The names and shapes are those of the model family (sdexport.runtime.models); everything is float32
+at the edges, ids are int64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,21 +16,28 @@ import torch
 from torch import nn
 
 from sdexport.engines import TensorSpec
+from sdexport.runtime.models.components import VAE_DECODER, VAE_ENCODER, ComponentSpec, Role
+from sdexport.runtime.models.conditioning import ConditioningInput, Configs
+from sdexport.runtime.models.families import family_of_configs
+from sdexport.runtime.models.family import ModelFamily
+from sdexport.runtime.models.stable_diffusion import STABLE_DIFFUSION
+from sdexport.runtime.models.text_layers import clip_skips, pooled_output
 
-Shape = tuple[int | str, ...]
+TIMESTEP = 601.0
+"""The timestep of example inputs."""
 
 
 class TextEncoder(nn.Module):
     """input_ids (batch, sequence) -> last_hidden_state, pooler_output, clip_skip.1 and so on.
 
-    clip_skip.N is what comes out if the last N layers are left out, through the final
-    normalisation, which is what diffusers' clip_skip=N takes.
+    clip_skip.N is the output without the last N layers, after the final normalisation: what
+    diffusers takes for clip_skip=N.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.skips = clip_skips(model.config)
+        self.skips = clip_skips(model.config.num_hidden_layers)
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.model(input_ids=input_ids, output_hidden_states=True)
@@ -37,56 +46,67 @@ class TextEncoder(nn.Module):
         return (result.last_hidden_state, result.pooler_output, *skipped)
 
 
-class TextEncoderXL(nn.Module):
-    """input_ids -> text_embeds, last_hidden_state, or last_hidden_state, pooler_output; then
-    hidden_states.0 and so on.
+class PenultimateTextEncoder(nn.Module):
+    """input_ids -> pooled and last_hidden_state in the order of the graph, then hidden_states.N.
 
-    hidden_states.N goes into layer N; SDXL takes the last of them, which no normalisation touched.
-    text_embeds comes first: Optimum's pipeline takes the pooled embeddings by their place.
+    hidden_states.N is the input of layer N, without normalisation.
+
+    Args:
+      pooled: name of the pooled output; projected embeddings come first.
     """
 
-    def __init__(self, model: Any, pooled: str) -> None:
+    def __init__(self, model: Any, pooled: str, *, projected: bool) -> None:
         super().__init__()
-        self.model, self.pooled = model, pooled
+        self.model, self.pooled, self.projected = model, pooled, projected
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         result = self.model(input_ids=input_ids, output_hidden_states=True)
         first = (result.last_hidden_state, result[self.pooled])
-        if self.pooled == "text_embeds":
+        if self.projected:
             first = first[::-1]
         return (*first, *result.hidden_states[:-1])
 
 
-def clip_skips(config: Any) -> range:
-    """How many layers may be left out: 1 and 2 where there are as many to spare."""
-    return range(1, min(3, config.num_hidden_layers))
-
-
 class UNet(nn.Module):
-    """sample, timestep, encoder_hidden_states and further conditions -> out_sample."""
+    """sample, timestep, encoder_hidden_states, conditioning inputs of the family -> out_sample."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, conditioning: Sequence[ConditioningInput]) -> None:
         super().__init__()
         self.model = model
+        self.added = [each.name for each in conditioning if each.added]
+        self.forward = _with_parameters(
+            self._forward,
+            ["sample", "timestep", "encoder_hidden_states", *(each.name for each in conditioning)],
+        )
 
-    def forward(
+    def _forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor | None = None,
-        time_ids: torch.Tensor | None = None,
-        timestep_cond: torch.Tensor | None = None,
+        **conditioning: torch.Tensor,
     ) -> torch.Tensor:
-        added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
+        added = {name: conditioning.pop(name) for name in self.added}
         result: torch.Tensor = self.model(
             sample,
             timestep,
             encoder_hidden_states,
-            timestep_cond=timestep_cond,
-            added_cond_kwargs=added,
+            added_cond_kwargs=added or None,
+            **conditioning,
         ).sample
         return result
+
+
+def _with_parameters(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """The function with a signature of these names: torch.export does not take **kwargs."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind) for name in names]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
 
 
 class VaeDecoder(nn.Module):
@@ -119,112 +139,88 @@ class VaeEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """How one component of a package comes out of a checkpoint.
+    """How one component of a package is made from a checkpoint.
 
-    source: the subfolder of the checkpoint. inputs, outputs: as in the package, with the width of
-    this checkpoint filled in.
+    wrap: turns the checkpoint's module into one with the inputs and outputs of the graph.
+    inputs, outputs: as in the package, with the widths of this checkpoint filled in.
+    conditioning: the family's conditioning inputs among them.
     """
 
-    name: str
-    source: str
+    component: ComponentSpec
     wrap: Callable[[Any], nn.Module]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    conditioning: tuple[ConditioningInput, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The component's folder in a package."""
+        return self.component.name
+
+    @property
+    def source(self) -> str:
+        """The component's folder in the checkpoint."""
+        return self.component.source
+
+    @property
+    def role(self) -> Role:
+        """What the component does."""
+        return self.component.role
 
     def example(self, sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         """Random inputs with the given size for every named dimension."""
         generator = torch.Generator().manual_seed(seed)
         return {
-            spec.name: _random_tensor(
+            spec.name: self._random(
                 spec, [sizes[d] if isinstance(d, str) else d for d in spec.shape], generator
             )
             for spec in self.inputs
         }
 
-
-def _random_tensor(spec: TensorSpec, shape: list[int], generator: torch.Generator) -> torch.Tensor:
-    if spec.name == "timestep":
-        return torch.full(shape, 601.0)
-    if spec.name == "time_ids":
-        return torch.randint(0, 1024, shape, generator=generator).float()
-    if spec.dtype == "int64":
-        return torch.randint(0, 256, shape, generator=generator)
-    values = torch.randn(shape, generator=generator)
-    return values.clamp(-1, 1) if spec.name == "sample" and shape[1] == 3 else values
-
-
-def parts(configs: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The graphs for the configurations of a checkpoint, in the order in which they paint."""
-    xl = "text_encoder_2" in configs
-    texts = [
-        _text_part(name, configs[name], xl=xl)
-        for name in ("text_encoder", "text_encoder_2")
-        if name in configs
-    ]
-    return (*texts, _unet_part(configs), *vae_parts(configs["vae"]))
+    def _random(
+        self, spec: TensorSpec, shape: list[int], generator: torch.Generator
+    ) -> torch.Tensor:
+        below = {each.name: each.example_below for each in self.conditioning}.get(spec.name)
+        if spec.name == "timestep":
+            return torch.full(shape, TIMESTEP)
+        if below is not None:
+            return torch.randint(0, below, shape, generator=generator).float()
+        if spec.dtype == "int64":
+            return torch.randint(0, 256, shape, generator=generator)
+        values = torch.randn(shape, generator=generator)
+        return values.clamp(-1, 1) if self.role is Role.VAE_ENCODER else values
 
 
-def _spec(name: str, *shape: int | str, dtype: str = "float32") -> TensorSpec:
-    return TensorSpec(name, dtype, shape)
+def parts(configs: Configs) -> tuple[Part, ...]:
+    """The graphs for the configurations of a checkpoint, in the order in which they run."""
+    family = family_of_configs(configs)
+    return tuple(_part(family, component, configs) for component in family.components)
 
 
-def _text_part(name: str, config: Any, *, xl: bool) -> Part:
-    width = config.hidden_size
-    inputs = (_spec("input_ids", "batch", "sequence", dtype="int64"),)
-    last = _spec("last_hidden_state", "batch", "sequence", width)
-    if not xl:
-        further = [f"clip_skip.{n}" for n in clip_skips(config)]
-        pooled, pooled_width, wrap = "pooler_output", width, TextEncoder
-    else:
-        further = [f"hidden_states.{n}" for n in range(config.num_hidden_layers)]
-        projected = name == "text_encoder_2"
-        pooled = "text_embeds" if projected else "pooler_output"
-        pooled_width = config.projection_dim if projected else width
-        wrap = partial(TextEncoderXL, pooled=pooled)  # type: ignore[assignment]
-    hidden = [_spec(output, "batch", "sequence", width) for output in further]
-    first = [last, _spec(pooled, "batch", pooled_width)]
-    if pooled == "text_embeds":
-        first.reverse()
-    return Part(name, name, wrap, inputs, (*first, *hidden))
+def vae_parts(config: Any) -> tuple[Part, ...]:
+    """Decoder and encoder, for the configuration of a VAE alone."""
+    configs = {VAE_DECODER.source: config}
+    return tuple(_part(STABLE_DIFFUSION, each, configs) for each in (VAE_DECODER, VAE_ENCODER))
 
 
-def _unet_part(configs: Mapping[str, Any]) -> Part:
-    unet, space = configs["unet"], ("height", "width")
-    inputs = [
-        _spec("sample", "batch", unet.in_channels, *space),
-        _spec("timestep", 1),
-        _spec("encoder_hidden_states", "batch", "sequence", unet.cross_attention_dim),
-    ]
-    if "text_encoder_2" in configs:
-        width = configs["text_encoder_2"].projection_dim
-        rest = unet.projection_class_embeddings_input_dim - width
-        inputs += [
-            _spec("text_embeds", "batch", width),
-            _spec("time_ids", "batch", rest // unet.addition_time_embed_dim),
-        ]
-    if unet.time_cond_proj_dim:
-        inputs.append(_spec("timestep_cond", "batch", unet.time_cond_proj_dim))
-    outputs = (_spec("out_sample", "batch", unet.out_channels, *space),)
-    return Part("unet", "unet", UNet, tuple(inputs), outputs)
+def _part(family: ModelFamily, component: ComponentSpec, configs: Configs) -> Part:
+    inputs, outputs = family.graph(component, configs)
+    conditioning = family.conditioning if component.role is Role.DENOISER else ()
+    wrap = _wrapper(family, component, configs)
+    return Part(component, wrap, inputs, outputs, conditioning)
 
 
-def vae_parts(vae: Any) -> tuple[Part, Part]:
-    """Decoder and encoder, for the configuration of a VAE."""
-    space, pixels = ("height", "width"), ("image_height", "image_width")
-    parameters = vae.latent_channels * (2 if hasattr(vae, "use_quant_conv") else 1)
-    return (
-        Part(
-            "vae_decoder",
-            "vae",
-            VaeDecoder,
-            (_spec("latent_sample", "batch", vae.latent_channels, *space),),
-            (_spec("sample", "batch", vae.out_channels, *pixels),),
-        ),
-        Part(
-            "vae_encoder",
-            "vae",
-            VaeEncoder,
-            (_spec("sample", "batch", vae.in_channels, *pixels),),
-            (_spec("latent_parameters", "batch", parameters, *space),),
-        ),
-    )
+def _wrapper(
+    family: ModelFamily, component: ComponentSpec, configs: Configs
+) -> Callable[[Any], nn.Module]:
+    if component.role is Role.DENOISER:
+        return partial(UNet, conditioning=family.conditioning)
+    if component.role is Role.VAE_DECODER:
+        return VaeDecoder
+    if component.role is Role.VAE_ENCODER:
+        return VaeEncoder
+    if not family.text_layers.penultimate:
+        return TextEncoder
+    projected = component.projected
+    pooled, _ = pooled_output(configs[component.source], projected=projected)
+    return partial(PenultimateTextEncoder, pooled=pooled, projected=projected)

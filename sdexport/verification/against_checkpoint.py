@@ -23,9 +23,10 @@ from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExp
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part, parts
-from sdexport.runtime.backend_choice import Backends
-from sdexport.runtime.component_sessions import Components
-from sdexport.runtime.packages.package import EDGES, Package
+from sdexport.runtime.component_backends import Backends
+from sdexport.runtime.component_sessions import ComponentSessions
+from sdexport.runtime.models.components import Role
+from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.verification.comparison import compare_outputs, failed_check
 from sdexport.verification.reference import TorchSession
@@ -63,26 +64,30 @@ def verify_against(
     _check_matches(package, checkpoint, every)
     checks = [_configuration(package, checkpoint)]
     rng = np.random.default_rng(seed)
-    levels = len(checkpoint.configs["unet"].block_out_channels)
+    denoiser = checkpoint.family.with_role(Role.DENOISER)
+    levels = len(checkpoint.configs[denoiser.source].block_out_channels)
     step = 1 if package.manifest.files else 2 ** (levels - 1)  # Optimum's graphs need even latents
     loaded: tuple[str, Any] = ("", None)
     for part in every:
         progress(part.name)
         config = checkpoint.configs[part.source]
-        feeds = [_feeds(part, sizes, config, rng) for sizes in _sizes(part.name, checkpoint, step)]
+        trials = _sizes(part, checkpoint, step)
+        feeds = [_feeds(part, sizes, config, rng) for sizes in trials]
         if loaded[0] != part.source:
             loaded = (part.source, checkpoint.load(part.source))
         with TorchSession(part, loaded[1]) as session:
             references = [session.run(each) for each in feeds]
-        if part.name != "vae_decoder":  # the encoder is in the same module
+        if part.role is not Role.VAE_DECODER:  # the encoder is in the same module
             loaded = ("", None)
-        with closing(Components(package, backend, session_options, {}, low_memory=True)) as graphs:
+        with closing(
+            ComponentSessions(package, backend, session_options, {}, low_memory=True)
+        ) as graphs:
             for each, expected in zip(feeds, references, strict=True):
                 checks += _compare(graphs, package, part, each, expected)
     return checks
 
 
-def _sizes(name: str, checkpoint: Checkpoint, step: int) -> list[dict[str, int]]:
+def _sizes(part: Part, checkpoint: Checkpoint, step: int) -> list[dict[str, int]]:
     """The named dimensions of each trial: usual sizes, odd sizes, and a batch of eight.
 
     Args:
@@ -91,7 +96,8 @@ def _sizes(name: str, checkpoint: Checkpoint, step: int) -> list[dict[str, int]]
     unit = checkpoint.downscale
     length = checkpoint.configs[checkpoint.text_encoders[0]].max_position_embeddings
     height, width = (min(side, LARGEST_LATENTS) for side in checkpoint.sample_size)
-    lengths = (length, length // 4, length) if "text" in name else (length, 2 * length, length)
+    is_text = part.role is Role.TEXT_ENCODER
+    lengths = (length, length // 4 if is_text else 2 * length, length)
     odd = [[-(-side // step) * step for side in cells] for cells in ((17, 11), (9, 13))]
     return [
         {
@@ -128,7 +134,7 @@ def _feeds(
 
 
 def _compare(
-    graphs: Components, package: Package, part: Part, feeds: Feeds, expected: Feeds
+    graphs: ComponentSessions, package: Package, part: Part, feeds: Feeds, expected: Feeds
 ) -> list[Check]:
     precision, sizes = package.manifest.components[part.name].precision, _sizes_of(feeds)
     inputs, outputs = graph_specs(package.model_path(part.name))
@@ -138,7 +144,7 @@ def _compare(
         actual = graphs.run(part.name, {s.name: _fitted(feeds[s.name], s) for s in inputs})
     except SDExportError as error:
         return [failed_check(part.name, str(error), inputs=sizes)]
-    present = {spec.name for spec in outputs} | EDGES[part.name][1]
+    present = {spec.name for spec in outputs} | part.component.outputs
     wanted = {name: value for name, value in expected.items() if name in present}
     return compare_outputs(part.name, precision, wanted, actual, inputs=sizes)
 
@@ -161,14 +167,14 @@ def _check_matches(package: Package, checkpoint: Checkpoint, every: Iterable[Par
     """Raise InvalidArgumentError if the package cannot have been exported from the checkpoint."""
     present, wanted = package.manifest.components, {part.name: part for part in every}
     advice = "give the checkpoint, and the options, that the package was exported with"
-    if set(present) != set(wanted) or package.manifest.family != checkpoint.family:
+    if set(present) != set(wanted) or package.manifest.family != checkpoint.family.name:
         raise InvalidArgumentError(
-            f"{checkpoint.label} is {checkpoint.family}, {package.folder} is "
+            f"{checkpoint.label} is {checkpoint.family.name}, {package.folder} is "
             f"{package.manifest.family} ({', '.join(present)}); {advice}"
         )
     for name, part in wanted.items():
         found = {s.name: s for specs in graph_specs(package.model_path(name)) for s in specs}
-        needed = (*part.inputs, *(s for s in part.outputs if s.name in EDGES[name][1]))
+        needed = (*part.inputs, *(s for s in part.outputs if s.name in part.component.outputs))
         for spec in needed:
             graph = found.get(spec.name)
             if graph is None or not _fits(graph, spec):

@@ -1,8 +1,8 @@
-"""PyTorch's own answers: recorded into a package, and served behind the Session protocol."""
+"""Reference outputs: computed by PyTorch, recorded into a package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from sdexport.engines import SessionBase
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime import schedulers
-from sdexport.runtime.packages.package import INPUTS_EMBEDS, TOKEN_EMBEDDING
+from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
+from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.schedulers import canonical_name
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
@@ -112,11 +113,11 @@ def record_token_graphs(
         write_arrays(path, {"input.input_ids": input_ids} | arrays)
 
 
-class PictureRecorder:
-    """Paints one picture with PyTorch and diffusers' scheduler, a component at a time.
+class ImageRecorder:
+    """Generates one image with PyTorch and diffusers' scheduler, one component at a time.
 
-    Call `begin` if `begins_with_vae`, then `encode` for each text encoder, `denoise` and `decode`,
-    each with the module of that moment, so that never two of them are in memory.
+    Call `start` if `starts_from_image`, then `encode` for each text encoder, `denoise` and
+    `decode`, each with the module that it needs, so that only one module is in memory at a time.
 
     Args:
       tokenizers: for each text encoder.
@@ -125,9 +126,8 @@ class PictureRecorder:
     def __init__(self, checkpoint: Checkpoint, tokenizers: Mapping[str, ClipTokenizer]) -> None:
         self._checkpoint, self._tokenizers = checkpoint, tokenizers
         self.scheduler_name = _deterministic(checkpoint.scheduler_config)
-        family = checkpoint.family
-        self._inpaints, self._refines = "inpainting" in family, "refiner" in family
-        self._guided = not checkpoint.configs["unet"].time_cond_proj_dim
+        self._family = checkpoint.family
+        self._guided = not self._family.guidance_embedding
         unit = checkpoint.downscale
         most = LARGEST_SIDE // unit
         self._cells = tuple(min(side, most) for side in checkpoint.sample_size)
@@ -137,20 +137,20 @@ class PictureRecorder:
         self._arrays: dict[str, np.ndarray] = {}
         self._generator = torch.Generator().manual_seed(SEED)
         self._original: torch.Tensor | None = None
-        self._beside: list[torch.Tensor] = []
+        self._mask_channels: list[torch.Tensor] = []
 
     @property
-    def begins_with_vae(self) -> bool:
-        """Whether the picture begins from another one."""
-        return self._inpaints or self._refines
+    def starts_from_image(self) -> bool:
+        """Whether the image is generated from another one."""
+        return self._family.starts_from_image
 
-    def begin(self, vae: Any) -> None:
-        """Draw noise and encode the given picture, in the order in which diffusers draws."""
-        picture = _coloured(self._size)
-        self._arrays["image"] = picture
-        sample = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
-        self._arrays["strength"] = np.array(0.5 if self._refines else 1.0)
-        if self._refines:
+    def start(self, vae: Any) -> None:
+        """Draw noise and encode the input image, in the order in which diffusers draws."""
+        image = _coloured(self._size)
+        self._arrays["image"] = image
+        sample = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        self._arrays["strength"] = np.array(0.5 if self._family.refines else 1.0)
+        if self._family.refines:
             self._original = self._encoded(vae, sample)
             self._noise = self._draw()
             return
@@ -160,7 +160,7 @@ class PictureRecorder:
         self._noise = self._draw()
         covered = torch.from_numpy(mask)[None, None].float() / 255
         unit = self._checkpoint.downscale
-        self._beside = [
+        self._mask_channels = [
             covered[:, :, ::unit, ::unit],
             self._encoded(vae, sample * (covered < 0.5)),
         ]
@@ -170,18 +170,16 @@ class PictureRecorder:
 
     def encode(self, part: str, text_encoder: TorchSession) -> None:
         result = text_encoder.run({"input_ids": self.input_ids(part)})
-        if "text_encoder_2" in self._checkpoint.configs:
-            layers = self._checkpoint.configs[part].num_hidden_layers
-            self._embeds.append(torch.from_numpy(result[f"hidden_states.{layers - 1}"]))
-            self._pooled = torch.from_numpy(result.get("text_embeds", np.empty(0)))
-        else:
-            self._embeds.append(torch.from_numpy(result["last_hidden_state"]))
+        layers = self._checkpoint.configs[part].num_hidden_layers
+        output = self._family.text_layers.reference(layers)
+        self._embeds.append(torch.from_numpy(result[output]))
+        self._pooled = torch.from_numpy(result.get(PROJECTED, np.empty(0)))
 
     def denoise(self, unet: Any) -> None:
         class_ = getattr(diffusers, schedulers.class_name(self.scheduler_name))
         scheduler = class_.from_config(dict(self._checkpoint.scheduler_config))
         scheduler.set_timesteps(STEPS)
-        if not self.begins_with_vae:
+        if not self.starts_from_image:
             self._noise = self._draw()
             self._arrays["latents"] = self._noise.numpy()
         timesteps = scheduler.timesteps
@@ -192,46 +190,53 @@ class PictureRecorder:
             timesteps = timesteps[begin:]
             scheduler.set_begin_index(begin)
             latents = scheduler.add_noise(self._original, self._noise, timesteps[:1])
-        embeds, conditions = self._conditions(unet)
+        embeds, conditioning = self._conditioning(unet)
         with torch.inference_mode():
             for timestep in timesteps:
                 rows = torch.cat([latents] * len(embeds))
                 sample = scheduler.scale_model_input(rows, timestep)
-                beside = [value.expand(len(embeds), -1, -1, -1) for value in self._beside]
-                both = unet(torch.cat([sample, *beside], 1), timestep, embeds, **conditions).sample
+                masks = [value.expand(len(embeds), -1, -1, -1) for value in self._mask_channels]
+                sample = torch.cat([sample, *masks], 1)
+                noise_pred = unet(sample, timestep, embeds, **conditioning).sample
                 if self._guided:
-                    uncond, text = both.chunk(2)
-                    both = uncond + GUIDANCE_SCALE * (text - uncond)
-                latents = scheduler.step(both, timestep, latents).prev_sample
+                    uncond, text = noise_pred.chunk(2)
+                    noise_pred = uncond + GUIDANCE_SCALE * (text - uncond)
+                latents = scheduler.step(noise_pred, timestep, latents).prev_sample
         self._arrays["denoised"] = latents.numpy()
 
-    def _conditions(self, unet: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Embeddings, the negative one first if there is guidance, and what else the UNet takes."""
-        embeds, pooled = torch.cat(self._embeds, -1), self._pooled
-        conditions: dict[str, Any] = {}
-        if "text_encoder_2" in self._checkpoint.configs:
-            size = [float(side) for side in self._size]
-            if self._refines:
-                time_ids = torch.tensor([[*size, 0, 0, 2.5], [*size, 0, 0, 6.0]])
-            else:
-                time_ids = torch.tensor([[*size, 0, 0, *size]] * 2)
-            rows = slice(None) if self._guided else slice(1, None)
-            conditions["added_cond_kwargs"] = {
-                "text_embeds": pooled[rows],
-                "time_ids": time_ids[rows],
-            }
-        if not self._guided:
-            embeds = embeds[1:]
-            embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
-            scale = torch.tensor([GUIDANCE_SCALE - 1])
-            width = unet.config.time_cond_proj_dim
-            conditions["timestep_cond"] = embed(None, scale, embedding_dim=width)
-        return embeds, conditions
+    def _conditioning(self, unet: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Embeddings, the negative ones first if there is guidance, and the further arguments."""
+        rows = slice(None) if self._guided else slice(1, None)
+        added: dict[str, torch.Tensor] = {}
+        keywords: dict[str, Any] = {}
+        for each in self._family.conditioning:
+            value = self._values()[each.name](unet)
+            (added if each.added else keywords)[each.name] = value
+        embeds = torch.cat(self._embeds, -1)[rows]
+        return embeds, keywords | ({"added_cond_kwargs": added} if added else {})
+
+    def _values(self) -> dict[str, Callable[[Any], torch.Tensor]]:
+        """How diffusers computes each conditioning input, from the UNet, a row for each embedding.
+
+        Independent of sdexport.runtime.models.conditioning, which these values verify.
+        """
+        rows = slice(None) if self._guided else slice(1, None)
+        return {
+            PROJECTED: lambda unet: self._pooled[rows],
+            "time_ids": lambda unet: self._time_ids()[rows],
+            "timestep_cond": _guidance_embedding,
+        }
+
+    def _time_ids(self) -> torch.Tensor:
+        size = [float(side) for side in self._size]
+        if self._family.refines:
+            return torch.tensor([[*size, 0, 0, 2.5], [*size, 0, 0, 6.0]])
+        return torch.tensor([[*size, 0, 0, *size]] * 2)
 
     def decode(self, vae: Any, path: Path) -> None:
-        """Decode the picture and write everything."""
+        """Decode the latents and write everything that was recorded."""
         with torch.inference_mode():
-            scaling_factor = self._checkpoint.configs["vae"].scaling_factor
+            scaling_factor = self._checkpoint.vae.scaling_factor
             latents = torch.from_numpy(self._arrays["denoised"]) / scaling_factor
             sample = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
         pixels = (sample.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
@@ -245,11 +250,11 @@ class PictureRecorder:
         }
         write_arrays(
             path,
-            {k: np.array(v) for k, v in settings.items()} | self._arrays | {"picture": pixels},
+            {k: np.array(v) for k, v in settings.items()} | self._arrays | {"generated": pixels},
         )
 
     def _draw(self) -> torch.Tensor:
-        shape = (1, self._checkpoint.configs["vae"].latent_channels, *self._cells)
+        shape = (1, self._checkpoint.vae.latent_channels, *self._cells)
         return torch.randn(shape, generator=self._generator)
 
     def _encoded(self, vae: Any, sample: torch.Tensor) -> torch.Tensor:
@@ -259,18 +264,25 @@ class PictureRecorder:
                 latents = result.latents
             else:
                 latents = result.latent_dist.mean + result.latent_dist.std * self._draw()
-            return latents * self._checkpoint.configs["vae"].scaling_factor
+            return latents * self._checkpoint.vae.scaling_factor
+
+
+def _guidance_embedding(unet: Any) -> torch.Tensor:
+    embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    scale = torch.tensor([GUIDANCE_SCALE - 1])
+    embedding: torch.Tensor = embed(None, scale, embedding_dim=unet.config.time_cond_proj_dim)
+    return embedding
 
 
 def _coloured(size: Sequence[int]) -> np.ndarray:
-    """A picture (H, W, 3) uint8 of soft colours."""
+    """An image (H, W, 3) uint8 of soft colors."""
     down, across = np.mgrid[0 : size[0], 0 : size[1]].astype(float)
     waves = [np.sin(down / 23 + k) * np.cos(across / (17 + 5 * k)) for k in range(3)]
     return np.rint(127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz that has the same bytes for the same arrays."""
+    """Write an .npz file; the same arrays give the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, allow_pickle=False, **dict(arrays))
 

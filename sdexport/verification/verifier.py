@@ -14,7 +14,8 @@ import numpy as np
 from sdexport.engines.errors import PackageError, SDExportError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line
-from sdexport.runtime.backend_choice import Backends, backend_of
+from sdexport.runtime.component_backends import Backends, backend_of
+from sdexport.runtime.component_engines import runs_on
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.verification.comparison import (
@@ -25,8 +26,8 @@ from sdexport.verification.comparison import (
 )
 from sdexport.verification.report import Check
 
-REFERENCE_IMAGE = "picture"
-"""Name of the reference image's file, and of its array."""
+REFERENCE_IMAGE = "image"
+"""Name of the reference image's file in reference/."""
 
 Progress = Callable[[str], object]
 """Called with what is checked next: "hashes", the name of a component, or "image"."""
@@ -80,7 +81,7 @@ def verify_package(
         for name in package.graphs:
             if name in package.manifest.components:
                 progress(name)
-            if package.runs_itself(name, backend_of(backend, name), options.get("engine_dir")):
+            if runs_on(package, name, backend_of(backend, name), options.get("engine_dir")):
                 checks += _component_checks(pipeline, name, references.get(name))
         progress("image")
         checks.append(_image_check(pipeline, references.get(REFERENCE_IMAGE)))
@@ -132,7 +133,7 @@ def _image_arguments(
     Raises: PackageError: some are missing, or of another kind.
     """
     try:
-        (expected,) = recorded[REFERENCE_IMAGE]
+        (expected,) = recorded["generated"]
         arguments: dict[str, Any] = {
             "prompt": str(recorded["prompt"]),
             "negative_prompt": str(recorded["negative_prompt"]),

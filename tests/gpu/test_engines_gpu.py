@@ -18,6 +18,7 @@ from sdexport.engines import EngineError, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
+from sdexport.runtime.component_engines import engine_path, open_component
 from tests.helpers.altered_models import with_other_weights
 from tests.tolerances import GPU_COMPONENT_REL, GPU_LATENTS_REL, assert_close
 
@@ -79,7 +80,7 @@ def test_stripped_plan_is_small_and_answers_the_same(
         sizes[name] = built.sidecar.plan_size
     assert sizes["stripped"] < sizes["whole"] / 2
     feeds, expected = recorded(package)
-    with loaded.open("unet", backend, engine_dir=tmp_path / "stripped") as session:
+    with open_component(loaded, "unet", backend, engine_dir=tmp_path / "stripped") as session:
         assert_close(session.run(feeds)["out_sample"], expected, rel=GPU_COMPONENT_REL)
 
 
@@ -97,13 +98,13 @@ def test_refit_answers_as_the_other_weights_do(package: Path, tmp_path: Path, ba
     other, loaded = tmp_path / "unet" / "model.onnx", Package.load(package, verify=False)
     other.parent.mkdir()
     with_other_weights(loaded.model_path("unet"), other)
-    plan = loaded.plan_path("unet", backend, tmp_path)
+    plan = engine_path(loaded, "unet", backend, tmp_path)
     sizes = profiles(loaded, "unet", SIZES)
     build_plan(other, plan, backend=backend, profiles=sizes, options=BuildOptions(refittable=True))
     feeds, expected = recorded(package)
     with open_session(other) as session:
         without = session.run(feeds)["out_sample"]
-    session: Any = loaded.open("unet", backend, engine_dir=tmp_path)
+    session: Any = open_component(loaded, "unet", backend, engine_dir=tmp_path)
     with session:
         assert_close(session.run(feeds)["out_sample"], expected, rel=GPU_COMPONENT_REL)
         session.refit(other)

@@ -41,7 +41,7 @@ def over_torch(folder: Path) -> Pipeline:
     height, width = checkpoint.sample_size
     unit = checkpoint.downscale
     manifest = Manifest(
-        family=checkpoint.family,
+        family=checkpoint.family.name,
         source={},
         latent_channels=checkpoint.configs["vae"].latent_channels,
         downscale=unit,
@@ -117,7 +117,7 @@ def test_family_other_sizes(family: str, both: tuple[Pipeline, Any]) -> None:
 
 def test_family_needs_what_it_begins_from(family: str, both: tuple[Pipeline, Any]) -> None:
     if image_inputs(family):
-        with pytest.raises(ValueError, match=r"this package .* give image"):
+        with pytest.raises(ValueError, match=r"needs .*: give image"):
             both[0](PROMPT, num_inference_steps=2)
 
 

@@ -19,6 +19,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -272,7 +273,9 @@ def inpainting(
     configs = Checkpoint.open(checkpoint).configs
     part = parts({**configs, "unet": inpainting_unet.config})[1]
     sessions = torch_sessions | {"unet": TorchSession(part, inpainting_unet)}
-    ours = Pipeline(Package.load(package, verify=False), sessions=sessions)
+    loaded = Package.load(package, verify=False)
+    manifest = replace(loaded.manifest, family="stable-diffusion-inpainting")
+    ours = Pipeline(replace(loaded, manifest=manifest), sessions=sessions)
     return ours, Theirs(checkpoint, inpainting_unet)
 
 

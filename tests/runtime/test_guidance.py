@@ -12,7 +12,7 @@ import pytest
 from sdexport import Package, Pipeline, TorchGenerator
 from sdexport.runtime.denoise import denoise
 from sdexport.runtime.guidance import Guidance, GuidanceState
-from sdexport.runtime.initial_latents import Start
+from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import NAMES, create
 from tests.helpers.counting_session import Counting
 from tests.tolerances import (
@@ -140,7 +140,7 @@ def test_cache_interval_takes_every_second_prediction(
     seen: list[float] = []
     run = unet.run
     unet.run = lambda feeds: seen.append(feeds["timestep"].item()) or run(feeds)  # type: ignore[method-assign]
-    start = Start(TorchGenerator(0).randn((1, 4, 16, 16)), index=begin)
+    start = InitialLatents(TorchGenerator(0).randn((1, 4, 16, 16)), first_step=begin)
     loop = denoise(
         unet,
         start,
@@ -283,7 +283,7 @@ def test_function_without_any_signal_in_the_latents(pipe: Pipeline, prediction_t
     list(
         denoise(
             pipe.session("unet"),
-            Start(TorchGenerator(0).randn((1, 4, 16, 16))),
+            InitialLatents(TorchGenerator(0).randn((1, 4, 16, 16))),
             pipe.encode(["a star"]),
             sampler,
             guidance=Guidance(1.0, function=states.append),

@@ -51,9 +51,9 @@ def test_unconditional_pass_only_above_one(
         ({"guidance_scale": float("nan")}, "guidance_scale must be 0 or more"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be 0 or more"),
         ({"seed": 2**64}, "seed: expected"),
-        ({"seed": [1, 2]}, "got 2 seeds for 1 pictures"),
+        ({"seed": [1, 2]}, "got 2 seeds for 1 images"),
         ({"scheduler": "magic"}, "unknown scheduler 'magic'"),
-        ({"scheduler": "lms", "eta": 0.5}, "takes no eta"),
+        ({"scheduler": "lms", "eta": 0.5}, "has no eta"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts and 2 negative prompts"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be 1 to 100000, got 0"),
         ({"prompt": []}, "at least one prompt"),
@@ -150,7 +150,7 @@ def test_not_finite_numbers_name_the_component(
     sessions: dict[str, Any] = {n: pipe.session(n) for n in names}
     sessions[component] = Broken(sessions[component])
     broken = Pipeline(Package.load(package, verify=False), sessions=sessions)
-    with pytest.raises(EngineError, match=f"{component}: NaN or infinity"):
+    with pytest.raises(EngineError, match=f"{component}: the output holds NaN or infinity"):
         broken("a red circle", seed=0, **FAST)
 
 

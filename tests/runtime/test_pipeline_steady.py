@@ -146,7 +146,7 @@ def test_threads_paint_what_one_after_the_other_paints(pipe: Pipeline) -> None:
         ("text_encoder", "the prompt"),
         ("unet", "step 2"),
         ("vae_decoder", "the latents"),
-        ("vae_encoder", "the picture"),
+        ("vae_encoder", "the image"),
     ],
 )
 def test_not_finite_numbers_name_component_and_step(
@@ -160,7 +160,8 @@ def test_not_finite_numbers_name_component_and_step(
             return outputs
 
     broken = over(pipe, package, sessions={component: Broken(pipe.session(component))})
-    with pytest.raises(EngineError, match=f"^{component}: NaN or infinity came out for {where}$"):
+    message = rf"^{component}: the output holds NaN or infinity \({where}\)$"
+    with pytest.raises(EngineError, match=message):
         broken("a star", image=PICTURE, strength=0.8, num_inference_steps=4, seed=0)
 
 

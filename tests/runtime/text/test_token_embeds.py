@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdexport import Package, PackageError, Pipeline, load_pipeline
+from sdexport.runtime import component_sessions
+from sdexport.runtime.component_engines import engine_path, open_component, resolve_backend
 from sdexport.runtime.text.token_embeds import build_inputs_embeds, replace_tokens, token_mask
 from tests.helpers.text import tokenizer
 from tests.tolerances import BLENDED_EMBEDS_REL, EMBEDS_ABS, EMBEDS_REL
@@ -188,13 +190,12 @@ def test_pipeline_opens_the_token_graphs_when_needed_and_closes_them(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: dict[str, Any] = {}
-    open_ = Package.open
 
-    def watched(self: Package, component: str, *arguments: Any, **options: Any) -> Any:
-        opened[component] = open_(self, component, *arguments, **options)
-        return opened[component]
+    def watched(package: Package, graph: str, *arguments: Any, **options: Any) -> Any:
+        opened[graph] = open_component(package, graph, *arguments, **options)
+        return opened[graph]
 
-    monkeypatch.setattr(Package, "open", watched)
+    monkeypatch.setattr(component_sessions, "open_component", watched)
     with load_pipeline(package, verify=False) as fresh:
         fresh.encode([PROMPT], token_embeds={"red": "blue"})
         assert list(opened) == ["text_encoder"]
@@ -260,13 +261,13 @@ def test_token_graphs_without_a_plan_use_another_backend(
     package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = Package.load(package, verify=False)
-    assert loaded.resolve("text_encoder", "tensorrt", tmp_path) == "tensorrt"
-    with caplog.at_level(logging.INFO, "sdexport.runtime.packages.package"):
-        taken = loaded.resolve("text_encoder.inputs_embeds", "tensorrt", tmp_path)
+    assert resolve_backend(loaded, "text_encoder", "tensorrt", tmp_path) == "tensorrt"
+    with caplog.at_level(logging.INFO, "sdexport.runtime.component_engines"):
+        taken = resolve_backend(loaded, "text_encoder.inputs_embeds", "tensorrt", tmp_path)
     assert taken in ("onnxruntime", "openvino") and "tensorrt takes" in caplog.text
-    plan = loaded.plan_path("text_encoder.inputs_embeds", "tensorrt", tmp_path)
+    plan = engine_path(loaded, "text_encoder.inputs_embeds", "tensorrt", tmp_path)
     plan.parent.mkdir()
     plan.write_bytes(b"plan")
-    assert loaded.resolve("text_encoder.inputs_embeds", "tensorrt", tmp_path) == "tensorrt"
+    assert resolve_backend(loaded, "text_encoder.inputs_embeds", "tensorrt", tmp_path) == "tensorrt"
     with load_pipeline(package, "tensorrt", verify=False, engine_dir=tmp_path / "no") as pipe:
         assert pipe.text_encoders.token_embeds("red").shape[0] == 1

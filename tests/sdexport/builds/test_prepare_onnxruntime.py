@@ -27,6 +27,8 @@ from sdexport.engines.worker_process import Worker
 from sdexport.exporter import export
 from sdexport.graphs.cpu import winograd_onnx
 from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
+from sdexport.runtime import component_sessions
+from sdexport.runtime.component_engines import open_component
 from tests.tolerances import (
     COMPONENT_REL,
     IMAGE_ABS,
@@ -280,18 +282,20 @@ def test_prepared_graphs_paint_the_same(
     assert not np.array_equal(other, first)
 
 
-def test_prepared_sessions_stay_open_in_low_memory(package: Path, engines: Path) -> None:
+def test_prepared_sessions_stay_open_in_low_memory(
+    package: Path, engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if sys.platform != "linux":
         pytest.skip("memory of mapped files is given back on Linux alone")
     opened: list[int | None] = []
 
-    class Watched(Package):
-        def open(self, component: str, *arguments: Any, **options: Any) -> Any:
-            session = super().open(component, *arguments, **options)
-            opened.append(session.mapped)
-            return session
+    def watched(*arguments: Any, **options: Any) -> Any:
+        session = open_component(*arguments, **options)
+        opened.append(session.mapped)
+        return session
 
-    loaded = Watched.load(package, verify=False)
+    monkeypatch.setattr(component_sessions, "open_component", watched)
+    loaded = Package.load(package, verify=False)
     with Pipeline(loaded, engine_dir=engines, low_memory=True) as pipe:
         paint(pipe)
         paint(pipe, seed=4)
@@ -477,7 +481,10 @@ def test_prepared_session_trims_and_goes_on(package: Path, engines: Path) -> Non
         "timestep": np.array([500], np.float32),
         "encoder_hidden_states": rng.standard_normal((2, 77, 96), dtype=np.float32),
     }
-    with loaded.open("unet", engine_dir=engines) as session, loaded.open("unet") as own:
+    with (
+        open_component(loaded, "unet", engine_dir=engines) as session,
+        open_component(loaded, "unet") as own,
+    ):
         assert (session.mapped or 0) > 20e6
         for text in (feeds["encoder_hidden_states"], feeds["encoder_hidden_states"][::-1].copy()):
             given = feeds | {"encoder_hidden_states": text}

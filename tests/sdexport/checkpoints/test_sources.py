@@ -149,9 +149,7 @@ def test_errors_leave_no_files(
 def test_family_that_cannot_be_exported_is_named_by_its_file(
     small_families: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "sdexport.checkpoints.diffusers_folder.PIPELINE_CLASSES", ("AnotherPipeline",)
-    )
+    monkeypatch.setattr("sdexport.runtime.models.families.pipelines", lambda: ("AnotherPipeline",))
     save_file(original_layout(SD1, random_modules(SD1)), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"/model\.safetensors: pipelines of class"):
         open_source(tmp_path / "model.safetensors", options=Options(tokenizer=TOKENIZER))

@@ -144,7 +144,7 @@ def test_embeds_saved_and_loaded_paint_the_same(package: Path, tmp_path: Path) -
         (["--guidance-interval", "0:3"], "guidance_interval end must be 0 to 1"),
         (["--guidance-interval", "nan:1"], "guidance_interval start must be 0 to 1"),
         (["--cache-interval", "0.5:0.5"], "cache_interval must have start < end"),
-        (["--eta", "0.5", "--scheduler", "lms"], "scheduler 'lms' takes no eta"),
+        (["--eta", "0.5", "--scheduler", "lms"], "scheduler 'lms' has no eta"),
         (["--eta", "2", "--scheduler", "ddim"], "eta"),
         (["--clip-skip", "5"], "clip_skip must be one of 0, 1 with this package, got 5"),
         (["--tile", "100"], "vae_tile must be a multiple of 8"),

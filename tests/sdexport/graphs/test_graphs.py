@@ -67,7 +67,9 @@ def test_graphs_are_accepted(family: str, precision: str, opset: int, tmp_path: 
     for part in parts(checkpoint.configs):
         if part.source not in loaded:
             loaded = {part.source: checkpoint.load(part.source)}
-        change = conversion(precision, part.source, checkpoint.configs)
+        change = conversion(
+            precision, part.component, checkpoint.family, checkpoint.configs[part.source]
+        )
         path = tmp_path / part.name / "model.onnx"
         trace(part, loaded[part.source], path, opset=opset, change=change)
         with warnings.catch_warnings():

@@ -20,6 +20,9 @@ from sdexport.cli import main
 from sdexport.engines import open_session
 from sdexport.exporter import export
 from sdexport.graphs import half_precision, int8_weights, precision
+from sdexport.runtime.models.components import UNET, VAE_DECODER
+from sdexport.runtime.models.stable_diffusion import STABLE_DIFFUSION
+from sdexport.runtime.models.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from sdexport.verification.verifier import verify
 from tests.helpers.families import build
 from tests.tolerances import ACCURACY_POINTS, INT8_IMAGE_PSNR, LOWER_COSINE, LOWER_IMAGE_PSNR
@@ -194,16 +197,18 @@ def test_export_rejects_precisions_it_cannot_write(checkpoint: Path, tmp_path: P
 
 
 def test_sdxl_vae_stays_float32_in_fp16_only() -> None:
-    configs = {name: SimpleNamespace() for name in ("text_encoder_2", "unet", "vae")}
+    family, config = STABLE_DIFFUSION_XL, SimpleNamespace()
     for name, component, expected in (
-        ("fp16", "vae", "fp32"),
-        ("fp16", "unet", "fp16"),
-        ("bf16", "vae", "bf16"),
-        ("int8", "vae", "int8"),
+        ("fp16", VAE_DECODER, "fp32"),
+        ("fp16", UNET, "fp16"),
+        ("bf16", VAE_DECODER, "bf16"),
+        ("int8", VAE_DECODER, "int8"),
     ):
-        assert precision.conversion(name, component, configs).precision == expected
+        assert precision.conversion(name, component, family, config).precision == expected
+    half = precision.conversion("fp16", VAE_DECODER, STABLE_DIFFUSION, config)
+    assert half.precision == "fp16"
     model = chain([helper.make_node("Relu", ["x"], ["y"], name="relu")])
-    change = precision.conversion("fp16", "vae", configs)
+    change = precision.conversion("fp16", VAE_DECODER, family, config)
     change(model)
     assert change.nodes == {precision.XL_VAE: 1}
     assert model.graph.outputs[0].dtype == ir.DataType.FLOAT

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdexport.engines.backends import check_backend
-from sdexport.runtime.packages.manifest import COMPONENTS
+from sdexport.runtime.models.families import components
 
 Backends = str | Mapping[str, str]
 """One backend for all components, or some components' own; "*" stands for the others."""
@@ -49,9 +49,9 @@ def parse_backends(values: Sequence[str]) -> Backends:
         component, equals, backend = value.partition("=")
         if not equals:
             component, backend = OTHERS, value
-        elif component not in COMPONENTS:
+        elif component not in components():
             raise ValueError(
-                f"no component '{component:.40}'; choose one of {', '.join(COMPONENTS)}"
+                f"no component '{component:.40}'; choose one of {', '.join(components())}"
             )
         found[component] = check_backend(backend)
     if set(found) <= {OTHERS}:

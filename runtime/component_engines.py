@@ -1,0 +1,125 @@
+"""Opening a component of a package: which backend, which built engine, and whether it fits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines import (
+    AUTO,
+    PLAN_BACKENDS,
+    PREPARED_BACKEND,
+    Session,
+    choose,
+    open_session,
+)
+from sdexport.engines.errors import EngineError, PackageError
+from sdexport.engines.session import TensorSpec
+from sdexport.runtime.models.components import TOKEN_GRAPHS
+from sdexport.runtime.packages.manifest import ComponentRecord
+from sdexport.runtime.packages.package import Package
+
+_log = logging.getLogger(__name__)
+
+
+def engine_path(
+    package: Package, graph: str, backend: str, engine_dir: str | Path | None = None
+) -> Path:
+    """The file of the built engine of a graph, whether it exists or not.
+
+    Args:
+      engine_dir: where engines are, instead of the package's own engines folder.
+    """
+    folder = package.folder / "engines" if engine_dir is None else Path(engine_dir)
+    suffix = "onnx" if backend == PREPARED_BACKEND else "plan"
+    return folder / backend / f"{graph}.{suffix}"
+
+
+def resolve_backend(
+    package: Package, graph: str, backend: str, engine_dir: str | Path | None = None
+) -> str:
+    """The backend that runs a graph: `backend` itself, or for "auto" the best one; that is logged.
+
+    Token graphs rarely have a TensorRT engine of their own; without one they run as by "auto".
+    Raises: MissingDependencyError: no backend is installed.
+    """
+    if backend == AUTO or not runs_on(package, graph, backend, engine_dir):
+        requested = backend
+        backend = choose(plan_of=lambda name: engine_path(package, graph, name, engine_dir))
+        _log.info("%s: %s takes %s", graph, requested, backend)
+    return backend
+
+
+def runs_on(
+    package: Package, graph: str, backend: str, engine_dir: str | Path | None = None
+) -> bool:
+    """Whether a backend can open a graph: False for a token graph without the engine it needs."""
+    if "." not in graph or backend not in PLAN_BACKENDS:
+        return True
+    return engine_path(package, graph, backend, engine_dir).is_file()
+
+
+def open_component(
+    package: Package,
+    graph: str,
+    backend: str = "onnxruntime",
+    *,
+    engine_dir: str | Path | None = None,
+    **options: Any,
+) -> Session:
+    """Open a component or a token graph of a package; see sdexport.engines.open_session.
+
+    Args:
+      backend: "auto" takes the best that is installed, a built engine before all others.
+      engine_dir: where engines are, instead of the package's own engines folder.
+      options: of the backend's session.
+    Raises: EngineError: it cannot be opened. PackageError: the graph lacks an input or output that
+      the component must have.
+    """
+    path = package.model_path(graph)
+    backend = resolve_backend(package, graph, backend, engine_dir)
+    engine = engine_path(package, graph, backend, engine_dir)
+    if backend in PLAN_BACKENDS or (backend == PREPARED_BACKEND and engine.exists()):
+        options |= {"plan": engine, "digest": package.model_digest(graph)}
+    component, _, further = graph.partition(".")
+    try:
+        session = open_session(path, backend, **options)
+    except EngineError as error:
+        raise _with_advice(error, package.manifest.components[component], backend) from error
+    spec = package.family.component(component)
+    inputs, outputs = TOKEN_GRAPHS[further] if further else (spec.inputs, spec.outputs)
+    try:
+        _check_names(package, graph, "input", inputs, session.inputs)
+        _check_names(package, graph, "output", outputs, session.outputs)
+    except PackageError:
+        session.close()
+        raise
+    return session
+
+
+def _check_names(
+    package: Package,
+    graph: str,
+    what: str,
+    wanted: Collection[str],
+    specs: tuple[TensorSpec, ...],
+) -> None:
+    names = [spec.name for spec in specs]
+    missing = sorted(set(wanted).difference(names))
+    if missing:
+        raise PackageError(
+            f"{package.folder}: {graph}: the graph has no {what} '{missing[0]}'; "
+            f"it has {', '.join(names)}"
+        )
+
+
+def _with_advice(error: EngineError, component: ComponentRecord, backend: str) -> EngineError:
+    """The error, with a way out if the backend has no kernels for bfloat16."""
+    if component.precision != "bf16" or not backend.startswith("onnxruntime"):
+        return error
+    return EngineError(
+        f"{error}; the package is in bf16: use --backend openvino or tensorrt-rtx, or export it "
+        "in another precision"
+    )

@@ -1,0 +1,87 @@
+"""The components of a package: the role of each, and the tensors that its graph must have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Role(Enum):
+    """What a component does in the pipeline."""
+
+    TEXT_ENCODER = "text encoder"
+    DENOISER = "denoiser"
+    VAE_DECODER = "VAE decoder"
+    VAE_ENCODER = "VAE encoder"
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One component of a family.
+
+    name: its folder in a package, and what options and messages call it.
+    source: its folder in a diffusers checkpoint; VAE decoder and encoder share one.
+    inputs, outputs: tensors that its graph must have; it may have more.
+    tokenizer: for text encoders, the folder of its tokenizer.
+    projected: for text encoders, whether it also gives projected pooled embeddings.
+    classes: library and class names that the checkpoint may name for it.
+    """
+
+    name: str
+    role: Role
+    source: str
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+    classes: tuple[str, tuple[str, ...]]
+    tokenizer: str = ""
+    projected: bool = False
+
+
+def clip_text_encoder(number: int = 1, *, projected: bool = False) -> ComponentSpec:
+    """A CLIP text encoder, the first or a further one, as diffusers numbers them."""
+    suffix = "" if number == 1 else f"_{number}"
+    return ComponentSpec(
+        name=f"text_encoder{suffix}",
+        role=Role.TEXT_ENCODER,
+        source=f"text_encoder{suffix}",
+        inputs=frozenset({"input_ids"}),
+        outputs=frozenset({"last_hidden_state"}),
+        classes=("transformers", (f"CLIPTextModel{'WithProjection' if projected else ''}",)),
+        tokenizer=f"tokenizer{suffix}",
+        projected=projected,
+    )
+
+
+UNET = ComponentSpec(
+    name="unet",
+    role=Role.DENOISER,
+    source="unet",
+    inputs=frozenset({"sample", "timestep", "encoder_hidden_states"}),
+    outputs=frozenset({"out_sample"}),
+    classes=("diffusers", ("UNet2DConditionModel",)),
+)
+_VAE = "vae", ("diffusers", ("AutoencoderKL", "AutoencoderTiny"))
+VAE_DECODER = ComponentSpec(
+    name="vae_decoder",
+    role=Role.VAE_DECODER,
+    source=_VAE[0],
+    inputs=frozenset({"latent_sample"}),
+    outputs=frozenset({"sample"}),
+    classes=_VAE[1],
+)
+VAE_ENCODER = ComponentSpec(
+    name="vae_encoder",
+    role=Role.VAE_ENCODER,
+    source=_VAE[0],
+    inputs=frozenset({"sample"}),
+    outputs=frozenset({"latent_parameters"}),
+    classes=_VAE[1],
+)
+
+TOKEN_EMBEDDING, INPUTS_EMBEDS = "token_embedding", "inputs_embeds"
+TOKEN_GRAPHS = {
+    TOKEN_EMBEDDING: (frozenset({"input_ids"}), frozenset({INPUTS_EMBEDS})),
+    INPUTS_EMBEDS: (frozenset({"input_ids", INPUTS_EMBEDS}), frozenset({"last_hidden_state"})),
+}
+"""The two halves of a text encoder, which a package may hold next to the whole: the embedding
+table, and the transformer after it. Each with the inputs and outputs that it must have."""
