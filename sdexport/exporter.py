@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
@@ -17,16 +16,22 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.modules import free_weights
 from sdexport.checkpoints.sources import Options, open_source
-from sdexport.engines import EngineError
-from sdexport.engines.errors import CheckpointError, VerificationError
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError, VerificationError
+from sdexport.engines.messages import one_line
 from sdexport.graphs.precision import check_precision, conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import Part, parts
-from sdexport.package_writer import describe, describe_component, write
+from sdexport.package_writer import (
+    check_destination,
+    describe,
+    describe_component,
+    package_folder,
+    write,
+)
 from sdexport.preview_fit import fit_preview
 from sdexport.runtime.models.components import Role
-from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, Manifest
+from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.version import __version__
@@ -52,11 +57,12 @@ _TOKENIZER_FILES = (
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "numpy")
 
 _MAPPED: dict[str, Any] = {"optimization": "none", "prepacking": False}
-"""Has ONNX Runtime compute with the mapped weights. Its optimiser would first rearrange all of
-them, and turn half into float32: 19 s and 5.9 GB for SD 1.5's UNet, in place of 3 and 3.7."""
+"""Options with which ONNX Runtime computes from memory-mapped weights. Its optimizer would first
+copy all of them, and convert float16 to float32: 19 s and 5.9 GB for SD 1.5's UNet instead of 3 s
+and 3.7 GB."""
 
 Progress = Callable[[str, str, int], object]
-"""Called with a component, the stage that begins, and how many stages there are in all."""
+"""Called with a component, the stage that begins, and the number of stages in all."""
 _Begin = Callable[[str, str], object]
 
 
@@ -73,42 +79,40 @@ def export(
 ) -> Manifest:
     """Export a checkpoint to a package.
 
-    The package is built beside its destination and renamed into place, so an export that is
-    stopped leaves no package. It is verified first if a backend that takes its precision is
-    installed.
+    The package is written to a temporary folder next to its destination and renamed at the end, so
+    an interrupted export leaves no package. It is verified before that, if a backend that supports
+    its precision is installed.
 
     Args:
       source: a diffusers folder, a hub id, or a single file.
-      destination: the folder to make.
-      options: how to read the source, and what to change in it.
+      destination: the folder to create.
       opset: 18..24; from 23 on attention and group normalisation are single nodes.
-      precision: one of sdexport.graphs.precision.PRECISIONS.
-      force: replace what is at the destination, if that is a package or an empty folder.
+      precision: "fp32", "fp16", "bf16" or "int8"; see sdexport.graphs.precision.
+      revision: of a hub id.
+      options: how to read the source, and what to merge into it.
+      force: replace the destination, if it is a package or an empty folder.
+      progress: see Progress.
+    Returns: the manifest that was written.
     Raises: FileNotFoundError, CheckpointError, ConnectionError: see open_source. FileExistsError:
-      the destination exists. VerificationError: the package does not answer as PyTorch does.
+      the destination exists. InvalidArgumentError: opset or precision. VerificationError: the
+      graphs do not reproduce PyTorch's outputs.
+
+    Example:
+        sdexport.export("path/to/checkpoint", "package", precision="fp16")
     """
     if opset not in OPSETS:
-        raise ValueError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
+        raise InvalidArgumentError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     check_precision(precision, opset)
     destination = Path(os.path.realpath(destination))
-    _check_destination(destination, force=force)
+    check_destination(destination, force=force)
     checkpoint = open_source(source, revision=revision, options=options)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        beside.chmod(0o777 & ~_umask())
+    with package_folder(destination, force=force) as folder:
         try:
-            manifest = _write_package(checkpoint, beside, opset, precision, progress)
-        except RuntimeError as error:  # PyTorch's own, and its exporter's
-            if isinstance(error, EngineError):
-                raise
-            raise ValueError(
-                f"{checkpoint.label}: PyTorch cannot run or trace it: {str(error)[:300]}"
+            return _write_package(checkpoint, folder, opset, precision, progress)
+        except RuntimeError as error:  # raised by PyTorch and its exporter
+            raise CheckpointError(
+                f"{checkpoint.label}: PyTorch cannot run or trace it: {one_line(error, 300)}"
             ) from error
-        _move_into_place(beside, destination, force=force)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return manifest
 
 
 def _write_package(
@@ -144,13 +148,13 @@ def _count_stages(checkpoint: Checkpoint, recorder: ImageRecorder, *, verifies: 
 
 
 def _tokenizer(checkpoint: Checkpoint, folder: Path, part: str) -> ClipTokenizer:
-    """The copied tokenizer of a text encoder, found to fit it."""
+    """The copied tokenizer of a text encoder, checked against its configuration."""
     tokenizer = ClipTokenizer.from_folder(folder / tokenizer_folder(part), error=CheckpointError)
     text = checkpoint.configs[part]
     if tokenizer.vocab_size > text.vocab_size or (
         tokenizer.max_length > text.max_position_embeddings
     ):
-        raise ValueError(
+        raise CheckpointError(
             f"{checkpoint.label}: the tokenizer ({tokenizer.vocab_size} ids, rows of "
             f"{tokenizer.max_length}) does not fit {part} ({text.vocab_size} ids, "
             f"rows of {text.max_position_embeddings})"
@@ -168,7 +172,7 @@ def _write_components(
 ) -> tuple[dict[str, ComponentRecord], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
 
-    Returns: the components, and the colours for previews.
+    Returns: the manifest's entries of the components, and the colors for previews.
     """
     components = {}
     preview: tuple[tuple[float, ...], ...] = ()
@@ -220,7 +224,7 @@ def _record(part: Part, module: Any, folder: Path, recorder: ImageRecorder) -> N
 
 
 def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, str]:
-    """What a graph says of itself: how it came to be, with no path and no time of day."""
+    """The metadata of a graph: where it comes from, without paths and times."""
     source = {f"source.{key}": value for key, value in checkpoint.source.items()}
     of_graph = {"component": component, "family": checkpoint.family.name, "precision": precision}
     return {"sdexport": __version__} | of_graph | source
@@ -240,7 +244,7 @@ def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _copy_json(source: Path, destination: Path) -> None:
-    """A configuration without the path it was once loaded from."""
+    """Copy a configuration without the path that it was loaded from."""
     values = read_config(source)
     for key in ("_name_or_path", "name_or_path"):
         values.pop(key, None)
@@ -248,7 +252,7 @@ def _copy_json(source: Path, destination: Path) -> None:
 
 
 def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
-    """What verification measured, to two digits: the last ones vary with the machine."""
+    """What verification measured, to two digits: further digits vary with the machine."""
     options = _MAPPED if backend == "onnxruntime" else {}
     checks = verify_package(
         package,
@@ -261,10 +265,9 @@ def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
     failed = [f"{c.name} {c.output}: {c.verdict}" for c in checks if not c.passed]
     if failed:
         raise VerificationError(
-            f"the exported graphs do not answer as PyTorch does; {'; '.join(failed)}"
+            f"the exported graphs do not reproduce PyTorch's outputs: {'; '.join(failed)}"
         )
-    keys = {"image": "picture"}  # in the manifest
-    return {f"{keys.get(c.name, c.name)}.{c.output}": _figures(c) for c in checks}
+    return {f"{c.name}.{c.output}": _figures(c) for c in checks}
 
 
 def _figures(check: Check) -> dict[str, float | str]:
@@ -274,39 +277,3 @@ def _figures(check: Check) -> dict[str, float | str]:
         "cosine": float(f"{check.cosine:.6f}"),
         "bound": check.bound,
     }
-
-
-def _check_destination(destination: Path, *, force: bool) -> None:
-    if not destination.exists():
-        return
-    if not force:
-        raise FileExistsError(f"{destination} exists; give --force to replace it")
-    holds_package = destination.is_dir() and (
-        (destination / MANIFEST).is_file() or not any(destination.iterdir())
-    )
-    if not holds_package:
-        raise FileExistsError(f"{destination} exists and is no package; it is not replaced")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _move_into_place(beside: Path, destination: Path, *, force: bool) -> None:
-    """Rename; what stood there goes last, when the new package is in its place."""
-    old = None
-    if destination.exists() and force:
-        old = beside.with_name(beside.name + ".old")
-        os.replace(destination, old)
-    try:
-        beside.rename(destination)
-    except OSError as error:
-        if old is not None:
-            os.replace(old, destination)
-        if destination.exists():
-            raise FileExistsError(f"{destination} appeared meanwhile; it is left alone") from error
-        raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,12 @@
-"""What the manifest of a new package says, from its checkpoint and the files that were written."""
+"""Writing a package: its folder, and its manifest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
@@ -12,8 +16,37 @@ from sdexport.graphs.wrappers import Part
 from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, FileRecord, Manifest
 
 
+def check_destination(destination: Path, *, force: bool) -> None:
+    """Raises: FileExistsError: something is there, and it must not be replaced."""
+    if not destination.exists():
+        return
+    if not force:
+        raise FileExistsError(f"{destination} exists; give --force to replace it")
+    replaceable = destination.is_dir() and (
+        (destination / MANIFEST).is_file() or not any(destination.iterdir())
+    )
+    if not replaceable:
+        raise FileExistsError(f"{destination} exists and is not a package; it is not replaced")
+
+
+@contextmanager
+def package_folder(destination: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary folder next to `destination`, renamed to it when the block ends without an error.
+
+    Raises: FileExistsError: another process created the destination in the meantime.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        folder.chmod(0o777 & ~_umask())
+        yield folder
+        _move_into_place(folder, destination, force=force)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def describe_component(folder: Path, part: Part, change: Conversion, opset: int) -> ComponentRecord:
-    """A component that was traced to `folder`, and the graphs beside its own."""
+    """The manifest's entry of a component that was traced to `folder`, with its token graphs."""
     return ComponentRecord(
         files=tuple(_record(folder, file) for file in _graph_files(folder / part.name)),
         precision=change.precision,
@@ -32,10 +65,10 @@ def describe(
     tools: Mapping[str, str],
     preview: tuple[tuple[float, ...], ...] | None = None,
 ) -> Manifest:
-    """All of a package, once every file but the manifest is in its folder.
+    """The manifest of a package whose other files are all in `folder`.
 
     Args:
-      tools: versions of what made it. preview: see Manifest.
+      tools: versions of the tools that made it. preview: see Manifest.
     """
     vae, downscale = checkpoint.vae, checkpoint.downscale
     height, width = checkpoint.sample_size
@@ -55,12 +88,38 @@ def describe(
 
 
 def write(manifest: Manifest, folder: Path) -> None:
-    """Write sdexport.json, last of all: now the folder is a package."""
+    """Write sdexport.json, which makes the folder a package."""
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _move_into_place(folder: Path, destination: Path, *, force: bool) -> None:
+    """Rename; what was there is deleted last, when the new package is in its place."""
+    old = None
+    if destination.exists() and force:
+        old = folder.with_name(folder.name + ".old")
+        os.replace(destination, old)
+    try:
+        folder.rename(destination)
+    except OSError as error:
+        if old is not None:
+            os.replace(old, destination)
+        if destination.exists():
+            raise FileExistsError(
+                f"{destination} was created by another process in the meantime; it is not replaced"
+            ) from error
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _graph_files(folder: Path) -> list[Path]:
-    """model.onnx first, then its data, then the graphs beside it."""
+    """model.onnx first, then its data, then the token graphs."""
     return sorted(folder.glob("*.onnx*"), key=lambda f: (not f.name.startswith("model."), f.name))
 
 
@@ -69,7 +128,7 @@ def _record(folder: Path, file: Path) -> FileRecord:
 
 
 def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
-    """Everything that no component lists: configurations, tokenizer, references."""
+    """The files that no component lists: configurations, tokenizers, reference outputs."""
     files = (f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
     rest = (f for f in files if f.parent.name not in except_for or not f.suffix.startswith(".onnx"))
     return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))

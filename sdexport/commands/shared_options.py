@@ -173,5 +173,5 @@ def given(**options: Any) -> dict[str, Any]:
 def exit_unless(passed: bool) -> None:
     """Exit status 1, and why, for a package that failed its checks."""
     if not passed:
-        click.echo("error: the package does not answer as PyTorch did", err=True)
+        click.echo("error: the package does not reproduce the reference outputs", err=True)
         sys.exit(1)

@@ -89,7 +89,7 @@ def test_existing_destination_needs_force(package: Path, checkpoint: Path, tmp_p
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(FileExistsError, match="is no package; it is not replaced"):
+    with pytest.raises(FileExistsError, match="is not a package; it is not replaced"):
         export(checkpoint, photos, force=True)
     assert (photos / "holiday.jpg").exists()
 
@@ -134,7 +134,7 @@ def test_destination_that_appears_meanwhile_is_left_alone(
 
     monkeypatch.setattr(export_module, "write", appear)
     monkeypatch.setattr(export_module, "_verified", lambda *_: {})
-    with pytest.raises(FileExistsError, match="appeared meanwhile; it is left alone"):
+    with pytest.raises(FileExistsError, match="created by another process in the meantime"):
         export(checkpoint, tmp_path / "package")
     assert [f.name for f in tmp_path.iterdir()] == ["package"]
     assert (tmp_path / "package" / "another's").read_text() == "x"
@@ -186,7 +186,7 @@ def test_export_that_does_not_verify_is_refused(
     monkeypatch.setattr("sdexport.verification.comparison.COMPONENT_BOUND", 1e-12)
     with pytest.raises(
         VerificationError,
-        match=r"do not answer as PyTorch.*unet out_sample: FAILED [^\n]* is over 1.00e-12",
+        match=r"do not reproduce PyTorch.*unet out_sample: FAILED [^\n]* is over 1.00e-12",
     ):
         export(checkpoint, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []

@@ -171,7 +171,7 @@ def test_verify_fails_on_altered_weights(package_copy: Path) -> None:
     result = call("verify", package_copy)
     assert result.exit_code == 1
     assert "FAILED altered: vae_decoder/model.onnx" in result.stdout
-    assert result.stderr == "error: the package does not answer as PyTorch did\n"
+    assert result.stderr == "error: the package does not reproduce the reference outputs\n"
     report = call("verify", package_copy, "--json")
     assert report.exit_code == 1 and json.loads(report.stdout)["passed"] is False
 
