@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdexport.engines.backends import check_backend
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.models.families import components
 
 Backends = str | Mapping[str, str]
-"""One backend for all components, or some components' own; "*" stands for the others."""
+"""One backend for all components, or one by component; "*" stands for all others."""
 DEFAULT = "onnxruntime"
 OTHERS = "*"
 
 
 def backend_of(backends: Backends, component: str) -> str:
-    """The backend of a component, or of a graph beside its own."""
+    """The backend of a component or of one of its token graphs."""
     if isinstance(backends, str):
         return backends
     component = component.partition(".")[0]
@@ -23,16 +24,18 @@ def backend_of(backends: Backends, component: str) -> str:
 
 
 def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
-    """`backends`, if they name backends that exist and components of the package.
+    """`backends` themselves.
 
-    Raises: ValueError: they do not.
+    Args:
+      present: the components of the package.
+    Raises: InvalidArgumentError: an unknown backend, or a component that the package does not have.
     """
     if isinstance(backends, str):
         return check_backend(backends)
     for component, backend in backends.items():
         check_backend(backend)
         if component not in (*present, OTHERS):
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"no component '{component:.40}' to run on {backend}; "
                 f"the package has {', '.join(present)}"
             )
@@ -40,9 +43,9 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
 
 
 def parse_backends(values: Sequence[str]) -> Backends:
-    """Read "NAME" and "COMPONENT=NAME", each as often as wanted; the last one counts.
+    """Parse "NAME" and "COMPONENT=NAME", each any number of times; the last one counts.
 
-    Raises: ValueError: no such backend or component.
+    Raises: InvalidArgumentError: no such backend or component.
     """
     found: dict[str, str] = {}
     for value in values:
@@ -50,7 +53,7 @@ def parse_backends(values: Sequence[str]) -> Backends:
         if not equals:
             component, backend = OTHERS, value
         elif component not in components():
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"no component '{component:.40}'; choose one of {', '.join(components())}"
             )
         found[component] = check_backend(backend)
@@ -60,16 +63,19 @@ def parse_backends(values: Sequence[str]) -> Backends:
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """Read "NAME=VALUE", an option of the backends' sessions: a whole number, true, false or text.
+    """Parse "NAME=VALUE", an option of a backend's session.
 
-    Raises: ValueError: it has no name or no value.
+    Returns: the name, and the value as bool ("true", "false"), int or str.
+    Raises: InvalidArgumentError: name or value is missing.
     """
     name, _, value = text.partition("=")
     if not (name and value):
-        raise ValueError(f"expected OPTION=VALUE such as precision=bf16, got '{text:.40}'")
-    if value.lower() in _TRUTH:
-        return name, _TRUTH[value.lower()]
+        raise InvalidArgumentError(
+            f"expected OPTION=VALUE such as precision=bf16, got '{text:.40}'"
+        )
+    if value.lower() in _BOOLEANS:
+        return name, _BOOLEANS[value.lower()]
     return name, int(value) if value.isascii() and value.isdecimal() else value
 
 
-_TRUTH = {"true": True, "false": False}
+_BOOLEANS = {"true": True, "false": False}

@@ -1,4 +1,4 @@
-"""The manifest of a package, sdexport.json: what it holds, and reading it with care."""
+"""The manifest of a package, sdexport.json: its content, and reading it as untrusted input."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ComponentRecord:
-    """One graph: its files (the .onnx first), arithmetic, and what goes in and out.
+    """One component: its files (model.onnx first), precision, inputs and outputs.
 
-    nodes: how many are of that precision, and how many are not for each reason.
+    nodes: the number of nodes in that precision, and of others for each reason.
     """
 
     files: tuple[FileRecord, ...]
@@ -49,9 +49,12 @@ class ComponentRecord:
 class Manifest:
     """The content of sdexport.json.
 
-    latent_channels; downscale: pixels a latent cell covers; scaling_factor: latents of the UNet
-    over latents of the VAE; default_size: (height, width) in pixels; preview: (latent_channels + 1,
-    3) colours for preview.linear_preview; verified_with: the backend of `verification`.
+    family: see sdexport.runtime.models.families. source: where the checkpoint came from.
+    latent_channels, downscale, scaling_factor: see LatentSpace.
+    default_size: (height, width) in pixels.
+    preview: (latent_channels + 1, 3) colors for preview.linear_preview.
+    verification: what verification measured at export, by "component.output"; verified_with: the
+    backend that it used.
     """
 
     family: str
@@ -76,7 +79,7 @@ class Manifest:
 
     @property
     def every_file(self) -> tuple[FileRecord, ...]:
-        """Those of the components, then all others."""
+        """The files of the components, then all others."""
         return (*(r for c in self.components.values() for r in c.files), *self.files)
 
     def to_json(self) -> str:
@@ -134,7 +137,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """sdexport.json, in the shape that it must have; PackageError if it has another."""
+    """Read sdexport.json; PackageError if it is missing, damaged or of an unknown version."""
     data = read_json(folder, MANIFEST)
     version = data.get("format_version")
     if version != FORMAT_VERSION:

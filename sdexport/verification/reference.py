@@ -32,8 +32,8 @@ class TorchSession(SessionBase):
     """A component's PyTorch module as a Session.
 
     Args:
-      part: names and shapes.
-      module: the module of the checkpoint that the part wraps.
+      part: gives the names and shapes.
+      module: the module of the checkpoint that `part` wraps.
     """
 
     def __init__(self, part: Part, module: Any) -> None:
@@ -52,7 +52,7 @@ class TorchSession(SessionBase):
 
 
 def _tensor(value: np.ndarray) -> torch.Tensor:
-    """The array itself where PyTorch can read it in place, else a copy."""
+    """A tensor that shares the array's memory if PyTorch can read it in place, else a copy."""
     shared = value.flags.c_contiguous and value.flags.writeable
     return torch.from_numpy(value if shared else np.array(value, order="C"))
 
@@ -60,12 +60,12 @@ def _tensor(value: np.ndarray) -> torch.Tensor:
 def record_component(
     session: TorchSession, part: Part, path: Path, input_ids: np.ndarray | None = None
 ) -> None:
-    """Write inputs and PyTorch's outputs of one component.
+    """Write the inputs and PyTorch's outputs of one component.
 
-    The sizes are uneven on purpose: an axis that is not really dynamic shows.
+    The sizes are odd on purpose, so that an axis that is not dynamic is noticed.
 
     Args:
-      input_ids: real prompts for the text encoder, which random ids would not stand for.
+      input_ids: (2, S) int64 ids of real prompts, for text encoders; random ids would not do.
     """
     sizes = {
         "batch": 2,
@@ -86,9 +86,9 @@ def record_component(
 def record_token_graphs(
     session: TorchSession, text_encoder: Any, folder: Path, input_ids: np.ndarray
 ) -> None:
-    """Write inputs and PyTorch's outputs of a text encoder's further graphs.
+    """Write the inputs and PyTorch's outputs of a text encoder's token graphs.
 
-    The tokens of each prompt are mixed with those of the other.
+    The token embeddings of each prompt are mixed with those of the other.
 
     Args:
       input_ids: (2, S) int64.
@@ -102,7 +102,7 @@ def record_token_graphs(
         outputs = session.run({"input_ids": input_ids})
     finally:
         hook.remove()
-    whole = [spec.name for spec in session.outputs[:2]]  # what is behind the other layers too
+    whole = [spec.name for spec in session.outputs[:2]]  # the other layers come before them
     recorded = {
         TOKEN_EMBEDDING: {f"output.{INPUTS_EMBEDS}": embeds.numpy()},
         INPUTS_EMBEDS: {f"input.{INPUTS_EMBEDS}": mixed.numpy()}
@@ -288,7 +288,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _deterministic(scheduler_config: Mapping[str, Any]) -> str:
-    """The checkpoint's own scheduler, or DDIM if it is unknown here or adds noise on its way."""
+    """The checkpoint's own scheduler, or DDIM if it is unknown here or draws noise in its steps."""
     name = canonical_name(str(scheduler_config.get("_class_name", ""))) or "ddim"
     sampler = schedulers.create(name, scheduler_config, STEPS)
     return "ddim" if any(map(sampler.takes_noise, range(len(sampler.timesteps)))) else name
