@@ -73,8 +73,6 @@ def parse_option(text: str) -> tuple[str, Any]:
         raise InvalidArgumentError(
             f"expected OPTION=VALUE such as precision=bf16, got '{text:.40}'"
         )
-            f"expected OPTION=VALUE such as precision=bf16, got '{text:.40}'"
-        )
     if value.lower() in _BOOLEANS:
         return name, _BOOLEANS[value.lower()]
     return name, int(value) if value.isascii() and value.isdecimal() else value
