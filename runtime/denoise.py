@@ -15,7 +15,7 @@ from sdexport.runtime.component_sessions import chunks, finite
 from sdexport.runtime.guidance import Guidance, GuidanceState, within
 from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import Scheduler, StepResult
-from sdexport.runtime.schedulers.common import original_weights
+from sdexport.runtime.schedulers.latent_scaling import original_weights
 from sdexport.runtime.text.conditioning import Embeds
 
 Draw = Callable[[Sequence[int]], np.ndarray]

@@ -1,11 +1,15 @@
-"""Samplers: each class carries the name and the configuration keys of its diffusers twin.
+"""Schedulers, with the class names and configuration keys of diffusers.
 
-The classes, such as `DDIMScheduler`, are imported when they are first asked for.
+    >>> from sdexport.runtime import schedulers
+    >>> scheduler = schedulers.create("ddim", {"beta_schedule": "scaled_linear"}, 20)
+    >>> scheduler.timesteps[:3]
+    array([950., 900., 850.])
+
+The classes, such as `DDIMScheduler`, are attributes of this module, imported on first use.
 """
 
 from typing import Any
 
-from sdexport.runtime.schedulers.common import Scheduler, StepResult
 from sdexport.runtime.schedulers.create import (
     ALIASES,
     NAMES,
@@ -15,6 +19,7 @@ from sdexport.runtime.schedulers.create import (
     create,
     option_names,
 )
+from sdexport.runtime.schedulers.scheduler_base import Scheduler, StepResult
 
 __all__ = [
     "ALIASES",

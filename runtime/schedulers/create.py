@@ -1,26 +1,29 @@
-"""Schedulers by name."""
+"""Schedulers by name. A new scheduler is one module and one line of the table below."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdexport.runtime.schedulers.common import Scheduler
-from sdexport.runtime.schedulers.config import KNOWN_KEYS
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
+from sdexport.runtime.schedulers.scheduler_base import Scheduler
+from sdexport.runtime.schedulers.scheduler_config import WITHOUT_EFFECT, SchedulerConfig
 
 logger = logging.getLogger(__name__)
 
-# Short name -> module and class; a family is imported when it is first built.
+# Short name -> module and class; the module is imported when the class is first needed.
 _SCHEDULERS: dict[str, tuple[str, str]] = {
     "ddim": ("ddim", "DDIMScheduler"),
     "ddpm": ("ddpm", "DDPMScheduler"),
     "pndm": ("pndm", "PNDMScheduler"),
     "lms": ("lms", "LMSDiscreteScheduler"),
     "euler": ("euler", "EulerDiscreteScheduler"),
-    "euler_a": ("euler", "EulerAncestralDiscreteScheduler"),
+    "euler_a": ("euler_ancestral", "EulerAncestralDiscreteScheduler"),
     "heun": ("heun", "HeunDiscreteScheduler"),
     "dpm2": ("dpm2", "KDPM2DiscreteScheduler"),
     "dpm2_a": ("dpm2", "KDPM2AncestralDiscreteScheduler"),
@@ -29,12 +32,12 @@ _SCHEDULERS: dict[str, tuple[str, str]] = {
     "dpmsolver_sde": ("dpmsolver_sde", "DPMSolverSDEScheduler"),
     "unipc": ("unipc", "UniPCMultistepScheduler"),
     "deis": ("deis", "DEISMultistepScheduler"),
-    "lcm": ("consistency", "LCMScheduler"),
-    "tcd": ("consistency", "TCDScheduler"),
+    "lcm": ("lcm", "LCMScheduler"),
+    "tcd": ("tcd", "TCDScheduler"),
 }
 NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
 
-# Names that other programs use, with the keys that they set.
+# Name in other programs -> scheduler and the keys that the name sets.
 _KARRAS = {"use_karras_sigmas": True}
 _2M_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 _ALIASES: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -57,7 +60,7 @@ ALIASES: tuple[str, ...] = tuple(_ALIASES)
 
 
 def canonical_name(name: str) -> str | None:
-    """Short name or alias of a scheduler given by that or its class name; None if there is none."""
+    """The short name or alias, from that or from a class name, in any case; None if unknown."""
     lowered = name.lower()
     if lowered in _SCHEDULERS or lowered in _ALIASES:
         return lowered
@@ -71,36 +74,51 @@ def create(
 
     Args:
       name: one of NAMES or ALIASES, or a class name of diffusers.
-      config: the content of scheduler_config.json, of this or another scheduler; keys that no
-        sampler knows are logged as a warning.
-      num_inference_steps: may be None where `timesteps` or `sigmas` are given.
-      options: of the one scheduler, such as `eta` for DDIM; see option_names.
-    Raises: ValueError: unknown name or option, or a value out of range.
+      config: the content of scheduler_config.json, of this or another scheduler; a warning names
+        the keys that no scheduler has.
+      num_inference_steps: 1 <= steps <= num_train_timesteps; may be None if `timesteps` or
+        `sigmas` are given.
+      options: of that scheduler, such as `eta` for DDIM; see option_names.
+    Raises: InvalidArgumentError: unknown name or option, or a value out of range.
     """
     short = canonical_name(name)
     if short is None:
-        raise ValueError(f"unknown scheduler '{name}'; choose one of {', '.join(NAMES)}")
+        raise InvalidArgumentError(f"unknown scheduler '{name}'; choose one of {', '.join(NAMES)}")
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
-        raise ValueError("scheduler configuration: expected an object with keys")
+        raise InvalidArgumentError(
+            f"scheduler configuration: expected an object with keys, got {shown(config)}"
+        )
     base, preset = _ALIASES.get(short, (short, {}))
     unknown = [option for option in options if option not in option_names(base)]
     if unknown:
         valid = ", ".join(option_names(base)) or "none"
-        raise ValueError(f"{short} takes no option {', '.join(unknown)}; valid options: {valid}")
-    strange = [key for key in config if not key.startswith("_") and key not in KNOWN_KEYS]
-    if strange:
-        logger.warning("%s ignores %s", class_name(base), ", ".join(strange))
+        raise InvalidArgumentError(
+            f"{short} takes no option {', '.join(unknown)}; valid options: {valid}"
+        )
+    ignored = [key for key in config if not key.startswith("_") and key not in known_keys()]
+    if ignored:
+        logger.warning("%s ignores %s", class_name(base), ", ".join(ignored))
     if num_inference_steps is None:
         num_inference_steps = _count(options)
     return build_class(base)({**config, **preset}, num_inference_steps, **options)
 
 
 def _count(options: Mapping[str, Any]) -> int:
-    """Steps of the caller's own schedule: sigmas hold one more."""
+    """Steps of the caller's own schedule: there is one more of the sigmas."""
     for name, extra in (("timesteps", 0), ("sigmas", 1)):
         if hasattr(options.get(name), "__len__"):
             return len(options[name]) - extra
-    raise ValueError("num_inference_steps: expected a whole number, or timesteps or sigmas")
+    raise InvalidArgumentError(
+        "num_inference_steps: expected a whole number, or timesteps or sigmas"
+    )
+
+
+@functools.cache
+def known_keys() -> frozenset[str]:
+    """Keys of all schedulers' configurations, and those that are known to have no effect."""
+    for name in NAMES:
+        build_class(name)
+    return SchedulerConfig.known_keys() | WITHOUT_EFFECT
 
 
 def option_names(name: str) -> tuple[str, ...]:

@@ -5,92 +5,59 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from sdexport.runtime.schedulers.common import Memory, StepResult, check_step, require_finite
-from sdexport.runtime.schedulers.dpmsolver import Weights
-from sdexport.runtime.schedulers.logsnr import Converter, LogSNRConfig, logsnr_grid
+from sdexport.runtime.schedulers.log_snr import (
+    LogSNRConfig,
+    LogSNRScheduler,
+    SolverWeights,
+    log_snr_grid,
+)
+from sdexport.runtime.schedulers.scheduler_config import Keys
 
 
 @dataclass(frozen=True, kw_only=True)
 class DEISConfig(LogSNRConfig):
+    """Keys of diffusers' DEISMultistepScheduler."""
+
     algorithm_type: str = "deis"
     solver_type: str = "logrho"
 
-    # those of the other solvers mean these two, as in diffusers
+    # the names of other solvers mean these two, as in diffusers
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),
         "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),
     }
 
 
-class DEISMultistepScheduler:
-    """The noise is extrapolated as a polynomial in log(rho), rho = sigma / alpha.
+class DEISMultistepScheduler(LogSNRScheduler):
+    """The noise is extrapolated as a polynomial in log(rho), rho = sigma / alpha."""
 
-    Args:
-      config: keys of diffusers' DEISMultistepScheduler; missing ones take its defaults.
-      num_inference_steps: 1 <= steps <= num_train_timesteps.
-    Raises: ValueError: a value out of range.
-    """
+    config: DEISConfig
 
-    init_noise_sigma = 1.0
-    order = 1
-
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+    def __init__(self, config: Keys, num_inference_steps: int) -> None:
         self.config = DEISConfig.from_mapping(config)
-        self.timesteps, self._levels = logsnr_grid(self.config, num_inference_steps, last="same")
-        steps = range(len(self.timesteps))
-        self._plan = [self._step_weights(i, min(i + 1, self._highest_order(i))) for i in steps]
-        for weights in self._plan:
-            require_finite("DEISMultistepScheduler", weights.sample, weights.past)
-        self._converter = Converter(
-            "DEISMultistepScheduler", self.config, self._levels, predicts_noise=True
-        )
-        self._memory = Memory(self.config.solver_order)
+        found, levels = log_snr_grid(self.config, num_inference_steps, last="same")
+        order = self.config.solver_order
+        super().__init__(found, levels, predicts_noise=True, remembered=order)
 
     def _highest_order(self, i: int) -> int:
-        """Order of step i, once enough predictions are remembered."""
-        left = len(self.timesteps) - i
-        if self.config.lower_order_final and len(self.timesteps) < 15:
-            return min(self.config.solver_order, left)
-        return self.config.solver_order
+        order, steps = self.config.solver_order, len(self.timesteps)
+        return min(order, steps - i) if self.config.lower_order_final and steps < 15 else order
 
-    def _step_weights(self, i: int, order: int) -> Weights:
-        start, goal = self._levels[i], self._levels[i + 1]
-        logs = [-self._levels[i - k].log_snr for k in range(order)]
-        past = [goal.alpha * w for w in _integrals(logs, -start.log_snr, -goal.log_snr)]
-        return Weights(goal.alpha / start.alpha, tuple(past), 0.0)
-
-    def takes_noise(self, i: int) -> bool:
-        return False
-
-    def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
-        return sample
-
-    def step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
-    ) -> StepResult:
-        """Advance latents by one multistep; see Scheduler.step."""
-        check_step(self, noise_pred, i, sample, noise)
-        memory = self._memory
-        memory.start(i, sample)
-        original = self._converter.original(memory, i, noise_pred, sample)
-        self._converter.remember(memory, i, noise_pred, sample, original)
-        weights = self._plan[i]
-        order = min(memory.held, self._highest_order(i))
-        if len(weights.past) > order:
-            weights = self._step_weights(i, order)
-        terms = [(weight, memory[k]) for k, weight in enumerate(weights.past)]
-        return StepResult(memory.sum((weights.sample, sample), *terms), original)
-
-    def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
-        one = self._levels[i]
-        return one.alpha * original + one.sigma * noise
+    def _solver_weights(self, i: int, order: int) -> SolverWeights:
+        """alpha' (x / alpha + the integral over rho of the extrapolated noise)."""
+        start, end = self._levels[i], self._levels[i + 1]
+        nodes = [-self._levels[i - k].log_snr for k in range(order)]
+        integrals = _integrals(nodes, -start.log_snr, -end.log_snr)
+        return SolverWeights(
+            end.alpha / start.alpha, tuple(end.alpha * integral for integral in integrals)
+        )
 
 
-def _integrals(nodes: Sequence[float], start: float, goal: float) -> list[float]:
+def _integrals(nodes: Sequence[float], start: float, end: float) -> list[float]:
     """Integral over rho of each Lagrange polynomial in log(rho) through the nodes.
 
     The integral of log(rho)**n is rho * log(rho)**n less n times that of log(rho)**(n - 1).
@@ -102,7 +69,7 @@ def _integrals(nodes: Sequence[float], start: float, goal: float) -> list[float]
             found.append(math.exp(log) * log**n - n * found[-1])
         return found
 
-    powers = np.subtract(antiderivatives(goal), antiderivatives(start))
+    powers = np.subtract(antiderivatives(end), antiderivatives(start))
     weights = []
     for k, node in enumerate(nodes):
         others = [other for j, other in enumerate(nodes) if j != k]

@@ -1,4 +1,4 @@
-"""DPM-Solver-2 as k-diffusion writes it, and its ancestral form.
+"""DPM-Solver-2 as in k-diffusion, and its ancestral form.
 
 Source: Lu et al. 2022, arXiv 2206.00927, algorithm 1; Karras et al. 2022, arXiv 2206.00364,
 appendix; k-diffusion's DPM2 samplers: the midpoint of a step lies halfway in log(sigma).
@@ -8,34 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from sdexport.runtime.schedulers import noise_schedules
-from sdexport.runtime.schedulers.common import (
-    Memory,
-    StepResult,
-    check_step,
-    later,
-    require_finite,
-    slope_weights,
-    ve_original_weights,
-)
-from sdexport.runtime.schedulers.heun import check_pair
-from sdexport.runtime.schedulers.sigmas import (
-    SpreadConfig,
+from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
+from sdexport.runtime.schedulers.linear_combination import NOISE, SAMPLE, Combination
+from sdexport.runtime.schedulers.scheduler_base import Scheduler, StepResult
+from sdexport.runtime.schedulers.scheduler_config import Keys
+from sdexport.runtime.schedulers.sigma_schedules import (
+    SigmaConfig,
     ancestral_split,
-    input_scales,
     interleave,
     sigma_grid,
-    start_sigma,
     training_sigmas,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPM2Config(SpreadConfig):
+class DPM2Config(SigmaConfig):
+    """Keys of diffusers' KDPM2DiscreteScheduler and KDPM2AncestralDiscreteScheduler."""
+
     beta_start: float = 0.00085
     beta_end: float = 0.012
 
@@ -44,78 +38,60 @@ class DPM2Config(SpreadConfig):
     }
 
 
-class KDPM2DiscreteScheduler:
-    """Half a step to the midpoint, then the whole step with the slope found there.
+class KDPM2DiscreteScheduler(Scheduler):
+    """Half a step to the midpoint, then the whole step with the slope at the midpoint.
 
-    A run may begin at any even index.
-
-    Args:
-      config: keys of diffusers' KDPM2DiscreteScheduler; missing ones take its defaults.
-      num_inference_steps: 1 <= steps <= num_train_timesteps; 2 steps - 1 calls of the UNet.
-    Raises: ValueError: a value out of range.
+    There are 2 * num_inference_steps - 1 calls of the UNet: the last step has no second half.
     """
 
     order = 2
+    config: DPM2Config
     _ancestral = False
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+    def __init__(self, config: Keys, num_inference_steps: int) -> None:
         self.config = DPM2Config.from_mapping(config)
         every = training_sigmas(self.config)
         spaced, sigmas = sigma_grid(self.config, every, num_inference_steps)
         if self.config.use_karras_sigmas:
             spaced = np.round(spaced)
-        goals = np.append(sigmas[1:], 0.0)
-        split = [ancestral_split(*pair) for pair in zip(sigmas, goals, strict=True)]
-        down = np.array([low for low, _ in split]) if self._ancestral else goals
+        sigmas_next = np.append(sigmas[1:], 0.0)
+        split = [ancestral_split(*pair) for pair in zip(sigmas, sigmas_next, strict=True)]
+        down = np.array([low for low, _ in split]) if self._ancestral else sigmas_next
         middle = np.sqrt(sigmas * down)
         self.sigmas = interleave(sigmas, middle)
-        self.timesteps = interleave(spaced, noise_schedules.sigma_to_timestep(middle, every))
-        kind = self.config.prediction_type
-        self._weights = []
-        for i, sigma in enumerate(self.sigmas.tolist()):
-            step = i // 2
-            width = float((down if i % 2 else middle)[step] - sigmas[step])
-            added = split[step][1] if self._ancestral and i % 2 else 0.0
-            seen = ve_original_weights(kind, sigma)
-            same, predicted = slope_weights(seen, sigma)
-            self._weights.append((*seen, width * same, width * predicted, added))
-        require_finite(type(self).__name__, self._weights)
-        self._scales = input_scales(self.sigmas)
-        self._memory = Memory(1)
+        # how far the half step and the whole step go, and the noise after the whole step
+        self._widths = [middle - sigmas, down - sigmas]
+        self._sigmas_up = [up if self._ancestral else 0.0 for _, up in split]
+        super().__init__(
+            interleave(spaced, noise_schedules.sigma_to_timestep(middle, every)),
+            variance_exploding(self.sigmas, self.config),
+            kept=1,
+        )
+        self._weights = self._table(self._formula)
 
-    @property
-    def init_noise_sigma(self) -> float:
-        return start_sigma(self.config, self.sigmas)
+    def _formula(self, i: int) -> Combination:
+        """Algorithm 1: to the midpoint (i even), or what is added to the start of the step."""
+        step, is_second_half = divmod(i, 2)
+        slope = derivative(self._scaling.originals[i], float(self.sigmas[i]))
+        change = float(self._widths[is_second_half][step]) * slope
+        return change + self._sigmas_up[step] * NOISE if is_second_half else SAMPLE + change
 
     def takes_noise(self, i: int) -> bool:
-        """With the ancestral form, at the end of every step but the last, which has one half."""
+        """The ancestral form, at the end of every step but the last, which has one half only."""
         return self._ancestral and i % 2 == 1
 
-    def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
-        return sample * self._scales[i]
-
-    def step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
+    def _step(
+        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
     ) -> StepResult:
-        """Half a step of DPM2; see Scheduler.step.
-
-        Raises: ValueError: also, an odd index that does not follow on.
-        """
-        check_step(self, noise_pred, i, sample, noise)
-        memory, (a, b, same, predicted, added) = self._memory, self._weights[i]
-        check_pair(memory, i, sample)
-        original = later((a, sample), (b, noise_pred))
+        """The half step from the sample, or the whole step from the sample before the half step."""
+        start = self._history.kept[0]
         if i % 2 == 0:
-            np.copyto(memory.push(), sample)
-            prev = memory.sum((1 + same, sample), (predicted, noise_pred))
-            return StepResult(prev, original)
-        terms = [(1.0, memory[0]), (same, sample), (predicted, noise_pred)]
-        if noise is not None:
-            terms.append((added, noise))
-        return StepResult(memory.sum(*terms), original)
-
-    def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
-        return original + float(self.sigmas[i]) * noise
+            np.copyto(start, sample)
+            return super()._step(noise_pred, i, sample, noise)
+        w = self._weights[i]
+        terms = (w.sample, sample), (w.noise_pred, noise_pred), (w.noise, noise)
+        original = self._original_later(noise_pred, i, sample)
+        return StepResult(self._history.sum((1.0, start), *terms), original)
 
 
 class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):

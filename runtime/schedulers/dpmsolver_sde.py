@@ -1,4 +1,4 @@
-"""DPM-Solver++ (SDE) as k-diffusion writes it, with its two correlated noises a step.
+"""DPM-Solver++ (SDE) as in k-diffusion, with its two correlated noises a step.
 
 Source: Lu et al. 2022, arXiv 2211.01095; k-diffusion's sample_dpmpp_sde with r = 1/2.
 """
@@ -6,111 +6,99 @@ Source: Lu et al. 2022, arXiv 2211.01095; k-diffusion's sample_dpmpp_sde with r 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from sdexport.runtime.schedulers import noise_schedules
-from sdexport.runtime.schedulers.common import (
-    Memory,
-    StepResult,
-    check_step,
-    require_finite,
-    ve_original_weights,
-)
-from sdexport.runtime.schedulers.config import number_option
 from sdexport.runtime.schedulers.dpm2 import DPM2Config
-from sdexport.runtime.schedulers.heun import check_pair
-from sdexport.runtime.schedulers.sigmas import (
+from sdexport.runtime.schedulers.latent_scaling import variance_exploding
+from sdexport.runtime.schedulers.linear_combination import NOISE, ORIGINAL, SAMPLE, Combination
+from sdexport.runtime.schedulers.schedule_arguments import number_option
+from sdexport.runtime.schedulers.scheduler_base import Scheduler, StepResult
+from sdexport.runtime.schedulers.scheduler_config import Keys
+from sdexport.runtime.schedulers.sigma_schedules import (
     ancestral_split,
-    input_scales,
     interleave,
     sigma_grid,
-    start_sigma,
     training_sigmas,
 )
 
 
-class DPMSolverSDEScheduler:
-    """A stochastic half step to the midpoint, then the whole step with what is seen there.
+class DPMSolverSDEScheduler(Scheduler):
+    """A stochastic half step to the midpoint, then the whole step with the prediction there.
 
-    Both noises of a step come from one Brownian motion over sigma: the half step uses its part
-    down to the midpoint, the whole step the sum of both parts. diffusers takes that motion from
-    torchsde with a seed of its own, so pictures differ from it; here each part is drawn from the
-    noise that is passed, so that the picture depends on the seed alone.
+    Both noises of a step are increments of one Brownian motion over sigma: the half step takes its
+    part down to the midpoint, the whole step the sum of both parts. diffusers draws that motion
+    from torchsde with a seed of its own, so images differ from it; here each part is the noise
+    passed to the step, so that the image depends on the caller's seed alone.
+
+    There are 2 * num_inference_steps - 1 calls of the UNet: the last step has no second half.
 
     Args:
-      config: keys of diffusers' DPMSolverSDEScheduler; missing ones take its defaults.
-      num_inference_steps: 1 <= steps <= num_train_timesteps; 2 steps - 1 calls of the UNet.
-      s_noise: factor on the noise.
-    Raises: ValueError: a value out of range.
+      s_noise: factor on the noise, 0 or more.
     """
 
     order = 2
+    config: DPM2Config
 
-    def __init__(
-        self, config: Mapping[str, Any], num_inference_steps: int, *, s_noise: float = 1.0
-    ) -> None:
+    def __init__(self, config: Keys, num_inference_steps: int, *, s_noise: float = 1.0) -> None:
         self.config = DPM2Config.from_mapping(config)
-        if self.config.use_karras_sigmas:  # these are bounded by the timesteps alone
+        if self.config.use_karras_sigmas:  # in diffusers only the timesteps limit these levels
             self.config = replace(self.config, sigma_min=None, sigma_max=None)
         self._s_noise = number_option("s_noise", s_noise, 0, 1e9)
         every = training_sigmas(self.config)
         spaced, sigmas = sigma_grid(self.config, every, num_inference_steps)
-        middle = np.sqrt(sigmas * np.append(sigmas[1:], 0.0))
-        self.timesteps = interleave(spaced, noise_schedules.sigma_to_timestep(middle, every))
+        sigmas_next = np.append(sigmas[1:], 0.0)
+        middle = np.sqrt(sigmas * sigmas_next)
         self.sigmas = interleave(sigmas, middle)
-        self._weights = [
-            self._step_weights(i, np.append(sigmas, 0.0).tolist(), float(middle[i // 2]))
-            for i in range(len(self.timesteps))
-        ]
-        require_finite("DPMSolverSDEScheduler", self._weights)
-        self._scales = input_scales(self.sigmas)
-        self._memory = Memory(2)  # the sample and the noise of the first half
+        # the start, the middle and the end of every step
+        self._levels: list[list[float]] = np.stack([sigmas, middle, sigmas_next], 1).tolist()
+        super().__init__(
+            interleave(spaced, noise_schedules.sigma_to_timestep(middle, every)),
+            variance_exploding(self.sigmas, self.config),
+            kept=2,
+        )
+        self._weights = self._table(self._formula)
+        self._first_noises = self._table(self._first_noise)
 
-    def _step_weights(self, i: int, sigmas: list[float], middle: float) -> tuple[float, ...]:
-        """Of (sample, noise_pred), then (start, clean), then the two halves of the noise."""
-        start, goal = sigmas[i // 2], sigmas[i // 2 + 1]
-        down, added = ancestral_split(start, goal if i % 2 else middle)
-        added *= self._s_noise
-        first, second = added, 0.0
+    def _split(self, i: int) -> tuple[float, float]:
+        """The level that call i goes down to from the start of its step, and the noise it adds."""
+        start, middle, end = self._levels[i // 2]
+        down, added = ancestral_split(start, end if i % 2 else middle)
+        return down, added * self._s_noise
+
+    def _formula(self, i: int) -> Combination:
+        """x' = sigma_down / sigma x + (1 - sigma_down / sigma) x0 + sigma_up z, 2211.01095, eq. 8.
+
+        In the whole step (i odd), SAMPLE is the one before the half step, and NOISE is the second
+        part of the motion; for the first see _first_noise.
+        """
+        start, middle, end = self._levels[i // 2]
+        down, added = self._split(i)
         if i % 2:
-            first *= math.sqrt((start - middle) / (start - goal))
-            second = added * math.sqrt((middle - goal) / (start - goal))
-        seen = ve_original_weights(self.config.prediction_type, float(self.sigmas[i]))
-        return (*seen, down / start, 1 - down / start, first, second)
+            added *= math.sqrt((middle - end) / (start - end))
+        return (1 - down / start) * ORIGINAL + down / start * SAMPLE + added * NOISE
 
-    @property
-    def init_noise_sigma(self) -> float:
-        return start_sigma(self.config, self.sigmas)
+    def _first_noise(self, i: int) -> float:
+        """Weight in the whole step of the motion's first part, the noise of the half step."""
+        start, middle, end = self._levels[i // 2]
+        return self._split(i)[1] * math.sqrt((start - middle) / (start - end)) if i % 2 else 0.0
 
     def takes_noise(self, i: int) -> bool:
         return i < len(self.timesteps) - 1
 
-    def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
-        return sample * self._scales[i]
-
-    def step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
+    def _step(
+        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
     ) -> StepResult:
-        """Half a step; see Scheduler.step.
-
-        Raises: ValueError: also, an odd index that does not follow on.
-        """
-        check_step(self, noise_pred, i, sample, noise)
-        memory, (a, b, same, clean, first, second) = self._memory, self._weights[i]
-        check_pair(memory, i, sample)
-        original = memory.sum((a, sample), (b, noise_pred))
-        if noise is None or not self.takes_noise(i):
-            return StepResult(memory.sum((same, sample), (clean, original)), original)
-        if i % 2:
-            noises = (first, memory[1]), (second, noise)
-            return StepResult(memory.sum((same, memory[0]), (clean, original), *noises), original)
-        np.copyto(memory.push(), noise)
-        np.copyto(memory.push(), sample)
-        return StepResult(memory.sum((same, sample), (clean, original), (first, noise)), original)
-
-    def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
-        return original + float(self.sigmas[i]) * noise
+        """The half step from the sample, or the whole step from the sample before the half step."""
+        history, w = self._history, self._weights[i]
+        start, first_noise = history.kept
+        if i % 2 == 0:
+            np.copyto(start, sample)
+            if noise is not None:
+                np.copyto(first_noise, noise)
+        original = self._original(noise_pred, i, sample)
+        terms = (w.sample, start), (w.original, original)
+        noises = (self._first_noises[i], first_noise), (w.noise, noise)
+        return StepResult(history.sum(*terms, *noises), original)

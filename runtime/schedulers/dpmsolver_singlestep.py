@@ -6,28 +6,19 @@ Source: Lu et al. 2022, DPM-Solver, arXiv 2206.00927, algorithms 1 and 2; DPM-So
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from sdexport.runtime.schedulers.common import Memory, StepResult, check_step, require_finite
-from sdexport.runtime.schedulers.dpmsolver import DPMSolverConfig, Weights, solver_weights
-from sdexport.runtime.schedulers.logsnr import Converter, logsnr_grid
+from sdexport.runtime.schedulers.dpmsolver import DPMSolverConfig, solver_weights
+from sdexport.runtime.schedulers.log_snr import LogSNRScheduler, SolverWeights, log_snr_grid
+from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule
+from sdexport.runtime.schedulers.scheduler_base import StepResult
+from sdexport.runtime.schedulers.scheduler_config import Keys
 
-
-@dataclass(frozen=True, kw_only=True)
-class DPMSolverSinglestepConfig(DPMSolverConfig):
-    lower_order_final: bool = False
-
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **DPMSolverConfig.choices,
-        "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++", "deis"),
-    }
-
-
-# Keys of the multistep solver that its singlestep twin does not know.
+# Keys of the multistep solver that diffusers' singlestep solver does not have.
 _IGNORED = (
     "euler_at_final",
     "rescale_betas_zero_snr",
@@ -37,97 +28,77 @@ _IGNORED = (
 )
 
 
-class DPMSolverSinglestepScheduler:
-    """DPM-Solver(++) in groups of up to three steps that start from the group's first latents.
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverSinglestepConfig(DPMSolverConfig):
+    """Keys of diffusers' DPMSolverSinglestepScheduler."""
+
+    lower_order_final: bool = False
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++", "deis")
+    }
+
+
+class DPMSolverSinglestepScheduler(LogSNRScheduler):
+    """DPM-Solver(++) in groups of up to three steps, each from the latents before its group.
 
     Args:
-      config: keys of diffusers' DPMSolverSinglestepScheduler; missing ones take its defaults.
-      num_inference_steps: 1 <= steps <= num_train_timesteps.
-      timesteps: own whole timesteps, falling, instead of spaced ones.
-    Raises: ValueError: a value out of range.
+      timesteps: the caller's own whole timesteps, falling, in place of spaced ones.
     """
 
-    init_noise_sigma = 1.0
-    order = 1
+    config: DPMSolverSinglestepConfig
 
     def __init__(
-        self,
-        config: Mapping[str, Any],
-        num_inference_steps: int,
-        *,
-        timesteps: Sequence[float] | None = None,
+        self, config: Keys, num_inference_steps: int, *, timesteps: CustomSchedule = None
     ) -> None:
         known = {key: value for key, value in config.items() if key not in _IGNORED}
         self.config = DPMSolverSinglestepConfig.from_mapping(known)
-        last = "zero" if self.config.final_sigmas_type == "zero" else "first"
-        self.timesteps, self._levels = logsnr_grid(
-            self.config, num_inference_steps, timesteps, last=last
-        )
-        self._orders = _order_list(self.config, len(self.timesteps))
-        self._plan = [self._step_weights(i, order) for i, order in enumerate(self._orders)]
-        for weights in self._plan:
-            require_finite("DPMSolverSinglestepScheduler", weights.sample, weights.past)
-        self._converter = Converter(
-            "DPMSolverSinglestepScheduler",
-            self.config,
-            self._levels,
-            predicts_noise=not self.config.algorithm.endswith("++"),
-        )
-        self._memory = Memory(self.config.solver_order)
-        self._base = Memory(1)
+        last, order = self.config.last, self.config.solver_order
+        found, levels = log_snr_grid(self.config, num_inference_steps, timesteps, last=last)
+        self._orders = _order_list(self.config, len(found))
+        noise = self.config.predicts_noise
+        super().__init__(found, levels, predicts_noise=noise, remembered=order)
 
-    def _step_weights(self, i: int, order: int) -> Weights:
-        """Weights of the group's first latents and of the newest predictions."""
+    def _highest_order(self, i: int) -> int:
+        return self._orders[i]
+
+    def _solver_weights(self, i: int, order: int) -> SolverWeights:
+        """Weights of the latents before the group and of the newest predictions.
+
+        Source: 2211.01095, algorithm 1; 2206.00927, algorithms 1 and 2.
+        """
         levels = self._levels
-        start, goal = levels[i - order + 1], levels[i + 1]
-        same, (first, second, third), noise = solver_weights(self.config, start, goal)
+        start, end = levels[i - order + 1], levels[i + 1]
+        same, (first, second, third), noise = solver_weights(self.config, start, end)
         if order == 1:
-            return Weights(same, (first,), noise)
-        width = goal.log_snr - start.log_snr
+            return SolverWeights(same, (first,), noise)
+        width = end.log_snr - start.log_snr
         newest = (levels[i].log_snr - start.log_snr) / width
         is_heun = self.config.is_heun
         if order == 2:
             slope = (second if is_heun else first / 2) / newest
-            return Weights(same, (slope, first - slope), noise)
+            return SolverWeights(same, (slope, first - slope), noise)
         middle = (levels[i - 1].log_snr - start.log_snr) / width
         if not is_heun:
             slope = second / newest
-            return Weights(same, (slope, 0.0, first - slope), noise)
+            return SolverWeights(same, (slope, 0.0, first - slope), noise)
         apart = newest - middle
         of_newest = (2 * third - middle * second) / apart / newest
         of_middle = (newest * second - 2 * third) / apart / middle
-        return Weights(same, (of_newest, of_middle, first - of_newest - of_middle), noise)
+        return SolverWeights(same, (of_newest, of_middle, first - of_newest - of_middle), noise)
 
     def takes_noise(self, i: int) -> bool:
         return self.config.algorithm.startswith("sde")
 
-    def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
-        return sample
-
-    def step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
+    def _step(
+        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
     ) -> StepResult:
-        """Advance latents by one step of a group; see Scheduler.step."""
-        check_step(self, noise_pred, i, sample, noise)
-        memory, base = self._memory, self._base
-        memory.start(i, sample)
-        base.start(i, sample)
-        original = self._converter.original(memory, i, noise_pred, sample)
-        self._converter.remember(memory, i, noise_pred, sample, original)
-        weights, order = self._plan[i], self._orders[i]
-        if order > memory.held:
-            order = memory.held
-            weights = self._step_weights(i, order)
-        if order == 1:
-            np.copyto(base.push(), sample)
-        terms = [(weight, memory[k]) for k, weight in enumerate(weights.past)]
-        if noise is not None and weights.noise:
-            terms.append((weights.noise, noise))
-        return StepResult(memory.sum((weights.sample, base[0]), *terms), original)
-
-    def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
-        one = self._levels[i]
-        return one.alpha * original + one.sigma * noise
+        """A step of a group, from the latents before the group's first step."""
+        original = self._remember(noise_pred, i, sample)
+        start = self._history.kept[0]
+        if min(self._orders[i], self._history.length) == 1:
+            np.copyto(start, sample)
+        return StepResult(self._advance(i, start, noise), original)
 
 
 def _order_list(config: DPMSolverSinglestepConfig, steps: int) -> list[int]:

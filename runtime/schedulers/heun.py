@@ -2,125 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from sdexport.runtime.schedulers.common import (
-    Memory,
-    Original,
-    StepResult,
-    check_step,
-    later,
-    require_finite,
-    slope_weights,
-    ve_original_weights,
-)
-from sdexport.runtime.schedulers.sigmas import (
-    SpreadConfig,
-    input_scales,
-    sigma_grid,
-    start_sigma,
-    training_sigmas,
-)
+from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
+from sdexport.runtime.schedulers.linear_combination import ORIGINAL, Combination
+from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule
+from sdexport.runtime.schedulers.scheduler_base import Original, Scheduler, StepResult
+from sdexport.runtime.schedulers.scheduler_config import Keys
+from sdexport.runtime.schedulers.sigma_schedules import SigmaConfig, sigma_grid, training_sigmas
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeunConfig(SpreadConfig):
+class HeunConfig(SigmaConfig):
+    """Keys of diffusers' HeunDiscreteScheduler."""
+
     beta_start: float = 0.00085
     beta_end: float = 0.012
     clip_sample: bool = False
     clip_sample_range: float = 1.0
 
 
-class HeunDiscreteScheduler:
-    """A step to the next noise level, and again with the mean of the slopes at both its ends.
+class HeunDiscreteScheduler(Scheduler):
+    """A step to the next noise level, repeated with the mean of the slopes at both its ends.
 
-    Timesteps come in pairs but for the first one; a run may begin at any even index.
+    There are 2 * num_inference_steps - 1 calls of the UNet: the last step has no second half.
 
     Args:
-      config: keys of diffusers' HeunDiscreteScheduler; missing ones take its defaults.
-      num_inference_steps: 1 <= steps <= num_train_timesteps; 2 steps - 1 calls of the UNet.
-      timesteps: own falling timesteps instead of spaced ones.
-    Raises: ValueError: a value out of range.
+      timesteps: the caller's own falling timesteps, in place of spaced ones.
     """
 
     order = 2
+    config: HeunConfig
 
     def __init__(
-        self,
-        config: Mapping[str, Any],
-        num_inference_steps: int,
-        *,
-        timesteps: Sequence[float] | None = None,
+        self, config: Keys, num_inference_steps: int, *, timesteps: CustomSchedule = None
     ) -> None:
         self.config = HeunConfig.from_mapping(config)
         every = training_sigmas(self.config)
         spaced, sigmas = sigma_grid(self.config, every, num_inference_steps, timesteps)
-        self.timesteps = np.append(spaced[:1], np.repeat(spaced[1:], 2))
         self.sigmas = np.append(sigmas[:1], [*np.repeat(sigmas[1:], 2), 0.0])
-        kind = self.config.prediction_type
-        self._weights = [
-            self._step_weights(ve_original_weights(kind, sigma), i, sigma)
-            for i, sigma in enumerate(self.sigmas[:-1].tolist())
-        ]
-        require_finite("HeunDiscreteScheduler", self._weights)
-        self._scales = input_scales(self.sigmas)
-        self._memory = Memory(1)  # the latents after half of the slope at the start of a step
+        super().__init__(
+            np.append(spaced[:1], np.repeat(spaced[1:], 2)),
+            variance_exploding(self.sigmas, self.config),
+            kept=1,
+        )
+        self._half_slopes = self._table(self._half_slope)
 
-    def _step_weights(
-        self, seen: tuple[float, float], i: int, sigma: float
-    ) -> tuple[float, float, float, float]:
-        """Of (sample, noise_pred) in the clean latents, then in half of the step's slope.
+    def _half_slope(self, i: int) -> Combination:
+        """(sigma_next - sigma) / 2 * dx/dsigma, at the start (i even) or the end of the step."""
+        start = i - i % 2
+        width = float(self.sigmas[start + 1] - self.sigmas[start])
+        original = ORIGINAL if self.config.clip_sample else self._scaling.originals[i]
+        return width / 2 * derivative(original, float(self.sigmas[i]))
 
-        With clip_sample the last is of (sample, clean).
-        """
-        width = float(self.sigmas[i] - self.sigmas[i - 1] if i % 2 else np.diff(self.sigmas)[i])
-        of_clean = (0.0, 1.0)
-        same, other = slope_weights(of_clean if self.config.clip_sample else seen, sigma)
-        return (*seen, width / 2 * same, width / 2 * other)
-
-    @property
-    def init_noise_sigma(self) -> float:
-        return start_sigma(self.config, self.sigmas)
-
-    def takes_noise(self, i: int) -> bool:
-        return False
-
-    def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
-        return sample * self._scales[i]
-
-    def step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
+    def _step(
+        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
     ) -> StepResult:
-        """Half a step of Heun; see Scheduler.step.
-
-        Raises: ValueError: also, an odd index that does not follow on.
-        """
-        check_step(self, noise_pred, i, sample, noise)
-        memory, (a, b, same, other) = self._memory, self._weights[i]
-        check_pair(memory, i, sample)
-        original: Original = later((a, sample), (b, noise_pred))
-        shown = noise_pred
+        """An Euler step (algorithm 1, line 5), or its correction (lines 7 and 8)."""
+        history, w = self._history, self._half_slopes[i]
+        original: Original = self._original_later(noise_pred, i, sample)
+        half_slope = (w.sample, sample), (w.noise_pred, noise_pred)
         if self.config.clip_sample:
-            reach = self.config.clip_sample_range
-            seen = memory.sum((a, sample), (b, noise_pred))
-            original = shown = np.clip(seen, -reach, reach, out=seen)
+            original = clipped = self._original(noise_pred, i, sample)
+            half_slope = (w.sample, sample), (w.original, clipped)
+        halfway = history.kept[0]
         if i % 2:
-            return StepResult(
-                memory.sum((1.0, memory[0]), (same, sample), (other, shown)), original
-            )
-        prev = memory.sum((same, sample), (other, shown))  # half of the slope, so far
-        halfway = np.add(sample, prev, memory.push())
+            return StepResult(history.sum((1.0, halfway), *half_slope), original)
+        prev = history.sum(*half_slope)
+        np.add(sample, prev, halfway)
         return StepResult(np.add(halfway, prev, prev), original)
-
-    def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
-        return original + float(self.sigmas[i]) * noise
-
-
-def check_pair(memory: Memory, i: int, sample: np.ndarray) -> None:
-    """Begin step i; raise ValueError for the second half of a step without its first."""
-    if not memory.start(i, sample) and i % 2:
-        raise ValueError(f"second-order samplers begin at an even step index, got {i}")

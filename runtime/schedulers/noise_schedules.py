@@ -1,4 +1,7 @@
-"""Noise schedules and how inference steps are spread over them, in float64.
+"""Noise schedules of the training, and timesteps and noise levels for the inference, in float64.
+
+To add a schedule, write its function and name it in one of the tables: _BETAS or _SIGNAL_LEFT
+(beta_schedule), _SPACINGS (timestep_spacing) or SIGMA_SCHEDULES.
 
 Source: DDPM, arXiv 2006.11239; improved DDPM, arXiv 2102.09672, eq. 17; Karras et al.,
 arXiv 2206.00364, eq. 5; Lin et al., arXiv 2305.08891, algorithm 1 and table 2.
@@ -11,46 +14,44 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
-SPACINGS = ("linspace", "leading", "trailing")
+from sdexport.engines.errors import InvalidArgumentError
 
 
 def betas(
     schedule: str, start: float, end: float, steps: int, trained: Sequence[float] | None = None
 ) -> np.ndarray:
-    """The variance that each of the training steps adds, (steps,) float64.
+    """The variance that each training step adds, (steps,) float64.
 
     Args:
-      schedule: one of BETA_SCHEDULES; `trained` betas, if given, are taken as they are.
-    Raises: ValueError: unknown schedule, or values outside (0, 1).
+      schedule: one of BETA_SCHEDULES.
+      start, end: betas of the first and the last step, 0 to 1, for those schedules that have them.
+      trained: the betas themselves; the other arguments are then ignored.
+    Raises: InvalidArgumentError: unknown schedule, or values outside (0, 1).
     """
     if trained is not None:
         values = np.asarray(trained, dtype=np.float64)
-    elif schedule == "linear":
-        values = np.linspace(start, end, steps)
-    elif schedule == "scaled_linear":
-        values = np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
-    elif schedule == "sigmoid":
-        values = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
+    elif schedule in _BETAS:
+        values = _BETAS[schedule](start, end, steps)
     elif schedule in _SIGNAL_LEFT:
         left = _SIGNAL_LEFT[schedule](np.arange(steps + 1) / steps)
         values = np.minimum(1 - left[1:] / left[:-1], 0.999)
     else:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"unknown beta_schedule '{schedule}'; choose one of {', '.join(BETA_SCHEDULES)}"
         )
     if values.ndim != 1 or not len(values) or not np.all((values > 0) & (values < 1)):
-        raise ValueError("betas must be a list of numbers between 0 and 1")
+        raise InvalidArgumentError("betas must be a list of numbers between 0 and 1")
     return values
 
 
 def single_betas(
     schedule: str, start: float, end: float, steps: int, trained: Sequence[float] | None = None
 ) -> np.ndarray:
-    """As betas, rounded as torch.linspace rounds: inwards from both ends, fused, (steps,) float32.
+    """The same as betas, rounded as torch.linspace rounds, (steps,) float32.
 
-    diffusers finds some timesteps back from float32 tables and cuts them to whole ones, so that
-    the last bit decides between two; everything else is computed from the float64 values.
+    torch.linspace counts from both ends to the middle and rounds once. diffusers computes some
+    timesteps from float32 tables and truncates them to whole numbers, so that the last bit decides
+    between two timesteps. Everything else here is computed from the float64 values.
     """
     if trained is not None or schedule not in ("linear", "scaled_linear"):
         return betas(schedule, start, end, steps, trained).astype(np.float32)
@@ -69,12 +70,23 @@ def _laplace(time: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(1 / (1 + np.exp(-half_log_snr))))
 
 
-# Share of the signal left at a time from 0 to 1.
+# Name -> betas, from the first, the last and their number.
+_BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "linear": np.linspace,
+    "scaled_linear": lambda start, end, steps: (
+        np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
+    ),
+    "sigmoid": lambda start, end, steps: (
+        start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
+    ),
+}
+# Name -> share of the signal's variance that is left at a time from 0 to 1.
 _SIGNAL_LEFT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "squaredcos_cap_v2": lambda time: np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2,
     "laplace": _laplace,
     "exp": lambda time: np.exp(-12.0 * time),
 }
+BETA_SCHEDULES = (*_BETAS, *_SIGNAL_LEFT)
 
 
 def alphas_cumprod(values: np.ndarray, *, zero_terminal_snr: bool = False) -> np.ndarray:
@@ -82,7 +94,7 @@ def alphas_cumprod(values: np.ndarray, *, zero_terminal_snr: bool = False) -> np
     kept = np.cumprod(1 - values)
     if zero_terminal_snr:  # arXiv 2305.08891, algorithm 1
         if len(kept) < 2:
-            raise ValueError("rescale_betas_zero_snr needs at least two training steps")
+            raise InvalidArgumentError("rescale_betas_zero_snr needs at least two training steps")
         root = np.sqrt(kept)
         kept = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return kept
@@ -100,50 +112,85 @@ def spaced_timesteps(
     """Training timesteps to visit, highest first, (steps,) float64, not yet rounded.
 
     Args:
-      drop_last: spread one timestep more and leave the lowest out, as log-SNR solvers do.
+      spacing: one of SPACINGS.
+      offset: added to every timestep of "leading" spacing.
+      drop_last: space one timestep more and leave the lowest out, as log-SNR solvers do.
       clipped: how many of the noisiest timesteps are never visited.
-    Raises: ValueError: unknown spacing, or a number of steps out of range.
+    Raises: InvalidArgumentError: unknown spacing, or a number of steps out of range.
+    Source: Lin et al., arXiv 2305.08891, table 2.
     """
-    spread, top = steps + drop_last, train_steps - clipped
-    if top < 1:
-        raise ValueError("lambda_min_clipped leaves no timestep")
-    if spacing == "linspace":
-        found: np.ndarray = np.linspace(0, top - 1, spread)[::-1][:steps]
-    elif spacing == "leading":
-        if spread > top:
-            raise ValueError(f"leading timestep_spacing takes 1 to {top - drop_last} steps")
-        found = (np.arange(spread)[::-1] * float(top // spread))[:steps] + offset
-    elif spacing == "trailing":
-        # the range sometimes ends with one timestep too many, below zero
-        found = np.round(np.arange(top, 0, -train_steps / steps))[:steps] - 1
-    else:
-        raise ValueError(
+    if train_steps <= clipped:
+        raise InvalidArgumentError("lambda_min_clipped leaves no timestep")
+    if spacing not in _SPACINGS:
+        raise InvalidArgumentError(
             f"unknown timestep_spacing '{spacing}'; choose one of {', '.join(SPACINGS)}"
         )
+    spaced = _SPACINGS[spacing](steps + drop_last, train_steps - clipped, train_steps / steps)
+    found = spaced[:steps] + (offset if spacing == "leading" else 0)
     if found[0] >= train_steps:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"steps_offset {offset} leads to timestep {found[0]:g}, "
             f"beyond the {train_steps} training steps"
         )
     return np.asarray(found)
 
 
+def _linspace(count: int, top: int, _: float) -> np.ndarray:
+    return np.linspace(0, top - 1, count)[::-1]
+
+
+def _leading(count: int, top: int, _: float) -> np.ndarray:
+    if count > top:
+        raise InvalidArgumentError(
+            f"timestep_spacing 'leading': {count} timesteps are more than the {top} training "
+            "steps; use fewer steps"
+        )
+    return np.arange(count)[::-1] * float(top // count)
+
+
+def _trailing(_: int, top: int, ratio: float) -> np.ndarray:
+    """Of some numbers of steps this is one timestep too many, below zero."""
+    return np.round(np.arange(top, 0, -ratio)) - 1
+
+
+# Name -> function of the number of timesteps, the number of training steps that may be visited, and
+# training steps for each inference step; returns timesteps, highest first.
+_SPACINGS: dict[str, Callable[[int, int, float], np.ndarray]] = {
+    "linspace": _linspace,
+    "leading": _leading,
+    "trailing": _trailing,
+}
+SPACINGS = tuple(_SPACINGS)
+
+
 def karras_sigmas(low: float, high: float, steps: int, rho: float = 7.0) -> np.ndarray:
-    """Noise levels from high to low, evenly spaced in sigma**(1/rho). Source: eq. 5."""
+    """Noise levels from high to low, evenly spaced in sigma**(1/rho), (steps,) float64.
+
+    Source: Karras et al., arXiv 2206.00364, eq. 5.
+    """
     ramp = np.linspace(high ** (1 / rho), low ** (1 / rho), steps)
     return np.asarray(ramp**rho)
 
 
 def exponential_sigmas(low: float, high: float, steps: int) -> np.ndarray:
-    """Noise levels from high to low, evenly spaced in log(sigma)."""
+    """Noise levels from high to low, evenly spaced in log(sigma), (steps,) float64."""
     return np.asarray(np.exp(np.linspace(math.log(high), math.log(low), steps)))
+
+
+SIGMA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {
+    "use_karras_sigmas": karras_sigmas,
+    "use_exponential_sigmas": exponential_sigmas,
+}
+"""Key of a configuration -> noise levels, from the lowest, the highest and their number."""
 
 
 def sigma_to_timestep(sigma: np.ndarray, all_sigmas: np.ndarray) -> np.ndarray:
     """Fractional training timestep of each noise level, linear in log(sigma).
 
     Args:
+      sigma: (n,) noise levels, 0 or more.
       all_sigmas: (train_steps,) of every training step, rising, float64 or float32.
+    Returns: (n,) float64.
     """
     levels = np.log(np.maximum(sigma, 1e-10))
     return np.asarray(np.interp(levels, np.log(all_sigmas), np.arange(len(all_sigmas))))

@@ -6,21 +6,16 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from sdexport.runtime.schedulers import noise_schedules
-from sdexport.runtime.schedulers.common import (
-    Memory,
-    StepResult,
-    check_step,
-    combine,
-    later,
-    original_weights,
-    require_finite,
-)
-from sdexport.runtime.schedulers.config import ScheduleConfig
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.schedulers.latent_scaling import of_alphas_cumprod
+from sdexport.runtime.schedulers.linear_combination import Combination
+from sdexport.runtime.schedulers.scheduler_base import Scheduler, StepResult
+from sdexport.runtime.schedulers.scheduler_config import Keys, SchedulerConfig
+from sdexport.runtime.schedulers.step_history import weighted_sum
 
 # Adams-Bashforth weights of the newest predictions, by how many there are. Source: eq. 12.
 _MULTISTEP = (
@@ -33,7 +28,9 @@ _RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PNDMConfig(ScheduleConfig):
+class PNDMConfig(SchedulerConfig):
+    """Keys of diffusers' PNDMScheduler."""
+
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False
 
@@ -42,134 +39,101 @@ class PNDMConfig(ScheduleConfig):
     }
 
 
-class PNDMScheduler:
+class PNDMScheduler(Scheduler):
     """Linear multistep in DDIM's space (PLMS), after an optional Runge-Kutta warm-up (PRK).
 
-    Calls count from the first step, wherever that is; so does diffusers, which therefore misses
-    the repeated second call when an image-to-image run begins later.
+    Calls count from the first step of a run, as in diffusers: an image-to-image run that begins
+    within the schedule therefore has no repeated second call.
 
     Args:
-      config: keys of diffusers' PNDMScheduler; missing ones take its defaults.
       num_inference_steps: 1 <= steps <= num_train_timesteps; at least 4 with the warm-up.
-    Raises: ValueError: a value out of range.
     """
 
-    init_noise_sigma = 1.0
-    order = 1
+    config: PNDMConfig
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+    def __init__(self, config: Keys, num_inference_steps: int) -> None:
         self.config = PNDMConfig.from_mapping(config)
+        spaced = np.round(self.config.spaced_timesteps(num_inference_steps))
         train_steps = self.config.num_train_timesteps
-        steps = self.config.check_steps(num_inference_steps)
-        spaced = np.round(
-            noise_schedules.spaced_timesteps(
-                self.config.timestep_spacing, steps, train_steps, self.config.steps_offset
-            )
-        )
-        self._ratio = train_steps // steps
+        self._ratio = train_steps // num_inference_steps
         self._warm_up = np.empty(0)
         if self.config.skip_prk_steps:  # the second timestep is visited twice
-            self.timesteps = np.concatenate([spaced[:2], spaced[1:]])
+            timesteps = np.concatenate([spaced[:2], spaced[1:]])
         else:
             self._warm_up = _warm_up(spaced, self._ratio)
-            self.timesteps = np.concatenate([self._warm_up, spaced[3:]])
-        kept = noise_schedules.alphas_cumprod(self.config.betas())
-        now = self.timesteps.astype(np.int64)
+            timesteps = np.concatenate([self._warm_up, spaced[3:]])
+        now = timesteps.astype(np.int64)
         if now.max() >= train_steps:
-            raise ValueError(
-                f"PNDM: the warm-up of {steps} steps leads to timestep {now.max()}, beyond the "
-                f"{train_steps} training steps; set skip_prk_steps"
+            raise InvalidArgumentError(
+                f"PNDM: the warm-up of {num_inference_steps} steps leads to timestep {now.max()}, "
+                f"beyond the {train_steps} training steps; set skip_prk_steps"
             )
-        self._alpha, self._sigma = np.sqrt(kept[now]), np.sqrt(1 - kept[now])
-        self._kept: list[float] = kept.tolist()
-        self._final = 1.0 if self.config.set_alpha_to_one else self._kept[0]
-        # of (sample, noise_pred) in the clean latents; what follows depends on the first step
-        self._weights = [
-            original_weights(self.config.prediction_type, float(a), float(s))
-            for a, s in zip(self._alpha, self._sigma, strict=True)
-        ]
-        require_finite("PNDMScheduler", self._weights)
-        self._memory = Memory(4)
-        self._base = Memory(2)  # the sample at the start of a Runge-Kutta step, and its sum
+        every = self.config.alphas_cumprod()
+        scaling = of_alphas_cumprod(every[now], self.config)
+        # kept: the sample at the start of a Runge-Kutta step, and its sum of predictions
+        super().__init__(timesteps, scaling, remembered=4, kept=2)
+        self._alphas_cumprod: list[float] = every.tolist()
+        self._final = 1.0 if self.config.set_alpha_to_one else self._alphas_cumprod[0]
 
-    def takes_noise(self, i: int) -> bool:
-        return False
-
-    def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
-        return sample
-
-    def step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
+    def _step(
+        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
     ) -> StepResult:
-        """Advance latents by one call of PRK or PLMS; see Scheduler.step."""
-        check_step(self, noise_pred, i, sample, noise)
-        memory = self._memory
-        memory.start(i, sample)
-        self._base.start(i, sample)
-        call = i - memory.begin
-        if call == 0:
-            self._base.push(), self._base.push()
-        a, b = self._weights[i]
-        original = later((a, sample), (b, noise_pred))
-        if call < len(self._warm_up):
-            prev = self._runge_kutta(noise_pred, i, call, sample)
-        else:
-            prev = self._multistep(noise_pred, i, call, sample)
-        return StepResult(prev, original)
+        """One call of the warm-up (PRK) or of the multistep method (PLMS)."""
+        call = i - self._history.first
+        method = self._runge_kutta if call < len(self._warm_up) else self._multistep
+        prev = method(noise_pred, i, call, sample)
+        return StepResult(prev, self._original_later(noise_pred, i, sample))
 
     def _runge_kutta(
         self, noise_pred: np.ndarray, i: int, call: int, sample: np.ndarray
     ) -> np.ndarray:
         """One of the four calls of a step. Source: eq. 13."""
-        memory, base, total = self._memory, self._base[0], self._base[1]
+        history, (start_sample, total) = self._history, self._history.kept
         stage = call % 4
         start = int(self._warm_up[call - stage])
-        goal = int(self.timesteps[i]) - (0 if call % 2 else self._ratio // 2)
+        end = int(self.timesteps[i]) - (0 if call % 2 else self._ratio // 2)
         if stage == 0:
-            np.copyto(memory.push(), noise_pred)
-            np.copyto(base, sample)
+            np.copyto(history.push(), noise_pred)
+            np.copyto(start_sample, sample)
             total.fill(0.0)
-        combine(total, memory.scratch, (1.0, total), (_RUNGE_KUTTA[stage], noise_pred))
-        same, predicted = self._transfer(start, goal)
-        return memory.sum((same, base), (predicted, total if stage == 3 else noise_pred))
+        weighted_sum(total, history.scratch, (1.0, total), (_RUNGE_KUTTA[stage], noise_pred))
+        w = self._transfer(start, end)
+        prediction = total if stage == 3 else noise_pred
+        return history.sum((w.sample, start_sample), (w.noise_pred, prediction))
 
     def _multistep(
         self, noise_pred: np.ndarray, i: int, call: int, sample: np.ndarray
     ) -> np.ndarray:
-        memory, base = self._memory, self._base[0]
+        """Eq. 12: the prediction is a sum of the last four. The first step takes two calls."""
+        history, start_sample = self._history, self._history.kept[0]
         start = int(self.timesteps[i])
-        goal = start - self._ratio
-        if call == 1:  # the first step once more, with the mean of both its ends
-            same, predicted = self._transfer(start + self._ratio, start)
-            half = predicted / 2
-            return memory.sum((same, base), (half, noise_pred), (half, memory[0]))
-        np.copyto(memory.push(), noise_pred)
+        if call == 1:  # the first step once more, with the mean of the predictions at its ends
+            w = self._transfer(start + self._ratio, start)
+            half = w.noise_pred / 2
+            return history.sum((w.sample, start_sample), (half, noise_pred), (half, history[0]))
+        np.copyto(history.push(), noise_pred)
         if call == 0:
-            np.copyto(base, sample)
-        same, predicted = self._transfer(start, goal)
-        past = memory.mix([predicted * weight for weight in _MULTISTEP[memory.held - 1]])
-        return combine(past, memory.scratch, (1.0, past), (same, sample))
+            np.copyto(start_sample, sample)
+        w = self._transfer(start, start - self._ratio)
+        past = history.sum_newest([w.noise_pred * c for c in _MULTISTEP[history.length - 1]])
+        return weighted_sum(past, history.scratch, (1.0, past), (w.sample, sample))
 
-    def _transfer(self, start: int, goal: int) -> tuple[float, float]:
-        """Weights of (sample, prediction) from one timestep to another. Source: eq. 11."""
-        now = self._kept[start]
-        then = self._kept[goal] if goal >= 0 else self._final
+    def _transfer(self, start: int, end: int) -> Combination:
+        """The latents at timestep `end`, from SAMPLE at `start` and the prediction. Eq. 11."""
+        now = self._alphas_cumprod[start]
+        then = self._alphas_cumprod[end] if end >= 0 else self._final
         same = math.sqrt(then / now)
         predicted = (now - then) / (now * math.sqrt(1 - then) + math.sqrt(now * (1 - now) * then))
         if self.config.prediction_type == "v_prediction":
-            return same + predicted * math.sqrt(1 - now), predicted * math.sqrt(now)
-        return same, predicted
-
-    def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
-        """Source: DDPM, arXiv 2006.11239, eq. 4."""
-        return float(self._alpha[i]) * original + float(self._sigma[i]) * noise
+            same, predicted = same + predicted * math.sqrt(1 - now), predicted * math.sqrt(now)
+        return Combination(sample=same, noise_pred=predicted)
 
 
 def _warm_up(spaced: np.ndarray, ratio: int) -> np.ndarray:
-    """Timesteps of the Runge-Kutta calls: each of three steps at its start, twice halfway, and at
-    its end. Raises: ValueError: fewer than four steps."""
+    """Timesteps of the Runge-Kutta calls: the start of each of three steps, its middle twice, and
+    its end. Raises: InvalidArgumentError: fewer than four steps."""
     if len(spaced) < 4:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"PNDM: the Runge-Kutta warm-up needs 4 steps or more, got {len(spaced)}; "
             "set skip_prk_steps"
         )

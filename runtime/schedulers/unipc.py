@@ -5,29 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from sdexport.runtime.schedulers.common import (
-    Memory,
-    StepResult,
-    check_step,
-    combine,
-    require_finite,
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.schedulers.log_snr import (
+    LogSNRConfig,
+    LogSNRScheduler,
+    SolverWeights,
+    decay,
+    log_snr_grid,
+    phis,
 )
-from sdexport.runtime.schedulers.logsnr import Converter, LogSNRConfig, decay, logsnr_grid, phis
+from sdexport.runtime.schedulers.scheduler_base import StepResult
+from sdexport.runtime.schedulers.scheduler_config import Keys
+from sdexport.runtime.schedulers.step_history import weighted_sum
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniPCConfig(LogSNRConfig):
+    """Keys of diffusers' UniPCMultistepScheduler."""
+
     predict_x0: bool = True
     solver_type: str = "bh2"
     disable_corrector: tuple[int, ...] = ()
     final_sigmas_type: str = "zero"
     rescale_betas_zero_snr: bool = False
 
-    # those of the other solvers mean bh2, as in diffusers
+    # the names of other solvers mean bh2, as in diffusers
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "solver_type": ("bh1", "bh2", "midpoint", "heun", "logrho"),
         "final_sigmas_type": ("zero", "sigma_min"),
@@ -37,113 +43,91 @@ class UniPCConfig(LogSNRConfig):
         super().__post_init__()
         ends_high = not self.lower_order_final and self.solver_order > 1
         if ends_high and self.final_sigmas_type == "zero":
-            raise ValueError(
+            raise InvalidArgumentError(
                 "lower_order_final false needs final_sigmas_type 'sigma_min' or solver_order 1"
             )
 
 
-class UniPCMultistepScheduler:
-    """Each step first corrects the latents that it gets with the new prediction.
+class UniPCMultistepScheduler(LogSNRScheduler):
+    """Every step first corrects its latents with the new prediction, then advances them."""
 
-    Args:
-      config: keys of diffusers' UniPCMultistepScheduler; missing ones take its defaults.
-      num_inference_steps: 1 <= steps <= num_train_timesteps.
-    Raises: ValueError: a value out of range.
-    """
+    config: UniPCConfig
 
-    init_noise_sigma = 1.0
-    order = 1
-
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+    def __init__(self, config: Keys, num_inference_steps: int) -> None:
         if config.get("solver_p") is not None:
-            raise ValueError("solver_p: another predictor inside UniPC is not supported")
+            raise InvalidArgumentError("solver_p: another predictor in UniPC is not supported")
         self.config = UniPCConfig.from_mapping(config)
         last = "zero" if self.config.final_sigmas_type == "zero" else "same"
-        self.timesteps, self._levels = logsnr_grid(self.config, num_inference_steps, last=last)
-        steps = range(len(self.timesteps))
-        orders = [self._order(i, i) for i in steps]
-        self._predictors = [self._weights(i, orders[i], corrects=False) for i in steps]
-        self._correctors = [self._weights(i, orders[i], corrects=True) for i in steps[:-1]]
-        require_finite("UniPCMultistepScheduler", *self._predictors, *self._correctors)
-        self._converter = Converter(
-            "UniPCMultistepScheduler",
-            self.config,
-            self._levels,
-            predicts_noise=not self.config.predict_x0,
-        )
-        self._memory = Memory(self.config.solver_order + 1)
-        self._base = Memory(1)  # the corrected latents before the last step
+        found, levels = log_snr_grid(self.config, num_inference_steps, last=last)
+        noise, order = not self.config.predict_x0, self.config.solver_order
+        super().__init__(found, levels, predicts_noise=noise, remembered=order + 1)
+        self._correctors = self._table(self._planned_corrector)
 
-    def _order(self, i: int, before: int) -> int:
-        """Order of step i when `before` others went before it."""
-        highest = self.config.solver_order
-        if self.config.lower_order_final:
-            highest = min(highest, len(self.timesteps) - i)
-        return min(highest, before + 1)
+    def _highest_order(self, i: int) -> int:
+        left = len(self.timesteps) - i
+        order = self.config.solver_order
+        return min(order, left) if self.config.lower_order_final else order
 
-    def _weights(self, i: int, order: int, *, corrects: bool) -> list[float]:
-        """Of the latents before step i, then of the predictions from the newest on.
+    def _solver_weights(self, i: int, order: int) -> SolverWeights:
+        """The predictor, UniP."""
+        same, first, slopes = self._integrals(i, order, corrects=False)
+        return SolverWeights(same, (first - sum(slopes), *slopes))
 
-        The newest is the one at the start of the step or, for the corrector, at its end.
+    def _corrector(self, i: int, order: int) -> SolverWeights:
+        """The corrector, UniC, for the latents after step i.
+
+        Its newest prediction is the one at the end of the step.
+        """
+        same, first, slopes = self._integrals(i, order, corrects=True)
+        *others, newest = slopes or [0.0]
+        return SolverWeights(same, (newest, first - sum(slopes), *others))
+
+    def _planned_corrector(self, i: int) -> SolverWeights:
+        """The corrector of step i in a run from the first step; the last step has none."""
+        if i == len(self.timesteps) - 1:
+            return SolverWeights(1.0, ())
+        return self._corrector(i, min(i + 1, self._highest_order(i)))
+
+    def _integrals(self, i: int, order: int, *, corrects: bool) -> tuple[float, float, list[float]]:
+        """Weights of the latents before step i, of the prediction there, and of differences to it.
+
+        The differences are those of the `order - 1` earlier predictions, newest first, and, for the
+        corrector, of the prediction at the end of the step.
+
         Source: theorem 3.1 and eq. 3, 6 and 7.
         """
-        levels, noise = self._levels, not self.config.predict_x0
-        start, goal = levels[i], levels[i + 1]
-        same, (first, _, _) = decay(noise, start, goal), phis(noise, start, goal)
-        width = goal.log_snr - start.log_snr
+        levels, noise = self._levels, self._predicts_noise
+        start, end = levels[i], levels[i + 1]
+        same = decay(start, end, predicts_noise=noise)
+        first, _, _ = phis(start, end, predicts_noise=noise)
+        width = end.log_snr - start.log_snr
         if (order == 1 and not corrects) or not width:
-            return [same, *([0.0] if corrects else []), first]
-        exponent = width if noise else -width
-        scale = -goal.sigma if noise else -goal.alpha
-        of_bh1 = self.config.solver_type == "bh1"
-        size = exponent if of_bh1 else math.expm1(exponent)
+            return same, first, []
+        exponent, scale = (width, -end.sigma) if noise else (-width, -end.alpha)
+        size = exponent if self.config.solver_type == "bh1" else math.expm1(exponent)
         ratios = [(levels[i - k].log_snr - start.log_snr) / width for k in range(1, order)]
         if math.isinf(width) or len({0.0, 1.0, *ratios}) <= order:
-            return [math.nan]
-        shares = _shares([*ratios, 1.0] if corrects else ratios, exponent, size)
-        slopes = [scale * size * s / r for s, r in zip(shares, [*ratios, 1.0], strict=False)]
-        at_start = first - sum(slopes)
+            return math.nan, first, []
         if corrects:
-            return [same, slopes[-1], at_start, *slopes[:-1]]
-        return [same, at_start, *slopes]
+            ratios.append(1.0)
+        shares = _shares(ratios, exponent, size)
+        slopes = [scale * size * s / ratio for s, ratio in zip(shares, ratios, strict=True)]
+        return same, first, slopes
 
-    def takes_noise(self, i: int) -> bool:
-        return False
-
-    def scale_model_input(self, sample: np.ndarray, i: int) -> np.ndarray:
-        return sample
-
-    def step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
+    def _step(
+        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
     ) -> StepResult:
-        """Correct the latents, then advance them; see Scheduler.step."""
-        check_step(self, noise_pred, i, sample, noise)
-        memory, base = self._memory, self._base
-        follows = memory.start(i, sample) > 0
-        base.start(i, sample)
-        original = self._converter.original(memory, i, noise_pred, sample)
-        self._converter.remember(memory, i, noise_pred, sample, original)
-        if follows and i - 1 not in self.config.disable_corrector:
-            order = self._order(i - 1, i - 1 - memory.begin)
+        """Correct the latents with the new prediction, then advance them."""
+        history, original = self._history, self._remember(noise_pred, i, sample)
+        corrected = history.kept[0]
+        if history.continues and i - 1 not in self.config.disable_corrector:
             weights = self._correctors[i - 1]
-            if order != self._order(i - 1, i - 1):
-                weights = self._weights(i - 1, order, corrects=True)
-            combine(base[0], memory.scratch, *self._terms(weights))
+            if len(weights.past) > history.length:
+                weights = self._corrector(i - 1, history.length - 1)
+            weighted_sum(corrected, history.scratch, *self._terms(weights, corrected))
         else:
-            np.copyto(base[0], sample)
-        order = self._order(i, i - memory.begin)
-        weights = self._predictors[i]
-        if order != self._order(i, i):
-            weights = self._weights(i, order, corrects=False)
-        return StepResult(memory.sum(*self._terms(weights)), original)
-
-    def _terms(self, weights: list[float]) -> list[tuple[float, np.ndarray]]:
-        past = [(weight, self._memory[k]) for k, weight in enumerate(weights[1:])]
-        return [(weights[0], self._base[0]), *past]
-
-    def add_noise(self, original: np.ndarray, noise: np.ndarray, i: int) -> np.ndarray:
-        one = self._levels[i]
-        return one.alpha * original + one.sigma * noise
+            np.copyto(corrected, sample)
+        return StepResult(self._advance(i, corrected, noise), original)
 
 
 def _shares(ratios: list[float], exponent: float, size: float) -> list[float]:

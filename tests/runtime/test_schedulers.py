@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import schedulers
-from sdexport.runtime.schedulers.config import KNOWN_KEYS, WITHOUT_EFFECT, ScheduleConfig
+from sdexport.runtime.schedulers.create import known_keys
+from sdexport.runtime.schedulers.linear_combination import NOISE_PRED, SAMPLE, Combination
 from tests.tolerances import CLEAN_SAMPLE_ABS, DEIS_CLEAN_SAMPLE_ABS, LMS_REL
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -23,8 +25,8 @@ def run(sampler: schedulers.Scheduler, sample: np.ndarray, begin: int = 0) -> np
     rng = np.random.default_rng(3)
     for i in range(begin, len(sampler.timesteps)):
         noise = rng.standard_normal(sample.shape).astype(sample.dtype)
-        given = sampler.scale_model_input(sample, i)
-        sample = sampler.step(np.sin(given), i, sample, noise).prev_sample
+        scaled = sampler.scale_model_input(sample, i)
+        sample = sampler.step(np.sin(scaled), i, sample, noise).prev_sample
     return sample
 
 
@@ -57,7 +59,7 @@ def test_scheduler_may_be_used_again(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
-def test_scheduler_hands_out_nothing_that_it_keeps(name: str) -> None:
+def test_scheduler_keeps_no_array_that_it_returns(name: str) -> None:
     """Whatever a caller does to arrays between steps, the trajectory is the same."""
     sample = np.random.default_rng(1).standard_normal((1, 4, 8, 8))
     sampler = schedulers.create(name, PLAIN, 6)
@@ -74,7 +76,7 @@ def test_scheduler_hands_out_nothing_that_it_keeps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
-def test_step_allocates_its_results_alone(name: str) -> None:
+def test_step_allocates_only_its_results(name: str) -> None:
     sampler = schedulers.create(name, PLAIN, 8)
     sample = np.ones((1, 4, 64, 64), np.float32)
     run(sampler, sample)
@@ -150,13 +152,13 @@ def test_lms_coefficients_integrate_polynomials_exactly() -> None:
         ({"beta_start": "0.1"}, "beta_start must be a number"),
         ({"beta_end": True}, "beta_end must be a number"),
         ({"beta_end": 10**400}, "beta_end must be a number"),
-        ({"beta_schedule": ["linear"]}, "beta_schedule must be a text"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule must be a string"),
     ],
 )
-def test_scheduler_refuses_wrong_configuration(
+def test_scheduler_rejects_a_wrong_configuration(
     name: str, config: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(InvalidArgumentError, match=message) as caught:
         schedulers.create(name, SD | config, 10)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
@@ -188,26 +190,26 @@ def test_scheduler_refuses_wrong_configuration(
         ("lcm", {"original_inference_steps": 4}, "num_inference_steps must be 1 to 4"),
     ],
 )
-def test_scheduler_refuses_what_it_leaves_out(
+def test_scheduler_rejects_unsupported_keys(
     name: str, config: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InvalidArgumentError, match=message):
         schedulers.create(name, SD | config, 10)
 
 
 @pytest.mark.parametrize("name", [*SIGMA_BASED[:-1], "dpmsolver++", "unipc", "deis"])
-def test_scheduler_refuses_two_ways_to_spread_sigmas(name: str) -> None:
-    with pytest.raises(ValueError, match="use_beta_sigmas needs SciPy"):
+def test_scheduler_rejects_two_sigma_schedules(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="use_beta_sigmas needs SciPy"):
         schedulers.create(name, SD | {"use_beta_sigmas": True}, 5)
     both = {"use_karras_sigmas": True, "use_exponential_sigmas": True}
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(InvalidArgumentError, match="exclude each other"):
         schedulers.create(name, SD | both, 5)
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
 @pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, "10", True, 10**400])
-def test_scheduler_refuses_wrong_number_of_steps(name: str, steps: Any) -> None:
-    with pytest.raises(ValueError, match="num_inference_steps"):
+def test_scheduler_rejects_a_wrong_number_of_steps(name: str, steps: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="num_inference_steps"):
         schedulers.create(name, SD, steps)
 
 
@@ -218,7 +220,7 @@ def test_scheduler_is_finite_or_says_why(name: str, spacing: str, steps: int) ->
     config = PLAIN | {"timestep_spacing": spacing, "steps_offset": 1}
     try:
         sampler = schedulers.create(name, config, steps)
-    except ValueError as error:
+    except InvalidArgumentError as error:
         assert "\n" not in str(error)
         return
     assert np.isfinite(sampler.timesteps).all()
@@ -228,21 +230,21 @@ def test_scheduler_is_finite_or_says_why(name: str, spacing: str, steps: int) ->
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
-def test_scheduler_refuses_wrong_steps(name: str) -> None:
+def test_step_rejects_wrong_arguments(name: str) -> None:
     sampler = schedulers.create(name, SD, 5)
     sample = np.zeros((1, 4, 8, 8), np.float32)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(InvalidArgumentError, match="must have the same shape"):
         sampler.step(np.zeros((1, 4, 8, 9), np.float32), 0, sample, sample)
-    with pytest.raises(ValueError, match=r"is not within 0\.\."):
+    with pytest.raises(InvalidArgumentError, match=r"is not within 0\.\."):
         sampler.step(sample, len(sampler.timesteps), sample, sample)
-    with pytest.raises(ValueError, match="must be float32 or float64"):
+    with pytest.raises(InvalidArgumentError, match="must be float32 or float64"):
         sampler.step(sample, 0, sample.astype(np.int32), sample)
     needed = [i for i in range(len(sampler.timesteps)) if sampler.takes_noise(i)]
     for i in needed[:1]:
-        with pytest.raises(ValueError, match=f"step {i} needs noise of shape"):
+        with pytest.raises(InvalidArgumentError, match=f"step {i} needs noise of shape"):
             sampler.step(sample, i, sample)
     if sampler.order == 2:
-        with pytest.raises(ValueError, match="begin at an even step index, got 3"):
+        with pytest.raises(InvalidArgumentError, match="begin at an even step index, got 3"):
             sampler.step(sample, 3, sample, sample)
 
 
@@ -268,26 +270,26 @@ def test_scheduler_refuses_wrong_steps(name: str) -> None:
         ("lcm", {"timesteps": [999, 500, 100], "strength": 0.5}, "give one or the other"),
     ],
 )
-def test_create_refuses_wrong_options(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_create_rejects_wrong_options(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
         schedulers.create(name, SD, 3, **options)
 
 
-def test_create_refuses_timesteps_beside_spread_sigmas() -> None:
+def test_create_rejects_timesteps_with_a_sigma_schedule() -> None:
     for name in ("euler", "heun", "dpmsolver++", "dpmsolver++_single"):
-        with pytest.raises(ValueError, match="give one or the other"):
+        with pytest.raises(InvalidArgumentError, match="give one or the other"):
             schedulers.create(name, SD | {"use_karras_sigmas": True}, None, timesteps=[500, 20])
 
 
 def test_create_counts_the_callers_own_schedule() -> None:
     assert len(schedulers.create("euler", SD, None, sigmas=[9.0, 3.0, 0.0]).timesteps) == 2
     assert len(schedulers.create("ddpm", SD, None, timesteps=[900, 3]).timesteps) == 2
-    with pytest.raises(ValueError, match="num_inference_steps: expected a whole number"):
+    with pytest.raises(InvalidArgumentError, match="num_inference_steps: expected a whole number"):
         schedulers.create("euler", SD, None)
 
 
-def test_create_names_what_it_does_not_know(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match="unknown scheduler 'magic'; choose one of ddim, ddpm"):
+def test_create_names_unknown_schedulers_and_keys(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InvalidArgumentError, match="unknown scheduler 'magic'; choose one of ddim, ddpm"):
         schedulers.create("magic", SD, 5)
     with caplog.at_level(logging.WARNING):
         schedulers.create("LMSDiscreteScheduler", SD | {"wobble": 3, "_private": 1}, 5)
@@ -295,7 +297,7 @@ def test_create_names_what_it_does_not_know(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
-def test_scheduler_takes_the_configuration_of_another(
+def test_scheduler_accepts_the_configuration_of_another(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That of Stable Diffusion 1.5, and that of a solver."""
@@ -314,28 +316,35 @@ def test_scheduler_takes_the_configuration_of_another(
 
 
 @pytest.mark.parametrize("name", [*schedulers.NAMES, *schedulers.ALIASES])
-def test_names_lead_to_classes_of_diffusers(name: str) -> None:
+def test_names_belong_to_classes_of_diffusers(name: str) -> None:
     assert schedulers.canonical_name(name.upper()) == name
-    twin = schedulers.class_name(name)
-    assert type(schedulers.create(name, PLAIN, 5)).__name__ == twin
-    short = schedulers.canonical_name(twin)
+    class_ = schedulers.class_name(name)
+    assert type(schedulers.create(name, PLAIN, 5)).__name__ == class_
+    short = schedulers.canonical_name(class_)
     assert short is not None
-    assert schedulers.class_name(short) == twin
+    assert schedulers.class_name(short) == class_
     assert schedulers.canonical_name("") is None
 
 
-def test_every_key_of_a_configuration_is_known() -> None:
-    """The list stands apart from the families, so that they need not be imported to read it."""
+def test_keys_of_every_configuration_are_known() -> None:
+    keys = known_keys()
     for name in schedulers.NAMES:
-        getattr(schedulers, schedulers.class_name(name))
-    found = set(ScheduleConfig.known_keys()).union(
-        *(config.known_keys() for config in _subclasses(ScheduleConfig))
-    )
-    assert found | WITHOUT_EFFECT | {"solver_p"} == KNOWN_KEYS
+        scheduler = schedulers.create(name, SD, 5)
+        assert scheduler.config.known_keys() <= keys
+    assert {"num_train_timesteps", "skip_prk_steps", "solver_p", "flow_shift"} <= keys
+    assert "wobble" not in keys
     with pytest.raises(AttributeError, match="no attribute 'MagicScheduler'"):
         schedulers.MagicScheduler  # noqa: B018
 
 
-def _subclasses(class_: type[ScheduleConfig]) -> set[type[ScheduleConfig]]:
-    own = set(class_.__subclasses__())
-    return own.union(*(_subclasses(each) for each in own))
+def test_formula_becomes_weights() -> None:
+    """Euler's method: x + (sigma_next - sigma) * (x - x0) / sigma with x0 = x - sigma * noise."""
+    original = SAMPLE - 2.0 * NOISE_PRED
+    assert SAMPLE + (1.5 - 2.0) * ((SAMPLE - original) / 2.0) == Combination(0.0, 1.0, -0.5, 0.0)
+
+
+def test_division_by_zero_is_an_error_of_the_configuration() -> None:
+    betas = {"trained_betas": [0.99] * 1000, "prediction_type": "v_prediction"}
+    for name in ("ddim", "ddpm", "tcd"):
+        with pytest.raises(InvalidArgumentError, match="divides by zero"):
+            schedulers.create(name, betas, 10)

@@ -1,0 +1,140 @@
+"""Noise levels of the samplers whose latents are original + sigma * noise.
+
+Source: Karras et al. 2022, arXiv 2206.00364, eq. 1 and 5; k-diffusion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule, custom_schedule
+from sdexport.runtime.schedulers.scheduler_config import ABOVE_ZERO, SchedulerConfig
+
+SMALLEST_ALPHA_CUMPROD = 2.0**-24
+"""diffusers' value in place of zero, where rescaled betas leave no signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmaConfig(SchedulerConfig):
+    """Keys that choose how noise levels are spaced: at most one of the three."""
+
+    timestep_spacing: str = "linspace"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "sigma_min": (ABOVE_ZERO, 1e9),
+        "sigma_max": (ABOVE_ZERO, 1e9),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_beta_sigmas:
+            raise InvalidArgumentError(
+                "use_beta_sigmas needs SciPy and is not supported; "
+                "use_karras_sigmas and use_exponential_sigmas are"
+            )
+        if self.use_karras_sigmas and self.use_exponential_sigmas:
+            raise InvalidArgumentError(
+                "use_karras_sigmas and use_exponential_sigmas exclude each other"
+            )
+        low, high = self.sigma_min, self.sigma_max
+        if low is not None and high is not None and low >= high:
+            raise InvalidArgumentError(f"sigma_min {low} must be below sigma_max {high}")
+
+    @property
+    def sigma_schedule(self) -> str | None:
+        """The key of the schedule that spaces the noise levels; None if the timesteps do."""
+        return next((key for key in noise_schedules.SIGMA_SCHEDULES if getattr(self, key)), None)
+
+    def spaced_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
+        """Noise levels of the chosen schedule, from high to low, (steps,) float64.
+
+        sigma_min and sigma_max of the configuration replace low and high.
+        """
+        low = low if self.sigma_min is None else self.sigma_min
+        high = high if self.sigma_max is None else self.sigma_max
+        return noise_schedules.SIGMA_SCHEDULES[str(self.sigma_schedule)](low, high, steps)
+
+    def check_no_sigma_schedule(self) -> None:
+        """Raise InvalidArgumentError if the configuration spaces noise levels: timesteps cannot."""
+        if self.sigma_schedule:
+            raise InvalidArgumentError(
+                f"timesteps: the configuration sets {self.sigma_schedule}; give one or the other"
+            )
+
+
+def training_sigmas(config: SchedulerConfig) -> np.ndarray:
+    """Noise level of every training timestep, rising, (num_train_timesteps,) float64."""
+    kept = config.alphas_cumprod()
+    if config.rescale_betas_zero_snr:
+        kept[-1] = SMALLEST_ALPHA_CUMPROD
+    return np.asarray(np.sqrt((1 - kept) / kept))
+
+
+def single_sigmas(config: SchedulerConfig) -> np.ndarray:
+    """diffusers' own table in float32, from which it computes timesteps; see single_betas."""
+    if config.rescale_betas_zero_snr:
+        return training_sigmas(config).astype(np.float32)
+    values = noise_schedules.single_betas(
+        config.beta_schedule,
+        config.beta_start,
+        config.beta_end,
+        config.num_train_timesteps,
+        config.trained_betas,
+    )
+    one = np.float32(1)
+    kept = np.cumprod((one - values).astype(np.float64)).astype(np.float32)
+    return np.asarray(np.sqrt((one - kept) / kept))
+
+
+def sigma_grid(
+    config: SigmaConfig, every: np.ndarray, steps: int, timesteps: CustomSchedule = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps and noise levels, both (steps,) float64, without the final zero.
+
+    Args:
+      every: from training_sigmas.
+      timesteps: the caller's own.
+    """
+    if timesteps is None:
+        found = config.spaced_timesteps(steps)
+    else:
+        config.check_steps(steps)
+        config.check_no_sigma_schedule()
+        found = custom_schedule("timesteps", timesteps, len(every), length=steps)
+    sigmas = np.interp(found, np.arange(len(every)), every)
+    if config.sigma_schedule:
+        sigmas = config.spaced_sigmas(float(sigmas[-1]), float(sigmas[0]), steps)
+        single = single_sigmas(config)
+        low, high = np.interp(found[[-1, 0]], np.arange(len(every)), single).tolist()
+        again = config.spaced_sigmas(low, high, steps)
+        found = noise_schedules.sigma_to_timestep(again, single)
+    return found, sigmas
+
+
+def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """first[0], second[0], first[1], second[1] and so on, ending with the last of `first`."""
+    both = np.repeat(first, 2)[:-1]
+    both[1::2] = second[: len(first) - 1]
+    return both
+
+
+def ancestral_split(sigma: float, sigma_next: float) -> tuple[float, float]:
+    """The level to step down to, and the noise to add, which together make sigma_next.
+
+    Source: k-diffusion's ancestral step; DDIM, arXiv 2010.02502, eq. 16 with eta 1.
+    """
+    variance = sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2
+    added = min(sigma_next, math.sqrt(max(0.0, variance)))
+    return math.sqrt(max(0.0, sigma_next**2 - added**2)), added
