@@ -9,24 +9,27 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sdexport.engines import Session
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import chunks, finite
-from sdexport.runtime.guidance import Guidance, GuidanceState, within
+from sdexport.runtime.guidance import Guidance, GuidanceFunction, GuidanceState, within
 from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import Scheduler, StepResult
-from sdexport.runtime.schedulers.latent_scaling import original_weights
+from sdexport.runtime.schedulers.latent_scaling import predicted_original
+from sdexport.runtime.schedulers.linear_combination import Combination
 from sdexport.runtime.text.conditioning import Embeds
 
 Draw = Callable[[Sequence[int]], np.ndarray]
-"""Gives standard normal noise of a shape."""
+"""Returns standard normal noise of a shape, float32."""
 
 
 @dataclass(frozen=True)
 class DenoiseStep:
-    """The state after one step; arrays are (B, C, H/8, W/8) float32 and belong to the receiver.
+    """The state after one step.
 
-    pred_original_sample, the clean latents that the step saw, is computed when first asked for.
+    latents: (B, C, H/8, W/8) float32, a copy. pred_original_sample: the clean latents that the step
+    predicted, same shape; some samplers compute them when the attribute is first read.
     """
 
     index: int
@@ -52,25 +55,28 @@ def denoise(
     max_batch: int | None = None,
     cache_interval: tuple[float, float] | None = None,
 ) -> Generator[DenoiseStep]:
-    """Run the scheduler's steps from `start`, yielding after each.
+    """Run the scheduler's steps from `start`, and yield the state after each.
 
     Args:
-      unet: sample, timestep, encoder_hidden_states -> out_sample.
-      prompt_embeds: (B, n, width), or (2B, n, width) with the unconditional half first exactly if
-        `guidance.is_guided`.
-      conditioning: further inputs of the UNet, a row for each row of prompt_embeds.
-      prediction_type: what the UNet predicts; only a guidance function needs it.
-      draw: for schedulers that take fresh noise.
-      max_batch: pictures that the UNet is given at once.
-      cache_interval: (start, end) as fractions of the steps; between them every second step takes
-        the prediction of the one before, and the UNet is not asked. Faster, and not exact.
-    Raises: ValueError: wrong number of embeddings. EngineError: the UNet failed or gave numbers
-      that are not finite.
+      unet: inputs sample, timestep and encoder_hidden_states, output out_sample.
+      start: the latents before the first step, and the index of that step.
+      prompt_embeds: (B, n, width) float32; or, if `guidance.is_guided`, (2B, n, width), the
+        unconditional half first. A function of (step index, steps) may return them.
+      scheduler: built for one generation; see sdexport.runtime.schedulers.
+      guidance: classifier-free guidance and the guidance function.
+      conditioning: more inputs of the UNet, a row for each row of prompt_embeds.
+      prediction_type: "epsilon", "v_prediction" or "sample"; used for a guidance function only.
+      draw: returns fresh noise; required by schedulers that take noise.
+      max_batch: how many images one call of the UNet may take; None for all.
+      cache_interval: (start, end) as fractions of the steps, 0 to 1; between them every second step
+        reuses the prediction of the step before. Faster, and not exact.
+    Raises: InvalidArgumentError: wrong number of embeddings, or the guidance function returned no
+      latents. EngineError: the UNet failed or returned NaN or infinity.
     """
     latents, steps = start.latents(scheduler), len(scheduler.timesteps)
     if cache_interval is not None:
         checks.interval("cache_interval", cache_interval)
-    cached: np.ndarray | None = None  # what the step before was given, if it asked the UNet
+    cached: np.ndarray | None = None  # the prediction of the step before, if it ran the UNet
     predictor = _Predictor(unet, guidance, conditioning or {}, max_batch)
     try:
         for i in range(start.first_step, steps):
@@ -84,20 +90,20 @@ def denoise(
             else:
                 noise_pred = cached = predictor(sample, timestep, embeds, guided, f"step {i}")
             if guidance.function is not None:
-                latents = _led(
-                    guidance, i, timestep, latents, noise_pred, scheduler, prediction_type
+                latents = _apply_guidance_function(
+                    guidance.function, i, timestep, latents, noise_pred, scheduler, prediction_type
                 )
             noise = draw(latents.shape) if draw and scheduler.takes_noise(i) else None
             result = scheduler.step(noise_pred, i, latents, noise)
             latents = start.outside_mask_restored(result.prev_sample, scheduler, i)
-            # the next step reads these latents, so the receiver gets a copy
+            # a copy, as the next step reads these latents
             yield DenoiseStep(i, timestep, latents.copy(), result)
     finally:
         predictor.close()
 
 
 class _Predictor:
-    """The guided prediction for all pictures; embeddings are bound while they stay the same."""
+    """The guided prediction for all images; the inputs that stay constant are bound once."""
 
     def __init__(
         self,
@@ -133,13 +139,13 @@ class _Predictor:
         key = rows.start, guided
         if key not in self._bound:
 
-            def held(values: np.ndarray) -> np.ndarray:
+            def rows_of(values: np.ndarray) -> np.ndarray:
                 conditional = values[len(values) - count :][rows]
                 return np.concatenate([values[rows], conditional]) if guided else conditional
 
-            given = {"encoder_hidden_states": embeds, **self._conditions}
+            inputs = {"encoder_hidden_states": embeds, **self._conditions}
             shared = ("sample",) if guided else ()  # by the unconditional and conditional half
-            constants = {name: held(values) for name, values in given.items()}
+            constants = {name: rows_of(values) for name, values in inputs.items()}
             self._bound[key] = self._unet.bind(shared=shared, **constants)
         return self._bound[key]
 
@@ -147,9 +153,9 @@ class _Predictor:
         checks.float_array("prompt_embeds", embeds, (None, None, None))
         each = 2 if self._guidance.is_guided else 1
         if len(embeds) != count * each:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"prompt_embeds: expected {'two rows' if each == 2 else 'one row'} for each of "
-                f"{count} pictures at guidance_scale {self._guidance.scale:g}, "
+                f"{count} images at guidance_scale {self._guidance.scale:g}, "
                 f"got {len(embeds)} rows"
             )
 
@@ -159,8 +165,8 @@ class _Predictor:
         self._bound.clear()
 
 
-def _led(
-    guidance: Guidance,
+def _apply_guidance_function(
+    function: GuidanceFunction,
     i: int,
     timestep: float,
     latents: np.ndarray,
@@ -168,28 +174,29 @@ def _led(
     scheduler: Scheduler,
     prediction_type: str,
 ) -> np.ndarray:
-    """The latents that the guidance function wants the step to begin from."""
-    assert guidance.function is not None  # for the type checker: the caller looked
+    """The latents that the guidance function returns, or `latents` if it returns None."""
     one, zero = np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
-    signal: float = scheduler.add_noise(one, zero, i).item()
-    spread: float = scheduler.add_noise(zero, one, i).item()
-    sigma = spread / signal if signal else math.inf
-    size = math.hypot(signal, spread)
-    weights = original_weights(prediction_type, signal / size, spread / size)
-    if not math.isfinite(weights[0]):
-        weights = 0.0, 0.0  # no signal, and a prediction of the noise alone: nothing is known yet
-    original = weights[0] / size * latents + weights[1] * noise_pred
-    state = GuidanceState(i, timestep, sigma, latents.copy(), noise_pred.copy(), original)
-    changed = guidance.function(state)
+    alpha: float = scheduler.add_noise(one, zero, i).item()
+    sigma: float = scheduler.add_noise(zero, one, i).item()
+    size = math.hypot(alpha, sigma)
+    weights = predicted_original(prediction_type, alpha / size, sigma / size)
+    if not weights.is_finite:
+        weights = Combination()  # pure noise, and a prediction of the noise: x0 is not known yet
+    original = weights.sample / size * latents + weights.noise_pred * noise_pred
+    level = sigma / alpha if alpha else math.inf
+    state = GuidanceState(i, timestep, level, latents.copy(), noise_pred.copy(), original)
+    changed = function(state)
     if changed is None:
         return latents
     changed = np.asarray(changed)
     if changed.shape != latents.shape or changed.dtype.kind not in "fiu":
-        raise ValueError(
+        raise InvalidArgumentError(
             f"guidance_function: expected latents {latents.dtype} {latents.shape}, "
             f"got {shown(changed)}"
         )
     changed = changed.astype(latents.dtype)
     if not np.isfinite(changed).all():
-        raise ValueError(f"guidance_function: NaN or infinity came out at step {i}")
+        raise InvalidArgumentError(
+            f"guidance_function: NaN or infinity at step {i}; return finite latents"
+        )
     return changed

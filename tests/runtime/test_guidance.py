@@ -1,4 +1,4 @@
-"""Guidance: its formula, its interval, and functions that lead it."""
+"""Guidance: its formula, its interval, and guidance functions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sdexport import Package, Pipeline, TorchGenerator
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.denoise import denoise
 from sdexport.runtime.guidance import Guidance, GuidanceState
 from sdexport.runtime.initial_latents import InitialLatents
@@ -78,7 +79,7 @@ def test_interval_halves_the_batch_outside(
     assert unet.batches == rows
 
 
-def test_interval_that_never_comes_is_no_guidance(pipe: Pipeline) -> None:
+def test_interval_without_any_step_is_no_guidance(pipe: Pipeline) -> None:
     """Outside of the interval the prediction is the one for the prompt."""
     never = pipe("a red circle", guidance_interval=(0.9, 1.0), **FAST)
     without = pipe("a red circle", guidance_scale=1.0, **FAST)
@@ -113,13 +114,13 @@ def test_interval_with_max_batch(package: Path, pipe: Pipeline) -> None:
         (("a", "b"), "start must be 0 to 1"),
     ],
 )
-def test_interval_refused(interval: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"guidance_interval {message}"):
+def test_interval_rejected(interval: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"guidance_interval {message}"):
         Guidance(interval=interval)
 
 
 @pytest.mark.parametrize(
-    ("interval", "begin", "asked"),
+    ("interval", "begin", "evaluated"),
     [
         (None, 0, [0, 1, 2, 3, 4, 5]),
         ((0.0, 1.0), 0, [0, 2, 4]),
@@ -133,7 +134,7 @@ def test_cache_interval_takes_every_second_prediction(
     counted: tuple[Pipeline, Counting],
     interval: tuple[float, float] | None,
     begin: int,
-    asked: list[int],
+    evaluated: list[int],
 ) -> None:
     pipeline, unet = counted
     scheduler = create("ddim", {}, 6)
@@ -150,7 +151,7 @@ def test_cache_interval_takes_every_second_prediction(
         cache_interval=interval,
     )
     assert len(list(loop)) == 6 - begin
-    assert seen == [float(scheduler.timesteps[i]) for i in asked]
+    assert seen == [float(scheduler.timesteps[i]) for i in evaluated]
 
 
 def test_cache_interval_is_the_loop_with_repeated_predictions(pipe: Pipeline) -> None:
@@ -195,13 +196,13 @@ def test_function_sees_the_step_and_may_change_nothing(pipe: Pipeline) -> None:
     assert sigmas[-1] > 0
 
 
-def test_function_may_spoil_what_it_was_given(pipe: Pipeline) -> None:
-    def spoil(state: GuidanceState) -> None:
+def test_function_may_overwrite_its_arguments(pipe: Pipeline) -> None:
+    def overwrite(state: GuidanceState) -> None:
         for array in (state.latents, state.noise_pred, state.pred_original_sample):
             array[:] = 0
 
     plain = pipe("a star", **FAST)
-    assert pipe("a star", guidance_function=spoil, **FAST).latents.tobytes() == (
+    assert pipe("a star", guidance_function=overwrite, **FAST).latents.tobytes() == (
         plain.latents.tobytes()
     )
 
@@ -227,20 +228,20 @@ def test_function_gets_the_clean_latents_of_every_sampler(pipe: Pipeline, name: 
     assert_close(first, reported, rel=CLEAN_REL)
 
 
-def test_function_leads_the_picture(pipe: Pipeline) -> None:
+def test_function_changes_the_image(pipe: Pipeline) -> None:
     def darker(state: GuidanceState) -> np.ndarray:
         return state.latents - 0.2 * state.pred_original_sample
 
     plain = pipe("a star", **FAST)
-    led = pipe("a star", guidance_function=darker, **FAST)
-    assert np.abs(plain.latents - led.latents).mean() > 0.05
+    guided = pipe("a star", guidance_function=darker, **FAST)
+    assert np.abs(plain.latents - guided.latents).mean() > 0.05
 
     def to_float64(state: GuidanceState) -> np.ndarray:
         return darker(state).astype(np.float64)
 
     again = pipe("a star", guidance_function=to_float64, **FAST)
     assert again.latents.dtype == np.float32
-    np.testing.assert_allclose(again.latents, led.latents, rtol=0, atol=SAME_LATENTS_ABS)
+    np.testing.assert_allclose(again.latents, guided.latents, rtol=0, atol=SAME_LATENTS_ABS)
 
 
 @pytest.mark.parametrize(
@@ -250,12 +251,12 @@ def test_function_leads_the_picture(pipe: Pipeline) -> None:
         (np.float32(1), "expected latents"),
         ("latents", "expected latents"),
         (np.full((1, 4, 16, 16), 1j), "expected latents"),
-        (np.full((1, 4, 16, 16), np.nan, np.float32), "NaN or infinity came out at step 0"),
-        (np.full((1, 4, 16, 16), np.inf), "NaN or infinity came out at step 0"),
+        (np.full((1, 4, 16, 16), np.nan, np.float32), "NaN or infinity at step 0"),
+        (np.full((1, 4, 16, 16), np.inf), "NaN or infinity at step 0"),
     ],
 )
 def test_function_that_returns_something_else(pipe: Pipeline, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"guidance_function: {message}"):
+    with pytest.raises(InvalidArgumentError, match=f"guidance_function: {message}"):
         pipe("a star", guidance_function=lambda state: value, **FAST)
 
 
@@ -308,6 +309,6 @@ def test_function_without_any_signal_in_the_latents(pipe: Pipeline, prediction_t
         ({"function": 5}, "guidance_function must be a function, got 5"),
     ],
 )
-def test_guidance_refuses(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_guidance_rejects_wrong_settings(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
         Guidance(**arguments)

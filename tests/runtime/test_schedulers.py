@@ -32,7 +32,7 @@ def run(sampler: schedulers.Scheduler, sample: np.ndarray, begin: int = 0) -> np
 
 @pytest.mark.parametrize("name", sorted(set(schedulers.NAMES) - set(STOCHASTIC)))
 def test_scheduler_recovers_the_clean_sample(name: str) -> None:
-    """With the true noise as prediction every sampler must walk back to the clean latents."""
+    """With the true noise as prediction every sampler must return to the clean latents."""
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 1, 4, 8, 8))
     sampler = schedulers.create(name, PLAIN | {"set_alpha_to_one": True}, 20)
@@ -289,7 +289,7 @@ def test_create_counts_the_callers_own_schedule() -> None:
 
 
 def test_create_names_unknown_schedulers_and_keys(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(InvalidArgumentError, match="unknown scheduler 'magic'; choose one of ddim, ddpm"):
+    with pytest.raises(InvalidArgumentError, match="unknown scheduler 'magic'; choose one of ddim"):
         schedulers.create("magic", SD, 5)
     with caplog.at_level(logging.WARNING):
         schedulers.create("LMSDiscreteScheduler", SD | {"wobble": 3, "_private": 1}, 5)
