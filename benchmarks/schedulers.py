@@ -1,4 +1,4 @@
-"""Cost of one scheduler step, ours beside diffusers', on a (1, 4, 64, 64) float32 latent.
+"""Cost of one scheduler step compared with diffusers, on (1, 4, 64, 64) float32 latents.
 
 Run: python -m benchmarks.schedulers [--json FILE] [--rounds N]
 """
@@ -35,10 +35,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def walk_ours(sampler: schedulers.Scheduler, seconds: list[float], *, clean: bool = False) -> None:
-    """One trajectory; the time of each step without the noise, which both sides are given.
+    """A whole run; adds the time of each step, without drawing noise, to `seconds`.
 
     Args:
-      clean: ask for the clean latents too.
+      clean: read the clean latents too.
     """
     sample, prediction, noise = np.random.default_rng(0).standard_normal((3, *SHAPE), np.float32)
     for i in range(len(sampler.timesteps)):
@@ -51,6 +51,7 @@ def walk_ours(sampler: schedulers.Scheduler, seconds: list[float], *, clean: boo
 
 
 def walk_theirs(theirs: Any, options: dict[str, Any], seconds: list[float]) -> None:
+    """As walk_ours, for a scheduler of diffusers."""
     arrays = np.random.default_rng(0).standard_normal((3, *SHAPE), np.float32)
     sample, prediction, _ = torch.from_numpy(arrays)
     theirs.scale_model_input(sample, theirs.timesteps[0])
@@ -61,7 +62,7 @@ def walk_theirs(theirs: Any, options: dict[str, Any], seconds: list[float]) -> N
 
 
 def peak(sampler: schedulers.Scheduler) -> int:
-    """Most bytes that a warm step held beside what stood before it."""
+    """The most bytes that a step allocates in a second run."""
     walk_ours(sampler, [])
     sample = np.ones(SHAPE, np.float32)
     worst = 0
@@ -77,6 +78,7 @@ def peak(sampler: schedulers.Scheduler) -> int:
 
 
 def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: int) -> Any:
+    """Times of both sides in turn; the first two rounds do not count."""
     noise = torch.randn(SHAPE)
     config = CONFIG | config
     ours: list[float] = []

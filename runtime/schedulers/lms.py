@@ -60,12 +60,12 @@ class LMSDiscreteScheduler(Scheduler):
         half, middle = (end - start) / 2, (end + start) / 2
         nodes = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
         past = [float(self.sigmas[i - k]) for k in range(order)]
-
-        def lagrange(k: int, tau: float) -> float:
-            others = [past[j] for j in range(order) if j != k]
-            return math.prod((tau - other) / (past[k] - other) for other in others)
-
-        return [half * sum(lagrange(k, tau) for tau in nodes) for k in range(order)]
+        weights = []
+        for k, own in enumerate(past):
+            others = [*past[:k], *past[k + 1 :]]
+            values = [math.prod((tau - x) / (own - x) for x in others) for tau in nodes]
+            weights.append(half * sum(values))
+        return weights
 
     def _step(
         self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None

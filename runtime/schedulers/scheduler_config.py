@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import reprlib
 from collections.abc import Callable, Mapping
@@ -110,6 +111,7 @@ class SchedulerConfig:
             )
 
     @classmethod
+    @functools.cache
     def _inherited(cls, name: str) -> dict[str, Any]:
         """The class variables of that name of this class and its bases in one dictionary."""
         found: dict[str, Any] = {}

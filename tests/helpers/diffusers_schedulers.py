@@ -1,4 +1,4 @@
-"""Runs a scheduler of ours and its diffusers twin side by side, in float32 and in float64."""
+"""Whole runs of our schedulers compared with those of diffusers, in float32 and in float64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE = (2, 4, 6, 10)
 
 
 class Wide:
-    """A module whose float32 is float64, so that diffusers' tables lose nothing."""
+    """A module whose float32 is float64, so that diffusers' tables have full precision."""
 
     def __init__(self, module: types.ModuleType) -> None:
         self._module = module
@@ -42,7 +42,7 @@ def in_float64(module: types.ModuleType) -> Iterator[None]:
 
 
 class Noise:
-    """Noise by call of the UNet; counts what diffusers draws, and drives its Brownian motion."""
+    """Noise for each call of the UNet; records the calls in which diffusers draws noise."""
 
     def __init__(self, steps: int, dtype: type) -> None:
         self.values = np.random.default_rng(7).standard_normal((steps, *SHAPE)).astype(dtype)
@@ -55,7 +55,7 @@ class Noise:
         return torch.from_numpy(self.values[self.now])
 
     def brownian(self, start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        """Increments over [start, goal], scaled to variance 1; a second call goes on."""
+        """Increments of a Brownian motion over [start, goal], scaled to variance 1."""
         fresh = self.randn_tensor(SHAPE)
         a, b = float(start), float(goal)
         if self.now % 2 == 0:
@@ -67,7 +67,7 @@ class Noise:
 
 
 def twin_class(name: str) -> Any:
-    if name == "dpmsolver_sde":  # wants torchsde, whose noise is replaced below
+    if name == "dpmsolver_sde":  # imports torchsde, whose noise is replaced below
         sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
         module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
         return module.DPMSolverSDEScheduler
@@ -81,13 +81,13 @@ def _no_timesteps(scheduler: Any, *_: Any) -> None:
 def build_twin(
     name: str, config: Mapping[str, Any], steps: int, options: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """diffusers' scheduler with its timesteps set, and what is left of options for its step."""
+    """diffusers' scheduler with its timesteps set, and the options that its step takes."""
     in_set = ("timesteps", "sigmas", "original_inference_steps", "strength")
     setting = {key: value for key, value in options.items() if key in in_set}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated algorithms, and roots of negative roundings
         class_ = twin_class(name)
-        # constructors of second-order twins find 1000 timesteps back, to forget them at once
+        # constructors of second-order schedulers compute 1000 timesteps that are not used
         with mock.patch.object(class_, "set_timesteps", _no_timesteps):
             theirs = class_.from_config(dict(config))
         if not {"timesteps", "sigmas"} & setting.keys():
@@ -97,7 +97,7 @@ def build_twin(
 
 
 def stand_in(sample: Any, timestep: float) -> Any:
-    """A nonlinear UNet that works on both kinds of arrays."""
+    """A nonlinear function in place of the UNet, for NumPy arrays and for tensors."""
     sine = torch.sin if isinstance(sample, torch.Tensor) else np.sin
     return 0.7 * sine(2.0 * sample + 0.001 * timestep) + 0.1 * sample
 
@@ -112,10 +112,10 @@ def compare(
     dtype: type = np.float64,
     check: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> float:
-    """Largest deviation on a whole trajectory, relative to the largest value of each latents.
+    """Largest difference in a whole run, relative to the largest value of the latents.
 
     Args:
-      begin: step of num_inference_steps to begin at, as image-to-image does.
+      begin: first step, of num_inference_steps, as in image to image.
       check: called with our and their timesteps.
     """
     options = options or {}
@@ -155,12 +155,12 @@ def _walk(
     for i in range(begin, len(ours.timesteps)):
         noise.now, timestep = i, theirs.timesteps[i]
         mine = theirs.scale_model_input(a, timestep)
-        given = ours.scale_model_input(b, i)
-        worst = max(worst, deviation(given, mine.numpy()))
+        scaled = ours.scale_model_input(b, i)
+        worst = max(worst, deviation(scaled, mine.numpy()))
         before = b.copy()
         result_a = theirs.step(stand_in(mine, timesteps[i]), timestep, a, **step_options)
         takes = ours.takes_noise(i)
-        prediction = stand_in(given, timesteps[i])
+        prediction = stand_in(scaled, timesteps[i])
         result_b = ours.step(prediction, i, b, noise.values[i] if takes else None)
         assert takes == (i in noise.drawn), f"step {i}: diffusers draws noise: {not takes}"
         assert np.array_equal(before, b), "the sample was changed"

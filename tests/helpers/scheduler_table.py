@@ -1,4 +1,4 @@
-"""Writes docs/schedulers.md: how far every scheduler is from diffusers, and what a step costs.
+"""Write docs/schedulers.md: difference of the schedulers from diffusers, and cost of a step.
 
 Run: python -m tests.helpers.scheduler_table BENCHMARK.json
 The benchmark's figures are those of `python -m benchmarks.schedulers --json BENCHMARK.json`.
@@ -30,52 +30,54 @@ INTRODUCTION = """# Schedulers
 
 <!-- Written by python -m tests.helpers.scheduler_table; do not edit. -->
 
-Every scheduler beside its namesake in diffusers {diffusers} (torch {torch}, NumPy {numpy}).
-Names and class names are both accepted, and so is a `scheduler_config.json` as it is.
+Every scheduler compared with the class of that name in diffusers {diffusers} (torch {torch},
+NumPy {numpy}). Short names and class names are both accepted, and a `scheduler_config.json` of
+diffusers can be used unchanged.
 
-- **Cases** are whole trajectories of 1 to 50 steps with a nonlinear stand-in for the UNet, for all
-  timestep spacings, prediction types and options in the table below.
-- **float64** is the largest deviation on any of them, relative to the largest value of the latents,
-  when diffusers runs with float64 tables: our own error.
-- **float32** is the same in float32 against diffusers as it is, whose tables are float32: the
-  difference is almost all theirs. The median of the cases stands in brackets.
-- **Step** is our time for a step on a (1, 4, 64, 64) float32 latent and, in brackets, its share of
-  diffusers' (one thread, median). **Clean** is that share where the clean latents are asked for
-  too, which diffusers always computes and most samplers here only on demand.
+- **Cases** is the number of whole runs of 1 to 50 steps, with a nonlinear function in place of the
+  UNet, for all timestep spacings, prediction types and options in the table below.
+- **float64** is the largest difference in any of them, relative to the largest value of the
+  latents, from diffusers with its tables in float64: our own error.
+- **float32** is the same in float32, from unchanged diffusers, whose tables are float32: nearly
+  all of the difference is due to those tables. The median of the cases is in brackets.
+- **Step** is our time for a step on (1, 4, 64, 64) float32 latents and, in brackets, the ratio of
+  it to diffusers' time (one thread, median). **Clean** is that ratio if `pred_original_sample` is
+  read too, which diffusers always computes and most schedulers here compute when it is read.
 
-The bounds that the tests hold are {wide:.0e} and {single:.0e}; for the beta schedules
-`squaredcos_cap_v2` and `exp`, to which the largest float32 figures of Heun, Euler ancestral and
-DEIS belong, {steep:g}: their noise levels begin in the thousands, which costs float32 most digits.
+The bounds in the tests are {wide:.0e} and {single:.0e}. For the beta schedules
+`squaredcos_cap_v2` and `exp` the float32 bound is {steep:g}: their noise levels begin in the
+thousands, which costs float32 most of its digits. The largest float32 figures of Heun, Euler
+ancestral and DEIS are from these schedules.
 
 | name | class in diffusers | cases | float64 | float32 | step | clean |
 |---|---|---:|---:|---:|---:|---:|
 """
 NOTES = """
-## Where diffusers stops
+## Where the behaviour differs from diffusers
 
 | configuration | diffusers | here |
 |---|---|---|
-| trailing spacing, some numbers of steps | a last timestep of -1 too many | as many as asked for |
-| PNDM with its warm-up, fewer than 4 steps | an error about array shapes | an error that says so |
-| `sde-dpmsolver` of order 3 | an error about an unset variable | an error that says so |
+| trailing spacing, some numbers of steps | an extra timestep, -1, at the end | no extra timestep |
+| PNDM with its warm-up, fewer than 4 steps | an error about array shapes | a clear error |
+| `sde-dpmsolver` of order 3 | an error about an unset variable | a clear error |
 | DDPM `fixed_large_log` | NaN | as `fixed_large` |
 | UniPC `bh1`, or `predict_x0` false, ending at zero noise | NaN | works |
-| UniPC without `lower_order_final`, ending at zero noise | NaN | an error that says so |
+| UniPC without `lower_order_final`, ending at zero noise | NaN | a clear error |
 | `rescale_betas_zero_snr` with epsilon at pure noise | NaN, or noise if clipped | \
-an error that says so |
-| log-SNR solvers, as many steps as training timesteps | NaN or an error | an error that says so |
+a clear error |
+| log-SNR solvers, as many steps as training timesteps | NaN or an error | a clear error |
 | DPM-Solver++, Karras, ending at `sigma_min`, order 3 or Heun | NaN | works |
 | leading spacing with `steps_offset`, 1000 steps | an index error, or the last timestep twice | \
-an error that says so |
-| learned variances, flow matching, `use_beta_sigmas`, `solver_p` | there | refused |
+a clear error |
+| learned variances, flow matching, `use_beta_sigmas`, `solver_p` | supported | an error |
 
-Some things are as in diffusers because a picture would differ otherwise: PNDM and LMS that begin
-within the schedule (image to image) keep the weights of their index; the third-order term of
-`sde-dpmsolver++` has the sign that diffusers gives it.
+Two properties are kept from diffusers, as images would differ otherwise: PNDM and LMS use the
+weights of their step index in a run that begins within the schedule (image to image), and the
+third-order term of `sde-dpmsolver++` has the sign that it has in diffusers.
 
-`dpmsolver_sde` is the exception: diffusers draws a Brownian motion from torchsde with a seed of its
-own; here its increments are drawn from the picture's seed. The figures above are for one and the
-same motion.
+Images of `dpmsolver_sde` differ from those of diffusers, which draws a Brownian motion from
+torchsde with a seed of its own; here the increments are drawn from the seed of the image. The
+figures above are for the same motion on both sides.
 """
 
 
@@ -106,7 +108,9 @@ def deviations(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("benchmark", type=Path, help="of python -m benchmarks.schedulers --json")
+    parser.add_argument(
+        "benchmark", type=Path, help="the report of python -m benchmarks.schedulers --json"
+    )
     figures = json.loads(parser.parse_args().benchmark.read_text())["schedulers"]
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from sdexport.runtime import schedulers
-from tests.helpers.diffusers_schedulers import build_twin, compare, deviation
+from sdexport.runtime.schedulers.create import known_keys
+from tests.helpers.diffusers_schedulers import build_twin, compare, deviation, twin_class
 from tests.helpers.scheduler_cases import BETAS, OPTIONS, grid, steps_of
 from tests.tolerances import (
     ADD_NOISE_REL,
@@ -104,6 +106,12 @@ def test_trailing_timesteps_equal_diffusers_for_every_number_of_steps(name: str)
 
 
 @pytest.mark.parametrize("name", schedulers.NAMES)
+def test_every_key_of_diffusers_is_known(name: str) -> None:
+    parameters = inspect.signature(twin_class(name).__init__).parameters
+    assert parameters.keys() - {"self"} <= known_keys()
+
+
+@pytest.mark.parametrize("name", schedulers.NAMES)
 def test_add_noise_equals_diffusers(name: str) -> None:
     config = BETAS | {"timestep_spacing": "leading", "steps_offset": 1}
     ours = schedulers.create(name, config, 20)
@@ -113,8 +121,8 @@ def test_add_noise_equals_diffusers(name: str) -> None:
         theirs, _ = build_twin(name, config, 20, {})
         if hasattr(theirs, "set_begin_index"):
             theirs.set_begin_index(i)
-        given = theirs.timesteps[i : i + 1]
-        expected = theirs.add_noise(torch.from_numpy(original), torch.from_numpy(noise), given)
+        timestep = theirs.timesteps[i : i + 1]
+        expected = theirs.add_noise(torch.from_numpy(original), torch.from_numpy(noise), timestep)
         added = ours.add_noise(original, noise, i)
         assert added.dtype == np.float32
         assert deviation(added, expected.numpy()) <= ADD_NOISE_REL
