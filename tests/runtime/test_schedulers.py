@@ -12,7 +12,9 @@ import pytest
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.create import known_keys
+from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
 from sdexport.runtime.schedulers.linear_combination import NOISE_PRED, SAMPLE, Combination
+from sdexport.runtime.schedulers.sigma_schedules import SigmaConfig, sigma_grid, training_sigmas
 from tests.tolerances import CLEAN_SAMPLE_ABS, DEIS_CLEAN_SAMPLE_ABS, LMS_REL
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -348,3 +350,24 @@ def test_division_by_zero_is_an_error_of_the_configuration() -> None:
     for name in ("ddim", "ddpm", "tcd"):
         with pytest.raises(InvalidArgumentError, match="divides by zero"):
             schedulers.create(name, betas, 10)
+
+
+def test_sampler_of_ones_own_is_its_formula() -> None:
+    """A one-step sampler needs a configuration, a schedule and its formula."""
+
+    class OwnEuler(schedulers.Scheduler):
+        def __init__(self) -> None:
+            self.config = SigmaConfig.from_mapping(SD)
+            timesteps, sigmas = sigma_grid(self.config, training_sigmas(self.config), 10)
+            self.sigmas = np.append(sigmas, 0.0)
+            super().__init__(timesteps, variance_exploding(self.sigmas, self.config))
+            self._weights = self._table(self._formula)
+
+        def _formula(self, i: int) -> Combination:
+            sigma, sigma_next = float(self.sigmas[i]), float(self.sigmas[i + 1])
+            slope = derivative(self._scaling.originals[i], sigma)
+            return SAMPLE + (sigma_next - sigma) * slope
+
+    sample = np.random.default_rng(1).standard_normal((1, 4, 8, 8))
+    expected = run(schedulers.create("euler", SD, 10), sample)
+    assert np.array_equal(run(OwnEuler(), sample), expected)
