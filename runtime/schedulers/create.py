@@ -95,9 +95,9 @@ def create(
         raise InvalidArgumentError(
             f"{short} takes no option {', '.join(unknown)}; valid options: {valid}"
         )
-    ignored = [key for key in config if not key.startswith("_") and key not in known_keys()]
+    ignored = [key for key in config.keys() - known_keys() if not key.startswith("_")]
     if ignored:
-        logger.warning("%s ignores %s", class_name(base), ", ".join(ignored))
+        logger.warning("%s ignores %s", class_name(base), ", ".join(sorted(ignored)))
     if num_inference_steps is None:
         num_inference_steps = _count(options)
     return build_class(base)({**config, **preset}, num_inference_steps, **options)

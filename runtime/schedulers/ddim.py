@@ -39,13 +39,14 @@ class DDIMScheduler(Scheduler):
         before = now - self.config.num_train_timesteps // num_inference_steps
         super().__init__(timesteps, of_alphas_cumprod(every[now], self.config))
         final = 1.0 if self.config.set_alpha_to_one else float(every[0])
-        self._alphas_cumprod = every[now].tolist()
-        self._alphas_cumprod_prev = np.where(before >= 0, every[np.maximum(before, 0)], final)
+        self._alphas_cumprod: list[float] = every[now].tolist()
+        kept_before = np.where(before >= 0, every[np.maximum(before, 0)], final)
+        self._alphas_cumprod_prev: list[float] = kept_before.tolist()
         self._weights = self._table(self._formula)
 
     def _formula(self, i: int) -> Combination:
         """Eq. 12, with the standard deviation of eq. 16."""
-        a, a_prev = self._alphas_cumprod[i], float(self._alphas_cumprod_prev[i])
+        a, a_prev = self._alphas_cumprod[i], self._alphas_cumprod_prev[i]
         eps = predicted_noise(self.config.prediction_type, math.sqrt(a), math.sqrt(1 - a))
         std = self._eta * math.sqrt(max(0.0, (1 - a_prev) / (1 - a) * (1 - a / a_prev)))
         direction = math.sqrt(max(0.0, 1 - a_prev - std**2))

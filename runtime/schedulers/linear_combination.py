@@ -26,6 +26,7 @@ class Combination:
 
     @property
     def is_finite(self) -> bool:
+        """Whether all weights are finite."""
         return math.isfinite(self.original + self.sample + self.noise_pred + self.noise)
 
     def __add__(self, other: Combination) -> Combination:

@@ -181,8 +181,8 @@ class Scheduler:
 
 def _is_finite(weights: Any) -> bool:
     """Whether all numbers in nested lists and tuples are finite."""
+    if isinstance(weights, float):
+        return math.isfinite(weights)
     if isinstance(weights, Combination):
         return weights.is_finite
-    if isinstance(weights, (float, int)):
-        return math.isfinite(weights)
     return all(map(_is_finite, weights))
