@@ -134,7 +134,7 @@ def test_denoise_steps_belong_to_the_receiver(pipe: Pipeline) -> None:
 
 def test_denoise_wants_embeddings_for_the_guidance(pipe: Pipeline) -> None:
     noise = np.zeros((1, 4, 16, 16), np.float32)
-    with pytest.raises(ValueError, match="two rows for each of 1 pictures"):
+    with pytest.raises(ValueError, match="two rows for each of 1 images"):
         next(pipe.denoise(noise, pipe.encode(["x"]), pipe.scheduler("ddim", 2)))
 
 
