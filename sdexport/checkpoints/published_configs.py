@@ -30,6 +30,7 @@ class TextLayout:
 
     @property
     def class_name(self) -> str:
+        """The class of transformers."""
         return "CLIPTextModelWithProjection" if self.projected else "CLIPTextModel"
 
     @property

@@ -57,8 +57,10 @@ def verify_against(
       progress: called with each component as it begins.
     Returns: one row for the configuration, and one for each component, input size and output.
     Raises: FileNotFoundError, CheckpointError, ConnectionError: see open_source.
-      InvalidArgumentError: the checkpoint is of another family or size than the package.
+      InvalidArgumentError: `seed` is negative, or the checkpoint is of another family or size.
     """
+    if seed < 0:
+        raise InvalidArgumentError(f"seed must be 0 or more, got {seed}")
     checkpoint = open_source(source, revision=revision, options=options)
     every = parts(checkpoint.configs)
     _check_matches(package, checkpoint, every)
