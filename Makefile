@@ -33,7 +33,7 @@ lint: $(VENV)/lint
 	$(BIN)/lint-imports
 
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The package of the demo model that wheels hold; its files name the version.
 demo-package: $(VENV)/demo

@@ -58,6 +58,7 @@ def test_workflow_has_few_rights_and_ends(path: Path) -> None:
     assert found["permissions"] == {"contents": "read"}
     for name, job in found["jobs"].items():
         assert 0 < job["timeout-minutes"] <= 60, name
+        assert job.get("permissions", {}).get("contents") is None, name
         for step in job["steps"]:
             assert ("run" in step) != ("uses" in step), name
             assert "@" in step.get("uses", "@"), name
