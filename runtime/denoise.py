@@ -39,6 +39,7 @@ class DenoiseStep:
 
     @property
     def pred_original_sample(self) -> np.ndarray:
+        """The clean latents that the step predicted, (B, C, H/8, W/8) float32."""
         return self._result.pred_original_sample
 
 
@@ -160,6 +161,7 @@ class _Predictor:
             )
 
     def close(self) -> None:
+        """Release the bound inputs."""
         for session in self._bound.values():
             session.close()
         self._bound.clear()

@@ -36,6 +36,7 @@ class StepResult:
 
     @property
     def pred_original_sample(self) -> np.ndarray:
+        """The clean latents that the step predicted, same shape and dtype as prev_sample."""
         if callable(self._original):
             self._original = self._original()
         return self._original
