@@ -18,7 +18,7 @@ from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import Scheduler, StepResult
 from sdexport.runtime.schedulers.latent_scaling import predicted_original
 from sdexport.runtime.schedulers.linear_combination import Combination
-from sdexport.runtime.text.conditioning import Embeds
+from sdexport.runtime.text.prompt_embeds import Embeds
 
 Draw = Callable[[Sequence[int]], np.ndarray]
 """Returns standard normal noise of a shape, float32."""

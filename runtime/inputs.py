@@ -15,7 +15,7 @@ from sdexport.runtime import checks
 from sdexport.runtime.images.loading import ImageInput, load_image, load_mask, resize
 from sdexport.runtime.images.pixels import to_sample
 from sdexport.runtime.noise.torch_generator import TorchGenerator, check_seed
-from sdexport.runtime.text.conditioning import Embeds
+from sdexport.runtime.text.prompt_embeds import Embeds
 
 MAX_SIDE = 16384
 """Largest height and width in pixels."""

@@ -31,9 +31,9 @@ from sdexport.runtime.models.conditioning import (
 )
 from sdexport.runtime.models.family import Defaults
 from sdexport.runtime.packages.package import Package
-from sdexport.runtime.result import Result, describe
+from sdexport.runtime.result import Result, image_parameters
 from sdexport.runtime.schedulers import Scheduler
-from sdexport.runtime.text.conditioning import Embeds, GivenEmbeds, condition
+from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, prepare_embeds
 from sdexport.runtime.text.token_embeds import TokenEmbeds
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.text_encoders import TextEncoders
@@ -232,7 +232,7 @@ class Pipeline(ClosesOnExit):
         )
 
         clock = [time.perf_counter()]
-        embeds, pooled = condition(
+        embeds, pooled = prepare_embeds(
             partial(
                 self.text_encoders.encode,
                 prompt_weights=prompt_weights,
@@ -241,7 +241,7 @@ class Pipeline(ClosesOnExit):
             ),
             prompts,
             negatives if guidance.is_guided else None,
-            GivenEmbeds(
+            EmbedArguments(
                 prompt_embeds,
                 negative_prompt_embeds,
                 pooled_prompt_embeds,
@@ -260,7 +260,7 @@ class Pipeline(ClosesOnExit):
         clock.append(time.perf_counter())
         pixels = self.decode(denoised)
         clock.append(time.perf_counter())
-        parameters = describe(
+        parameters = image_parameters(
             prompts,
             negatives,
             images,
@@ -269,9 +269,9 @@ class Pipeline(ClosesOnExit):
             guidance_scale=scale,
             eta=eta,
             model=self.package.folder.resolve().name,
-            drawn=latents is None or seed is not None,
+            seeded=latents is None or seed is not None,
         )
-        return Result.of(pixels, denoised, parameters, clock)
+        return Result.from_pixels(pixels, denoised, parameters, clock)
 
     @property
     def default_scheduler(self) -> str:

@@ -1,4 +1,4 @@
-"""What a call of the pipeline gives back, and what each picture says of how it was made."""
+"""The result of a pipeline call: images, their settings and timings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,21 @@ STAGES = ("encode", "denoise", "decode")
 
 @dataclass(frozen=True)
 class Result:
-    """What a call of the pipeline gives.
+    """The result of a pipeline call.
 
-    images: Pillow images, each with its parameters in `info["parameters"]`.
-    latents: (B, C, H/8, W/8) float32, as decoded.
-    parameters: one entry an image.
-    seconds: time spent in each stage: encode, denoise, decode.
+    Attributes:
+      images: Pillow images in RGB, each with its settings as text in `info["parameters"]`.
+      latents: (B, C, H/8, W/8) float32, from which the images were decoded.
+      parameters: the settings of each image.
+      seconds: the time of each stage: encode, denoise, decode.
+    Example:
+        >>> import sdexport
+        >>> with sdexport.load_pipeline("package") as pipe:
+        ...     result = pipe(["a red circle", "a blue star"], seed=0, num_inference_steps=4)
+        >>> len(result.images), result.images[0].size, result.parameters[1].prompt
+        (2, (128, 128), 'a blue star')
+        >>> list(result.seconds)
+        ['encode', 'denoise', 'decode']
     """
 
     images: list[Image.Image]
@@ -32,20 +41,26 @@ class Result:
     seconds: Mapping[str, float]
 
     @classmethod
-    def of(
+    def from_pixels(
         cls,
         pixels: np.ndarray,
         latents: np.ndarray,
         parameters: list[Parameters],
         clock: Sequence[float],
     ) -> Self:
-        """From pixels (B, H, W, 3) uint8, and the clock before the first stage and after each."""
+        """Make a result.
+
+        Args:
+          pixels: (B, H, W, 3) uint8.
+          latents: (B, C, H/8, W/8) float32.
+          clock: the time in seconds before the first stage and after each stage.
+        """
         images = [to_image(p, q) for p, q in zip(pixels, parameters, strict=True)]
         seconds = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
         return cls(images, latents, parameters, seconds)
 
 
-def describe(
+def image_parameters(
     prompts: Sequence[str],
     negatives: Sequence[str],
     images: ImageInputs,
@@ -55,12 +70,12 @@ def describe(
     guidance_scale: float,
     eta: float,
     model: str,
-    drawn: bool,
+    seeded: bool,
 ) -> list[Parameters]:
-    """The parameters of each picture.
+    """The settings of each image of a batch.
 
     Args:
-      drawn: whether the seeds had a part in them.
+      seeded: whether the images depend on the seeds.
     """
     return [
         Parameters(
@@ -69,7 +84,7 @@ def describe(
             num_inference_steps=plan.num_inference_steps,
             scheduler=plan.name,
             guidance_scale=float(guidance_scale),
-            seed=noise.seeds[i] if drawn else None,
+            seed=noise.seeds[i] if seeded else None,
             width=images.width,
             height=images.height,
             model=model,

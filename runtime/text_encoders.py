@@ -1,4 +1,4 @@
-"""Texts to embeddings, through the text encoders of a package."""
+"""From texts to embeddings: the text encoders of a package and their tokenizers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sdexport.engines import Session
+from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.messages import shown
 from sdexport.engines.session import Feeds
 from sdexport.runtime import checks
@@ -16,7 +17,7 @@ from sdexport.runtime.component_sessions import finite
 from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.packages.package import Package
-from sdexport.runtime.text.conditioning import Encoded
+from sdexport.runtime.text.prompt_embeds import TextEmbeds
 from sdexport.runtime.text.prompt_weights import apply_weights, tokenize_weighted
 from sdexport.runtime.text.token_embeds import (
     Lookup,
@@ -27,39 +28,34 @@ from sdexport.runtime.text.token_embeds import (
     word_ids,
 )
 
-MOST_LAYERS = 1000
-REMEMBERED = 32
-"""Rows of 77 tokens whose embeddings are kept: 8 MB of SD 1.5, 10 MB of SDXL."""
+MAX_LAYERS = 1000
+CACHED_ROWS = 32
+"""Rows of 77 tokens whose embeddings are cached: 8 MB for SD 1.5, 10 MB for SDXL."""
 
 
 class TextEncoders:
-    """The text encoders of a package, each with its tokenizer.
+    """The text encoders of a package, each with its tokenizer. Safe to call from several threads.
 
-    An encoder is given one row of tokens at a time, so that a text has the same embeddings, to the
-    last bit, whatever stands beside it; and a row that was met lately is not computed again.
+    An encoder runs on one row of tokens at a time, so that a text has bit for bit the same
+    embeddings in any batch. The outputs for the last rows are cached.
 
     Args:
-      session: gives the open session of a component.
+      session: returns the open session of a component.
+    Attributes:
+      tokenizers: by the name of the text encoder.
+    Raises: PackageError: a tokenizer or a config.json is damaged.
     """
 
     def __init__(self, package: Package, session: Callable[[str], Session]) -> None:
         self._session = session
-        self._rows = _Rows(REMEMBERED)
+        self._rows = _RowCache(CACHED_ROWS)
         self._text_layers = package.family.text_layers
         self.tokenizers = {
             spec.name: package.tokenizer(spec.name)
             for spec in package.family.text_encoders
             if spec.name in package.manifest.components
         }
-        self._layers = {
-            name: checks.integer(
-                f"{name}/config.json: num_hidden_layers",
-                package.config(name).get("num_hidden_layers", MOST_LAYERS),
-                1,
-                MOST_LAYERS,
-            )
-            for name in self.tokenizers
-        }
+        self._layers = {name: _layer_count(package, name) for name in self.tokenizers}
 
     def encode(
         self,
@@ -69,52 +65,59 @@ class TextEncoders:
         prompt_weights: bool = False,
         clip_skip: int = 0,
         token_embeds: TokenEmbeds | None = None,
-    ) -> Encoded:
-        """Embeddings as the model was trained on: of two encoders side by side, if there are two.
+    ) -> TextEmbeds:
+        """Embeddings as the denoiser takes them; those of several encoders are concatenated.
 
         Args:
-          prompt_weights: read weights in brackets and prompts of any length; see prompt_weights.
-          negatives: how many of the first texts are negative prompts; like diffusers, clip_skip
-            leaves those alone.
+          negatives: how many of the first texts are negative prompts. As in diffusers, clip_skip
+            has no effect on those.
+          prompt_weights: read weights in brackets, and prompts of any length; see
+            sdexport.runtime.text.prompt_weights.
           clip_skip: layers to leave out at the end.
-          token_embeds: what takes the place of words before the encoder, in negative prompts too;
-            see sdexport.runtime.text.token_embeds. A word must stand in one of the texts at least.
-        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for;
-          token_embeds that do not fit. PackageError: the package lacks the graphs for token_embeds.
+          token_embeds: replacements for words before the encoder, in negative prompts too; see
+            sdexport.runtime.text.token_embeds. Each word must occur in at least one text.
+        Returns: (B, n, width) float32. n is 77, or a multiple of 77 with prompt weights.
+        Raises:
+          InvalidArgumentError: texts that are not valid Unicode; a clip_skip for which the package
+            has no output; token_embeds of another kind.
+          PackageError: the package lacks the graphs for token_embeds.
         """
-        wanted = check_token_embeds(token_embeds)
-        sides, pooled = [], None
+        replacements = check_token_embeds(token_embeds)
+        embeds, pooled = [], None
         for name, tokenizer in self.tokenizers.items():
             expanded = [tokenizer.expand(text) for text in texts]
             if prompt_weights:
                 tokens = tokenize_weighted(tokenizer, expanded)
                 rows = tokens.input_ids.shape[1]
-                hidden, of_text = self._run(
-                    name, tokens.flat_ids, negatives * rows, clip_skip, wanted
+                found = self._run(name, tokens.flat_ids, negatives * rows, clip_skip, replacements)
+                found = TextEmbeds(
+                    apply_weights(found.embeds, tokens),
+                    None if found.pooled is None else found.pooled[::rows],
                 )
-                sides.append(apply_weights(hidden, tokens))
-                of_text = None if of_text is None else of_text[::rows]
             else:
-                hidden, of_text = self._run(name, tokenizer(expanded), negatives, clip_skip, wanted)
-                sides.append(hidden)
-            pooled = of_text if of_text is not None else pooled
-        return Encoded(sides[0] if len(sides) == 1 else np.concatenate(sides, axis=-1), pooled)
+                found = self._run(name, tokenizer(expanded), negatives, clip_skip, replacements)
+            embeds.append(found.embeds)
+            pooled = pooled if found.pooled is None else found.pooled
+        return TextEmbeds(embeds[0] if len(embeds) == 1 else np.concatenate(embeds, -1), pooled)
 
     def token_embeds(self, word: str, component: str | None = None) -> np.ndarray:
-        """Embeddings of a word's tokens as they go into a text encoder.
+        """The token embeddings of a word: the input of a text encoder's transformer.
 
+        Args:
+          component: the text encoder; default the first one.
         Returns: (tokens, width) float32.
-        Raises: ValueError: no such text encoder; an empty word. PackageError: the package lacks
-          the graph.
+        Raises:
+          InvalidArgumentError: no such text encoder; an empty word.
+          PackageError: the package lacks the graph.
         """
         component = next(iter(self.tokenizers)) if component is None else component
         if component not in self.tokenizers:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"no text encoder '{component:.40}'; the package has {', '.join(self.tokenizers)}"
             )
         ids = word_ids(self.tokenizers[component], word)
         if not ids:
-            raise ValueError(f"token_embeds: {shown(word)} has no tokens")
+            raise InvalidArgumentError(f"token_embeds: {shown(word)} has no tokens")
         embeds: np.ndarray = self._lookup(component)(np.array([ids], dtype=np.int64))[0]
         return embeds
 
@@ -123,17 +126,19 @@ class TextEncoders:
         return lambda input_ids: session.run({"input_ids": input_ids})[INPUTS_EMBEDS]
 
     def _inputs(
-        self, name: str, input_ids: np.ndarray, wanted: TokenEmbeds
+        self, name: str, input_ids: np.ndarray, replacements: TokenEmbeds
     ) -> tuple[Session, dict[str, np.ndarray]]:
-        """The graph to run, and what it is given: ids, or embeddings that no ids have."""
+        """The graph to run and its inputs: ids, or embeddings that belong to no ids."""
         tokenizer, names = self.tokenizers[name], list(self.tokenizers)
-        words = {old: new for old, new in wanted.items() if isinstance(new, str)}
-        if len(words) == len(wanted):
+        words = {old: new for old, new in replacements.items() if isinstance(new, str)}
+        if len(words) == len(replacements):
             session = self._session(name)
             ids = replace_tokens(tokenizer, input_ids, words).astype(session.inputs[0].dtype)
             return session, {"input_ids": ids}
         encoder = names.index(name), len(names)
-        embeds = build_inputs_embeds(tokenizer, input_ids, wanted, self._lookup(name), encoder)
+        embeds = build_inputs_embeds(
+            tokenizer, input_ids, replacements, self._lookup(name), encoder
+        )
         session = self._session(f"{name}.{INPUTS_EMBEDS}")
         return session, {"input_ids": input_ids, INPUTS_EMBEDS: embeds}
 
@@ -143,56 +148,72 @@ class TextEncoders:
         input_ids: np.ndarray,
         negatives: int,
         clip_skip: int,
-        wanted: TokenEmbeds,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        session, feeds = self._inputs(name, input_ids, wanted)
-        output, whole = self._outputs(name, session, clip_skip)
+        replacements: TokenEmbeds,
+    ) -> TextEmbeds:
+        """Run a text encoder on rows of ids, of which the first `negatives` skip no layers."""
+        session, feeds = self._inputs(name, input_ids, replacements)
+        skipped, full = self._outputs(name, session, clip_skip)
         pooled = [spec.name for spec in session.outputs if spec.name == PROJECTED]
-        hidden, of_texts = [], []
+        hidden, pooled_rows = [], []
         for i in range(len(input_ids)):
             row = {key: value[i : i + 1] for key, value in feeds.items()}
-            outputs = [whole if i < negatives else output, *pooled]
-            first, *rest = self._rows.of(name, session, row, outputs)
+            outputs = [full if i < negatives else skipped, *pooled]
+            first, *rest = self._rows.outputs(name, session, row, outputs)
             hidden.append(first)
-            of_texts += rest
-        return np.concatenate(hidden), np.concatenate(of_texts) if of_texts else None
+            pooled_rows += rest
+        return TextEmbeds(
+            np.concatenate(hidden), np.concatenate(pooled_rows) if pooled_rows else None
+        )
 
     def _outputs(self, name: str, session: Session, clip_skip: int) -> tuple[str, str]:
-        """The outputs that hold the embeddings with layers left out, and with none."""
+        """The outputs that hold the embeddings with `clip_skip` layers left out, and with none."""
         outputs = [spec.name for spec in session.outputs]
-        able = self._text_layers.by_clip_skip(outputs, self._layers[name])
-        if isinstance(clip_skip, bool) or not isinstance(clip_skip, int) or clip_skip not in able:
-            raise ValueError(
-                f"clip_skip must be one of {', '.join(map(str, able))} with this package, "
+        by_skip = self._text_layers.by_clip_skip(outputs, self._layers[name])
+        if (
+            isinstance(clip_skip, bool)
+            or not isinstance(clip_skip, int)
+            or clip_skip not in by_skip
+        ):
+            raise InvalidArgumentError(
+                f"clip_skip must be one of {', '.join(map(str, by_skip))} with this package, "
                 f"got {shown(clip_skip)}"
             )
-        return able[clip_skip], able[0]
+        return by_skip[clip_skip], by_skip[0]
 
 
-class _Rows:
-    """What text encoders made of the rows that were met last; for several threads."""
+def _layer_count(package: Package, name: str) -> int:
+    """How many layers a text encoder has; MAX_LAYERS if its config.json does not say."""
+    value = package.config(name).get("num_hidden_layers", MAX_LAYERS)
+    try:
+        return checks.integer(f"{name}/config.json: num_hidden_layers", value, 1, MAX_LAYERS)
+    except InvalidArgumentError as error:
+        raise PackageError(f"{package.folder}: {error}") from error
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._found: OrderedDict[tuple[object, ...], list[np.ndarray]] = OrderedDict()
+
+class _RowCache:
+    """The outputs of the text encoders for the last rows of tokens."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._cached: OrderedDict[tuple[object, ...], list[np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(
+    def outputs(
         self, name: str, session: Session, row: Feeds, outputs: Sequence[str]
     ) -> list[np.ndarray]:
-        """Outputs for one row; they are not to be written to.
+        """Run the text encoder on a row, unless its outputs are cached; they must not be modified.
 
-        Raises: EngineError: NaN or infinity is among them, or the encoder failed.
+        Raises: EngineError: the encoder failed, or an output holds NaN or infinity.
         """
         key = (name, session.refits, *outputs, *((k, v.tobytes()) for k, v in row.items()))
         with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                return self._found[key]
+            if key in self._cached:
+                self._cached.move_to_end(key)
+                return self._cached[key]
         results = session.run(row)
         found = [finite(results[output], name, "the prompt") for output in outputs]
         with self._lock:
-            self._found[key] = found
-            while len(self._found) > self._most:
-                self._found.popitem(last=False)
+            self._cached[key] = found
+            while len(self._cached) > self._limit:
+                self._cached.popitem(last=False)
         return found

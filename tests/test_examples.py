@@ -12,7 +12,7 @@ import pytest
 import sdexport
 
 ROOT = Path(__file__).parents[1]
-WITH_EXAMPLES = ("ClipTokenizer", "TorchGenerator", "save_image")
+WITH_EXAMPLES = ("ClipTokenizer", "Result", "TorchGenerator", "save_image")
 """Names that a user meets first, each with an example of its own."""
 
 

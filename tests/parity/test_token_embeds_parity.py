@@ -103,6 +103,7 @@ def test_blend_in_both_text_encoders_equals_transformers(
         pooled = getattr(result, "text_embeds", pooled)
     package: Any = SimpleNamespace(
         tokenizer=tokenizers.get,
+        family=checkpoint.family,
         manifest=SimpleNamespace(components=tokenizers),
         config=lambda name: vars(checkpoint.configs[name]),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdexport import Package, load_pipeline
+from sdexport import Package, PackageError, load_pipeline
 from tests.helpers.optimum_folder import INT, LAYERS, hidden_state, write_optimum_folder
 
 PROMPT, NEGATIVE = "a small yellow star", "a red circle"
@@ -74,5 +74,5 @@ def test_optimum_folder_with_damaged_layers(folder: Path, tmp_path: Path) -> Non
     copy = write_optimum_folder(tmp_path / "copy")
     path = copy / "text_encoder" / "config.json"
     path.write_text(json.dumps({"num_hidden_layers": "three"}))
-    with pytest.raises(ValueError, match=r"text_encoder/config\.json: num_hidden_layers must be"):
+    with pytest.raises(PackageError, match=r"text_encoder/config\.json: num_hidden_layers must be"):
         load_pipeline(copy)
