@@ -49,7 +49,7 @@ dist: $(VENV)/lint
 # says how long it takes.
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.standard --work $(BENCH) $(ARGS)
-	$(BIN)/python -m benchmarks.readme_tables
+	$(BIN)/python -m benchmarks.docs_tables
 	$(BIN)/python -m benchmarks.plots
 
 bench-quick: $(VENV)/test

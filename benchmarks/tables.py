@@ -1,4 +1,4 @@
-"""Markdown tables of the harness' reports, for README and docs/performance.md."""
+"""Markdown tables of the reports of latency, memory and roofline; see docs_tables.py."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Rows = list[tuple[str, dict[str, Any]]]
 
 
 def reports(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Reports of a kind (latency, memory, roofline), in order of their names."""
+    """Reports of one kind (latency, memory, roofline), sorted by file name."""
     return [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{kind}-*"))
     ]
 
 
 def name_of(report: Mapping[str, Any]) -> str:
-    """What sets a report of latencies apart, for names of files."""
+    """Name of a latency report, for file names."""
     return f"{report['model']}-{report['size'][0]}{'-compiled' if report.get('slow') else ''}"
 
 
 def rows_of(report: Mapping[str, Any]) -> Rows:
-    """Each contender once, the reference of later groups left out."""
+    """Each contender once: the reference is repeated in every group."""
     found: dict[str, dict[str, Any]] = {}
     for group in report["groups"]:
         for name, row in group.items():
@@ -32,8 +32,9 @@ def rows_of(report: Mapping[str, Any]) -> Rows:
 
 
 def ratio(report: Mapping[str, Any], name: str, other: str, case: str) -> float | None:
-    """How many times faster `name` is than `other`: in their group, or by way of a reference that
-    the groups of both have.
+    """How many times faster `name` is than `other`.
+
+    Compared directly where both are in one group, else through a reference that both groups have.
     """
 
     def against_references(wanted: str) -> dict[str, float]:
@@ -54,13 +55,13 @@ def ratio(report: Mapping[str, Any], name: str, other: str, case: str) -> float 
 
 
 def latency(report: Mapping[str, Any]) -> str:
-    """Medians with their 20th and 80th percentiles, and what could not be timed."""
+    """Medians with 20th and 80th percentiles, and what could not be timed."""
     rows = rows_of(report)
     cases = list(dict.fromkeys(case for _, row in rows for case in row["cases"]))
     lines = [
         f"{_title(report)}, batch 1 with guidance, rounds: {_rounds(rows)}; "
-        f"seconds, median (p20 to p80); a picture has {report['num_inference_steps']} steps:\n",
-        _row("", *cases),
+        f"seconds, median (p20 to p80); an image takes {report['num_inference_steps']} steps.\n",
+        _row("", *("image" if case == "picture" else case for case in cases)),
         "|---|" + "---:|" * len(cases),
     ]
     notes = []
@@ -74,7 +75,7 @@ def latency(report: Mapping[str, Any]) -> str:
 
 
 def _rounds(rows: Rows) -> str:
-    """How many there were; a machine that is slow takes fewer."""
+    """How many rounds were run; a slow machine runs fewer."""
     taken = {
         len(figures["samples_s"])
         for _, row in rows
@@ -85,10 +86,10 @@ def _rounds(rows: Rows) -> str:
 
 
 def memory(found: Sequence[Mapping[str, Any]]) -> str:
-    """Peak memory of one picture in a fresh process."""
+    """Peak memory of one image in a fresh process."""
     titles = [_title(r) for r in found]
     names = list(dict.fromkeys(name for report in found for name in report["rows"]))
-    lines = ["Peak memory of a fresh process, GB:\n", _row("", *titles)]
+    lines = ["Peak memory of a fresh process that generates one image, in GB.\n", _row("", *titles)]
     lines.append("|---|" + "---:|" * len(titles))
     for name in names:
         lines.append(_row(name, *(_gigabytes(r["rows"].get(name, {})) for r in found)))
@@ -107,17 +108,19 @@ def _of_optimum(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if theirs and ours:
             shares = ", ".join(f"{name} {peak / theirs:.2f}" for name, peak in ours.items())
             size = report["size"]
-            yield f"Of Optimum's, at {size[0]}x{size[1]} (goal: 0.7 at most): {shares}.\n"
+            yield (
+                f"As a share of Optimum's at {size[0]}x{size[1]} (goal: at most 0.7): {shares}.\n"
+            )
 
 
 def roofline(report: Mapping[str, Any]) -> str:
-    """What was counted, and the share of the machine's limits that each contender reached."""
+    """Operations and weights of each component, and the share of the machine's limit reached."""
     limit, parts = report["limits"], report["components"]
     width, height = report["size"]
     lines = [
-        f"{report['model']}, {width}x{height}. This machine: {limit['fp32_flops'] / 1e9:.0f} "
-        f"GFLOP/s fp32, {limit['bf16_flops'] / 1e9:.0f} bf16, copies "
-        f"{limit['copy_bytes'] / 1e9:.0f} GB/s. Share of the roof:\n",
+        f"{report['model']}, {width}x{height}: share of the machine's limit. Measured limits: "
+        f"{limit['fp32_flops'] / 1e9:.0f} GFLOP/s in fp32, {limit['bf16_flops'] / 1e9:.0f} in "
+        f"bf16, memory copies {limit['copy_bytes'] / 1e9:.0f} GB/s.\n",
         _row("", *parts),
         "|---|" + "---:|" * len(parts),
         _row("GFLOP", *(f"{p['flops'] / 1e9:.1f}" for p in parts.values())),
@@ -131,27 +134,29 @@ def roofline(report: Mapping[str, Any]) -> str:
 PREPARED = "sdexport onnxruntime fp32 prepared"
 EXACT = ("sdexport onnxruntime fp32", PREPARED, "sdexport openvino fp32")
 TARGETS = (
-    ("ours fp32 against diffusers fp32", EXACT, ("diffusers fp32",), 2.2),
-    ("ours against Optimum, fp32", EXACT, ("optimum fp32",), 1.1),
-    ("ours prepared, with less memory, against Optimum, fp32", (PREPARED,), ("optimum fp32",), 1.1),
-    ("ours bf16 against diffusers bf16", ("sdexport openvino bf16",), ("diffusers bf16",), 1.7),
-    ("the same, diffusers in channels_last", ("sdexport openvino bf16",),
+    ("sdexport fp32 / diffusers fp32", EXACT, ("diffusers fp32",), 2.2),
+    ("sdexport fp32 / Optimum fp32", EXACT, ("optimum fp32",), 1.1),
+    ("sdexport fp32, prepared graphs and low memory / Optimum fp32", (PREPARED,),
+     ("optimum fp32",), 1.1),
+    ("sdexport bf16 / diffusers bf16", ("sdexport openvino bf16",), ("diffusers bf16",), 1.7),
+    ("sdexport bf16 / diffusers bf16 in channels_last", ("sdexport openvino bf16",),
      ("diffusers bf16 channels_last",), 1.7),
-    ("ours fastest, 8 bits, against diffusers' best bf16", ("sdexport openvino i8",),
+    ("sdexport i8 / the faster diffusers bf16", ("sdexport openvino i8",),
      ("diffusers bf16", "diffusers bf16 channels_last"), 1.7),
-    ("ours against OpenVINO GenAI, fp32", EXACT, ("openvino-genai fp32",), 1.0),
-    ("ours against OpenVINO GenAI, bf16", ("sdexport openvino bf16",),
+    ("sdexport fp32 / OpenVINO GenAI fp32", EXACT, ("openvino-genai fp32",), 1.0),
+    ("sdexport bf16 / OpenVINO GenAI bf16", ("sdexport openvino bf16",),
      ("openvino-genai bf16",), 1.0),
 )  # fmt: skip
-"""What must be so many times faster: the best of ours against the best of the others."""
+"""Title, contenders of sdexport, other contenders, and the speed-up that is the goal: the fastest
+of the first against the fastest of the second."""
 
 
 def targets(found: Sequence[Mapping[str, Any]]) -> str:
-    """The goals of the project and what the reports say of them, for whole pictures."""
+    """The speed-ups that are goals of the project, and those measured, for whole images."""
     found = [report for report in found if _is_standard(report)]
     titles = [_title(r) for r in found]
     lines = [
-        _row("times faster, whole pictures", "goal", *titles),
+        _row("speed-up, whole images", "goal", *titles),
         "|---|---:|" + "---:|" * len(titles),
     ]
     for title, ours, theirs, goal in TARGETS:
@@ -168,23 +173,17 @@ def targets(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def document(folder: Path) -> str:
-    """Every table that there are reports for."""
-    return "\n\n".join(_tables(folder))
-
-
-def _tables(folder: Path) -> Iterator[str]:
-    timed = reports(folder, "latency")
-    if any(map(_is_standard, timed)):
-        yield targets(timed)
-    yield from map(latency, timed)
-    if found := reports(folder, "memory"):
-        yield memory(found)
-    yield from map(roofline, reports(folder, "roofline"))
+def figures(folder: Path) -> str:
+    """Every table of latency, memory and roofline that there are reports for."""
+    found = [latency(report) for report in reports(folder, "latency")]
+    if peaks := reports(folder, "memory"):
+        found.append(memory(peaks))
+    found += [roofline(report) for report in reports(folder, "roofline")]
+    return "\n\n".join(text.strip() for text in found)
 
 
 def _is_standard(report: Mapping[str, Any]) -> bool:
-    """Whether whole pictures of all the usual contenders were timed."""
+    """Whether whole images of all the usual contenders were timed."""
     pictures = any("picture" in row["cases"] for _, row in rows_of(report))
     return pictures and not report.get("slow")
 
@@ -192,7 +191,8 @@ def _is_standard(report: Mapping[str, Any]) -> bool:
 def _title(report: Mapping[str, Any]) -> str:
     """Such as "sd15 256x256"; ", compiled" where a report has the compiled ones too."""
     width, height = report["size"]
-    return f"{report['model']} {width}x{height}{', compiled' if report.get('slow') else ''}"
+    model = "demo model" if report["model"] == "embedded" else report["model"]
+    return f"{model} {width}x{height}{', compiled' if report.get('slow') else ''}"
 
 
 def _row(*cells: object) -> str:

@@ -1,4 +1,4 @@
-"""Runs the code of experiments.md: its pictures, and what it prints, are made here.
+"""Run the code of experiments.md: make its images, and insert what each block printed.
 
 python docs/experiments.py PACKAGE
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import shutil
 import sys
@@ -15,16 +14,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sdexport.engines.files import write_atomically
+
 PAGE = Path(__file__).resolve().with_suffix(".md")
-PICTURES = PAGE.with_suffix("")
+IMAGES = PAGE.with_suffix("")
 _CODE = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n.*?```\n)?", re.DOTALL)
-_PICTURE = re.compile(r"!\[[^]]*\]\(experiments/([^)]+)\)")
+_IMAGE = re.compile(r"!\[[^]]*\]\(experiments/([^)]+)\)")
 
 
 def run(page: str, package: Path, folder: Path) -> str:
-    """Run the page's code in `folder`, where `package` is called "package".
+    """Run the code blocks of a page in `folder`, with `package` as sdexport-demo/package.
 
-    Returns: the page, with what each block printed below it.
+    Returns: the page, with the output of each block below it.
     """
     names: dict[str, Any] = {}
 
@@ -37,7 +38,8 @@ def run(page: str, package: Path, folder: Path) -> str:
         text = f"```python\n{match['code']}```\n"
         return f"{text}\n```text\n{printed.getvalue()}```\n" if printed.getvalue() else text
 
-    (folder / "package").symlink_to(package.resolve())
+    (folder / "sdexport-demo").mkdir()
+    (folder / "sdexport-demo" / "package").symlink_to(package.resolve())
     with contextlib.chdir(folder):
         try:
             return _CODE.sub(block, page)
@@ -46,25 +48,23 @@ def run(page: str, package: Path, folder: Path) -> str:
                 names["pipe"].close()
 
 
-def pictures(page: str) -> list[str]:
-    """Names of the pictures that the page shows, below docs/experiments."""
-    return _PICTURE.findall(page)
+def images(page: str) -> list[str]:
+    """File names of the images on the page, in docs/experiments."""
+    return _IMAGE.findall(page)
 
 
-def made(folder: Path, picture: str) -> Path:
-    """Where the code left a picture: in `folder` or below it."""
-    return next(folder.rglob(picture))
+def made(folder: Path, image: str) -> Path:
+    """The file of that name that the code wrote, in `folder` or below."""
+    return next(folder.rglob(image))
 
 
 def main(package: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         page = run(page, Path(package), Path(name))
-        for picture in pictures(page):
-            shutil.copyfile(made(Path(name), picture), PICTURES / picture)
-    beside = PAGE.with_suffix(".md.tmp")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, PAGE)
+        for image in images(page):
+            shutil.copyfile(made(Path(name), image), IMAGES / image)
+    write_atomically(PAGE, page)
 
 
 if __name__ == "__main__":

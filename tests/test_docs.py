@@ -1,19 +1,171 @@
-"""The page of experiments: its code runs, and makes the pictures that are shown."""
+"""The code in README and docs runs; links, tables and file lists are true.
+
+Every bash and python block of a page runs in order, in a folder that holds the demo package as
+`sdexport demo` leaves it. A block below `<!-- not run: reason -->` is left out, and counted.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import docs_tables
 from tests.tolerances import DOCS_IMAGE_MEAN
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+OWN_TEST = ("experiments.md",)
+"""Pages whose blocks another test runs."""
+NOT_RUN = {
+    "README.md": 2,
+    "getting-started.md": 4,
+}
+"""How many blocks of a page carry the marker."""
+SHOWN_ONLY = {"text", "json", "toml", "mermaid", "dockerfile", "yaml"}
 MAX_BYTES = 1_500_000
+HOME = "https://github.com/sdexport/sdexport/blob/main/"
+IMAGES = "https://raw.githubusercontent.com/sdexport/sdexport/main/"
+
+_BLOCK = re.compile(
+    r"(?P<marker><!-- not run: [^\n]+ -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$"
+    r"(?:\n\n```text\n(?P<printed>.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block; printed: the text block right below a python block, or None."""
+
+    language: str
+    code: str
+    line: int
+    runs: bool
+    printed: str | None
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for match in _BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("code")) + 1
+        runs = match["marker"] is None and match["language"] not in SHOWN_ONLY
+        yield Block(match["language"], match["code"], line, runs, match["printed"])
+
+
+def runnable(page: Path) -> bool:
+    return page.name not in OWN_TEST and any(block.runs for block in blocks(page))
+
+
+@pytest.fixture
+def scratch(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the demo package, and with `sdexport` and `python` on the path."""
+    folder, programs = tmp_path / "scratch", tmp_path / "bin"
+    shutil.copytree(package, folder / "sdexport-demo" / "package")
+    programs.mkdir()
+    for name, arguments in (("sdexport", "-m sdexport"), ("python", "")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the blocks are written for bash")
+@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=lambda page: page.name)
+def test_code_blocks_run_in_order(page: Path, scratch: Path) -> None:
+    names: dict[str, object] = {"__name__": "__docs__"}
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        if block.runs and block.language == "bash":
+            run_bash(block.code, where)
+        elif block.runs:
+            code = compile("\n" * (block.line - 1) + block.code, page.name, "exec")
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, names)
+            if block.printed is not None:
+                assert printed.getvalue() == block.printed, where
+
+
+def run_bash(code: str, where: str) -> None:
+    demo = "sdexport demo"  # its own test runs it; here its folder exists already
+    lines = [line for line in code.splitlines() if line.split("#")[0].strip() != demo]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{where}: {done.stderr[-2000:]}{done.stdout[-1000:]}"
+
+
+def test_blocks_are_run_or_marked() -> None:
+    found: dict[str, int] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"^[ >]+```", text, re.MULTILINE), f"{page.name}: indented block"
+        assert len(re.findall(r"^```", text, re.MULTILINE)) % 2 == 0, page.name
+        for block in blocks(page):
+            known = {"bash", "python", *SHOWN_ONLY}
+            assert block.language in known, f"{page.name}, line {block.line}: {block.language!r}"
+        if marked := len(re.findall(r"<!-- not run: [^\n]+ -->\n```(?:bash|python)", text)):
+            assert marked == text.count("<!-- not run:"), f"{page.name}: a marker without a block"
+            found[page.name] = marked
+    assert found == NOT_RUN
+
+
+def test_readme_is_short_and_its_links_lead_to_files() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links and all(link.startswith("https://") for link in links)
+    inside = [link.removeprefix(p) for link in links for p in (HOME, IMAGES) if link.startswith(p)]
+    assert [name for name in inside if not (ROOT / name).is_file()] == []
+
+
+def test_links_between_pages_lead_to_files_and_headings() -> None:
+    anchors = {page.name: set(map(slug, headings(page))) for page in PAGES}
+    for page in DOCS.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#\s]*)(#[^)\s]+)?\)", page.read_text(encoding="utf-8")):
+            target, anchor = link[0] or page.name, link[1].removeprefix("#")
+            if target.startswith(("http://", "https://")):
+                continue
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors[target], f"{page.name}: {target}#{anchor}"
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub and MkDocs make it."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def test_tables_are_what_the_reports_give() -> None:
+    for page, text in docs_tables.filled().items():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name}: run {docs_tables.COMMAND}"
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`([\w./-]+)`", text) if "/" in name or "." in name}
+    files = {name for name in named if re.match(r"(engines|runtime|sdexport|tests|docs)/", name)}
+    assert len(files) > 30
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.slow
@@ -23,7 +175,7 @@ def test_experiments_page_is_what_its_code_gives(package: Path, tmp_path: Path) 
     again = script["run"](page, package, tmp_path)
     measured = re.compile(r"\d+\.\d+ s\b")
     assert measured.sub("", again) == measured.sub("", page)
-    names = script["pictures"](page)
+    names = script["images"](page)
     assert len(names) == len(set(names)) > 20
     assert sorted(names) == sorted(f.name for f in (DOCS / "experiments").iterdir())
     assert sum(f.stat().st_size for f in (DOCS / "experiments").iterdir()) < MAX_BYTES

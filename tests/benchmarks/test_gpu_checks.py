@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, gpu_models, readme_tables
+from benchmarks import gpu, gpu_models, docs_tables
 from benchmarks.gpu_models import Model
 from sdexport.builds.engine_builder import EngineSizes
 from tests.helpers.fake_tensorrt import install, write_plan
@@ -85,7 +85,7 @@ def test_gpu_benchmark_goes_on_where_it_stopped(
 
 
 def test_gpu_benchmark_makes_the_table(report: dict[str, Any]) -> None:
-    table = readme_tables.gpu(report)
+    table = docs_tables.gpu(report)
     assert table.startswith("On Fake GPU (`python -m benchmarks.gpu`; random weights; ")
     assert "| batch x pixels | onnxruntime | torch |" in table
     assert "| 2x64 | " in table and "tiny: whole picture, s:" in table

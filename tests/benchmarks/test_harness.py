@@ -159,7 +159,7 @@ def test_tables_show_figures_and_errors(report: dict[str, Any], tmp_path: Path) 
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "latency-toy-64.json"
     path.write_text(json.dumps(report), encoding="utf-8")
-    text = tables.document(tmp_path / "results")
+    text = tables.figures(tmp_path / "results")
     assert "| same | 0.5 (0.5 to 0.5) | 5 (5 to 5) |" in text
     assert "- absent: installing absent.txt failed" in text
     assert "- other, unet: another answer than the reference" in text

@@ -1,8 +1,8 @@
-"""Fill the tables of README and docs/performance.md from the committed JSON:
+"""Fill the tables of the documentation from the committed reports.
 
-    python -m benchmarks.readme_tables
+    python -m benchmarks.docs_tables
 
-Everything between the two marker comments is replaced.
+In a page, everything between `<!-- table: NAME -->` and `<!-- /table -->` is replaced.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from sdexport.verification.report import METRICS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGE = "docs/performance.md"
-MARKED = re.compile(r"(<!-- tables -->\n).*(<!-- /tables -->)", re.DOTALL)
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "verification.md")
+COMMAND = "python -m benchmarks.docs_tables"
+_MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def evaluation(report: dict[str, Any]) -> str:
     lines = [
-        f"The embedded model on held-out prompts ({report['steps']} steps, guidance "
-        f"{report['guidance_scale']:g}, painted by the NumPy runtime, judged by image analysis; "
-        "`python -m sdexport.demo_model.evaluate`):\n",
+        f"The demo model on held-out prompts: {report['steps']} steps, guidance scale "
+        f"{report['guidance_scale']:g}. Image analysis decides whether colour, background, shape "
+        "and size are those of the prompt (`python -m sdexport.demo_model.evaluate`).\n",
         "| prompts | scheduler | colour | background | shape | size | all |",
         "|---|---|---|---|---|---|---|",
     ]
     pairs = [
-        "\nTwo-object prompts, reported without a bound:\n",
+        "\nPrompts with two objects; no bound is set for these:\n",
         "| prompts | scheduler | background | both objects | relation | all |",
         "|---|---|---|---|---|---|",
     ]
@@ -47,12 +48,12 @@ def evaluation(report: dict[str, Any]) -> str:
 
 
 def precisions(report: dict[str, Any]) -> str:
-    """Each precision beside float32: size, distance to PyTorch, and what its pictures show."""
+    """Each precision compared with float32: size, error, and how many images are correct."""
     lines = [
-        f"The embedded model in every precision, {report['prompts']} held-out one-object prompts "
-        f"({report['steps']} steps, guidance {report['guidance_scale']:g}; `python -m "
-        "benchmarks.precision`). PSNR against the pictures of fp32, the median and the worst:\n",
-        "| precision | on | graphs | least cosine to PyTorch | right, lms | right, ddim "
+        f"The demo model in every precision, {report['prompts']} held-out prompts with one object, "
+        f"{report['steps']} steps, guidance scale {report['guidance_scale']:g} (`python -m "
+        "benchmarks.precision`). PSNR is against the images of fp32, median and minimum.\n",
+        "| precision | backend | graphs | lowest cosine to PyTorch | correct, lms | correct, ddim "
         "| PSNR, lms | PSNR, ddim |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -66,7 +67,7 @@ def precisions(report: dict[str, Any]) -> str:
 
 
 def _shown(found: dict[str, Any], reference: bool = False) -> list[str]:
-    """Shares of right pictures, and decibels beside the reference's."""
+    """Shares of correct images, and their PSNR against those of the reference."""
     by_scheduler = [found["lms"], found["ddim"]]
     return [
         *(f"{s['all']:.1%}" for s in by_scheduler),
@@ -90,14 +91,14 @@ SIZES = {
 
 
 def families(small: dict[str, Any], full: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """What each family paints beside diffusers, and what its export costs at full size."""
+    """Largest difference from diffusers for each family, and the cost of a full-size export."""
     lines = [
-        "Every family: pictures of the exported graphs beside diffusers' own pipeline in float32, "
-        "from small random checkpoints (`python -m benchmarks.families`); and the export of a "
-        "full-size model of that architecture with seeded random weights, all components, with "
-        "verification (`python -m benchmarks.full_size`, below). Turbo, LCM and inpainting models "
-        "have the size of the model that they come from:\n",
-        "| family | fp32: largest difference, of 255 | fp16: likewise, PSNR | full size "
+        "Images of every family compared with diffusers' own pipeline in float32, from small "
+        "random checkpoints (`python -m benchmarks.families`), and the cost of exporting a "
+        "full-size model of that architecture with seeded random weights, verification included "
+        "(`python -m benchmarks.full_size`). Turbo, LCM and inpainting models have the size of "
+        "the model that they derive from.\n",
+        "| family | fp32: largest difference, of 255 | fp16: largest difference, PSNR | full size "
         "| export | peak memory | package, fp32 | package, fp16 |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -125,25 +126,25 @@ def families(small: dict[str, Any], full: dict[tuple[str, str], dict[str, Any]])
 
 
 def full_size(reports: list[dict[str, Any]]) -> str:
-    """What full-size models cost: seconds and memory of each stage, a row for each model."""
+    """Seconds and memory of each stage for full-size models, one row for each."""
     lines = [
-        f"Full-size models, seeded random weights, on {reports[0]['machine']['cores']} cores "
-        "(`python -m benchmarks.full_size`; single runs, each command a process of its own). "
-        "Memory is the peak of what was resident; in brackets without mapped files, which the "
-        "system takes back at need:\n",
-        "| model | weights read | package | export, with verification | `sdexport verify` "
-        "| `sdexport generate`, 256x256, 2 steps | largest difference to PyTorch "
-        "of a component, of the picture |",
+        f"Full-size models with seeded random weights on {reports[0]['machine']['cores']} cores "
+        "(`python -m benchmarks.full_size`; single runs, each command in its own process). "
+        "Memory is peak resident memory; in brackets without memory-mapped files, which the "
+        "system can reclaim.\n",
+        "| model | weights | package | export and verification | `sdexport verify` "
+        "| `sdexport generate`, 256x256, 2 steps | largest difference from PyTorch: "
+        "component, image |",
         "|---|---|---|---|---|---|---|",
     ]
     for report in reports:
         *components, picture = report["checks"]
         worst = max(components, key=lambda check: check["share"])
-        held = "with --low-memory" if report.get("low_memory") else None
+        memory = "with --low-memory" if report.get("low_memory") else None
         largest = (METRICS[c["metric"]].format(c["error"]) for c in (worst, picture))
         lines.append(
             _row(
-                ", ".join(filter(None, (report["family"], report.get("remark"), held))),
+                ", ".join(filter(None, (report["family"], _remark(report), memory))),
                 report["source"],
                 f"{report['precision']}, {report['package_gb']:.2f} GB",
                 *(_stage(report["stages"][s]) for s in ("export", "verify", "generate")),
@@ -154,7 +155,7 @@ def full_size(reports: list[dict[str, Any]]) -> str:
 
 
 def gpu(report: dict[str, Any]) -> str:
-    """Milliseconds of a UNet call and seconds of a picture, for each backend that answered."""
+    """Milliseconds of a UNet call and seconds of an image, for each backend that ran."""
     machine, lines = report["environment"], []
     name, versions = machine["gpu"].get("name", "no GPU"), machine["versions"]
     known = ", ".join(f"{k} {v}" for k, v in versions.items() if v)
@@ -162,15 +163,15 @@ def gpu(report: dict[str, Any]) -> str:
     for model in dict.fromkeys(key.split(".")[0] for key in report if "." in key):
         calls = _tasks(report, f"{model}.unet.", "host")
         lines += _gpu_table(
-            f"{model}: UNet call, ms by CUDA events, or by the host's clock; of these the share of "
-            "the measured arithmetic limit",
+            f"{model}: UNet call in ms, by CUDA events where there are any, else by the host's clock; "
+            "in brackets the share of the measured arithmetic limit",
             "batch x pixels",
             calls,
             lambda row: f"{_us(row) / 1000:.2f} ({row['shares']['arithmetic']:.0%})",
         )
         pictures = _tasks(report, f"{model}.picture.", "seconds")
         lines += _gpu_table(
-            f"{model}: whole picture, s",
+            f"{model}: whole image, s",
             "steps",
             pictures,
             lambda row: f"{statistics.median(row['seconds']):.2f}",
@@ -183,7 +184,7 @@ def _us(row: dict[str, Any]) -> float:
 
 
 def _tasks(report: dict[str, Any], prefix: str, measured: str) -> dict[str, dict[str, Any]]:
-    """Last part of a task's name -> backend -> what was measured there."""
+    """Last part of a task's name -> backend -> figures."""
     found: dict[str, dict[str, Any]] = {}
     for key, task in report.items():
         if key.startswith(prefix):
@@ -216,34 +217,58 @@ def _row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def main() -> None:
-    shapes = json.loads((RESULTS / "shapes.json").read_text(encoding="utf-8"))
-    text = f"{evaluation(shapes)}\n"
-    full = [json.loads(f.read_text(encoding="utf-8")) for f in RESULTS.glob("full_size.*.json")]
+def _remark(report: dict[str, Any]) -> str | None:
+    remark = report.get("remark")
+    return "on a busy machine" if remark == "with other work beside it" else remark
+
+
+def all_tables() -> dict[str, str]:
+    """Every table that there are reports for, by its name in the pages."""
+    full = [_read(path.stem) for path in RESULTS.glob("full_size.*.json")]
     full.sort(key=lambda r: (list(NAMES).index(r["family"]), r["precision"], r["source"]))
-    if (RESULTS / "families.json").is_file():
-        small = json.loads((RESULTS / "families.json").read_text(encoding="utf-8"))
-        text += f"\n{families(small, {(r['family'], r['precision']): r for r in full})}\n"
+    found = {"evaluation": evaluation(_read("shapes"))}
+    if _has("families"):
+        by_model = {(r["family"], r["precision"]): r for r in full}
+        found["families"] = families(_read("families"), by_model)
     if whole := [report for report in full if "checks" in report]:
-        text += f"\n{full_size(whole)}\n"
-    if (RESULTS / "precision.json").is_file():
-        report = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
-        text += f"\n{precisions(report)}\n"
-    if (RESULTS / "gpu.json").is_file():
-        report = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))
-        text += f"\n{gpu(report)}\n"
-    timed = tables.reports(RESULTS, "latency")
-    if timed:
-        text += f"\n{tables.targets(timed)}\n\nThe goals are for SD 1.5. "
-        text += f"Tables and plots: [docs/performance.md]({PAGE}).\n"
-    _fill(ROOT / "README.md", text)
-    if found := tables.document(RESULTS):
-        _fill(ROOT / PAGE, f"{found}\n")
+        found["full_size"] = full_size(whole)
+    if _has("precision"):
+        found["precision"] = precisions(_read("precision"))
+    if _has("gpu"):
+        found["gpu"] = gpu(_read("gpu"))
+    if timed := tables.reports(RESULTS, "latency"):
+        found["targets"] = tables.targets(timed)
+        found["figures"] = tables.figures(RESULTS)
+    return found
 
 
-def _fill(page: Path, text: str) -> None:
-    filled = MARKED.sub(lambda m: m[1] + text + m[2], page.read_text(encoding="utf-8"))
-    page.write_text(filled, encoding="utf-8")
+def _has(name: str) -> bool:
+    return (RESULTS / f"{name}.json").is_file()
+
+
+def _read(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return report
+
+
+def filled() -> dict[Path, str]:
+    """The text of each page with its tables filled in.
+
+    Raises: KeyError: a page asks for a table that there is no report for.
+    """
+    found = all_tables()
+    return {
+        page: _MARKED.sub(
+            lambda match: f"{match[1]}{found[match[2]]}\n{match[3]}",
+            page.read_text(encoding="utf-8"),
+        )
+        for page in PAGES
+    }
+
+
+def main() -> None:
+    for page, text in filled().items():
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
