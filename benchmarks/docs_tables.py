@@ -163,7 +163,7 @@ def gpu(report: dict[str, Any]) -> str:
     for model in dict.fromkeys(key.split(".")[0] for key in report if "." in key):
         calls = _tasks(report, f"{model}.unet.", "host")
         lines += _gpu_table(
-            f"{model}: UNet call in ms, by CUDA events where there are any, else by the host's clock; "
+            f"{model}: UNet call in ms, by CUDA events if there are any, else by the host's clock; "
             "in brackets the share of the measured arithmetic limit",
             "batch x pixels",
             calls,

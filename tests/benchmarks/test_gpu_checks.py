@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu, gpu_models, docs_tables
+from benchmarks import docs_tables, gpu, gpu_models
 from benchmarks.gpu_models import Model
 from sdexport.builds.engine_builder import EngineSizes
 from tests.helpers.fake_tensorrt import install, write_plan
