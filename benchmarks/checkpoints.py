@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoints FAMILY FOLDER --tokenizer DIR [--half]
 
-Real shapes and real cost; the pictures mean nothing. Written a shard at a time.
+Shapes and cost are real; the images are meaningless. Files are written one shard at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = {
     "refiner": "Stable Diffusion XL refiner",
 }
 SHARD = 2_000_000_000
-"""Bytes of float32 weights in a file."""
+"""Bytes of float32 weights in one file."""
 
 
 def build_checkpoint(
@@ -41,8 +41,10 @@ def build_checkpoint(
     """Write a diffusers folder.
 
     Args:
-      tokenizer: a folder with CLIP's own files. family: one of NAMES. half: weights in float16.
-      smaller: component -> what its configuration has instead.
+      tokenizer: folder with CLIP's own files.
+      family: one of NAMES.
+      half: store weights in float16.
+      smaller: changes to the configuration of a component.
     """
     import torch
 
@@ -78,7 +80,7 @@ def _write_weights(folder: Path, shapes: dict[str, Any], generator: Any, *, half
         file = folder / f"{stem}{ending}.safetensors"
         tensors = {name: _random(name, shapes[name], generator) for name in names}
         weights = {k: v.half() if half else v for k, v in tensors.items()}
-        save_file(weights, file, metadata={"format": "pt"})  # older transformers ask for it
+        save_file(weights, file, metadata={"format": "pt"})  # required by older transformers
         places |= dict.fromkeys(names, file.name)
     if len(shards) > 1:
         total = sum(value.numel() for value in shapes.values()) * (2 if half else 4)
@@ -99,7 +101,7 @@ def _shards(shapes: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def _random(name: str, like: Any, generator: Any) -> Any:
-    """As large as training begins with, so that activations keep their scale."""
+    """Values as at the start of training, so that activations keep their scale."""
     import torch
 
     value = torch.empty(like.shape)
@@ -120,7 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.checkpoints")
     parser.add_argument("family", choices=NAMES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of CLIP's own files")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="folder with CLIP's own files"
+    )
     parser.add_argument("--half", action="store_true", help="weights in float16")
     args = parser.parse_args()
     build_checkpoint(args.folder, args.tokenizer, args.family, half=args.half)

@@ -1,7 +1,8 @@
-"""Who is timed: ours and the peers, each a worker process in an environment of its own.
+"""The libraries that are timed, each a worker process in its own environment.
 
-Peers' environments are made from benchmarks/peers/*.txt under the work folder, once. A peer that
-cannot be installed, prepared or opened is reported with its error.
+The environments of other libraries are created once in the work folder, from
+benchmarks/peers/*.txt. A library that cannot be installed, prepared or opened is reported with its
+error.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ OURS = "sdexport"
 
 @dataclass(frozen=True)
 class Contender:
-    """library: `sdexport` or the stem of a worker in benchmarks/peers; precision: of arithmetic.
+    """One library with one set of options.
 
-    options: of the worker's `open`; memory: at work without mapped files, in sizes of the
-      fp32 weights, as measured.
-    scheduler: GenAI's LMS is not diffusers' with timesteps spaced as "leading", its Euler is; with
-      two steps the two are the same. prepares: by an export of its own library's. engines: with
-      what `sdexport build` made for its backend. memory_only: left out where seconds are measured.
+    Attributes:
+      library: `sdexport`, or the stem of a worker in benchmarks/peers.
+      precision: of its arithmetic.
+      options: of the worker's `open` request.
+      memory: peak without memory-mapped files, as a multiple of the fp32 weights; measured.
+      scheduler: GenAI's LMS differs from diffusers' for "leading" timesteps, its Euler does not;
+        with two steps the two are the same.
+      prepares: the library exports the checkpoint itself.
+      engines: uses what `sdexport build` wrote for its backend.
+      slow: run only with --slow.
+      memory_only: left out where seconds are measured.
     """
 
     name: str
@@ -65,7 +72,7 @@ CONTENDERS = {
             OURS,
             options={"backend": "onnxruntime", "options": {"low_memory": True}},
             engines=True,
-            memory=0.9,  # of the mapped file, without which it would read from the disk
+            memory=0.9,  # mapped pages, without which it would read from the disk
         ),
         Contender("sdexport openvino fp32", OURS, options={"backend": "openvino"}),
         Contender(
@@ -128,12 +135,12 @@ CONTENDERS = {
 
 
 def chosen(names: Sequence[str], *, slow: bool = False, memory: bool = False) -> list[Contender]:
-    """Those called one of `names`, or whose name begins with one that is nobody's; without names
-    all, slow ones only if asked.
+    """The contenders with these names or beginnings of names; all of them if `names` is empty.
 
     Args:
-      memory: memory is measured, for which there are more.
-    Raises: ValueError: a name that is nobody's.
+      slow: without names, also those that are slow.
+      memory: also those for which only memory is measured.
+    Raises: ValueError: a name that fits no contender.
     """
     known = [c for c in CONTENDERS.values() if memory or not c.memory_only]
     if not names:
@@ -148,9 +155,10 @@ def chosen(names: Sequence[str], *, slow: bool = False, memory: bool = False) ->
 
 
 def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[str, Any]]:
-    """A worker with the model open, and what opening it took.
+    """Start a worker and open the model in it.
 
-    Raises: WorkerError: with the reason.
+    Returns: the worker, and its response to `open`.
+    Raises: WorkerError: it cannot be installed, prepared or opened.
     """
     folder, options = _folder(contender, model, work), dict(contender.options)
     if contender.engines:
@@ -168,26 +176,26 @@ def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[
 def groups(
     contenders: Sequence[Contender], model: Model, memory_gb: float
 ) -> list[list[Contender]]:
-    """Contenders that fit into memory together, those in fp32 apart from all others.
+    """Split contenders into groups that fit into memory; fp32 ones are not mixed with others.
 
-    The first one of its kind is in every group of its kind, as a reference.
+    The first fp32 contender is in every fp32 group as the reference, and likewise for the others.
     """
     found: list[list[Contender]] = []
     for contender in contenders:
-        kin = [group for group in found if group[0].exact == contender.exact]
-        if not kin:
+        alike = [group for group in found if group[0].exact == contender.exact]
+        if not alike:
             found.append([contender])
             continue
-        used = sum(c.memory for c in kin[-1]) + contender.memory
-        if used * model.weights_gb > memory_gb and len(kin[-1]) > 1:
-            found.append([kin[0][0], contender])
+        used = sum(c.memory for c in alike[-1]) + contender.memory
+        if used * model.weights_gb > memory_gb and len(alike[-1]) > 1:
+            found.append([alike[0][0], contender])
         else:
-            kin[-1].append(contender)
+            alike[-1].append(contender)
     return found
 
 
 def python_of(library: str, work: Path) -> Path:
-    """The interpreter of a peer's environment, which is made if its requirements changed.
+    """The interpreter of a library's environment, which is created if its requirements changed.
 
     Raises: WorkerError: pip failed.
     """
@@ -222,7 +230,7 @@ def _command(contender: Contender, work: Path) -> list[str | Path]:
 
 
 def _folder(contender: Contender, model: Model, work: Path) -> Path:
-    """The model as the contender reads it; its own library's export where it has one."""
+    """The model in the form that the contender reads; exported by its own library if it can."""
     if contender.library == OURS:
         return model.package
     if not contender.prepares:
@@ -239,7 +247,7 @@ def _folder(contender: Contender, model: Model, work: Path) -> Path:
 
 
 def _engines(backend: str, model: Model, work: Path) -> Path:
-    """Engines of our package, built again if they no longer fit."""
+    """Engines of the package; stale ones are rebuilt."""
     folder = work / model.name / "engines"
     build = [sys.executable, "-m", "sdexport", "build", model.package, "--backend", backend]
     _run([*build, "--engine-dir", folder, "--rebuild-stale"], f"engines for {backend}")
@@ -254,5 +262,5 @@ def _run(command: Sequence[str | Path], what: str) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise WorkerError(f"{what} failed: {said[-1] if said else done.returncode}"[:500])
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise WorkerError(f"{what} failed: {lines[-1] if lines else done.returncode}"[:500])

@@ -120,8 +120,8 @@ def families(small: dict[str, Any], full: dict[tuple[str, str], dict[str, Any]])
             ]
             shown[model] = name
         decibels = "equal" if half["psnr_db"] is None else f"{half['psnr_db']:.0f} dB"
-        pictures = found["fp32"]["picture_of_255"], f"{half['picture_of_255']}, {decibels}"
-        lines.append(_row(name, *pictures, *costs))
+        images = found["fp32"]["picture_of_255"], f"{half['picture_of_255']}, {decibels}"
+        lines.append(_row(name, *images, *costs))
     return "\n".join(lines)
 
 
@@ -138,10 +138,10 @@ def full_size(reports: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for report in reports:
-        *components, picture = report["checks"]
+        *components, image = report["checks"]
         worst = max(components, key=lambda check: check["share"])
         memory = "with --low-memory" if report.get("low_memory") else None
-        largest = (METRICS[c["metric"]].format(c["error"]) for c in (worst, picture))
+        largest = (METRICS[c["metric"]].format(c["error"]) for c in (worst, image))
         lines.append(
             _row(
                 ", ".join(filter(None, (report["family"], _remark(report), memory))),
@@ -169,11 +169,11 @@ def gpu(report: dict[str, Any]) -> str:
             calls,
             lambda row: f"{_us(row) / 1000:.2f} ({row['shares']['arithmetic']:.0%})",
         )
-        pictures = _tasks(report, f"{model}.picture.", "seconds")
+        images = _tasks(report, f"{model}.picture.", "seconds")
         lines += _gpu_table(
             f"{model}: whole image, s",
             "steps",
-            pictures,
+            images,
             lambda row: f"{statistics.median(row['seconds']):.2f}",
         )
     return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Every family in small: how far exported graphs paint from diffusers, in fp32 and in fp16.
+"""Images of every model family compared with diffusers, exported in fp32 and in fp16.
 
     python -m benchmarks.families [--json FILE] [FAMILY...]
 
-The checkpoints are small and random (tests/helpers/families.py); seconds and memory mean something
-only at full size, see benchmarks.full_size.
+The checkpoints are small and random (tests/helpers/families.py). Time and memory are measured at
+full size, by benchmarks.full_size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SEED = 5
 
 
 def measure(family: str) -> dict[str, Any]:
-    """Largest differences of the pictures of 255, and of the components as `verify` states them."""
+    """Largest differences of the images (of 255) and of the components (as in `verify`)."""
     arguments = (
         ARGUMENTS | image_inputs(family) | ({"strength": 0.7} if image_inputs(family) else {})
     )
@@ -44,30 +44,30 @@ def measure(family: str) -> dict[str, Any]:
             package = Path(scratch) / precision
             verification = export(checkpoint, package, precision=precision).verification or {}
             with load_pipeline(package) as ours:
-                painted = np.stack(ours(seed=SEED, **arguments).images).astype(int)
+                generated = np.stack(ours(seed=SEED, **arguments).images).astype(int)
             rows = [v for k, v in verification.items() if not k.startswith("picture.")]
             found[precision] = {
-                "picture_of_255": int(np.abs(painted - expected).max()),
+                "picture_of_255": int(np.abs(generated - expected).max()),
                 "component_relative": max(
                     (r["error"] for r in rows if r["metric"] == "relative"), default=None
                 ),
                 "component_one_minus_cosine": max(1 - r["cosine"] for r in rows),
-                "psnr_db": psnr(painted, expected),
+                "psnr_db": psnr(generated, expected),
             }
     return found
 
 
 def pipeline(checkpoint: Path) -> Any:
-    """diffusers' own."""
+    """The pipeline of diffusers."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of configurations that diffusers calls outdated
+        warnings.simplefilter("ignore")  # about configurations that diffusers calls outdated
         theirs: Any = diffusers.DiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     return theirs
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Decibels between pictures of 0..255; None if they are equal."""
+    """Decibels between images of 0..255; None if they are equal."""
     square = float(np.mean((a - b) ** 2.0))
     return round(10 * float(np.log10(255**2 / square)), 1) if square else None
 

@@ -1,14 +1,13 @@
-"""The real size, from checkpoint to picture: seconds and peak memory of every stage.
+"""Full-size models, from checkpoint to image: seconds and peak memory of every stage.
 
     python -m benchmarks.full_size --tokenizer DIR [--family sd15|sd2|sdxl|refiner]
                                    [--precision fp32|fp16] [--source fp32|fp16]
                                    [--export-only] [--work DIR] [--json FILE]
 
-Builds the checkpoint, then exports, verifies and paints 256x256 in 2 steps, each in a process of
-its own. Weights are random: real shapes, real cost, no meaning in the picture. Peak memory is what
-was resident, pages of mapped files among it, which the system takes back when it needs them; the
-anonymous peak is what was the process's alone, sampled every 20 ms. The refiner paints over a
-picture of that size.
+Builds the checkpoint, then exports, verifies and generates 256x256 in 2 steps, each in its own
+process. Weights are random: shapes and cost are real, the image is meaningless. Peak memory is
+resident memory, including pages of memory-mapped files, which the system can reclaim; the anonymous
+peak excludes those and is sampled every 20 ms. The refiner gets an input image of that size.
 """
 
 from __future__ import annotations
@@ -84,8 +83,8 @@ class Watched:
 def measure(*command: object) -> dict[str, Any]:
     """Run a Python command in its own process.
 
-    Returns: seconds; peak_gb of resident and anonymous_gb of anonymous memory; what it printed;
-      and the same of each stage, where lines such as ["unet", "trace"] tell that one begins.
+    Returns: seconds; peak_gb of resident and anonymous_gb of anonymous memory; output, the text
+      that it printed; and the same for each stage. A line such as ["unet", "trace"] starts one.
     Raises: RuntimeError: the command failed.
     """
     started, output = time.perf_counter(), ""
@@ -128,12 +127,13 @@ def run(
     export_only: bool = False,
     low_memory: bool = False,
 ) -> dict[str, Any]:
-    """Everything, of one model.
+    """The report of one model.
 
     Args:
-      work: keeps the checkpoint and the package. source: precision of the checkpoint's weights.
-      export_only: the export, which verifies, and the package's size, without the commands after.
-      low_memory: the commands after it hold one component at a time.
+      work: folder for the checkpoint and the package.
+      source: precision of the checkpoint's weights.
+      export_only: only export (which verifies) and measure the package.
+      low_memory: run `verify` and `generate` with --low-memory.
     """
     checkpoint = work / f"{family}-{source}"
     package = work / f"package-{precision}"
@@ -165,27 +165,29 @@ def run(
 def _used(
     package: Path, family: str, work: Path, low_memory: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `sdexport verify` and `sdexport generate` take, by command, and what they say."""
+    """Cost of `sdexport verify` and `sdexport generate`, and their results."""
     both: tuple[object, ...] = ("--json", "--low-memory") if low_memory else ("--json",)
-    paint: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--force", *both)
+    arguments: tuple[object, ...] = ("--steps", 2, "--seed", 0, "--force", *both)
     if family == "refiner":
-        given = work / "given.png"
-        Image.linear_gradient("L").convert("RGB").save(given)
-        paint += ("--image", given, "--strength", 1)
+        source = work / "input.png"
+        Image.linear_gradient("L").convert("RGB").save(source)
+        arguments += ("--image", source, "--strength", 1)
     else:
-        paint += ("--size", "256x256")
+        arguments += ("--size", "256x256")
     cli = ("-m", "sdexport")
     stages = {
         "verify": measure(*cli, "verify", package, *both),
-        "generate": measure(*cli, "generate", package, PROMPT, "-o", work / "picture.png", *paint),
+        "generate": measure(
+            *cli, "generate", package, PROMPT, "-o", work / "image.png", *arguments
+        ),
     }
-    said = {name: json.loads(stage.pop("output")) for name, stage in stages.items()}
+    outputs = {name: json.loads(stage.pop("output")) for name, stage in stages.items()}
     for stage in stages.values():
         del stage["stages"]
     return stages, {
-        "generate_seconds": said["generate"]["images"][0]["seconds"],
-        "verified": said["verify"]["passed"],
-        "checks": [c for c in said["verify"]["checks"] if c["output"] != "files"],
+        "generate_seconds": outputs["generate"]["images"][0]["seconds"],
+        "verified": outputs["verify"]["passed"],
+        "checks": [c for c in outputs["verify"]["checks"] if c["output"] != "files"],
     }
 
 
@@ -201,12 +203,12 @@ def main() -> None:
     parser.add_argument("--family", choices=NAMES, default="sd15")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the package")
     parser.add_argument("--source", choices=PRECISIONS, default="fp32", help="of the checkpoint")
-    parser.add_argument("--export-only", action="store_true", help="no commands after the export")
+    parser.add_argument("--export-only", action="store_true", help="neither verify nor generate")
     parser.add_argument(
         "--low-memory", action="store_true", help="verify and generate with one component at a time"
     )
     parser.add_argument(
-        "--work", type=Path, help="keeps checkpoint and package; SD 1.5 9 GB, SDXL 28 GB"
+        "--work", type=Path, help="folder for checkpoint and package; SD 1.5 9 GB, SDXL 28 GB"
     )
     parser.add_argument("--json", type=Path, help="also write the report here")
     args = parser.parse_args()

@@ -1,16 +1,17 @@
-"""Everything on an NVIDIA GPU in one go: what works, whether it is right, what it costs.
+"""Test and time everything on an NVIDIA GPU.
 
     python -m benchmarks.gpu --work DIR --json out.json [--budget 1500] [--models tiny sd15 sdxl]
 
-Needs a machine with nothing but Python and the wheels (docs/engines.md says how to carry them):
-the models are published architectures with seeded random weights, made, exported and built there.
-Tasks come in the order of their worth, each is tried by itself, and the report is written after
-each, so a lease that ends early has given what it could. A report that is there is continued.
+Needs a machine with Python and the wheels only (docs/backends.md says how to bring them there): the
+models are published architectures with seeded random weights, created, exported and built there.
+The most useful tasks come first, a task that fails does not stop the others, and the report is
+written after each task, so that little is lost if the machine is taken away. An existing report is
+continued.
 
-For each model: package, engines, answers against PyTorch in float32 and float16, the UNet at its
-own size, whole pictures; then text encoder, VAE and the other sizes; then torch.compile. Times of
-sessions hold the copies from and to the host; PyTorch's inputs and results stay on the GPU. A time
-counts only if the answer it belongs to was right.
+For each model: package, engines, outputs compared with PyTorch in float32 and float16, the UNet at
+its default size, whole images; then text encoder, VAE and other sizes; then torch.compile. Times of
+sessions include copies from and to the host; PyTorch's inputs and outputs stay on the GPU. An
+output that is not correct is not timed.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ PACKAGES = (
     *("tensorrt", "tensorrt-rtx", "torch", "transformers"),
 )
 COSINE = 0.999
-"""What an answer must have with PyTorch's in float32 for its time to count; float16 inside."""
-PICTURES = 3
+"""Lowest cosine of an output (float16 inside) to PyTorch's in float32; below it no time counts."""
+IMAGES = 3
 Task = tuple[str, Callable[[], Any]]
 
 
 class Bench:
-    """Names every task, and what each does."""
+    """The tasks: their names, and a function for each."""
 
     def __init__(self, args: argparse.Namespace, results: dict[str, Any]) -> None:
         self.args, self.results = args, results
@@ -59,7 +60,7 @@ class Bench:
         self._peers: dict[str, Peers] = {}
 
     def blocks(self) -> Iterator[list[Task]]:
-        """Tasks in the order of their worth; after a block the GPU is emptied."""
+        """Tasks, the most useful first; GPU memory is freed after each block."""
         yield [("environment", environment), ("limits", lambda: limits(self.args.device))]
         if self.args.device == "cuda":
             yield [("cuda", check_cuda)]
@@ -86,7 +87,7 @@ class Bench:
                 yield f"{name}.contract.{backend}", lambda b=backend: self._contract(model, b)
         yield self._timed(model, "unet", 2, model.side, self.backends)
         for steps in sorted(model.steps, key=lambda n: abs(n - 20)):
-            yield self._pictures(model, steps, self.backends)
+            yield self._images(model, steps, self.backends)
 
     def _rest(self, model: Model) -> Iterator[Task]:
         for component in ("text_encoder", "vae_decoder", "vae_encoder"):
@@ -101,9 +102,7 @@ class Bench:
         for component in ("unet", "vae_decoder", "text_encoder"):
             batch = 2 if component == "unet" else 1
             yield self._timed(model, component, batch, model.side, peers, "compiled.")
-        yield self._pictures(
-            model, 20 if 20 in model.steps else model.steps[-1], peers, "compiled."
-        )
+        yield self._images(model, 20 if 20 in model.steps else model.steps[-1], peers, "compiled.")
 
     def peers(self, model: Model) -> Peers:
         if model.name not in self._peers:
@@ -130,15 +129,15 @@ class Bench:
         return built_report(built)
 
     def _contract(self, model: Model, backend: str) -> Any:
-        """The session's behaviour on the UNet, with the time to open and to answer first."""
+        """The session contract on the UNet, with the time to open it and of the first call."""
         peers = self.peers(model)
         feeds = peers.feeds("unet", 2, model.side)
         started = time.perf_counter()
         session, _ = peers.session("unet", backend)
         opened = time.perf_counter()
         first = session.run(feeds)
-        answered = time.perf_counter()
-        seconds = {"open_s": opened - started, "first_s": answered - opened}
+        finished = time.perf_counter()
+        seconds = {"open_s": opened - started, "first_s": finished - opened}
         return seconds | contract(session, feeds, first)
 
     def _timed(
@@ -154,10 +153,10 @@ class Bench:
             result: dict[str, Any]
             peers = self.peers(model)
             feeds = peers.feeds(component, batch, side)
-            answer = peers.runner(TORCH, component, feeds).answers()
-            expected, result = answer, {}
+            in_half = peers.runner(TORCH, component, feeds).outputs()
+            expected, result = in_half, {}
             found = tried(lambda: {"arrays": peers.reference(component, feeds)})
-            if "error" in found:  # such as memory: then float16 is all there is to compare with
+            if "error" in found:  # such as too little memory: compare with float16
                 result["fp32"] = found
             else:
                 expected = found["arrays"]
@@ -166,11 +165,11 @@ class Bench:
 
                 def check(backend: str = backend) -> Any:
                     runner = peers.runner(backend, component, feeds)
-                    answers = runner.answers()
-                    to_fp32 = compared(answers, expected)
+                    outputs = runner.outputs()
+                    to_fp32 = compared(outputs, expected)
                     if to_fp32["cosine"] >= COSINE:
                         runners[backend] = runner
-                    return {"to_fp32": to_fp32, "to_torch": compared(answers, answer)}
+                    return {"to_fp32": to_fp32, "to_torch": compared(outputs, in_half)}
 
                 result[backend] = tried(check)
             rows = measure(
@@ -179,15 +178,15 @@ class Bench:
             result["work"] = counted = cost(peers, component, feeds)
             for backend, row in rows.items():
                 result[backend] |= row
-                most = self.results.get("limits", {})
-                if "flops_per_s" in most:
-                    result[backend]["shares"] = shares(row, counted, most)
+                limit = self.results.get("limits", {})
+                if "flops_per_s" in limit:
+                    result[backend]["shares"] = shares(row, counted, limit)
             return result
 
         return f"{model.name}.{component}.{kind}{batch}x{side}", work
 
-    def _pictures(self, model: Model, steps: int, backends: Sequence[str], kind: str = "") -> Task:
-        """Wall time of whole pictures, and how far each is from PyTorch's in steps of 255."""
+    def _images(self, model: Model, steps: int, backends: Sequence[str], kind: str = "") -> Task:
+        """Wall time of whole images, and their difference from PyTorch's, of 255."""
 
         def work() -> Any:
             peers = self.peers(model)
@@ -195,23 +194,23 @@ class Bench:
             expected: np.ndarray | None = None
             for backend in sorted(backends, key=lambda b: b != TORCH):
 
-                def paint(backend: str = backend) -> Any:
-                    painter = peers.painter(backend)
-                    painter(model.steps[0], 0)
+                def time_images(backend: str = backend) -> Any:
+                    generate = peers.image_function(backend)
+                    generate(model.steps[0], 0)
                     seconds = []
-                    for i in range(PICTURES):
+                    for i in range(IMAGES):
                         started = time.perf_counter()
-                        picture = painter(steps, i + 1)
+                        image = generate(steps, i + 1)
                         seconds.append(time.perf_counter() - started)
-                    return {"seconds": seconds, "picture": picture}
+                    return {"seconds": seconds, "image": image}
 
-                found = result[backend] = tried(paint)
-                picture = found.pop("picture", None)
+                found = result[backend] = tried(time_images)
+                image = found.pop("image", None)
                 if backend == TORCH:
-                    expected = picture
-                elif picture is not None and expected is not None:
-                    away = np.abs(picture.astype(float) - expected)
-                    found |= {"mean_of_255": away.mean(), "most_of_255": away.max()}
+                    expected = image
+                elif image is not None and expected is not None:
+                    difference = np.abs(image.astype(float) - expected)
+                    found |= {"mean_of_255": difference.mean(), "most_of_255": difference.max()}
             return result
 
         return f"{model.name}.picture.{kind}{steps}", work
@@ -233,17 +232,17 @@ def environment() -> dict[str, Any]:
 
 
 def tried(stage: Callable[[], Any]) -> Any:
-    """What a stage gives, or its error as text."""
+    """The result of a stage, or its error as text."""
     try:
         return stage()
-    except Exception as error:  # noqa: BLE001  the report is of errors too
+    except Exception as error:  # noqa: BLE001  the report includes errors
         last = traceback.format_exc().strip().splitlines()[-8:]
         text = " ".join(str(error).split())[:600]
         return {"error": f"{type(error).__name__}: {text}", "trace": last}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Do what is not done yet, as far as the budget goes; the report."""
+    """Run the tasks that are not in the report yet, within the budget; return the report."""
     results: dict[str, Any] = {}
     if args.json.is_file():
         results = json.loads(args.json.read_text(encoding="utf-8"))
@@ -272,12 +271,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.gpu",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", type=Path, required=True, help="the report; continued if there")
-    parser.add_argument("--work", type=Path, required=True, help="packages and engines; 25 GB")
+    parser.add_argument(
+        "--json", type=Path, required=True, help="the report; an existing one is continued"
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for packages and engines; 25 GB"
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["tiny", "sd15", "sdxl"])
-    parser.add_argument("--backends", nargs="+", help="default: all that the device could run")
+    parser.add_argument("--backends", nargs="+", help="default: all that the device can run")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
-    parser.add_argument("--budget", type=float, default=1500.0, help="seconds; then nothing begins")
+    parser.add_argument(
+        "--budget", type=float, default=1500.0, help="seconds, after which no task is started"
+    )
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=6.0, help="at most, for one row")
     args = parser.parse_args(arguments)

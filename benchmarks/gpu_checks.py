@@ -1,4 +1,4 @@
-"""What must hold on a GPU before anything is timed there: CUDA itself, and the session contract."""
+"""Checks on a GPU before anything is timed: CUDA itself, and the session contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Feeds = dict[str, np.ndarray]
 
 
 def check_cuda() -> dict[str, Any]:
-    """Copies there and back, and a captured copy that is replayed on other data."""
+    """Copy to the device and back, and replay a captured copy on other data."""
     size = 64 << 20
     stream = cuda_device.Stream()
     host, back = cuda_device.PinnedBuffer(size), cuda_device.PinnedBuffer(size)
@@ -59,23 +59,23 @@ def check_cuda() -> dict[str, Any]:
 
 
 def contract(session: Session, feeds: Feeds, expected: Feeds) -> dict[str, Any]:
-    """The points of tests/engines/test_session_contract.py that need no other package."""
+    """The parts of tests/engines/test_session_contract.py that need no other package."""
     output = next(iter(expected))
     first = session.run(feeds)[output]
     kept = first.copy()
     largest = max(value.size for value in feeds.values())
-    held = next(name for name, value in feeds.items() if value.size == largest)
-    rest = {name: value for name, value in feeds.items() if name != held}
-    with session.bind(**{held: feeds[held]}) as bound:
+    constant = next(name for name, value in feeds.items() if value.size == largest)
+    rest = {name: value for name, value in feeds.items() if name != constant}
+    with session.bind(**{constant: feeds[constant]}) as bound:
         bind = [float(np.abs(bound.run(rest)[output] - kept).max()) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         many = list(pool.map(lambda _: session.run(feeds)[output], range(12)))
     untouched = bool((first == kept).all())
-    half = {n: v[:1] if len(v) == len(feeds[held]) else v for n, v in feeds.items()}
+    half = {n: v[:1] if len(v) == len(feeds[constant]) else v for n, v in feeds.items()}
     alone = session.run(half)[output]
     refused = ""
     try:
-        session.run(feeds | {held: feeds[held].astype(np.float16)})
+        session.run(feeds | {constant: feeds[constant].astype(np.float16)})
     except ValueError as error:
         refused = str(error)
     return {
@@ -87,10 +87,10 @@ def contract(session: Session, feeds: Feeds, expected: Feeds) -> dict[str, Any]:
     }
 
 
-def compared(answers: Feeds, expected: Feeds) -> dict[str, float]:
-    """Of the first output: the largest difference in parts of its scale, and the cosine."""
+def compared(outputs: Feeds, expected: Feeds) -> dict[str, float]:
+    """Largest difference, relative to the output's scale, and cosine of the first output."""
     name = next(iter(expected))
-    a, b = answers[name].astype(np.float64).ravel(), expected[name].astype(np.float64).ravel()
+    a, b = outputs[name].astype(np.float64).ravel(), expected[name].astype(np.float64).ravel()
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return {
         "max_rel": float(np.abs(a - b).max() / (np.abs(b).max() or 1.0)),

@@ -1,10 +1,9 @@
 """The models of `benchmarks.gpu`: published architectures with seeded random weights, as packages.
 
-    tiny    the embedded model      sd15    Stable Diffusion 1.5      sdxl    Stable Diffusion XL
+    tiny    the demo model      sd15    Stable Diffusion 1.5      sdxl    Stable Diffusion XL
 
-Nothing is downloaded, so a machine without a network can measure real shapes and real cost; the
-pictures mean nothing. The tokenizer is that of the embedded model: its ids are known to every
-vocabulary.
+Nothing is downloaded, so a machine without a network can measure real shapes and cost; the images
+are meaningless. The tokenizer is that of the demo model, whose ids are valid in every vocabulary.
 """
 
 from __future__ import annotations
@@ -31,11 +30,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Model:
-    """What is measured of a model.
+    """A model and the sizes to measure.
 
-    side: of the pictures, in pixels. sides, batches: of the UNet's inputs; a batch counts both
-    halves of the guidance. steps: of whole pictures. family: see published_configs.py; None for the
-    embedded model.
+    Attributes:
+      side: width and height of images, in pixels.
+      sides, batches: of the UNet's inputs; a batch counts both halves of the guidance.
+      steps: of whole images.
+      family: see published_configs.py; None for the demo model.
     """
 
     name: str
@@ -60,10 +61,10 @@ MODELS = {
 
 
 def checkpoint(model: Model, folder: Path) -> Checkpoint:
-    """The model as a checkpoint whose modules are made when they are loaded.
+    """The model as a checkpoint whose modules are created when they are loaded.
 
     Args:
-      folder: takes the configurations.
+      folder: the configurations are written here.
     """
     if model.family is None:
         return Checkpoint.open(MODEL_DIR)
@@ -107,13 +108,13 @@ def checkpoint(model: Model, folder: Path) -> Checkpoint:
 def write_package(
     source: Checkpoint, folder: Path, *, half: bool, only: tuple[str, ...] = ()
 ) -> None:
-    """Trace a checkpoint's components into a package without recorded answers.
+    """Trace a checkpoint's components into a package without reference outputs.
 
-    `sdexport export` would run PyTorch on the CPU for them; here PyTorch on the GPU is compared.
+    `sdexport export` would compute those with PyTorch on the CPU; here PyTorch runs on the GPU.
 
     Args:
-      half: float16 with sdexport.graphs.precision's islands, else float32.
-      only: these components; all of them by default.
+      half: precision fp16, see sdexport.graphs.precision; else float32.
+      only: these components; by default all.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("scheduler", *map(tokenizer_folder, source.text_encoders)):

@@ -1,4 +1,4 @@
-"""Everything that `benchmarks.gpu` runs, behind one shape: sessions, PyTorch, whole pictures."""
+"""What `benchmarks.gpu` runs, behind one interface: sessions, PyTorch, whole images."""
 
 from __future__ import annotations
 
@@ -28,18 +28,24 @@ Feeds = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Runner:
-    """One graph with its inputs. call: may return before a GPU is done; stream: where it works."""
+    """One graph with its inputs.
+
+    Attributes:
+      call: runs it; may return before the GPU has finished.
+      outputs: runs it and returns the outputs.
+      stream: the CUDA stream that it uses.
+    """
 
     call: Callable[[], Any]
-    answers: Callable[[], Feeds]
+    outputs: Callable[[], Feeds]
     stream: Any = None
 
 
 class Peers:
-    """Opens a model's components with any backend, and keeps them until `close`.
+    """Opens a model's components with any backend, and keeps them open until `close`.
 
     Args:
-      device: "cuda", or "cpu" to try the benchmark itself.
+      device: "cuda", or "cpu" to test the benchmark itself.
     """
 
     def __init__(
@@ -53,11 +59,11 @@ class Peers:
         self._on_device: dict[tuple[str, torch.dtype], Any] = {}
         self._open: dict[tuple[str, str], tuple[Session, Any]] = {}
         self._compiled: dict[str, Any] = {}
-        # for the float32 reference; products and convolutions of float16 do not care
+        # for the float32 reference; float16 is not affected
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     def close(self) -> None:
-        """Free the GPU; what was loaded into host memory is kept."""
+        """Free GPU memory; modules in host memory are kept."""
         with ExitStack() as last:
             for session, _ in self._open.values():
                 last.callback(session.close)
@@ -67,7 +73,7 @@ class Peers:
             torch.cuda.empty_cache()
 
     def feeds(self, component: str, batch: int, side: int) -> Feeds:
-        """Random inputs for pictures of that side."""
+        """Random inputs for images of that width and height."""
         cells = side // self.source.downscale
         sizes = {"batch": batch, "sequence": 77, "height": cells, "width": cells}
         sizes |= {"image_height": side, "image_width": side}
@@ -75,13 +81,13 @@ class Peers:
         return {name: tensor.numpy() for name, tensor in example.items()}
 
     def loaded(self, source: str) -> Any:
-        """A module of the checkpoint, in float32 in host memory."""
+        """A module of the checkpoint in host memory, in float32."""
         if source not in self._loaded:
             self._loaded[source] = self.source.load(source)
         return self._loaded[source]
 
     def module(self, source: str, dtype: torch.dtype) -> Any:
-        """A copy of a module on the device; convolutions' weights with channels last."""
+        """A copy of a module on the device, in channels-last memory format."""
         key = source, dtype
         if key not in self._on_device:
             module = self.loaded(source)
@@ -92,34 +98,38 @@ class Peers:
         return self._on_device[key]
 
     def runner(self, backend: str, component: str, feeds: Feeds) -> Runner:
-        """A component with its inputs, as its caller would run it in a loop.
+        """A component with its inputs, as a caller would run it in a loop.
 
-        Sessions get arrays of the host and hold the embeddings, as the denoising loop does.
-        PyTorch's inputs lie on the device, and its results stay there.
+        Sessions get arrays in host memory, with the embeddings bound, as in the denoising loop.
+        PyTorch's inputs are on the device, and its outputs stay there.
         """
         if backend in (TORCH, COMPILED):
             return self._torch(component, feeds, self.half, compiled=backend == COMPILED)
         session, stream = self.session(component, backend)
-        held = {n: v for n, v in feeds.items() if n not in ("sample", "timestep", "latent_sample")}
-        rest = {n: v for n, v in feeds.items() if n not in held}
-        bound = session.bind(**held) if rest else session
-        given = rest or feeds
-        return Runner(lambda: bound.run(given), lambda: bound.run(given), stream)
+        constants = {
+            n: v for n, v in feeds.items() if n not in ("sample", "timestep", "latent_sample")
+        }
+        rest = {n: v for n, v in feeds.items() if n not in constants}
+        bound = session.bind(**constants) if rest else session
+        inputs = rest or feeds
+        return Runner(lambda: bound.run(inputs), lambda: bound.run(inputs), stream)
 
     def reference(self, component: str, feeds: Feeds) -> Feeds:
-        """PyTorch's answers in float32, without TF32."""
-        answers = self._torch(component, feeds, torch.float32, compiled=False).answers()
+        """PyTorch's outputs in float32, without TF32."""
+        outputs = self._torch(component, feeds, torch.float32, compiled=False).outputs()
         if self.half != torch.float32:
             del self._on_device[self.parts[component].source, torch.float32]
             torch.cuda.empty_cache()
-        return answers
+        return outputs
 
     def session(self, component: str, backend: str) -> tuple[Session, Any]:
         key = component, backend
         if key not in self._open:
             options: dict[str, Any] = {}
             stream = None
-            if backend == "onnxruntime-cuda":  # a stream of ours, so that events can be put into it
+            if (
+                backend == "onnxruntime-cuda"
+            ):  # our own stream, so that events can be recorded in it
                 stream = torch.cuda.Stream()
                 pointer = str(stream.cuda_stream)
                 options["provider_options"] = {"user_compute_stream": pointer}
@@ -140,7 +150,7 @@ class Peers:
         tensors = {}
         for name, value in feeds.items():
             tensor = torch.from_numpy(value).to(self.device)
-            # positions in time are no data: half has not enough digits for them
+            # timesteps stay float32: float16 has too few digits for them
             data = tensor.is_floating_point() and name not in ("timestep", "time_ids")
             tensors[name] = tensor.to(dtype) if data else tensor
 
@@ -148,33 +158,33 @@ class Peers:
             with torch.inference_mode():
                 return module(**tensors)
 
-        def answers() -> Feeds:
+        def outputs() -> Feeds:
             result = call()
             values = result if isinstance(result, tuple) else (result,)
             names = [spec.name for spec in part.outputs]
             return {n: v.float().cpu().numpy() for n, v in zip(names, values, strict=True)}
 
-        return Runner(call, answers, torch.cuda.current_stream() if self.device == "cuda" else None)
+        return Runner(call, outputs, torch.cuda.current_stream() if self.device == "cuda" else None)
 
-    def painter(self, backend: str) -> Callable[[int, int], np.ndarray]:
-        """Paints a picture in so many steps, with the i-th prompt: (side, side, 3) uint8."""
+    def image_function(self, backend: str) -> Callable[[int, int], np.ndarray]:
+        """A function from (steps, number of the prompt) to an image, (side, side, 3) uint8."""
         if backend in (TORCH, COMPILED):
             return self._diffusers(compiled=backend == COMPILED)
         pipe = Pipeline(
             Package.load(self.package, verify=False),
             backend,
-            sessions={name: self.session(name, backend)[0] for name in self._painting()},
+            sessions={name: self.session(name, backend)[0] for name in self._text_to_image()},
         )
 
-        def paint(steps: int, i: int) -> np.ndarray:
+        def generate(steps: int, i: int) -> np.ndarray:
             arguments = self._arguments(steps, i)
             result = pipe(**arguments, scheduler=self.model.scheduler, seed=0)
             return np.asarray(result.images[0])
 
-        return paint
+        return generate
 
     def _arguments(self, steps: int, i: int) -> dict[str, Any]:
-        """Of a picture, whoever paints it; another prompt each time, as our pipeline remembers."""
+        """Arguments of an image; a new prompt each time, because embeddings are cached."""
         return {
             "prompt": prompt_of(i),
             "height": self.model.side,
@@ -183,39 +193,39 @@ class Peers:
             "guidance_scale": self.model.guidance_scale,
         }
 
-    def _painting(self) -> list[str]:
+    def _text_to_image(self) -> list[str]:
         return [name for name in self.parts if name != "vae_encoder"]
 
     def _diffusers(self, *, compiled: bool) -> Callable[[int, int], np.ndarray]:
         import diffusers
         from transformers import CLIPTokenizer
 
-        given: dict[str, Any] = {}
+        components: dict[str, Any] = {}
         for name in self.source.text_encoders:
             where = tokenizer_folder(name)
-            given[name] = self.module(name, self.half)
-            given[where] = CLIPTokenizer.from_pretrained(str(self.source.folder / where))
+            components[name] = self.module(name, self.half)
+            components[where] = CLIPTokenizer.from_pretrained(str(self.source.folder / where))
         unet = self.module("unet", self.half)
-        given["unet"] = _compiled(unet, self.device) if compiled else unet
-        given["vae"] = self.module("vae", self.half)
+        components["unet"] = _compiled(unet, self.device) if compiled else unet
+        components["vae"] = self.module("vae", self.half)
         scheduler = getattr(diffusers, schedulers.class_name(self.model.scheduler))
-        given["scheduler"] = scheduler.from_config(dict(self.source.scheduler_config))
-        if "text_encoder_2" not in given:
-            given |= {"safety_checker": None, "feature_extractor": None}
-            given["requires_safety_checker"] = False
-        pipe = getattr(diffusers, self.source.index["_class_name"])(**given)
+        components["scheduler"] = scheduler.from_config(dict(self.source.scheduler_config))
+        if "text_encoder_2" not in components:
+            components |= {"safety_checker": None, "feature_extractor": None}
+            components["requires_safety_checker"] = False
+        pipe = getattr(diffusers, self.source.index["_class_name"])(**components)
         pipe.set_progress_bar_config(disable=True)
 
-        def paint(steps: int, i: int) -> np.ndarray:
+        def generate(steps: int, i: int) -> np.ndarray:
             generator = torch.Generator().manual_seed(0)
             result = pipe(**self._arguments(steps, i), generator=generator, output_type="np")
             return (result.images[0] * 255).round().astype(np.uint8)
 
-        return paint
+        return generate
 
 
 def _state(module: Any) -> dict[str, Any]:
-    """Parameters, and buffers that a state_dict leaves out too."""
+    """Parameters and buffers, including those that a state_dict leaves out."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
@@ -225,11 +235,11 @@ def _moved(value: Any, device: str, dtype: torch.dtype) -> Any:
 
 def _like(module: Any, weights: Mapping[str, Any]) -> Any:
     """The module's structure with other weights; the original keeps its own."""
-    held: dict[int, Any] = {id(v): weights[name] for name, v in _state(module).items()}
+    memo: dict[int, Any] = {id(v): weights[name] for name, v in _state(module).items()}
     for name, value in _state(module).items():
         if isinstance(value, torch.nn.Parameter):
-            held[id(value)] = torch.nn.Parameter(weights[name], requires_grad=False)
-    return copy.deepcopy(module, memo=held)
+            memo[id(value)] = torch.nn.Parameter(weights[name], requires_grad=False)
+    return copy.deepcopy(module, memo=memo)
 
 
 def _compiled(module: Any, device: str) -> Any:

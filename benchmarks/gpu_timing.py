@@ -1,4 +1,4 @@
-"""Times on a GPU: CUDA events in the stream that works, and the host's clock until all is done."""
+"""Time calls on a GPU: by CUDA events in the stream, and by the host's clock until they finish."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WARM_UP = 3
 def measure(
     runners: Mapping[str, Runner], device: str, *, repeats: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """Call each in turn after a warm-up, until `repeats` rounds are done or `seconds` are over.
+    """Call each in turn after a warm-up, for `repeats` rounds or until `seconds` have passed.
 
     Returns: for each: host, and on a GPU events; median, p20, p80 and samples in microseconds.
     """
@@ -42,7 +42,7 @@ def measure(
 
 
 def sample(runner: Runner, device: str) -> tuple[float, float | None]:
-    """Microseconds of one call: by the host's clock, and by events where there is a GPU."""
+    """Microseconds of one call by the host's clock, and on a GPU by events."""
     if device != "cuda":
         started = time.perf_counter()
         runner.call()
@@ -59,7 +59,7 @@ def sample(runner: Runner, device: str) -> tuple[float, float | None]:
 
 
 def limits(device: str) -> dict[str, float]:
-    """What the device reaches by itself: a product of large matrices, and a copy of much memory.
+    """Measured limits of the device: a product of large matrices, and a large copy.
 
     Returns: flops_per_s (float16 on a GPU, else float32), bytes_per_s (read and written).
     """
@@ -85,14 +85,14 @@ def limits(device: str) -> dict[str, float]:
 
 
 def fastest(row: Mapping[str, Any]) -> float:
-    """The median of the events where there are some, else of the host's clock."""
+    """The median of the events if there are any, else of the host's clock."""
     return float(row.get("events", row["host"])["median_us"])
 
 
 def cost(peers: Peers, component: str, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Floating-point operations of a call, and bytes that it must move at least: weights once.
+    """Floating-point operations of a call, and the bytes of its weights.
 
-    Counted on tensors without data.
+    Counted with tensors on the meta device.
     """
     from torch.func import functional_call
     from torch.utils.flop_counter import FlopCounterMode
@@ -112,11 +112,11 @@ def cost(peers: Peers, component: str, feeds: Mapping[str, np.ndarray]) -> dict[
     }
 
 
-def shares(row: Mapping[str, Any], work: Mapping[str, float], most: Mapping[str, float]) -> Any:
-    """What part of the two limits a row reaches."""
+def shares(row: Mapping[str, Any], work: Mapping[str, float], limit: Mapping[str, float]) -> Any:
+    """The shares of the two limits that a row reaches."""
     seconds = fastest(row) / 1e6
     return {
         "tflops": work["flops"] / seconds / 1e12,
-        "arithmetic": work["flops"] / seconds / most["flops_per_s"],
-        "bandwidth": work["bytes"] / seconds / most["bytes_per_s"],
+        "arithmetic": work["flops"] / seconds / limit["flops_per_s"],
+        "bandwidth": work["bytes"] / seconds / limit["bytes_per_s"],
     }

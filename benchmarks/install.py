@@ -1,8 +1,8 @@
-"""Disk space of an installation: ours without PyTorch beside the peers.
+"""Disk space of an installation, compared with other libraries.
 
     python -m benchmarks.install --work DIR [--results DIR]
 
-Each is an environment of its own; what a bare one holds is taken off.
+Each is installed into its own environment; the size of an empty one is subtracted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sdexport.engines.errors import WorkerError
 
 
 def megabytes(folder: Path) -> float:
-    """Of files, links not followed."""
+    """Total size of the files in a folder; links are not followed."""
     found = (f for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
     return round(sum(f.stat().st_size for f in found) / 1e6, 1)
 
 
-def own(folder: Path, extra: str | None) -> float:
-    """A new environment with this project, or a bare one without `extra`."""
+def new_environment(folder: Path, extra: str | None) -> float:
+    """Create an environment with this project, or an empty one without `extra`; return its MB."""
     venv.create(folder, clear=True, with_pip=True)
     if extra is not None:
         pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
@@ -40,10 +40,12 @@ def main() -> None:
     arguments.common(parser)
     args = parser.parse_args()
     folder = args.work.resolve() / "venvs"
-    bare = own(folder / "bare", None)
+    bare = new_environment(folder / "bare", None)
     found: dict[str, Any] = {}
     for extra in ("cpu", "openvino"):
-        found[f"sdexport[{extra}]"] = round(own(folder / f"sdexport-{extra}", extra) - bare, 1)
+        found[f"sdexport[{extra}]"] = round(
+            new_environment(folder / f"sdexport-{extra}", extra) - bare, 1
+        )
     for library in dict.fromkeys(c.library for c in CONTENDERS.values() if c.library != OURS):
         try:
             python = python_of(library, args.work.resolve())

@@ -1,11 +1,11 @@
-"""Seconds of each component and of whole pictures: ours beside the peers, in one run.
+"""Seconds of each component and of whole images, compared with other libraries in one run.
 
     python -m benchmarks.latency --work DIR [--model sd15] [--size 256] [--contender NAME]...
 
-Workers are kept alive and asked in turn, so that no two compute at the same time. Exact ones are
-timed apart from those that round, and those that do not fit into memory together in groups, each
-with the first of its kind as a reference; ratios are taken within a group, or by way of it. The
-first answer of each is a warm-up, reported apart; it is held against the very first one's,
+Workers stay alive and take turns, so that no two compute at the same time. Exact contenders and
+those with lower precision are timed separately; those that do not fit into memory together are
+timed in groups, each with the same reference, and ratios between groups go through the reference.
+The first output of each is a warm-up and is reported separately; it is compared with the reference,
 diffusers in float32, before anything is timed.
 """
 
@@ -34,10 +34,11 @@ from sdexport.engines.worker_process import Worker
 
 STEPS, WARM_UP_STEPS, GUIDANCE = 5, 2, 7.5
 EXACT = {"component": 1e-3, "picture": 1.0}
-"""Of the output's scale; mean steps of 255 (GenAI cuts off where the others round: 0.5). Wide
-enough for any order of summation; a wrong scheduler or text encoder is ten times further away."""
+"""Bounds: relative to the output's scale; mean difference of 255 (GenAI truncates where others
+round: 0.5). Wide enough for any order of summation; a wrong scheduler or text encoder is ten times
+further away."""
 ROUNDED = {"component": 0.25, "picture": 12.0}
-"""The same for bf16 and 8 bits: roundings of 1/256 through a hundred layers."""
+"""The same for bf16 and 8 bits: rounding errors of 1/256 through a hundred layers."""
 
 
 def run(
@@ -52,12 +53,12 @@ def run(
     components: bool = True,
     save: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> dict[str, Any]:
-    """The report of one model at one size; `save` takes it after each group.
+    """The report of one model at one size; `save` is called with it after each group.
 
     Args:
       rounds: timed calls of each, at most.
-      minutes: after which only a first round is begun; each group has its share of them. So a slow
-        machine takes fewer rounds, not more time.
+      minutes: time after which no second round is started, shared by the groups. So a slow machine
+        runs fewer rounds, not for longer.
     """
     memory_gb = memory_gb or 0.85 * available_gb()
     report: dict[str, Any] = {
@@ -86,7 +87,7 @@ def run(
 
 @dataclass(frozen=True)
 class Turns:
-    """rounds: timed calls of each at most; deadline: after which only a first one is begun."""
+    """The rounds of a group: at most `rounds`, and only the first after `deadline`."""
 
     rounds: int
     deadline: float
@@ -137,8 +138,8 @@ def _in_turn(
     turns: Turns,
     scratch: Path,
 ) -> dict[str, Any]:
-    """Warm up, check, then time in turn; the figures or the error of each."""
-    answers: dict[str, list[Any]] = {}
+    """Warm up, check, then time in turn; return the figures or the error of each."""
+    responses: dict[str, list[Any]] = {}
     found: dict[str, Any] = {}
     for number in turns:
         for contender in group:
@@ -147,21 +148,23 @@ def _in_turn(
                 continue
             if request["do"] == "component" and case not in opened[name]:
                 continue
-            asked = dict(request)
-            if asked["do"] == "picture":
+            current = dict(request)
+            if current["do"] == "picture":
                 steps = STEPS if number else WARM_UP_STEPS
-                given = {"num_inference_steps": steps, "scheduler": contender.scheduler}
-                asked["arguments"] = asked["arguments"] | given | {"prompt": prompt_of(number)}
+                changes = {"num_inference_steps": steps, "scheduler": contender.scheduler}
+                changes["prompt"] = prompt_of(number)
+                current["arguments"] = current["arguments"] | changes
             try:
-                output = _output(scratch, case, name, asked["do"])
-                answers.setdefault(name, []).append(workers[name].ask(**asked, output=str(output)))
+                output = _output(scratch, case, name, current["do"])
+                response = workers[name].ask(**current, output=str(output))
+                responses.setdefault(name, []).append(response)
                 if number == 0:
-                    found[name] = {"check": _check(scratch, case, contender, asked["do"])}
+                    found[name] = {"check": _check(scratch, case, contender, current["do"])}
             except WorkerError as error:
                 found[name] = {"error": str(error)}
-    for name, given in answers.items():
+    for name, timings in responses.items():
         if "error" not in found[name]:
-            found[name] |= measured(given)
+            found[name] |= measured(timings)
     return found
 
 
@@ -171,19 +174,19 @@ def _output(scratch: Path, case: str, name: str, kind: str) -> Path:
 
 
 def _check(scratch: Path, case: str, contender: Contender, kind: str) -> dict[str, Any]:
-    """How far the answer is from the reference's, which is the first answer there was.
+    """Difference of an output from the reference, which is the first output of the case.
 
-    Raises: WorkerError: too far to be the same computation.
+    Raises: WorkerError: too large for the same computation.
     """
-    answer = _answer(_output(scratch, case, contender.name, kind))
+    actual = _load_output(_output(scratch, case, contender.name, kind))
     path = scratch / f"{case}-reference.npy"
     if not path.exists():
-        np.save(path, answer)
+        np.save(path, actual)
         return {"reference": True}
     expected = np.load(path)
-    if answer.shape != expected.shape:
-        raise WorkerError(f"gave {answer.shape} instead of {expected.shape}")
-    difference = np.abs(answer - expected)
+    if actual.shape != expected.shape:
+        raise WorkerError(f"returned {actual.shape} instead of {expected.shape}")
+    difference = np.abs(actual - expected)
     figures = {
         "max": float(difference.max() / (np.abs(expected).max() if kind == "component" else 1)),
         "mean": float(difference.mean()),
@@ -191,11 +194,11 @@ def _check(scratch: Path, case: str, contender: Contender, kind: str) -> dict[st
     bound = (EXACT if contender.exact else ROUNDED)[kind]
     error = figures["max" if kind == "component" else "mean"]
     if not error <= bound:
-        raise WorkerError(f"another answer than the reference: {error:.3g}, at most {bound:g}")
+        raise WorkerError(f"differs from the reference by {error:.3g}; the bound is {bound:g}")
     return figures | {"bound": bound}
 
 
-def _answer(path: Path) -> np.ndarray:
+def _load_output(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path).astype(np.float64)
     with np.load(path) as data:
@@ -204,14 +207,14 @@ def _answer(path: Path) -> np.ndarray:
 
 
 def cases_of(model: Model, size: int, scratch: Path, *, components: bool) -> dict[str, Any]:
-    """Requests by name, with their arrays in files."""
+    """Requests by case name; their arrays are written to files."""
     found: dict[str, Any] = {}
     for name, arrays in feeds_for(model.package, size, size).items() if components else ():
-        if model.pictures or name == "unet":
+        if model.whole_images or name == "unet":
             np.savez(scratch / f"{name}.npz", allow_pickle=False, **arrays)
             feeds = str(scratch / f"{name}.npz")
             found[name] = {"do": "component", "name": name, "feeds": feeds}
-    if model.pictures:
+    if model.whole_images:
         latents = np.random.default_rng(0).standard_normal((1, 4, size // 8, size // 8), np.float32)
         np.save(scratch / "latents.npy", latents)
         arguments = {
@@ -230,7 +233,7 @@ def cases_of(model: Model, size: int, scratch: Path, *, components: bool) -> dic
 
 
 def available_gb() -> float:
-    """Memory that could be had now; half of all where it cannot be told."""
+    """Available memory; half of the total if the system does not report it."""
     path = Path("/proc/meminfo")
     if path.is_file():
         for line in path.read_text(encoding="ascii").splitlines():
@@ -243,9 +246,9 @@ def main() -> None:
     parser = arguments.parser("latency", __doc__)
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each, at most")
     parser.add_argument(
-        "--minutes", type=float, help="begin no further round after these; default no limit"
+        "--minutes", type=float, help="start no further round after this time; default no limit"
     )
-    parser.add_argument("--pictures-only", action="store_true", help="leave the components out")
+    parser.add_argument("--images-only", action="store_true", help="do not time components")
     args = parser.parse_args()
     for model, size, contenders in arguments.selected(args):
         run(
@@ -256,7 +259,7 @@ def main() -> None:
             rounds=args.rounds,
             minutes=args.minutes,
             memory_gb=args.memory,
-            components=not args.pictures_only,
+            components=not args.images_only,
             save=lambda report: arguments.save(report, f"latency-{name_of(report)}", args),
         )
 

@@ -1,10 +1,10 @@
-"""Peak memory of a picture with one component in memory at a time, beside each component alone.
+"""Peak memory of an image with one component in memory at a time, and of each component alone.
 
     python -m benchmarks.low_memory PACKAGE [--side 512] [--backend NAME] [--json FILE]
 
-Each is a process of its own: a component that is opened and run once on what a picture of that side
-needs, the whole picture (one step, guidance on) with `low_memory=True`, and without. With it the
-peak should be that of the largest component alone.
+Each is measured in its own process: every component, opened and run once for an image of that size;
+a whole image (one step, with guidance) with `low_memory=True`; and one without. With `low_memory`
+the peak should be that of the largest component alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WHOLE, LOW = "all components", "low_memory"
 
 
 def run_alone(package: Path, what: str, side: int, backend: str) -> None:
-    """Do one of the things in this process."""
+    """Run one component or one image in this process."""
     from sdexport import Package, load_pipeline
 
     if what in (WHOLE, LOW):
@@ -55,20 +55,20 @@ def run_alone(package: Path, what: str, side: int, backend: str) -> None:
 
 
 def measure(package: Path, side: int, backend: str = "onnxruntime") -> dict[str, Any]:
-    """Peaks in MB by what was done, and the peak with low_memory in parts of the largest."""
+    """Peaks in MB, and the peak with low_memory as a share of the largest component's."""
     from sdexport import Package
 
     components = Package.load(package, verify=False).manifest.components
-    painting = [name for name in components if name != "vae_encoder"]
+    used = [name for name in components if name != "vae_encoder"]
     peaks = {}
-    for what in (*painting, LOW, WHOLE):
+    for what in (*used, LOW, WHOLE):
         command = [sys.executable, "-m", "benchmarks.low_memory", package, "--side", side]
         command += ["--backend", backend, "--only", what]
         done = subprocess.run(
             list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True
         )
         peaks[what] = float(done.stdout)
-    largest = max(peaks[name] for name in painting)
+    largest = max(peaks[name] for name in used)
     return {
         "side": side,
         "backend": backend,
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--backend", default="onnxruntime")
-    parser.add_argument("--only", help="print the peak of this alone")
+    parser.add_argument("--only", help="run only this one and print its peak")
     parser.add_argument("--json", type=Path, help="also write the report here")
     args = parser.parse_args()
     if args.only:

@@ -1,9 +1,9 @@
-"""Peak memory of one picture in a fresh process, ours beside the peers.
+"""Peak memory of one image in a fresh process, compared with other libraries.
 
     python -m benchmarks.memory --work DIR [--model sd15] [--size 512] [--contender NAME]...
 
-Each contender opens the model and paints one step at each size, alone on the machine, in a new
-process each time. More steps need no more memory. Linux only: figures are VmHWM.
+Each contender opens the model and generates an image in one step, alone on the machine, in a new
+process for each size. More steps need no more memory. Linux only: figures are VmHWM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(model: Model, size: int, contenders: Sequence[Contender], work: Path) ->
         "rows": {},
     }
     with tempfile.TemporaryDirectory() as scratch:
-        cases = cases_of(model, size, Path(scratch), components=not model.pictures)
+        cases = cases_of(model, size, Path(scratch), components=not model.whole_images)
         for contender in contenders:
             print(f"{model.name} {size}: {contender.name}", flush=True)
             report["rows"][contender.name] = _one(contender, model, work, cases)
@@ -45,8 +45,8 @@ def _one(contender: Contender, model: Model, work: Path, cases: dict[str, Any]) 
         with worker:
             for case, request in cases.items():
                 if request["do"] == "picture":
-                    given = {"num_inference_steps": 1, "scheduler": contender.scheduler}
-                    request = request | {"arguments": request["arguments"] | given}
+                    changes = {"num_inference_steps": 1, "scheduler": contender.scheduler}
+                    request = request | {"arguments": request["arguments"] | changes}
                 row[case] = worker.ask(**request)
     except WorkerError as error:
         row["error"] = str(error)

@@ -1,4 +1,4 @@
-"""What is timed: checkpoints and packages, made once under the work folder."""
+"""The models that are timed: checkpoints and packages, created once in the work folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from sdexport.demo_model import MODEL_DIR
 
 @dataclass(frozen=True)
 class Model:
-    """checkpoint: a diffusers folder; package: our export of it; sizes: sides of its pictures."""
+    """A model that is timed.
+
+    Attributes:
+      checkpoint: a diffusers folder.
+      package: the export of it.
+      sizes: width and height of its images, in pixels.
+      whole_images: whether whole images are timed, not only components.
+    """
 
     name: str
     checkpoint: Path
     package: Path
     sizes: tuple[int, ...]
-    pictures: bool = True
+    whole_images: bool = True
 
     @property
     def weights_gb(self) -> float:
         return sum(f.stat().st_size for f in self.checkpoint.rglob("*.safetensors")) / 1e9
 
 
-def embedded(folder: Path, tokenizer: Path | None = None) -> None:
+def demo_model(folder: Path, tokenizer: Path | None = None) -> None:
     shutil.copytree(MODEL_DIR, folder)
     _published_names(folder / "text_encoder" / "model.safetensors")
 
@@ -41,7 +48,7 @@ def sd15(folder: Path, tokenizer: Path | None = None) -> None:
 
 
 def sdxl_unet(folder: Path, tokenizer: Path | None = None) -> None:
-    """SDXL with its UNet at full size, beside text encoders of two layers and a small VAE."""
+    """SDXL with its UNet at full size, text encoders of two layers and a small VAE."""
     from benchmarks.checkpoints import build_checkpoint
 
     text = {"num_hidden_layers": 2, "intermediate_size": 64}
@@ -51,22 +58,24 @@ def sdxl_unet(folder: Path, tokenizer: Path | None = None) -> None:
 
 
 KINDS: dict[str, tuple[Callable[..., None], tuple[int, ...], bool]] = {
-    "embedded": (embedded, (128,), True),
+    "embedded": (demo_model, (128,), True),
     "sd15": (sd15, (256, 512), True),
     "sdxl-unet": (sdxl_unet, (512,), False),
 }
-"""Name -> what makes the checkpoint, sides of pictures, whether whole pictures are timed."""
+"""Name -> function that writes the checkpoint, sizes, whether whole images are timed.
+
+The demo model is called "embedded", as in the reports."""
 
 
 def made(name: str, work: Path, tokenizer: Path | None = None) -> Model:
-    """The model of that name, from the work folder if it is there.
+    """The model of that name; created in the work folder if it is not there yet.
 
     Raises: ValueError: no such model. RuntimeError: the export failed.
     """
     if name not in KINDS:
         raise ValueError(f"no model '{name}'; choose among {', '.join(KINDS)}")
-    build, sizes, pictures = KINDS[name]
-    model = Model(name, work / name / "checkpoint", work / name / "package", sizes, pictures)
+    build, sizes, whole_images = KINDS[name]
+    model = Model(name, work / name / "checkpoint", work / name / "package", sizes, whole_images)
     if not model.checkpoint.exists():
         partial = model.checkpoint.with_name("checkpoint.part")
         shutil.rmtree(partial, ignore_errors=True)
@@ -74,7 +83,7 @@ def made(name: str, work: Path, tokenizer: Path | None = None) -> Model:
         build(partial, tokenizer)
         _explicit_spacing(partial / "scheduler" / "scheduler_config.json")
         partial.rename(model.checkpoint)
-    if not model.package.exists():  # in a process of its own: its memory goes with it
+    if not model.package.exists():  # in its own process, to free its memory
         command = [sys.executable, "-m", "sdexport", "export", model.checkpoint, model.package]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
@@ -83,7 +92,7 @@ def made(name: str, work: Path, tokenizer: Path | None = None) -> Model:
 
 
 def _published_names(path: Path) -> None:
-    """Name a text encoder's weights as published checkpoints do; older libraries know no others."""
+    """Rename a text encoder's weights as in published checkpoints; older libraries require it."""
     from safetensors.torch import load_file, save_file
 
     weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(path).items()}
@@ -91,7 +100,7 @@ def _published_names(path: Path) -> None:
 
 
 def _explicit_spacing(path: Path) -> None:
-    """Say what is the default, since every library has its own."""
+    """Write the default out, because every library has another one."""
     values = json.loads(path.read_text(encoding="utf-8"))
     _write(path, values | {"timestep_spacing": "leading"})
 

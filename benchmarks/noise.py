@@ -1,4 +1,4 @@
-"""Noise beside torch.randn, one thread each: `python -m benchmarks.noise [--json FILE]`."""
+"""Noise compared with torch.randn, one thread each: `python -m benchmarks.noise [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128))
 
 
 def draws(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """From generators that are there, each of ours held against PyTorch's first."""
+    """Calls that draw from existing generators; ours are compared with PyTorch's first."""
     theirs = torch.Generator().manual_seed(0)
     expected = torch.randn(shape, generator=theirs).numpy()
     calls: dict[str, Callable[[], object]] = {
@@ -33,7 +33,7 @@ def draws(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
 
 
 def in_numpy() -> TorchGenerator:
-    """A generator as it is where nothing was compiled."""
+    """A generator that draws in NumPy, as where no compiler was found."""
     with mock.patch.object(torch_generator, "source", _noise_numpy):
         return TorchGenerator(0)
 
@@ -43,8 +43,8 @@ def cuda_draw(shape: tuple[int, ...]) -> Callable[[], object]:
     return lambda: cuda.randn(shape)
 
 
-def anew(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """What a picture of a given seed costs: the generator too."""
+def with_new_generator(shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """Calls that also create the generator, as for an image with a seed."""
     return {
         "torch cpu": lambda: torch.randn(shape, generator=torch.Generator().manual_seed(3)),
         "runtime cpu": lambda: TorchGenerator(3).randn(shape),
@@ -59,7 +59,9 @@ def main() -> None:
         title = "x".join(map(str, shape))
         calls = draws(shape) | {"runtime cuda stream": cuda_draw(shape)}
         rows[title] = timing.alternate(calls, args.repeats)
-        rows[f"{title}, generator made anew"] = timing.alternate(anew(shape), args.repeats)
+        rows[f"{title}, generator made anew"] = timing.alternate(
+            with_new_generator(shape), args.repeats
+        )
     report = {
         "dtype": "float32",
         "threads": 1,

@@ -1,9 +1,9 @@
-"""What a step costs outside of the engine: `python -m benchmarks.overhead [--json FILE]`.
+"""Cost of a step outside the engine: `python -m benchmarks.overhead [--json FILE]`.
 
-The UNet is a stand-in that answers at once, so what is left of a step of 512x512 under guidance is
-the host's work: scaling, feeds and their checks, the guided sum, the scheduler, the copies that the
-caller keeps. Beside it the same work of diffusers: cat, scale_model_input, chunk, the guided
-sum and step, on PyTorch tensors; one thread each, runs that alternate.
+The UNet is a stand-in that returns at once. What remains of a step at 512x512 with guidance is the
+host's work: scaling, feeds and their checks, guidance, the scheduler, and copies for the caller. It
+is compared with the same work in diffusers (cat, scale_model_input, chunk, guidance and step on
+PyTorch tensors), one thread each, in alternating runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
+from benchmarks.scheduler_inputs import CONFIG, SHAPE, fixed_noise
 from benchmarks.timing import environment, parser, show_and_save
 from sdexport.bench.measure import summary
 from sdexport.engines import SessionBase, TensorSpec
@@ -31,9 +31,9 @@ NAMES = ("ddim", "lms", "pndm", "euler", "euler_a", "dpmsolver++", "unipc")
 
 
 class Instant(SessionBase):
-    """A UNet of SD 1.5's names and shapes that knows its answer beforehand."""
+    """A UNet with the names and shapes of SD 1.5 that always returns the same output."""
 
-    def __init__(self, answer: np.ndarray) -> None:
+    def __init__(self, noise_pred: np.ndarray) -> None:
         space = ("height", "width")
         inputs = (
             TensorSpec("sample", "float32", ("batch", 4, *space)),
@@ -42,14 +42,14 @@ class Instant(SessionBase):
         )
         outputs = (TensorSpec("out_sample", "float32", ("batch", 4, *space)),)
         super().__init__("unet", inputs, outputs)
-        self._answer = answer
+        self._noise_pred = noise_pred
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        return {"out_sample": self._answer}
+        return {"out_sample": self._noise_pred}
 
 
 def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Latents, the UNet's answer for both halves, embeddings, and noise; all float32."""
+    """Latents, the UNet's output for both halves, embeddings, and noise; all float32."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray:
@@ -59,12 +59,12 @@ def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def walk_ours(name: str) -> tuple[np.ndarray, list[float]]:
-    """One picture's latents, and the seconds of each step after the first, which binds."""
-    latents, answer, embeds, noise = arrays()
+    """Latents of one image, and the seconds of each step after the first, which binds inputs."""
+    latents, noise_pred, embeds, noise = arrays()
     sampler = schedulers.create(name, CONFIG, STEPS)
     seconds, end = [], latents
     loop = denoise(
-        Instant(answer),
+        Instant(noise_pred),
         InitialLatents(latents),
         embeds,
         sampler,
@@ -80,20 +80,20 @@ def walk_ours(name: str) -> tuple[np.ndarray, list[float]]:
 
 
 def walk_theirs(name: str) -> tuple[np.ndarray, list[float]]:
-    """The same by diffusers."""
+    """The same with diffusers."""
     import torch
 
     from tests.helpers.diffusers_schedulers import build_twin
 
-    latents, answer, _, noise = map(torch.from_numpy, arrays())
+    latents, both, _, noise = map(torch.from_numpy, arrays())
     theirs, options = build_twin(name, CONFIG, STEPS, {})
     seconds = []
-    with torch.inference_mode(), given_noise(type(theirs), noise):
+    with torch.inference_mode(), fixed_noise(type(theirs), noise):
         latents = latents * theirs.init_noise_sigma
         for timestep in theirs.timesteps:
             started = time.perf_counter()
             theirs.scale_model_input(torch.cat([latents] * 2), timestep)
-            uncond, text = answer.chunk(2)
+            uncond, text = both.chunk(2)
             noise_pred = uncond + GUIDANCE_SCALE * (text - uncond)
             latents = theirs.step(noise_pred, timestep, latents, **options).prev_sample
             seconds.append(time.perf_counter() - started)
@@ -101,9 +101,9 @@ def walk_theirs(name: str) -> tuple[np.ndarray, list[float]]:
 
 
 def measure(rounds: int, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
-    """Microseconds a step of each scheduler, ours beside diffusers'.
+    """Microseconds of a step for each scheduler, ours and diffusers'.
 
-    Raises: ValueError: the two do not end at the same latents.
+    Raises: ValueError: the final latents differ.
     """
     walks: dict[str, Callable[[str], tuple[np.ndarray, list[float]]]] = {
         "ours": walk_ours,
@@ -115,7 +115,7 @@ def measure(rounds: int, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
         ends = {peer: walk(name)[0] for peer, walk in walks.items()}
         scale = float(np.abs(ends["diffusers"]).max())
         if not np.abs(ends["ours"] - ends["diffusers"]).max() <= 5e-3 * scale:
-            raise ValueError(f"{name}: the two end at different latents")
+            raise ValueError(f"{name}: the final latents differ from diffusers'")
         for _ in range(rounds):
             for peer, walk in walks.items():
                 samples[peer] += [1e6 * s for s in walk(name)[1]]
@@ -142,7 +142,7 @@ def main() -> None:
         "schedulers": rows,
     }
     show_and_save(report, rows, args)
-    print(f"most: {worst:.0f} us of {BOUND_US:.0f} us")
+    print(f"slowest: {worst:.0f} us; the bound is {BOUND_US:.0f} us")
 
 
 if __name__ == "__main__":

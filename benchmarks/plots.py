@@ -1,4 +1,4 @@
-"""PNG plots of the harness' reports, into docs/benchmarks: `python -m benchmarks.plots`."""
+"""Plots of the reports as PNG files in docs/benchmarks: `python -m benchmarks.plots`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from benchmarks.arguments import RESULTS
 from benchmarks.tables import name_of, reports, rows_of
 
-PICTURES = Path(__file__).parents[1] / "docs" / "benchmarks"
+PLOTS = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
-def pictures(report: dict[str, Any], path: Path) -> bool:
-    """Bars of whole pictures, ours in another colour; False if none were timed."""
+def image_times(report: dict[str, Any], path: Path) -> bool:
+    """Bars of the time for a whole image, ours in another colour; False if none was timed."""
     timed = [
         (name, row["cases"]["picture"])
         for name, row in rows_of(report)
@@ -36,7 +36,7 @@ def pictures(report: dict[str, Any], path: Path) -> bool:
 
 
 def growth(report: dict[str, Any], path: Path) -> None:
-    """Time against each sweep's size, outside the engines and with ONNX Runtime."""
+    """Time against the size of each sweep, outside the engines and with ONNX Runtime."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6 * 2), dpi=100, layout="tight")
@@ -65,17 +65,17 @@ def _figure(height: float) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.plots")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--pictures", type=Path, default=PICTURES, help="where PNGs are written")
+    parser.add_argument("--folder", type=Path, default=PLOTS, help="where PNGs are written")
     args = parser.parse_args()
-    args.pictures.mkdir(parents=True, exist_ok=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
     for report in reports(args.results, "latency"):
-        path = args.pictures / f"picture-{name_of(report)}.png"
-        if pictures(report, path):
+        path = args.folder / f"picture-{name_of(report)}.png"
+        if image_times(report, path):
             print(path)
     scaling = args.results / "scaling.json"
     if scaling.is_file():
-        growth(json.loads(scaling.read_text(encoding="utf-8")), args.pictures / "growth.png")
-        print(args.pictures / "growth.png")
+        growth(json.loads(scaling.read_text(encoding="utf-8")), args.folder / "growth.png")
+        print(args.folder / "growth.png")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What each precision costs: `python -m benchmarks.precision --work DIR --json FILE`.
+"""Accuracy of each precision: `python -m benchmarks.precision --work DIR --json FILE`.
 
-The embedded model is exported in every precision (packages that are in DIR already are taken) and
-paints the held-out prompts; so does its fp32 package with OpenVINO's lower arithmetic. The pictures
-are judged by image analysis and compared with those of the fp32 package.
+The demo model is exported in every precision (packages that DIR contains already are used) and
+generates images of the held-out prompts; so does its fp32 package with OpenVINO's lower-precision
+arithmetic. The images are judged by image analysis and compared with those of the fp32 package.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sdexport.verification.verifier import verify
 
 SCHEDULERS = ("lms", "ddim")
 ARITHMETIC = ("bf16", "i8")
-"""Of OpenVINO's sessions, over the fp32 package."""
+"""Values of OpenVINO's option `precision`, with the fp32 package."""
 TOOLS = ("onnxruntime", "openvino", "numpy")
 IDENTICAL = 100.0
-"""Decibels that stand for two equal pictures."""
+"""Decibels for two equal images."""
 
 
 def main() -> None:
@@ -52,8 +52,8 @@ def run(
     """Figures of every precision, fp32 first.
 
     Args:
-      work: holds a package for each precision, or gets it.
-      prompts: how many held-out prompts are painted.
+      work: folder with one package for each precision; missing ones are exported.
+      prompts: number of held-out prompts.
     """
     reference: dict[str, list[np.ndarray]] = {}
     report: dict[str, Any] = {
@@ -69,16 +69,18 @@ def run(
             export(MODEL_DIR, folder, precision=precision)
         backend = verifying_backends(precision)[0]
         figures = _against_pytorch(folder, backend)
-        figures |= _beside(reference, folder, backend, schedulers, prompts)
+        figures |= _compare_images(reference, folder, backend, schedulers, prompts)
         report["precisions"][precision] = figures
     report["arithmetic"] = {
-        name: _beside(reference, work / "fp32", "openvino", schedulers, prompts, precision=name)
+        name: _compare_images(
+            reference, work / "fp32", "openvino", schedulers, prompts, precision=name
+        )
         for name in ARITHMETIC
     }
     return report
 
 
-def _beside(
+def _compare_images(
     reference: dict[str, list[np.ndarray]],
     folder: Path,
     backend: str,
@@ -86,12 +88,12 @@ def _beside(
     prompts: int,
     **options: Any,
 ) -> dict[str, Any]:
-    """What the pictures show, and how far they are from the reference's, which are the first."""
+    """Share of correct images, and PSNR against the reference, which is the first call's images."""
     figures: dict[str, Any] = {}
     for scheduler in schedulers:
-        shares, pictures = _painted(folder, backend, scheduler, prompts, options)
-        beside = reference.setdefault(scheduler, pictures)
-        decibels = [psnr(a, b) for a, b in zip(beside, pictures, strict=True)]
+        shares, images = _images(folder, backend, scheduler, prompts, options)
+        expected = reference.setdefault(scheduler, images)
+        decibels = [psnr(a, b) for a, b in zip(expected, images, strict=True)]
         figures[scheduler] = shares | {
             "psnr_median": float(np.median(decibels)),
             "psnr_p05": float(np.percentile(decibels, 5)),
@@ -101,36 +103,36 @@ def _beside(
 
 
 def _against_pytorch(folder: Path, backend: str) -> dict[str, Any]:
-    """Sizes, and the recorded answers replayed."""
+    """Size of the graphs, and the results of `verify`."""
     manifest = Package.load(folder).manifest
     checks = [check for check in verify(folder, backend) if check.metric != "files"]
     graphs = sum(r.size for c in manifest.components.values() for r in c.files)
-    *components, picture = checks
+    *components, image = checks
     return {
         "backend": backend,
         "graphs_mb": graphs / 1e6,
         "cosine": {f"{check.name}.{check.output}": check.cosine for check in components},
-        "picture": {"metric": picture.metric, "value": picture.error},
+        "picture": {"metric": image.metric, "value": image.error},
         "passed": all(check.passed for check in checks),
         "nodes": {name: dict(c.nodes) for name, c in manifest.components.items()},
     }
 
 
-def _painted(
+def _images(
     folder: Path, backend: str, scheduler: str, count: int, options: dict[str, Any]
 ) -> tuple[dict[str, float], list[np.ndarray]]:
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
 
     def keep(index: int, image: Image.Image, passed: bool) -> None:
-        pictures.append(np.asarray(image))
+        images.append(np.asarray(image))
 
     with load_pipeline(folder, backend, **options) as pipeline:
         shares = evaluate(pipeline, held_out_singles(count), scheduler, keep=keep)
-    return shares, pictures
+    return shares, images
 
 
 def psnr(expected: np.ndarray, actual: np.ndarray) -> float:
-    """Decibels between two uint8 pictures, at most IDENTICAL."""
+    """Decibels between two uint8 images, at most IDENTICAL."""
     noise = float(((expected.astype(float) - actual.astype(float)) ** 2).mean())
     return min(10 * math.log10(255**2 / noise), IDENTICAL) if noise else IDENTICAL
 

@@ -1,9 +1,9 @@
-"""Has something become slow? Ratios against a reference in the same run, in two minutes.
+"""Check for slowdowns: ratios against a reference in the same run, in two minutes.
 
     python -m benchmarks.quick [--json FILE]
 
-Both sides run in this thread, in turn, and its own processor time counts, so that a busy machine
-disturbs little; the fastest of many runs is compared. Absolute times mean nothing here.
+Both sides run in turn in this thread, whose CPU time is measured, so that a busy machine matters
+little; the fastest of many runs counts. Absolute times are meaningless here.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ BOUNDS = {
     "scheduler lms": 0.06,
     "scheduler euler": 0.45,
     "scheduler dpmsolver++": 0.4,
-    "tokenizer, words met before": 0.45,
-    "tokenizer, words not met": 0.8,
+    "tokenizer, known words": 0.45,
+    "tokenizer, new words": 0.8,
     "noise": 0.7,
     "noise in NumPy": 2.2,
-    "picture without engines": 4.0,
+    "image without engines": 4.0,
     "text_encoder": 1.0,
     "unet": 0.9,
     "vae_decoder": 1.4,
-    "convolution by tiles": 0.9,
+    "Winograd convolution": 0.9,
 }
-"""Our time over the reference's: about twice what was measured, 0.02 (LMS) to 1.5 (noise where
-nothing was compiled: all else is faster than what it replaces). The arithmetic beside which the
-pipeline stands takes 2 to 6 ms as the allocator happens to give pages back: 1.1 to 2.5."""
+"""Our time over the reference's, about twice the measured ratios: 0.02 (LMS) to 1.5 (noise in
+NumPy; everything else is faster than its reference). The bare arithmetic that the pipeline is
+compared with takes 2 to 6 ms, depending on the allocator: ratios of 1.1 to 2.5."""
 SHAPE = (1, 4, 64, 64)
 STEPS = 20
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -59,7 +59,7 @@ Calls = tuple[Callable[[], object], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Ratio:
-    """ours, reference: seconds of this thread, the fastest run of each."""
+    """A ratio and its bound; ours, reference: CPU seconds of the fastest run."""
 
     name: str
     ours: float
@@ -80,7 +80,7 @@ class Ratio:
 
 
 def ratio(name: str, calls: Calls, repeats: int = 40) -> Ratio:
-    """Time both in turn after three runs of each that do not count."""
+    """Time both in turn, after three warm-up runs of each."""
     best = [float("inf"), float("inf")]
     for number in range(repeats + 3):
         for side, call in enumerate(calls):
@@ -93,7 +93,7 @@ def ratio(name: str, calls: Calls, repeats: int = 40) -> Ratio:
 
 
 def scheduler_calls(name: str) -> Calls:
-    """A whole trajectory, the scheduler built before."""
+    """A whole run, creating the scheduler included."""
     import torch
 
     from tests.helpers.diffusers_schedulers import build_twin
@@ -116,7 +116,7 @@ def scheduler_calls(name: str) -> Calls:
     return ours, theirs
 
 
-def tokenizer_calls(*, met: bool) -> Calls:
+def tokenizer_calls(*, known: bool) -> Calls:
     from transformers import CLIPTokenizer
 
     folder = MODEL_DIR / "tokenizer"
@@ -126,7 +126,7 @@ def tokenizer_calls(*, met: bool) -> Calls:
         return theirs([PROMPT], padding="max_length", max_length=77, truncation=True).input_ids
 
     def encode() -> Any:
-        if not met:
+        if not known:
             ours._words.clear()
         return ours([PROMPT])
 
@@ -145,8 +145,8 @@ def noise_calls(ours: TorchGenerator) -> Calls:
     )
 
 
-def picture_calls(package: Package) -> Calls:
-    """The pipeline around sessions that answer at once, beside the bare arithmetic of its steps."""
+def image_calls(package: Package) -> Calls:
+    """The pipeline with sessions that return at once, and the bare arithmetic of its steps."""
     pipe = instant(package)
     arguments: dict[str, Any] = {"num_inference_steps": STEPS, "scheduler": "ddim", "seed": 0}
     arguments |= {"width": 512, "height": 512, "guidance_scale": 7.5}
@@ -156,9 +156,9 @@ def picture_calls(package: Package) -> Calls:
         latents = rng.standard_normal(SHAPE, np.float32)
         for _ in range(STEPS):
             uncond, text = np.concatenate([latents, latents]) * np.float32(0.1)
-            torch_generator = uncond + np.float32(7.5) * (text - uncond)
-            clean = (latents - np.float32(0.6) * torch_generator) / np.float32(0.8)
-            latents = np.float32(0.7) * clean + np.float32(0.7) * torch_generator
+            noise_pred = uncond + np.float32(7.5) * (text - uncond)
+            clean = (latents - np.float32(0.6) * noise_pred) / np.float32(0.8)
+            latents = np.float32(0.7) * clean + np.float32(0.7) * noise_pred
         pixels = np.full((1, 3, 512, 512), 0.1, np.float32)
         return ((pixels / 2 + 0.5).clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -167,7 +167,7 @@ def picture_calls(package: Package) -> Calls:
 
 @contextmanager
 def component_calls(package: Package, name: str) -> Iterator[Calls]:
-    """A component in ONNX Runtime and in PyTorch, one thread each, on PyTorch's recorded inputs."""
+    """A component in ONNX Runtime and in PyTorch, one thread each, on the reference inputs."""
     import torch
 
     from sdexport.checkpoints.diffusers_folder import Checkpoint
@@ -189,8 +189,8 @@ def component_calls(package: Package, name: str) -> Iterator[Calls]:
 
 
 @contextmanager
-def tiles_calls(folder: Path) -> Iterator[Calls]:
-    """A 3x3 convolution as prepared graphs have it and as ONNX Runtime does, one thread each."""
+def winograd_calls(folder: Path) -> Iterator[Calls]:
+    """A 3x3 convolution as in prepared graphs and as in ONNX Runtime, one thread each."""
     import onnx
     import onnx_ir as ir
     from onnx import TensorProto, helper, numpy_helper
@@ -206,14 +206,17 @@ def tiles_calls(folder: Path) -> Iterator[Calls]:
     node = helper.make_node("Conv", ["image", "weight"], ["result"], pads=[1, 1, 1, 1])
     tensors = [numpy_helper.from_array(weights, "weight")]
     graph = helper.make_graph([node], "convolution", ends[:1], ends[1:], tensors)
-    own, tiles = folder / "own.onnx", folder / "tiles.onnx"
+    direct, winograd = folder / "direct.onnx", folder / "winograd.onnx"
     opsets = [helper.make_opsetid("", 21)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), own)
-    rewritten = CpuGraph(own)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), direct)
+    rewritten = CpuGraph(direct)
     rewritten.rewrite()
-    ir.save(rewritten.model, tiles)
+    ir.save(rewritten.model, winograd)
     feeds = {"image": rng.standard_normal((1, channels, 64, 64), np.float32)}
-    with open_session(tiles, threads=1) as ours, open_session(own, threads=1) as reference:
+    with (
+        open_session(winograd, threads=1) as ours,
+        open_session(direct, threads=1) as reference,
+    ):
         yield lambda: ours.run(feeds), lambda: reference.run(feeds)
 
 
@@ -221,17 +224,17 @@ def run(package: Package, scratch: Path) -> list[Ratio]:
     found = []
     for name in ("ddim", "lms", "euler", "dpmsolver++"):
         found.append(ratio(f"scheduler {name}", scheduler_calls(name), 20))
-    found.append(ratio("tokenizer, words met before", tokenizer_calls(met=True)))
-    found.append(ratio("tokenizer, words not met", tokenizer_calls(met=False)))
+    found.append(ratio("tokenizer, known words", tokenizer_calls(known=True)))
+    found.append(ratio("tokenizer, new words", tokenizer_calls(known=False)))
     if torch_generator.source is not _noise_numpy:
         found.append(ratio("noise", noise_calls(TorchGenerator(0))))
     found.append(ratio("noise in NumPy", noise_calls(in_numpy())))
-    found.append(ratio("picture without engines", picture_calls(package), 15))
+    found.append(ratio("image without engines", image_calls(package), 15))
     for name in ("text_encoder", "unet", "vae_decoder"):
         with component_calls(package, name) as calls:
             found.append(ratio(name, calls, 15))
-    with tiles_calls(scratch) as calls:
-        found.append(ratio("convolution by tiles", calls, 15))
+    with winograd_calls(scratch) as calls:
+        found.append(ratio("Winograd convolution", calls, 15))
     return found
 
 
@@ -263,7 +266,7 @@ def main() -> None:
     rows = [asdict(r) | {"ratio": r.ratio} for r in ratios]
     save({"ratios": rows, "growth": exponents}, args.json)
     if not fast:
-        raise SystemExit("slower than it was: see the ratios above")
+        raise SystemExit("slower than the bounds allow; see the ratios above")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reports of benchmarks: JSON, written whole or not at all."""
+"""Reports of benchmarks: JSON, written atomically."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdexport.engines.files import write_atomically
 
 
 def save(report: Mapping[str, Any], path: Path | None) -> None:
-    """Write a report where --json says, if it says anything; numbers of NumPy may be in it."""
+    """Write a report to `path`, unless that is None; it may contain NumPy numbers."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +19,7 @@ def save(report: Mapping[str, Any], path: Path | None) -> None:
 
 
 def show_and_save(report: Mapping[str, Any], path: Path | None) -> None:
-    """Print a report too."""
+    """Print a report and write it to `path`."""
     print(_text(report), end="")
     save(report, path)
 

@@ -1,12 +1,12 @@
-"""How near to the machine's limits each backend comes.
+"""How close each backend comes to the machine's limits.
 
     python -m benchmarks.roofline --work DIR [--model sd15] [--size 512]
 
-Work is counted from the graph at its real shapes (OpenVINO infers them): FLOPs of convolutions,
-matrix products and attention, two a multiply-add; bytes of weights, and of what those operators
-read and write, in float32. The limits are the best matrix product and copy measured here. The time
-that both allow is the roof; a backend's share is the roof over its median in the latency report of
-the same model and size.
+The operations are counted from the graph with its real shapes (OpenVINO infers them): FLOPs of
+convolutions, matrix products and attention, two for a multiply-add; bytes of weights, and of what
+those operators read and write, in float32. The limits are the fastest matrix product and copy
+measured here. They give the least possible time (the roofline); a backend's share is that time over
+its median in the latency report of the same model and size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sdexport.bench.measure import machine
 
 PRODUCTS = ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 SIDE = 3072
-"""Of the square matrices that are multiplied; their sum of 113 MB is beyond every cache here."""
+"""Size of the square matrices that are multiplied; together 113 MB, larger than every cache."""
 
 
 def count(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def count(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Args:
       model: the .onnx file.
       shapes: of each input.
-    Returns: flops, in all and by kind; weight_bytes; product_bytes: activations that products read
-      and write.
+    Returns: flops, the total, and flops_by_kind; weight_bytes; product_bytes, the activations that
+      those operators read and write.
     """
     import openvino as ov
 
@@ -65,7 +65,7 @@ def count(model: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def flops(
     kind: str, inputs: list[list[int]], output: list[int], attributes: Mapping[str, Any]
 ) -> int:
-    """Of one operator, two a multiply-add.
+    """Operations of one operator, two for a multiply-add.
 
     Args:
       inputs, output: shapes; convolution weights are (out, in, h, w), or (groups, out, in, h, w).
@@ -83,7 +83,7 @@ def flops(
 
 
 def _constant(port: Any) -> bool:
-    """Whether an input is a weight, perhaps behind a conversion."""
+    """Whether an input is a weight, possibly converted or reshaped."""
     node = port.get_source_output().get_node()
     if node.get_type_name() in ("Convert", "Reshape", "Transpose") and node.inputs():
         return _constant(node.inputs()[0])
@@ -91,7 +91,7 @@ def _constant(port: Any) -> bool:
 
 
 def limits(repeats: int = 5) -> dict[str, Any]:
-    """What this machine can do at best: FLOP/s of a matrix product, bytes/s of a copy."""
+    """Limits of this machine: FLOP/s of a matrix product, bytes/s of a copy."""
     return {
         "fp32_flops": max(_numpy_product(repeats), _openvino_product("f32", repeats)),
         "bf16_flops": _openvino_product("bf16", repeats),
@@ -119,24 +119,24 @@ def _openvino_product(precision: str, repeats: int) -> float:
     from openvino import opset13 as ops
 
     a, b = np.random.default_rng(0).standard_normal((2, SIDE, SIDE), np.float32)
-    given = ops.parameter([SIDE, SIDE], np.float32)
-    graph = ov.Model([ops.matmul(given, ops.constant(b), False, True)], [given])
+    parameter = ops.parameter([SIDE, SIDE], np.float32)
+    graph = ov.Model([ops.matmul(parameter, ops.constant(b), False, True)], [parameter])
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     request = compiled.create_infer_request()
     return 2 * SIDE**3 / _best(lambda: request.infer([a], share_inputs=True), repeats)
 
 
 def _copy(repeats: int) -> float:
-    """Read and written bytes of one core's copy of 256 MB."""
+    """Bytes per second, read and written, of a copy of 256 MB by one core."""
     source = np.ones(1 << 26, np.float32)
     target = np.empty_like(source)
     return 2 * source.nbytes / _best(lambda: np.copyto(target, source), repeats)
 
 
 def roof(work: Mapping[str, Any], limit: Mapping[str, float], precision: str) -> float:
-    """Seconds that the machine's limits allow: the larger of computing and moving.
+    """Least possible seconds: the larger of computing and moving data.
 
-    What has fewer bits than fp32 is held against the limit of bf16.
+    Precisions below fp32 are compared with the limit of bf16.
     """
     name, width = ("fp32", 1.0) if precision == "fp32" else ("bf16", 0.5)
     computing = work["flops"] / limit[f"{name}_flops"]
@@ -147,7 +147,7 @@ def roof(work: Mapping[str, Any], limit: Mapping[str, float], precision: str) ->
 def shares(
     report: Mapping[str, Any], latency: Mapping[str, Any]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Contender -> component -> roof in seconds and the share of it that was reached."""
+    """Contender -> component -> least possible seconds, and the share that was reached."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for group in latency["groups"]:
         for name, row in group.items():
@@ -162,7 +162,7 @@ def shares(
 def main() -> None:
     args = arguments.parser("roofline", __doc__).parse_args()
     for model, size, _ in arguments.selected(args):
-        given = feeds_for(model.package, size, size)
+        inputs = feeds_for(model.package, size, size)
         report: dict[str, Any] = {
             "model": model.name,
             "size": [size, size],
@@ -172,7 +172,7 @@ def main() -> None:
                 name: count(
                     model.package / name / "model.onnx", {k: v.shape for k, v in arrays.items()}
                 )
-                for name, arrays in given.items()
+                for name, arrays in inputs.items()
             },
         }
         latency = args.results / f"latency-{model.name}-{size}.json"

@@ -1,11 +1,11 @@
-"""Growth of what is outside the engines, against steps, batch, pixels and prompt length.
+"""Growth of time and memory outside the engines with steps, batch, pixels and prompt length.
 
     python -m benchmarks.scaling --work DIR [--results DIR]
 
-The embedded model's pipeline paints with sessions that answer at once, so that what is timed is all
-ours: tokenizer, noise, scheduler, guidance, pictures. Nothing may grow faster than linearly: the
-exponent of a power law through the larger sizes stays under LIMIT. The same sweeps with ONNX
-Runtime stand beside it, for the plots.
+The demo model's pipeline runs with sessions that return at once, so only our own code is timed:
+tokenizer, noise, scheduler, guidance, images. Nothing may grow faster than linearly: the exponent
+of a power law through the larger sizes stays below LIMIT. The same sweeps are run with ONNX
+Runtime, for the plots.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 
 LIMIT = 1.15
-"""1 is linear; the rest is what caches and timers do to a fit through three sizes."""
+"""1 is linear; the rest allows for caches and timers in a fit through three sizes."""
 SWEEPS: dict[str, tuple[int, ...]] = {
     "steps": (10, 20, 40, 80, 160),
     "batch": (2, 4, 8, 16, 32),
@@ -39,20 +39,22 @@ REPEATS = 5
 
 
 class Instant(SessionBase):
-    """A component that answers at once, with the same values every time."""
+    """A component that returns at once, always with the same values."""
 
     def __init__(self, package: Package, name: str) -> None:
         super().__init__(name, *graph_specs(package.model_path(name)))
         self._scale = package.manifest.downscale
-        self._made: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
+        self._outputs: dict[tuple[Any, ...], dict[str, np.ndarray]] = {}
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         key = tuple(value.shape for value in feeds.values())
-        if key not in self._made:
-            self._made[key] = {spec.name: self._answer(spec.shape, feeds) for spec in self.outputs}
-        return {name: value.copy() for name, value in self._made[key].items()}
+        if key not in self._outputs:
+            self._outputs[key] = {
+                spec.name: self._output(spec.shape, feeds) for spec in self.outputs
+            }
+        return {name: value.copy() for name, value in self._outputs[key].items()}
 
-    def _answer(self, shape: Sequence[int | str], feeds: Feeds) -> np.ndarray:
+    def _output(self, shape: Sequence[int | str], feeds: Feeds) -> np.ndarray:
         sizes = {
             dim: size
             for spec in self.inputs
@@ -67,55 +69,55 @@ class Instant(SessionBase):
 
 
 def instant(package: Package) -> Pipeline:
-    """The package's pipeline without its engines."""
+    """The package's pipeline with sessions that compute nothing."""
     names = package.manifest.components
     return Pipeline(package, sessions={name: Instant(package, name) for name in names})
 
 
 def workload(sweep: str, value: int, i: int) -> dict[str, Any]:
-    """The pipeline's arguments at one size of a sweep; long prompts are others each time."""
-    given: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 0}
-    given |= {"width": 64, "height": 64, "scheduler": "lms"}
+    """The pipeline's arguments at one size of a sweep; long prompts differ in each call."""
+    usual: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 0}
+    usual |= {"width": 64, "height": 64, "scheduler": "lms"}
     if sweep == "steps":
-        return given | {"num_inference_steps": value, "width": 256, "height": 256}
+        return usual | {"num_inference_steps": value, "width": 256, "height": 256}
     if sweep == "batch":
-        return given | {"prompt": ["a red circle"] * value, "width": 256, "height": 256}
+        return usual | {"prompt": ["a red circle"] * value, "width": 256, "height": 256}
     if sweep == "pixels":
-        return given | {"width": math.isqrt(value), "height": math.isqrt(value)}
+        return usual | {"width": math.isqrt(value), "height": math.isqrt(value)}
     words = " ".join(f"circle{i + number}" for number in range(value))
-    return given | {"prompt": words, "prompt_weights": True, "num_inference_steps": 1}
+    return usual | {"prompt": words, "prompt_weights": True, "num_inference_steps": 1}
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Of the power law through the three largest sizes; constant parts count for less there."""
+    """Exponent of a power law through the three largest sizes; constants matter least there."""
     return float(np.polyfit(np.log(sizes[-3:]), np.log(values[-3:]), 1)[0])
 
 
 def sweep(
-    paint: Callable[..., Any],
+    generate: Callable[..., Any],
     name: str,
     values: Sequence[int],
     repeats: int = REPEATS,
     clock: Callable[[], float] = time.thread_time,
 ) -> dict[str, Any]:
-    """Seconds and peak bytes of NumPy and Python at each size; exponents of both.
+    """Seconds and peak bytes of Python and NumPy at each size, and their exponents.
 
     Args:
-      clock: by default this thread's own time, which other processes do not disturb.
+      clock: by default the CPU time of this thread, which other processes do not affect.
     """
     samples: dict[int, list[float]] = {value: [] for value in values}
-    for number in range(repeats + 1):  # in turn, so that all sizes meet the same machine
+    for number in range(repeats + 1):  # in turn, so that all sizes see the same machine
         for value in values:
-            given = workload(name, value, number)
+            arguments = workload(name, value, number)
             started = clock()
-            paint(**given)
+            generate(**arguments)
             if number:
                 samples[value].append(clock() - started)
     peaks = []
     for value in values:
-        given = workload(name, value, repeats + 1)
+        arguments = workload(name, value, repeats + 1)
         tracemalloc.start()
-        paint(**given)
+        generate(**arguments)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     best = [min(samples[value]) for value in values]

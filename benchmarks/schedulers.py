@@ -17,7 +17,7 @@ import diffusers
 import numpy as np
 import torch
 
-from benchmarks.beside_diffusers import CONFIG, SHAPE, given_noise
+from benchmarks.scheduler_inputs import CONFIG, SHAPE, fixed_noise
 from benchmarks.reports import save
 from benchmarks.timing import environment
 from sdexport.runtime import schedulers
@@ -84,7 +84,7 @@ def measure(name: str, config: dict[str, Any], options: dict[str, Any], rounds: 
     ours: list[float] = []
     with_clean: list[float] = []
     theirs: list[float] = []
-    with given_noise(twin_class(name), noise):
+    with fixed_noise(twin_class(name), noise):
         for turn in range(rounds + 2):
             twin, step_options = build_twin(name, config, STEPS, options)
             sampler = schedulers.create(name, config, STEPS, **options)

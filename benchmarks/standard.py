@@ -1,9 +1,9 @@
-"""The standard set: everything that the tables and plots are made from, in one command.
+"""The standard set: all reports that the tables and plots are made from, in one command.
 
     python -m benchmarks.standard --work DIR [--parts latency-256 memory ...] [--plan]
 
-For a machine that does nothing else. Minutes are estimates for two cores; `prepare` runs once for a
-work folder. A part that fails is reported and the others go on.
+Run it on a machine that does nothing else. Minutes are estimates for two cores; `prepare` runs once
+for a work folder. If a part fails, that is reported and the others still run.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ MOST = (
     *(*CORE, "optimum fp32", "sdexport onnxruntime fp32", "sdexport onnxruntime fp32 prepared"),
     "openvino-genai",
 )
-HELD = (
+MEMORY = (
     *("diffusers fp32", "sdexport openvino fp32", "sdexport onnxruntime", "optimum fp32"),
     *("openvino-genai fp32", "sdexport openvino bf16", "diffusers bf16"),
 )
-"""Whose memory is measured."""
+"""Contenders whose memory is measured."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command of benchmarks; minutes: estimated, on two cores; standard: in the standard set."""
+    """A benchmark with its options.
+
+    Attributes:
+      minutes: estimate for two cores.
+      standard: whether it belongs to the standard set.
+    """
 
     module: str
     options: tuple[str, ...] = ()
@@ -63,11 +68,11 @@ PARTS = {
         "latency",
         (
             *(*SD15, "--size", "512", "--rounds", "3", "--minutes", "6"),
-            *("--pictures-only", *_only(CORE)),
+            *("--images-only", *_only(CORE)),
         ),
         8,
     ),
-    "memory": Part("memory", (*SD15, "--size", "256", *_only(HELD)), 4),
+    "memory": Part("memory", (*SD15, "--size", "256", *_only(MEMORY)), 4),
     "roofline": Part("roofline", SD15, 0.3),
     "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
     "compiled-256": Part(
@@ -92,21 +97,21 @@ PARTS = {
     ),
 }
 PREPARING = 14
-"""Minutes to install the peers and to export SD 1.5 with each of them, once."""
+"""Minutes to install the other libraries and to export SD 1.5 with each of them, once."""
 
 
 def plan(names: list[str]) -> str:
     lines = [f"{'prepare, once':18}{PREPARING:5} min"]
     lines += [f"{name:18}{PARTS[name].minutes:5g} min" for name in names]
-    return "\n".join([*lines, f"{'in all':18}{sum(PARTS[n].minutes for n in names):5g} min"])
+    return "\n".join([*lines, f"{'total':18}{sum(PARTS[n].minutes for n in names):5g} min"])
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Environments and models, so that no part pays for them."""
+    """Create environments and models beforehand, so that no part includes their time."""
     for library in dict.fromkeys(c.library for c in CONTENDERS.values() if c.library != OURS):
         try:
             python_of(library, args.work)
-        except WorkerError as error:  # its contenders are reported with it
+        except WorkerError as error:  # reported for its contenders
             print(error, flush=True)
     for name in ("embedded", "sd15"):
         made(name, args.work, args.tokenizer and Path(args.tokenizer))
@@ -139,7 +144,7 @@ def main() -> None:
     )
     arguments.common(parser)
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default the standard set")
-    parser.add_argument("--plan", action="store_true", help="say how long it takes, and end")
+    parser.add_argument("--plan", action="store_true", help="print the expected time and exit")
     args = parser.parse_args()
     names = args.parts or [name for name, part in PARTS.items() if part.standard]
     print(plan(names), flush=True)

@@ -1,10 +1,10 @@
-"""From nothing to a picture: import, and a whole process, in runs that alternate.
+"""Time to the first image: imports, and whole processes, in alternating runs.
 
     python -m benchmarks.startup PACKAGE [--work DIR] [--json FILE]
 
-`from runtime import *` is measured over what NumPy and Pillow take by themselves; the whole process
-paints 128x128 in 20 steps with `sdexport generate` from a start with warm disk caches. With --work
-a script does the same with diffusers, in the environment of benchmarks.latency's peer.
+The import of the runtime is measured relative to NumPy and Pillow alone. The whole process is
+`sdexport generate` for 128x128 in 20 steps, with warm disk caches. With --work a script does the
+same with diffusers, in the environment that benchmarks.latency uses.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sdexport.demo_model import MODEL_DIR
 
 ROUNDS = 5
 BARE = "import numpy, PIL.Image, PIL.ImageOps, PIL.PngImagePlugin"
+RUNTIME = "from sdexport import ClipTokenizer, TorchGenerator, load_pipeline, save_image, schedulers"
 STEPS = 20
 
 
@@ -36,33 +37,33 @@ def seconds(command: list[str]) -> float:
 def measure(
     package: Path, rounds: int = ROUNDS, work: Path | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each kind of process, round by round."""
+    """Seconds of each process in each round."""
     with tempfile.TemporaryDirectory() as folder:
-        paint = [
+        generate = [
             "-m",
             "sdexport",
             "generate",
             str(package),
             "a large red circle on a white background",
         ]
-        paint += ["-o", str(Path(folder) / "a.png"), "--steps", str(STEPS), "--size", "128x128"]
+        generate += ["-o", str(Path(folder) / "a.png"), "--steps", str(STEPS), "--size", "128x128"]
         commands = {
             "python": ["-c", "pass"],
             "numpy and pillow": ["-c", BARE],
-            "runtime": ["-c", f"{BARE}; from runtime import *"],
+            "runtime": ["-c", f"{BARE}; {RUNTIME}"],
             "help": ["-m", "sdexport", "--help"],
-            "picture": [*paint, "--seed", "0", "--force"],
+            "picture": [*generate, "--seed", "0", "--force"],
         }
         commands = {name: [sys.executable, *command] for name, command in commands.items()}
         if work is not None:
-            script = Path(__file__).parent / "peers" / "diffusers_picture.py"
+            script = Path(__file__).parent / "peers" / "diffusers_image.py"
             first = [python_of("diffusers", work), script, MODEL_DIR, Path(folder) / "b.png", STEPS]
             commands["diffusers picture"] = list(map(str, first))
         runs: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(rounds + 1):
             for name, command in commands.items():
                 taken = seconds(command)
-                if number:  # the first round warms the disk's cache
+                if number:  # the first round warms the disk cache
                     runs[name].append(taken)
     return runs
 
@@ -71,7 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.startup")
     parser.add_argument("package", type=Path)
     parser.add_argument(
-        "--work", type=Path, help="where the peers' environments are; diffusers too"
+        "--work",
+        type=Path,
+        help="folder of the other libraries' environments; measures diffusers too",
     )
     parser.add_argument("--json", type=Path, help="also write the report here")
     args = parser.parse_args()

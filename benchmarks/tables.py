@@ -184,8 +184,8 @@ def figures(folder: Path) -> str:
 
 def _is_standard(report: Mapping[str, Any]) -> bool:
     """Whether whole images of all the usual contenders were timed."""
-    pictures = any("picture" in row["cases"] for _, row in rows_of(report))
-    return pictures and not report.get("slow")
+    has_images = any("picture" in row["cases"] for _, row in rows_of(report))
+    return has_images and not report.get("slow")
 
 
 def _title(report: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""Peak memory of the VAE on 1024x1024 in tiles, beside 512x512 and 1024x1024 as a whole.
+"""Peak memory of the VAE for 1024x1024 in tiles, and for 512x512 and 1024x1024 as a whole.
 
     python -m benchmarks.tiling [--package DIR] [--full-size] [--json FILE]
 
-Without a package the embedded model is exported. --full-size takes a VAE of SD 1.5's size with
-random weights instead; it needs about 10 GB of memory. Each figure is the peak resident memory of
-a process of its own, and `ratio` compares 1024 in tiles of 512 with 512 as a whole.
+Without a package the demo model is exported. --full-size uses a VAE of SD 1.5's size with random
+weights instead and needs about 10 GB of memory. Each figure is the peak resident memory of a new
+process; `ratio` compares 1024 in tiles of 512 with 512 as a whole.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _peak() -> float:
 
 
 def _apart(model: Path, kind: str, size: int, tile: int | None) -> Any:
-    """`measure` in a process of its own."""
+    """`measure` in a new process."""
     command = [sys.executable, "-m", "benchmarks.tiling", "--one", str(model), kind]
     command += [str(size), str(tile or 0)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

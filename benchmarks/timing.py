@@ -1,4 +1,4 @@
-"""Time peers side by side: one call of each in turn, so that all meet the same machine."""
+"""Time several functions in turn, one call of each, so that all see the same machine."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def alternate(
 
 
 def environment(*packages: str) -> dict[str, Any]:
-    """The machine, and the versions of what is compared on it."""
+    """The machine, and the versions of these packages."""
     versions = {name: metadata.version(name) for name in packages}
     return {"machine": machine(), "versions": versions}
 
 
 def show_and_save(report: dict[str, Any], rows: Mapping[str, dict[str, Any]], args: Any) -> None:
-    """Print a line for each timing; write the whole report where --json says."""
+    """Print a line for each timing, and write the whole report to the file of --json."""
     for title, peers in rows.items():
         times = "   ".join(f"{name} {peer['median_us']:,.1f} us" for name, peer in peers.items())
         print(f"{title:40} {times}")

@@ -1,9 +1,10 @@
-"""ClipTokenizer beside transformers' CLIPTokenizer, one process, call by call in turn.
+"""ClipTokenizer compared with transformers' CLIPTokenizer, in one process, call by call in turn.
 
     python -m benchmarks.tokenizer --tokenizer DIR [--json FILE]
 
-Loading the files; a 20-word prompt again and again (both have met its words); the same with our
-cache of words emptied before each call; and prompts of words that neither has ever met.
+Measured are: loading the files; the same prompt of 20 words repeatedly, so that both know its
+words; the same with our word cache emptied before each call; and prompts of words that are new to
+both.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LOADS = 20
 
 
 def unseen_prompts(folder: Path, count: int) -> list[str]:
-    """Prompts of 20 words each, no word twice, all of the vocabulary."""
+    """Prompts of 20 words each from the vocabulary, no word twice."""
     vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     words = [t.removesuffix("</w>") for t in vocab if t.isascii() and t.endswith("</w>")]
     words = sorted(word for word in words if word.isalpha() and len(word) > 2)
@@ -55,7 +56,7 @@ def main() -> None:
             raise RuntimeError(f"the ids differ for {prompt!r}")
     ours = ClipTokenizer.from_folder(args.tokenizer)
     theirs = CLIPTokenizer.from_pretrained(args.tokenizer)
-    new_to_us, new_to_them = itertools.cycle(unseen), itertools.cycle(unseen)
+    for_ours, for_theirs = itertools.cycle(unseen), itertools.cycle(unseen)
     timings = {
         "20 words, met before": timing.alternate(
             {"runtime": lambda: ours([PROMPT]), "transformers": lambda: rows(PROMPT)}, args.repeats
@@ -67,8 +68,8 @@ def main() -> None:
         ),
         "20 words, never met": timing.alternate(
             {
-                "runtime": lambda: ours([next(new_to_us)]),
-                "transformers": lambda: rows(next(new_to_them)),
+                "runtime": lambda: ours([next(for_ours)]),
+                "transformers": lambda: rows(next(for_theirs)),
             },
             len(unseen) - timing.WARM_UP,
         ),

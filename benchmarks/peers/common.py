@@ -1,4 +1,4 @@
-"""What the peers' workers share; NumPy and the standard library alone.
+"""Shared code of the other libraries' workers; needs NumPy and the standard library only.
 
 A worker speaks the protocol of engines/worker_process.py with the requests of bench_worker.py:
 open, component, picture. Two of them also prepare a checkpoint for their library: `python WORKER
@@ -31,13 +31,13 @@ def loaded(path: str) -> Feeds:
 
 
 def opened(components: list[str], *packages: str) -> dict[str, Any]:
-    """The answer to `open`."""
+    """The response to `open`."""
     versions = {name: metadata.version(name) for name in packages}
     return {"components": {n: {} for n in components}, "versions": versions, **resident_mb()}
 
 
 def run(worker: Any, prepare: Callable[[Path, Path], object] | None = None) -> None:
-    """Prepare a checkpoint if the command line asks for it, else serve."""
+    """Prepare a checkpoint if the command line says so, else serve requests."""
     if prepare is not None and sys.argv[1:2] == ["prepare"]:
         prepare(Path(sys.argv[2]), Path(sys.argv[3]))
         return

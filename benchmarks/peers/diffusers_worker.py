@@ -39,19 +39,19 @@ class DiffusersWorker:
     def component(self, name: str, feeds: str, output: str | None = None) -> dict[str, Any]:
         tensors = {key: torch.from_numpy(value) for key, value in loaded(feeds).items()}
         with torch.inference_mode():
-            answer, measured = timed(lambda: self._call(name, tensors))
+            outputs, measured = timed(lambda: self._call(name, tensors))
         if output:
-            np.savez(output, **answer)
+            np.savez(output, **outputs)
         return measured
 
-    def _call(self, name: str, given: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def _call(self, name: str, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         pipe = self.pipe
-        cast = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in given.items()}
+        cast = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         if name == "unet":
             added = {k: cast[k] for k in ("text_embeds", "time_ids") if k in cast}
             result = pipe.unet(
                 cast["sample"],
-                given["timestep"],
+                inputs["timestep"],
                 cast["encoder_hidden_states"],
                 added_cond_kwargs=added or None,
             )
@@ -64,10 +64,10 @@ class DiffusersWorker:
     def picture(
         self, arguments: dict[str, Any], latents: str, output: str | None = None
     ) -> dict[str, Any]:
-        given = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
+        own = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
         self.pipe.scheduler = LMSDiscreteScheduler.from_config(self.pipe.scheduler.config)
         noise = torch.from_numpy(np.load(latents)).to(self.dtype)
-        result, measured = timed(lambda: self.pipe(**given, latents=noise, output_type="np"))
+        result, measured = timed(lambda: self.pipe(**own, latents=noise, output_type="np"))
         if output:
             np.save(output, (result.images[0] * 255).round().astype(np.uint8))
         return measured

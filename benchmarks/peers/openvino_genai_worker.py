@@ -19,21 +19,21 @@ SCHEDULERS = {
 }
 
 
-class Given(genai.Generator):
-    """Hands out latents that were drawn elsewhere."""
+class FixedLatents(genai.Generator):
+    """A generator that returns given latents."""
 
     def __init__(self, latents: np.ndarray) -> None:
         genai.Generator.__init__(self)
         self._latents = latents
 
     def next(self) -> float:
-        raise RuntimeError("the scheduler asks for fresh noise; give one that takes none")
+        raise RuntimeError("the scheduler draws noise; use one that does not")
 
     def randn_tensor(self, shape: Any) -> ov.Tensor:
         return ov.Tensor(np.ascontiguousarray(self._latents.reshape(list(shape))))
 
     def seed(self, new_seed: int) -> None:
-        """The latents are given."""
+        """Ignored: the latents are fixed."""
 
 
 class GenAIWorker:
@@ -53,15 +53,16 @@ class GenAIWorker:
     def picture(
         self, arguments: dict[str, Any], latents: str, output: str | None = None
     ) -> dict[str, Any]:
-        given = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
-        noise, prompt = np.load(latents), given.pop("prompt")
-        kind = SCHEDULERS[arguments["scheduler"]]
-        self.pipe.set_scheduler(genai.Scheduler.from_config(self.config, kind))
+        own = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
+        noise, prompt = np.load(latents), own.pop("prompt")
+        scheduler = SCHEDULERS[arguments["scheduler"]]
+        self.pipe.set_scheduler(genai.Scheduler.from_config(self.config, scheduler))
 
-        def paint() -> np.ndarray:
-            return self.pipe.generate(prompt, generator=Given(noise), **given).data[0].copy()
+        def generate() -> np.ndarray:
+            result = self.pipe.generate(prompt, generator=FixedLatents(noise), **own)
+            return result.data[0].copy()
 
-        pixels, measured = timed(paint)
+        pixels, measured = timed(generate)
         if output:
             np.save(output, pixels)
         return measured
@@ -79,7 +80,7 @@ def prepare(checkpoint: Path, folder: Path) -> None:
     pipe.save_pretrained(folder)
     tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(checkpoint / "tokenizer"))
     ov.save_model(tokenizer, folder / "tokenizer" / "openvino_tokenizer.xml")
-    # saved, the defaults of the checkpoint's own scheduler are written out and hide those of LMS
+    # the saved configuration spells out defaults of another scheduler, which would apply to LMS
     path = Path("scheduler") / "scheduler_config.json"
     values = json.loads((checkpoint / path).read_text(encoding="utf-8"))
     (folder / path).write_text(json.dumps(values | {"_class_name": "LMSDiscreteScheduler"}))

@@ -34,19 +34,19 @@ class OptimumWorker:
         tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
         if "timestep" in tensors:
             tensors["timestep"] = tensors["timestep"][0]
-        answer, measured = timed(lambda: part(**tensors))
+        outputs, measured = timed(lambda: part(**tensors))
         if output:
             key = {"unet": "out_sample", "vae_decoder": "sample"}.get(name, "last_hidden_state")
-            np.savez(output, **{key: np.asarray(answer[0])})
+            np.savez(output, **{key: np.asarray(outputs[0])})
         return measured
 
     def picture(
         self, arguments: dict[str, Any], latents: str, output: str | None = None
     ) -> dict[str, Any]:
-        given = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
+        own = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}
         self.pipe.scheduler = LMSDiscreteScheduler.from_config(self.pipe.scheduler.config)
         noise = torch.from_numpy(np.load(latents))
-        result, measured = timed(lambda: self.pipe(**given, latents=noise, output_type="np"))
+        result, measured = timed(lambda: self.pipe(**own, latents=noise, output_type="np"))
         if output:
             np.save(output, (result.images[0] * 255).round().astype(np.uint8))
         return measured

@@ -73,7 +73,7 @@ def test_latency_leaves_out_who_answers_differently(report: dict[str, Any]) -> N
     assert rows["reference"]["cases"]["unet"]["check"] == {"reference": True}
     assert rows["same"]["cases"]["picture"]["check"]["mean"] == 0
     for case in ("unet", "picture"):
-        assert "another answer" in rows["other"]["cases"][case]["error"]
+        assert "differs from the reference" in rows["other"]["cases"][case]["error"]
         assert "median_s" not in rows["other"]["cases"][case]
     assert "no such package" in rows["absent"]["error"]
 
@@ -162,4 +162,4 @@ def test_tables_show_figures_and_errors(report: dict[str, Any], tmp_path: Path) 
     text = tables.figures(tmp_path / "results")
     assert "| same | 0.5 (0.5 to 0.5) | 5 (5 to 5) |" in text
     assert "- absent: installing absent.txt failed" in text
-    assert "- other, unet: another answer than the reference" in text
+    assert "- other, unet: differs from the reference" in text

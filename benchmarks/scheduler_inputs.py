@@ -1,4 +1,4 @@
-"""What the benchmarks of schedulers give to both sides: latents, configuration, noise."""
+"""Inputs of the scheduler benchmarks, the same for both libraries: shape, configuration, noise."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CONFIG = {
 
 
 @contextmanager
-def given_noise(twin: type, noise: Any) -> Iterator[None]:
-    """Schedulers of diffusers get this noise wherever they would draw some."""
+def fixed_noise(twin: type, noise: Any) -> Iterator[None]:
+    """Make a scheduler of diffusers use this noise wherever it draws some."""
     module = sys.modules[twin.__module__]
     draws: dict[str, Callable[..., Any]] = {
         "randn_tensor": lambda *_, **__: noise,

@@ -1,4 +1,4 @@
-"""A first picture with diffusers, as a user's script would paint it: CHECKPOINT OUT.png STEPS."""
+"""Generate one image with diffusers, as a user's script would: CHECKPOINT OUT.png STEPS."""
 
 from __future__ import annotations
 
