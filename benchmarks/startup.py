@@ -24,7 +24,7 @@ from sdexport.demo_model import MODEL_DIR
 
 ROUNDS = 5
 BARE = "import numpy, PIL.Image, PIL.ImageOps, PIL.PngImagePlugin"
-RUNTIME = "from sdexport import ClipTokenizer, TorchGenerator, load_pipeline, save_image, schedulers"
+RUNTIME = "from sdexport import ClipTokenizer, TorchGenerator, load_pipeline, save_image"
 STEPS = 20
 
 
