@@ -42,6 +42,8 @@ NOT_RUN = {
     "verification.md": 1,
 }
 """How many blocks of a page carry the marker."""
+GENERATED = ("api.md", "cli.md", "contributing.md")
+"""Pages whose headings exist only in the built site, where `mkdocs build --strict` checks them."""
 SHOWN_ONLY = {"text", "json", "toml", "dockerfile", "yaml"}
 MAX_BYTES = 1_500_000
 HOME = "https://github.com/sdexport/sdexport/blob/main/"
@@ -151,7 +153,8 @@ def test_links_between_pages_lead_to_files_and_headings() -> None:
             if target.startswith(("http://", "https://")):
                 continue
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
-            assert not anchor or anchor in anchors[target], f"{page.name}: {target}#{anchor}"
+            if anchor and target not in GENERATED:
+                assert anchor in anchors[target], f"{page.name}: {target}#{anchor}"
 
 
 def headings(page: Path) -> list[str]:
