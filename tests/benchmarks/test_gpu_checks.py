@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, tried on a CPU with the embedded model: it must not fail on the day."""
+"""The GPU benchmark, run on a CPU with the demo model, so that it works when a GPU is there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRT = "tensorrt"
 
 @pytest.fixture(scope="module")
 def args(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A dry run on the exported fixture; TensorRT is a stand-in that knows the UNet alone."""
+    """A dry run on the exported fixture; TensorRT is a stand-in that has an engine for the UNet only."""
 
     def build(package: Any, *, engine_dir: Path, sizes: EngineSizes, **options: Any) -> list[Any]:
         assert sizes.static and sizes.height is not None
@@ -63,19 +63,19 @@ def test_gpu_benchmark_runs_every_task(report: dict[str, Any]) -> None:
             assert row["host"]["median_us"] > 0 and row["shares"]["arithmetic"] > 0
     for steps in TINY.steps:
         task = report[f"tiny.picture.{steps}"]
-        assert len(task["torch"]["seconds"]) == gpu.PICTURES
+        assert len(task["torch"]["seconds"]) == gpu.IMAGES
         assert task["onnxruntime"]["most_of_255"] <= IMAGE_ABS
 
 
-def test_gpu_benchmark_times_no_wrong_answer(report: dict[str, Any]) -> None:
-    """The stand-in computes something else, and knows no text encoder."""
+def test_gpu_benchmark_times_no_wrong_output(report: dict[str, Any]) -> None:
+    """The stand-in computes something else, and has no text encoder."""
     wrong = report["tiny.unet.2x64"][TRT]
     assert wrong["to_fp32"]["cosine"] < gpu.COSINE and "host" not in wrong
     assert "no engine" in report["tiny.text_encoder.1x64"][TRT]["error"]
     assert "host" in report["tiny.text_encoder.1x64"]["torch"]
 
 
-def test_gpu_benchmark_goes_on_where_it_stopped(
+def test_gpu_benchmark_continues_its_report(
     args: Any, report: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert gpu.run(args).keys() == report.keys()
@@ -88,7 +88,7 @@ def test_gpu_benchmark_makes_the_table(report: dict[str, Any]) -> None:
     table = docs_tables.gpu(report)
     assert table.startswith("On Fake GPU (`python -m benchmarks.gpu`; random weights; ")
     assert "| batch x pixels | onnxruntime | torch |" in table
-    assert "| 2x64 | " in table and "tiny: whole picture, s:" in table
+    assert "| 2x64 | " in table and "tiny: whole image, s:" in table
 
 
 @pytest.mark.slow

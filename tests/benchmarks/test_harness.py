@@ -1,4 +1,4 @@
-"""The harness: groups, checks, turns, tables, plots, with peers that are scripts."""
+"""The benchmark harness: groups, checks, rounds and tables, with scripts as contenders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture(arguments, latents, output=None):
     np.save(output, np.full((8, 8, 3), steps + {added}, np.uint8))
     return {{"seconds": float(steps), "peak_mb": 20.0}}
 
-serve({{"open": lambda model, **given: {{"components": {{"unet": {{}}}}, "versions": {{}}}},
+serve({{"open": lambda model, **options: {{"components": {{"unet": {{}}}}, "versions": {{}}}},
        "component": component, "picture": picture}})
 """
 
@@ -41,7 +41,7 @@ def model(tmp_path: Path) -> Model:
     return Model("toy", tmp_path / "checkpoint", tmp_path / "package", (64,))
 
 
-def peers(
+def contenders_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, added: dict[str, float]
 ) -> list[Contender]:
     for name, value in added.items():
@@ -60,7 +60,7 @@ def peers(
 
 @pytest.fixture
 def report(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    rivals = peers(tmp_path, monkeypatch, {"reference": 0, "same": 0, "other": 5})
+    rivals = contenders_of(tmp_path, monkeypatch, {"reference": 0, "same": 0, "other": 5})
     rivals.append(Contender("absent", "script"))
     arrays = {"unet": {"sample": np.ones((1, 4, 8, 8), np.float32)}}
     arrays["vae_decoder"] = {"latent_sample": np.ones((1, 4, 8, 8), np.float32)}
@@ -68,7 +68,7 @@ def report(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     return latency.run(model, 64, rivals, tmp_path, rounds=2, memory_gb=10)
 
 
-def test_latency_leaves_out_who_answers_differently(report: dict[str, Any]) -> None:
+def test_latency_does_not_time_wrong_outputs(report: dict[str, Any]) -> None:
     (rows,) = report["groups"]
     assert rows["reference"]["cases"]["unet"]["check"] == {"reference": True}
     assert rows["same"]["cases"]["picture"]["check"]["mean"] == 0
@@ -78,20 +78,20 @@ def test_latency_leaves_out_who_answers_differently(report: dict[str, Any]) -> N
     assert "no such package" in rows["absent"]["error"]
 
 
-def test_latency_keeps_the_warm_up_apart(report: dict[str, Any]) -> None:
+def test_latency_reports_the_warm_up_separately(report: dict[str, Any]) -> None:
     figures = report["groups"][0]["same"]["cases"]["picture"]
     assert figures["samples_s"] == [latency.STEPS] * 2
     assert figures["warm_up_s"] == latency.WARM_UP_STEPS
     assert "vae_decoder" not in report["groups"][0]["same"]["cases"]
 
 
-def test_after_its_minutes_a_run_begins_no_further_round() -> None:
+def test_turns_start_no_round_after_the_deadline() -> None:
     now = latency.time.monotonic()
     assert list(latency.Turns(3, now + 60)) == [0, 1, 2, 3]
     assert list(latency.Turns(3, now - 1)) == [0, 1]
 
 
-def test_rounds_are_said_as_they_were_taken() -> None:
+def test_table_states_the_rounds_that_were_run() -> None:
     report = {"groups": [{"a": timed(2), "b": timed(2)}], "num_inference_steps": 5}
     report |= {"model": "toy", "size": [64, 64]}
     first, second = (row["cases"]["picture"] for row in report["groups"][0].values())
@@ -103,7 +103,7 @@ def test_rounds_are_said_as_they_were_taken() -> None:
 
 def test_groups_fit_into_memory_and_share_the_reference(model: Model) -> None:
     rivals = [Contender(name, "script", memory=1.0) for name in "abcdef"]
-    found = groups(rivals, model, 0.003)  # the model has a thousandth of a GB
+    found = groups(rivals, model, 0.003)  # the model has 0.001 GB
     assert [[c.name for c in group] for group in found] == [
         ["a", "b", "c"],
         ["a", "d", "e"],
@@ -116,7 +116,7 @@ def test_groups_fit_into_memory_and_share_the_reference(model: Model) -> None:
     assert all(len(group) == 2 for group in groups(rivals, model, 0.0))
 
 
-def test_chosen_takes_beginnings_of_names() -> None:
+def test_chosen_accepts_beginnings_of_names() -> None:
     assert {c.library for c in chosen(["sdexport"])} == {"sdexport"}
     assert [c.name for c in chosen(["diffusers bf16"])] == ["diffusers bf16"]
     found = [c.name for c in chosen(["diffusers b", "optimum fp32"])]
@@ -127,7 +127,7 @@ def test_chosen_takes_beginnings_of_names() -> None:
         chosen(["fast"])
 
 
-def test_every_peer_has_its_worker_and_pinned_requirements() -> None:
+def test_every_library_has_a_worker_and_pinned_requirements() -> None:
     for library in {c.library for c in CONTENDERS.values()} - {contenders.OURS}:
         assert (contenders.PEERS / f"{library}_worker.py").is_file()
         lines = (contenders.PEERS / f"{library}.txt").read_text(encoding="utf-8").split()
@@ -145,12 +145,12 @@ def timed(seconds: float) -> dict[str, Any]:
     return {"precision": "fp32", "cases": {"picture": figures}}
 
 
-def test_ratio_between_groups_goes_by_the_reference() -> None:
+def test_ratio_between_groups_uses_the_reference() -> None:
     report = {"groups": [{"r": timed(8), "a": timed(2)}, {"r": timed(16), "b": timed(8)}]}
     assert tables.ratio(report, "a", "r", "picture") == 4
     assert tables.ratio(report, "a", "b", "picture") == 2
-    assert tables.ratio(report, "a", "nobody", "picture") is None
-    report["groups"].append({"s": timed(4), "c": timed(2)})  # another kind, another reference
+    assert tables.ratio(report, "a", "unknown", "picture") is None
+    report["groups"].append({"s": timed(4), "c": timed(2)})  # another reference
     assert tables.ratio(report, "s", "c", "picture") == 0.5
     assert tables.ratio(report, "a", "c", "picture") is None
 

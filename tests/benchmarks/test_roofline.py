@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a graph, against PyTorch's own count and by hand."""
+"""FLOPs and bytes of a graph, compared with PyTorch's count and with counts by hand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_flops_of_single_operations() -> None:
     assert flops(kind, attention, [1, 2, 16, 4], {}) == 2 * 2 * 16 * 10 * (8 + 4)
 
 
-def test_roof_is_the_slower_of_computing_and_moving() -> None:
+def test_roof_is_the_slower_of_computing_and_moving_data() -> None:
     limit = {"fp32_flops": 100.0, "bf16_flops": 200.0, "copy_bytes": 10.0}
     work = {"flops": 400, "weight_bytes": 10, "product_bytes": 10}
     assert roof(work, limit, "fp32") == 4 and roof(work, limit, "bf16") == 2
