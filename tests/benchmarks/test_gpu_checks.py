@@ -22,7 +22,7 @@ TRT = "tensorrt"
 
 @pytest.fixture(scope="module")
 def args(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A dry run on the exported package; TensorRT is a stand-in with an engine for the UNet only."""
+    """A dry run on the exported package; TensorRT is a stand-in with an engine for the UNet."""
 
     def build(package: Any, *, engine_dir: Path, sizes: EngineSizes, **options: Any) -> list[Any]:
         assert sizes.static and sizes.height is not None
