@@ -17,8 +17,8 @@ import diffusers
 import numpy as np
 import torch
 
-from benchmarks.scheduler_inputs import CONFIG, SHAPE, fixed_noise
 from benchmarks.reports import save
+from benchmarks.scheduler_inputs import CONFIG, SHAPE, fixed_noise
 from benchmarks.timing import environment
 from sdexport.runtime import schedulers
 from tests.helpers.diffusers_schedulers import build_twin, twin_class
