@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for report in reports(args.results, "latency"):
-        path = args.folder / f"picture-{name_of(report)}.png"
+        path = args.folder / f"image-{name_of(report)}.png"
         if image_times(report, path):
             print(path)
     scaling = args.results / "scaling.json"
