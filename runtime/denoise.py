@@ -132,7 +132,7 @@ class _Predictor:
         for rows in chunks(count, self._max_batch):
             unet = self._session(embeds, rows, count, guided)
             feeds = {"sample": sample[rows], "timestep": time}
-            noise_pred = finite(unet.run(feeds)["out_sample"], "unet", where)
+            noise_pred = finite(unet.run(feeds)["out_sample"], unet.name, where)
             parts.append(self._guidance.combine(noise_pred) if guided else noise_pred)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines import PREPARED_BACKEND, TensorSpec
+from sdexport.engines import PLAN_BACKENDS, PREPARED_BACKEND, TensorSpec
 from sdexport.engines.cache.engine_store import Built
 from sdexport.engines.cache.profiles import Profile, Span, dimension_names
-from sdexport.engines.errors import PackageError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
@@ -50,6 +50,54 @@ class EngineSizes:
 
 
 def build(
+    package: Package | str | Path,
+    backend: str = PREPARED_BACKEND,
+    *,
+    components: Sequence[str] = (),
+    engine_dir: str | Path | None = None,
+    rebuild_stale: bool = False,
+    progress: Report = lambda component, phase, share: None,
+    **options: Any,
+) -> list[Built]:
+    """Build the engines of a package, one component after the other.
+
+    Args:
+      package: the package or its folder.
+      backend: "onnxruntime" prepares graphs for this processor, which open faster and take less
+        memory; "tensorrt" and "tensorrt-rtx" build engines for a GPU.
+      components: their names; all of them by default.
+      engine_dir: where to write the engines; by default the package's own engines folder.
+      rebuild_stale: replace an engine that was built from or for something else.
+      progress: see Report.
+      options: for TensorRT those of `build_engines`: sizes, options, timing_cache.
+    Returns: for each component its engine, and whether it had to be built.
+    Raises: InvalidArgumentError: a backend without engines, an unknown option, or sizes that do not
+      fit. PackageError: no such package or component. EngineError: the build failed, or an engine
+      is there that does not fit.
+
+    Example:
+        sdexport.build("package", "onnxruntime")
+    """
+    loaded = package if isinstance(package, Package) else Package.load(package)
+    common: dict[str, Any] = {
+        "components": components,
+        "engine_dir": engine_dir,
+        "rebuild_stale": rebuild_stale,
+        "progress": progress,
+    }
+    if backend in PLAN_BACKENDS:
+        return build_engines(loaded, backend=backend, **common, **options)
+    if backend != PREPARED_BACKEND:
+        raise InvalidArgumentError(
+            f"{backend} has no engines to build; "
+            f"choose one of {', '.join((PREPARED_BACKEND, *PLAN_BACKENDS))}"
+        )
+    if options:
+        raise InvalidArgumentError(f"{backend} takes no {', '.join(options)}")
+    return prepare(loaded, **common)
+
+
+def build_engines(
     package: Package,
     *,
     backend: str,
@@ -61,16 +109,13 @@ def build(
     rebuild_stale: bool = False,
     progress: Report = lambda component, phase, share: None,
 ) -> list[Built]:
-    """Build the TensorRT or TensorRT-RTX engines of a package, one component after the other.
+    """Build TensorRT or TensorRT-RTX engines.
 
     Args:
-      backend: tensorrt or tensorrt-rtx.
-      components: their names; all of them by default.
-      engine_dir: where to write the engines; by default the package's own engines folder.
-      options, timing_cache, rebuild_stale: see sdexport.engines.trt.engine_build.build_plan.
-      progress: see Report.
-    Raises: InvalidArgumentError: sizes that do not fit. PackageError: a graph has an unknown
-      dimension. Errors of build_plan.
+      backend: "tensorrt" or "tensorrt-rtx".
+      sizes: the sizes that the engines accept.
+      options, timing_cache: see sdexport.engines.trt.engine_build.build_plan.
+    Other arguments and errors: those of `build`.
     """
     sizes = sizes or EngineSizes()
     names = list(components) or list(package.manifest.components)
@@ -107,7 +152,7 @@ def prepare(
 ) -> list[Built]:
     """Prepare the graphs of a package for ONNX Runtime on this processor; see prepare_onnxruntime.
 
-    Args, Raises: those of `build` and of sdexport.builds.prepare_onnxruntime.prepare.
+    Arguments and errors: those of `build`.
     """
     from sdexport.builds.prepare_onnxruntime import prepare as prepare_graph
 

@@ -24,6 +24,7 @@ from onnxscript.rewriter import onnx_fusions
 from sdexport.checkpoints.modules import stand_ins
 from sdexport.engines import TensorSpec
 from sdexport.graphs.wrappers import Part
+from sdexport.runtime.models.components import Role
 from sdexport.runtime.version import __version__
 
 EXTERNAL_DATA_FROM = 100_000_000
@@ -68,7 +69,7 @@ def trace(
     model.metadata_props.update(notes or {})
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    separate = size > EXTERNAL_DATA_FROM or part.source.startswith("text_encoder")
+    separate = size > EXTERNAL_DATA_FROM or part.role is Role.TEXT_ENCODER
     data_file = f"{path.name}_data" if separate else None
     ir.save(model, path, external_data=data_file, max_workers=os.cpu_count())
     _forget_constants(model)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+import sdexport
 from sdexport import Package
 from sdexport.builds.engine_builder import EngineSizes, profiles
 from sdexport.cli import main
@@ -125,3 +127,26 @@ def test_generate_on_a_machine_without_gpu_is_one_line(
     result = run("generate", package, "circle", "-o", out, *arguments)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     assert "error: unet: no NVIDIA GPU can be used" in result.stderr
+
+
+def test_build_takes_a_folder_and_prepares_for_onnx_runtime(package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    arguments: dict[str, Any] = {"components": ["vae_decoder"], "engine_dir": tmp_path}
+    (first,) = sdexport.build(package, **arguments)
+    (second,) = sdexport.build(Package.load(package), "onnxruntime", **arguments)
+    assert first.built and not second.built and first.plan == second.plan
+    assert first.plan.is_relative_to(tmp_path / "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        ("openvino", {}, "openvino has no engines to build; choose one of onnxruntime, tensorrt"),
+        ("onnxruntime", {"timing_cache": "x"}, "onnxruntime takes no timing_cache"),
+    ],
+)
+def test_build_rejects_what_a_backend_does_not_have(
+    package: Path, backend: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(sdexport.InvalidArgumentError, match=message):
+        sdexport.build(package, backend, **options)
