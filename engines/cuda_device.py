@@ -171,6 +171,7 @@ class Stream:
         return Graph(call(rt.cudaStreamEndCapture, self._handle))
 
     def close(self) -> None:
+        """Destroy the stream; closing twice is allowed."""
         handle, self._handle = self._handle, None
         if handle is not None:
             call(runtime().cudaStreamDestroy, handle)
@@ -192,6 +193,7 @@ class Graph:
         call(runtime().cudaGraphLaunch, self._handle, stream._handle)
 
     def close(self) -> None:
+        """Destroy the graph; closing twice is allowed."""
         handle, self._handle = self._handle, None
         if handle is not None:
             call(runtime().cudaGraphExecDestroy, handle)

@@ -55,6 +55,7 @@ class Sidecar:
     files: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
+        """The content of the file."""
         data = asdict(self) | {
             "format_version": FORMAT_VERSION,
             "profiles": [{n: str(s) for n, s in p.items()} for p in self.profiles],

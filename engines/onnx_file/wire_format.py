@@ -168,6 +168,7 @@ class Slice:
     name: str
 
     def content(self) -> bytes:
+        """A copy of the bytes."""
         return self.data[self.start : self.end]
 
     def fields(self) -> Iterator[tuple[int, Slice]]:

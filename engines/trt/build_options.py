@@ -41,7 +41,9 @@ class BuildOptions:
         level = self.optimization_level
         if level is not None and level not in range(6):
             raise InvalidArgumentError(f"optimization_level must be 0 to 5, got {level!r:.40}")
-        if self.workspace is not None and self.workspace < 1:
+        if self.workspace is not None and (
+            not isinstance(self.workspace, int) or self.workspace < 1
+        ):
             raise InvalidArgumentError(
                 f"workspace must be a positive number of bytes, got {self.workspace!r:.40}"
             )

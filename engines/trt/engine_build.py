@@ -131,6 +131,7 @@ class _Share:
         self._largest = 0.0
 
     def after(self, event: Mapping[str, Any]) -> float:
+        """The share after an event of the builder, 0..1; it never decreases."""
         name = event["name"]
         if event["event"] == "phase":
             self._phases.append([name, max(event["steps"], 1), 0])

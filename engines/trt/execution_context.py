@@ -39,6 +39,7 @@ class Slot:
         self.array: np.ndarray | None = self.host.view(shape, spec.dtype)
 
     def close(self) -> None:
+        """Free both buffers; closing twice is allowed."""
         self.array = None
         self.device.close()
         self.host.close()
@@ -161,6 +162,7 @@ class Shape:
             graph.close()
 
     def close(self) -> None:
+        """Free the context, its buffers and its CUDA graph; closing twice is allowed."""
         with ExitStack() as cleanup:  # runs all callbacks, even if some fail
             for slot in self._slots.values():
                 cleanup.callback(slot.close)

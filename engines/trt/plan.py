@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,20 @@ class Messages:
         self.errors.clear()
         return text
 
+    @contextmanager
+    def explained(self, failure: str, *errors: type[Exception]) -> Iterator[None]:
+        """Raise an EngineError, with the library's messages, for exceptions of its bindings.
+
+        Args:
+          failure: begins the message.
+          errors: RuntimeError for failed calls, TypeError for failed constructors.
+        """
+        try:
+            yield
+        except errors as error:
+            reason = self.take() if self.errors else one_line(error)
+            raise EngineError(f"{failure}: {reason}") from error
+
 
 def load_engine(
     trt: Any,
@@ -144,13 +159,17 @@ def load_engine(
     Returns: the library's runtime, which must be kept as long as the engine, and the engine.
     Raises: EngineError: the library cannot load it; the message has the library's reason.
     """
-    runtime = trt.Runtime(messages.logger)
-    if runtime is None:
-        raise EngineError(f"{sidecar.component}: {lib.name} does not start: {messages.take()}")
-    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with messages.explained(f"{sidecar.component}: {lib.name} does not start", TypeError):
+        runtime = trt.Runtime(messages.logger)
+    cannot_load = f"{sidecar.component}: {lib.name} cannot load {plan}"
+    with (
+        plan.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        messages.explained(cannot_load, RuntimeError),
+    ):
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        raise EngineError(f"{sidecar.component}: {lib.name} cannot load {plan}: {messages.take()}")
+        raise EngineError(f"{cannot_load}: {messages.take()}")
     other_weights = digest not in (None, sidecar.onnx_sha256)
     if other_weights or sidecar.options.get("weight_stripped"):
         refit(trt, engine, onnx, sidecar.component, messages)
@@ -167,10 +186,13 @@ def refit(trt: Any, engine: Any, onnx: Path, component: str, messages: Messages)
     if not engine.refittable:
         raise EngineError(f"{component}: the engine is not refittable; build it with --refittable")
     _log.info("%s: the weights come from %s", component, onnx)
-    refitter = trt.Refitter(engine, messages.logger)
-    parser = trt.OnnxParserRefitter(refitter, messages.logger)
-    if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-        raise EngineError(f"{component}: {onnx} does not refit the engine: {messages.take()}")
+    failure = f"{component}: {onnx} does not refit the engine"
+    with messages.explained(failure, TypeError, RuntimeError):
+        refitter = trt.Refitter(engine, messages.logger)
+        parser = trt.OnnxParserRefitter(refitter, messages.logger)
+        done = parser.refit_from_file(str(onnx)) and refitter.refit_cuda_engine()
+    if not done:
+        raise EngineError(f"{failure}: {messages.take()}")
 
 
 def check_names(trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str]) -> None:

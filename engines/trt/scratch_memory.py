@@ -42,6 +42,7 @@ class Activations:
 
     @property
     def size(self) -> int:
+        """Bytes that are allocated."""
         return 0 if self._buffer is None else self._buffer.size
 
     def _free(self) -> None:

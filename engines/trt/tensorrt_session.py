@@ -81,7 +81,7 @@ class TensorRtSession(SessionBase):
         super().__init__(component, inputs, outputs)
         self._trt, self._device, self._profiles = trt, device, sidecar.profiles
         self._graph_sha256 = sidecar.graph_sha256
-        self._messages = Messages(trt, component)
+        self._library, self._messages = lib.name, Messages(trt, component)
         cuda_device.use_device(device)
         self._runtime, self._engine = load_engine(
             trt, lib, plan, path, sidecar, digest, self._messages
@@ -147,7 +147,8 @@ class TensorRtSession(SessionBase):
 
     def compute(self, feeds: Feeds, constants: Mapping[str, Constant]) -> dict[str, np.ndarray]:
         """Run with checked feeds, and with constants that are on the device already."""
-        with self._activations.lock:
+        failed = self._messages.explained(f"{self.name}: {self._library} failed", RuntimeError)
+        with self._activations.lock, failed:
             self._check_open()
             cuda_device.use_device(self._device)
             shape = self._shape(feeds, constants)
@@ -247,6 +248,7 @@ class Constant:
             raise
 
     def close(self) -> None:
+        """Free the memory; closing twice is allowed."""
         self.buffer.close()
 
 

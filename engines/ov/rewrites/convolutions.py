@@ -140,7 +140,7 @@ def _tile(node: Any) -> int:
 def _replace(node: Any, sample: Any, build: Any, *arguments: int) -> None:
     weights = values_of(constant_behind(node.input_value(1)))
     kind = node.get_element_type()
-    # In float32 even where the graph is in half: the new weights are not rounded a second time.
+    # In float32 even in a graph of half precision, so that the new weights are not rounded again.
     rewritten = as_type(build(as_type(sample, Type.f32), weights, *arguments).output(0), kind)
     replace_node(node, rewritten.get_node())
 

@@ -1,4 +1,4 @@
-"""What a TensorRT session asks of library and GPU, watched on stand-ins for both."""
+"""TensorRT sessions on a fake library and a fake GPU, which record their calls."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sdexport.engines import EngineError, Session, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import model_digest, sidecar_path
 from sdexport.engines.files import sha256_of
+from sdexport.engines.trt.library import library
 from sdexport.engines.trt.scratch_memory import shared_activations
 from tests.helpers.altered_models import with_other_weights
-from tests.helpers.fake_tensorrt import PROFILE, FakeCuda, Status, install, write_plan
+from tests.helpers.fake_tensorrt import PROFILE, Context, FakeCuda, Status, install, write_plan
 from tests.helpers.unet_sessions import feeds
 from tests.tolerances import FAKE_ENGINE_ABS, FAKE_ENGINE_DIFFERENCE_ABS, FAKE_ENGINE_REL
 
@@ -309,6 +310,39 @@ def test_plan_missing_or_rejected(gpu: FakeCuda, model: Path, tmp_path: Path) ->
     sidecar_path(plan).write_text("junk")
     with pytest.raises(EngineError, match=r"unet\.json is damaged.*--rebuild-stale"):
         open_session(model, TRT, plan=plan)
+
+
+def test_library_that_does_not_start(
+    gpu: FakeCuda, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed constructor of the bindings raises TypeError."""
+
+    def fail(logger: Any) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    monkeypatch.setattr(library(TRT).load(), "Runtime", fail)
+    with pytest.raises(EngineError, match=r"^unet: TensorRT does not start: pybind11"):
+        open_session(model, TRT, plan=plan)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["set_optimization_profile_async", "set_input_shape", "infer_shapes", "execute_async_v3"],
+)
+def test_library_call_that_raises(
+    gpu: FakeCuda, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("the\nreason")
+
+    two_profiles = (PROFILE, {**PROFILE, "batch": Span(1, 1, 1)})
+    with opened(model, tmp_path, profiles=two_profiles) as session:
+        with monkeypatch.context() as patched:
+            patched.setattr(Context, call, fail)
+            with pytest.raises(EngineError, match=r"^unet: TensorRT failed: the reason$"):
+                session.run(feeds())
+        assert np.isfinite(session.run(feeds())["out_sample"]).all()
 
 
 def test_every_cuda_call_is_checked(session: Session, gpu: FakeCuda) -> None:
