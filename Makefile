@@ -13,10 +13,10 @@ demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --force
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow or fuzz'
 
 # Our packages in Optimum and its folders here, compared; makes .venv-interop, which needs PyPI.
 test-interop: $(VENV)/test

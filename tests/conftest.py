@@ -1,16 +1,16 @@
-"""Shared fixtures: the embedded checkpoint, its package, and pipelines over both."""
+"""Fixtures for all tests: the demo model's checkpoint, its package, and pipelines of both."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +21,32 @@ from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
 from sdexport.runtime.noise import torch_generator
+from tests.helpers.shared import made_once
+
+TESTS = Path(__file__).parent
+SLOWEST_FIRST = (
+    "test_distributions.py",
+    "sdexport/graphs/test_graphs.py",
+    "sdexport/test_exporter.py",
+    "sdexport/checkpoints/test_whole_sources.py",
+    "sdexport/checkpoints/test_modules.py",
+    "sdexport/graphs/test_precision.py",
+    "sdexport/test_exported_families.py",
+    "test_install.py",
+    "parity/test_token_embeds_parity.py",
+    "parity/test_component_parity.py",
+    "sdexport/demo_model/test_demo_model.py",
+    "sdexport/builds/test_prepare_onnxruntime.py",
+    "engines/test_session_contract.py",
+    "sdexport/verification/test_against.py",
+)
+"""Files that take longest. Workers take whole files in this order, so none of these is the last
+one, at which all but one worker would wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {TESTS / name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +56,8 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, exported once for the whole run; tests that alter it take a copy."""
-    folder = tmp_path_factory.mktemp("exported") / "package"
-    if "PYTEST_XDIST_WORKER" in os.environ:  # once for all workers: the first one exports
-        folder = tmp_path_factory.getbasetemp().parent / "package"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            export(MODEL_DIR, folder)
-    return folder
+    """The demo model, exported once for the whole run; tests that change it take a copy."""
+    return made_once(tmp_path_factory, "package", partial(export, MODEL_DIR))
 
 
 @pytest.fixture
@@ -53,7 +73,7 @@ def pipe(package: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="module", params=["_noise", "_noise_numpy"])
 def noise_source(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """Both sources of PyTorch's CPU noise; the first is missing where nothing compiles."""
+    """Both implementations of PyTorch's CPU noise; the compiled one may be missing."""
     module = pytest.importorskip(f"sdexport.runtime.noise.{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_generator, "source", module)

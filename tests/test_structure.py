@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SLOWEST_FIRST
+
 TESTS = Path(__file__).parent
 MODULES = sorted(TESTS.rglob("test_*.py"))
 COMPARISONS = {"approx", "assert_allclose", "allclose", "isclose", "assert_close"}
@@ -70,6 +72,10 @@ def test_helpers_import_no_test() -> None:
 def test_folders_of_tests_are_packages() -> None:
     """Without __init__.py two test modules of one name could not be collected together."""
     assert [p for p in MODULES if not (p.parent / "__init__.py").is_file()] == []
+
+
+def test_slowest_files_exist() -> None:
+    assert [name for name in SLOWEST_FIRST if not (TESTS / name).is_file()] == []
 
 
 @pytest.mark.parametrize(

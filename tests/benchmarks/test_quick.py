@@ -19,12 +19,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.mark.perf
 @pytest.mark.parametrize("name", ["ddim", "lms", "euler", "dpmsolver++"])
 def test_scheduler_is_faster_than_the_one_it_replaces(name: str, one_thread: None) -> None:
     found = quick.ratio(f"scheduler {name}", quick.scheduler_calls(name), 10)
     assert found.passed, found
 
 
+@pytest.mark.perf
 @pytest.mark.parametrize("known", [True, False])
 def test_tokenizer_is_faster_than_the_one_it_replaces(known: bool) -> None:
     name = "known words" if known else "new words"
@@ -32,23 +34,27 @@ def test_tokenizer_is_faster_than_the_one_it_replaces(known: bool) -> None:
     assert found.passed, found
 
 
+@pytest.mark.perf
 def test_noise_is_faster_than_pytorchs(one_thread: None) -> None:
     pytest.importorskip("sdexport.runtime.noise._noise")
     found = quick.ratio("noise", quick.noise_calls(TorchGenerator(0)))
     assert found.passed, found
 
 
+@pytest.mark.perf
 def test_noise_in_numpy_costs_little_more_than_pytorchs(one_thread: None) -> None:
     found = quick.ratio("noise in NumPy", quick.noise_calls(in_numpy()))
     assert found.passed, found
 
 
+@pytest.mark.perf
 def test_pipeline_costs_little_more_than_its_arithmetic(package: Path) -> None:
     calls = quick.image_calls(Package.load(package, verify=False))
     found = quick.ratio("image without engines", calls, 10)
     assert found.passed, found
 
 
+@pytest.mark.perf
 @pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder"])
 def test_component_is_not_slower_than_pytorch(package: Path, name: str) -> None:
     with quick.component_calls(Package.load(package, verify=False), name) as calls:
@@ -56,12 +62,14 @@ def test_component_is_not_slower_than_pytorch(package: Path, name: str) -> None:
     assert found.passed, found
 
 
+@pytest.mark.perf
 def test_winograd_convolution_is_faster_than_a_direct_one(tmp_path: Path) -> None:
     with quick.winograd_calls(tmp_path) as calls:
         found = quick.ratio("Winograd convolution", calls, 8)
     assert found.passed, found
 
 
+@pytest.mark.perf
 def test_nothing_outside_the_engines_grows_faster_than_linearly(package: Path) -> None:
     for sweep, exponents in quick.growth(Package.load(package, verify=False)).items():
         assert max(exponents.values()) <= LIMIT, (sweep, exponents)

@@ -16,13 +16,14 @@ import torch
 from sdexport import ClipTokenizer, Pipeline, load_pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import open_session
-from sdexport.exporter import trace
 from sdexport.graphs.precision import Conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
+from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import parts
 from sdexport.runtime.text_encoders import TextEncoders
 from sdexport.verification.comparison import compare
 from tests.helpers.families import build
+from tests.helpers.traces import shared_traces
 from tests.tolerances import COMPONENT_REL, MIXED_TOKENS_COSINE, assert_close
 
 PROMPT = "a small red circle on a red background"
@@ -74,22 +75,32 @@ def test_vector_equals_transformers(pipe: Pipeline, modules: dict[str, Any]) -> 
     assert_close(actual, expected.numpy(), rel=COMPONENT_REL)
 
 
+@pytest.fixture(scope="module")
+def sdxl(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
+    """A checkpoint and its text encoders, which are traced once for each opset."""
+    checkpoint = Checkpoint.open(build("sdxl", tmp_path_factory.mktemp("sdxl") / "checkpoint"))
+    with shared_traces():
+        yield checkpoint, {name: checkpoint.load(name) for name in checkpoint.text_encoders}
+
+
 @pytest.mark.parametrize(
     ("precision", "opset"),
     [("fp32", 18), ("fp32", 23), ("fp16", 18), ("fp16", 23), ("bf16", 23), ("int8", 23)],
 )
 def test_blend_in_both_text_encoders_equals_transformers(
-    precision: str, opset: int, tmp_path: Path
+    sdxl: tuple[Checkpoint, dict[str, Any]], precision: str, opset: int, tmp_path: Path
 ) -> None:
     """SDXL: the penultimate hidden states of both, and the pooled output of the second."""
     backend = verifying_backend(precision)
     assert backend is not None
-    checkpoint = Checkpoint.open(build("sdxl", tmp_path / "checkpoint"))
+    checkpoint, models = sdxl
     tokenizers, sides, pooled = {}, [], None
     for part in parts(checkpoint.configs):
         if part.name not in checkpoint.text_encoders:
             continue
-        model = checkpoint.load(part.source)
+        model = models[part.name]
         path = tmp_path / part.name / "model.onnx"
         trace(part, model, path, opset=opset, change=Conversion(precision))
         write_token_graphs(path)

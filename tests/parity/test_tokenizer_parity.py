@@ -50,7 +50,7 @@ def test_token_ids_of_20000_random_strings(name: str) -> None:
     compare_random(name, 20_000)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", PRESENT)
 def test_token_ids_of_a_million_random_strings(name: str) -> None:
     compare_random(name, 1_000_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import open_session
-from sdexport.exporter import trace
 from sdexport.graphs.precision import conversion
+from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import parts
 from tests.helpers.families import FAMILIES, build
+from tests.helpers.traces import shared_traces
 
 QUICK = ("sd1", "sdxl")
 
@@ -55,23 +57,31 @@ def assert_valid(path: Path) -> None:
         assert [spec.name for spec in session.inputs] == [v.name for v in model.graph.input]
 
 
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in FAMILIES],
+)
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Checkpoint, Callable[[str], Any]]]:
+    """A checkpoint and its `load`; modules are loaded and traced once."""
+    checkpoint = Checkpoint.open(build(request.param, tmp_path_factory.mktemp("graphs") / "sd"))
+    with shared_traces():
+        yield checkpoint, functools.cache(checkpoint.load)
+
+
 @pytest.mark.parametrize("opset", [23, pytest.param(18, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in FAMILIES],
-)
-def test_graphs_are_accepted(family: str, precision: str, opset: int, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(build(family, tmp_path / family))
-    loaded: dict[str, Any] = {}
+def test_graphs_are_accepted(
+    family: tuple[Checkpoint, Callable[[str], Any]], precision: str, opset: int, tmp_path: Path
+) -> None:
+    checkpoint, load = family
     for part in parts(checkpoint.configs):
-        if part.source not in loaded:
-            loaded = {part.source: checkpoint.load(part.source)}
         change = conversion(
             precision, part.component, checkpoint.family, checkpoint.configs[part.source]
         )
         path = tmp_path / part.name / "model.onnx"
-        trace(part, loaded[part.source], path, opset=opset, change=change)
+        trace(part, load(part.source), path, opset=opset, change=change)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert_valid(path)
