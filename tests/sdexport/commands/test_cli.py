@@ -132,7 +132,7 @@ def test_generate_long_and_odd_prompts(package: Path, tmp_path: Path) -> None:
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        assert ("WARNING: prompt of 10000 tokens is cut" in done.stderr) == (number == 1)
+        assert ("WARNING: prompt of 10000 tokens is truncated" in done.stderr) == (number == 1)
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "generate"])
