@@ -37,7 +37,7 @@ def test_family_exports_verifies_and_paints(family: str, tmp_path: Path) -> None
     totals: list[int] = []
     manifest = export(checkpoint, package, progress=lambda c, s, total: totals.append(total))
     assert set(totals) == {len(totals)}
-    assert manifest.verification is not None and "picture.pixels" in manifest.verification
+    assert manifest.verification is not None and "image.pixels" in manifest.verification
     assert all(check.passed for check in verify(package))
     shown = CliRunner().invoke(main, ["inspect", str(package)])
     assert shown.exit_code == 0 and manifest.family in shown.stdout

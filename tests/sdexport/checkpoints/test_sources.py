@@ -116,7 +116,7 @@ def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
 def test_single_file_is_exported_and_verified(embedded: Path, tmp_path: Path) -> None:
     manifest = export(embedded, tmp_path / "package", options=Options(tokenizer=TOKENIZER))
     assert manifest.source.keys() == {"type", "sha256"}
-    assert any(name.startswith("picture.") for name in manifest.verification or {})
+    assert any(name.startswith("image.") for name in manifest.verification or {})
     package = Package.load(tmp_path / "package")
     assert set(package.manifest.components) == {
         "text_encoder",
