@@ -1,7 +1,7 @@
 """Run ONNX graphs with any inference engine: named arrays in, named arrays out.
 
-This package knows nothing of diffusion models and can be used alone, for any ONNX file. It imports
-NumPy only; a backend's library is imported when a graph is opened with it.
+This package knows nothing of diffusion models and can be used alone, for any ONNX file. Names
+are imported when they are first used, and a backend's library when a graph is opened with it.
 
     open_session(path, backend)   open a graph as a `Session`
     choose(), BACKENDS            the best installed backend, and all names
@@ -20,16 +20,20 @@ Example:
     (1, 3, 64, 64)
 """
 
-from sdexport.engines.backends import (
-    AUTO,
-    BACKENDS,
-    PLAN_BACKENDS,
-    PREPARED_BACKEND,
-    choose,
-    open_session,
-)
-from sdexport.engines.errors import EngineError
-from sdexport.engines.session import Session, SessionBase, TensorSpec, check_feeds
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdexport.engines.backends import (
+        AUTO,
+        BACKENDS,
+        PLAN_BACKENDS,
+        PREPARED_BACKEND,
+        choose,
+        open_session,
+    )
+    from sdexport.engines.errors import EngineError
+    from sdexport.engines.session import Session, SessionBase, TensorSpec, check_feeds
 
 __all__ = [
     "AUTO",
@@ -44,3 +48,15 @@ __all__ = [
     "choose",
     "open_session",
 ]
+
+_NAMES = {
+    "errors": ("EngineError",),
+    "session": ("Session", "SessionBase", "TensorSpec", "check_feeds"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'sdexport.engines' has no attribute {name!r}")
+    home = next((module for module, names in _NAMES.items() if name in names), "backends")
+    return getattr(import_module(f"sdexport.engines.{home}"), name)
