@@ -10,7 +10,7 @@ BENCH ?= .bench
 .PHONY: demo test test-slow test-interop perf lint docs demo-package dist bench bench-quick release clean
 
 demo: $(VENV)/demo
-	$(BIN)/sdexport demo $(DEMO) --force
+	$(BIN)/sdexport demo $(DEMO) --from-checkpoint --force
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -1,84 +1,86 @@
-"""The command line: its group, its errors, its logging."""
+"""The command line: the group of commands, how errors are printed, and exit statuses.
+
+Status 0: done. 1: an error, in one line on stderr. 2: wrong usage. 130: Ctrl-C. 143: SIGTERM.
+"""
 
 from __future__ import annotations
 
-import logging
+import traceback
 from typing import Any
 
 import click
 
 from sdexport import interrupts
 from sdexport.commands import bench, build, demo, export, generate, inspect, verify
+from sdexport.commands.verbosity import is_set, set_up_logging, verbosity_options
 from sdexport.runtime.version import __version__
+
+ISSUES = "https://github.com/sdexport/sdexport/issues"
 
 
 class _Group(click.Group):
-    """Turns a user's mistake into one line on stderr and exit status 1."""
+    """Prints errors and turns them into exit statuses."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which people need them
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click's own, and a reader such as head that has seen enough
-        except Exception as error:
-            interruption = interrupts.behind(error)
-            if interruption is not None:
-                raise interruption from None
-            if ctx.params.get("debug") or not _is_mistake(error):
-                raise
-            click.echo(f"error: {_message(error)}", err=True)
-            ctx.exit(1)
+            raise  # click handles these; a pipe breaks when its reader, such as head, ends
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  the last stop
+            ctx.exit(_report(error))
 
 
-def _is_mistake(error: Exception) -> bool:
-    """Errors with a message for the user; anything else is a bug and keeps its traceback."""
+def _report(error: BaseException) -> int:
+    """Print an error to stderr and return the exit status."""
+    status = interrupts.exit_status(error)
+    if status is not None:
+        return status
+    debug = is_set("debug")
+    if debug:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    message, is_bug = _explain(error)
+    click.echo(f"error: {message}", err=True)
+    if is_bug:
+        how = "report it, with this traceback," if debug else "run again with --debug and report it"
+        click.echo(f"Please {how} at {ISSUES}", err=True)
+    return 1
+
+
+def _explain(error: BaseException) -> tuple[str, bool]:
+    """The message of an error on one line, and whether the error is a bug in sdexport."""
     from sdexport.engines.errors import SDExportError
+    from sdexport.engines.messages import one_line
 
-    return isinstance(error, ValueError | OSError | ImportError | MemoryError | SDExportError)
-
-
-def _message(error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return "not enough memory for this; try a smaller size or fewer pictures"
+        return "out of memory; try --low-memory, a smaller size or fewer images at once", False
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return f"{error.filename}: {error.strerror}", False
+    if isinstance(error, (SDExportError, OSError, ValueError, ImportError)):
+        return one_line(error), False
+    return f"this is a bug in sdexport: {type(error).__name__}: {one_line(error)}", True
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sdexport")
-@click.option("--debug", is_flag=True, help="Show a traceback for every error.")
-def main(debug: bool) -> None:
-    """A Stable Diffusion checkpoint becomes one folder that paints without PyTorch."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("sdexport.runtime.component_engines").setLevel(
-        logging.INFO
-    )  # it says what auto takes
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Once())
+@verbosity_options
+def main() -> None:
+    """Export Stable Diffusion checkpoints to ONNX and run them without PyTorch.
+
+    Start with `sdexport demo`, which needs no checkpoint, or with `sdexport export`.
+    """
+    set_up_logging()
     interrupts.install()
-
-
-class _Once(logging.Filter):
-    """Says each thing once: a picture after another may give the same warning."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        new = message not in self._said
-        self._said.add(message)
-        return new
 
 
 for _command in (
     export.export,
-    build.build,
     verify.verify,
     generate.generate,
     inspect.inspect,
+    build.build,
     bench.bench,
     demo.demo,
 ):

@@ -22,13 +22,8 @@ from sdexport.graphs.precision import check_precision, conversion, verifying_bac
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import Part, parts
-from sdexport.package_writer import (
-    check_destination,
-    describe,
-    describe_component,
-    package_folder,
-    write,
-)
+from sdexport.package_folder import check_destination, package_folder
+from sdexport.package_writer import describe, describe_component, write
 from sdexport.preview_fit import fit_preview
 from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.manifest import ComponentRecord, Manifest

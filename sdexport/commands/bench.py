@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from sdexport.commands.generate import Size
-from sdexport.commands.shared_options import FOLDER, advance, json_option, print_json, progress_bar
+from sdexport.commands.progress import progress
+from sdexport.commands.shared_options import FOLDER, json_option, print_json
+from sdexport.commands.value_types import SizeType
+from sdexport.commands.verbosity import verbosity_options
 
 
 @click.command()
@@ -18,29 +20,55 @@ from sdexport.commands.shared_options import FOLDER, advance, json_option, print
     "backends",
     multiple=True,
     metavar="NAME[,OPTION=VALUE...]",
-    help="Several times, such as openvino,precision=bf16; default each that can run here.",
+    help="Such as openvino,precision=bf16. Repeatable; default every backend that can run here.",
 )
-@click.option("--size", type=Size(), help="Default the package's own.")
-@click.option("--steps", "num_inference_steps", type=click.IntRange(1), default=5)
-@click.option("--guidance", "guidance_scale", type=float, default=7.5, show_default=True)
-@click.option("--scheduler", help="Default the package's own.")
-@click.option("--batch", type=click.IntRange(1, 64), default=1, help="Pictures at once.")
-@click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option("--size", type=SizeType(), help="Of the images; default the package's own size.")
+@click.option(
+    "--steps",
+    "num_inference_steps",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Steps of each image.",
+)
+@click.option(
+    "--guidance",
+    "guidance_scale",
+    type=float,
+    default=7.5,
+    show_default=True,
+    help="Guidance scale; 1 or less runs the UNet without the unconditional half.",
+)
+@click.option("--scheduler", help="Default the package's own scheduler.")
+@click.option(
+    "--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Images at once."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Timed runs of each, after one warm-up.",
+)
 @json_option
+@verbosity_options
 def bench(package: Path, backends: tuple[str, ...], as_json: bool, **work: Any) -> None:
-    """Time PACKAGE's components and whole pictures on each backend, in turn.
+    """Time a package on each backend.
 
-    Each backend is first held against PyTorch's recorded answers, in a process of its own.
+    The components and whole images are timed. Each backend runs in a process of its own, and is
+    first checked against the package's reference outputs.
     """
-    from sdexport.bench.benchmark import Contender, table
+    from sdexport.bench.bench_table import table
+    from sdexport.bench.benchmark import Contender
     from sdexport.bench.benchmark import bench as run
+    from sdexport.engines.errors import EngineError
 
-    rivals = [Contender.parse(text) for text in backends]
-    with progress_bar(8, "bench") as bar:
-        report = run(package, rivals, progress=advance(bar), **work)
+    contenders = [Contender.parse(text) for text in backends]
+    with progress(None, "bench") as shown:
+        report = run(package, contenders, progress=shown.begin, **work)
     if as_json:
         print_json(report)
     else:
         click.echo(table(report))
     if not any(row.get("opened") for row in report["backends"].values()):
-        raise ValueError("no backend could be measured; the table says why")
+        raise EngineError("no backend could be measured; the report says why")

@@ -7,20 +7,20 @@ from typing import Any
 
 import click
 
-from sdexport.commands.shared_options import (
-    FILE,
-    FOLDER,
-    given,
-    json_option,
-    print_json,
-    progress_bar,
-)
+from sdexport.commands.progress import Progress, progress
+from sdexport.commands.shared_options import FILE, FOLDER, json_option, print_json, without_none
+from sdexport.commands.verbosity import verbosity_options
 
-_FOR_ALL = {"package", "backend", "components", "engine_dir", "rebuild_stale", "as_json"}
-_GIVEN = click.core.ParameterSource.COMMANDLINE
+_FOR_ONNXRUNTIME = {
+    *("package", "backend", "components", "engine_dir", "rebuild_stale", "as_json"),
+    *("quiet", "verbose", "debug"),
+}
+"""Parameters that --backend onnxruntime has; the others are for TensorRT only."""
 
 
 class SpanType(click.ParamType[Any]):
+    """MIN:OPT:MAX, or one number."""
+
     name = "MIN:OPT:MAX"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -35,32 +35,49 @@ class SpanType(click.ParamType[Any]):
 @click.command()
 @click.argument("package", type=FOLDER)
 @click.option(
-    "--backend", required=True, type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"])
+    "--backend",
+    required=True,
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    help="What the engines are for; the other backends need none.",
 )
-@click.option("--component", "components", multiple=True, help="Build this one only.")
-@click.option("--batch", type=SpanType(), help="Pictures at once; default 1:1:4.")
-@click.option("--height", type=SpanType(), help="Pixels; default around the package's own.")
-@click.option("--width", type=SpanType(), help="Pixels; default around the package's own.")
-@click.option("--tokens", type=SpanType(), help="Of a prompt; default 77:77:231.")
-@click.option("--guidance/--no-guidance", default=True, help="Room for the unconditional half.")
-@click.option("--static", is_flag=True, help="Add a profile for the OPT sizes alone.")
-@click.option("--refittable", is_flag=True, help="Weights can be replaced; needs a GPU.")
-@click.option("--weight-stripped", is_flag=True, help="Plans without weights; needs a GPU.")
-@click.option("--version-compatible", is_flag=True, help="For later versions of TensorRT too.")
-@click.option("--hardware-compatible", is_flag=True, help="tensorrt: for every GPU from Ampere on.")
+@click.option(
+    "--component",
+    "components",
+    multiple=True,
+    help="Build only this component, such as unet. Repeatable; default all.",
+)
+@click.option("--batch", type=SpanType(), help="Images at once; default 1:1:4.")
+@click.option(
+    "--height", type=SpanType(), help="In pixels; default half to one and a half of the package's."
+)
+@click.option("--width", type=SpanType(), help="In pixels; default as for --height.")
+@click.option("--tokens", type=SpanType(), help="Of the prompt; default 77:77:231.")
+@click.option(
+    "--guidance/--no-guidance",
+    default=True,
+    help="Leave room in the UNet's batch for the unconditional half; default yes.",
+)
+@click.option("--static", is_flag=True, help="Add a profile for the OPT sizes only.")
+@click.option("--refittable", is_flag=True, help="Allow new weights later; needs a GPU.")
+@click.option("--weight-stripped", is_flag=True, help="Store no weights; needs a GPU.")
+@click.option("--version-compatible", is_flag=True, help="Also for later TensorRT versions.")
+@click.option("--hardware-compatible", is_flag=True, help="tensorrt: for every GPU since Ampere.")
 @click.option(
     "--compute-capability",
     "compute_capabilities",
     multiple=True,
-    help="tensorrt-rtx: such as 8.9; default portable.",
+    help="tensorrt-rtx: such as 8.9. Repeatable; default portable.",
 )
-@click.option("--optimization-level", type=click.IntRange(0, 5))
-@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Scratch memory.")
-@click.option("--weight-streaming", is_flag=True, help="Weights may stay in host memory.")
-@click.option("--timing-cache", type=FILE, help="Keep what the builder measures in this file.")
+@click.option(
+    "--optimization-level", type=click.IntRange(0, 5), help="How long the builder searches."
+)
+@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Limit of scratch memory.")
+@click.option("--weight-streaming", is_flag=True, help="Allow weights to stay in host memory.")
+@click.option("--timing-cache", type=FILE, help="Keep the builder's measurements in this file.")
 @click.option("--engine-dir", type=FOLDER, help="Write here instead of PACKAGE/engines.")
-@click.option("--rebuild-stale", is_flag=True, help="Replace engines of something else.")
+@click.option("--rebuild-stale", is_flag=True, help="Replace engines that no longer fit.")
 @json_option
+@verbosity_options
 def build(
     package: Path,
     backend: str,
@@ -69,75 +86,71 @@ def build(
     timing_cache: Path | None,
     rebuild_stale: bool,
     as_json: bool,
-    **arguments: Any,
+    **for_tensorrt: Any,
 ) -> None:
-    """Build engines from PACKAGE: for TensorRT and TensorRT-RTX, or for ONNX Runtime here.
+    """Build engines for TensorRT or ONNX Runtime.
 
     TensorRT-RTX builds without a GPU. For ONNX Runtime each graph is rewritten, optimised and
-    written with its weights laid out for this processor; it opens at once, takes every size and is
-    used where it fits. An engine that is there already, for the same graph, library, sizes and
-    options, is kept.
+    saved with its weights laid out for this processor: it opens at once, takes every size, and is
+    used wherever it fits. An engine that was already built for the same graph, library, sizes and
+    options is kept.
     """
     from sdexport.builds.engine_builder import report
     from sdexport.runtime.packages.package import Package
 
     if backend == "onnxruntime":
-        _check_none_given()
-    loaded = Package.load(package)
-    common: dict[str, Any] = {
+        _reject_tensorrt_options()
+    arguments: dict[str, Any] = {
         "components": components,
         "engine_dir": engine_dir,
         "rebuild_stale": rebuild_stale,
     }
-    with progress_bar(100, "build") as bar:
-
-        def progress(component: str, phase: str, share: float) -> None:
-            bar.set_description(f"{component}: {phase}")
-            bar.n = round(100 * share)
-            bar.refresh()
-
-        if backend == "onnxruntime":
-            from sdexport.builds.engine_builder import prepare
-
-            built = prepare(loaded, progress=progress, **common)
-        else:
-            from sdexport.builds.engine_builder import build as run
-
-            built = run(
-                loaded,
-                backend=backend,
-                timing_cache=timing_cache,
-                progress=progress,
-                **common,
-                **_for_tensorrt(arguments),
-            )
+    if backend != "onnxruntime":
+        arguments |= {"backend": backend, "timing_cache": timing_cache}
+        arguments |= _tensorrt_arguments(for_tensorrt)
+    loaded = Package.load(package)
+    with progress(100, "build") as shown:
+        built = _run(loaded, backend, arguments, shown)
     if as_json:
         print_json({"engines": report(built)})
         return
     for one in built:
-        how = f"{one.seconds:.1f} s" if one.built else "was there"
-        click.echo(
-            f"{one.sidecar.component:<14}{one.sidecar.size / 1e6:8.1f} MB  {how:<10} {one.plan}"
-        )
+        how = f"{one.seconds:.1f} s" if one.built else "kept"
+        size = one.sidecar.size / 1e6
+        click.echo(f"{one.sidecar.component:<14}{size:8.1f} MB  {how:<10} {one.plan}")
 
 
-def _for_tensorrt(arguments: dict[str, Any]) -> dict[str, Any]:
+def _run(package: Any, backend: str, arguments: dict[str, Any], shown: Progress) -> Any:
+    from sdexport.builds import engine_builder
+
+    run = engine_builder.prepare if backend == "onnxruntime" else engine_builder.build
+
+    def on_phase(component: str, phase: str, share: float) -> None:
+        shown.show(f"{component}: {phase}", share)
+
+    return run(package, progress=on_phase, **arguments)
+
+
+def _tensorrt_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments `sizes` and `options` of engine_builder.build."""
     from sdexport.builds.engine_builder import EngineSizes
     from sdexport.engines.trt.build_options import BuildOptions
 
-    sizes = {k: arguments.pop(k) for k in ("batch", "height", "width", "tokens")}
-    flags = {k: arguments.pop(k) for k in ("guidance", "static")}
-    workspace = arguments.pop("workspace")
-    arguments["workspace"] = workspace * 10**6 if workspace else None
-    return {"sizes": EngineSizes(**given(**sizes), **flags), "options": BuildOptions(**arguments)}
+    spans = {name: options.pop(name) for name in ("batch", "height", "width", "tokens")}
+    flags = {name: options.pop(name) for name in ("guidance", "static")}
+    workspace = options.pop("workspace")
+    options["workspace"] = workspace * 10**6 if workspace else None
+    return {
+        "sizes": EngineSizes(**without_none(**spans), **flags),
+        "options": BuildOptions(**options),
+    }
 
 
-def _check_none_given() -> None:
-    """Raises: click.UsageError: an option that is TensorRT's alone."""
+def _reject_tensorrt_options() -> None:
+    """Raises: click.UsageError: an option was given that only TensorRT has."""
     context = click.get_current_context()
     for option in context.command.params:
         name = option.name or ""
-        if name not in _FOR_ALL and context.get_parameter_source(name) is _GIVEN:
-            raise click.UsageError(
-                f"{option.opts[0]} is for TensorRT; ONNX Runtime has no use for it"
-            )
+        from_user = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if from_user and name not in _FOR_ONNXRUNTIME:
+            raise click.UsageError(f"{option.opts[0]} is for TensorRT, not for ONNX Runtime")

@@ -7,26 +7,43 @@ from pathlib import Path
 import click
 
 from sdexport.commands.export import run_export
-from sdexport.commands.shared_options import (
-    FOLDER,
-    advance,
-    exit_unless,
-    json_option,
-    print_json,
-    progress_bar,
-)
+from sdexport.commands.progress import progress
+from sdexport.commands.shared_options import FOLDER, json_option, print_json, require_passed
+from sdexport.commands.verbosity import verbosity_options
+
+CHECKS = 6
+"""Progress reports of the verification: hashes, four components and an image."""
 
 
 @click.command()
-@click.argument("folder", metavar="[DIR]", type=FOLDER, default="sdexport-demo")
+@click.argument("folder", metavar="[FOLDER]", type=FOLDER, default="sdexport-demo")
+@click.option(
+    "--from-checkpoint",
+    is_flag=True,
+    help="Export the demo model's checkpoint first, as for any other model; needs PyTorch, and "
+    "a checkout of the repository.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing demo.")
 @json_option
-def demo(folder: Path, force: bool, as_json: bool) -> None:
-    """Export the embedded model, verify it and paint a sheet of pictures into DIR."""
-    from sdexport.demo_model.demo_run import STEPS, run
+@verbosity_options
+def demo(folder: Path, from_checkpoint: bool, force: bool, as_json: bool) -> None:
+    """Try sdexport with a small demo model.
 
-    with progress_bar(6 + STEPS, "demo") as bar:
-        report = run(folder, run_export, force=force, progress=advance(bar))
+    The demo model is a Stable Diffusion model of coloured shapes. Its package is installed with
+    sdexport. It is copied to FOLDER/package and verified, and generates FOLDER/sheet.png with
+    twelve images. FOLDER is sdexport-demo by default.
+    """
+    from sdexport.demo_model.demo_run import STEPS, checkpoint, copy_package, run
+
+    make_package = copy_package
+    if from_checkpoint:
+        source = checkpoint()
+
+        def make_package(destination: Path, force: bool) -> None:
+            run_export(source, destination, force=force)
+
+    with progress(CHECKS + STEPS, "demo") as shown:
+        report = run(folder, make_package, force=force, progress=shown.begin)
     if as_json:
         print_json(report)
     else:
@@ -34,4 +51,4 @@ def demo(folder: Path, force: bool, as_json: bool) -> None:
         for stage, seconds in report["seconds"].items():
             click.echo(f"{stage:<9}{seconds:7.1f} s")
         click.echo(f"package: {report['package']}\nsheet:   {report['sheet']}")
-    exit_unless(report["passed"])
+    require_passed(report["passed"])

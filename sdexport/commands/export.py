@@ -8,14 +8,28 @@ from typing import Any
 
 import click
 
-from sdexport.commands.shared_options import FOLDER, needs_torch, progress_bar, source_options
+from sdexport.commands.progress import progress
+from sdexport.commands.shared_options import (
+    FOLDER,
+    json_option,
+    needs_torch,
+    print_json,
+    source_options,
+)
+from sdexport.commands.verbosity import verbosity_options
 from sdexport.graphs.precision import PRECISIONS, verifying_backends
 
 
 @click.command()
 @click.argument("source")
 @click.argument("package", type=FOLDER)
-@click.option("--opset", type=click.IntRange(18, 24), default=23, show_default=True)
+@click.option(
+    "--opset",
+    type=click.IntRange(18, 24),
+    default=23,
+    show_default=True,
+    help="Version of the ONNX operators; from 23 on attention is a single node.",
+)
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),
@@ -25,57 +39,72 @@ from sdexport.graphs.precision import PRECISIONS, verifying_backends
 )
 @source_options
 @click.option("--force", is_flag=True, help="Replace an existing package.")
+@json_option
+@verbosity_options
 def export(
     source: str,
     package: Path,
     opset: int,
     precision: str,
     force: bool,
+    as_json: bool,
     **of_source: Any,
 ) -> None:
-    """Export SOURCE to the folder PACKAGE.
+    """Export a checkpoint to a package.
 
-    SOURCE is a diffusers folder, a hub id, or one .safetensors file in the original layout.
+    PACKAGE is the folder to create. SOURCE is a diffusers folder, a model id of the Hugging Face
+    hub, or a single .safetensors file as used by AUTOMATIC1111 and ComfyUI. The package is verified
+    before it is put in place, if a backend that can run it is installed.
     """
     manifest = run_export(source, package, of_source, opset=opset, precision=precision, force=force)
-    size = sum(r.size for c in manifest.components.values() for r in c.files)
-    click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
+    size = sum(record.size for part in manifest.components.values() for record in part.files)
+    if as_json:
+        print_json(
+            {
+                "package": str(package),
+                "components": list(manifest.components),
+                "size": size,
+                "verified_with": manifest.verified_with,
+            }
+        )
+    else:
+        click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
     if manifest.verified_with is None:
-        needed = verifying_backends(precision)[0]
-        extra = "cpu" if needed == "onnxruntime" else needed
+        backend = verifying_backends(precision)[0]
+        extra = "cpu" if backend == "onnxruntime" else backend
         click.echo(
-            f"not verified: install sdexport[{extra}] and run "
-            f"'sdexport verify {package} --backend {needed}'",
+            f"not verified: run pip install 'sdexport[{extra}]', then "
+            f"sdexport verify {package} --backend {backend}",
             err=True,
         )
 
 
 def run_export(
-    source: str | Path, package: Path, of_source: Mapping[str, Any] | None = None, **rest: Any
+    source: str | Path, package: Path, of_source: Mapping[str, Any] | None = None, **arguments: Any
 ) -> Any:
-    """Export under a progress bar; returns the Manifest.
+    """Export with progress on stderr.
 
     Args:
-      of_source: what `source_options` gave: the fields of Options, and the revision.
-      rest: further arguments of sdexport.exporter.export.
+      of_source: values of `source_options`: the fields of Options, and the revision.
+      arguments: further arguments of sdexport.exporter.export.
+    Returns: the Manifest.
     """
     with needs_torch("exporting"):
         from sdexport.checkpoints.sources import Options
         from sdexport.exporter import export as run
     options = dict(of_source or {})
     revision = options.pop("revision", None)
-    with progress_bar(None, "export") as bar:
+    with progress(None, "export") as shown:
 
-        def progress(component: str, stage: str, total: int) -> None:
-            bar.total = total
-            bar.set_description(f"{component}: {stage}")
-            bar.update()
+        def on_stage(component: str, stage: str, total: int) -> None:
+            shown.total = total
+            shown.begin(f"{component}: {stage}")
 
         return run(
             source,
             package,
             revision=revision,
             options=Options(**options),
-            progress=progress,
-            **rest,
+            progress=on_stage,
+            **arguments,
         )

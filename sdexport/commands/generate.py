@@ -8,54 +8,31 @@ from typing import Any
 
 import click
 
+from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FILE,
     FOLDER,
     backend_option,
+    backends_of,
     engine_dir_option,
     json_option,
     low_memory_option,
-    opening,
-    parsed,
     print_json,
-    progress_bar,
+    session_arguments,
     session_option,
 )
+from sdexport.commands.value_types import IntervalType, SizeType
+from sdexport.commands.verbosity import verbosity_options
 
 STEPS = 25
-"""Enough for most schedulers; the library takes 50, as diffusers does."""
-
-
-class Size(click.ParamType[tuple[int, int]]):
-    name = "WxH"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        width, _, height = str(value).lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal() and len(value) < 20):
-            self.fail(f"{value!r} is no size; expected WIDTHxHEIGHT such as 512x768", param, ctx)
-        return int(width), int(height)
-
-
-class Interval(click.ParamType[tuple[float, float]]):
-    name = "START:END"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, float]:
-        try:
-            start, end = map(float, str(value).split(":"))
-        except ValueError:
-            self.fail(f"{value!r} is no interval; expected two numbers such as 0.1:0.8", param, ctx)
-        return start, end
+"""Enough for most schedulers; the library's default is 50, as in diffusers."""
 
 
 @click.command()
 @click.argument("package", type=FOLDER)
 @click.argument("prompt", required=False)
-@click.option("-o", "--output", type=FILE, required=True, help="A .png.")
-@click.option("--negative", "negative_prompt", help="What should not be seen.")
+@click.option("-o", "--output", type=FILE, required=True, help="The .png file to write.")
+@click.option("--negative", "negative_prompt", help="What the image should not show.")
 @click.option(
     "--steps",
     "num_inference_steps",
@@ -66,73 +43,107 @@ class Interval(click.ParamType[tuple[float, float]]):
     "--guidance",
     "guidance_scale",
     type=float,
-    help="Default 7.5; 5 for SDXL, 8.5 for latent consistency models. Turbo wants 0.",
+    help="Default 7.5; 5 for SDXL, 8.5 for latent consistency models. Use 0 for Turbo models.",
 )
 @click.option(
-    "--rescale", "guidance_rescale", type=float, default=0.0, help="0..1, against overexposure."
+    "--rescale",
+    "guidance_rescale",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="0 to 1, against overexposure with high guidance.",
 )
 @click.option(
     "--guidance-interval",
-    type=Interval(),
+    type=IntervalType(),
     default="0:1",
     show_default=True,
-    help="Fractions of the steps that are guided; the others run no second pass.",
+    help="Part of the steps that use guidance, as fractions; the others take half the time.",
 )
 @click.option(
     "--cache-interval",
-    type=Interval(),
-    help="Between these fractions of the steps every second one takes the prediction of the one "
-    "before: faster, and not exact.",
+    type=IntervalType(),
+    help="Between these fractions of the steps, every second step reuses the UNet's last "
+    "prediction: faster, but not exact.",
 )
-@click.option("--seed", type=int, help="Default: a random one, which is printed.")
+@click.option(
+    "--seed",
+    type=int,
+    help="The same seed gives the same image. Default: a random one, which is printed.",
+)
 @click.option(
     "--noise",
     "noise_device",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="Whose PyTorch generator the noise is equal to.",
+    help="Draw the noise as PyTorch does on this device.",
 )
-@click.option("--scheduler", help="Such as euler_a or dpm++_2m_karras; default the package's own.")
-@click.option("--eta", type=float, default=0.0, help="0..1, for ddim and tcd.")
-@click.option("--size", type=Size(), help="Default the image's, or the package's own.")
-@click.option("--image", type=FILE, help="Begin from this picture.")
+@click.option(
+    "--scheduler",
+    help="Such as euler_a or dpm++_2m_karras; default the package's own scheduler.",
+)
+@click.option("--eta", type=float, default=0.0, show_default=True, help="0 to 1, for ddim and tcd.")
+@click.option(
+    "--size", type=SizeType(), help="In pixels; default that of --image, or the package's own."
+)
+@click.option("--image", type=FILE, help="Start from this image.")
 @click.option(
     "--strength",
     type=float,
-    help="0..1, how much of the image is given up; default 0.8, for SDXL 0.3.",
+    help="0 to 1, how much --image is changed; default 0.8, for SDXL 0.3.",
 )
-@click.option("--mask", "mask_image", type=FILE, help="Paint only where this picture is bright.")
+@click.option(
+    "--mask", "mask_image", type=FILE, help="Change --image only where this image is bright."
+)
 @click.option(
     "--resize",
     "resize_mode",
     type=click.Choice(["stretch", "crop", "fill"]),
     default="stretch",
     show_default=True,
-    help="How image and mask get to the size.",
+    help="How --image and --mask are brought to the size.",
 )
 @click.option(
-    "--weights", "prompt_weights", is_flag=True, help="Read (word:1.3), and long prompts."
+    "--weights",
+    "prompt_weights",
+    is_flag=True,
+    help="Read weights such as (word:1.3) in the prompt, and do not cut long prompts.",
 )
-@click.option("--clip-skip", type=int, default=0, help="Layers of the text encoder to leave out.")
-@click.option("--embeds", type=FILE, help="Paint from this .npz instead of PROMPT.")
-@click.option("--save-embeds", type=FILE, help="Write the prompt's embeddings to this .npz.")
-@click.option("--count", type=click.IntRange(1, 1000), default=1, help="With seeds that follow.")
-@click.option("--previews", type=FOLDER, help="Write a picture of each step, and an animation.")
+@click.option(
+    "--clip-skip",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Skip this many of the text encoder's last layers.",
+)
+@click.option("--embeds", type=FILE, help="Use the embeddings in this .npz file, not PROMPT.")
+@click.option("--save-embeds", type=FILE, help="Write the prompt's embeddings to this .npz file.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Number of images, with consecutive seeds.",
+)
+@click.option(
+    "--previews", type=FOLDER, help="Write an image of each step and an animation to this folder."
+)
 @click.option(
     "--preview-with",
     type=click.Choice(["vae", "linear"]),
     default="vae",
     show_default=True,
-    help="linear is cheap and coarse.",
+    help="How previews are decoded; linear is fast and coarse.",
 )
-@click.option("--tile", "vae_tile", type=int, help="Let the VAE work in tiles of so many pixels.")
+@click.option("--tile", "vae_tile", type=int, help="Let the VAE work in tiles of this many pixels.")
 @backend_option
 @session_option
 @engine_dir_option
 @low_memory_option
-@click.option("--force", is_flag=True, help="Overwrite existing pictures.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
 @json_option
+@verbosity_options
 def generate(
     package: Path,
     prompt: str | None,
@@ -153,46 +164,55 @@ def generate(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Paint PROMPT with PACKAGE."""
-    from sdexport.commands.generate_images import (
-        load_arguments,
-        paint,
-        picture_paths,
-        save_embeds_of,
-    )
+    """Generate images from a prompt.
+
+    The settings of each image are written to its file, as AUTOMATIC1111 does.
+    """
+    from sdexport.commands.generate_images import generate_images, image_paths, save_embeds_of
     from sdexport.runtime.noise.torch_generator import check_seed
     from sdexport.runtime.pipeline import load_pipeline
 
     if (prompt is None) == (embeds is None) or (embeds and save_embeds):
-        raise click.UsageError("give either PROMPT, which --save-embeds can keep, or --embeds")
-    paths = picture_paths(output, count, force=force)
-    first = int.from_bytes(os.urandom(4)) if seed is None else check_seed(seed)
-    arguments |= {"width": size[0], "height": size[1]} if size else {}
-    arguments |= load_arguments(embeds) if embeds else {"prompt": prompt}
+        raise click.UsageError("give either PROMPT, with or without --save-embeds, or --embeds")
+    paths = image_paths(output, count, force=force)
+    first_seed = int.from_bytes(os.urandom(4)) if seed is None else check_seed(seed)
+    arguments |= _prompt_and_size(prompt, embeds, size)
+    opened_with = session_arguments(
+        session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
+    )
     with (
-        load_pipeline(
-            package,
-            parsed(backends),
-            **opening(
-                session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
-            ),
-        ) as pipe,
-        progress_bar(0, "generate") as bar,
+        load_pipeline(package, backends_of(backends), **opened_with) as pipe,
+        progress(None, "generate") as shown,
     ):
-        if arguments["num_inference_steps"] is None:
-            arguments["num_inference_steps"] = min(STEPS, pipe.defaults().num_inference_steps)
-        bar.reset(count * max(arguments["num_inference_steps"], 1))
+        shown.total = count * _choose_steps(pipe, arguments)
         if save_embeds:
             save_embeds_of(pipe, save_embeds, arguments, force=force)
-        report = paint(
+        report = generate_images(
             pipe,
             paths,
-            first,
+            first_seed,
             arguments,
             previews=previews,
             preview_with=preview_with,
-            on_step=bar.update,
-            on_picture=lambda path, seed: None if as_json else click.echo(f"{path} (seed {seed})"),
+            on_step=shown.advance,
+            on_image=(lambda line: None) if as_json else shown.print,
         )
     if as_json:
         print_json({"images": report})
+
+
+def _prompt_and_size(
+    prompt: str | None, embeds: Path | None, size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """The pipeline's arguments for them."""
+    from sdexport.commands.generate_images import embeds_arguments
+
+    found: dict[str, Any] = embeds_arguments(embeds) if embeds else {"prompt": prompt}
+    return found | ({"width": size[0], "height": size[1]} if size else {})
+
+
+def _choose_steps(pipe: Any, arguments: dict[str, Any]) -> int:
+    """Set the default number of steps where --steps was not given; returns the number."""
+    if arguments["num_inference_steps"] is None:
+        arguments["num_inference_steps"] = min(STEPS, pipe.defaults().num_inference_steps)
+    return max(arguments["num_inference_steps"], 1)

@@ -1,4 +1,4 @@
-"""Painting for the command line: a picture after another, with previews and embeddings in files."""
+"""Generating images for the command line: one after another, with previews and embeddings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.images.preview import PreviewWriter
@@ -16,13 +17,17 @@ from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
 
 
-def picture_paths(output: Path, count: int, *, force: bool) -> list[Path]:
-    """OUT.png, or OUT-0.png and so on; checked before anything is painted.
+def image_paths(output: Path, count: int, *, force: bool) -> list[Path]:
+    """The files to write: OUT.png, or OUT-0.png, OUT-1.png and so on for several images.
 
-    Raises: ValueError: no .png. FileNotFoundError, PermissionError, FileExistsError.
+    Raises: InvalidArgumentError: the name does not end in .png. FileNotFoundError,
+      PermissionError: the folder is missing or cannot be written. FileExistsError: a file exists,
+      without `force`.
     """
     if output.suffix.lower() != ".png":
-        raise ValueError(f"{output}: pictures are written as PNG; give a name that ends in .png")
+        raise InvalidArgumentError(
+            f"{output}: images are written as PNG; choose a name that ends in .png"
+        )
     folder = output.parent
     if not folder.is_dir():
         raise FileNotFoundError(f"{output}: there is no folder {folder}")
@@ -31,13 +36,18 @@ def picture_paths(output: Path, count: int, *, force: bool) -> list[Path]:
     paths = [output]
     if count > 1:
         paths = [output.with_stem(f"{output.stem}-{number}") for number in range(count)]
-    present = [path for path in paths if path.exists()]
-    if present and not force:
-        raise FileExistsError(f"{present[0]} exists; give --force to overwrite it")
+    for path in paths:
+        check_overwrite(path, force=force)
     return paths
 
 
-def paint(
+def check_overwrite(path: Path, *, force: bool) -> None:
+    """Raises: FileExistsError: the file exists, and --force was not given."""
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; use --force to overwrite it")
+
+
+def generate_images(
     pipe: Pipeline,
     paths: Sequence[Path],
     first_seed: int,
@@ -46,13 +56,15 @@ def paint(
     previews: Path | None = None,
     preview_with: str = "vae",
     on_step: Callable[[], object] = lambda: None,
-    on_picture: Callable[[Path, int | None], object] = lambda path, seed: None,
+    on_image: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Paint one picture for each path, with seeds that follow, and tell of each.
+    """Generate one image for each path, with consecutive seeds.
 
     Args:
-      arguments: of the pipeline.
-      previews: folder for the pictures of every step; see sdexport.runtime.images.preview.
+      arguments: of the pipeline, the same for every image.
+      previews: folder for an image of every step; see sdexport.runtime.images.preview.
+      on_image: called with a line for the user when an image has been written.
+    Returns: for each image its path, settings, and seconds of each stage.
     """
     report = []
     for number, path in enumerate(paths):
@@ -73,18 +85,19 @@ def paint(
         if writer is not None:
             entry["animation"] = str(writer.finish())
         report.append(entry)
-        on_picture(path, parameters.seed)
+        on_image(f"{path} (seed {parameters.seed})")
     return report
 
 
-def load_arguments(path: Path) -> dict[str, np.ndarray | None]:
-    """The pipeline's embedding arguments from a file.
+def embeds_arguments(path: Path) -> dict[str, np.ndarray | None]:
+    """The pipeline's arguments for embeddings in a file.
 
-    Raises: ValueError: embeddings of several prompts, or none; see text.embeds_file.
+    Raises: InvalidArgumentError: it holds embeddings of several prompts. FileNotFoundError and
+      what else load_embeds raises.
     """
     found = load_embeds(path)
     if len(found.prompt_embeds) != 1:
-        raise ValueError(
+        raise InvalidArgumentError(
             f"{path}: expected embeddings of one prompt, got {len(found.prompt_embeds)}"
         )
     return {
@@ -99,12 +112,13 @@ def load_arguments(path: Path) -> dict[str, np.ndarray | None]:
 def save_embeds_of(
     pipe: Pipeline, path: Path, arguments: Mapping[str, Any], *, force: bool
 ) -> None:
-    """Write the embeddings of the prompt and negative prompt in the pipeline's arguments.
+    """Write the embeddings of the prompt and the negative prompt to a .npz file.
 
-    Raises: FileExistsError: without `force`. ValueError, OSError: see text.embeds_file.
+    Args:
+      arguments: of the pipeline.
+    Raises: FileExistsError: the file exists, without `force`. What save_embeds raises.
     """
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; give --force to overwrite it")
+    check_overwrite(path, force=force)
     how = {key: arguments[key] for key in ("prompt_weights", "clip_skip")}
     texts = {key: arguments[key] or "" for key in ("prompt", "negative_prompt")}
     both = pipe.text_encoders.encode([texts["negative_prompt"], texts["prompt"]], 1, **how)
@@ -114,5 +128,5 @@ def save_embeds_of(
             "pooled_prompt_embeds": both.pooled[1:],
             "negative_pooled_prompt_embeds": both.pooled[:1],
         }
-    notes: dict[str, Any] = {"model": pipe.package.folder.resolve().name, **texts, **how}
-    save_embeds(path, both.embeds[1:], both.embeds[:1], **pooled, **notes)
+    meta: dict[str, Any] = {"model": pipe.package.folder.resolve().name, **texts, **how}
+    save_embeds(path, both.embeds[1:], both.embeds[:1], **pooled, **meta)

@@ -1,10 +1,8 @@
-"""What several commands share: option types, progress bars, JSON."""
+"""Options and small helpers that several commands share."""
 
 from __future__ import annotations
 
 import json
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,24 +14,25 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 low_memory_option = click.option(
-    "--low-memory", is_flag=True, help="Hold one component in memory at a time."
+    "--low-memory", is_flag=True, help="Keep only one component in memory at a time."
+)
+engine_dir_option = click.option(
+    "--engine-dir", type=FOLDER, help="Folder of built engines; default PACKAGE/engines."
 )
 
 
-class Backends(click.ParamType[Any]):
-    """NAME, or COMPONENT=NAME; given several times, each component may have its own."""
+class BackendType(click.ParamType[Any]):
+    """NAME, or COMPONENT=NAME; repeatable, so that each component can have its own."""
 
     name = "[COMPONENT=]NAME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from sdexport.runtime.component_backends import parse_backends
-
-        parse_backends([value])
+        backends_of([value])
         return value
 
 
-def parsed(values: tuple[str, ...]) -> Any:
-    """What --backend said, as `sdexport.runtime.load_pipeline` takes it."""
+def backends_of(values: Sequence[str]) -> Any:
+    """The values of --backend in the form that `sdexport.runtime.load_pipeline` takes."""
     from sdexport.runtime.component_backends import parse_backends
 
     return parse_backends(values)
@@ -42,14 +41,16 @@ def parsed(values: tuple[str, ...]) -> Any:
 backend_option = click.option(
     "--backend",
     "backends",
-    type=Backends(),
+    type=BackendType(),
     multiple=True,
-    help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto; "
-    "also for one component, such as unet=openvino, and several times.",
+    help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto. "
+    "For one component: unet=openvino. Repeatable.",
 )
 
 
-class SessionOption(click.ParamType[tuple[str, Any]]):
+class SessionOptionType(click.ParamType[tuple[str, Any]]):
+    """NAME=VALUE with a value that is read as a number or a truth value where it is one."""
+
     name = "NAME=VALUE"
 
     def convert(
@@ -66,36 +67,46 @@ class SessionOption(click.ParamType[tuple[str, Any]]):
 session_option = click.option(
     "--option",
     "session_options",
-    type=SessionOption(),
+    type=SessionOptionType(),
     multiple=True,
-    help="Of the backend's sessions, such as precision=bf16 or threads=4; repeatable.",
+    help="An option of the backend, such as precision=bf16 or threads=4. Repeatable.",
 )
-engine_dir_option = click.option(
-    "--engine-dir", type=FOLDER, help="Built engines, instead of PACKAGE/engines."
-)
+_NOT_OF_SESSIONS = {"low_memory", "verify", "max_batch", "sessions", "progress", "plan", "digest"}
+"""Arguments of `load_pipeline` and `verify` that --option must not set."""
 
 _SOURCE_OPTIONS = (
-    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option("--revision", help="Branch, tag or commit, for a model id of the hub."),
     click.option(
-        "--tokenizer", type=FOLDER, help="CLIP's vocab.json and merges.txt, for one file."
+        "--tokenizer",
+        type=FOLDER,
+        help="Folder with CLIP's vocab.json and merges.txt, for a single file.",
     ),
-    click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this; repeatable."),
     click.option(
-        "--embedding", multiple=True, metavar="FILE[:WORD]", help="Add this word; repeatable."
+        "--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this LoRA. Repeatable."
     ),
-    click.option("--vae", type=click.Path(path_type=Path), help="Take this VAE, folder or file."),
+    click.option(
+        "--embedding",
+        multiple=True,
+        metavar="FILE[:WORD]",
+        help="Add this textual inversion embedding. Repeatable.",
+    ),
+    click.option(
+        "--vae", type=click.Path(path_type=Path), help="Use this VAE instead, a folder or a file."
+    ),
     click.option(
         "--prediction-type",
         type=click.Choice(["epsilon", "v_prediction"]),
-        help="What the UNet predicts, where the file does not tell.",
+        help="What the UNet predicts, if the file does not say.",
     ),
-    click.option("--ema", is_flag=True, help="Take the averaged weights of a single file."),
-    click.option("--allow-pickle", is_flag=True, help="Read .ckpt, .pt and .bin, weights alone."),
+    click.option("--ema", is_flag=True, help="Use the averaged (EMA) weights of a single file."),
+    click.option(
+        "--allow-pickle", is_flag=True, help="Also read .ckpt, .pt and .bin files, weights only."
+    ),
 )
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say how a checkpoint is read, and what is changed in it."""
+    """Add the options that say how a checkpoint is read and what is merged into it."""
     for option in reversed(_SOURCE_OPTIONS):
         command = option(command)
     return command
@@ -103,75 +114,51 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def needs_torch(what: str) -> Iterator[None]:
-    """An import that fails inside names the pip command."""
+    """Name the pip command if an import inside the block fails.
+
+    Raises: MissingDependencyError.
+    """
     try:
         yield
     except ImportError as error:
-        raise ImportError(
+        from sdexport.engines.errors import MissingDependencyError
+
+        raise MissingDependencyError(
             f"{what} needs {error.name or 'PyTorch and diffusers'}, which cannot be imported; "
             "run: pip install 'sdexport[export]'"
         ) from error
 
 
-@contextmanager
-def progress_bar(total: int | None, description: str, unit: str = "it") -> Iterator[Any]:
-    """A progress bar on stderr whose clock runs, silent where stderr is no terminal."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=total, desc=description, unit=unit, unit_scale=unit == "B", disable=None, leave=False
-    ) as bar:
-        done = threading.Event()
-
-        def run_clock() -> None:
-            while not done.wait(1.0):
-                bar.refresh()
-
-        clock = threading.Thread(target=run_clock, daemon=True)
-        if not bar.disable:
-            clock.start()
-        try:
-            yield bar
-        finally:
-            done.set()
-            if clock.is_alive():
-                clock.join()
-
-
-def advance(bar: Any) -> Callable[[str], None]:
-    """A callback that names what begins and counts it."""
-
-    def advance(what: str) -> None:
-        bar.set_description(what)
-        bar.update()
-
-    return advance
-
-
 def print_json(value: object) -> None:
-    """Print one JSON document; ValueError for NaN, which JSON does not know."""
+    """Print one JSON document.
+
+    Raises: ValueError: it holds NaN or infinity, which JSON does not have.
+    """
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def opening(session_options: Sequence[tuple[str, Any]], **own: Any) -> dict[str, Any]:
-    """Arguments that say how components are opened: the command's own, and those of --option.
+def session_arguments(session_options: Sequence[tuple[str, Any]], **own: Any) -> dict[str, Any]:
+    """Keyword arguments that open components: the command's own, and those of --option.
 
-    Raises: UsageError: --option names something that is none of a session's options.
+    Raises: click.UsageError: --option names something that is no option of a backend.
     """
-    taken = {*own, "low_memory", "verify", "max_batch", "sessions", "progress", "plan", "digest"}
     for name, _ in session_options:
-        if name in taken:
-            raise click.UsageError(f"--option {name}: no option of a backend's sessions")
-    return given(**own) | dict(session_options)
+        if name in _NOT_OF_SESSIONS or name in own:
+            raise click.UsageError(f"--option {name}: backends have no such option")
+    return without_none(**own) | dict(session_options)
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """Those options that were given; the others keep the default of what is called."""
+def without_none(**options: Any) -> dict[str, Any]:
+    """The options that have a value; for the others the callee's default holds."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def exit_unless(passed: bool) -> None:
-    """Exit status 1, and why, for a package that failed its checks."""
+def require_passed(passed: bool) -> None:
+    """Fail if a check of the package failed.
+
+    Raises: VerificationError.
+    """
+    from sdexport.engines.errors import VerificationError
+
     if not passed:
-        click.echo("error: the package does not reproduce the reference outputs", err=True)
-        sys.exit(1)
+        raise VerificationError("the package does not reproduce the reference outputs")

@@ -9,22 +9,22 @@ from typing import Any
 
 import click
 
+from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
-    advance,
     backend_option,
+    backends_of,
     engine_dir_option,
-    exit_unless,
     json_option,
     low_memory_option,
     needs_torch,
-    opening,
-    parsed,
     print_json,
-    progress_bar,
+    require_passed,
+    session_arguments,
     session_option,
     source_options,
 )
+from sdexport.commands.verbosity import verbosity_options
 
 
 @click.command()
@@ -36,12 +36,13 @@ from sdexport.commands.shared_options import (
 @click.option(
     "--against",
     metavar="SOURCE",
-    help="Compare with this checkpoint too, on fresh random inputs of several sizes; needs "
-    "PyTorch. The options below are those that it was exported with.",
+    help="Also compare with this checkpoint on new random inputs of several sizes; needs PyTorch. "
+    "Repeat the options below as they were for the export.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of the inputs for --against.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the random inputs of --against.")
 @source_options
 @json_option
+@verbosity_options
 def verify(
     package: Path,
     backends: tuple[str, ...],
@@ -53,70 +54,69 @@ def verify(
     as_json: bool,
     **of_source: Any,
 ) -> None:
-    """Replay PyTorch's recorded answers; exit status 0 only if every check holds."""
+    """Compare a package with PyTorch.
+
+    PACKAGE contains inputs and outputs of PyTorch that were recorded when it was exported, so
+    PyTorch is not needed here. The exit status is 0 only if every check passes.
+    """
     from sdexport.runtime.packages.manifest import MANIFEST
     from sdexport.runtime.packages.package import Package
     from sdexport.verification.report import table
 
-    backend, engines = parsed(backends), opening(session_options, engine_dir=engine_dir)
-    said: dict[str, Any] = {}
+    backend = backends_of(backends)
+    opened_with = session_arguments(session_options, engine_dir=engine_dir)
     if against is None:
-        _check_alone(of_source | {"seed": seed})
+        _require_against(of_source | {"seed": seed})
     loaded = Package.load(package, verify=False)
     checks: list[Any] = []
+    used_seed: dict[str, int] = {}
     if against is not None:
-        said["seed"] = secrets.randbelow(2**31) if seed is None else seed
-        checks = _afresh(loaded, backend, engines, against, said["seed"], of_source)
-    if against is None or (package / MANIFEST).is_file():  # Optimum's folders hold no answers
-        checks = [*_recorded(loaded, backend, engines, low_memory=low_memory), *checks]
+        used_seed["seed"] = secrets.randbelow(2**31) if seed is None else seed
+        checks = _compare_with_checkpoint(
+            loaded, backend, against, of_source, **used_seed, **opened_with
+        )
+    if against is None or (package / MANIFEST).is_file():  # Optimum's folders have no references
+        checks = [*_replay(loaded, backend, low_memory=low_memory, **opened_with), *checks]
     passed = all(check.passed for check in checks)
     if as_json:
-        print_json({"passed": passed, **said, "checks": [check.to_dict() for check in checks]})
+        print_json({"passed": passed, **used_seed, "checks": [check.to_dict() for check in checks]})
     else:
         click.echo(table(checks))
-        if said:
-            click.echo(f"inputs of --seed {said['seed']}")
-    exit_unless(passed)
+        if used_seed:
+            click.echo(f"random inputs: --seed {used_seed['seed']}")
+    require_passed(passed)
 
 
-def _check_alone(options: Mapping[str, Any]) -> None:
-    """Options that say something of a checkpoint want one."""
+def _require_against(options: Mapping[str, Any]) -> None:
+    """Raises: click.UsageError: an option about a checkpoint was given without --against."""
     for name, value in options.items():
         if value is not None and value is not False and value != ():  # 0 is a seed
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --against SOURCE")
+            raise click.UsageError(f"--{name.replace('_', '-')} needs --against SOURCE")
 
 
-def _recorded(
-    package: Any, backend: Any, engines: Mapping[str, Any], *, low_memory: bool
-) -> list[Any]:
+def _replay(package: Any, backend: Any, **options: Any) -> list[Any]:
+    """Compare with the reference outputs in the package."""
     from sdexport.verification.verifier import verify_package
 
-    with progress_bar(2 + len(package.manifest.components), "verify") as bar:
-        return verify_package(
-            package, backend, progress=advance(bar), low_memory=low_memory, **engines
-        )
+    with progress(2 + len(package.manifest.components), "verify") as shown:
+        return verify_package(package, backend, progress=shown.begin, **options)
 
 
-def _afresh(
-    package: Any,
-    backend: Any,
-    engines: Mapping[str, Any],
-    source: str,
-    seed: int,
-    of_source: dict[str, Any],
+def _compare_with_checkpoint(
+    package: Any, backend: Any, source: str, of_source: dict[str, Any], **options: Any
 ) -> list[Any]:
+    """Compare with what PyTorch computes from a checkpoint now."""
     with needs_torch("comparing with a checkpoint"):
         from sdexport.checkpoints.sources import Options
         from sdexport.verification.against_checkpoint import verify_against
     revision = of_source.pop("revision")
-    with progress_bar(4, "against") as bar:
+    with progress(4, "against") as shown:
         return verify_against(
             package,
             source,
             backend,
-            seed=seed,
             revision=revision,
             options=Options(**of_source),
-            progress=advance(bar),
-            **engines,
+            progress=shown.begin,
+            **options,
         )

@@ -1,10 +1,13 @@
-"""The embedded demo model: a whole Stable Diffusion small enough to live in the repository.
+"""The demo model: a complete Stable Diffusion model, small enough for this repository.
 
-It paints single and paired coloured shapes at 128x128. `dataset` draws the pictures and writes the
-captions, `train` makes the weights in `model/`, `evaluate` judges what a package paints.
+It generates coloured shapes, alone or in pairs, at 128x128 pixels. `dataset` draws the training
+images and writes their captions, `train` produced the checkpoint, `evaluate` measures how well a
+package follows its prompts. This module needs nothing but the standard library.
 """
 
 from pathlib import Path
 
 MODEL_DIR = Path(__file__).parent / "model"
-"""The committed diffusers folder (fp16 safetensors)."""
+"""The checkpoint, a diffusers folder with fp16 weights. Wheels do not contain it."""
+PACKAGE_DIR = Path(__file__).parent / "package"
+"""The package in fp16 that `sdexport demo` uses, exported from the checkpoint."""

@@ -1,16 +1,19 @@
-"""The demo: the embedded model from checkpoint to a sheet of pictures."""
+"""The demo: a package of the demo model is verified and generates a contact sheet."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-from sdexport.demo_model import MODEL_DIR
+from sdexport.demo_model import MODEL_DIR, PACKAGE_DIR
+from sdexport.package_folder import package_folder
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.pipeline import load_pipeline
 from sdexport.verification.report import table
@@ -34,57 +37,70 @@ COLUMNS = 4
 STEPS, GUIDANCE_SCALE, SEED = 25, 5.0, 0
 MARGIN, CAPTION = 8, 44
 
+MakePackage = Callable[[Path, bool], object]
+"""Writes the demo model's package to a folder; the flag says whether to replace one there."""
+
 
 def run(
     folder: Path,
-    export: Callable[..., Any],
+    make_package: MakePackage,
     *,
     force: bool,
     progress: Callable[[str], object] = lambda what: None,
 ) -> dict[str, Any]:
-    """Export to folder/package, verify, paint folder/sheet.png; returns the report.
+    """Put a package into folder/package, verify it, and generate folder/sheet.png.
 
     Args:
-      export: called with source, destination and `force`.
+      make_package: `copy_package`, or a function that exports the checkpoint.
       progress: called before each part of the verification and after each of the STEPS.
-    Raises: FileExistsError: there is a demo already, without `force`.
+    Returns: paths, the table of checks, whether all passed, and seconds of each stage.
+    Raises: FileExistsError: the folder holds a demo already, without `force`.
     """
     package, sheet = folder / "package", folder / "sheet.png"
     if sheet.exists() and not force:
-        raise FileExistsError(f"{sheet} exists; give --force to replace it")
-    import_module(
-        "sdexport.engines.ort.onnxruntime_session"
-    )  # says what to install before the long work
+        raise FileExistsError(f"{sheet} exists; use --force to replace it")
+    import_module("sdexport.engines.ort.onnxruntime_session")  # fails early if it is not installed
     clock = [time.perf_counter()]
-    export(MODEL_DIR, package, force=force)
+    make_package(package, force)
     clock.append(time.perf_counter())
     checks = verify(package, progress=progress)
     clock.append(time.perf_counter())
-    with load_pipeline(package) as pipeline:
-        result = pipeline(
-            PROMPTS,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE_SCALE,
-            scheduler="lms",
-            seed=[SEED + i for i in range(len(PROMPTS))],
-            on_step=lambda step: progress("paint"),
-        )
-    save_image(contact_sheet(result.images, PROMPTS), sheet)
+    save_image(_generate_sheet(package, progress), sheet)
     clock.append(time.perf_counter())
-    stages = ("export", "verify", "paint")
+    seconds = [round(end - start, 2) for start, end in pairwise(clock)]
     return {
         "package": str(package),
         "sheet": str(sheet),
         "passed": all(check.passed for check in checks),
-        "seconds": {
-            name: round(b - a, 2) for name, a, b in zip(stages, clock, clock[1:], strict=False)
-        },
+        "seconds": dict(zip(("package", "verify", "generate"), seconds, strict=True)),
         "table": table(checks),
     }
 
 
+def copy_package(destination: Path, force: bool) -> None:
+    """Copy the package that is installed with sdexport.
+
+    Raises: FileExistsError: see package_folder.
+    """
+    with package_folder(destination, force=force) as folder:
+        shutil.copytree(PACKAGE_DIR, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def checkpoint() -> Path:
+    """The checkpoint of the demo model.
+
+    Raises: FileNotFoundError: sdexport was installed from a wheel, which does not contain it.
+    """
+    if not MODEL_DIR.is_dir():
+        raise FileNotFoundError(
+            f"{MODEL_DIR} does not exist: the checkpoint is in the repository and in the source "
+            "distribution of sdexport, not in an installation"
+        )
+    return MODEL_DIR
+
+
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Pictures of one size in rows of COLUMNS, each over its caption."""
+    """Images of one size in rows of COLUMNS, each with its caption below."""
     width, height = images[0].size
     cell = (width + MARGIN, height + CAPTION + MARGIN)
     rows = -(-len(images) // COLUMNS)
@@ -96,6 +112,19 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Ima
         sheet.paste(image, (x, y))
         draw.multiline_text((x, y + height + 2), _wrapped(draw, caption, width), fill="black")
     return sheet
+
+
+def _generate_sheet(package: Path, progress: Callable[[str], object]) -> Image.Image:
+    with load_pipeline(package) as pipeline:
+        result = pipeline(
+            PROMPTS,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            scheduler="lms",
+            seed=[SEED + i for i in range(len(PROMPTS))],
+            on_step=lambda step: progress("generate"),
+        )
+    return contact_sheet(result.images, PROMPTS)
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:

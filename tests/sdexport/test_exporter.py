@@ -84,7 +84,7 @@ def test_second_export_has_the_same_bytes(package: Path, checkpoint: Path, tmp_p
 
 
 def test_existing_destination_needs_force(package: Path, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="exists; give --force"):
+    with pytest.raises(FileExistsError, match="exists; use --force"):
         export(checkpoint, package)
     photos = tmp_path / "photos"
     photos.mkdir()

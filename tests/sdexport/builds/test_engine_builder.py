@@ -97,7 +97,7 @@ def test_build_command_builds_keeps_and_replaces(package: Path, tmp_path: Path) 
     assert entry["built"] and entry["profiles"] == [{"batch": "1:1:24", "sequence": "77:77:77"}]
     assert Path(entry["plan"]).stat().st_size == entry["size"]
     again = build(package, tmp_path, "--component", "text_encoder")
-    assert again.exit_code == 0 and "was there" in again.stdout
+    assert again.exit_code == 0 and "kept" in again.stdout
     other = build(package, tmp_path, "--component", "text_encoder", "--batch", "2")
     assert other.exit_code == 1
     assert "profiles batch 1:1:24" in other.stderr and "--rebuild-stale" in other.stderr

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit status, and one line for every mistake."""
+"""The command line: its output, exit statuses, and errors in one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +15,15 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from sdexport.cli import main
+from sdexport.cli import ISSUES, main
+from sdexport.engines.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    PackageError,
+    WorkerError,
+)
+
+ROOT = Path(__file__).parents[3]
 
 
 def call(*arguments: object) -> Result:
@@ -29,7 +38,7 @@ def assert_one_line_error(result: Result, *parts: str) -> None:
         assert part in result.stderr
 
 
-def test_generate_writes_a_picture_and_its_parameters(package: Path, tmp_path: Path) -> None:
+def test_generate_writes_an_image_and_its_parameters(package: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.png"
     arguments = ("generate", package, "a red circle", "-o", out, "--steps", 3, "--seed", 0)
     result = call(*arguments, "--scheduler", "lms", "--size", "64x96", "--json")
@@ -58,7 +67,7 @@ def test_generate_needs_force_to_overwrite(package: Path, tmp_path: Path) -> Non
     out = tmp_path / "a.png"
     out.write_bytes(b"mine")
     base = ("generate", package, "a star", "--steps", 1, "-o", out)
-    assert_one_line_error(call(*base), "a.png exists; give --force")
+    assert_one_line_error(call(*base), "a.png exists; use --force")
     assert out.read_bytes() == b"mine"
     assert call(*base, "--force").exit_code == 0
 
@@ -78,7 +87,7 @@ def test_generate_needs_force_to_overwrite(package: Path, tmp_path: Path) -> Non
         (["--backend", "abacus"], "unknown backend 'abacus'; choose one of onnxruntime"),
     ],
 )
-def test_generate_mistakes_are_one_line(
+def test_generate_errors_are_one_line(
     package: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     result = call("generate", package, "x", "-o", tmp_path / "a.png", *options)
@@ -105,7 +114,7 @@ def test_generate_output_that_cannot_be(package: Path, tmp_path: Path) -> None:
 def test_generate_into_a_folder_that_is_read_only(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root may write everywhere, so the system's answer is given here."""
+    """Root may write everywhere, so os.access is replaced."""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     result = call("generate", package, "x", "-o", tmp_path / "a.png")
     assert_one_line_error(result, "cannot be written")
@@ -185,28 +194,109 @@ def test_inspect_prints_components_and_json(package: Path) -> None:
     assert report["format_version"] == 1 and report["size"] > 10e6
 
 
-def test_export_mistakes_are_one_line(package: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_export_errors_are_one_line(package: Path, checkpoint: Path, tmp_path: Path) -> None:
     assert_one_line_error(call("export", tmp_path / "no", tmp_path / "p"), "no such folder")
     assert_one_line_error(call("export", "no/model", tmp_path / "p"), "the hub cannot give it")
-    assert_one_line_error(call("export", checkpoint, package), "exists; give --force")
+    assert_one_line_error(call("export", checkpoint, package), "exists; use --force")
     assert call("export", checkpoint, tmp_path / "p", "--opset", 17).exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
 def test_usage_errors_have_status_two() -> None:
     assert call("generate").exit_code == 2
-    assert call("paint").exit_code == 2
+    assert call("draw").exit_code == 2
     assert call("--version").exit_code == 0
 
 
-def test_bugs_keep_their_traceback(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
+    """Run a command in which loading the package raises an error."""
 
-    monkeypatch.setattr("sdexport.Package.load", bug)
-    assert isinstance(call("inspect", package).exception, ZeroDivisionError)
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sdexport.runtime.packages.package.Package.load", load)
+    return call(*arguments, "inspect", "package")
 
 
-def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    result = call("--debug", "inspect", tmp_path / "nowhere")
-    assert isinstance(result.exception, FileNotFoundError)
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PackageError("it is\nincomplete"), "it is incomplete"),
+        (WorkerError("it died"), "it died"),
+        (InvalidArgumentError("size must be positive"), "size must be positive"),
+        (MissingDependencyError("run: pip install 'x'"), "run: pip install 'x'"),
+        (FileNotFoundError(2, "No such file", "a.png"), "a.png: No such file"),
+        (MemoryError(), "out of memory; try --low-memory"),
+    ],
+)
+def test_expected_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    assert_one_line_error(fail_with(error, monkeypatch), message)
+    result = fail_with(error, monkeypatch, "--debug")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert result.stderr.splitlines()[-1].startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError("division by zero"),
+        KeyError("unet"),
+        AssertionError(),
+        RuntimeError("lost"),
+        RecursionError("too deep"),
+    ],
+)
+def test_other_errors_are_bugs(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    result = fail_with(error, monkeypatch)
+    assert result.exit_code == 1 and result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"error: this is a bug in sdexport: {type(error).__name__}: ")
+    assert str(error) in first
+    assert second == f"Please run again with --debug and report it at {ISSUES}"
+    result = fail_with(error, monkeypatch, "--debug")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert result.stderr.splitlines()[-2:] == [
+        first,
+        f"Please report it, with this traceback, at {ISSUES}",
+    ]
+
+
+def test_debug_and_quiet_stand_before_or_after_the_command(tmp_path: Path) -> None:
+    for arguments in (("--debug", "inspect"), ("inspect", "--debug")):
+        assert "Traceback" in call(*arguments, tmp_path / "nowhere").stderr
+    assert call("-q", "inspect", "-v", tmp_path).exit_code == 2
+
+
+def test_quiet_leaves_warnings_out(package: Path, tmp_path: Path) -> None:
+    """Each level in a process of its own, as loggers are the process's."""
+    base = [sys.executable, "-m", "sdexport", "generate", package, "circle " * 100, "--steps", "1"]
+    for option, expected in (("-v", True), ("-q", False)):
+        command = [*base, "-o", tmp_path / f"{option}.png", option]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("WARNING: prompt of 100 tokens is cut" in done.stderr) == expected
+        assert f"{option}.png (seed " in done.stdout
+
+
+def test_every_command_has_the_common_options() -> None:
+    for name in main.commands:
+        text = call(name, "--help").stdout
+        for option in ("-q, --quiet", "-v, --verbose", "--debug", "--json", "-h, --help"):
+            assert option in text, (name, option)
+
+
+def test_help_loads_no_numpy() -> None:
+    """Help, completion and usage errors come at once."""
+    code = "import sys; from sdexport.cli import main; main(['--help'], standalone_mode=False)"
+    code += "; print('numpy' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "False\n")
+
+
+def test_address_for_bug_reports_is_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["urls"]["Issues"] == ISSUES

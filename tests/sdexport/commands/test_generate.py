@@ -1,4 +1,4 @@
-"""`sdexport generate`: pictures to begin from, previews, embeddings and guidance.
+"""`sdexport generate`: initial images, previews, embeddings and guidance.
 
 tests/sdexport/commands/test_cli.py has what every command shares.
 """
@@ -30,24 +30,24 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def given(tmp_path: Path) -> Path:
-    """A folder with a picture, a mask of its right half, and what is no picture."""
-    folder = tmp_path / "given"
+def inputs(tmp_path: Path) -> Path:
+    """A folder with an image, a mask of its right half, and a text file."""
+    folder = tmp_path / "inputs"
     folder.mkdir()
     Image.new("RGB", (100, 60), (40, 80, 220)).save(folder / "blue.png")
     mask = np.zeros((60, 100), np.uint8)
     mask[:, 50:] = 255
     Image.fromarray(mask).save(folder / "mask.png")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     return folder
 
 
-def test_image_mask_previews_and_noise(package: Path, tmp_path: Path, given: Path) -> None:
+def test_image_mask_previews_and_noise(package: Path, tmp_path: Path, inputs: Path) -> None:
     out, previews = tmp_path / "a.png", tmp_path / "previews"
     base = ["generate", package, "a red circle", "-o", out, "--steps", 4, "--seed", 3, "--json"]
     result = call(
         *base,
-        *("--image", given / "blue.png", "--mask", given / "mask.png", "--strength", 0.5),
+        *("--image", inputs / "blue.png", "--mask", inputs / "mask.png", "--strength", 0.5),
         *("--resize", "crop", "--size", "128x64", "--noise", "cuda", "--tile", 64),
         *("--previews", previews, "--preview-with", "linear"),
     )
@@ -58,22 +58,22 @@ def test_image_mask_previews_and_noise(package: Path, tmp_path: Path, given: Pat
     # half of four steps
     names = ["step-000.png", "step-001.png", "steps.webp"]
     assert sorted(file.name for file in previews.iterdir()) == names
-    painted = pixels(out)
-    assert painted.shape == (64, 128, 3)
-    kept = np.abs(painted[:, :48].astype(int) - (40, 80, 220)).mean()
-    assert kept < KEPT_IMAGE_MEAN, "the left half is the given picture's"
+    generated = pixels(out)
+    assert generated.shape == (64, 128, 3)
+    kept = np.abs(generated[:, :48].astype(int) - (40, 80, 220)).mean()
+    assert kept < KEPT_IMAGE_MEAN, "the left half is that of the initial image"
     other = call(*base[:4], tmp_path / "b.png", *base[5:], "--size", "128x64")
     assert other.exit_code == 0, other.output
-    assert not np.array_equal(pixels(tmp_path / "b.png"), painted)
+    assert not np.array_equal(pixels(tmp_path / "b.png"), generated)
 
 
-def test_image_gives_the_size_and_previews_of_each_picture(
-    package: Path, tmp_path: Path, given: Path
+def test_size_is_that_of_the_image_and_previews_are_numbered(
+    package: Path, tmp_path: Path, inputs: Path
 ) -> None:
     out, previews = tmp_path / "a.png", tmp_path / "previews"
     base = ("generate", package, "a red circle", "-o", out, "--steps", 2, "--seed", 0)
     result = call(
-        *base, "--image", given / "blue.png", "--strength", 1, "--count", 2, "--previews", previews
+        *base, "--image", inputs / "blue.png", "--strength", 1, "--count", 2, "--previews", previews
     )
     assert result.exit_code == 0, result.output
     assert pixels(tmp_path / "a-1.png").shape == (56, 96, 3)  # 60x100, rounded down
@@ -109,14 +109,14 @@ def test_guidance_eta_weights_and_clip_skip_are_the_pipelines(
     np.testing.assert_array_equal(pixels(out), np.asarray(expected.images[0]))
 
 
-def test_embeds_saved_and_loaded_paint_the_same(package: Path, tmp_path: Path) -> None:
+def test_saved_embeds_generate_the_same_image(package: Path, tmp_path: Path) -> None:
     file = tmp_path / "e.npz"
     base = ("generate", package, "--steps", 3, "--seed", 2, "-o")
     save = (tmp_path / "a.png", "a (red:1.2) circle", "--negative", "blue", "--weights")
     save += ("--save-embeds", file)
     file.write_text("mine")
     result = call(*base, *save)
-    assert result.exit_code == 1 and "e.npz exists; give --force" in result.stderr
+    assert result.exit_code == 1 and "e.npz exists; use --force" in result.stderr
     assert file.read_text() == "mine" and not save[0].exists()
     result = call(*base, *save, "--force")
     assert result.exit_code == 0, result.output
@@ -131,14 +131,17 @@ def test_embeds_saved_and_loaded_paint_the_same(package: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--image", "GIVEN/none.png"], "no image at "),
-        (["--image", "GIVEN/text.png"], "text.png cannot be read as an image"),
-        (["--image", "GIVEN/blue.png", "--mask", "GIVEN/none.png"], "no image at "),
-        (["--mask", "GIVEN/mask.png"], "mask_image needs an image"),
+        (["--image", "INPUTS/none.png"], "no image at "),
+        (["--image", "INPUTS/text.png"], "text.png cannot be read as an image"),
+        (["--image", "INPUTS/blue.png", "--mask", "INPUTS/none.png"], "no image at "),
+        (["--mask", "INPUTS/mask.png"], "mask_image needs an image"),
         (["--strength", "0.5"], "strength needs an image"),
-        (["--image", "GIVEN/blue.png", "--strength", "1.5"], "strength must be 0 to 1, got 1.5"),
-        (["--image", "GIVEN/blue.png", "--strength", "0.1"], "strength 0.1 leaves none of 2 steps"),
-        (["--image", "GIVEN/blue.png", "--size", "100x128"], "width must be a multiple of 8"),
+        (["--image", "INPUTS/blue.png", "--strength", "1.5"], "strength must be 0 to 1, got 1.5"),
+        (
+            ["--image", "INPUTS/blue.png", "--strength", "0.1"],
+            "strength 0.1 leaves none of 2 steps",
+        ),
+        (["--image", "INPUTS/blue.png", "--size", "100x128"], "width must be a multiple of 8"),
         (["--rescale", "2"], "guidance_rescale must be 0 to 1, got 2.0"),
         (["--guidance-interval", "0.8:0.2"], "guidance_interval must have start < end"),
         (["--guidance-interval", "0:3"], "guidance_interval end must be 0 to 1"),
@@ -151,16 +154,16 @@ def test_embeds_saved_and_loaded_paint_the_same(package: Path, tmp_path: Path) -
         (["--tile", "8"], "vae_tile must be 64 to 16384"),
         (["--save-embeds", "OUT/e.txt"], "a file name that ends in .npz, got 'e.txt'"),
         (["--save-embeds", "OUT/no/e.npz"], "No such file or directory"),
-        (["--previews", "GIVEN/text.png/p"], "Not a directory"),
+        (["--previews", "INPUTS/text.png/p"], "Not a directory"),
         (["--previews", "OUT/p", "--rescale", "2"], "guidance_rescale must be 0 to 1, got 2.0"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(
-    package: Path, tmp_path: Path, given: Path, options: list[str], message: str
+def test_errors_are_one_line_and_write_nothing(
+    package: Path, tmp_path: Path, inputs: Path, options: list[str], message: str
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    options = [o.replace("GIVEN", str(given)).replace("OUT", str(out)) for o in options]
+    options = [o.replace("INPUTS", str(inputs)).replace("OUT", str(out)) for o in options]
     result = call("generate", package, "x", "-o", out / "a.png", "--steps", 2, "--json", *options)
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
@@ -248,8 +251,8 @@ def test_options_reach_the_backend(
         ("providers=Fast", 1, "ONNX Runtime has no Fast here; it has "),
         ("threads", 2, "expected OPTION=VALUE such as precision=bf16, got 'threads'"),
         ("=4", 2, "expected OPTION=VALUE"),
-        ("low_memory=true", 2, "--option low_memory: no option of a backend's sessions"),
-        ("verify=false", 2, "--option verify: no option"),
+        ("low_memory=true", 2, "--option low_memory: backends have no such option"),
+        ("verify=false", 2, "--option verify: backends have no"),
     ],
 )
 def test_options_that_cannot_be(

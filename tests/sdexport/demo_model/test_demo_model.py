@@ -1,14 +1,20 @@
-"""The embedded model: its data, its judge, and what it paints."""
+"""The demo model: its data, how images are judged, what it generates, and `sdexport demo`."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
 from sdexport import Pipeline
-from sdexport.demo_model import MODEL_DIR, dataset, judge
+from sdexport.cli import main
+from sdexport.demo_model import MODEL_DIR, dataset, demo_run, judge
 from sdexport.demo_model import evaluate as evaluation
 from sdexport.demo_model.demo_run import contact_sheet
 from tests.tolerances import COVERAGE_REL
@@ -48,19 +54,19 @@ def test_render_is_anti_aliased() -> None:
     assert len(np.unique(dataset.coverage(circle))) > 20
 
 
-def test_judge_sees_what_was_drawn() -> None:
+def test_judge_recognises_every_scene() -> None:
     rng = np.random.default_rng(1)
     for single in dataset.all_singles(held_out=True)[::4]:
-        picture = dataset.render(dataset.place_single(single, rng))
-        assert all(judge.judge_single(picture, single).values()), single
+        image = dataset.render(dataset.place_single(single, rng))
+        assert all(judge.judge_single(image, single).values()), single
     for held_out in (False, True) * 10:
         pair = dataset.random_pair(rng, held_out=held_out)
-        picture = dataset.render(dataset.place_pair(pair, rng))
-        assert all(judge.judge_pair(picture, pair).values()), pair
+        image = dataset.render(dataset.place_pair(pair, rng))
+        assert all(judge.judge_pair(image, pair).values()), pair
 
 
-def test_judge_sees_what_is_wrong() -> None:
-    """Each attribute by itself, and pictures of nothing."""
+def test_judge_detects_each_wrong_attribute() -> None:
+    """Each attribute by itself, noise, and an image without objects."""
     rng = np.random.default_rng(2)
     wanted = dataset.Single("small", "red", "circle", "blue")
     for name, value in (
@@ -83,7 +89,7 @@ def test_judge_sees_what_is_wrong() -> None:
     }
 
 
-def test_judge_sees_swapped_pairs() -> None:
+def test_judge_detects_swapped_pairs() -> None:
     rng = np.random.default_rng(3)
     pair = dataset.Pair(("red", "circle"), "above", ("blue", "square"), "white")
     swapped = dataset.Pair(pair.second, "above", pair.first, "white")
@@ -101,28 +107,75 @@ def test_prompts_of_the_evaluation_are_held_out() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["lms", "ddim"])
-def test_model_paints_held_out_prompts(pipe: Pipeline, scheduler: str) -> None:
-    """A quick sample of the evaluation, judged by its own bounds less what 48 prompts blur."""
+def test_model_follows_held_out_prompts(pipe: Pipeline, scheduler: str) -> None:
+    """A small sample of the evaluation; its bound allows for the spread of 48 prompts."""
     shares = evaluation.evaluate(pipe, evaluation.held_out_singles(48), scheduler)
     assert shares["all"] >= 0.85, shares
 
 
-def test_contact_sheet_holds_every_picture(pipe: Pipeline) -> None:
+def test_contact_sheet_shows_every_image(pipe: Pipeline) -> None:
     result = pipe("a star", seed=0, num_inference_steps=1, num_images_per_prompt=5)
     sheet = contact_sheet(result.images, ["a long caption of many words"] * 5)
     assert sheet.width == 4 * 136 + 8 and sheet.height == 2 * 180 + 8
     assert sheet.crop((8, 8, 136, 136)).tobytes() == result.images[0].tobytes()
 
 
-def test_demo_runs_and_does_not_overwrite(
+@pytest.fixture
+def installed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exported package in place of the one that is installed."""
+    monkeypatch.setattr(demo_run, "PACKAGE_DIR", package)
+
+
+@pytest.mark.usefixtures("installed")
+def test_demo_command_verifies_and_generates(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
+    folder = tmp_path / "demo"
+    done = CliRunner().invoke(main, ["demo", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["passed"] and set(report["seconds"]) == {"package", "verify", "generate"}
+    assert (report["package"], report["sheet"]) == (f"{folder}/package", f"{folder}/sheet.png")
+    assert sorted(file.name for file in folder.iterdir()) == ["package", "sheet.png"]
+    with Image.open(report["sheet"]) as sheet:
+        assert sheet.size == (4 * 136 + 8, 3 * 180 + 8)
+    copied = {f.relative_to(folder / "package") for f in (folder / "package").rglob("*")}
+    assert copied == {f.relative_to(package) for f in package.rglob("*")}
 
-    from sdexport.demo_model.demo_run import run
+    again = CliRunner().invoke(main, ["demo", str(folder)])
+    assert again.exit_code == 1
+    assert again.stderr == f"error: {report['sheet']} exists; use --force to replace it\n"
+    calls: list[tuple[object, ...]] = []
+    command = sys.modules["sdexport.commands.demo"]
+    monkeypatch.setattr(command, "run_export", lambda s, d, force: calls.append((s, d, force)))
+    forced = CliRunner().invoke(main, ["demo", str(folder), "--from-checkpoint", "--force"])
+    assert forced.exit_code == 0, forced.output
+    assert calls == [(MODEL_DIR, folder / "package", True)]
+    assert forced.stdout.splitlines()[-1] == f"sheet:   {folder}/sheet.png"
 
-    report = run(tmp_path / "demo", lambda s, d, force: shutil.copytree(package, d), force=False)
-    assert report["passed"] and set(report["seconds"]) == {"export", "verify", "paint"}
-    assert Path(report["sheet"]).is_file()
-    with pytest.raises(FileExistsError, match="give --force"):
-        run(tmp_path / "demo", lambda s, d, force: None, force=False)
+
+def test_demo_from_checkpoint_needs_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_run, "MODEL_DIR", tmp_path / "model")
+    done = CliRunner().invoke(main, ["demo", str(tmp_path / "demo"), "--from-checkpoint"])
+    assert done.exit_code == 1 and "model does not exist: the checkpoint is in the" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_package_is_not_replaced_by_half_a_copy(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_run, "PACKAGE_DIR", package)
+    old = tmp_path / "package"
+    old.mkdir()
+    (old / "sdexport.json").write_text("{}")
+
+    def fail(source: Path, destination: Path) -> None:
+        raise OSError(28, "No space left on device", str(destination))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        demo_run.copy_package(old, True)
+    assert [file.name for file in tmp_path.iterdir()] == ["package"]
+    assert (old / "sdexport.json").read_text() == "{}"

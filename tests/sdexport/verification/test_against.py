@@ -140,7 +140,7 @@ def test_against_on_the_command_line(package: Path, source_copy: Path) -> None:
 def test_against_options_need_a_source(package: Path) -> None:
     for option in (("--lora", "a.safetensors"), ("--ema",), ("--seed", "0")):
         result = call("verify", package, *option)
-        assert result.exit_code == 2 and "goes with --against SOURCE" in result.stderr
+        assert result.exit_code == 2 and "needs --against SOURCE" in result.stderr
 
 
 def test_against_missing_source(package: Path, tmp_path: Path) -> None:
