@@ -29,8 +29,8 @@ from PIL import Image
 
 from benchmarks.checkpoints import NAMES, build_checkpoint
 from benchmarks.reports import show_and_save
-from sdexport.bench.benchmark import PROMPT
 from sdexport.bench.measure import machine
+from sdexport.bench.workload import PROMPT
 
 PACKAGES = ("sdexport", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
 PRECISIONS = ("fp32", "fp16")

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu_models import Model
 from sdexport import Package, Pipeline
-from sdexport.bench.benchmark import prompt_of
+from sdexport.bench.workload import prompt_of
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.engines import PLAN_BACKENDS, Session

@@ -27,17 +27,18 @@ from benchmarks import arguments
 from benchmarks.contenders import Contender, groups, start
 from benchmarks.models import Model
 from benchmarks.tables import name_of
-from sdexport.bench.benchmark import feeds_for, measured, prompt_of
+from sdexport.bench.benchmark import measured
 from sdexport.bench.measure import machine
+from sdexport.bench.workload import feeds_for, prompt_of
 from sdexport.engines.errors import WorkerError
 from sdexport.engines.worker_process import Worker
 
 STEPS, WARM_UP_STEPS, GUIDANCE = 5, 2, 7.5
-EXACT = {"component": 1e-3, "picture": 1.0}
+EXACT = {"component": 1e-3, "image": 1.0}
 """Bounds: relative to the output's scale; mean difference of 255 (GenAI truncates where others
 round: 0.5). Wide enough for any order of summation; a wrong scheduler or text encoder is ten times
 further away."""
-ROUNDED = {"component": 0.25, "picture": 12.0}
+ROUNDED = {"component": 0.25, "image": 12.0}
 """The same for bf16 and 8 bits: rounding errors of 1/256 through a hundred layers."""
 
 
@@ -149,7 +150,7 @@ def _in_turn(
             if request["do"] == "component" and case not in opened[name]:
                 continue
             current = dict(request)
-            if current["do"] == "picture":
+            if current["do"] == "image":
                 steps = STEPS if number else WARM_UP_STEPS
                 changes = {"num_inference_steps": steps, "scheduler": contender.scheduler}
                 changes["prompt"] = prompt_of(number)
@@ -225,7 +226,7 @@ def cases_of(model: Model, size: int, scratch: Path, *, components: bool) -> dic
             "guidance_scale": GUIDANCE,
         }
         found["picture"] = {
-            "do": "picture",
+            "do": "image",
             "arguments": arguments,
             "latents": str(scratch / "latents.npy"),
         }

@@ -44,7 +44,7 @@ def _one(contender: Contender, model: Model, work: Path, cases: dict[str, Any]) 
         worker, row["opened"] = start(contender, model, work)
         with worker:
             for case, request in cases.items():
-                if request["do"] == "picture":
+                if request["do"] == "image":
                     changes = {"num_inference_steps": 1, "scheduler": contender.scheduler}
                     request = request | {"arguments": request["arguments"] | changes}
                 row[case] = worker.ask(**request)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arguments
-from sdexport.bench.benchmark import feeds_for
 from sdexport.bench.measure import machine
+from sdexport.bench.workload import feeds_for
 
 PRODUCTS = ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 SIDE = 3072

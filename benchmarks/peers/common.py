@@ -1,7 +1,7 @@
 """Shared code of the other libraries' workers; needs NumPy and the standard library only.
 
 A worker speaks the protocol of engines/worker_process.py with the requests of bench_worker.py:
-open, component, picture. Two of them also prepare a checkpoint for their library: `python WORKER
+open, component, image. Two of them also prepare a checkpoint for their library: `python WORKER
 prepare CHECKPOINT FOLDER`.
 """
 
@@ -41,4 +41,4 @@ def run(worker: Any, prepare: Callable[[Path, Path], object] | None = None) -> N
     if prepare is not None and sys.argv[1:2] == ["prepare"]:
         prepare(Path(sys.argv[2]), Path(sys.argv[3]))
         return
-    serve({name: getattr(worker, name) for name in ("open", "component", "picture")})
+    serve({name: getattr(worker, name) for name in ("open", "component", "image")})

@@ -61,7 +61,7 @@ class DiffusersWorker:
         hidden = getattr(pipe, name)(cast["input_ids"]).last_hidden_state
         return {"last_hidden_state": hidden.float().numpy()}
 
-    def picture(
+    def image(
         self, arguments: dict[str, Any], latents: str, output: str | None = None
     ) -> dict[str, Any]:
         own = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}

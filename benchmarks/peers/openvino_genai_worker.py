@@ -50,7 +50,7 @@ class GenAIWorker:
     def component(self, name: str, feeds: str, output: str | None = None) -> dict[str, Any]:
         raise NotImplementedError(f"GenAI gives no access to {name} alone")
 
-    def picture(
+    def image(
         self, arguments: dict[str, Any], latents: str, output: str | None = None
     ) -> dict[str, Any]:
         own = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}

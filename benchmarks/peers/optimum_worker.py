@@ -40,7 +40,7 @@ class OptimumWorker:
             np.savez(output, **{key: np.asarray(outputs[0])})
         return measured
 
-    def picture(
+    def image(
         self, arguments: dict[str, Any], latents: str, output: str | None = None
     ) -> dict[str, Any]:
         own = {k: v for k, v in arguments.items() if k not in ("scheduler", "seed")}

@@ -1,1 +1,1 @@
-"""`sdexport bench`: what a package costs on each backend."""
+"""`sdexport bench`: how fast a package runs on each backend."""

@@ -1,7 +1,7 @@
 """One backend of one package in a process of its own: `python -m sdexport.bench.bench_worker`.
 
-Speaks the protocol of engines/worker_process.py. Requests: open, check, component, picture.
-Answers of components and pictures go to files; only they are outside of what is timed.
+Speaks the protocol of engines/worker_process.py with the requests open, check, component and
+image. Outputs of components and images are written to files, after the time was taken.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.process_memory import resident_mb, timed
 from sdexport.engines.worker_process import serve
+from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
 
@@ -27,12 +29,10 @@ LIBRARIES = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
 }
-PAINTED = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
-"""Components of a picture from a text."""
 
 
 class BenchWorker:
-    """Holds the pipeline between requests."""
+    """Keeps the pipeline open between requests."""
 
     def __init__(self) -> None:
         self._pipe: Pipeline | None = None
@@ -40,7 +40,7 @@ class BenchWorker:
     @property
     def pipe(self) -> Pipeline:
         if self._pipe is None:
-            raise ValueError("no package is open; ask 'open' first")
+            raise InvalidArgumentError("no package is open; send the request 'open' first")
         return self._pipe
 
     def open(
@@ -48,28 +48,31 @@ class BenchWorker:
         model: str,
         backend: str = "onnxruntime",
         options: Mapping[str, Any] | None = None,
-        components: Sequence[str] = PAINTED,
+        components: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Open those components that the package has; their inputs, and what opening took."""
+        """Open these components; by default those that generate an image from a prompt.
+
+        Returns: components: for each its inputs and the seconds it took to open; versions of the
+          libraries; resident_mb and private_mb of this process.
+        """
         package = Package.load(model, verify=False)
         self._pipe = Pipeline(package, backend, **(options or {}))
         opened = {}
-        for name in components:
-            if name in package.manifest.components:
-                started = time.perf_counter()
-                inputs = self._pipe.session(name).inputs
-                opened[name] = {
-                    "open_s": time.perf_counter() - started,
-                    "inputs": [[s.name, s.dtype, list(s.shape)] for s in inputs],
-                }
+        for name in components or text_to_image_components(package):
+            started = time.perf_counter()
+            inputs = self._pipe.session(name).inputs
+            opened[name] = {
+                "open_s": time.perf_counter() - started,
+                "inputs": [[s.name, s.dtype, list(s.shape)] for s in inputs],
+            }
         return {"components": opened, "versions": _versions(backend), **resident_mb()}
 
     def check(
         self, model: str, backend: str = "onnxruntime", options: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """How far the answers are from those of PyTorch that the package holds.
+        """Compare with the reference outputs of PyTorch in the package.
 
-        Returns: passed: None if it holds none; checks: see sdexport.verification.verifier.
+        Returns: passed: None if the package has none; checks: see sdexport.verification.verifier.
         """
         from sdexport.verification.verifier import verify
 
@@ -79,27 +82,34 @@ class BenchWorker:
         return {"passed": all(c.passed for c in checks), "checks": [c.to_dict() for c in checks]}
 
     def component(self, name: str, feeds: str, output: str | None = None) -> dict[str, Any]:
-        """Run a component once on the arrays of a .npz."""
+        """Run a component once with the arrays of a .npz file as inputs."""
         session, arrays = self.pipe.session(name), load_arrays(feeds)
-        answers, measured = timed(lambda: session.run(arrays))
+        outputs, measured = timed(lambda: session.run(arrays))
         if output:
-            np.savez(output, **answers)
+            np.savez(output, **outputs)
         return measured
 
-    def picture(
+    def image(
         self, arguments: dict[str, Any], latents: str | None = None, output: str | None = None
     ) -> dict[str, Any]:
-        """Paint once, with the pipeline's arguments; also the seconds of each stage."""
-        given = {} if latents is None else {"latents": np.load(latents)}
-        result, measured = timed(lambda: self.pipe(**arguments, **given))
+        """Generate once with these arguments of the pipeline; also returns seconds per stage."""
+        if latents is not None:
+            arguments = {**arguments, "latents": np.load(latents)}
+        result, measured = timed(lambda: self.pipe(**arguments))
         if output:
             np.save(output, np.asarray(result.images[0]))
         return measured | {"stages": dict(result.seconds)}
 
 
+def text_to_image_components(package: Package) -> list[str]:
+    """The components of a package that generate an image from a prompt."""
+    used = [c.name for c in package.family.components if c.role is not Role.VAE_ENCODER]
+    return [name for name in used if name in package.manifest.components]
+
+
 @functools.cache
 def load_arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz, read from the disk once."""
+    """The arrays of a .npz file, which is read once."""
     with np.load(path, allow_pickle=False) as data:
         return dict(data)
 
@@ -117,7 +127,7 @@ def _versions(backend: str) -> dict[str, str]:
 def main() -> None:
     """Answer requests until stdin ends."""
     worker = BenchWorker()
-    names = ("open", "check", "component", "picture")
+    names = ("open", "check", "component", "image")
     serve({name: getattr(worker, name) for name in names})
 
 

@@ -1,4 +1,4 @@
-"""Statistics of samples, and what machine they were taken on."""
+"""Statistics of timings, and a description of the machine they were taken on."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdexport.engines.cache.processor import cpuinfo, instructions
+from sdexport.engines.errors import InvalidArgumentError
 
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd")
-"""Instruction sets that decide which kernels an engine takes."""
+"""Instruction sets that decide which kernels an engine uses."""
 
 
 def summary(samples: Sequence[float], unit: str = "s") -> dict[str, Any]:
     """Median, 20th and 80th percentile, and the samples themselves.
 
     Args:
-      unit: ends the names: median_s, p20_s, p80_s, samples_s.
-    Raises: ValueError: no samples.
+      unit: the suffix of the names: median_s, p20_s, p80_s, samples_s.
+    Raises: InvalidArgumentError: there are no samples.
     """
     if not samples:
-        raise ValueError("no samples to sum up")
+        raise InvalidArgumentError("there are no samples to summarise")
     fifths = [samples[0]] * 4 if len(samples) == 1 else statistics.quantiles(samples, n=5)
     values = {"median": statistics.median(samples), "p20": fifths[0], "p80": fifths[-1]}
-    low, high = min(samples), max(samples)  # of few samples the quantiles would lie outside
+    low, high = min(samples), max(samples)  # with few samples the quantiles would lie outside
     digits = 6 if unit == "s" else 2
     found: dict[str, Any] = {
         f"{name}_{unit}": round(min(max(value, low), high), digits)
@@ -37,8 +38,8 @@ def summary(samples: Sequence[float], unit: str = "s") -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Processor, its instruction sets, cores that this process may use, memory, Python.
 
-    Processors of one name and the same instructions may differ by two in speed: Zen 4 (family 25)
-    computes 512 bits in two halves, Zen 5 (family 26) at once.
+    The family of the processor is included because name and instruction sets may be equal where the
+    speed differs by two: Zen 4 (family 25) computes 512 bits in two halves, Zen 5 (26) at once.
     """
     lines = cpuinfo()
     model = lines.get("model name", platform.processor() or platform.machine())

@@ -30,7 +30,7 @@ def picture(arguments, latents, output=None):
     return {{"seconds": float(steps), "peak_mb": 20.0}}
 
 serve({{"open": lambda model, **options: {{"components": {{"unet": {{}}}}, "versions": {{}}}},
-       "component": component, "picture": picture}})
+       "component": component, "image": picture}})
 """
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.roofline import count, flops, roof, shares
-from sdexport.bench.benchmark import feeds_for
+from sdexport.bench.workload import feeds_for
 
 
 @pytest.mark.parametrize("name", ["unet", "vae_decoder", "text_encoder"])

@@ -1,4 +1,4 @@
-"""sdexport bench: the report, its table, and what it does with backends that cannot run."""
+"""sdexport bench: the report, its table, and backends that cannot run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sdexport.bench.benchmark import Contender, bench, in_turn, table
+from sdexport.bench.bench_table import table
+from sdexport.bench.benchmark import Contender, bench, in_turn
 from sdexport.bench.measure import machine, summary
 from sdexport.cli import main
 from sdexport.engines.backends import available
@@ -21,25 +22,25 @@ from sdexport.engines.errors import WorkerError
 
 @pytest.fixture(scope="module")
 def report(package: Path) -> dict[str, Any]:
-    rivals = [Contender("onnxruntime"), Contender("openvino", {"precision": "bf16"})]
-    rivals += [Contender("tensorrt-rtx"), Contender("onnxruntime", {"colour": "red"})]
-    return bench(package, rivals, size=(64, 64), num_inference_steps=2, repeats=3)
+    contenders = [Contender("onnxruntime"), Contender("openvino", {"precision": "bf16"})]
+    contenders += [Contender("tensorrt-rtx"), Contender("onnxruntime", {"colour": "red"})]
+    return bench(package, contenders, size=(64, 64), num_inference_steps=2, repeats=3)
 
 
-def test_bench_times_components_and_pictures(report: dict[str, Any]) -> None:
+def test_bench_times_components_and_images(report: dict[str, Any]) -> None:
     row = report["backends"]["onnxruntime"]
     assert list(row["components"]) == ["text_encoder", "unet", "vae_decoder"]
-    for figures in (*row["components"].values(), row["picture"]):
+    for figures in (*row["components"].values(), row["image"]):
         assert len(figures["samples_s"]) == 3
         assert 0 < figures["p20_s"] <= figures["median_s"] <= figures["p80_s"]
         assert figures["warm_up_s"] > 0 and figures["peak_mb"] > 50
-    assert set(row["picture"]["stages"]) == {"encode", "denoise", "decode"}
+    assert set(row["image"]["stages"]) == {"encode", "denoise", "decode"}
     assert {"numpy", "onnxruntime"} <= set(row["versions"])
     assert report["machine"]["cores"] >= 1
     json.dumps(report)
 
 
-def test_bench_says_how_far_each_backend_is_from_pytorch(report: dict[str, Any]) -> None:
+def test_bench_compares_each_backend_with_pytorch(report: dict[str, Any]) -> None:
     exact = report["backends"]["onnxruntime"]["check"]
     assert exact["passed"] and {c["name"] for c in exact["checks"]} >= {"unet", "image"}
     assert not report["backends"]["openvino,precision=bf16"]["check"]["passed"]
@@ -52,23 +53,23 @@ def test_bench_reports_backends_that_cannot_run(report: dict[str, Any]) -> None:
         ("tensorrt-rtx", "build it: sdexport build"),
         ("onnxruntime,colour=red", "takes no option 'colour'"),
     ):
-        assert words in rows[label]["error"] and "picture" not in rows[label]
+        assert words in rows[label]["error"] and "image" not in rows[label]
         assert words in text
 
 
-def test_bench_needs_no_recorded_answers(package_copy: Path) -> None:
+def test_bench_needs_no_reference_outputs(package_copy: Path) -> None:
     shutil.rmtree(package_copy / "reference")
     (package_copy / "sdexport.json").unlink()
     found = bench(package_copy, [Contender("onnxruntime")], size=(64, 64), repeats=1)
     assert found["backends"]["onnxruntime"]["check"]["passed"] is None
-    assert "nothing recorded" in table(found)
+    assert "no reference" in table(found)
 
 
 def test_bench_command_prints_one_document(package: Path) -> None:
     arguments = ["bench", str(package), "--size", "64x64", "--steps", "1", "--repeats", "1"]
     done = CliRunner().invoke(main, [*arguments, "--backend", "onnxruntime", "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["backends"]["onnxruntime"]["picture"]["median_s"] > 0
+    assert json.loads(done.stdout)["backends"]["onnxruntime"]["image"]["median_s"] > 0
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_bench_command_prints_one_document(package: Path) -> None:
         (["--backend", "tensorrt-rtx"], "no backend could be measured"),
     ],
 )
-def test_bench_command_refuses_in_one_line(package: Path, arguments: list[str], words: str) -> None:
+def test_bench_command_fails_in_one_line(package: Path, arguments: list[str], words: str) -> None:
     done = CliRunner().invoke(main, ["bench", str(package), *arguments])
     assert done.exit_code == 1
     assert words in done.stderr and done.stderr.count("\n") == 1
@@ -93,7 +94,7 @@ def test_bench_worker_imports_no_torch() -> None:
 
 
 class Scripted:
-    """Answers 1, 2, 3 seconds and so on, and fails at a given call."""
+    """Answers 1, 2, 3 seconds and so on, and fails at one call."""
 
     def __init__(self, order: list[str], name: str, fails_at: int = -1) -> None:
         self.order, self.name, self.fails_at, self.calls = order, name, fails_at, 0
