@@ -1,4 +1,4 @@
-"""The modules and the tokenizer of the embedded model, before training."""
+"""The modules and the tokenizer of the demo model, before training."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ MODEL_INDEX = {
 
 
 def build_vae() -> AutoencoderKL:
-    """f=8, four latent channels, 1.0 M parameters, set up so that it learns flat colours quickly.
+    """A VAE with factor 8, four latent channels and 1.0 M parameters.
 
-    Normalisation takes the colour of a flat picture away, so it must pass through the residual
-    path: convolutions start orthogonal, the branches beside the path start at a tenth. The
-    posterior starts narrow. After 200 steps the error is half that of PyTorch's own initial values.
+    The initial weights let it learn flat colours quickly. Normalisation removes the colour of a
+    flat image, so the colour must pass through the residual path: convolutions start orthogonal,
+    the residual branches at a tenth. The posterior starts narrow. After 200 steps the error is half
+    of that with PyTorch's default initialisation.
     """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -78,7 +79,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Latents of 16x16; attention at 8x8 and 4x4, where the shapes are composed."""
+    """A UNet for latents of 16x16, with attention at 8x8 and 4x4."""
     return UNet2DConditionModel(
         sample_size=dataset.IMAGE_SIZE // 8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -92,7 +93,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(vocab_size: int) -> CLIPTextModel:
-    """Two layers; the last two ids of the vocabulary are CLIP's special tokens."""
+    """A text encoder of two layers; the last two ids are CLIP's special tokens."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocab_size,
@@ -112,7 +113,7 @@ def build_text_encoder(vocab_size: int) -> CLIPTextModel:
 def byte_symbols() -> list[str]:
     """The 256 characters that stand for bytes in GPT-2's and CLIP's vocabularies, in CLIP's order.
 
-    Printable bytes stand for themselves, the others for U+0100 onwards.
+    Printable bytes are represented by themselves, the others by U+0100 and following.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = 256 - len(printable)
@@ -158,7 +159,7 @@ def train_bpe(words: Counter[str]) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: Path) -> int:
-    """Train the tokenizer on the captions, write it in CLIP's files, return the vocabulary size."""
+    """Train the tokenizer on the captions, write CLIP's files, and return the vocabulary size."""
     folder.mkdir(parents=True, exist_ok=True)
     merges = train_bpe(every_caption_word())
     symbols = byte_symbols()
@@ -174,5 +175,5 @@ def write_tokenizer(folder: Path) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented, with a newline at the end."""
+    """Write indented JSON with a newline at the end."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

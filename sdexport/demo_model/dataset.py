@@ -1,7 +1,7 @@
-"""Coloured shapes with captions: the training data of the embedded model.
+"""Coloured shapes with captions: the training data of the demo model.
 
-Everything is a pure function of a NumPy Generator, so a seed fixes the data. Combinations whose
-hash falls into the held-out share are never drawn by `sample_scene`.
+Everything is a pure function of a NumPy Generator, so the seed determines the data. One sixth of
+the combinations, chosen by hash, is held out for the evaluation: `sample_scene` never draws them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background colour and the objects drawn on it, the later over the earlier."""
+    """A background colour and the objects on it, drawn in this order."""
 
     background: Rgb
     shapes: tuple[Shape, ...]
@@ -71,7 +71,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Single:
-    """What a one-object caption promises."""
+    """What the caption of one object describes."""
 
     size: str
     colour: str
@@ -81,7 +81,7 @@ class Single:
 
 @dataclass(frozen=True)
 class Pair:
-    """What a two-object caption promises: (colour, shape) `relation` (colour, shape)."""
+    """What the caption of two objects describes: (colour, shape) `relation` (colour, shape)."""
 
     first: tuple[str, str]
     relation: str
@@ -90,7 +90,7 @@ class Pair:
 
 
 def article(word: str) -> str:
-    """The indefinite article that goes before a word."""
+    """The indefinite article for a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -99,7 +99,11 @@ def _held_out(key: tuple[object, ...], one_in: int) -> bool:
 
 
 def all_singles(*, held_out: bool) -> list[Single]:
-    """Every one-object combination whose colours differ, of one side of the split."""
+    """Every combination of one object and a background of another colour.
+
+    Args:
+      held_out: those for the evaluation, instead of those for training.
+    """
     every = (
         Single(*names)
         for names in itertools.product(SIZES, COLOURS, SHAPES, COLOURS)
@@ -109,12 +113,16 @@ def all_singles(*, held_out: bool) -> list[Single]:
 
 
 def pair_is_held_out(pair: Pair) -> bool:
-    """Whether training never shows this pair, on whatever background."""
+    """Whether the pair is left out of training, on every background."""
     return _held_out((pair.first, pair.relation, pair.second), 6)
 
 
 def random_pair(rng: np.random.Generator, *, held_out: bool) -> Pair:
-    """A two-object combination: two unlike colours on a third, of one side of the split."""
+    """A random combination of two objects of different colours on a third colour.
+
+    Args:
+      held_out: one for the evaluation, instead of one for training.
+    """
     names, kinds, relations = list(COLOURS), list(SHAPES), list(RELATIONS)
     while True:
         c1, c2, background = (names[i] for i in rng.choice(len(names), 3, replace=False))
@@ -125,14 +133,14 @@ def random_pair(rng: np.random.Generator, *, held_out: bool) -> Pair:
 
 
 def single_caption(single: Single, wording: int) -> str:
-    """Caption number `wording` (0 <= wording < len(SINGLE_WORDINGS)) of a one-object scene."""
+    """Caption number `wording` (0 <= wording < len(SINGLE_WORDINGS)) for a scene of one object."""
     return SINGLE_WORDINGS[wording].format(
         **vars(single), a_size=article(single.size), a_background=article(single.background)
     )
 
 
 def pair_caption(pair: Pair, wording: int) -> str:
-    """Caption number `wording` (0 <= wording < len(PAIR_WORDINGS)) of a two-object scene."""
+    """Caption number `wording` (0 <= wording < len(PAIR_WORDINGS)) for a scene of two objects."""
     return PAIR_WORDINGS[wording].format(
         first=" ".join(pair.first),
         second=" ".join(pair.second),
@@ -145,7 +153,7 @@ def pair_caption(pair: Pair, wording: int) -> str:
 
 
 def short_caption(single: Single, rng: np.random.Generator) -> str:
-    """A caption that leaves out the size, the background or both."""
+    """A caption without the size, the background or both."""
     thing = f"{single.colour} {single.shape}"
     where = f" on {article(single.background)} {single.background} background"
     choice = rng.integers(3)
@@ -157,7 +165,7 @@ def short_caption(single: Single, rng: np.random.Generator) -> str:
 
 
 def place_single(single: Single, rng: np.random.Generator) -> Scene:
-    """Draw position, radius and a slight rotation for a one-object scene."""
+    """A scene of one object with a random position, radius and slight rotation."""
     radius = rng.uniform(*SIZES[single.size])
     play = (IMAGE_SIZE / 2 - radius - 4) * 0.7
     x, y = IMAGE_SIZE / 2 + rng.uniform(-play, play, 2)
@@ -166,7 +174,7 @@ def place_single(single: Single, rng: np.random.Generator) -> Scene:
 
 
 def place_pair(pair: Pair, rng: np.random.Generator) -> Scene:
-    """Draw positions and radii for a two-object scene; the objects never touch."""
+    """A scene of two objects with random positions and radii; they never touch."""
     towards = np.array(RELATIONS[pair.relation])
     aside = towards[::-1]
     shapes = []
@@ -192,7 +200,7 @@ def sample_scene(rng: np.random.Generator) -> tuple[Scene, str]:
 
 
 def recolour(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene in colours drawn evenly from the RGB cube: it makes the VAE general."""
+    """The same scene in random RGB colours, so that the VAE learns more than the palette."""
 
     def colour() -> Rgb:
         r, g, b = (int(v) for v in rng.integers(0, 256, 3))
@@ -215,20 +223,20 @@ def outline(kind: str) -> np.ndarray:
 
 
 def coverage(shape: Shape, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Share of each pixel that the shape covers, (size, size) float32 in 0..1.
+    """How much of each pixel the shape covers: (size, size) float32, 0..1.
 
-    The signed distance to the outline, clipped to one pixel: an analytic anti-aliasing.
+    Computed from the signed distance to the outline, so that edges are anti-aliased.
     """
     ys, xs = np.mgrid[0:size, 0:size] + 0.5
     px, py = xs - shape.x, ys - shape.y
     if shape.kind == "circle":
         distance = np.hypot(px, py) - shape.radius
     else:
-        distance = _polygon_distance(px, py, _turned(outline(shape.kind), shape))
+        distance = _polygon_distance(px, py, _rotated(outline(shape.kind), shape))
     return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
 
 
-def _turned(corners: np.ndarray, shape: Shape) -> np.ndarray:
+def _rotated(corners: np.ndarray, shape: Shape) -> np.ndarray:
     cos, sin = np.cos(shape.angle), np.sin(shape.angle)
     turn = np.array([[cos, sin], [-sin, cos]])
     return np.asarray(corners @ turn * shape.radius)
@@ -249,7 +257,7 @@ def _polygon_distance(px: np.ndarray, py: np.ndarray, corners: np.ndarray) -> np
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Paint a scene: (size, size, 3) uint8."""
+    """Draw a scene: (size, size, 3) uint8."""
     canvas = np.empty((size, size, 3), dtype=np.float32)
     canvas[:] = scene.background
     for shape in scene.shapes:

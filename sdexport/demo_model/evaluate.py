@@ -1,12 +1,13 @@
 """How well the demo model follows its prompts: `python -m sdexport.demo_model.evaluate PACKAGE`.
 
-Held-out prompts are painted by the NumPy runtime and judged by image analysis. Exit status 1 if a
-one-object figure is below its bound.
+Images of held-out prompts are generated and judged by image analysis. The exit status is 1 if a
+figure for one object is below its bound.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ Prompt = tuple[str, dataset.Single | dataset.Pair]
 
 
 def held_out_singles(count: int) -> list[Prompt]:
-    """Every held-out combination in every wording, at most `count`, evenly spread."""
+    """Held-out combinations of one object in every wording, `count` of them, evenly spread."""
     every: list[Prompt] = [
         (dataset.single_caption(single, wording), single)
         for wording in range(len(dataset.SINGLE_WORDINGS))
@@ -40,7 +41,7 @@ def held_out_singles(count: int) -> list[Prompt]:
 
 
 def held_out_pairs(count: int) -> list[Prompt]:
-    """Random held-out pairs, their wordings in turn; only wordings that name the background."""
+    """Random held-out pairs, in the wordings that name the background."""
     rng = np.random.default_rng(7)
     pairs = [dataset.random_pair(rng, held_out=True) for _ in range(count)]
     return [(dataset.pair_caption(pair, 1 + i % 2), pair) for i, pair in enumerate(pairs)]
@@ -55,11 +56,14 @@ def evaluate(
     guidance_scale: float = GUIDANCE_SCALE,
     keep: Callable[[int, Image.Image, bool], None] = lambda index, image, passed: None,
 ) -> dict[str, float]:
-    """Share of prompts for which each attribute, and all together, came out right.
+    """Generate an image for each prompt, and judge it.
 
-    Prompt i is painted with seed i.
+    Args:
+      prompts: number i is generated with seed i.
+      keep: called with the number of each prompt, its image, and whether everything is right.
+    Returns: the share of the prompts for which each attribute is right, and all of them ("all").
     """
-    kept: list[dict[str, bool]] = []
+    verdicts: list[dict[str, bool]] = []
     for start in tqdm(range(0, len(prompts), BATCH), desc=scheduler, disable=None, leave=False):
         rows = prompts[start : start + BATCH]
         result = pipeline(
@@ -75,61 +79,66 @@ def evaluate(
                 verdict = judge.judge_single(pixels, wanted)
             else:
                 verdict = judge.judge_pair(pixels, wanted)
-            keep(len(kept), image, all(verdict.values()))
-            kept.append(verdict)
-    names = list(kept[0])
-    shares = {name: float(np.mean([verdict[name] for verdict in kept])) for name in names}
-    return shares | {"all": float(np.mean([all(verdict.values()) for verdict in kept]))}
+            keep(len(verdicts), image, all(verdict.values()))
+            verdicts.append(verdict)
+    names = list(verdicts[0])
+    shares = {name: float(np.mean([verdict[name] for verdict in verdicts])) for name in names}
+    return shares | {"all": float(np.mean([all(verdict.values()) for verdict in verdicts]))}
 
 
 def passes(shares: dict[str, float]) -> bool:
-    """Whether one-object figures reach their bounds."""
+    """Whether the figures for one object reach their bounds."""
     return shares["all"] >= ALL_BOUND and all(
         share >= EACH_BOUND for name, share in shares.items() if name != "all"
     )
 
 
-def run(package: Path, singles: int, pairs: int, pictures: Path | None) -> dict[str, Any]:
-    """Paint and judge held-out prompts; those that fell short go to the folder `pictures`."""
+def run(package: Path, singles: int, pairs: int, failures: Path | None) -> dict[str, Any]:
+    """Evaluate a package on held-out prompts with one and with two objects.
+
+    Args:
+      singles, pairs: how many prompts of each.
+      failures: folder for the images that are wrong, and their prompts.
+    """
     report: dict[str, Any] = {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+    prompts_of = {"single": held_out_singles(singles), "pair": held_out_pairs(pairs)}
     with load_pipeline(package) as pipeline:
-        for kind, prompts in (
-            ("single", held_out_singles(singles)),
-            ("pair", held_out_pairs(pairs)),
-        ):
-            for scheduler in ("lms", "ddim"):
-                failures: list[tuple[str, Image.Image]] = []
+        for kind, scheduler in itertools.product(prompts_of, ("lms", "ddim")):
+            prompts = prompts_of[kind]
+            wrong: dict[int, Image.Image] = {}
 
-                def keep(
-                    index: int,
-                    image: Image.Image,
-                    passed: bool,
-                    rows: Sequence[Prompt] = prompts,
-                    failures: list[tuple[str, Image.Image]] = failures,
-                ) -> None:
-                    if not passed:
-                        failures.append((rows[index][0], image))
+            def keep(
+                index: int, image: Image.Image, passed: bool, wrong: dict[int, Image.Image] = wrong
+            ) -> None:
+                if not passed:
+                    wrong[index] = image
 
-                shares = evaluate(pipeline, prompts, scheduler, keep=keep)
-                report[f"{kind}.{scheduler}"] = {"prompts": len(prompts)} | shares
-                if pictures:
-                    pictures.mkdir(parents=True, exist_ok=True)
-                    for number, (_, image) in enumerate(failures):
-                        image.save(pictures / f"{kind}-{scheduler}-{number}.png")
-                    text = "".join(f"{n} {prompt}\n" for n, (prompt, _) in enumerate(failures))
-                    (pictures / f"{kind}-{scheduler}.txt").write_text(text, encoding="utf-8")
+            shares = evaluate(pipeline, prompts, scheduler, keep=keep)
+            report[f"{kind}.{scheduler}"] = {"prompts": len(prompts)} | shares
+            if failures:
+                rows = [(prompts[index][0], image) for index, image in wrong.items()]
+                _write_failures(failures, f"{kind}-{scheduler}", rows)
     return report
 
 
+def _write_failures(folder: Path, name: str, rows: Sequence[tuple[str, Image.Image]]) -> None:
+    """Write images, and a list of their prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (_, image) in enumerate(rows):
+        image.save(folder / f"{name}-{number}.png")
+    text = "".join(f"{number} {prompt}\n" for number, (prompt, _) in enumerate(rows))
+    (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
 def main() -> None:
-    """Print the report; exit status 1 if a bound is missed."""
+    """Print the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, prog="python -m sdexport.demo_model.evaluate"
     )
     parser.add_argument("package", type=Path)
     parser.add_argument("--singles", type=int, default=SINGLES)
     parser.add_argument("--pairs", type=int, default=PAIRS)
-    parser.add_argument("--failures", type=Path, help="folder for the pictures that fell short")
+    parser.add_argument("--failures", type=Path, help="folder for the images that are wrong")
     args = parser.parse_args()
     report = run(args.package, args.singles, args.pairs, args.failures)
     print(json.dumps(report, indent=2))

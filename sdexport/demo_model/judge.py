@@ -1,7 +1,7 @@
-"""What is on a picture of coloured shapes? Plain image analysis, no network.
+"""Recognises coloured shapes in an image by plain image analysis, without a neural network.
 
-The background is the commonest palette colour of the border, the objects are connected regions
-that differ from it, and a region's kind is the shape whose outline overlaps it best.
+The background is the most common palette colour of the border. The objects are the connected
+regions that differ from it, and each is taken for the shape whose outline overlaps it best.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from scipy import ndimage
 from sdexport.demo_model import dataset
 
 SIZE_LIMIT = sum((dataset.SIZES["small"][1], dataset.SIZES["large"][0])) / 2
-"""Circumradius in pixels between small and large: the middle of the gap."""
+"""Circumradius in pixels that separates small from large: the middle of the gap."""
 FAR = 60.0
-"""Distance in RGB from the background from which a pixel belongs to an object. The closest two
-colours of the palette, yellow and orange, are 82 apart."""
+"""Pixels at a larger RGB distance from the background belong to an object. Yellow and orange, the
+two closest colours, are 82 apart."""
 SMALLEST_AREA = 60
 LEAST_OVERLAP = 0.6
-"""Intersection over union below which a region is no shape at all."""
+"""A region with less intersection over union than this is none of the shapes."""
 NAMES = tuple(dataset.COLOURS)
 _PALETTE = np.array(list(dataset.COLOURS.values()), dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One object: names from the dataset, centre and circumradius in pixels, overlap 0..1."""
+class Detected:
+    """A detected object: names as in `dataset`, centre and circumradius in pixels.
+
+    overlap: intersection over union with the outline of the shape, 0..1.
+    """
 
     colour: str
     shape: str
@@ -39,38 +42,43 @@ class Seen:
 
 
 def nearest_colours(pixels: np.ndarray) -> np.ndarray:
-    """Index into NAMES of the palette colour closest to each pixel (..., 3)."""
+    """Index into NAMES of the palette colour that is closest to each pixel.
+
+    Args:
+      pixels: (..., 3), 0..255.
+    Returns: (...) integers.
+    """
     distances = np.linalg.norm(pixels[..., None, :].astype(np.float64) - _PALETTE, axis=-1)
     return np.asarray(distances.argmin(axis=-1))
 
 
-def look(picture: np.ndarray) -> tuple[str, list[Seen]]:
-    """The background's colour and the objects, largest first.
+def detect(image: np.ndarray) -> tuple[str, list[Detected]]:
+    """The name of the background's colour, and the objects, largest first.
 
     Args:
-      picture: (H, W, 3) uint8.
+      image: (H, W, 3) uint8.
     """
-    border = np.concatenate([picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3)])
-    border = np.concatenate([border, picture[:, :3].reshape(-1, 3), picture[:, -3:].reshape(-1, 3)])
+    border = np.concatenate([image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3)])
+    border = np.concatenate([border, image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)])
     background = int(np.bincount(nearest_colours(border), minlength=len(NAMES)).argmax())
     middle = np.median(border[nearest_colours(border) == background], axis=0)
-    mask = np.linalg.norm(picture.astype(np.float64) - middle, axis=-1) > FAR
-    seen = [_describe(picture, region) for region in _regions(mask)]
-    return NAMES[background], sorted(seen, key=lambda s: -s.radius)
+    mask = np.linalg.norm(image.astype(np.float64) - middle, axis=-1) > FAR
+    objects = [_describe(image, region) for region in _regions(mask)]
+    return NAMES[background], sorted(objects, key=lambda s: -s.radius)
 
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:
-    """Connected regions (four neighbours) of a mask that are large enough, each as a mask."""
+    """Connected regions (four neighbours) of SMALLEST_AREA or more, each as a mask."""
     labels, count = ndimage.label(mask)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     return [labels == i for i in range(1, count + 1) if areas[i] >= SMALLEST_AREA]
 
 
-def _describe(picture: np.ndarray, region: np.ndarray) -> Seen:
-    colours = np.bincount(nearest_colours(picture[region]), minlength=len(NAMES))
+def _describe(image: np.ndarray, region: np.ndarray) -> Detected:
+    colours = np.bincount(nearest_colours(image[region]), minlength=len(NAMES))
     best = max((_fit(region, kind) for kind in dataset.SHAPES), key=lambda fit: fit[0])
     overlap, shape = best
-    return Seen(
+    return Detected(
         colour=NAMES[int(colours.argmax())],
         shape=shape.kind if overlap >= LEAST_OVERLAP else "unclear",
         size="small" if shape.radius < SIZE_LIMIT else "large",
@@ -82,7 +90,7 @@ def _describe(picture: np.ndarray, region: np.ndarray) -> Seen:
 
 
 def _fit(region: np.ndarray, kind: str) -> tuple[float, dataset.Shape]:
-    """The shape of a kind with the region's area and centre that overlaps it best."""
+    """The overlap with the best shape of a kind that has the region's area and centre."""
     ys, xs = np.nonzero(region)
     corners = dataset.outline(kind)
     area = np.pi
@@ -100,10 +108,13 @@ def _fit(region: np.ndarray, kind: str) -> tuple[float, dataset.Shape]:
     return best
 
 
-def judge_single(picture: np.ndarray, single: dataset.Single) -> dict[str, bool]:
-    """Which promises of a one-object caption the picture keeps; more than one object keeps none."""
-    background, seen = look(picture)
-    one = seen[0] if len(seen) == 1 else None
+def judge_single(image: np.ndarray, single: dataset.Single) -> dict[str, bool]:
+    """Which parts of a caption of one object are right.
+
+    With more than one object in the image only the background can be right.
+    """
+    background, objects = detect(image)
+    one = objects[0] if len(objects) == 1 else None
     return {
         "colour": one is not None and one.colour == single.colour,
         "background": background == single.background,
@@ -112,16 +123,16 @@ def judge_single(picture: np.ndarray, single: dataset.Single) -> dict[str, bool]
     }
 
 
-def judge_pair(picture: np.ndarray, pair: dataset.Pair) -> dict[str, bool]:
-    """Which promises of a two-object caption the picture keeps."""
-    background, seen = look(picture)
-    kept = {"background": background == pair.background, "objects": False, "relation": False}
-    if len(seen) == 2:
+def judge_pair(image: np.ndarray, pair: dataset.Pair) -> dict[str, bool]:
+    """Which parts of a caption of two objects are right."""
+    background, objects = detect(image)
+    right = {"background": background == pair.background, "objects": False, "relation": False}
+    if len(objects) == 2:
         dx, dy = dataset.RELATIONS[pair.relation]
-        first, second = sorted(seen, key=lambda s: -(s.x * dx + s.y * dy))
+        first, second = sorted(objects, key=lambda s: -(s.x * dx + s.y * dy))
         across = abs((first.x - second.x) * dy) + abs((first.y - second.y) * dx)
         along = (first.x - second.x) * dx + (first.y - second.y) * dy
         found = [(s.colour, s.shape) for s in (first, second)]
-        kept["objects"] = sorted(found) == sorted([pair.first, pair.second])
-        kept["relation"] = found == [pair.first, pair.second] and along > across
-    return kept
+        right["objects"] = sorted(found) == sorted([pair.first, pair.second])
+        right["relation"] = found == [pair.first, pair.second] and along > across
+    return right

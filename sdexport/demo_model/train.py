@@ -1,9 +1,10 @@
-"""Train the embedded model: `python -m sdexport.demo_model.train --work DIR`.
+"""Train the demo model: `python -m sdexport.demo_model.train --work DIR`.
 
-Four stages, each resumable: tokenizer, VAE, latents, then UNet with text encoder. All randomness
-comes from (seed, stage, step), so a stopped run continues exactly where it was. The VAE sees
-64x64 crops first (a quarter of the work), whole pictures after. The UNet and the text encoder are
-trained together from nothing on latents that were computed once.
+There are four stages: tokenizer, VAE, latents, then UNet and text encoder together. Each can be
+resumed. Random numbers depend on (seed, stage, step) only, so a stopped run continues as if it had
+not been stopped. The VAE is trained on crops of 64x64 first, which take a quarter of the time, then
+on whole images. The UNet and the text encoder are trained from scratch on latents that are computed
+once.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import argparse
 import copy
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from transformers import CLIPTokenizer
 
 from sdexport.demo_model import MODEL_DIR, dataset
 from sdexport.demo_model import architecture as arch
+from sdexport.engines.files import atomic_write
 
 VAE_BATCH, VAE_CROP = 16, 64
 UNET_BATCH = 64
@@ -31,22 +32,23 @@ KL_WEIGHT = 1e-4
 CAPTION_DROPOUT = 0.1
 SNR_CAP = 5.0
 OFFSET_FROM, NOISE_OFFSET = 900, 0.25
-"""From this step on the noise has a random mean for each channel, of this deviation.
+"""From this step on the noise has a random mean in each channel, with this standard deviation.
 
-Even the noisiest latents of this schedule show the background's colour in their mean; a model that
-reads it there ignores the caption, and paints the colour that the first noise happens to suggest.
+Even the noisiest latents of this schedule show the background's colour in their mean. A model that
+learns to read it there ignores the caption, and generates the colour that the initial noise
+suggests.
 """
 NOISY_SHARES, NOISY_FROM = (0.4, 0.6), 700
-"""From the same step on, the share of examples drawn from the noisiest timesteps, where the caption
-decides: in the first cycle, and in the later ones."""
+"""From the same step on, the share of examples with a timestep of NOISY_FROM or more, where the
+caption matters most: in the first cycle, and in the later ones."""
 EMA_DECAY = 0.999
 DECAY_SHARE = 0.25
-"""The last share of the steps over which the learning rate falls to zero."""
+"""The learning rate falls to zero over this last share of the steps."""
 SAVE_EVERY = 100
 
 
 def main() -> None:
-    """Train, or go on from the last checkpoint, and write the model."""
+    """Train, or resume from the last checkpoint, and write the model."""
     parser = argparse.ArgumentParser(
         description=__doc__, prog="python -m sdexport.demo_model.train"
     )
@@ -70,22 +72,22 @@ def main() -> None:
 
 
 def seeded(*key: int) -> np.random.Generator:
-    """The generator of (seed, stage[, step])."""
+    """A generator for (seed, stage[, step])."""
     return np.random.default_rng(key)
 
 
 def learning_rate(step: int, ends: Sequence[int], peak: float) -> float:
-    """For each cycle linear warm-up over 100 steps, constant, linear decay over `DECAY_SHARE`.
+    """Linear warm-up over 100 steps, constant, linear decay over `DECAY_SHARE`; for each cycle.
 
     Args:
-      ends: the step at which each cycle ends, rising.
+      ends: the step at which each cycle ends, in increasing order.
     """
     start, end = next((a, b) for a, b in itertools.pairwise((0, *ends)) if step < b)
     return peak * min(1.0, (step - start + 1) / 100, (end - step) / (DECAY_SHARE * (end - start)))
 
 
 class Trainer:
-    """The optimiser, its moving average and its checkpoint; one object a stage."""
+    """The optimiser of one stage, the moving average of the weights, and the checkpoint file."""
 
     def __init__(
         self, path: Path, modules: torch.nn.ModuleDict, *, peak: float, ends: Sequence[int]
@@ -104,20 +106,19 @@ class Trainer:
             self.step = state["step"]
 
     def save(self) -> None:
+        """Write the checkpoint."""
         state = {
             "modules": self.modules.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        beside = self.path.with_suffix(".tmp")
-        torch.save(state, beside)
-        os.replace(beside, self.path)
+        with atomic_write(self.path) as file:
+            torch.save(state, file)
 
     def run(self, loss_of: Callable[[int], tuple[torch.Tensor, str]]) -> torch.nn.ModuleDict:
         """Train to the last step; returns the moving average of the weights."""
-        started, first = time.monotonic(), self.step
-        last = self.ends[-1]
+        started, first, last = time.monotonic(), self.step, self.ends[-1]
         while self.step < last:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, self.ends, self.peak)
@@ -144,7 +145,7 @@ class Trainer:
 
 
 def train_vae(args: argparse.Namespace) -> Any:
-    """Stage 1: the VAE with averaged weights, for inference."""
+    """Train the VAE; returns it with averaged weights, for inference."""
     torch.manual_seed(args.seed)
     modules = torch.nn.ModuleDict({"vae": arch.build_vae()}).to(args.device)
     vae: Any = modules["vae"]
@@ -165,26 +166,30 @@ def train_vae(args: argparse.Namespace) -> Any:
 
 
 def vae_batch(rng: np.random.Generator, *, crop: bool) -> torch.Tensor:
-    """(B, 3, H, W) float32 in -1..1; every third scene in colours outside of the palette."""
-    pictures = []
+    """(B, 3, H, W) float32, -1..1; every third scene has colours that are not in the palette."""
+    images = []
     for i in range(VAE_BATCH):
         scene, _ = dataset.sample_scene(rng)
-        picture = dataset.render(dataset.recolour(scene, rng) if i % 3 == 0 else scene)
+        image = dataset.render(dataset.recolour(scene, rng) if i % 3 == 0 else scene)
         if crop:
             y, x = rng.integers(0, dataset.IMAGE_SIZE - VAE_CROP + 1, 2)
-            picture = picture[y : y + VAE_CROP, x : x + VAE_CROP]
-        pictures.append(picture)
-    return to_pixels(np.stack(pictures))
+            image = image[y : y + VAE_CROP, x : x + VAE_CROP]
+        images.append(image)
+    return to_pixels(np.stack(images))
 
 
-def to_pixels(pictures: np.ndarray) -> torch.Tensor:
-    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in -1..1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(images: np.ndarray) -> torch.Tensor:
+    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32, -1..1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
 def encode_scenes(args: argparse.Namespace, vae: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Posterior parameters (N, 8, 16, 16), token ids (N, 77) and the scaling factor of the data."""
+    """Encode captioned scenes, once.
+
+    Returns: posterior mean and deviation (N, 8, 16, 16), token ids (N, 77), and the scaling factor
+      that gives the latents a variance of 1.
+    """
     path = args.work / "latents.pt"
     if not path.exists():
         tokenizer = CLIPTokenizer.from_pretrained(args.work / "tokenizer")
@@ -209,53 +214,86 @@ def encode_scenes(args: argparse.Namespace, vae: Any) -> tuple[torch.Tensor, tor
 def train_unet(
     args: argparse.Namespace, moments: torch.Tensor, input_ids: torch.Tensor, vocab_size: int
 ) -> tuple[Any, Any]:
-    """UNet and text encoder, trained together on the latents of captioned pictures."""
+    """Train UNet and text encoder together; returns both with averaged weights.
+
+    Args:
+      moments, input_ids: see encode_scenes.
+    """
     torch.manual_seed(args.seed + 1)
     modules = torch.nn.ModuleDict(
         {"unet": arch.build_unet(), "text_encoder": arch.build_text_encoder(vocab_size)}
     ).to(args.device)
-    unet: Any = modules["unet"]
-    text_encoder: Any = modules["text_encoder"]
     ends = tuple(itertools.accumulate(args.unet_cycles))
     trainer = Trainer(args.work / "unet.pt", modules, peak=1e-3, ends=ends)
-
-    mean, std = moments.chunk(2, dim=1)
-    scale = 1 / (mean.var() + std.square().mean()).sqrt()
-    config = arch.SCHEDULER_CONFIG
-    low, high = math.sqrt(float(config["beta_start"])), math.sqrt(float(config["beta_end"]))  # type: ignore[arg-type]
-    betas = torch.linspace(low, high, 1000, dtype=torch.float64).square()
-    alphas_cumprod = (1 - betas).cumprod(0).float()
-    empty = torch.full((arch.MAX_LENGTH,), vocab_size - 1)
-    empty[0] = vocab_size - 2
+    examples = LatentExamples(moments, input_ids, vocab_size, first_cycle=ends[0])
+    unet: Any = modules["unet"]
+    text_encoder: Any = modules["text_encoder"]
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
-        rng = seeded(args.seed, 3, step)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        rows = torch.from_numpy(rng.integers(0, len(mean), UNET_BATCH))
-        posterior_noise = torch.randn(mean[rows].shape, generator=generator)
-        latents = scale * (mean[rows] + std[rows] * posterior_noise)
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(0, 1000, (UNET_BATCH,), generator=generator)
-        if step >= OFFSET_FROM:
-            noise += NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
-            noisy = torch.rand(UNET_BATCH, generator=generator) < NOISY_SHARES[step >= ends[0]]
-            late = torch.randint(NOISY_FROM, 1000, (UNET_BATCH,), generator=generator)
-            timesteps = torch.where(noisy, late, timesteps)
-        ids = input_ids[rows].clone()
-        ids[torch.rand(UNET_BATCH, generator=generator) < CAPTION_DROPOUT] = empty
-        signal = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        sample = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        batch = examples.draw(seeded(args.seed, 3, step), step)
         with torch.autocast(args.device, torch.bfloat16):
-            hidden = text_encoder(ids.to(args.device)).last_hidden_state
-            predicted = unet(sample.to(args.device), timesteps.to(args.device), hidden).sample
-        error = (predicted.float().cpu() - noise).square().mean(dim=(1, 2, 3))
-        snr = (signal / (1 - signal)).flatten()
-        loss = (error * snr.clamp(max=SNR_CAP) / snr).mean()  # Min-SNR, arXiv 2303.09556, eq. 6
-        high = error[timesteps >= NOISY_FROM].mean().item()
+            hidden = text_encoder(batch.input_ids.to(args.device)).last_hidden_state
+            timesteps = batch.timesteps.to(args.device)
+            predicted = unet(batch.sample.to(args.device), timesteps, hidden).sample
+        error = (predicted.float().cpu() - batch.noise).square().mean(dim=(1, 2, 3))
+        loss = (error * batch.snr.clamp(max=SNR_CAP) / batch.snr).mean()  # arXiv 2303.09556, eq. 6
+        high = error[batch.timesteps >= NOISY_FROM].mean().item()
         return loss, f"loss {loss.item():.4f} mse {error.mean().item():.4f} noisy {high:.4f}"
 
     average = trainer.run(loss_of)
     return average["unet"].eval(), average["text_encoder"].eval()
+
+
+class Batch(NamedTuple):
+    """Noisy latents and their noise (B, 4, 16, 16), timesteps, token ids (B, 77), and the
+    signal-to-noise ratio (B)."""
+
+    sample: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    input_ids: torch.Tensor
+    snr: torch.Tensor
+
+
+class LatentExamples:
+    """Draws noisy latents with captions.
+
+    Args:
+      first_cycle: the step at which the first cycle of the training ends.
+    """
+
+    def __init__(
+        self, moments: torch.Tensor, input_ids: torch.Tensor, vocab_size: int, *, first_cycle: int
+    ) -> None:
+        self._mean, self._std = moments.chunk(2, dim=1)
+        self._input_ids, self._first_cycle = input_ids, first_cycle
+        self._scale = 1 / (self._mean.var() + self._std.square().mean()).sqrt()
+        config = arch.SCHEDULER_CONFIG
+        low, high = (math.sqrt(float(config[key])) for key in ("beta_start", "beta_end"))  # type: ignore[arg-type]
+        betas = torch.linspace(low, high, 1000, dtype=torch.float64).square()
+        self._alphas_cumprod = (1 - betas).cumprod(0).float()
+        self._empty = torch.full((arch.MAX_LENGTH,), vocab_size - 1)
+        self._empty[0] = vocab_size - 2
+
+    def draw(self, rng: np.random.Generator, step: int) -> Batch:
+        """The examples of one training step."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        rows = torch.from_numpy(rng.integers(0, len(self._mean), UNET_BATCH))
+        mean, std = self._mean[rows], self._std[rows]
+        latents = self._scale * (mean + std * torch.randn(mean.shape, generator=generator))
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, 1000, (UNET_BATCH,), generator=generator)
+        if step >= OFFSET_FROM:
+            noise += NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
+            share = NOISY_SHARES[step >= self._first_cycle]
+            noisy = torch.rand(UNET_BATCH, generator=generator) < share
+            late = torch.randint(NOISY_FROM, 1000, (UNET_BATCH,), generator=generator)
+            timesteps = torch.where(noisy, late, timesteps)
+        ids = self._input_ids[rows].clone()
+        ids[torch.rand(UNET_BATCH, generator=generator) < CAPTION_DROPOUT] = self._empty
+        signal = self._alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        sample = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+        return Batch(sample, noise, timesteps, ids, (signal / (1 - signal)).flatten())
 
 
 def write_model(folder: Path, tokenizer: Path, vae: Any, unet: Any, text_encoder: Any) -> None:
