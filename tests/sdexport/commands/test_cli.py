@@ -278,7 +278,7 @@ def test_quiet_leaves_warnings_out(package: Path, tmp_path: Path) -> None:
         command = [*base, "-o", tmp_path / f"{option}.png", option]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert ("WARNING: prompt of 100 tokens is cut" in done.stderr) == expected
+        assert ("WARNING: prompt of 100 tokens is truncated" in done.stderr) == expected
         assert f"{option}.png (seed " in done.stdout
 
 
