@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.models.components import ComponentSpec, Role
-from sdexport.runtime.models.family import ModelFamily
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from sdexport.runtime.models.family import ModelFamily
 
 PRECISIONS: Mapping[str, str] = {
     "fp32": "float32",

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from sdexport import Package, Pipeline
+from sdexport import Pipeline
 from sdexport.cli import main
+from sdexport.runtime import component_sessions
 from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
 from tests.tolerances import KEPT_IMAGE_MEAN
 
@@ -234,8 +235,10 @@ def test_options_reach_the_backend(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[dict[str, Any]] = []
-    whole = Package.open
-    monkeypatch.setattr(Package, "open", lambda *a, **k: opened.append(k) or whole(*a, **k))
+    whole = component_sessions.open_component
+    monkeypatch.setattr(
+        component_sessions, "open_component", lambda *a, **k: opened.append(k) or whole(*a, **k)
+    )
     base = ["generate", package, "a red circle", "-o", tmp_path / "a.png", "--steps", 1]
     result = call(*base, "--option", "threads=1", "--option", "prepacking=False")
     assert result.exit_code == 0, result.output
