@@ -45,7 +45,7 @@ def measure(family: str) -> dict[str, Any]:
             verification = export(checkpoint, package, precision=precision).verification or {}
             with load_pipeline(package) as ours:
                 generated = np.stack(ours(seed=SEED, **arguments).images).astype(int)
-            rows = [v for k, v in verification.items() if not k.startswith("picture.")]
+            rows = [v for k, v in verification.items() if not k.startswith("image.")]
             found[precision] = {
                 "picture_of_255": int(np.abs(generated - expected).max()),
                 "component_relative": max(
