@@ -21,6 +21,7 @@ from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
 from sdexport.runtime.noise import torch_generator
+from tests.helpers.low_precision import export_from_graphs
 from tests.helpers.shared import made_once
 
 TESTS = Path(__file__).parent
@@ -58,6 +59,13 @@ def checkpoint() -> Path:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, exported once for the whole run; tests that change it take a copy."""
     return made_once(tmp_path_factory, "package", partial(export, MODEL_DIR))
+
+
+@pytest.fixture(scope="session")
+def half_package(package: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in fp16, converted from the graphs of `package`."""
+    make = partial(export_from_graphs, package, checkpoint, "fp16")
+    return made_once(tmp_path_factory, "half_package", make)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sdexport.engines.session import Feeds
 
 
 class Counting(SessionBase):
-    """Passes on to another session and notes the batch sizes."""
+    """Calls another session and records the batch sizes."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner.name, inner.inputs, inner.outputs)

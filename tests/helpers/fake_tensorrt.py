@@ -229,7 +229,7 @@ class Context:
 
 
 def fake_library(gpu: FakeCuda, log: list[Any]) -> types.ModuleType:
-    """A module with what a session uses of tensorrt and tensorrt_rtx."""
+    """A module with the parts of tensorrt and tensorrt_rtx that a session uses."""
     module: Any = types.ModuleType("fake_tensorrt")
     names = ["sample", "timestep", "encoder_hidden_states", "out_sample"]
     cache = types.SimpleNamespace(
@@ -292,7 +292,7 @@ def fake_library(gpu: FakeCuda, log: list[Any]) -> types.ModuleType:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, log: list[Any] | None = None) -> FakeCuda:
-    """Put the fakes where the sessions look."""
+    """Replace the modules that sessions import by the fakes."""
     gpu = FakeCuda()
     monkeypatch.setattr(cuda_device, "runtime", lambda: gpu)
     library = fake_library(gpu, [] if log is None else log)
@@ -302,7 +302,7 @@ def install(monkeypatch: pytest.MonkeyPatch, log: list[Any] | None = None) -> Fa
 
 
 def write_plan(model: Path, plan: Path, backend: str, **changes: Any) -> Path:
-    """A plan that the fake library takes, with its sidecar."""
+    """Write a plan for the fake library, and its sidecar file."""
     plan.write_bytes(b"plan")
     inputs, outputs = graph_specs(model)
     values: dict[str, Any] = {

@@ -110,7 +110,7 @@ FAMILIES = (
 
 
 def build(family: str, folder: Path, seed: int = 0) -> Path:
-    """Write a checkpoint of that family; its weights are random, its scale is natural."""
+    """Write a checkpoint of a family with random weights, whose images are not flat."""
     torch.manual_seed(seed)
     xl, refines = family.startswith("sdxl"), family == "refiner"
     inpaints = "inpainting" in family
@@ -167,7 +167,7 @@ def build(family: str, folder: Path, seed: int = 0) -> Path:
 
 
 def _enliven(name: str, module: Any) -> None:
-    """Larger weights where fresh ones are so small that mistakes would not show."""
+    """Enlarge weights that are initialised so small that mistakes would not show."""
     with torch.no_grad():
         for key, weight in module.named_parameters():
             if weight.ndim > 1 and name.startswith("text_encoder"):

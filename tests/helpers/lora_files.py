@@ -21,7 +21,7 @@ Pairs = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 def random_lora(
     modules: Mapping[str, Any], endings: Iterable[str], *, rank: int = 3, seed: int = 0
 ) -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """(down, up) by part and layer, for all layers whose names end so."""
+    """(down, up) by part and layer, for all layers whose names have one of the suffixes."""
     generator = torch.Generator().manual_seed(seed)
     pairs: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
     for part, module in modules.items():
@@ -38,7 +38,7 @@ def random_lora(
 
 
 def original_names(unet: Any) -> dict[str, str]:
-    """Layers of a UNet by their names in the original layout, found by their weights."""
+    """Names in the original layout of a UNet's layers, matched by their weights."""
     there = {value.data_ptr(): name for name, value in unet_layout(unet).items()}
     return {
         name.removesuffix(".weight"): there[value.data_ptr()].removesuffix(".weight")
@@ -48,7 +48,7 @@ def original_names(unet: Any) -> dict[str, str]:
 
 
 def save_kohya(path: Path, pairs: Pairs, alpha: float | None, unet: Any = None) -> Path:
-    """unet: write its layers under their original names, as for SDXL."""
+    """Write a file in Kohya's layout; with `unet`, its layers under their original names (SDXL)."""
     names = original_names(unet) if unet is not None else {}
     encoders = {"text_encoder": "lora_te1" if "text_encoder_2" in pairs else "lora_te"}
     encoders["text_encoder_2"] = "lora_te2"

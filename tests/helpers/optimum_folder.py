@@ -27,7 +27,7 @@ Edge = tuple[str, int, Sequence[int | str]]
 
 
 def write_optimum_folder(folder: Path, timestep: Edge = ("timestep", FLOAT, ())) -> Path:
-    """An SDXL folder; its pictures depend on every input of every graph."""
+    """An SDXL folder; its images depend on every input of every graph."""
     for name in LAYERS:
         _text_encoder(folder / name, name)
         shutil.copytree(MODEL_DIR / "tokenizer", folder / name.replace("text_encoder", "tokenizer"))
@@ -47,7 +47,7 @@ def write_optimum_folder(folder: Path, timestep: Edge = ("timestep", FLOAT, ()))
 
 
 def hidden_state(ids: np.ndarray, name: str, layer: int) -> np.ndarray:
-    """What a text encoder's graph gives as hidden_states.LAYER, (B, n, width) float32."""
+    """The output hidden_states.LAYER of a text encoder, (B, n, width) float32."""
     hidden = ids[..., None].astype(np.float32) * _row(name) + np.float32(layer)
     return hidden.astype(np.float32)
 

@@ -74,7 +74,7 @@ _made: dict[str, dict[str, Any]] = {}
 
 
 def random_modules(family: Family, seed: int = 0) -> dict[str, Any]:
-    """A module of diffusers or transformers for every part, not to be altered."""
+    """A module of diffusers or transformers for every part, which must not be changed."""
     key = repr((family, seed))
     if key not in _made:
         _made[key] = _random_modules(family, seed)
@@ -98,7 +98,7 @@ def _random_modules(family: Family, seed: int) -> dict[str, Any]:
 
 
 def original_layout(family: Family, modules: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of all parts as one file holds them."""
+    """The weights of all parts, named as in a single file."""
     tensors = {f"model.diffusion_model.{k}": v for k, v in unet_layout(modules["unet"]).items()}
     if "vae" in modules:
         tensors |= {f"first_stage_model.{k}": v for k, v in vae_layout(modules["vae"]).items()}
@@ -116,7 +116,7 @@ def _put(out: dict[str, torch.Tensor], prefix: str, module: Any, names: Mapping[
 
 
 def unet_layout(unet: Any) -> dict[str, torch.Tensor]:
-    """Blocks are counted through: each resnet with its attention, each downsampler."""
+    """Blocks have consecutive numbers: each resnet with its attention, each downsampler."""
     out: dict[str, torch.Tensor] = {}
     linears = {"linear_1": "0", "linear_2": "2"}
     _put(out, "time_embed", unet.time_embedding, linears)
@@ -154,7 +154,7 @@ def unet_layout(unet: Any) -> dict[str, torch.Tensor]:
 
 
 def vae_layout(vae: Any) -> dict[str, torch.Tensor]:
-    """Attention is a convolution of width 1; the decoder's blocks are counted from the picture."""
+    """Attention is a convolution of width 1; the decoder's blocks are counted from the output."""
     out: dict[str, torch.Tensor] = {}
     for side in ("encoder", "decoder"):
         half = getattr(vae, side)
@@ -191,7 +191,7 @@ def clip_layout(encoder: Any) -> dict[str, torch.Tensor]:
 
 
 def openclip_layout(encoder: Any) -> dict[str, torch.Tensor]:
-    """One matrix for query, key and value; SD 2's file holds a layer more than it uses."""
+    """One matrix for query, key and value; files of SD 2 have one layer more than is used."""
     old = {k.removeprefix("text_model."): v for k, v in encoder.state_dict().items()}
     width, count = encoder.config.hidden_size, encoder.config.num_hidden_layers
     out = {

@@ -166,9 +166,9 @@ OPTIONS: dict[str, list[Case]] = {
     ],
 }
 WITHOUT_SMALLEST_ALPHA = ("ddim", "ddpm", "lcm", "tcd")
-"""Those that leave no signal at all in pure noise, where epsilon says nothing."""
+"""Schedulers whose last alpha is zero with rescaled betas: epsilon is undefined there."""
 SPACED = frozenset({"lcm", "tcd", "dpmsolver++_single"})
-"""Those that take no notice of timestep_spacing."""
+"""Schedulers that ignore timestep_spacing."""
 
 
 def grid(name: str, *, full: bool) -> list[Case]:
@@ -190,7 +190,7 @@ def grid(name: str, *, full: bool) -> list[Case]:
 def steps_of(
     config: dict[str, Any], options: dict[str, Any], chosen: tuple[int, ...] = STEPS
 ) -> tuple[int, ...]:
-    """Numbers of steps at which a case makes sense."""
+    """The numbers of steps that are valid for a case."""
     if not config.get("skip_prk_steps", True):
         return tuple(steps for steps in chosen if steps >= 4)
     if config.get("algorithm_type") == "sde-dpmsolver++" and config["solver_order"] == 3:

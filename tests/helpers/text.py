@@ -16,7 +16,7 @@ def tokenizer() -> ClipTokenizer:
 
 
 def text_encoder(input_ids: np.ndarray) -> np.ndarray:
-    """Hidden states that tell their row and token, (N, 77, 3) float32."""
+    """Hidden states that identify row and token, (N, 77, 3) float32."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((tokenizer().vocab_size, 3)).astype(np.float32) + 0.3
     places = np.linspace(0, 1, input_ids.shape[1], dtype=np.float32)[:, None]

@@ -1,4 +1,4 @@
-"""Every way to open the embedded UNet as a session on this machine."""
+"""The demo model's UNet as a session of every backend."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def feeds(batch: int = 1, height: int = 16, width: int = 16) -> dict[str, np.nda
 
 
 def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
-    """The embedded UNet behind `opener`; skips where its package is not installed."""
+    """The demo UNet as a session; skips the test if the backend is not installed."""
     if opener == "torch":
         return _torch(request)
     package: Path = request.getfixturevalue("package")
@@ -67,7 +67,7 @@ def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
 
 
 def _built(request: pytest.FixtureRequest, model: Path, backend: str) -> Path:
-    """A real plan, built once for the whole run."""
+    """A real TensorRT plan, built once for each worker."""
     plan: Path = request.getfixturevalue("tmp_path_factory").getbasetemp() / backend / "unet.plan"
     build_plan(model, plan, backend=backend, profiles=[PROFILE])
     return plan

@@ -1,8 +1,8 @@
-"""What Optimum does, in its own environment: exports checkpoints and paints from folders.
+"""Optimum's half, in its own environment: exports checkpoints and generates images from folders.
 
     python optimum_side.py JOBS.json
 
-JOBS.json is a list of {"do": "export", "checkpoint", "folder"} and {"do": "paint", "class",
+JOBS.json is a list of {"do": "export", "checkpoint", "folder"} and {"do": "generate", "class",
 "folder", "result", "arguments", "seed"}; paths in "images" are opened and given as arguments. A job
 that fails leaves its error's first line in FOLDER.error or RESULT.error.
 """
@@ -30,7 +30,7 @@ def export(job: dict[str, Any]) -> None:
     )
 
 
-def paint(job: dict[str, Any]) -> None:
+def generate(job: dict[str, Any]) -> None:
     pipeline = getattr(optimum.onnxruntime, job["class"]).from_pretrained(job["folder"])
     pipeline.set_progress_bar_config(disable=True)
     arguments = job["arguments"] | {k: Image.open(v) for k, v in job.get("images", {}).items()}
@@ -42,7 +42,7 @@ def paint(job: dict[str, Any]) -> None:
 def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         try:
-            {"export": export, "paint": paint}[job["do"]](job)
+            {"export": export, "generate": generate}[job["do"]](job)
         except Exception as error:  # noqa: BLE001 - whatever Optimum says is the result
             first = [*str(error).strip().splitlines(), ""][0]
             said = f"{type(error).__name__}: {first}"

@@ -1,10 +1,11 @@
-"""Packages in Optimum's pipelines, and Optimum's folders in this runtime: the same pictures.
+"""Packages in Optimum's pipelines, and Optimum's folders in this runtime: the same images.
 
     python -m tests.interop.run [--venv FOLDER] [--work FOLDER] [FAMILY]...
 
-Makes Optimum's environment if it is not there, exports small random checkpoints of every family and
-the embedded model with both exporters, and paints each package with both runtimes. Exit status 0
-only if every two pictures are within IMAGE_ABS of 255, and all else is as REFUSED says.
+Creates Optimum's environment if there is none, exports small random checkpoints of every family
+and the demo model with both exporters, and generates images of each package with both runtimes.
+The exit status is 0 if every two images differ by at most IMAGE_ABS of 255 and only the exports in
+UNSUPPORTED fail.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ CLASSES = {
 }
 HALF = ("sd1", "sdxl")
 """Families whose packages are tried in half precision too."""
-REFUSED = {("tiny-vae", "Optimum"): 'attribute named "down_block_types"'}
-"""(family, exporter) -> what Optimum says; everything else must work."""
+UNSUPPORTED = {("tiny-vae", "Optimum"): 'attribute named "down_block_types"'}
+"""(family, exporter) -> the error of Optimum; everything else must work."""
 LEAST_CONTRAST = 20
-"""Steps of 255 between the darkest and the brightest: a flat picture would prove nothing."""
+"""Steps of 255 between the darkest and the brightest: a flat image would prove nothing."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture, or batch: a folder, who exported it, and the arguments of both pipelines."""
+    """One image or batch: a folder, its exporter, and the arguments of both pipelines."""
 
     family: str
     exporter: str
@@ -74,9 +75,9 @@ class Case:
         class_ = CLASSES.get(self.family, "ORTStableDiffusionPipeline")
         paths = {"folder": str(self.folder), "result": str(self.result)}
         given = {"arguments": self.arguments, "images": self.images, "seed": 7}
-        return {"do": "paint", "class": class_} | paths | given
+        return {"do": "generate", "class": class_} | paths | given
 
-    def paint(self) -> np.ndarray:
+    def generate(self) -> np.ndarray:
         images = {name: Image.open(path) for name, path in self.images.items()}
         with load_pipeline(self.folder) as pipeline:
             result = pipeline(seed=7, **self.arguments, **images)
@@ -127,8 +128,8 @@ def prepare(family: str, work: Path) -> Path:
     return as_published(checkpoint)
 
 
-def pictures(work: Path) -> dict[str, str]:
-    """A soft picture and a mask to begin from."""
+def input_images(work: Path) -> dict[str, str]:
+    """A smooth image and a mask, for image to image and inpainting."""
     rng = np.random.default_rng(3)
     small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
     mask = np.zeros((64, 64), np.uint8)
@@ -162,16 +163,16 @@ def optimum(python: Path, work: Path, jobs: Sequence[dict[str, Any]]) -> None:
 
 def compare(case: Case) -> tuple[bool, str]:
     """Whether it is as it should be, and what to print."""
-    refused = REFUSED.get((case.family, case.exporter))
+    unsupported = UNSUPPORTED.get((case.family, case.exporter))
     for error in (Path(f"{case.folder}.error"), Path(f"{case.result}.error")):
         if error.is_file():
             said = error.read_text()
-            known = refused is not None and re.search(refused, said) is not None
+            known = unsupported is not None and re.search(unsupported, said) is not None
             return known, f"Optimum: {said}"
-    if refused is not None:
+    if unsupported is not None:
         return False, "Optimum was expected to refuse this"
     theirs = np.load(case.result)
-    ours = case.paint()
+    ours = case.generate()
     if ours.shape != theirs.shape:
         return False, f"{ours.shape} here, {theirs.shape} in Optimum"
     worst = int(np.abs(ours.astype(int) - theirs).max())
@@ -181,8 +182,8 @@ def compare(case: Case) -> tuple[bool, str]:
 
 
 def run(family: str, python: Path, work: Path) -> bool:
-    """Export with both, paint with both, print a row for each pair of pictures."""
-    images, checkpoint = pictures(work), prepare(family, work)
+    """Export and generate with both; print a row for each pair of images."""
+    images, checkpoint = input_images(work), prepare(family, work)
     theirs = work / f"{family}-optimum"
     every = cases(family, "Optimum", theirs, images)
     for precision in ("fp32", "fp16") if family in HALF else ("fp32",):

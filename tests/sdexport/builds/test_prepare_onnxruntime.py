@@ -24,7 +24,6 @@ from sdexport.builds.prepare_onnxruntime import prepare
 from sdexport.cli import main
 from sdexport.engines import EngineError, open_session
 from sdexport.engines.worker_process import Worker
-from sdexport.exporter import export
 from sdexport.graphs.cpu import winograd_onnx
 from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
 from sdexport.runtime import component_sessions
@@ -302,12 +301,14 @@ def test_prepared_sessions_stay_open_in_low_memory(
     assert len(opened) == 3 and all(opened)
 
 
-def test_prepared_graph_in_half_precision(checkpoint: Path, tmp_path: Path) -> None:
-    half = tmp_path / "half"
-    export(checkpoint, half, precision="fp16")
-    result = build(half, tmp_path / "engines")
+def test_prepared_graph_in_half_precision(half_package: Path, tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    result = build(half_package, engines)
     assert result.exit_code == 0, result.stderr
-    with load_pipeline(half) as plain, load_pipeline(half, engine_dir=tmp_path / "engines") as ours:
+    with (
+        load_pipeline(half_package) as plain,
+        load_pipeline(half_package, engine_dir=engines) as ours,
+    ):
         assert ours.session("unet").mapped
         assert np.abs(paint(ours) - paint(plain)).max() <= PREPARED_HALF_IMAGE_ABS
 

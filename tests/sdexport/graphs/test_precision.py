@@ -25,6 +25,7 @@ from sdexport.runtime.models.stable_diffusion import STABLE_DIFFUSION
 from sdexport.runtime.models.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from sdexport.verification.verifier import verify
 from tests.helpers.families import build
+from tests.helpers.low_precision import export_from_graphs, typed
 from tests.tolerances import ACCURACY_POINTS, INT8_IMAGE_PSNR, LOWER_COSINE, LOWER_IMAGE_PSNR
 
 LOWER = ("fp16", "bf16", "int8")
@@ -41,33 +42,13 @@ RUNS = [
 
 @pytest.fixture(scope="session")
 def low_precision(
-    package: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    package: Path, checkpoint: Path, half_package: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Packages of the demo model by precision, from graphs that were traced once."""
     folder = tmp_path_factory.mktemp("low_precision")
-
-    def traced(part: Any, module: Any, path: Path, *, change: Any, **_: object) -> None:
-        path.parent.mkdir(parents=True)
-        model = typed(onnx.load(package / part.name / "model.onnx"))
-        change(model)
-        separate = part.name == "text_encoder"
-        ir.save(model, path, external_data="model.onnx_data" if separate else None)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sdexport.exporter.trace", traced)
-        for name in LOWER:
-            export(checkpoint, folder / name, precision=name)
-    return {name: folder / name for name in LOWER}
-
-
-def typed(model: onnx.ModelProto) -> ir.Model:
-    """A graph with the type of every value, which the file does not have."""
-    found = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    for node in found.graph:
-        for value in node.outputs:
-            if value not in found.graph.outputs:
-                value.shape = None
-    return found
+    for name in LOWER[1:]:
+        export_from_graphs(package, checkpoint, name, folder / name)
+    return {name: folder / name for name in LOWER[1:]} | {LOWER[0]: half_package}
 
 
 def float_types(path: Path) -> dict[str, int]:
