@@ -124,4 +124,7 @@ def test_expectations_name_what_does_not_fit() -> None:
     configs["text_encoder"].hidden_size = 64
     configs["vae"].shift_factor = 0.5
     unmet = STABLE_DIFFUSION.unmet_expectations(configs)
-    assert [words.split()[0] for words in unmet] == ["unet.cross_attention_dim", "vae"]
+    assert unmet == [
+        "unet.cross_attention_dim to be text_encoder.hidden_size",
+        "a vae without latents_mean, latents_std and shift_factor",
+    ]
