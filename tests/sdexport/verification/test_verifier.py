@@ -83,7 +83,7 @@ def test_verify_finds_an_altered_scheduler(package_copy: Path) -> None:
     assert failed(verify(package_copy)) == {"image"}
 
 
-@pytest.mark.parametrize(("name", "row"), [("unet", "unet"), ("picture", "image")])
+@pytest.mark.parametrize(("name", "row"), [("unet", "unet"), ("image", "image")])
 def test_verify_names_damaged_references(package_copy: Path, name: str, row: str) -> None:
     path = package_copy / "reference" / f"{name}.npz"
     path.write_bytes(path.read_bytes()[:300])
