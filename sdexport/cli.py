@@ -58,7 +58,7 @@ def _explain(error: BaseException) -> tuple[str, bool]:
         return "out of memory; try --low-memory, a smaller size or fewer images at once", False
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}", False
-    if isinstance(error, (SDExportError, OSError, ValueError, ImportError)):
+    if isinstance(error, SDExportError | OSError):
         return one_line(error), False
     return f"this is a bug in sdexport: {type(error).__name__}: {one_line(error)}", True
 

@@ -243,6 +243,8 @@ def test_expected_errors_are_one_line(
     "error",
     [
         ZeroDivisionError("division by zero"),
+        ValueError("could not broadcast"),
+        ImportError("cannot import name"),
         KeyError("unet"),
         AssertionError(),
         RuntimeError("lost"),
