@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import docs_tables
+from sdexport.demo_model import PACKAGE_DIR
 from tests.tolerances import DOCS_IMAGE_MEAN
 
 ROOT = Path(__file__).parent.parent
@@ -78,9 +79,13 @@ def runnable(page: Path) -> bool:
 
 
 @pytest.fixture
-def scratch(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def scratch(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A folder with the demo package, and with `sdexport` and `python` on the path."""
     folder, programs = tmp_path / "scratch", tmp_path / "bin"
+    # a checkout has the shipped package only after `make demo-package`
+    package = PACKAGE_DIR if PACKAGE_DIR.is_dir() else request.getfixturevalue("package")
     shutil.copytree(package, folder / "sdexport-demo" / "package")
     programs.mkdir()
     for name, arguments in (("sdexport", "-m sdexport"), ("python", "")):
