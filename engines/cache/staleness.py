@@ -21,7 +21,7 @@ class Requirements:
     graph_sha256: returns onnx_file.graph_digest of the same file, or "" if weights can never be put
       into engines of this backend; called only for an engine of another file.
     library_version: the installed one; a version-compatible plan fits every version.
-    target_problems: what is wrong with an engine's target here, in words.
+    problems: what else is wrong with an engine here, such as its target, in words.
     """
 
     backend: str
@@ -29,7 +29,7 @@ class Requirements:
     onnx_sha256: str | None
     graph_sha256: Callable[[], str]
     library_version: str | None
-    target_problems: Callable[[Target], list[str]] | None
+    problems: Callable[[Sidecar], list[str]] | None
 
 
 def stale_reasons(sidecar: Sidecar, required: Requirements) -> list[str]:
@@ -42,8 +42,8 @@ def stale_reasons(sidecar: Sidecar, required: Requirements) -> list[str]:
         reasons.append(f"it was built for {sidecar.backend}")
     if not sidecar.options.get("version_compatible"):
         reasons += _version_reasons(sidecar, required)
-    if required.target_problems is not None:
-        reasons += required.target_problems(sidecar.target)
+    if required.problems is not None:
+        reasons += required.problems(sidecar)
     return reasons
 
 
@@ -58,7 +58,7 @@ def key_differences(sidecar: Sidecar, wanted: Sidecar) -> list[str]:
         onnx_sha256=wanted.onnx_sha256,
         graph_sha256=lambda: wanted.graph_sha256 if "refittable" in wanted.options else "",
         library_version=wanted.library_version,
-        target_problems=lambda target: _value_differences(target, wanted.target),
+        problems=lambda present: _value_differences(present.target, wanted.target),
     )
     differences = stale_reasons(sidecar, required)
     if sidecar.options.get("version_compatible"):

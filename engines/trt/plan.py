@@ -63,7 +63,7 @@ def requirements(
         onnx_sha256=digest,
         graph_sha256=lambda: graph_digest(onnx),
         library_version=version,
-        target_problems=None if gpu is None else lambda target: _target_problems(target, gpu),
+        problems=None if gpu is None else lambda plan: _target_problems(plan.target, gpu),
     )
 
 

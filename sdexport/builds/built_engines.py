@@ -41,9 +41,8 @@ def built_engines(package: Package, engine_dir: str | Path | None = None) -> lis
             required, not_compared = _plan_requirements(package, backend)
         pattern = engine_path(package, "*", backend, engine_dir)
         for plan in sorted(pattern.parent.glob(pattern.name)):
-            if not plan.stem.endswith(f".{prepared.BEFORE}"):
-                entry = _entry(package, plan, backend, required)
-                entries.append(entry | {"not_compared": not_compared})
+            entry = _entry(package, plan, backend, required)
+            entries.append(entry | {"not_compared": not_compared})
     return entries
 
 

@@ -8,7 +8,6 @@ interrupted and whose memory is free afterwards.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from sdexport.engines import PREPARED_BACKEND, EngineError
 from sdexport.engines.cache.engine_store import Built, build_once
@@ -17,16 +16,14 @@ from sdexport.engines.errors import MissingDependencyError, WorkerError
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.ort.prepared.prepared_graph import (
-    BEFORE,
     MULTIPLES,
-    before_path,
+    PASSES,
+    REWRITES_VERSION,
     data_path,
     target,
 )
 from sdexport.engines.worker_process import run_in_worker, serve
 
-PROMPT = "encoder_hidden_states"
-"""The input that stays the same for all steps of an image."""
 SMALLEST_MAPPED = 1024
 """Least size in bytes of a weight that is stored in the separate, mapped file."""
 
@@ -71,14 +68,13 @@ def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
     try:
         import onnxruntime
 
-        from sdexport.graphs.cpu.cpu_rewrites import VERSION, CpuGraph
+        from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
     except ImportError as error:
         raise MissingDependencyError(
             f"{error.name} is not installed; run: pip install 'sdexport[cpu,onnx]'"
         ) from error
     inputs, outputs = graph_specs(onnx)
-    graph = CpuGraph(onnx)
-    multiple = graph.multiple()
+    multiple = CpuGraph(onnx).multiple()
     images = [spec.name for spec in inputs if len(spec.shape) == 4 and multiple > 1]
     return Sidecar(
         component=component,
@@ -88,11 +84,7 @@ def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
         graph_sha256=graph_digest(onnx),
         target=target(),
         profiles=(),
-        options={
-            "passes": VERSION,
-            MULTIPLES: dict.fromkeys(images, multiple),
-            BEFORE: PROMPT if graph.products(PROMPT) else None,
-        },
+        options={PASSES: REWRITES_VERSION, MULTIPLES: dict.fromkeys(images, multiple)},
         inputs=inputs,
         outputs=outputs,
     )
@@ -101,34 +93,26 @@ def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
 def write(onnx: str, plan: str) -> None:
     """Write a prepared graph and its weights.
 
-    Raises: ONNX Runtime's own errors. ValueError: the weights are truncated.
+    Raises: ONNX Runtime's own errors. PackageError: the weights are truncated.
     """
+    import onnx_ir as ir
+    import onnxruntime as ort
+
     from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
 
     graph = CpuGraph(Path(onnx))
     graph.rewrite()
-    before = graph.split(PROMPT)
-    for model, path in ((graph.model, Path(plan)), (before, before_path(Path(plan)))):
-        if model is not None:
-            _optimise(model, Path(onnx).parent, path)
-
-
-def _optimise(model: Any, folder: Path, plan: Path) -> None:
-    """Let ONNX Runtime optimise and write a model whose weights are in a folder."""
-    import onnx_ir as ir
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.optimized_model_filepath = str(plan)
+    options.optimized_model_filepath = plan
     for key, value in {
-        "session.model_external_initializers_file_folder_path": str(folder),
-        "session.optimized_model_external_initializers_file_name": data_path(plan).name,
+        "session.model_external_initializers_file_folder_path": str(Path(onnx).parent),
+        "session.optimized_model_external_initializers_file_name": data_path(Path(plan)).name,
         "session.optimized_model_external_initializers_min_size_in_bytes": str(SMALLEST_MAPPED),
         "session.save_external_prepacked_constant_initializers": "1",
     }.items():
         options.add_session_config_entry(key, value)
-    content = ir.to_proto(model).SerializeToString()
+    content = ir.to_proto(graph.model).SerializeToString()
     ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

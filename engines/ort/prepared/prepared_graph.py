@@ -1,8 +1,7 @@
 """Files and sidecar of a graph that `sdexport build` has prepared for ONNX Runtime.
 
 A prepared graph is optimised, and its weights lie in the file in the layout that the kernels of one
-kind of processor read. To open it is to map that file: nothing is computed or copied. A second
-graph may compute what depends on one input alone, once for as long as that input stays the same.
+kind of processor read. To open it is to map that file: nothing is computed or copied.
 """
 
 from __future__ import annotations
@@ -14,14 +13,16 @@ from pathlib import Path
 
 from sdexport.engines.cache.processor import instructions
 from sdexport.engines.cache.sidecar import Sidecar
-from sdexport.engines.cache.staleness import Requirements, Target
+from sdexport.engines.cache.staleness import Requirements
 from sdexport.engines.errors import EngineError
 
 BACKEND = "onnxruntime"
 MULTIPLES = "multiples"
 """Option of the sidecar: by input, the number of which its height and width must be multiples."""
-BEFORE = "before"
-"""Option of the sidecar: the input that the second graph takes. Also part of that graph's name."""
+PASSES = "passes"
+"""Option of the sidecar: the version of the rewrites that the graph was prepared by."""
+REWRITES_VERSION = 3
+"""Version of the rewrites (sdexport.graphs.cpu); graphs prepared by another one are stale."""
 _KERNEL_INSTRUCTIONS = re.compile(r"avx|sse4|fma$|f16c|amx|asimd|sve|sme\d*$|bf16|i8mm|neon")
 
 
@@ -48,13 +49,19 @@ def requirements(*, digest: str | None, version: str | None) -> Requirements:
         onnx_sha256=digest,
         graph_sha256=str,  # weights cannot be put into a prepared graph
         library_version=version,
-        target_problems=_target_problems,
+        problems=_problems,
     )
 
 
-def _target_problems(built_for: Target) -> list[str]:
-    same = dict(built_for) == target()
-    return [] if same else ["it was built on another kind of processor"]
+def _problems(sidecar: Sidecar) -> list[str]:
+    """Why a graph that was prepared elsewhere, or by another sdexport, is not used here."""
+    problems = []
+    if dict(sidecar.target) != target():
+        problems.append("it was built on another kind of processor")
+    passes = sidecar.options.get(PASSES)
+    if passes != REWRITES_VERSION:
+        problems.append(f"it was built by version {passes} of the rewrites, not {REWRITES_VERSION}")
+    return problems
 
 
 def multiples(sidecar: Sidecar) -> dict[str, int]:
@@ -68,17 +75,6 @@ def multiples(sidecar: Sidecar) -> dict[str, int]:
     if not all(isinstance(number, int) and number > 0 for number in entries.values()):
         raise EngineError(f"{sidecar.component}: '{MULTIPLES}' in its sidecar are no numbers")
     return entries
-
-
-def before_input(sidecar: Sidecar) -> str | None:
-    """The input of the second graph; None if there is none."""
-    name = sidecar.options.get(BEFORE)
-    return name if isinstance(name, str) else None
-
-
-def before_path(plan: Path) -> Path:
-    """The file of the second graph."""
-    return plan.with_name(f"{plan.stem}.{BEFORE}{plan.suffix}")
 
 
 def data_path(plan: Path) -> Path:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,14 +14,13 @@ import onnxruntime as ort
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import stale_reasons
 from sdexport.engines.errors import EngineError
-from sdexport.engines.mapped_weights.mapped_files import MappedFiles, open_mapped
+from sdexport.engines.mapped_weights.mapped_files import open_mapped
 from sdexport.engines.messages import one_line
 from sdexport.engines.ort.onnxruntime_session import (
     CPU,
     OnnxRuntimeBase,
     load,
     session_options,
-    tensor_specs,
 )
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Feeds, Session
@@ -85,15 +83,13 @@ class PreparedSession(OnnxRuntimeBase):
         options = session_options(threads, "none", True)
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        session, self._weights = _load(name, plan, options)
+        session, self._weights = open_mapped(
+            [prepared.data_path(plan)], lambda: load(name, plan, options, CPU)
+        )
         super().__init__(session, name, sidecar.inputs, sidecar.outputs)
         self._open_original = original
         self._original: Session | None = None
         self._input_names = [value.name for value in session.get_inputs()]
-        self._before: _Before | None = None
-        before_input = prepared.before_input(sidecar)
-        if before_input is not None:
-            self._before = _Before(name, prepared.before_path(plan), options, before_input)
         self._check_names()
         self._mapped = sum(sidecar.files.values())
         self._multiples = prepared.multiples(sidecar)
@@ -117,16 +113,11 @@ class PreparedSession(OnnxRuntimeBase):
         for name, multiple in self._multiples.items():
             if any(size % multiple for size in feeds[name].shape[2:]):
                 return self._unprepared().run(feeds)
-        if self._before is not None:
-            feeds = {**feeds, **self._before.outputs_for(feeds[self._before.input_name])}
         return super()._compute({name: feeds[name] for name in self._input_names})
 
     def _check_names(self) -> None:
-        """Raises: EngineError: the graphs have other inputs or outputs than the sidecar."""
+        """Raises: EngineError: the graph has other inputs or outputs than the sidecar."""
         known, needed = {spec.name for spec in self.inputs}, set(self._input_names)
-        if self._before is not None:
-            needed -= {spec.name for spec in self._before.outputs}
-            needed |= {spec.name for spec in self._before.inputs} | {self._before.input_name}
         outputs = {value.name for value in self._session.get_outputs()}
         if not needed <= known or not set(self._output_names) <= outputs:
             raise EngineError(f"{self.name}: the prepared graph is not the one of its sidecar")
@@ -141,41 +132,9 @@ class PreparedSession(OnnxRuntimeBase):
 
     def _release(self) -> None:
         super()._release()
-        if self._before is not None:
-            self._before.close()
         with self._lock:
             if self._original is not None:
                 self._original.close()
-
-
-class _Before(OnnxRuntimeBase):
-    """The second graph of a prepared one, and its outputs for the last value of its input."""
-
-    def __init__(self, name: str, plan: Path, options: Any, input_name: str) -> None:
-        session, self._weights = _load(name, plan, options)
-        super().__init__(
-            session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
-        )
-        self.input_name = input_name
-        self._last: tuple[np.ndarray, dict[str, np.ndarray]] | None = None
-
-    def outputs_for(self, value: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs, computed again only if the value has changed."""
-        last = self._last
-        if last is None or not np.array_equal(last[0], value):
-            outputs = self._compute({self.input_name: value})
-            self._weights.free()
-            self._last = last = value.copy(), outputs
-        return last[1]
-
-    def _release(self) -> None:
-        super()._release()
-        self._last = None
-
-
-def _load(name: str, plan: Path, options: Any) -> tuple[Any, MappedFiles]:
-    """ONNX Runtime's session of a prepared graph, and where it has mapped the weights."""
-    return open_mapped([prepared.data_path(plan)], lambda: load(name, plan, options, CPU))
 
 
 @cache

@@ -6,6 +6,8 @@
   image itself: 4/9 of the arithmetic.
 - Where it is faster, a 3x3 convolution is computed with Winograd tiles (cpu.winograd_onnx): 1/4 of
   the arithmetic, 1/6 after upsampling.
+
+A change of a rewrite raises engines.ort.prepared.prepared_graph.REWRITES_VERSION.
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ from sdexport.engines.winograd.transforms import weights_of_halves
 from sdexport.graphs.cpu.winograd_onnx import TileIndices, winograd_convolution
 from sdexport.graphs.onnx_nodes import NodeBuilder
 
-VERSION = 2
-"""Version of these rewrites; graphs prepared by another version are stale."""
 _SCALES = [1.0, 1.0, 2.0, 2.0]
 _NEAREST = {
     "mode": "nearest",
@@ -98,43 +98,6 @@ class CpuGraph:
             self._graph.remove(node, safe=True)
         self._drop_unused_weights()
         return counts
-
-    def products(self, name: str) -> list[ir.Node]:
-        """Matrix products of an input with weights; the input may be cast before."""
-        source = self._input(name)
-        values = [] if source is None else [source, *(n.outputs[0] for n in _casts(source))]
-        users = {node for value in values for node in value.consumers()}
-        return [node for node in self._graph if node in users and _is_product(node, values)]
-
-    def split(self, name: str) -> ir.Model | None:
-        """Move the products of an input to a model of their own; None if there are none.
-
-        The outputs of that model become inputs of this one, which may still need the input itself.
-        """
-        products = self.products(name)
-        source = self._input(name)
-        if source is None or not products:
-            return None
-        for node in products:
-            weight, output = node.inputs[1], node.outputs[0]
-            assert weight is not None and weight.shape is not None  # `products` looked
-            output.type = weight.type
-            output.shape = ir.Shape([*(source.shape or ())[:2], weight.shape[1]])
-        outputs = [node.outputs[0] for node in products]
-        before = ir.convenience.extract(self._graph, [source], outputs)
-        before.name = "before"
-        for node, output in zip(products, outputs, strict=True):
-            value = ir.Value(name=output.name, type=output.type, shape=output.shape)
-            output.replace_all_uses_with(value)
-            self._graph.remove(node, safe=True)
-            self._graph.inputs.append(value)
-        if not source.uses():
-            self._graph.inputs.remove(source)
-        self._drop_unused_weights()
-        return ir.Model(before, ir_version=self.model.ir_version)
-
-    def _input(self, name: str) -> ir.Value | None:
-        return next((value for value in self._graph.inputs if value.name == name), None)
 
     def _drop_unused_weights(self) -> None:
         for name, value in list(self._graph.initializers.items()):
@@ -241,16 +204,6 @@ class CpuGraph:
         if len(data) != tensor.nbytes:
             raise PackageError(f"{tensor.location} is truncated: {tensor.name} ends outside of it")
         return np.frombuffer(data, dtype).reshape(shape)
-
-
-def _casts(value: ir.Value) -> list[ir.Node]:
-    return [node for node in value.consumers() if node.op_type == "Cast"]
-
-
-def _is_product(node: ir.Node, values: list[ir.Value]) -> bool:
-    is_product = node.op_type == "MatMul" and node.inputs[0] in values
-    weight = _weight(node.inputs[1]) if is_product else None
-    return weight is not None and len(_shape(weight)) == 2 and not node.outputs[0].is_graph_output()
 
 
 def _weight(value: ir.Value | None) -> Any:
