@@ -225,7 +225,7 @@ def cases_of(model: Model, size: int, scratch: Path, *, components: bool) -> dic
             "height": size,
             "guidance_scale": GUIDANCE,
         }
-        found["picture"] = {
+        found["picture"] = {  # the key in the committed reports
             "do": "image",
             "arguments": arguments,
             "latents": str(scratch / "latents.npy"),

@@ -24,13 +24,13 @@ def component(name, feeds, output=None):
     np.savez(output, out_sample=np.load(feeds)["sample"] + {added})
     return {{"seconds": 0.5, "peak_mb": 10.0}}
 
-def picture(arguments, latents, output=None):
+def image(arguments, latents, output=None):
     steps = arguments["num_inference_steps"]
     np.save(output, np.full((8, 8, 3), steps + {added}, np.uint8))
     return {{"seconds": float(steps), "peak_mb": 20.0}}
 
 serve({{"open": lambda model, **options: {{"components": {{"unet": {{}}}}, "versions": {{}}}},
-       "component": component, "image": picture}})
+       "component": component, "image": image}})
 """
 
 
