@@ -293,7 +293,7 @@ def test_export_options_reach_the_exporter(
 
     def export(source: str, package: Path, *, options: Options, **rest: Any) -> Any:
         calls.append((source, options, rest))
-        raise ValueError("seen enough")
+        raise InvalidArgumentError("seen enough")
 
     monkeypatch.setattr("sdexport.exporter.export", export)
     arguments = [
