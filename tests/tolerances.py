@@ -145,8 +145,8 @@ OTHER_PROCESSOR_REL = 5e-5
 AVX-512 and for no vector instructions: up to 5.2e-6."""
 
 FOUR_DIGITS_REL = 1e-3
-"""Numbers written with four significant digits, from values that differ by rounding: one unit in the
-last digit is at most 1e-3 of the number."""
+"""Numbers written with four significant digits, from values that differ by rounding: one unit in
+the last digit is at most 1e-3 of the number."""
 
 OTHER_PROCESSOR_IMAGE_ABS = 1
 """Levels of 255 between images that PyTorch generates on two processors. Measured likewise: 1."""
