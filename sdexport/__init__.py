@@ -54,7 +54,7 @@ _NAMES = {
     "sdexport.exporter": ("export",),
     "sdexport.runtime.images.metadata": ("save_image",),
     "sdexport.runtime.noise.torch_generator": ("TorchGenerator",),
-    "sdexport.runtime.component_engines": ("Package",),
+    "sdexport.runtime.packages.package": ("Package",),
     "sdexport.runtime.pipeline": ("Pipeline", "load_pipeline"),
     "sdexport.runtime.result": ("Result",),
     "sdexport.runtime.text.tokenizer": ("ClipTokenizer",),

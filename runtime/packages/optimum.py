@@ -29,7 +29,7 @@ def manifest_of_optimum(folder: Path) -> Manifest:
         if min(latent_channels, scaling_factor, *default_size) <= 0:
             raise ValueError("sizes must be positive")
         family = family_of(unet, present, latent_channels)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, PackageError) as error:
         raise PackageError(
             f"{folder}: {UNET.name} or {VAE_DECODER.name} config.json: {error}"
         ) from error

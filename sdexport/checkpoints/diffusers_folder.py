@@ -149,6 +149,8 @@ class Checkpoint:
             module = empty(class_name, read_config(self.folder / part / "config.json"))
             check_shapes(self.folder, part, module, tensors)
             return fill(module, tensors)
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # a damaged configuration makes the libraries raise anything
             raise CheckpointError(
                 f"{self.folder}: cannot load {part}: {one_line(error, 300)}"

@@ -27,14 +27,22 @@ def locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, st
     if folder.is_file():
         raise CheckpointError(f"{source} is a file; expected a diffusers folder or a hub id")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"no checkpoint at {source}: there is no such folder")
+        raise _no_folder(source)
     found = _download(str(source), revision)
     return found, {"type": "hub", "id": str(source), "revision": found.name}
 
 
+def _no_folder(source: str | Path) -> FileNotFoundError:
+    return FileNotFoundError(f"no checkpoint at {source}: there is no such folder")
+
+
 def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         found = Path(
@@ -47,6 +55,8 @@ def _download(repository: str, revision: str | None) -> Path:
         if without:  # published in half precision alone
             patterns = [f"{part}/*.fp16*" for part in without]
             snapshot_download(repository, revision=found.name, allow_patterns=patterns)
+    except HFValidationError as error:  # a path such as ./model also looks like an id
+        raise _no_folder(repository) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConnectionError(
             f"no folder {repository}, and the hub cannot give it "

@@ -19,7 +19,7 @@ from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.textual_inversion import LEGACY_EOS
 from sdexport.engines import TensorSpec
-from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part, parts
@@ -28,7 +28,7 @@ from sdexport.runtime.component_sessions import ComponentSessions
 from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
-from sdexport.verification.comparison import compare_outputs, failed_check
+from sdexport.verification.comparison import FAILURES, compare_outputs, failed_check
 from sdexport.verification.reference import TorchSession
 from sdexport.verification.report import Check
 from sdexport.verification.verifier import Progress
@@ -144,7 +144,7 @@ def _compare(
         return [failed_check(part.name, f"unknown input {unknown[0]}", inputs=sizes)]
     try:
         actual = graphs.run(part.name, {s.name: _fitted(feeds[s.name], s) for s in inputs})
-    except SDExportError as error:
+    except FAILURES as error:
         return [failed_check(part.name, str(error), inputs=sizes)]
     present = {spec.name for spec in outputs} | part.component.outputs
     wanted = {name: value for name, value in expected.items() if name in present}

@@ -7,7 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from sdexport.engines.errors import EngineError, InvalidArgumentError, PackageError
 from sdexport.verification.report import Check
+
+FAILURES = (EngineError, PackageError, InvalidArgumentError)
+"""Errors of a graph or of its reference that become a row of the report. Any other, such as a
+missing package, ends the verification."""
 
 EXACT = ("fp32", "unknown")
 """Precisions in which a component must reproduce PyTorch's float32 outputs."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import PackageError, SDExportError
+from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line
 from sdexport.runtime.component_backends import Backends, backend_of
@@ -19,6 +19,7 @@ from sdexport.runtime.component_engines import runs_on
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.verification.comparison import (
+    FAILURES,
     compare_images,
     compare_outputs,
     failed_check,
@@ -48,6 +49,7 @@ def verify(
       progress: see Progress.
     Returns: one row for each hash check and each output; it passed if all have `passed`.
     Raises: FileNotFoundError: no such folder. PackageError: it is no package, or lacks files.
+      MissingDependencyError: the backend is not installed.
 
     Example:
         checks = sdexport.verify("package")
@@ -104,7 +106,7 @@ def _component_checks(pipeline: Pipeline, name: str, path: Path | None) -> list[
     try:
         arrays = _read_arrays(path)
         outputs = pipeline.session(name).run(_with_prefix(arrays, "input."))
-    except SDExportError as error:
+    except FAILURES as error:
         return [failed_check(name, str(error))]
     expected = _with_prefix(arrays, "output.")
     if not expected:
@@ -119,7 +121,7 @@ def _image_check(pipeline: Pipeline, path: Path | None) -> Check:
     try:
         expected, arguments = _image_arguments(path, _read_arrays(path))
         result = pipeline(**arguments)
-    except SDExportError as error:
+    except FAILURES as error:
         return failed_image(str(error))
     components = pipeline.package.manifest.components.values()
     return compare_images(expected, np.asarray(result.images[0]), (c.precision for c in components))

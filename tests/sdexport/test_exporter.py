@@ -248,6 +248,12 @@ def test_hub_offline_says_so() -> None:
         Checkpoint.open("nobody/no-such-model")
 
 
+@pytest.mark.parametrize("path", ["./no-such-model", "../no-such-model"])
+def test_missing_folder_that_looks_like_a_hub_id(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        Checkpoint.open(path)
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [

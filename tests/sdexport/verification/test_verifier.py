@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdexport import PackageError
+from sdexport import MissingDependencyError, PackageError
+from sdexport.runtime import component_sessions
 from sdexport.verification.comparison import compare
 from sdexport.verification.report import Check, table
 from sdexport.verification.verifier import verify
@@ -101,6 +102,17 @@ def test_verify_needs_references(package_copy: Path) -> None:
         path.unlink()
     with pytest.raises(PackageError, match="holds no reference outputs"):
         verify(package_copy)
+
+
+def test_verify_fails_without_the_backend(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing backend is an error of its own, and not a package that fails its checks."""
+
+    def not_installed(*_: object, **__: object) -> None:
+        raise MissingDependencyError("OpenVINO is not installed")
+
+    monkeypatch.setattr(component_sessions, "open_component", not_installed)
+    with pytest.raises(MissingDependencyError, match="OpenVINO is not installed"):
+        verify(package)
 
 
 def test_compare_by_hand() -> None:
