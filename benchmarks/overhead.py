@@ -132,10 +132,10 @@ def main() -> None:
     worst = max(row["ours"]["median_us"] for row in rows.values())
     report = {
         **environment("numpy", "torch", "diffusers"),
+        "steps": STEPS,
         "shape": SHAPE,
         "dtype": "float32",
         "threads": 1,
-        "steps": STEPS,
         "guidance_scale": GUIDANCE_SCALE,
         "bound_us": BOUND_US,
         "worst_median_us": worst,

@@ -12,14 +12,11 @@ from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FILE,
     FOLDER,
-    backend_option,
+    backend_options,
     backends_of,
-    engine_dir_option,
     json_option,
-    low_memory_option,
     print_json,
     session_arguments,
-    session_option,
 )
 from sdexport.commands.value_types import IntervalType, SizeType
 from sdexport.commands.verbosity import verbosity_options
@@ -137,10 +134,7 @@ STEPS = 25
     help="How previews are decoded; linear is fast and coarse.",
 )
 @click.option("--tile", "vae_tile", type=int, help="Let the VAE work in tiles of this many pixels.")
-@backend_option
-@session_option
-@engine_dir_option
-@low_memory_option
+@backend_options
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @json_option
 @verbosity_options

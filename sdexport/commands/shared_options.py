@@ -13,9 +13,6 @@ import click
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-low_memory_option = click.option(
-    "--low-memory", is_flag=True, help="Keep only one component in memory at a time."
-)
 engine_dir_option = click.option(
     "--engine-dir", type=FOLDER, help="Folder of built engines; default PACKAGE/engines."
 )
@@ -38,16 +35,6 @@ def backends_of(values: Sequence[str]) -> Any:
     return parse_backends(values)
 
 
-backend_option = click.option(
-    "--backend",
-    "backends",
-    type=BackendType(),
-    multiple=True,
-    help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto. "
-    "For one component: unet=openvino. Repeatable.",
-)
-
-
 class SessionOptionType(click.ParamType[tuple[str, Any]]):
     """NAME=VALUE with a value that is read as a number or a truth value where it is one."""
 
@@ -64,12 +51,24 @@ class SessionOptionType(click.ParamType[tuple[str, Any]]):
             self.fail(str(error), param, ctx)
 
 
-session_option = click.option(
-    "--option",
-    "session_options",
-    type=SessionOptionType(),
-    multiple=True,
-    help="An option of the backend, such as precision=bf16 or threads=4. Repeatable.",
+_BACKEND_OPTIONS = (
+    click.option(
+        "--backend",
+        "backends",
+        type=BackendType(),
+        multiple=True,
+        help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto. "
+        "For one component: unet=openvino. Repeatable.",
+    ),
+    click.option(
+        "--option",
+        "session_options",
+        type=SessionOptionType(),
+        multiple=True,
+        help="An option of the backend, such as precision=bf16 or threads=4. Repeatable.",
+    ),
+    engine_dir_option,
+    click.option("--low-memory", is_flag=True, help="Keep only one component in memory at a time."),
 )
 _NOT_OF_SESSIONS = {"low_memory", "verify", "max_batch", "sessions", "progress", "plan", "digest"}
 """Arguments of `load_pipeline` and `verify` that --option must not set."""
@@ -105,9 +104,18 @@ _SOURCE_OPTIONS = (
 )
 
 
+def backend_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which backends run the components, and how they are opened."""
+    return _with_options(command, _BACKEND_OPTIONS)
+
+
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how a checkpoint is read and what is merged into it."""
-    for option in reversed(_SOURCE_OPTIONS):
+    return _with_options(command, _SOURCE_OPTIONS)
+
+
+def _with_options(command: Callable[..., None], options: Sequence[Any]) -> Callable[..., None]:
+    for option in reversed(options):
         command = option(command)
     return command
 

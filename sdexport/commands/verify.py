@@ -12,16 +12,13 @@ import click
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
-    backend_option,
+    backend_options,
     backends_of,
-    engine_dir_option,
     json_option,
-    low_memory_option,
     needs_torch,
     print_json,
     require_passed,
     session_arguments,
-    session_option,
     source_options,
 )
 from sdexport.commands.verbosity import verbosity_options
@@ -29,10 +26,7 @@ from sdexport.commands.verbosity import verbosity_options
 
 @click.command()
 @click.argument("package", type=FOLDER)
-@backend_option
-@session_option
-@engine_dir_option
-@low_memory_option
+@backend_options
 @click.option(
     "--against",
     metavar="SOURCE",
