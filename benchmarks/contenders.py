@@ -166,7 +166,7 @@ def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[
         options["options"] = {**options.get("options", {}), "engine_dir": str(engine_dir)}
     worker = Worker(_command(contender, work), {"PYTHONPATH": str(ROOT)})
     try:
-        opened = worker.ask("open", model=str(folder), **options)
+        opened = worker.request("open", model=str(folder), **options)
     except WorkerError:
         worker.close()
         raise

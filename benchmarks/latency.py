@@ -157,7 +157,7 @@ def _in_turn(
                 current["arguments"] = current["arguments"] | changes
             try:
                 output = _output(scratch, case, name, current["do"])
-                response = workers[name].ask(**current, output=str(output))
+                response = workers[name].request(**current, output=str(output))
                 responses.setdefault(name, []).append(response)
                 if number == 0:
                     found[name] = {"check": _check(scratch, case, contender, current["do"])}

@@ -47,7 +47,7 @@ def _one(contender: Contender, model: Model, work: Path, cases: dict[str, Any]) 
                 if request["do"] == "image":
                     changes = {"num_inference_steps": 1, "scheduler": contender.scheduler}
                     request = request | {"arguments": request["arguments"] | changes}
-                row[case] = worker.ask(**request)
+                row[case] = worker.request(**request)
     except WorkerError as error:
         row["error"] = str(error)
     return row

@@ -1,7 +1,7 @@
 """Every error that sdexport raises on purpose.
 
     SDExportError              base class of all of them
-      PackageError             a folder is no package, is incomplete, or was altered
+      PackageError             a folder is not a package, is incomplete, or was altered
       EngineError              an engine cannot be opened or built, or failed while running
         WorkerError            a worker process died or broke its protocol
       CheckpointError          a checkpoint, LoRA, embedding or VAE file is damaged or not supported
@@ -21,7 +21,7 @@ class SDExportError(Exception):
 
 
 class PackageError(SDExportError):
-    """A folder is no package, is incomplete, or was altered."""
+    """A folder is not a package, is incomplete, or was altered."""
 
 
 class EngineError(SDExportError):

@@ -1,10 +1,10 @@
-"""Worker processes: requests on stdin, events and answers on stdout, one JSON object a line.
+"""Worker processes: requests on stdin, events and responses on stdout, one JSON object a line.
 
     request   {"do": NAME, ...arguments}
-    events    {"event": NAME, ...values}, any number of them
-    answer    {"ok": RESULT} or {"error": "MESSAGE"}
+    event     {"event": NAME, ...values}, any number of them
+    response  {"ok": RESULT} or {"error": "MESSAGE"}
 
-Requests are answered in turn. Whatever else a worker prints goes to stderr. A worker ignores
+Requests are handled in turn. Whatever else a worker prints goes to stderr. A worker ignores
 Ctrl-C, as its parent decides when it ends; it also ends as soon as its parent is gone.
 """
 
@@ -31,7 +31,7 @@ Handlers = Mapping[str, Callable[..., Any]]
 """Functions by the name of their request; arguments and results are JSON values."""
 OnEvent = Callable[[Mapping[str, Any]], object]
 PATIENCE = 1800.0
-"""Default time limit of an answer, in seconds."""
+"""Default time limit of a response, in seconds."""
 _LONGEST_ERROR = 500
 _SECONDS_TO_END = 20
 
@@ -42,7 +42,7 @@ class Worker(ClosesOnExit):
     Args:
       command: program and arguments.
       environment: variables in addition to those of this process.
-      patience: seconds that one answer may take; None sets no limit.
+      patience: seconds that one response may take; None sets no limit.
       on_event: called with each event that the worker reports.
     """
 
@@ -55,7 +55,7 @@ class Worker(ClosesOnExit):
         on_event: OnEvent = lambda event: None,
     ) -> None:
         self._patience, self._on_event = patience, on_event
-        self._killed = False  # what it wrote before is not read any more
+        self._killed = False  # what it wrote before that is not read
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._process = subprocess.Popen(
             list(map(str, command)),
@@ -67,8 +67,8 @@ class Worker(ClosesOnExit):
             env={**os.environ, **(environment or {})},
         )
 
-    def ask(self, do: str, **arguments: Any) -> Any:
-        """Send a request and wait for its answer.
+    def request(self, do: str, **arguments: Any) -> Any:
+        """Send a request and wait for its response.
 
         Args:
           do: name of the request. arguments: JSON values.
@@ -83,23 +83,23 @@ class Worker(ClosesOnExit):
         if self._patience is not None:
             timer.start()
         try:
-            with suppress(OSError):  # it died before; there is no answer then
+            with suppress(OSError):  # it died before, and sends no response
                 process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
                 process.stdin.flush()
-            answer = None if self._killed else self._answer()
+            response = None if self._killed else self._response()
         except BaseException:
             self.kill()
             raise
         finally:
             timer.cancel()
-        if answer is None:
+        if response is None:
             raise WorkerError(f"{do}: {self._why_gone(overdue.is_set())}")
-        if "error" in answer:
-            raise WorkerError(answer["error"])
-        return answer["ok"]
+        if "error" in response:
+            raise WorkerError(response["error"])
+        return response["ok"]
 
-    def _answer(self) -> dict[str, Any] | None:
-        """The answer after any events; None if the output ends before."""
+    def _response(self) -> dict[str, Any] | None:
+        """The response after any events; None if the output ends before."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             message: dict[str, Any] = json.loads(line)
@@ -113,7 +113,7 @@ class Worker(ClosesOnExit):
         self.kill()
 
     def kill(self) -> None:
-        """End the process at once, whatever it does."""
+        """End the process at once."""
         self._killed = True
         self._process.kill()
 
@@ -137,7 +137,7 @@ class Worker(ClosesOnExit):
         self._process.kill()
         status = _in_words(self._process.wait())
         if overdue:
-            return f"the worker did not answer within {self._patience:g} seconds"
+            return f"the worker did not respond within {self._patience:g} seconds"
         self._errors.seek(0)
         printed = self._errors.read().decode(errors="replace").split("\n")
         lines = [line.strip() for line in printed if line.strip()]
@@ -156,12 +156,12 @@ def run_in_worker(
     Args:
       module: full name; run as a program, it must serve `do`.
       arguments: JSON values. on_event: called with each event that the worker reports.
-    Raises: see Worker.ask.
+    Raises: see Worker.request.
     """
     command = [sys.executable, "-P", "-m", module]
     with Worker(command, _import_path(), patience=None, on_event=on_event) as worker:
         try:
-            return worker.ask(do, **arguments)
+            return worker.request(do, **arguments)
         finally:
             worker.kill()
 
@@ -194,14 +194,14 @@ class Channel:
         self._send({"event": event, **values})
 
     def serve(self, handlers: Handlers) -> None:
-        """Answer requests until stdin ends. If it ends during a request, so does the process."""
+        """Handle requests until stdin ends. If it ends during a request, so does the process."""
         requests: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         reader = threading.Thread(target=self._read, args=[requests], daemon=True)
         reader.start()
         while (line := requests.get()) is not None:
-            answer = _handled(handlers, line)
+            response = _handled(handlers, line)
             self._busy = False
-            self._send(answer)
+            self._send(response)
         reader.join()
 
     def _read(self, requests: queue.SimpleQueue[str | None]) -> None:
@@ -219,7 +219,7 @@ class Channel:
 
 
 def serve(handlers: Handlers) -> None:
-    """Answer requests until stdin ends; for workers that report no events."""
+    """Handle requests until stdin ends; for workers that report no events."""
     Channel().serve(handlers)
 
 

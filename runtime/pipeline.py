@@ -316,8 +316,8 @@ class Pipeline(ClosesOnExit):
           prompt_weights, clip_skip, token_embeds: see `__call__`.
         Returns: (B, n, width) float32, or (2B, n, width) with negatives; n is 77, or a multiple of
           it for long prompts with weights.
-        Raises: ValueError: not valid Unicode; a clip_skip that the package has no output for;
-          token_embeds that do not fit.
+        Raises: InvalidArgumentError: not valid Unicode; a clip_skip that the package has no
+          output for; token_embeds that do not fit.
         """
         above = checks.strings("negatives", negatives or [])
         return self.text_encoders.encode(
@@ -331,8 +331,8 @@ class Pipeline(ClosesOnExit):
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
         """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see vae.encode.
 
-        Raises: ValueError: an array of another kind, or sides that are no multiples of the
-          package's downscale. EngineError: the encoder failed.
+        Raises: InvalidArgumentError: an array of another kind, or sides that are not multiples
+          of the package's downscale. EngineError: the encoder failed.
         """
         name, unit = self._family.vae_encoder, self._space.downscale
         checks.float_array("pixels", pixels, (None, 3, None, None))
@@ -371,9 +371,9 @@ class Pipeline(ClosesOnExit):
           conditioning: further inputs of the denoiser by name; see
             sdexport.runtime.models.conditioning.
           draw: gives fresh noise of a shape, for schedulers that take some.
-          cache_interval: as for a whole picture.
-        Raises: ValueError: arrays do not fit. EngineError: the UNet failed or gave numbers that
-          are not finite.
+          cache_interval: as in `__call__`.
+        Raises: InvalidArgumentError: arrays do not fit. EngineError: the UNet failed or gave
+          numbers that are not finite.
         """
         guidance = guidance or Guidance(guidance_scale)
         checks.float_array("latents", latents, (None, self._space.channels, None, None))
@@ -385,7 +385,7 @@ class Pipeline(ClosesOnExit):
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of clean latents (B, C, H/8, W/8) float32: (B, H, W, 3) uint8.
 
-        Raises: ValueError: an array of another kind. EngineError: the decoder failed.
+        Raises: InvalidArgumentError: an array of another kind. EngineError: the decoder failed.
         """
         space, name = self._space, self._family.vae_decoder
         checks.float_array("latents", latents, (None, space.channels, None, None))

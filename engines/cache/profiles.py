@@ -27,7 +27,7 @@ class Span:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max <= MAX_SIZE:
             raise InvalidArgumentError(
-                f"{self} is no span: expected 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}"
+                f"{self} is not a span: expected 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}"
             )
 
     @classmethod
@@ -39,10 +39,10 @@ class Span:
         parts = text.split(":")
         if len(parts) not in (1, 3) or not all(p.isascii() and p.isdigit() for p in parts):
             raise InvalidArgumentError(
-                f"{text!r:.60} is no span: expected MIN:OPT:MAX or one number"
+                f"{text!r:.60} is not a span: expected MIN:OPT:MAX or one number"
             )
         if max(map(len, parts)) > 9:
-            raise InvalidArgumentError(f"{text!r:.60} is no span: sizes go up to {MAX_SIZE}")
+            raise InvalidArgumentError(f"{text!r:.60} is not a span: sizes go up to {MAX_SIZE}")
         numbers = [int(p) for p in parts]
         return cls(*numbers) if len(numbers) == 3 else cls(*numbers * 3)
 

@@ -27,7 +27,7 @@ def external_data_locations(path: str | Path) -> set[str]:
             if message is not None:
                 _collect(value, message, locations)
         if graphs != 1:
-            raise ValueError(f"{path.name} is no ONNX model: it holds {graphs} graphs")
+            raise ValueError(f"{path.name} is not an ONNX model: it has {graphs} graphs")
     return locations
 
 

@@ -182,7 +182,7 @@ class Slice:
             tag, at = varint(data, at, end, name)
             wire = tag & 7
             if not 8 <= tag < 2**32:  # readers disagree about such tags: one could hide a field
-                raise ValueError(f"{name} is no ONNX model, or a damaged one (field tag {tag})")
+                raise ValueError(f"{name} is not an ONNX model, or is damaged (field tag {tag})")
             if wire == _VARINT:
                 _, at = varint(data, at, end, name)
             elif wire == _FIXED64:
@@ -196,7 +196,7 @@ class Slice:
                 yield tag >> 3, Slice(data, at, at + length, name)
                 at += length
             else:
-                raise ValueError(f"{name} is no ONNX model, or a damaged one (wire type {wire})")
+                raise ValueError(f"{name} is not an ONNX model, or is damaged (wire type {wire})")
         if at != end:
             raise ValueError(f"{name} is truncated or damaged: a field runs past the end")
 
@@ -208,7 +208,7 @@ class Slice:
         values = [value for number, value in self.fields() if number == wanted]
         if len(values) != 1:
             raise ValueError(
-                f"{self.name} is no ONNX model, or one with inputs that are no tensors"
+                f"{self.name} is not an ONNX model, or has inputs that are not tensors"
             )
         return values[0]
 

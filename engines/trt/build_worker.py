@@ -1,4 +1,4 @@
-"""One TensorRT build in a process of its own; see worker_process for the protocol.
+"""One TensorRT build in a separate process; see worker_process for the protocol.
 
 Why a process: Polygraphy decides at import which of the two libraries it drives; a crash of the
 builder ends only the worker; Ctrl-C ends a build at any point; and the builder's gigabytes of
@@ -29,7 +29,7 @@ MAX_MESSAGES = 6
 
 
 def main() -> None:
-    """Answer requests until stdin ends."""
+    """Handle requests until stdin ends."""
     channel = Channel()
     channel.serve({"build": lambda job: build(job, channel.report)})
 

@@ -42,7 +42,7 @@ class SizeConditioning:
         aesthetic_score: object,
         negative_aesthetic_score: object,
     ) -> Self:
-        """Raises: InvalidArgumentError: a size that is no pair of integers, or not a score."""
+        """Raises: InvalidArgumentError: not a pair of integers, or not a number."""
         return cls(
             _pair("original_size", original_size, 1),
             _pair("target_size", target_size, 1),
@@ -66,7 +66,7 @@ class ConditioningRequest:
     """What conditioning inputs are computed from.
 
     count: images. guided: whether an unconditional half comes first. scored: whether the package
-    asks for aesthetic scores. pooled: (count, width), or (2 count, width) if guided, float32.
+    takes aesthetic scores. pooled: (count, width), or (2 count, width) if guided, float32.
     """
 
     count: int

@@ -1,4 +1,4 @@
-"""A model family: the one object that answers what differs from family to family."""
+"""A model family: the one object that knows everything that differs between families."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class TorchGenerator:
         for a GPU with enough threads and allows draws of up to philox.SAFE_SIZE values.
         Typical: T4 40 and 1024, RTX 3060 28 and 1536, RTX 4090 128 and 1536, A100 108 and 2048,
         H100 and H200 132 and 2048.
-    Raises: InvalidArgumentError: the seed is no integer or out of range; unknown device; numbers
-      that no GPU has.
+    Raises: InvalidArgumentError: the seed is not an integer or is out of range; unknown device;
+      numbers that no GPU has.
     Source: CPU: mt19937 (Matsumoto and Nishimura 1998) and the Box-Muller transform, in the layout
       of PyTorch's normal_fill and normal_distribution. CUDA: sdexport.runtime.noise.philox.
     Example:

@@ -46,7 +46,7 @@ class EulerConfig(SigmaConfig):
 
 
 class EulerDiscreteScheduler(Scheduler):
-    """Euler's method over the noise levels, with churn if the options ask for it.
+    """Euler's method over the noise levels, with churn if `s_churn` is not 0.
 
     Args:
       timesteps: the caller's own falling timesteps, in place of spaced ones.

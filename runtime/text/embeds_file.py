@@ -135,7 +135,7 @@ def load_embeds(path: str | Path) -> PromptEmbeds:
             raise ValueError("there are no prompt_embeds")
         meta = json.loads(str(arrays.pop(_META, "{}")))
         if not isinstance(meta, dict):
-            raise ValueError("the notes are no JSON object")
+            raise ValueError("the notes are not a JSON object")
         return PromptEmbeds(**arrays, meta=meta)
     except OSError:
         raise
@@ -154,7 +154,7 @@ def _check_sizes(path: Path) -> None:
         for entry in archive.infolist():
             with archive.open(entry) as file:
                 if np.lib.format.read_magic(file) != (1, 0):
-                    raise ValueError(f"{entry.filename} is no array as save_embeds writes them")
+                    raise ValueError(f"{entry.filename} is not an array as written by save_embeds")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             if math.prod(shape) * dtype.itemsize > entry.file_size:
                 raise ValueError(f"{entry.filename} is truncated")

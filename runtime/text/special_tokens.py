@@ -39,7 +39,7 @@ def from_added_tokens_decoder(entries: Any) -> dict[int, AddedToken]:
     for key, entry in entries.items():
         number = int(key) if key.isascii() and key.isdigit() and len(key) < 12 else -1
         if not is_id(number):
-            raise ValueError(f"{name}: {shown(key)} is no id")
+            raise ValueError(f"{name}: {shown(key)} is not an id")
         added[number] = _token(entry, name)
     return added
 
@@ -74,7 +74,7 @@ def from_tokenizer_json(entries: list[Any]) -> dict[int, AddedToken]:
         if not is_id(number):
             raise ValueError(f"{name}: {shown(token.content)} has no id, but {shown(number)}")
         if number in added:
-            raise ValueError(f"{name}: id {number} is there twice")
+            raise ValueError(f"{name}: id {number} appears more than once")
         added[number] = token
     return added
 

@@ -127,7 +127,7 @@ def _read_merges(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name}: it is no UTF-8 text") from error
+        raise ValueError(f"{path.name}: it is not UTF-8 text") from error
     lines = [line for line in text.split("\n") if line]
     if lines and lines[0].startswith("#version"):
         del lines[0]
@@ -155,7 +155,7 @@ def _check_pairs(file: str, lines: list[str], merges: list[Any]) -> None:
     spaces = list(map(str.count, lines, itertools.repeat(" ")))
     if spaces.count(1) != len(spaces):
         number = next(i for i, count in enumerate(spaces) if count != 1)
-        raise ValueError(f"{file}: merge {number + 1} is no pair: {shown(merges[number])}")
+        raise ValueError(f"{file}: merge {number + 1} is not a pair: {shown(merges[number])}")
 
 
 def _check_vocab(vocab: Mapping[str, Any]) -> None:
@@ -178,7 +178,7 @@ def _check_merges(vocab: Mapping[str, int], merges: bpe.Merges) -> None:
 
 
 def _length(value: Any) -> int:
-    """model_max_length, or 77 if it is no length: transformers writes 1e30 for "not set"."""
+    """model_max_length, or 77 if that is not a length: transformers writes 1e30 for "not set"."""
     if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= MAX_LENGTH:
         return DEFAULT_LENGTH
     return value

@@ -1,4 +1,4 @@
-"""One backend of one package in a process of its own: `python -m sdexport.bench.bench_worker`.
+"""One backend of one package in a separate process: `python -m sdexport.bench.bench_worker`.
 
 Speaks the protocol of engines/worker_process.py with the requests open, check, component and
 image. Outputs of components and images are written to files, after the time was taken.
@@ -125,7 +125,7 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answer requests until stdin ends."""
+    """Handle requests until stdin ends."""
     worker = BenchWorker()
     names = ("open", "check", "component", "image")
     serve({name: getattr(worker, name) for name in names})

@@ -1,6 +1,6 @@
 """How fast a package runs on each backend: every component, and whole images.
 
-Each backend runs in a process of its own. Their runs alternate, so that a machine that changes its
+Each backend runs in a separate process. Their runs alternate, so that a machine that changes its
 speed does so for all, and no two compute at the same time. Each backend is first compared with the
 package's reference outputs. Comparisons with other programs are in benchmarks/.
 """
@@ -128,29 +128,29 @@ def in_turn(
 
     Returns: for each worker its figures, see `measured`; {"error": message} if a request failed.
     """
-    answers: dict[str, list[dict[str, Any]]] = {label: [] for label in workers}
+    responses: dict[str, list[dict[str, Any]]] = {label: [] for label in workers}
     failed: dict[str, dict[str, Any]] = {}
     for request in requests:
         for label, worker in workers.items():
             if label not in failed:
                 try:
-                    answers[label].append(worker.ask(do, **request))
+                    responses[label].append(worker.request(do, **request))
                 except WorkerError as error:
                     failed[label] = {"error": str(error)}
     return failed | {
-        label: measured(found) for label, found in answers.items() if label not in failed
+        label: measured(found) for label, found in responses.items() if label not in failed
     }
 
 
-def measured(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of one worker, whose first answer is the warm-up.
+def measured(responses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of one worker, whose first response is the warm-up.
 
     Returns: seconds (median_s, p20_s, p80_s, samples_s), warm_up_s, peak_mb, and for images the
       seconds of each stage under "stages".
     """
-    warm_up, *timed = answers
-    peaks = [answer["peak_mb"] for answer in answers if answer["peak_mb"] is not None]
-    report = summary([answer["seconds"] for answer in timed])
+    warm_up, *timed = responses
+    peaks = [response["peak_mb"] for response in responses if response["peak_mb"] is not None]
+    report = summary([response["seconds"] for response in timed])
     report |= {"warm_up_s": warm_up["seconds"], "peak_mb": max(peaks, default=None)}
     if "stages" in warm_up:
         names = warm_up["stages"]
@@ -190,9 +190,9 @@ def _open_worker(folder: Path, contender: Contender, row: dict[str, Any]) -> Wor
     worker = None
     try:
         with Worker(command) as checker:
-            row["check"] = checker.ask("check", **how)
+            row["check"] = checker.request("check", **how)
         worker = Worker(command)
-        row |= worker.ask("open", **how) | {"opened": True}
+        row |= worker.request("open", **how) | {"opened": True}
     except WorkerError as error:
         row["error"] = str(error)
         if worker is not None:

@@ -1,7 +1,7 @@
 """Prepare an ONNX graph for ONNX Runtime on this processor; as a program, the worker.
 
 The graph is rewritten (graphs.cpu.cpu_rewrites), optimised by ONNX Runtime and saved with its
-weights in the layout that the kernels read. That happens in a process of its own, which can be
+weights in the layout that the kernels read. That happens in a separate process, which can be
 interrupted and whose memory is free afterwards.
 """
 

@@ -145,7 +145,7 @@ class Lora:
 def parse_lora(text: str) -> tuple[Path, float]:
     """Path and scale of an argument FILE or FILE:SCALE; a file with colons in its name is found.
 
-    Raises: FileNotFoundError: no such file. InvalidArgumentError: the scale is no number of
+    Raises: FileNotFoundError: no such file. InvalidArgumentError: the scale is not a number of
       -100..100.
     """
     if Path(text).is_file():

@@ -64,7 +64,7 @@ class Options:
 def open_source(
     source: str | Path, *, revision: str | None = None, options: Options | None = None
 ) -> Checkpoint:
-    """Find and check a checkpoint, with the changes that the options ask for.
+    """Find and check a checkpoint, with the changes that the options specify.
 
     Args:
       source: a diffusers folder, a hub id, or a single file.
@@ -115,7 +115,7 @@ def _check_options(
         raise InvalidArgumentError(f"{source} is a file; omit --revision")
     for name in () if is_file else ("tokenizer", "ema"):
         if name in options.changes:
-            raise InvalidArgumentError(f"{source} is no single file; omit --{name}")
+            raise InvalidArgumentError(f"{source} is not a single file; omit --{name}")
 
 
 def _from_file(source: str | Path, folder: Path, options: Options) -> _Draft:

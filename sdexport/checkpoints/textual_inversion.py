@@ -64,7 +64,9 @@ class Embedding:
             vectors = _checked(path, found, widths)
         name = word if word is not None else (file.path.stem if own is None else own)
         if not name.strip() or not name.isprintable():
-            raise InvalidArgumentError(f"{path}: {name!r} is no word for a prompt; give FILE:WORD")
+            raise InvalidArgumentError(
+                f"{path}: {name!r} is not a word for a prompt; give FILE:WORD"
+            )
         return cls(file, name, vectors)
 
 

@@ -63,7 +63,7 @@ class WeightFile:
         if not head:
             raise CheckpointError(f"{path} is empty (0 bytes); download it again")
         if other := kind_of_other_file(head):
-            raise CheckpointError(f"{path} is no file of weights, but {other}")
+            raise CheckpointError(f"{path} is not a file of weights, but {other}")
         if not head.startswith((b"PK\x03\x04", b"\x80")):
             return cls._open_safetensors(path)  # which says what is wrong
         if not allow_pickle:
@@ -139,7 +139,7 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it calls {found[1]}" if found else "it is no plain set of tensors"
+        what = f"it calls {found[1]}" if found else "it is not a plain set of tensors"
         raise CheckpointError(
             f"{path} holds more than weights ({what}); it is not loaded, "
             "convert it to .safetensors if you trust it"

@@ -55,7 +55,7 @@ from sdexport.commands.verbosity import verbosity_options
 def bench(package: Path, backends: tuple[str, ...], as_json: bool, **work: Any) -> None:
     """Time a package on each backend.
 
-    The components and whole images are timed. Each backend runs in a process of its own, and is
+    The components and whole images are timed. Each backend runs in a separate process, and is
     first checked against the package's reference outputs.
     """
     from sdexport.bench.bench_table import table

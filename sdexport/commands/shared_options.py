@@ -148,7 +148,7 @@ def print_json(value: object) -> None:
 def session_arguments(session_options: Sequence[tuple[str, Any]], **own: Any) -> dict[str, Any]:
     """Keyword arguments that open components: the command's own, and those of --option.
 
-    Raises: click.UsageError: --option names something that is no option of a backend.
+    Raises: click.UsageError: --option names something that is not an option of a backend.
     """
     for name, _ in session_options:
         if name in _NOT_OF_SESSIONS or name in own:

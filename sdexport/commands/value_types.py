@@ -17,7 +17,7 @@ class SizeType(click.ParamType[tuple[int, int]]):
     ) -> tuple[int, int]:
         width, _, height = str(value).lower().partition("x")
         if not (width.isdecimal() and height.isdecimal() and len(value) < 20):
-            self.fail(f"{value!r} is no size; expected WIDTHxHEIGHT such as 512x768", param, ctx)
+            self.fail(f"{value!r} is not a size; expected WIDTHxHEIGHT such as 512x768", param, ctx)
         return int(width), int(height)
 
 
@@ -32,5 +32,7 @@ class IntervalType(click.ParamType[tuple[float, float]]):
         try:
             start, end = map(float, str(value).split(":"))
         except ValueError:
-            self.fail(f"{value!r} is no interval; expected two numbers such as 0.1:0.8", param, ctx)
+            self.fail(
+                f"{value!r} is not an interval; expected two numbers such as 0.1:0.8", param, ctx
+            )
         return start, end

@@ -16,7 +16,7 @@ _OPTIONS = (
 
 
 def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add -q, -v and --debug to a command; they are no arguments of its function."""
+    """Add -q, -v and --debug to a command; they are not arguments of its function."""
     for names, text in reversed(_OPTIONS):
         option = click.option(
             *names, is_flag=True, is_eager=True, expose_value=False, callback=_store, help=text
@@ -32,7 +32,7 @@ def is_set(name: str) -> bool:
 
 
 def set_up_logging() -> None:
-    """Write log records to stderr, each message once, from the level that -q and -v ask for.
+    """Write log records to stderr, each message once, from the level that -q and -v select.
 
     Without them these are warnings, and from the runtime also the choices of `--backend auto`.
     """

@@ -48,7 +48,7 @@ def verify(
       backend, options: how components are opened; see sdexport.engines.open_session.
       progress: see Progress.
     Returns: one row for each hash check and each output; it passed if all have `passed`.
-    Raises: FileNotFoundError: no such folder. PackageError: it is no package, or lacks files.
+    Raises: FileNotFoundError: no such folder. PackageError: not a package, or files are missing.
       MissingDependencyError: the backend is not installed.
 
     Example:

@@ -51,7 +51,7 @@ def contenders_of(
         if contender.name == "absent":
             raise WorkerError("installing absent.txt failed: no such package")
         worker = Worker([sys.executable, tmp_path / f"{contender.name}.py"])
-        return worker, worker.ask("open", model="")
+        return worker, worker.request("open", model="")
 
     monkeypatch.setattr(latency, "start", start)
     monkeypatch.setenv("PYTHONPATH", str(contenders.ROOT))

@@ -1,4 +1,4 @@
-"""Worker processes: answers, events, errors, and how they end."""
+"""Worker processes: responses, events, errors, and how they end."""
 
 from __future__ import annotations
 
@@ -52,14 +52,17 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, "-c", f"import runpy; runpy.run_path({str(script)!r})"]
 
 
-def test_worker_answers_and_goes_on_after_an_error(command: list[str]) -> None:
+def test_worker_responds_and_goes_on_after_an_error(command: list[str]) -> None:
     with Worker(command) as worker:
-        assert worker.ask("echo", text="größer", n=[1, None]) == {"text": "größer", "n": [1, None]}
+        assert worker.request("echo", text="größer", n=[1, None]) == {
+            "text": "größer",
+            "n": [1, None],
+        }
         with pytest.raises(WorkerError, match=r"^ValueError: two lines$"):
-            worker.ask("fail")
+            worker.request("fail")
         with pytest.raises(WorkerError, match=r"KeyError: .no such thing"):
-            worker.ask("no such thing")
-        assert worker.ask("shout") == "heard"
+            worker.request("no such thing")
+        assert worker.request("shout") == "heard"
 
 
 def test_worker_that_died_says_its_last_words(command: list[str]) -> None:
@@ -68,24 +71,26 @@ def test_worker_that_died_says_its_last_words(command: list[str]) -> None:
             with pytest.raises(
                 WorkerError, match=r"^die: .* died \(exit status 3\): the last words$"
             ):
-                worker.ask("die")
+                worker.request("die")
     worker.close()
 
 
 def test_worker_that_is_stuck_is_ended(command: list[str]) -> None:
     with (
         Worker(command, patience=1.5) as worker,
-        pytest.raises(WorkerError, match=r"^sleep: the worker did not answer within 1\.5 seconds$"),
+        pytest.raises(
+            WorkerError, match=r"^sleep: the worker did not respond within 1\.5 seconds$"
+        ),
     ):
-        worker.ask("sleep")
+        worker.request("sleep")
 
 
-def test_worker_reports_events_before_its_answer(command: list[str]) -> None:
+def test_worker_reports_events_before_its_response(command: list[str]) -> None:
     events: list[Any] = []
     with Worker(command, on_event=events.append) as worker:
-        assert worker.ask("count", to=3) == "counted"
+        assert worker.request("count", to=3) == "counted"
         assert events == [{"event": "number", "value": n} for n in range(3)]
-        assert worker.ask("echo", to=1) == {"to": 1}
+        assert worker.request("echo", to=1) == {"to": 1}
 
 
 def test_worker_is_killed_when_its_caller_is_interrupted(command: list[str]) -> None:
@@ -95,16 +100,16 @@ def test_worker_is_killed_when_its_caller_is_interrupted(command: list[str]) -> 
 
     with Worker(command, on_event=interrupt) as worker:
         with pytest.raises(KeyboardInterrupt):
-            worker.ask("count", to=3)
+            worker.request("count", to=3)
         with pytest.raises(WorkerError, match=r"echo: the worker died \(killed"):
-            worker.ask("echo")
+            worker.request("echo")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_worker_ignores_ctrl_c(command: list[str]) -> None:
     with Worker(command) as worker:
-        os.kill(worker.ask("pid"), signal.SIGINT)
-        assert worker.ask("echo", still="there") == {"still": "there"}
+        os.kill(worker.request("pid"), signal.SIGINT)
+        assert worker.request("echo", still="there") == {"still": "there"}
 
 
 def test_worker_ends_with_its_parent(command: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Files and sidecar of a graph that `sdexport build` has prepared for ONNX Runtime.
 
-A prepared graph is optimised, and its weights lie in the file in the layout that the kernels of one
-kind of processor read. To open it is to map that file: nothing is computed or copied.
+A prepared graph is optimised, and its weights are stored in the layout that the kernels of one kind
+of processor read. To open it is to map that file: nothing is computed or copied.
 """
 
 from __future__ import annotations
@@ -71,9 +71,13 @@ def multiples(sidecar: Sidecar) -> dict[str, int]:
     """
     entries, known = sidecar.options.get(MULTIPLES) or {}, {spec.name for spec in sidecar.inputs}
     if not isinstance(entries, dict) or not entries.keys() <= known:
-        raise EngineError(f"{sidecar.component}: '{MULTIPLES}' in its sidecar are of no input")
+        raise EngineError(
+            f"{sidecar.component}: '{MULTIPLES}' in its sidecar names an unknown input"
+        )
     if not all(isinstance(number, int) and number > 0 for number in entries.values()):
-        raise EngineError(f"{sidecar.component}: '{MULTIPLES}' in its sidecar are no numbers")
+        raise EngineError(
+            f"{sidecar.component}: '{MULTIPLES}' in its sidecar must be positive integers"
+        )
     return entries
 
 

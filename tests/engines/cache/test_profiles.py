@@ -26,7 +26,7 @@ def test_span_reads_three_numbers_or_one() -> None:
     "text", ["", "1:2", "2:1:3", "0:1:2", "1:2:3:4", "-1", "a:b:c", "1.5", "9" * 30, "1:2:9999999"]
 )
 def test_span_rejects(text: str) -> None:
-    with pytest.raises(ValueError, match="is no span"):
+    with pytest.raises(ValueError, match="is not a span"):
         Span.parse(text)
 
 

@@ -164,7 +164,7 @@ def test_tokenizer_damaged(package_copy: Path) -> None:
         record["size"] = size
 
     edit_manifest(package_copy, accept)
-    with pytest.raises(PackageError, match="merge 1 is no pair"):
+    with pytest.raises(PackageError, match="merge 1 is not a pair"):
         load_pipeline(package_copy, verify=False)
 
 

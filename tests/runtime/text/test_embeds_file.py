@@ -106,7 +106,7 @@ ONE = np.ones((1, 1, 1), np.float32)
         (npz(prompt_embeds=np.ones((1, 1, 1))), "expected a float32"),
         (npz(prompt_embeds=ONE * np.nan), "finite"),
         (npz(prompt_embeds=np.array([[[{}]]], dtype=object)), "Object arrays cannot be loaded"),
-        (npz(prompt_embeds=ONE, meta=np.array("[]")), "the notes are no JSON object"),
+        (npz(prompt_embeds=ONE, meta=np.array("[]")), "the notes are not a JSON object"),
         (npz(prompt_embeds=ONE, meta=np.array("{")), "Expecting property name"),
         (zipped(prompt_embeds=b"\x93NUMPY\x01\x00"), "EOF|magic|header"),
         (zipped(prompt_embeds=b"no array at all"), "prompt_embeds: expected a float32|magic"),

@@ -170,9 +170,9 @@ def test_from_folder_reads_pad_token_and_length(folder: Path) -> None:
         ("vocab.json", "[1, 2]", "holds no JSON object"),
         ("vocab.json", '{"a": 0}', "do not belong together"),
         ("vocab.json", '{"a": "b"}', "gives 'a' no id"),
-        ("merges.txt", "#version: 0.2\na b c\n", "merge 1 is no pair"),
+        ("merges.txt", "#version: 0.2\na b c\n", "merge 1 is not a pair"),
         ("merges.txt", "#version: 0.2\nzz qq\n", "'zz' \\+ 'qq' makes no token"),
-        ("merges.txt", "#version: 0.2\na\n", "merge 1 is no pair: 'a'"),
+        ("merges.txt", "#version: 0.2\na\n", "merge 1 is not a pair: 'a'"),
         ("vocab.json", '{"a": true}', "gives 'a' no id, but True"),
         ("vocab.json", '{"a": 1.0}', "gives 'a' no id"),
         ("vocab.json", '{"a": NaN}', "gives 'a' no id"),
@@ -198,11 +198,11 @@ def test_from_folder_reads_pad_token_and_length(folder: Path) -> None:
         ("tokenizer_config.json", '{"extra_special_tokens": 3}', "expected a list, got 3"),
         ("tokenizer_config.json", '{"extra_special_tokens": [3]}', "expected a token"),
         ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "expected a JSON object"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"-1": {}}}', "'-1' is no id"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "'x' is no id"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"-1": {}}}', "'-1' is not an id"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "'x' is not an id"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"7": {}}}', "token with content"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"7": "x"}}', "token with content"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"99999999999": {}}}', "is no id"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"99999999999": {}}}', "is not an id"),
         ("added_tokens.json", "[]", "holds no JSON object"),
         ("added_tokens.json", '{"<a>": -1}', "'<a>' has no id, but -1"),
         ("added_tokens.json", '{"<a>": "7"}', "'<a>' has no id, but '7'"),
@@ -214,11 +214,11 @@ def test_from_folder_reads_pad_token_and_length(folder: Path) -> None:
         ("tokenizer.json", '{"model": {"vocab": {}}}', "expected a list of merges, got None"),
         ("tokenizer.json", '{"model": {"vocab": {}, "merges": null}}', "list of merges, got None"),
         ("tokenizer.json", '{"model": {"vocab": {}, "merges": "a b"}}', "list of merges, got 'a"),
-        ("tokenizer.json", '{"model": {"vocab": {}, "merges": [3]}}', "merge 1 is no pair: 3"),
+        ("tokenizer.json", '{"model": {"vocab": {}, "merges": [3]}}', "merge 1 is not a pair: 3"),
         (
             "tokenizer.json",
             '{"model": {"vocab": {}, "merges": [["a", 3]]}}',
-            r"merge 1 is no pair: \['a', 3\]",
+            r"merge 1 is not a pair: \['a', 3\]",
         ),
         (
             "tokenizer.json",
@@ -230,7 +230,7 @@ def test_from_folder_reads_pad_token_and_length(folder: Path) -> None:
         (
             "tokenizer.json",
             '{"model": {"vocab": {}, "merges": []}, "added_tokens": [' + entry + "]}",
-            "(added_tokens: .*(has no id|token with content|is there twice|true or false))",
+            "(added_tokens: .*(has no id|token with content|appears more than once|true or false))",
         )
         for entry in (
             "3",
@@ -270,7 +270,7 @@ def test_from_folder_replaces_impossible_lengths_by_77(folder: Path, length: str
 
 def test_from_folder_rejects_binary_merges_and_missing_files(folder: Path, tmp_path: Path) -> None:
     (folder / "merges.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PackageError, match="no UTF-8"):
+    with pytest.raises(PackageError, match="not UTF-8"):
         ClipTokenizer.from_folder(folder)
     with pytest.raises(PackageError, match=r"expected vocab\.json and merges\.txt"):
         ClipTokenizer.from_folder(tmp_path / "nowhere")

@@ -99,7 +99,7 @@ class Scripted:
     def __init__(self, order: list[str], name: str, fails_at: int = -1) -> None:
         self.order, self.name, self.fails_at, self.calls = order, name, fails_at, 0
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, float]:
+    def request(self, do: str, **arguments: Any) -> dict[str, float]:
         self.order.append(self.name)
         self.calls += 1
         if self.calls == self.fails_at:

@@ -72,8 +72,8 @@ def build(package: Path, folder: Path, *arguments: object) -> Result:
     ("arguments", "message", "code"),
     [
         (["--height", "60"], "error: height 60:60:60: 60 is not a multiple of 8", 1),
-        (["--batch", "4:2:1"], "4:2:1 is no span: expected 1 <= MIN <= OPT <= MAX", 2),
-        (["--batch", "many"], "'many' is no span: expected MIN:OPT:MAX or one number", 2),
+        (["--batch", "4:2:1"], "4:2:1 is not a span: expected 1 <= MIN <= OPT <= MAX", 2),
+        (["--batch", "many"], "'many' is not a span: expected MIN:OPT:MAX or one number", 2),
         (["--component", "brain"], "has no brain; it has text_encoder, unet", 1),
         (["--hardware-compatible"], "has no option hardware_compatible", 1),
         (["--optimization-level", "9"], "9 is not in the range", 2),

@@ -369,7 +369,7 @@ def test_build_that_is_interrupted_leaves_nothing(
         Path(arguments["plan"]).write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Worker, "ask", interrupted)
+    monkeypatch.setattr(Worker, "request", interrupted)
     model = package / "vae_decoder" / "model.onnx"
     with pytest.raises(KeyboardInterrupt):
         prepare(model, tmp_path / "vae_decoder.onnx", component="vae_decoder")
@@ -439,11 +439,11 @@ def _garbage(plan: Path) -> None:
         (lambda plan: plan.with_suffix(".json").unlink(), "no sidecar"),
         (
             lambda plan: _edit(plan, options={"passes": 3, "multiples": {"brain": 2}}),
-            "are of no input",
+            "names an unknown input",
         ),
         (
             lambda plan: _edit(plan, options={"passes": 3, "multiples": {"latent_sample": "x"}}),
-            "no numbers",
+            "must be positive integers",
         ),
         (lambda plan: _edit(plan, options={"passes": 2}), "by version 2 of the rewrites, not 3"),
         (lambda plan: _edit(plan, options={}), "by version None of the rewrites, not 3"),

@@ -172,7 +172,7 @@ def test_damaged_lora_is_named(path: Path) -> None:
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(1)}, path)
     fails(path, "is a Stable Diffusion checkpoint; expected a LoRA")
     path.write_bytes(b"<html>")
-    fails(path, "is no file of weights, but a web page")
+    fails(path, "is not a file of weights, but a web page")
 
 
 def test_scale_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

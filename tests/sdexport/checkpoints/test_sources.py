@@ -156,9 +156,9 @@ def test_family_that_cannot_be_exported_is_named_by_its_file(
 
 
 def test_options_that_do_not_fit_the_source(checkpoint: Path, file: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="no single file; omit --tokenizer"):
+    with pytest.raises(InvalidArgumentError, match="not a single file; omit --tokenizer"):
         open_source(checkpoint, options=Options(tokenizer=TOKENIZER))
-    with pytest.raises(InvalidArgumentError, match="no single file; omit --ema"):
+    with pytest.raises(InvalidArgumentError, match="not a single file; omit --ema"):
         open_source(checkpoint, options=Options(ema=True))
     with pytest.raises(InvalidArgumentError, match="is a file; omit --revision"):
         open_source(file, revision="main", options=Options(tokenizer=TOKENIZER))

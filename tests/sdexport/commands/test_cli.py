@@ -100,7 +100,7 @@ def test_generate_size_that_is_none_is_a_usage_error(
     package: Path, tmp_path: Path, size: str
 ) -> None:
     result = call("generate", package, "x", "-o", tmp_path / "a.png", "--size", size)
-    assert result.exit_code == 2 and "is no size; expected WIDTHxHEIGHT" in result.stderr
+    assert result.exit_code == 2 and "is not a size; expected WIDTHxHEIGHT" in result.stderr
 
 
 def test_generate_output_that_cannot_be(package: Path, tmp_path: Path) -> None:
