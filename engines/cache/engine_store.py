@@ -113,6 +113,6 @@ def _present(plan: Path, wanted: Sidecar, rebuild_stale: bool) -> Sidecar | None
         differences = [str(error)]
     if not rebuild_stale:
         raise EngineError(
-            f"{plan} is there and is stale: {'; '.join(differences)}; --rebuild-stale replaces it"
+            f"{plan} exists and is stale: {'; '.join(differences)}; --rebuild-stale replaces it"
         )
     return None

@@ -27,8 +27,7 @@ Opened = TypeVar("Opened")
 
 @dataclass(frozen=True)
 class MappedFiles:
-    """Where files are mapped in this process; no ranges where the system does not tell (only Linux
-    does)."""
+    """Where files are mapped in this process; no ranges outside Linux, which alone reports them."""
 
     ranges: tuple[Range, ...]
 

@@ -57,10 +57,12 @@ def from_added_tokens_json(
     added = {}
     for content, number in entries.items():
         if not is_id(number):
-            raise ValueError(f"added_tokens.json: {shown(content)} has no id, but {shown(number)}")
+            raise ValueError(
+                f"added_tokens.json: {shown(content)} has no valid id: {shown(number)}"
+            )
         added[number] = AddedToken(content, normalized=content not in special)
     if len(added) != len(entries):
-        raise ValueError("added_tokens.json gives one id to several tokens")
+        raise ValueError("added_tokens.json assigns one id to several tokens")
     return added
 
 
@@ -72,7 +74,7 @@ def from_tokenizer_json(entries: list[Any]) -> dict[int, AddedToken]:
         token = _token(entry, name)
         number = entry.get("id")
         if not is_id(number):
-            raise ValueError(f"{name}: {shown(token.content)} has no id, but {shown(number)}")
+            raise ValueError(f"{name}: {shown(token.content)} has no valid id: {shown(number)}")
         if number in added:
             raise ValueError(f"{name}: id {number} appears more than once")
         added[number] = token

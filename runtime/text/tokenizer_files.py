@@ -162,9 +162,9 @@ def _check_vocab(vocab: Mapping[str, Any]) -> None:
     ids = vocab.values()
     if not set(map(type, ids)) <= {int} or (vocab and not (is_id(min(ids)) and is_id(max(ids)))):
         token, number = next(item for item in vocab.items() if not is_id(item[1]))
-        raise ValueError(f"the vocabulary gives {shown(token)} no id, but {shown(number)}")
+        raise ValueError(f"the vocabulary gives {shown(token)} no valid id: {shown(number)}")
     if len(set(ids)) != len(vocab):
-        raise ValueError("the vocabulary gives one id to several tokens")
+        raise ValueError("the vocabulary assigns one id to several tokens")
 
 
 def _check_merges(vocab: Mapping[str, int], merges: bpe.Merges) -> None:
@@ -172,8 +172,8 @@ def _check_merges(vocab: Mapping[str, int], merges: bpe.Merges) -> None:
         rank = next(rank for token, rank in merges.products.items() if token not in vocab)
         left, right = merges.lines[rank].split(" ")
         raise ValueError(
-            "merges and vocabulary do not belong together: "
-            f"{shown(left)} + {shown(right)} makes no token of the vocabulary"
+            "merges and vocabulary do not match: "
+            f"{shown(left)} + {shown(right)} is not in the vocabulary"
         )
 
 

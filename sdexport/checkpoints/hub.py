@@ -59,7 +59,7 @@ def _download(repository: str, revision: str | None) -> Path:
         raise _no_folder(repository) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConnectionError(
-            f"no folder {repository}, and the hub cannot give it "
+            f"no folder {repository}, and it could not be fetched from the hub "
             f"({type(error).__name__}); check the name and the network, or give a local folder"
         ) from error
     return found

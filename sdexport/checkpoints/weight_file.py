@@ -111,7 +111,7 @@ def _check_size(path: Path) -> None:
         head = stream.read(9)
         if not _begins_as_safetensors(head):
             raise CheckpointError(
-                f"{path} is no .safetensors file: it does not begin with its header; "
+                f"{path} is not a .safetensors file: it does not begin with its header; "
                 "download it again, or convert it to .safetensors"
             )
         length = int.from_bytes(head[:8], "little")
@@ -146,5 +146,5 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
-            f"{path} is truncated, damaged or no file of PyTorch weights: {one_line(error, 200)}"
+            f"{path} is truncated, damaged or not a file of PyTorch weights: {one_line(error, 200)}"
         ) from error

@@ -244,7 +244,7 @@ def test_source_that_is_nothing(tmp_path: Path) -> None:
 
 
 def test_hub_offline_says_so() -> None:
-    with pytest.raises(ConnectionError, match="the hub cannot give it"):
+    with pytest.raises(ConnectionError, match="it could not be fetched from the hub"):
         Checkpoint.open("nobody/no-such-model")
 
 

@@ -120,7 +120,7 @@ class PreparedSession(OnnxRuntimeBase):
         known, needed = {spec.name for spec in self.inputs}, set(self._input_names)
         outputs = {value.name for value in self._session.get_outputs()}
         if not needed <= known or not set(self._output_names) <= outputs:
-            raise EngineError(f"{self.name}: the prepared graph is not the one of its sidecar")
+            raise EngineError(f"{self.name}: the prepared graph does not match its sidecar")
 
     def _unprepared(self) -> Session:
         with self._lock:

@@ -447,7 +447,7 @@ def _garbage(plan: Path) -> None:
         ),
         (lambda plan: _edit(plan, options={"passes": 2}), "by version 2 of the rewrites, not 3"),
         (lambda plan: _edit(plan, options={}), "by version None of the rewrites, not 3"),
-        (lambda plan: _edit(plan, inputs=[]), "is not the one of its sidecar"),
+        (lambda plan: _edit(plan, inputs=[]), "does not match its sidecar"),
     ],
     ids=range(16),
 )
