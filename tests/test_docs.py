@@ -24,6 +24,7 @@ from PIL import Image
 
 from benchmarks import docs_tables
 from sdexport.demo_model import PACKAGE_DIR
+from sdexport.runtime import schedulers
 from tests.tolerances import DOCS_IMAGE_MEAN
 
 ROOT = Path(__file__).parent.parent
@@ -170,6 +171,12 @@ def slug(heading: str) -> str:
 def test_tables_are_what_the_reports_give() -> None:
     for page, text in docs_tables.filled().items():
         assert page.read_text(encoding="utf-8") == text, f"{page.name}: run {docs_tables.COMMAND}"
+
+
+def test_schedulers_page_has_every_name_and_alias() -> None:
+    text = (DOCS / "schedulers.md").read_text(encoding="utf-8")
+    for name in (*schedulers.NAMES, *schedulers.ALIASES):
+        assert f"\n| `{name}` | " in text
 
 
 def test_named_files_exist() -> None:

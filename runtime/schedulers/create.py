@@ -40,7 +40,7 @@ NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
 # Name in other programs -> scheduler and the keys that the name sets.
 _KARRAS = {"use_karras_sigmas": True}
 _2M_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
-_ALIASES: dict[str, tuple[str, Mapping[str, Any]]] = {
+ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "plms": ("pndm", {"skip_prk_steps": True}),
     "lms_karras": ("lms", _KARRAS),
     "euler_karras": ("euler", _KARRAS),
@@ -56,13 +56,12 @@ _ALIASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "dpm++_sde": ("dpmsolver_sde", {}),
     "dpm++_sde_karras": ("dpmsolver_sde", _KARRAS),
 }
-ALIASES: tuple[str, ...] = tuple(_ALIASES)
 
 
 def canonical_name(name: str) -> str | None:
     """The short name or alias, from that or from a class name, in any case; None if unknown."""
     lowered = name.lower()
-    if lowered in _SCHEDULERS or lowered in _ALIASES:
+    if lowered in _SCHEDULERS or lowered in ALIASES:
         return lowered
     return next((short for short in NAMES if class_name(short).lower() == lowered), None)
 
@@ -83,12 +82,13 @@ def create(
     """
     short = canonical_name(name)
     if short is None:
-        raise InvalidArgumentError(f"unknown scheduler '{name}'; choose one of {', '.join(NAMES)}")
+        valid = ", ".join((*NAMES, *ALIASES))
+        raise InvalidArgumentError(f"unknown scheduler '{name}'; choose one of {valid}")
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise InvalidArgumentError(
             f"scheduler configuration: expected an object with keys, got {shown(config)}"
         )
-    base, preset = _ALIASES.get(short, (short, {}))
+    base, preset = ALIASES.get(short, (short, {}))
     unknown = [option for option in options if option not in option_names(base)]
     if unknown:
         valid = ", ".join(option_names(base)) or "none"
@@ -142,4 +142,4 @@ def build_class(name: str) -> Callable[..., Scheduler]:
 
 
 def _base(name: str) -> str:
-    return _ALIASES.get(name, (name,))[0]
+    return ALIASES.get(name, (name,))[0]

@@ -10,7 +10,9 @@ import argparse
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -28,11 +30,11 @@ from tests.tolerances import (
 PAGE = Path(__file__).parents[2] / "docs" / "schedulers.md"
 INTRODUCTION = """# Schedulers
 
-<!-- Written by python -m tests.helpers.scheduler_table; do not edit. -->
+<!-- Written by python -m tests.helpers.scheduler_table BENCHMARK.json; do not edit. -->
 
 Every scheduler compared with the class of that name in diffusers {diffusers} (torch {torch},
-NumPy {numpy}). Short names and class names are both accepted, and a `scheduler_config.json` of
-diffusers can be used unchanged.
+NumPy {numpy}). Short names, class names and the [aliases](#aliases) below are accepted, and a
+`scheduler_config.json` of diffusers can be used unchanged.
 
 - **Cases** is the number of whole runs of 1 to 50 steps, with a nonlinear function in place of the
   UNet, for all timestep spacings, prediction types and options in the table below.
@@ -79,6 +81,18 @@ Images of `dpmsolver_sde` differ from those of diffusers, which draws a Brownian
 torchsde with a seed of its own; here the increments are drawn from the seed of the image. The
 figures above are for the same motion on both sides.
 """
+
+
+def alias_rows() -> str:
+    """Rows of a table: each alias, its scheduler, and the keys that it sets."""
+    return "".join(
+        f"| `{alias}` | `{name}` | {presets_text(keys)} |\n"
+        for alias, (name, keys) in schedulers.ALIASES.items()
+    )
+
+
+def presets_text(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}` {json.dumps(value)}" for key, value in keys.items())
 
 
 def options_text(name: str) -> str:
@@ -131,6 +145,7 @@ def main() -> None:
             f"| {cost['ours']['median_us']:.0f} µs ({cost['ratio']:.2f}) "
             f"| {cost['ratio_with_clean_latents']:.2f} |\n"
         )
+    page += f"\n## Aliases\n\n| alias | scheduler | sets |\n|---|---|---|\n{alias_rows()}"
     page += "\n## Options in the comparison\n\n| name | keys and values |\n|---|---|\n"
     page += "".join(f"| `{name}` | {options_text(name)} |\n" for name in schedulers.NAMES)
     partial = PAGE.with_name(f"{PAGE.name}.part")
