@@ -110,11 +110,11 @@ class _Predictor:
         self,
         unet: Session,
         guidance: Guidance,
-        conditions: Mapping[str, np.ndarray],
+        conditioning: Mapping[str, np.ndarray],
         max_batch: int | None,
     ) -> None:
         self._unet, self._guidance, self._max_batch = unet, guidance, max_batch
-        self._conditions = conditions
+        self._conditioning = conditioning
         self._time_spec = next(spec for spec in unet.inputs if spec.name == "timestep")
         self._embeds: np.ndarray | None = None
         self._bound: dict[tuple[int, bool], Session] = {}
@@ -144,7 +144,7 @@ class _Predictor:
                 conditional = values[len(values) - count :][rows]
                 return np.concatenate([values[rows], conditional]) if guided else conditional
 
-            inputs = {"encoder_hidden_states": embeds, **self._conditions}
+            inputs = {"encoder_hidden_states": embeds, **self._conditioning}
             shared = ("sample",) if guided else ()  # by the unconditional and conditional half
             constants = {name: rows_of(values) for name, values in inputs.items()}
             self._bound[key] = self._unet.bind(shared=shared, **constants)

@@ -180,8 +180,8 @@ class Pipeline(ClosesOnExit):
           scheduler: one of sdexport.schedulers.NAMES; default the package's own.
           eta: for DDIM and TCD, 0..1.
           on_step: called after every step.
-        Raises: InvalidArgumentError: an argument out of range. EngineError: a component failed, or
-          its output is not finite.
+        Raises: InvalidArgumentError: an argument out of range. MissingDependencyError: the backend
+          is not installed. EngineError: a component failed, or its output is not finite.
         """
         defaults = self.defaults(image=image is not None, mask=mask_image is not None)
         scale = _or(guidance_scale, defaults.guidance_scale)
@@ -316,8 +316,8 @@ class Pipeline(ClosesOnExit):
           prompt_weights, clip_skip, token_embeds: see `__call__`.
         Returns: (B, n, width) float32, or (2B, n, width) with negatives; n is 77, or a multiple of
           it for long prompts with weights.
-        Raises: InvalidArgumentError: not valid Unicode; a clip_skip that the package has no
-          output for; token_embeds that do not fit.
+        Raises: InvalidArgumentError: not valid Unicode; a clip_skip that the package has no output
+          for; token_embeds that do not fit.
         """
         above = checks.strings("negatives", negatives or [])
         return self.text_encoders.encode(
@@ -331,8 +331,8 @@ class Pipeline(ClosesOnExit):
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
         """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see vae.encode.
 
-        Raises: InvalidArgumentError: an array of another kind, or sides that are not multiples
-          of the package's downscale. EngineError: the encoder failed.
+        Raises: InvalidArgumentError: another dtype or shape, or sides that are not multiples of
+          the package's downscale. EngineError: the encoder failed.
         """
         name, unit = self._family.vae_encoder, self._space.downscale
         checks.float_array("pixels", pixels, (None, 3, None, None))
@@ -360,8 +360,8 @@ class Pipeline(ClosesOnExit):
     ) -> Generator[DenoiseStep]:
         """Turn noise into clean latents, yielding after every step.
 
-        Leaving the loop early, closing the generator or Ctrl-C stops at once; the sessions can be
-        used on.
+        Leaving the loop early, closing the generator or Ctrl-C stops at once; the sessions stay
+        usable.
 
         Args:
           latents: (B, C, H/8, W/8) float32 standard normal noise.
@@ -370,10 +370,10 @@ class Pipeline(ClosesOnExit):
           guidance: instead of guidance_scale.
           conditioning: further inputs of the denoiser by name; see
             sdexport.runtime.models.conditioning.
-          draw: gives fresh noise of a shape, for schedulers that take some.
-          cache_interval: as in `__call__`.
-        Raises: InvalidArgumentError: arrays do not fit. EngineError: the UNet failed or gave
-          numbers that are not finite.
+          draw: returns fresh noise of a shape, for schedulers that take noise.
+          cache_interval: see `__call__`.
+        Raises: InvalidArgumentError: arrays do not fit. EngineError: the denoiser failed, or its
+          output is not finite.
         """
         guidance = guidance or Guidance(guidance_scale)
         checks.float_array("latents", latents, (None, self._space.channels, None, None))
@@ -385,7 +385,7 @@ class Pipeline(ClosesOnExit):
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pixels of clean latents (B, C, H/8, W/8) float32: (B, H, W, 3) uint8.
 
-        Raises: InvalidArgumentError: an array of another kind. EngineError: the decoder failed.
+        Raises: InvalidArgumentError: another dtype or shape. EngineError: the decoder failed.
         """
         space, name = self._space, self._family.vae_decoder
         checks.float_array("latents", latents, (None, space.channels, None, None))
@@ -492,8 +492,8 @@ def load_pipeline(
       verify: compare every file with its SHA-256 first.
       options: of Pipeline (max_batch, vae_tile, low_memory), and of the backends' sessions
         (threads, engine_dir).
-    Raises: FileNotFoundError, PackageError: see Package.load. MissingDependencyError: the backend
-      is not installed.
+    Raises: FileNotFoundError, PackageError: see Package.load. InvalidArgumentError: an unknown
+      backend. A backend that is not installed raises an error when it is first used.
 
     Example:
         with load_pipeline("package") as pipe:

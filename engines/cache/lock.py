@@ -26,9 +26,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
         os.write(file, f"{os.getpid()}\n".encode())
         yield
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # before the lock is released: the next holder creates a new file
+        # before the lock is released, so that the next holder creates a new file
+        path.unlink(missing_ok=True)
         os.close(file)
 
 

@@ -89,6 +89,11 @@ class ModelFamily:
         return self.with_role(Role.VAE_ENCODER).name
 
     @property
+    def prompt_components(self) -> tuple[str, ...]:
+        """Names of the components that generate an image from a prompt, without an input image."""
+        return tuple(spec.name for spec in self.components if spec.role is not Role.VAE_ENCODER)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Folders of a diffusers checkpoint that hold the components."""
         return tuple(dict.fromkeys(spec.source for spec in self.components))

@@ -83,6 +83,7 @@ class Manifest:
         return (*(r for c in self.components.values() for r in c.files), *self.files)
 
     def to_json(self) -> str:
+        """The content of sdexport.json."""
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod

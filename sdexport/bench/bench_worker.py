@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.bench.workload import prompt_components
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.process_memory import resident_mb, timed
 from sdexport.engines.worker_process import serve
-from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
 
@@ -39,6 +39,10 @@ class BenchWorker:
 
     @property
     def pipe(self) -> Pipeline:
+        """The open pipeline.
+
+        Raises: InvalidArgumentError: there is none yet.
+        """
         if self._pipe is None:
             raise InvalidArgumentError("no package is open; send the request 'open' first")
         return self._pipe
@@ -58,7 +62,7 @@ class BenchWorker:
         package = Package.load(model, verify=False)
         self._pipe = Pipeline(package, backend, **(options or {}))
         opened = {}
-        for name in components or text_to_image_components(package):
+        for name in components or prompt_components(package):
             started = time.perf_counter()
             inputs = self._pipe.session(name).inputs
             opened[name] = {
@@ -99,12 +103,6 @@ class BenchWorker:
         if output:
             np.save(output, np.asarray(result.images[0]))
         return measured | {"stages": dict(result.seconds)}
-
-
-def text_to_image_components(package: Package) -> list[str]:
-    """The components of a package that generate an image from a prompt."""
-    used = [c.name for c in package.family.components if c.role is not Role.VAE_ENCODER]
-    return [name for name in used if name in package.manifest.components]
 
 
 @functools.cache

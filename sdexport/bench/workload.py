@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.bench.bench_worker import text_to_image_components
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.runtime.packages.package import Package
 
@@ -55,6 +54,12 @@ def feeds(inputs: Sequence[Any], package: Package, work: Work) -> dict[str, np.n
     return found
 
 
+def prompt_components(package: Package) -> list[str]:
+    """The components of a package that generate an image from a prompt."""
+    used = package.family.prompt_components
+    return [name for name in used if name in package.manifest.components]
+
+
 def feeds_for(folder: Path, width: int, height: int) -> dict[str, dict[str, np.ndarray]]:
     """`feeds` for every component that generates an image from a prompt.
 
@@ -64,7 +69,7 @@ def feeds_for(folder: Path, width: int, height: int) -> dict[str, dict[str, np.n
     package = Package.load(folder, verify=False)
     work = Work(width, height)
     found = {}
-    for name in text_to_image_components(package):
+    for name in prompt_components(package):
         inputs, _ = graph_specs(package.model_path(name))
         found[name] = feeds([(s.name, s.dtype, s.shape) for s in inputs], package, work)
     return found

@@ -27,7 +27,8 @@ _SEQUENCE = ("sequence", "sequence_length")
 _ROWS = ("height", "image_height")
 _COLUMNS = ("width", "image_width")
 Report = Callable[[str, str, float], object]
-"""Called with component, phase and the completed share of that component, 0..1."""
+"""Called with component, phase and the completed share, 0..1: for TensorRT of that component, for
+prepared graphs of all components."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def build(
       options: for TensorRT those of `build_engines`: sizes, options, timing_cache.
     Returns: for each component its engine, and whether it had to be built.
     Raises: InvalidArgumentError: a backend without engines, an unknown option, or sizes that do not
-      fit. PackageError: no such package or component. EngineError: the build failed, or an engine
-      is there that does not fit.
+      fit. FileNotFoundError: no such folder. PackageError: no package, or no such component.
+      MissingDependencyError: the library is not installed. EngineError: the build failed, or a
+      stale engine is there and `rebuild_stale` is False.
 
     Example:
         sdexport.build("package", "onnxruntime")
@@ -188,7 +190,7 @@ def profiles(package: Package, component: str, sizes: EngineSizes) -> list[Profi
 def _span(
     package: Package, component: str, inputs: Sequence[TensorSpec], name: str, sizes: EngineSizes
 ) -> Span:
-    """EngineSizes of one dimension, by its name."""
+    """The sizes of one dimension, by its name."""
     manifest, role = package.manifest, package.family.component(component).role
     unit = manifest.downscale
     if name in _BATCH:

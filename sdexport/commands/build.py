@@ -101,16 +101,16 @@ def build(
     if backend == "onnxruntime":
         _reject_tensorrt_options()
     arguments: dict[str, Any] = {
+        "backend": backend,
         "components": components,
         "engine_dir": engine_dir,
         "rebuild_stale": rebuild_stale,
     }
     if backend != "onnxruntime":
-        arguments |= {"backend": backend, "timing_cache": timing_cache}
-        arguments |= _tensorrt_arguments(for_tensorrt)
+        arguments |= {"timing_cache": timing_cache, **_tensorrt_arguments(for_tensorrt)}
     loaded = Package.load(package)
     with progress(100, "build") as shown:
-        built = _run(loaded, backend, arguments, shown)
+        built = _run(loaded, arguments, shown)
     if as_json:
         print_json({"engines": report(built)})
         return
@@ -120,15 +120,13 @@ def build(
         click.echo(f"{one.sidecar.component:<14}{size:8.1f} MB  {how:<10} {one.plan}")
 
 
-def _run(package: Any, backend: str, arguments: dict[str, Any], shown: Progress) -> Any:
-    from sdexport.builds import engine_builder
-
-    run = engine_builder.prepare if backend == "onnxruntime" else engine_builder.build
+def _run(package: Any, arguments: dict[str, Any], shown: Progress) -> Any:
+    from sdexport.builds.engine_builder import build
 
     def on_phase(component: str, phase: str, share: float) -> None:
         shown.show(f"{component}: {phase}", share)
 
-    return run(package, progress=on_phase, **arguments)
+    return build(package, progress=on_phase, **arguments)
 
 
 def _tensorrt_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class BackendType(click.ParamType[Any]):
 
 
 def backends_of(values: Sequence[str]) -> Any:
-    """The values of --backend in the form that `sdexport.runtime.load_pipeline` takes."""
+    """The values of --backend in the form that `sdexport.load_pipeline` takes."""
     from sdexport.runtime.component_backends import parse_backends
 
     return parse_backends(values)

@@ -18,7 +18,7 @@ TIMESTEP = "float32: timestep embedding; few weights, and every block depends on
 SMALL = "float32: weights too small to save anything"
 
 _WEIGHT_OF = {"Conv": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
-_CONDITIONS = ("time_embedding.", "add_embedding.")
+_CONDITIONING = ("time_embedding.", "add_embedding.")
 _MAX_IMAGE_CHANNELS = 9
 """The most channels of images, latents and their parameters, and inpainting inputs."""
 _MIN_ELEMENTS = 256
@@ -73,7 +73,7 @@ def _kind(node: ir.Node, weight: ir.Value) -> str:
         return SMALL
     if node.op_type == "Gather":
         return TABLE
-    if any(part in str(weight.name) for part in _CONDITIONS):
+    if any(part in str(weight.name) for part in _CONDITIONING):
         return TIMESTEP
     edge = node.op_type == "Conv" and min(shape[:2]) <= _MAX_IMAGE_CHANNELS
     return EDGE if edge else WEIGHTS

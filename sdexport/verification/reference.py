@@ -166,9 +166,11 @@ class ImageRecorder:
         ]
 
     def input_ids(self, part: str) -> np.ndarray:
+        """The ids of the negative prompt and the prompt for a text encoder, (2, S) int64."""
         return self._tokenizers[part]([NEGATIVE_PROMPT, PROMPT])
 
     def encode(self, part: str, text_encoder: TorchSession) -> None:
+        """Compute the embeddings of both prompts with the text encoder `part`."""
         result = text_encoder.run({"input_ids": self.input_ids(part)})
         layers = self._checkpoint.configs[part].num_hidden_layers
         output = self._family.text_layers.reference(layers)
@@ -176,6 +178,7 @@ class ImageRecorder:
         self._pooled = torch.from_numpy(result.get(PROJECTED, np.empty(0)))
 
     def denoise(self, unet: Any) -> None:
+        """Run the scheduler's steps; draws the noise unless `start` has."""
         class_ = getattr(diffusers, schedulers.class_name(self.scheduler_name))
         scheduler = class_.from_config(dict(self._checkpoint.scheduler_config))
         scheduler.set_timesteps(STEPS)
