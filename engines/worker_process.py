@@ -55,7 +55,7 @@ class Worker(ClosesOnExit):
         on_event: OnEvent = lambda event: None,
     ) -> None:
         self._patience, self._on_event = patience, on_event
-        self._killed = False  # what it wrote before that is not read
+        self._killed = False  # output from before the kill is ignored
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._process = subprocess.Popen(
             list(map(str, command)),
@@ -99,10 +99,13 @@ class Worker(ClosesOnExit):
         return response["ok"]
 
     def _response(self) -> dict[str, Any] | None:
-        """The response after any events; None if the output ends before."""
+        """The response after any events; None if the output ends before, perhaps within a line."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            message: dict[str, Any] = json.loads(line)
+            try:
+                message: dict[str, Any] = json.loads(line)
+            except ValueError:
+                return None
             if "event" not in message:
                 return message
             self._on_event(message)
@@ -158,12 +161,26 @@ def run_in_worker(
       arguments: JSON values. on_event: called with each event that the worker reports.
     Raises: see Worker.request.
     """
-    command = [sys.executable, "-P", "-m", module]
-    with Worker(command, _import_path(), patience=None, on_event=on_event) as worker:
+    with module_worker(module, patience=None, on_event=on_event) as worker:
         try:
             return worker.request(do, **arguments)
         finally:
             worker.kill()
+
+
+def module_worker(
+    module: str,
+    *,
+    patience: float | None = PATIENCE,
+    on_event: OnEvent = lambda event: None,
+) -> Worker:
+    """A worker that runs a module of this package, whatever modules the current folder holds.
+
+    Args:
+      module: full name. patience, on_event: see Worker.
+    """
+    command = [sys.executable, "-P", "-m", module]
+    return Worker(command, _import_path(), patience=patience, on_event=on_event)
 
 
 def _import_path() -> dict[str, str]:

@@ -39,7 +39,7 @@ class InitialLatents:
         return scheduler.add_noise(self.original, self.noise, self.first_step)
 
     def denoiser_input(self, sample: np.ndarray) -> np.ndarray:
-        """The UNet's input: scaled latents (B, C, h, w), and the channels of a mask that it takes."""
+        """The UNet's input: scaled latents (B, C, h, w), and mask and image if it takes them."""
         if self.masked is None or self.mask is None:
             return sample
         masks = np.broadcast_to(self.mask, (len(sample), *self.mask.shape[1:]))

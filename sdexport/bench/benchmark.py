@@ -7,7 +7,6 @@ package's reference outputs. Comparisons with other programs are in benchmarks/.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,11 +21,12 @@ from sdexport.bench.measure import machine, summary
 from sdexport.bench.workload import Work, feeds, prompt_of
 from sdexport.engines.backends import available, check_backend
 from sdexport.engines.errors import InvalidArgumentError, WorkerError
-from sdexport.engines.worker_process import Worker
+from sdexport.engines.worker_process import Worker, module_worker
 from sdexport.runtime.component_backends import parse_option
 from sdexport.runtime.component_engines import engine_path
 from sdexport.runtime.packages.package import Package
 
+WORKER = "sdexport.bench.bench_worker"
 Progress = Callable[[str], object]
 
 
@@ -186,12 +186,11 @@ def _arguments(work: Work, i: int) -> dict[str, Any]:
 def _open_worker(folder: Path, contender: Contender, row: dict[str, Any]) -> Worker | None:
     """Check a backend, then open the package in a worker; adds both results to its row."""
     how = {"model": str(folder), "backend": contender.backend, "options": dict(contender.options)}
-    command = [sys.executable, "-m", "sdexport.bench.bench_worker"]
     worker = None
     try:
-        with Worker(command) as checker:
+        with module_worker(WORKER) as checker:
             row["check"] = checker.request("check", **how)
-        worker = Worker(command)
+        worker = module_worker(WORKER)
         row |= worker.request("open", **how) | {"opened": True}
     except WorkerError as error:
         row["error"] = str(error)

@@ -121,6 +121,15 @@ def test_worker_ends_with_its_parent(command: list[str]) -> None:
     assert process.wait(timeout=30) == 1
 
 
+def test_worker_that_dies_within_a_line() -> None:
+    program = "import sys; sys.stdin.readline(); print('{\"ok', end=''); sys.exit('no more')"
+    with (
+        Worker([sys.executable, "-c", program]) as worker,
+        pytest.raises(WorkerError, match=r"echo: the worker died .*no more"),
+    ):
+        worker.request("echo")
+
+
 def test_run_in_worker_reports_a_module_that_is_not_there() -> None:
     with pytest.raises(WorkerError, match=r"work: the worker died .*named sdexport\.none"):
         run_in_worker("sdexport.none", "work", {})
