@@ -19,7 +19,7 @@ import numpy as np
 from sdexport.bench.bench_table import component_names
 from sdexport.bench.measure import machine, summary
 from sdexport.bench.workload import Work, feeds, prompt_of
-from sdexport.engines.backends import available, check_backend
+from sdexport.engines.backends import available, check_backend, choose
 from sdexport.engines.errors import InvalidArgumentError, WorkerError
 from sdexport.engines.worker_process import Worker, module_worker
 from sdexport.runtime.component_backends import parse_option
@@ -74,11 +74,14 @@ def bench(
       progress: called with the name of what is timed next.
     Returns: a report for JSON; where a backend fails there is {"error": message}.
     Raises: FileNotFoundError, PackageError: no package. InvalidArgumentError: sizes out of range.
+      MissingDependencyError: no backend is installed.
     """
     package = Package.load(folder, verify=False)
     work = _work(package, size, options)
     plan_of = lambda name: engine_path(package, package.family.denoiser, name)  # noqa: E731
-    contenders = contenders or [Contender(name) for name in available(plan_of=plan_of)]
+    if not contenders:
+        choose(plan_of=plan_of)  # raises an error if no backend is installed
+        contenders = [Contender(name) for name in available(plan_of=plan_of)]
     rows: dict[str, dict[str, Any]] = {str(contender): {} for contender in contenders}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
         workers: dict[str, Worker] = {}

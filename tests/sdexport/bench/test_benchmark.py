@@ -16,6 +16,7 @@ from sdexport.bench.bench_table import table
 from sdexport.bench.benchmark import Contender, bench, in_turn
 from sdexport.bench.measure import machine, summary
 from sdexport.cli import main
+from sdexport.engines import backends
 from sdexport.engines.backends import available
 from sdexport.engines.errors import WorkerError
 
@@ -85,6 +86,15 @@ def test_bench_command_fails_in_one_line(package: Path, arguments: list[str], wo
     done = CliRunner().invoke(main, ["bench", str(package), *arguments])
     assert done.exit_code == 1
     assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_bench_command_names_what_to_install_if_no_backend_is(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "available", lambda **_: [])
+    done = CliRunner().invoke(main, ["bench", str(package)])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "no inference engine is installed; run: pip install" in done.stderr
 
 
 def test_bench_worker_imports_no_torch() -> None:
