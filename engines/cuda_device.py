@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines.errors import EngineError, MissingDependencyError
+from sdexport.engines.messages import import_failure
 
 ALIGNMENT = 256
 
@@ -36,6 +37,7 @@ def runtime() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             "cuda-bindings is not installed; run: pip install 'sdexport[tensorrt-rtx]'"
+            f"{import_failure(error)}"
         ) from error
     return module
 

@@ -11,6 +11,14 @@ def one_line(error: BaseException | str, limit: int | None = None) -> str:
     return text[:limit] or type(error).__name__
 
 
+def import_failure(error: ImportError) -> str:
+    """The reason, in brackets, if a module is installed but fails, as with a missing library.
+
+    Returns: "" if the module is not installed.
+    """
+    return "" if isinstance(error, ModuleNotFoundError) else f" ({one_line(error)})"
+
+
 def shown(value: object, limit: int = 60) -> str:
     """`repr(value)` on one line, cut to `limit` characters; dtype and shape of an array."""
     if isinstance(value, np.ndarray):

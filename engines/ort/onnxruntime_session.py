@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
-from sdexport.engines.messages import one_line
+from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.session import (
     ANY_SIZE,
     BoundSession,
@@ -25,6 +25,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError(
         "ONNX Runtime is not installed; run: pip install 'sdexport[cpu]' (or 'sdexport[gpu]')"
+        f"{import_failure(error)}"
     ) from error
 
 _DTYPES = {

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
+from sdexport.engines.messages import import_failure
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase, check_count
 
@@ -20,7 +21,7 @@ try:
     import openvino as ov
 except ImportError as error:
     raise MissingDependencyError(
-        "OpenVINO is not installed; run: pip install 'sdexport[openvino]'"
+        f"OpenVINO is not installed; run: pip install 'sdexport[openvino]'{import_failure(error)}"
     ) from error
 
 from sdexport.engines.ov.rewrites.rewritten_model import UNBOUND, BoundInputs, rewrite_model

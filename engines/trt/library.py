@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
-from sdexport.engines.messages import one_line
+from sdexport.engines.messages import import_failure
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Library:
         except ImportError as error:
             raise MissingDependencyError(
                 f"{self.name} is not installed; run: pip install 'sdexport[{self.extra}]'"
-                f"{_library_hint(error)}"
+                f"{import_failure(error)}"
             ) from error
 
     def version(self) -> str:
@@ -78,8 +78,3 @@ def polygraphy_version() -> str:
         raise MissingDependencyError(
             "building needs Polygraphy, which is not installed; run: pip install polygraphy"
         ) from None
-
-
-def _library_hint(error: ImportError) -> str:
-    """The reason if the module is installed but fails, such as a missing shared library."""
-    return "" if isinstance(error, ModuleNotFoundError) else f" ({one_line(error)})"

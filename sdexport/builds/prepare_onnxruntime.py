@@ -13,6 +13,7 @@ from sdexport.engines import PREPARED_BACKEND, EngineError
 from sdexport.engines.cache.engine_store import Built, build_once
 from sdexport.engines.cache.sidecar import Sidecar, model_digest
 from sdexport.engines.errors import MissingDependencyError, WorkerError
+from sdexport.engines.messages import import_failure
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.ort.prepared.prepared_graph import (
@@ -71,7 +72,8 @@ def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
         from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
     except ImportError as error:
         raise MissingDependencyError(
-            f"{error.name} is not installed; run: pip install 'sdexport[cpu,onnx]'"
+            f"{error.name or 'ONNX Runtime'} is not installed; "
+            f"run: pip install 'sdexport[cpu,onnx]'{import_failure(error)}"
         ) from error
     inputs, outputs = graph_specs(onnx)
     multiple = CpuGraph(onnx).multiple()

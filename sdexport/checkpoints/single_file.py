@@ -29,6 +29,7 @@ from sdexport.checkpoints.state_dicts import (
 )
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.runtime.text.special_tokens import BOS, EOS
 
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
@@ -154,9 +155,9 @@ def _copy_tokenizer(source: Path, target: Path, pad_token: str) -> None:
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": 77,
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "unk_token": EOS,
         "pad_token": pad_token,
     }
     write_config(target / "tokenizer_config.json", settings)
