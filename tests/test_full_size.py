@@ -24,7 +24,9 @@ nothing else uses."""
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family, precision", BOUNDS)
-def test_full_size_exports_verifies_and_paints(family: str, precision: str, tmp_path: Path) -> None:
+def test_full_size_exports_verifies_and_generates(
+    family: str, precision: str, tmp_path: Path
+) -> None:
     report = run(
         tmp_path,
         REAL,
@@ -47,7 +49,7 @@ def test_full_size_exports_verifies_and_paints(family: str, precision: str, tmp_
 
 @pytest.mark.slow
 def test_full_size_unet_in_fp16_builds_without_a_gpu(tmp_path: Path) -> None:
-    """TensorRT-RTX, with a profile for 512x512 beside one up to 1024x1024."""
+    """TensorRT-RTX, with a profile for 512x512 and one up to 1024x1024."""
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     package = tmp_path / "package"
     source = checkpoint(MODELS["sd15"], tmp_path / "checkpoint")

@@ -170,7 +170,7 @@ def compare(case: Case) -> tuple[bool, str]:
             known = unsupported is not None and re.search(unsupported, said) is not None
             return known, f"Optimum: {said}"
     if unsupported is not None:
-        return False, "Optimum was expected to refuse this"
+        return False, "Optimum was expected to reject this"
     theirs = np.load(case.result)
     ours = case.generate()
     if ours.shape != theirs.shape:

@@ -1,4 +1,4 @@
-"""Whole pictures of every family against diffusers' own pipeline, on small random checkpoints.
+"""Images of every family against diffusers' own pipeline, on small random checkpoints.
 
 Our pipeline runs over TorchSession here: what differs is the runtime's own error. The graphs of
 every family are exported and verified in tests/sdexport/test_exported_families.py.
@@ -90,7 +90,7 @@ def test_family_equals_diffusers(family: str, both: tuple[Pipeline, Any], case: 
     if "inpainting" in family or family == "refiner":
         arguments["strength"] = 1.0 if case == "guided" and "inpainting" in family else 0.6
     expected = generate_with_diffusers(theirs, 7, **arguments)
-    assert np.ptp(expected) > 20, "the picture is nearly flat and would prove nothing"
+    assert np.ptp(expected) > 20, "the image is nearly flat and would prove nothing"
     assert_same_images(ours(seed=7, **arguments), expected)
 
 
@@ -107,7 +107,7 @@ def test_family_defaults_are_those_of_its_pipeline(family: str, both: tuple[Pipe
 def test_family_other_sizes(family: str, both: tuple[Pipeline, Any]) -> None:
     """Uneven latents, and for SDXL other numbers in its time_ids."""
     if image_inputs(family):
-        pytest.skip("the given picture decides")
+        pytest.skip("the input image decides")
     ours, theirs = both
     arguments: dict[str, Any] = {"prompt": PROMPT, "height": 72, "width": 104}
     arguments |= {"num_inference_steps": 3, "guidance_scale": 5.0}

@@ -65,7 +65,7 @@ def test_option_that_a_backend_does_not_take(package: Path) -> None:
         pipe.session("unet")
 
 
-def test_mixed_backends_paint_the_same(package: Path, pipe: Pipeline) -> None:
+def test_mixed_backends_generate_the_same_image(package: Path, pipe: Pipeline) -> None:
     pytest.importorskip("openvino")
     arguments: dict[str, Any] = {"num_inference_steps": 3, "seed": 4}
     backends = {"unet": "openvino", "*": "onnxruntime"}

@@ -154,13 +154,13 @@ def test_not_finite_numbers_name_the_component(
         broken("a red circle", seed=0, **FAST)
 
 
-def test_pipeline_in_threads_paints_as_in_one(pipe: Pipeline) -> None:
-    def paint(seed: int) -> bytes:
+def test_pipeline_in_threads_generates_the_same_images(pipe: Pipeline) -> None:
+    def generate(seed: int) -> bytes:
         return pipe("a red circle", seed=seed, **FAST).images[0].tobytes()
 
-    one = [paint(seed) for seed in range(4)]
+    one = [generate(seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(paint, range(4))) == one
+        assert list(pool.map(generate, range(4))) == one
 
 
 def test_pipeline_closed(package: Path) -> None:

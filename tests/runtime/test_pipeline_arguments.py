@@ -1,4 +1,4 @@
-"""Wrong arguments: each is refused in one line, before anything is painted."""
+"""Wrong arguments: each is rejected in one line, before the first step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from sdexport import Pipeline
 
-PICTURE = np.zeros((64, 64, 3), np.uint8)
+IMAGE = np.zeros((64, 64, 3), np.uint8)
 EMBEDS = np.zeros((1, 77, 96), np.float32)
 NAN = math.nan
 WRONG: dict[str, list[Any]] = {
@@ -25,8 +25,8 @@ WRONG: dict[str, list[Any]] = {
     "guidance_interval": [None, 5, (1, 0)],
     "guidance_function": [5],
     "cache_interval": [5, (1, 0), "ab", (0, NAN), (-1, 1)],
-    "image": [5, [], [None], {}, PICTURE.astype(float), [PICTURE, PICTURE], b"x"],
-    "mask_image": [PICTURE],
+    "image": [5, [], [None], {}, IMAGE.astype(float), [IMAGE, IMAGE], b"x"],
+    "mask_image": [IMAGE],
     "strength": [0.5],
     "num_images_per_prompt": ["2", 0, -1, 1.5, NAN, None, 10**9],
     "seed": ["1", 1.5, NAN, 2**64, -(2**63) - 1, [], [1, 2], ["a"], [None], True, {1: 2}, [[1]]],
@@ -41,7 +41,7 @@ WRONG: dict[str, list[Any]] = {
 }
 OF_IMAGES: dict[str, list[Any]] = {
     "strength": ["x", NAN, 0, 2, -1, 0.1, [0.5]],
-    "mask_image": [5, [PICTURE], PICTURE[:0]],
+    "mask_image": [5, [IMAGE], IMAGE[:0]],
     "resize_mode": ["zoom", 5, None],
 }
 OF_EMBEDS: dict[str, list[Any]] = {
@@ -52,7 +52,7 @@ OF_EMBEDS: dict[str, list[Any]] = {
 }
 
 
-def refuse(pipe: Pipeline, values: list[Any], name: str, **others: Any) -> None:
+def assert_rejected(pipe: Pipeline, values: list[Any], name: str, **others: Any) -> None:
     base: dict[str, Any] = {"prompt": "a star", "num_inference_steps": 2, "scheduler": "ddim"}
     for value in values:
         with pytest.raises(ValueError) as caught:
@@ -65,22 +65,22 @@ def refuse(pipe: Pipeline, values: list[Any], name: str, **others: Any) -> None:
 def test_call_refuses(pipe: Pipeline, name: str) -> None:
     samplers = {"timesteps": "ddpm", "sigmas": "euler"}
     others = {"scheduler": samplers[name]} if name in samplers else {}
-    refuse(pipe, WRONG[name], name, **others)
+    assert_rejected(pipe, WRONG[name], name, **others)
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_call_with_an_image_refuses(pipe: Pipeline, name: str) -> None:
-    refuse(pipe, OF_IMAGES[name], name, image=PICTURE, width=64, height=72)
+    assert_rejected(pipe, OF_IMAGES[name], name, image=IMAGE, width=64, height=72)
 
 
 def test_call_with_embeds_refuses(pipe: Pipeline) -> None:
-    refuse(pipe, OF_EMBEDS["prompt_embeds"], "prompt_embeds", prompt=None)
+    assert_rejected(pipe, OF_EMBEDS["prompt_embeds"], "prompt_embeds", prompt=None)
 
 
 def test_call_refuses_two_ways_at_once(pipe: Pipeline) -> None:
     with pytest.raises(ValueError, match="either a negative_prompt or negative_prompt_embeds"):
         pipe("a", "b", negative_prompt_embeds=EMBEDS)
-    refuse(pipe, [[900, 0]], "timesteps", scheduler="euler", sigmas=[1.0, 0.0])
+    assert_rejected(pipe, [[900, 0]], "timesteps", scheduler="euler", sigmas=[1.0, 0.0])
 
 
 def test_call_missing_image(pipe: Pipeline) -> None:

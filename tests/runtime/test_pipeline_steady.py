@@ -21,7 +21,7 @@ from tests.tolerances import BATCH_LATENTS_ABS, IMAGE_ABS, LEAK_MB
 
 FAST: dict[str, Any] = {"num_inference_steps": 3, "scheduler": "euler_a"}
 PROMPTS = ["a red circle", "a blue star", "a green square"]
-PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
@@ -44,9 +44,9 @@ def test_max_batch_changes_nothing(
 ) -> None:
     arguments: dict[str, Any] = FAST | {"seed": 3}
     if given != "text":
-        arguments |= {"image": [PICTURE, PICTURE[::-1], PICTURE[:, ::-1]], "strength": 0.7}
+        arguments |= {"image": [IMAGE, IMAGE[::-1], IMAGE[:, ::-1]], "strength": 0.7}
     if given == "mask":
-        arguments["mask_image"] = PICTURE[..., 0]
+        arguments["mask_image"] = IMAGE[..., 0]
     small = over(pipe, package, max_batch=max_batch)
     assert_near(small(PROMPTS, **arguments), pipe(PROMPTS, **arguments))
 
@@ -122,22 +122,22 @@ def test_last_step_belongs_to_the_receiver_too(pipe: Pipeline) -> None:
     assert plain.images[0].tobytes() == spoilt.images[0].tobytes()
 
 
-def test_threads_paint_what_one_after_the_other_paints(pipe: Pipeline) -> None:
+def test_threads_generate_the_same_images_as_one_thread(pipe: Pipeline) -> None:
     jobs: list[dict[str, Any]] = [
         {"scheduler": "ddim", "width": 64},
         {"scheduler": "lms", "height": 72, "guidance_scale": 1.0},
-        {"scheduler": "euler_a", "image": PICTURE, "strength": 0.7},
-        {"scheduler": "dpm2_a", "image": PICTURE, "mask_image": PICTURE[..., 0]},
+        {"scheduler": "euler_a", "image": IMAGE, "strength": 0.7},
+        {"scheduler": "dpm2_a", "image": IMAGE, "mask_image": IMAGE[..., 0]},
         {"scheduler": "dpmsolver++", "num_images_per_prompt": 2},
         {"scheduler": "pndm", "prompt_weights": True},
     ]
 
-    def paint(job: dict[str, Any]) -> bytes:
+    def generate(job: dict[str, Any]) -> bytes:
         return pipe("a (red:1.2) circle", num_inference_steps=5, seed=3, **job).latents.tobytes()
 
-    expected = [paint(job) for job in jobs]
+    expected = [generate(job) for job in jobs]
     with ThreadPoolExecutor(6) as pool:
-        assert list(pool.map(paint, jobs + jobs[::-1])) == expected + expected[::-1]
+        assert list(pool.map(generate, jobs + jobs[::-1])) == expected + expected[::-1]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_not_finite_numbers_name_component_and_step(
     broken = over(pipe, package, sessions={component: Broken(pipe.session(component))})
     message = rf"^{component}: the output holds NaN or infinity \({where}\)$"
     with pytest.raises(EngineError, match=message):
-        broken("a star", image=PICTURE, strength=0.8, num_inference_steps=4, seed=0)
+        broken("a star", image=IMAGE, strength=0.8, num_inference_steps=4, seed=0)
 
 
 def test_embeds_that_change_over_the_steps(pipe: Pipeline) -> None:
@@ -208,7 +208,7 @@ def test_prompt_weights_change_only_what_is_weighted(pipe: Pipeline) -> None:
 def test_timesteps_of_the_caller_with_an_image(pipe: Pipeline, strength: float) -> None:
     """Second-order samplers call the UNet twice a step: a share of the steps, not of the calls."""
     timesteps = [900, 700, 500, 333, 20]
-    arguments: dict[str, Any] = {"timesteps": timesteps, "image": PICTURE, "strength": strength}
+    arguments: dict[str, Any] = {"timesteps": timesteps, "image": IMAGE, "strength": strength}
     if strength < 0.2:
         with pytest.raises(ValueError, match=r"strength 0.01 leaves none of 5 steps; .* 0.2"):
             pipe("a star", scheduler="heun", **arguments)

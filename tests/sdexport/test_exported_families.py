@@ -1,4 +1,4 @@
-"""Graphs of every family: exported, verified, and painting as diffusers does."""
+"""Graphs of every family: exported and verified, with the same images as diffusers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUICK = ("sdxl",)
     "family",
     [pytest.param(f, marks=[] if f in QUICK else [pytest.mark.slow]) for f in FAMILIES],
 )
-def test_family_exports_verifies_and_paints(family: str, tmp_path: Path) -> None:
+def test_family_exports_verifies_and_generates(family: str, tmp_path: Path) -> None:
     checkpoint = build(family, tmp_path / family)
     package = tmp_path / "package"
     totals: list[int] = []

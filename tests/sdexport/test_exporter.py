@@ -1,4 +1,4 @@
-"""Exports are atomic, repeatable, and refuse what they cannot do."""
+"""Exports are atomic and repeatable, and reject what is not supported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Folders that Optimum exported: read from their graphs and configurations alone.
 
-tests/interop paints with Optimum itself; these folders have its edges and need only this package.
+tests/interop runs Optimum itself; these folders have its inputs and outputs and do not need it.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ def test_optimum_folder_skips_layers_from_there(folder: Path) -> None:
             pipeline.text_encoders.encode([PROMPT], clip_skip=2)
 
 
-def test_optimum_folder_paints_with_either_timestep(folder: Path, tmp_path: Path) -> None:
+def test_optimum_folder_generates_with_either_timestep(folder: Path, tmp_path: Path) -> None:
     """A float32 scalar as today, int64 of one entry as versions before."""
     older = write_optimum_folder(tmp_path / "older", ("timestep", INT, ["steps"]))
-    pictures = []
+    images = []
     for each in (folder, older):
         with load_pipeline(each) as pipeline:
             result = pipeline(PROMPT, NEGATIVE, num_inference_steps=3, seed=1)
             other = pipeline("a blue square", NEGATIVE, num_inference_steps=3, seed=1)
         assert not np.array_equal(result.latents, other.latents)
-        pictures.append(result.images[0].tobytes())
-    assert pictures[0] == pictures[1]
+        images.append(result.images[0].tobytes())
+    assert images[0] == images[1]
 
 
-def test_optimum_folder_paints_from_a_picture(folder: Path) -> None:
+def test_optimum_folder_generates_from_an_image(folder: Path) -> None:
     with load_pipeline(folder) as pipeline:
-        picture = pipeline(PROMPT, num_inference_steps=2, seed=1).images[0]
-        result = pipeline(PROMPT, image=picture, strength=0.5, num_inference_steps=4, seed=2)
+        image = pipeline(PROMPT, num_inference_steps=2, seed=1).images[0]
+        result = pipeline(PROMPT, image=image, strength=0.5, num_inference_steps=4, seed=2)
     assert result.images[0].size == (64, 64)
 
 

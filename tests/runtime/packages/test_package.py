@@ -243,7 +243,7 @@ def test_folder_of_optimum_with_uneven_size(package_copy: Path) -> None:
     assert Package.load(package_copy).manifest.default_size == (128, 192)
 
 
-def test_folder_of_optimum_paints_the_same(package: Path, package_copy: Path) -> None:
+def test_folder_of_optimum_generates_the_same_image(package: Path, package_copy: Path) -> None:
     """Without manifest: everything is read from the configurations and the graphs."""
     (package_copy / "sdexport.json").unlink()
     with load_pipeline(package_copy) as bare, load_pipeline(package) as whole:

@@ -1,4 +1,4 @@
-"""sdexport build: sizes in pictures and pixels, and the command itself."""
+"""sdexport build: sizes in images and pixels, and the command itself."""
 
 from __future__ import annotations
 

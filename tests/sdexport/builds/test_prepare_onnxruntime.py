@@ -58,7 +58,7 @@ def build(package: Path, folder: Path, *arguments: object) -> Result:
     return run("build", package, "--backend", "onnxruntime", "--engine-dir", folder, *arguments)
 
 
-def paint(pipe: Pipeline, **arguments: Any) -> np.ndarray:
+def generate(pipe: Pipeline, **arguments: Any) -> np.ndarray:
     given = {"num_inference_steps": 3, "guidance_scale": 7.5, "seed": 3} | arguments
     return np.asarray(pipe(PROMPT, **given).images[0]).astype(int)
 
@@ -268,15 +268,15 @@ def test_prepared_graphs_answer_as_pytorch_did(package: Path, engines: Path) -> 
 
 @pytest.mark.parametrize("size", [(64, 64), (72, 40)])  # the second by the package's own graphs
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_prepared_graphs_paint_the_same(
+def test_prepared_graphs_generate_the_same_image(
     package: Path, engines: Path, pipe: Pipeline, size: tuple[int, int], low_memory: bool
 ) -> None:
     sizes = {"height": size[0], "width": size[1]}
-    expected = paint(pipe, **sizes)
+    expected = generate(pipe, **sizes)
     given = {"verify": False, "engine_dir": engines, "low_memory": low_memory}
     with load_pipeline(package, **given) as prepared:
-        first, second = paint(prepared, **sizes), paint(prepared, **sizes)
-        other = paint(prepared, **sizes, negative_prompt="a green square")
+        first, second = generate(prepared, **sizes), generate(prepared, **sizes)
+        other = generate(prepared, **sizes, negative_prompt="a green square")
     assert np.abs(first - expected).max() <= IMAGE_ABS and np.array_equal(first, second)
     assert not np.array_equal(other, first)
 
@@ -296,8 +296,8 @@ def test_prepared_sessions_stay_open_in_low_memory(
     monkeypatch.setattr(component_sessions, "open_component", watched)
     loaded = Package.load(package, verify=False)
     with Pipeline(loaded, engine_dir=engines, low_memory=True) as pipe:
-        paint(pipe)
-        paint(pipe, seed=4)
+        generate(pipe)
+        generate(pipe, seed=4)
     assert len(opened) == 3 and all(opened)
 
 
@@ -310,7 +310,7 @@ def test_prepared_graph_in_half_precision(half_package: Path, tmp_path: Path) ->
         load_pipeline(half_package, engine_dir=engines) as ours,
     ):
         assert ours.session("unet").mapped
-        assert np.abs(paint(ours) - paint(plain)).max() <= PREPARED_HALF_IMAGE_ABS
+        assert np.abs(generate(ours) - generate(plain)).max() <= PREPARED_HALF_IMAGE_ABS
 
 
 def test_inspect_lists_prepared_graphs(package: Path, engines: Path) -> None:
@@ -508,10 +508,10 @@ def test_prepared_session_trims_and_goes_on(package: Path, engines: Path) -> Non
 def test_read_only_folder_is_one_line(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refuse(*_: Any, **__: Any) -> str:
+    def fail(*_: Any, **__: Any) -> str:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
     result = build(package, tmp_path)
     assert result.exit_code == 1 and "--engine-dir puts engines elsewhere" in result.stderr
     assert result.stderr.count("\n") == 1 and not list((tmp_path / "onnxruntime").iterdir())
