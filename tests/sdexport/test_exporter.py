@@ -160,7 +160,7 @@ def test_error_of_pytorch_is_one_line(
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] not enough memory")
 
     monkeypatch.setattr(export_module, "record_component", fail)
-    with pytest.raises(ValueError, match=r"PyTorch cannot run or trace it: .*not enough memory"):
+    with pytest.raises(CheckpointError, match=r"PyTorch cannot run or trace it: .*not enough memory"):
         export(checkpoint, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []
 
