@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sdexport.checkpoints.published_configs import Family
+from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.state_dicts import UNET_PREFIX
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
@@ -29,8 +29,8 @@ def check_prediction_type(prediction_type: str | None) -> None:
 
 
 def family_of(
-    file: WeightFile, families: Sequence[Family], prediction_type: str | None = None
-) -> Family:
+    file: WeightFile, families: Sequence[SingleFileFamily], prediction_type: str | None = None
+) -> SingleFileFamily:
     """The family of a checkpoint in the original layout, with this file's own settings filled in.
 
     Args:
@@ -41,7 +41,7 @@ def family_of(
     return _with_prediction(file, _with_channels(file, _recognise(file, families)), prediction_type)
 
 
-def _recognise(file: WeightFile, families: Sequence[Family]) -> Family:
+def _recognise(file: WeightFile, families: Sequence[SingleFileFamily]) -> SingleFileFamily:
     names = file.tensors
     if file.kind != "a Stable Diffusion checkpoint":
         raise CheckpointError(
@@ -62,7 +62,7 @@ def _recognise(file: WeightFile, families: Sequence[Family]) -> Family:
     )
 
 
-def _with_channels(file: WeightFile, family: Family) -> Family:
+def _with_channels(file: WeightFile, family: SingleFileFamily) -> SingleFileFamily:
     """The inpainting variant of the family, if the UNet takes a mask and a masked image."""
     weight = file.tensors.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
     channels = weight.shape[1] if weight is not None and weight.ndim == 4 else 0
@@ -77,7 +77,9 @@ def _with_channels(file: WeightFile, family: Family) -> Family:
     return replace(family, pipeline=family.inpaint_pipeline, unet={**family.unet, "in_channels": 9})
 
 
-def _with_prediction(file: WeightFile, family: Family, chosen: str | None) -> Family:
+def _with_prediction(
+    file: WeightFile, family: SingleFileFamily, chosen: str | None
+) -> SingleFileFamily:
     """Prediction type, noise schedule and size, where they differ from the family's."""
     stated = _PREDICTION_NAMES.get(file.metadata.get("modelspec.prediction_type", ""))
     if "v_pred" in file.tensors:

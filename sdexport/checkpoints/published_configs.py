@@ -40,7 +40,7 @@ class TextLayout:
 
 
 @dataclass(frozen=True)
-class Family:
+class SingleFileFamily:
     """A family of single files: how it is recognised, and its configurations.
 
     name: for messages.
@@ -177,7 +177,7 @@ _EULER = _SCHEDULER | {
 _NO_CHECKER = {"feature_extractor": [None, None], "safety_checker": [None, None]}
 
 FAMILIES = (
-    Family(
+    SingleFileFamily(
         "Stable Diffusion 1",
         "StableDiffusionPipeline",
         "StableDiffusionInpaintPipeline",
@@ -187,7 +187,7 @@ FAMILIES = (
         _PNDM,
         _NO_CHECKER,
     ),
-    Family(
+    SingleFileFamily(
         "Stable Diffusion 2",
         "StableDiffusionPipeline",
         "StableDiffusionInpaintPipeline",
@@ -197,7 +197,7 @@ FAMILIES = (
         _DDIM_V,
         _NO_CHECKER,
     ),
-    Family(
+    SingleFileFamily(
         "Stable Diffusion XL",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLInpaintPipeline",
@@ -214,7 +214,7 @@ FAMILIES = (
         _EULER,
         {"force_zeros_for_empty_prompt": True},
     ),
-    Family(
+    SingleFileFamily(
         "Stable Diffusion XL refiner",
         "StableDiffusionXLImg2ImgPipeline",
         None,

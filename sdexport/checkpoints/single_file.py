@@ -18,7 +18,7 @@ from sdexport.checkpoints.config_files import parsing, write_config
 from sdexport.checkpoints.diffusers_layout import TEXT_ENCODERS, tokenizer_folder
 from sdexport.checkpoints.file_family import check_prediction_type, family_of
 from sdexport.checkpoints.modules import check_shapes, empty, fill
-from sdexport.checkpoints.published_configs import FAMILIES, Family
+from sdexport.checkpoints.published_configs import FAMILIES, SingleFileFamily
 from sdexport.checkpoints.state_dicts import (
     EMA_PREFIX,
     VAE_PREFIX,
@@ -45,7 +45,7 @@ class SingleFile:
     """
 
     file: WeightFile
-    family: Family
+    family: SingleFileFamily
     has_vae: bool
     ema: bool
 
@@ -57,7 +57,7 @@ class SingleFile:
         allow_pickle: bool = False,
         prediction_type: str | None = None,
         ema: bool = False,
-        families: Sequence[Family] = FAMILIES,
+        families: Sequence[SingleFileFamily] = FAMILIES,
     ) -> SingleFile:
         """Recognise a file and check the shape of every weight, without reading the weights.
 

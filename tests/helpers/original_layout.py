@@ -13,7 +13,7 @@ import diffusers
 import torch
 import transformers
 
-from sdexport.checkpoints.published_configs import FAMILIES, Family
+from sdexport.checkpoints.published_configs import FAMILIES, SingleFileFamily
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -56,7 +56,7 @@ _UNETS = {
 }
 
 
-def small(family: Family) -> Family:
+def small(family: SingleFileFamily) -> SingleFileFamily:
     """The same architecture, a few thousand weights."""
     layouts = {}
     for part, layout in family.text_encoders.items():
@@ -73,7 +73,7 @@ SMALL = tuple(map(small, FAMILIES))
 _made: dict[str, dict[str, Any]] = {}
 
 
-def random_modules(family: Family, seed: int = 0) -> dict[str, Any]:
+def random_modules(family: SingleFileFamily, seed: int = 0) -> dict[str, Any]:
     """A module of diffusers or transformers for every part, which must not be changed."""
     key = repr((family, seed))
     if key not in _made:
@@ -81,7 +81,7 @@ def random_modules(family: Family, seed: int = 0) -> dict[str, Any]:
     return dict(_made[key])
 
 
-def _random_modules(family: Family, seed: int) -> dict[str, Any]:
+def _random_modules(family: SingleFileFamily, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     modules: dict[str, Any] = {
         part: getattr(transformers, layout.class_name)(
@@ -97,7 +97,9 @@ def _random_modules(family: Family, seed: int) -> dict[str, Any]:
     return modules
 
 
-def original_layout(family: Family, modules: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def original_layout(
+    family: SingleFileFamily, modules: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
     """The weights of all parts, named as in a single file."""
     tensors = {f"model.diffusion_model.{k}": v for k, v in unet_layout(modules["unet"]).items()}
     if "vae" in modules:

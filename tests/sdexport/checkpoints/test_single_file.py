@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from sdexport.checkpoints.published_configs import FAMILIES, Family
+from sdexport.checkpoints.published_configs import FAMILIES, SingleFileFamily
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.demo_model import MODEL_DIR
@@ -27,7 +27,10 @@ by_family = pytest.mark.parametrize("family", SMALL, ids=lambda family: family.n
 
 
 def write(
-    path: Path, family: Family, modules: dict[str, Any], extra: dict[str, Any] | None = None
+    path: Path,
+    family: SingleFileFamily,
+    modules: dict[str, Any],
+    extra: dict[str, Any] | None = None,
 ) -> Path:
     save_file(original_layout(family, modules) | (extra or {}), path)
     return path
@@ -42,7 +45,7 @@ def assert_same(module: Any, expected: Any, *, half: bool = False) -> None:
 
 
 @by_family
-def test_every_weight_is_loaded(family: Family, tmp_path: Path) -> None:
+def test_every_weight_is_loaded(family: SingleFileFamily, tmp_path: Path) -> None:
     modules = random_modules(family)
     opened = SingleFile.open(write(tmp_path / "a.safetensors", family, modules), families=SMALL)
     assert opened.family == family and opened.has_vae
@@ -54,7 +57,7 @@ def test_every_weight_is_loaded(family: Family, tmp_path: Path) -> None:
 
 
 @by_family
-def test_half_precision_file_loads_as_float32(family: Family, tmp_path: Path) -> None:
+def test_half_precision_file_loads_as_float32(family: SingleFileFamily, tmp_path: Path) -> None:
     modules = random_modules(family)
     tensors = original_layout(family, modules)
     halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
@@ -78,7 +81,7 @@ def test_loaded_modules_compute_the_same(tmp_path: Path) -> None:
 
 
 @by_family
-def test_configs_make_a_diffusers_folder(family: Family, tmp_path: Path) -> None:
+def test_configs_make_a_diffusers_folder(family: SingleFileFamily, tmp_path: Path) -> None:
     modules = random_modules(family)
     opened = SingleFile.open(write(tmp_path / "a.safetensors", family, modules), families=SMALL)
     opened.write_configs(tmp_path / "folder", TOKENIZER)
@@ -106,7 +109,9 @@ def test_configs_make_a_diffusers_folder(family: Family, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("family", [SD1, SD2, SDXL], ids=lambda family: family.name)
-def test_inpainting_is_recognised_by_nine_channels(family: Family, tmp_path: Path) -> None:
+def test_inpainting_is_recognised_by_nine_channels(
+    family: SingleFileFamily, tmp_path: Path
+) -> None:
     wide = replace(family, unet={**family.unet, "in_channels": 9})
     modules = random_modules(wide)
     opened = SingleFile.open(write(tmp_path / "a.safetensors", wide, modules), families=SMALL)
@@ -163,7 +168,7 @@ def test_file_without_vae(tmp_path: Path) -> None:
     ],
 )
 def test_prediction_type(
-    family: Family,
+    family: SingleFileFamily,
     metadata: dict[str, str],
     extra: tuple[str, ...],
     chosen: str | None,
@@ -405,7 +410,7 @@ def test_published_configurations_have_the_published_sizes() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_real_shapes_fit_the_published_configurations(
-    family: Family, monkeypatch: pytest.MonkeyPatch
+    family: SingleFileFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every block of the real depth finds its place; no weight is ever filled."""
     with torch.device("meta"):

@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from sdexport.checkpoints.published_configs import FAMILIES, Family
+from sdexport.checkpoints.published_configs import FAMILIES, SingleFileFamily
 from tests.helpers.original_layout import original_layout
 
 # Measures memory of its own alone: pages of the mapped file can be given back at any time.
@@ -52,7 +52,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "model.safetensors").unlink(missing_ok=True)
 
 
-def write(path: Path, family: Family, dtype: torch.dtype) -> None:
+def write(path: Path, family: SingleFileFamily, dtype: torch.dtype) -> None:
     """Random weights of a family's real shapes."""
     with torch.device("meta"):
         modules = {

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from sdexport import Package
 from sdexport import exporter as export_module
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.checkpoints.published_configs import Family
+from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.demo_model import MODEL_DIR
@@ -40,7 +40,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return folder
 
 
-def use_families(monkeypatch: pytest.MonkeyPatch, families: tuple[Family, ...]) -> None:
+def use_families(monkeypatch: pytest.MonkeyPatch, families: tuple[SingleFileFamily, ...]) -> None:
     original = SingleFile.open.__func__  # type: ignore[attr-defined]
 
     def open_small(cls: Any, path: Any, **options: Any) -> Any:

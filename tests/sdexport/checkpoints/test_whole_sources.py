@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from sdexport import load_pipeline
 from sdexport.checkpoints import sources
-from sdexport.checkpoints.published_configs import Family
+from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.sources import Options
 from sdexport.demo_model import MODEL_DIR
@@ -42,7 +42,7 @@ KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
     ids=lambda family: family.name,
 )
 def test_file_with_lora_and_embeddings_equals_diffusers(
-    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: SingleFileFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modules = random_modules(family)
     file = tmp_path / "model.safetensors"
@@ -92,7 +92,7 @@ def words(modules: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed_by_diffusers(
-    family: Family, modules: dict[str, Any], folder: Path, loras: list[tuple[Path, float]]
+    family: SingleFileFamily, modules: dict[str, Any], folder: Path, loras: list[tuple[Path, float]]
 ) -> Any:
     """diffusers' own pipeline with its own merging and its own way of adding words."""
     parts = {name: copy.deepcopy(module) for name, module in modules.items()}
