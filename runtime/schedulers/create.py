@@ -82,8 +82,9 @@ def create(
     """
     short = canonical_name(name)
     if short is None:
-        valid = ", ".join((*NAMES, *ALIASES))
-        raise InvalidArgumentError(f"unknown scheduler '{name}'; choose one of {valid}")
+        raise InvalidArgumentError(
+            f"unknown scheduler '{name:.60}'; choose one of {', '.join(NAMES)}{_suggestion(name)}"
+        )
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise InvalidArgumentError(
             f"scheduler configuration: expected an object with keys, got {shown(config)}"
@@ -101,6 +102,16 @@ def create(
     if num_inference_steps is None:
         num_inference_steps = _count(options)
     return build_class(base)({**config, **preset}, num_inference_steps, **options)
+
+
+def _suggestion(name: str) -> str:
+    """The end of the message for an unknown name: the most similar name, or an example alias."""
+    import difflib  # only for this message
+
+    similar = difflib.get_close_matches(name.lower(), (*NAMES, *ALIASES), 1)
+    if similar:
+        return f"; did you mean {similar[0]}?"
+    return f"; there are also aliases such as {tuple(ALIASES)[-1]}"
 
 
 def _count(options: Mapping[str, Any]) -> int:

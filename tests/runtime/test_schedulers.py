@@ -292,10 +292,12 @@ def test_create_counts_the_callers_own_schedule() -> None:
 
 
 def test_create_names_unknown_schedulers_and_keys(caplog: pytest.LogCaptureFixture) -> None:
-    valid = ", ".join((*schedulers.NAMES, *schedulers.ALIASES))
-    message = re.escape(f"unknown scheduler 'magic'; choose one of {valid}")
+    valid = f"choose one of {', '.join(schedulers.NAMES)}; there are also aliases such as dpm++"
+    message = re.escape(f"unknown scheduler 'magic'; {valid}")
     with pytest.raises(InvalidArgumentError, match=message):
         schedulers.create("magic", SD, 5)
+    with pytest.raises(InvalidArgumentError, match=r"did you mean dpm\+\+_2m_karras\?"):
+        schedulers.create("dpm++_2m_kerras", SD, 5)
     with caplog.at_level(logging.WARNING):
         schedulers.create("LMSDiscreteScheduler", SD | {"wobble": 3, "_private": 1}, 5)
     assert [r.getMessage() for r in caplog.records] == ["LMSDiscreteScheduler ignores wobble"]
