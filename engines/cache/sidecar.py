@@ -1,4 +1,4 @@
-"""The sidecar file of a built engine: from what, with what and for what it was built."""
+"""The sidecar file of a built engine: its source, builder, options and target."""
 
 from __future__ import annotations
 

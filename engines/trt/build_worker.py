@@ -25,7 +25,7 @@ Report = Callable[..., None]
 STEP_INTERVAL = 0.05
 """Least seconds between two reported steps."""
 MAX_MESSAGES = 6
-"""Messages that are reported of one failure: a graph may have the same problem at many nodes."""
+"""Most messages reported for one failure: a graph may have the same problem at many nodes."""
 
 
 def main() -> None:

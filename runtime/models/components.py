@@ -83,5 +83,5 @@ TOKEN_GRAPHS = {
     TOKEN_EMBEDDING: (frozenset({"input_ids"}), frozenset({INPUTS_EMBEDS})),
     INPUTS_EMBEDS: (frozenset({"input_ids", INPUTS_EMBEDS}), frozenset({"last_hidden_state"})),
 }
-"""The two halves of a text encoder, which a package may hold next to the whole: the embedding
-table, and the transformer after it. Each with the inputs and outputs that it must have."""
+"""The two halves of a text encoder, which a package may hold in addition to the complete one: the
+embedding table, and the transformer after it. Each with the inputs and outputs it must have."""

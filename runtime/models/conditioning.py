@@ -1,4 +1,4 @@
-"""Inputs of a denoiser next to latents, timestep and prompt: pooled embeddings, sizes, guidance."""
+"""Further inputs of a denoiser: pooled embeddings, sizes, the guidance scale."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class ModelFamily:
     pipelines: class names of diffusers' pipelines whose checkpoints belong to it.
     components: in the order in which a pipeline runs them; the VAE encoder comes last.
     text_to_image, image_to_image, inpainting: default arguments of each task.
-    conditioning: inputs of the denoiser next to latents, timestep and prompt.
+    conditioning: inputs of the denoiser in addition to latents, timestep and prompt.
     text_layers: which outputs of the text encoders are used.
     zero_negative: whether the negative embeddings are zeros if there is no negative prompt, as long
       as the checkpoint's model_index.json does not say otherwise.

@@ -151,7 +151,7 @@ class Package:
 
 
 def _inside(folder: Path, path: str) -> Path:
-    """The file that a path of the package means; PackageError if it leads out of the folder."""
+    """The file at a path within the package; PackageError if it leads out of the folder."""
     pure = PurePosixPath(path)
     target = folder / pure
     outside = pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\:\0")
@@ -204,7 +204,7 @@ def _graphs(name: str, component: ComponentRecord) -> list[str]:
 
 
 def _file(graph: str) -> str:
-    """Where in a package a graph lies."""
+    """The path of a graph within a package."""
     name, _, further = graph.partition(".")
     return f"{name}/{further or 'model'}.onnx"
 

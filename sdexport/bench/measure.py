@@ -26,7 +26,7 @@ def summary(samples: Sequence[float], unit: str = "s") -> dict[str, Any]:
         raise InvalidArgumentError("there are no samples to summarise")
     fifths = [samples[0]] * 4 if len(samples) == 1 else statistics.quantiles(samples, n=5)
     values = {"median": statistics.median(samples), "p20": fifths[0], "p80": fifths[-1]}
-    low, high = min(samples), max(samples)  # with few samples the quantiles would lie outside
+    low, high = min(samples), max(samples)  # of few samples the quantiles may lie outside these
     digits = 6 if unit == "s" else 2
     found: dict[str, Any] = {
         f"{name}_{unit}": round(min(max(value, low), high), digits)

@@ -43,7 +43,7 @@ class Checkpoint:
     folder: where the configurations are.
     source: what the manifest says of the origin; never a path.
     index: the content of model_index.json.
-    configs: by component ("unet", "vae", and the text encoders there are), the configuration with
+    configs: by component ("unet", "vae" and each text encoder), the configuration with
       the defaults of its class filled in.
     loader: returns the module of a component, if the folder holds no weights.
     label: the name that messages use.

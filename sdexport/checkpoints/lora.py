@@ -134,7 +134,7 @@ class Lora:
         return cls(file, scale, layers, _default_alphas(file, layers))
 
     def merge_into(self, part: str, module: Any) -> None:
-        """Give a component's layers new weights; the old tensors, perhaps mapped, stay as is."""
+        """Give a component's layers new weights; the old ones may be mapped and do not change."""
         for name, layer in self.layers.get(part, {}).items():
             target = module.get_submodule(name)
             change = layer.change(target.weight.shape, self.alphas.get((part, name)))
