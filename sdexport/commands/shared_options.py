@@ -70,8 +70,12 @@ _BACKEND_OPTIONS = (
     engine_dir_option,
     click.option("--low-memory", is_flag=True, help="Keep only one component in memory at a time."),
 )
-_NOT_OF_SESSIONS = {"low_memory", "verify", "max_batch", "sessions", "progress", "plan", "digest"}
-"""Arguments of `load_pipeline` and `verify` that --option must not set."""
+_NOT_OF_SESSIONS = {
+    *("folder", "package", "graph", "path", "backend", "sessions", "plan", "digest"),
+    *("verify", "hashes", "progress", "low_memory", "max_batch", "vae_tile"),
+    *("source", "revision", "options", "seed"),
+}
+"""Arguments of the functions that open and verify packages, which --option must not set."""
 
 _SOURCE_OPTIONS = (
     click.option("--revision", help="Branch, tag or commit, for a model id of the hub."),

@@ -5,10 +5,13 @@ tests/sdexport/commands/test_cli.py has what every command shares.
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -16,8 +19,14 @@ from PIL import Image
 
 from sdexport import Pipeline
 from sdexport.cli import main
+from sdexport.commands.shared_options import session_arguments
+from sdexport.engines import open_session
 from sdexport.runtime import component_sessions
+from sdexport.runtime.component_engines import open_component
+from sdexport.runtime.pipeline import load_pipeline
 from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
+from sdexport.verification.against_checkpoint import verify_against
+from sdexport.verification.verifier import verify_package
 from tests.tolerances import KEPT_IMAGE_MEAN
 
 
@@ -266,3 +275,16 @@ def test_options_that_cannot_be(
     assert (result.exit_code, out.exists()) == (status, False)
     assert words in result.stderr
     assert status == 2 or result.stderr.count("\n") == 1
+
+
+def test_options_cannot_set_other_arguments() -> None:
+    """Such as hashes=false, which would leave out the check of every hash."""
+    functions: list[Callable[..., Any]] = [
+        *(load_pipeline, Pipeline, verify_package, verify_against, open_component, open_session)
+    ]
+    parameters = [p for each in functions for p in inspect.signature(each).parameters.values()]
+    names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    assert {"hashes", "backend", "seed"} <= names
+    for name in names:
+        with pytest.raises(click.UsageError, match=f"--option {name}: backends have no such"):
+            session_arguments([(name, 0)], engine_dir=None)
