@@ -64,6 +64,11 @@ def open_session(path: str | Path, backend: str = "onnxruntime", **options: Any)
     Raises: InvalidArgumentError: unknown backend, or an option that it does not have.
       FileNotFoundError: no such file, or no plan. MissingDependencyError: the backend's package is
       not installed (the message names the pip command). EngineError: the file cannot be loaded.
+    Example:
+        >>> from sdexport import open_session
+        >>> with open_session("package/vae_decoder/model.onnx") as session:
+        ...     print([f"{spec.name}: {spec}" for spec in session.inputs])
+        ['latent_sample: float32 (batch, 4, height, width)']
     """
     check_backend(backend)
     path = Path(path)

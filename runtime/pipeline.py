@@ -56,8 +56,11 @@ class Pipeline(ClosesOnExit):
       low_memory: keep one component in memory at a time; each is opened when it is needed.
 
     Example:
-        with Pipeline(Package.load("package")) as pipe:
-            image = pipe("a red circle", num_inference_steps=4, seed=0).images[0]
+        >>> from sdexport import Package, Pipeline
+        >>> with Pipeline(Package.load("package"), max_batch=1) as pipe:
+        ...     latents = pipe("a red circle", num_inference_steps=2, seed=0).latents
+        >>> latents.shape
+        (1, 4, 16, 16)
     """
 
     def __init__(
@@ -496,7 +499,10 @@ def load_pipeline(
       backend. A backend that is not installed raises an error when it is first used.
 
     Example:
-        with load_pipeline("package") as pipe:
-            image = pipe("a red circle", num_inference_steps=4, seed=0).images[0]
+        >>> from sdexport import load_pipeline
+        >>> with load_pipeline("package") as pipe:
+        ...     image = pipe("a red circle", num_inference_steps=2, seed=0).images[0]
+        >>> image.size
+        (128, 128)
     """
     return Pipeline(Package.load(folder, verify=verify), backend, **options)

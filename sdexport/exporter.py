@@ -93,7 +93,10 @@ def export(
       graphs do not reproduce PyTorch's outputs.
 
     Example:
-        sdexport.export("path/to/checkpoint", "package", precision="fp16")
+        >>> import sdexport
+        >>> manifest = sdexport.export("checkpoint", "half", precision="fp16")
+        >>> manifest.family, manifest.components["unet"].precision
+        ('stable-diffusion', 'fp16')
     """
     if opset not in OPSETS:
         raise InvalidArgumentError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")

@@ -12,7 +12,19 @@ import pytest
 import sdexport
 
 ROOT = Path(__file__).parents[1]
-WITH_EXAMPLES = ("ClipTokenizer", "Result", "TorchGenerator", "save_image")
+WITH_EXAMPLES = (
+    "ClipTokenizer",
+    "Package",
+    "Pipeline",
+    "Result",
+    "TorchGenerator",
+    "build",
+    "export",
+    "load_pipeline",
+    "open_session",
+    "save_image",
+    "verify",
+)
 """Names that a user meets first, each with an example of its own."""
 
 

@@ -39,8 +39,10 @@ class Package:
     scheduler_config, model_index: the JSON objects of those files.
 
     Example:
-        package = Package.load("package")
-        print(package.manifest.family, package.size)
+        >>> from sdexport import Package
+        >>> package = Package.load("package")
+        >>> package.manifest.family, package.manifest.default_size
+        ('stable-diffusion', (128, 128))
     """
 
     folder: Path

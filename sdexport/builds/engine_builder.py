@@ -78,7 +78,10 @@ def build(
       stale engine is there and `rebuild_stale` is False.
 
     Example:
-        sdexport.build("package", "onnxruntime")
+        >>> import sdexport
+        >>> engines = sdexport.build("package", "onnxruntime", components=["vae_decoder"])
+        >>> [engine.plan.name for engine in engines]
+        ['vae_decoder.onnx']
     """
     loaded = package if isinstance(package, Package) else Package.load(package)
     common: dict[str, Any] = {
@@ -96,7 +99,7 @@ def build(
         )
     if options:
         raise InvalidArgumentError(f"{backend} takes no {', '.join(options)}")
-    return prepare(loaded, **common)
+    return prepare_package(loaded, **common)
 
 
 def build_engines(
@@ -144,7 +147,7 @@ def build_engines(
     return engines
 
 
-def prepare(
+def prepare_package(
     package: Package,
     *,
     components: Sequence[str] = (),
@@ -156,7 +159,7 @@ def prepare(
 
     Arguments and errors: those of `build`.
     """
-    from sdexport.builds.prepare_onnxruntime import prepare as prepare_graph
+    from sdexport.builds.prepare_onnxruntime import prepare_graph
 
     names = list(components) or list(package.manifest.components)
     paths = {name: package.model_path(name) for name in names}
@@ -225,7 +228,7 @@ def _batch(role: Role, sizes: EngineSizes) -> Span:
 
 
 def report(engines: Sequence[Built]) -> list[dict[str, Any]]:
-    """The result of `build` or `prepare` as JSON values."""
+    """The result of `build` as JSON values."""
     return [
         {
             "component": engine.sidecar.component,

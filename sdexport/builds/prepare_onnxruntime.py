@@ -29,7 +29,7 @@ SMALLEST_MAPPED = 1024
 """Least size in bytes of a weight that is stored in the separate, mapped file."""
 
 
-def prepare(
+def prepare_graph(
     onnx: str | Path,
     plan: str | Path,
     *,

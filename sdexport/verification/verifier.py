@@ -52,8 +52,10 @@ def verify(
       MissingDependencyError: the backend is not installed.
 
     Example:
-        checks = sdexport.verify("package")
-        assert all(check.passed for check in checks)
+        >>> import sdexport
+        >>> checks = sdexport.verify("package")
+        >>> all(check.passed for check in checks)
+        True
     """
     package = Package.load(folder, verify=False)
     return verify_package(package, backend, progress=progress, **options)

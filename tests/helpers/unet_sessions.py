@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdexport.builds.prepare_onnxruntime import prepare
+from sdexport.builds.prepare_onnxruntime import prepare_graph
 from sdexport.engines import PLAN_BACKENDS, Session, open_session
 from sdexport.engines.cache.profiles import Profile, Span
 from sdexport.engines.trt.engine_build import build_plan
@@ -53,7 +53,7 @@ def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
         return open_session(model, opener)
     if opener == "onnxruntime-prepared":
         plan = request.getfixturevalue("tmp_path_factory").getbasetemp() / "prepared" / "unet.onnx"
-        prepare(model, plan, component="unet")
+        prepare_graph(model, plan, component="unet")
         return open_session(model, "onnxruntime", plan=plan)
     if opener.startswith("fake-"):
         install(request.getfixturevalue("monkeypatch"))

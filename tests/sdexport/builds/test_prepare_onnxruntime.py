@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdexport import Package, Pipeline, load_pipeline
 from sdexport.builds import prepare_onnxruntime as module
-from sdexport.builds.prepare_onnxruntime import prepare
+from sdexport.builds.prepare_onnxruntime import prepare_graph
 from sdexport.cli import main
 from sdexport.engines import EngineError, open_session
 from sdexport.engines.worker_process import Worker
@@ -327,12 +327,14 @@ def test_build_refuses_options_of_tensorrt(package: Path, tmp_path: Path) -> Non
 def test_build_of_another_graph_needs_leave(package: Path, tmp_path: Path) -> None:
     plan = tmp_path / "vae_decoder.onnx"
     model = package / "vae_decoder" / "model.onnx"
-    assert prepare(model, plan, component="vae_decoder").built
+    assert prepare_graph(model, plan, component="vae_decoder").built
     with pytest.raises(
         EngineError, match="it was built from another ONNX file; --rebuild-stale replaces"
     ):
-        prepare(model, plan, component="vae_decoder", digest="0" * 64)
-    replaced = prepare(model, plan, component="vae_decoder", digest="0" * 64, rebuild_stale=True)
+        prepare_graph(model, plan, component="vae_decoder", digest="0" * 64)
+    replaced = prepare_graph(
+        model, plan, component="vae_decoder", digest="0" * 64, rebuild_stale=True
+    )
     assert replaced.built and replaced.sidecar.size > replaced.sidecar.plan_size
 
 
@@ -346,7 +348,7 @@ def test_build_from_weights_outside_of_the_graph(package: Path, tmp_path: Path) 
         location="model.onnx_data",
     )
     plan, data = tmp_path / "plans" / f"{name}.onnx", folder / "model.onnx_data"
-    prepare(folder / "model.onnx", plan, component=name)
+    prepare_graph(folder / "model.onnx", plan, component=name)
     feeds = {"latent_sample": np.random.default_rng(0).standard_normal((1, 4, 9, 7), np.float32)}
     with (
         open_session(folder / "model.onnx", plan=plan) as ours,
@@ -358,7 +360,7 @@ def test_build_from_weights_outside_of_the_graph(package: Path, tmp_path: Path) 
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     other = tmp_path / "others" / f"{name}.onnx"
     with pytest.raises(EngineError, match=f"{name}: ONNX Runtime cannot prepare it: ") as caught:
-        prepare(folder / "model.onnx", other, component=name)
+        prepare_graph(folder / "model.onnx", other, component=name)
     assert "\n" not in str(caught.value) and not list(other.parent.iterdir())
 
 
@@ -372,7 +374,7 @@ def test_build_that_is_interrupted_leaves_nothing(
     monkeypatch.setattr(Worker, "request", interrupted)
     model = package / "vae_decoder" / "model.onnx"
     with pytest.raises(KeyboardInterrupt):
-        prepare(model, tmp_path / "vae_decoder.onnx", component="vae_decoder")
+        prepare_graph(model, tmp_path / "vae_decoder.onnx", component="vae_decoder")
     assert not list(tmp_path.iterdir())
 
 
@@ -380,7 +382,7 @@ def test_build_after_a_killed_one_clears_up(package: Path, tmp_path: Path) -> No
     abandoned = tmp_path / ".vae_decoder.x.part"
     abandoned.mkdir()
     (abandoned / "vae_decoder.onnx_data").write_bytes(b"gigabytes")
-    prepare(
+    prepare_graph(
         package / "vae_decoder" / "model.onnx",
         tmp_path / "vae_decoder.onnx",
         component="vae_decoder",
