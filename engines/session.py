@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
+        """From its JSON object; KeyError or TypeError if it has another form."""
+        return cls(str(entry["name"]), str(entry["dtype"]), tuple(entry["shape"]))
 
     def __str__(self) -> str:
         return f"{self.dtype} ({', '.join(map(str, self.shape))})"

@@ -135,15 +135,11 @@ def _typed(data: Mapping[str, Any], stem: str) -> dict[str, Any]:
         "profiles": tuple(
             {str(n): Span.parse(s) for n, s in profile.items()} for profile in data["profiles"]
         ),
-        "inputs": _specs(data["inputs"]),
-        "outputs": _specs(data["outputs"]),
+        "inputs": tuple(map(TensorSpec.from_json, data["inputs"])),
+        "outputs": tuple(map(TensorSpec.from_json, data["outputs"])),
         "plan_size": int(data["plan_size"]),
         "files": {_checked_name(stem, n): int(s) for n, s in data.get("files", {}).items()},
     }
-
-
-def _specs(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
 
 
 def _checked_name(stem: str, name: str) -> str:

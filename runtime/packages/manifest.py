@@ -95,8 +95,8 @@ class Manifest:
                 files=_records(entry["files"]),
                 precision=str(entry["precision"]),
                 opset=int(entry["opset"]),
-                inputs=_specs(entry["inputs"]),
-                outputs=_specs(entry["outputs"]),
+                inputs=tuple(map(TensorSpec.from_json, entry["inputs"])),
+                outputs=tuple(map(TensorSpec.from_json, entry["outputs"])),
                 nodes={str(k): int(v) for k, v in entry.get("nodes", {}).items()},
             )
             for name, entry in data["components"].items()
@@ -165,10 +165,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _records(entries: list[dict[str, Any]]) -> tuple[FileRecord, ...]:
     return tuple(FileRecord(str(e["path"]), int(e["size"]), str(e["sha256"])) for e in entries)
-
-
-def _specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(str(e["name"]), str(e["dtype"]), tuple(e["shape"])) for e in entries)
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, Any]:
