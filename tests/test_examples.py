@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sdexport
+from tests.helpers.low_precision import graphs_of
 
 ROOT = Path(__file__).parents[1]
 WITH_EXAMPLES = (
@@ -59,12 +60,13 @@ def workspace(
 
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize("name", modules_with_examples())
-def test_examples_of_module(name: str) -> None:
+def test_examples_of_module(name: str, package: Path) -> None:
     module = importlib.import_module(name)
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for example in doctest.DocTestFinder(exclude_empty=True).find(module, name):
-        runner.run(example, out=report.append)
+    with graphs_of(package):
+        for example in doctest.DocTestFinder(exclude_empty=True).find(module, name):
+            runner.run(example, out=report.append)
     assert runner.tries > 0
     assert not runner.failures, "".join(report)
 

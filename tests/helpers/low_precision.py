@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,15 @@ from sdexport.exporter import export
 
 def export_from_graphs(package: Path, checkpoint: Path, precision: str, folder: Path) -> None:
     """Export a checkpoint, with the graphs of its float32 package in place of a new trace."""
-    with mock.patch("sdexport.exporter.trace", partial(_convert, package)):
+    with graphs_of(package):
         export(checkpoint, folder, precision=precision)
+
+
+@contextmanager
+def graphs_of(package: Path) -> Iterator[None]:
+    """Have exports take the graphs of a float32 package in place of new traces."""
+    with mock.patch("sdexport.exporter.trace", partial(_convert, package)):
+        yield
 
 
 def _convert(
