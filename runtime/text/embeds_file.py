@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -127,27 +127,31 @@ def load_embeds(path: str | Path) -> PromptEmbeds:
         something else than prompt embeddings.
     """
     path = Path(path)
-    try:
-        _check_sizes(path)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in (*_ARRAYS, _META)}
-        if "prompt_embeds" not in arrays:
-            raise ValueError("there are no prompt_embeds")
-        meta = json.loads(str(arrays.pop(_META, "{}")))
-        if not isinstance(meta, dict):
-            raise ValueError("the notes are not a JSON object")
-        return PromptEmbeds(**arrays, meta=meta)
-    except OSError:
-        raise
-    except Exception as error:  # what a damaged zip file can raise is not documented
-        raise InvalidArgumentError(
-            f"{path} cannot be read as prompt embeddings: {one_line(error)}"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            return _read(file)
+        except Exception as error:  # what a damaged zip file can raise is not documented
+            raise InvalidArgumentError(
+                f"{path} cannot be read as prompt embeddings: {one_line(error)}"
+            ) from error
 
 
-def _check_sizes(path: Path) -> None:
+def _read(file: BinaryIO) -> PromptEmbeds:
+    _check_sizes(file)
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as data:
+        arrays = {name: data[name] for name in data.files if name in (*_ARRAYS, _META)}
+    if "prompt_embeds" not in arrays:
+        raise ValueError("there are no prompt_embeds")
+    meta = json.loads(str(arrays.pop(_META, "{}")))
+    if not isinstance(meta, dict):
+        raise ValueError("the notes are not a JSON object")
+    return PromptEmbeds(**arrays, meta=meta)
+
+
+def _check_sizes(content: BinaryIO) -> None:
     """Raises: ValueError: the file is too large, or an array's header claims too large a shape."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(content) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
         if size > MAX_FILE_BYTES:
             raise ValueError(f"{size} bytes are more than {MAX_FILE_BYTES}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdexport import InvalidArgumentError
@@ -140,6 +140,7 @@ def test_load_rejects_files_that_would_fill_the_memory(
         load_embeds(path)
 
 
+@example(where=len(GOOD) - 4, value=200)  # an offset before the file's first byte
 @given(where=st.integers(0, len(GOOD) - 1), value=st.integers(0, 255))
 def test_load_of_a_damaged_file_raises_or_returns_embeddings(
     where: int, value: int, tmp_path_factory: pytest.TempPathFactory
