@@ -5,6 +5,8 @@ Source: Podell et al. 2023, arXiv 2307.01952.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from sdexport.engines import TensorSpec
@@ -78,16 +80,9 @@ STABLE_DIFFUSION_XL = ModelFamily(
     half_precision_vae=False,
 )
 
-STABLE_DIFFUSION_XL_REFINER = ModelFamily(
+STABLE_DIFFUSION_XL_REFINER = replace(
+    STABLE_DIFFUSION_XL,
     name="stable-diffusion-xl-refiner",
-    pipelines=STABLE_DIFFUSION_XL.pipelines,
     components=(_SECOND_ENCODER, UNET, VAE_DECODER, VAE_ENCODER),
-    text_to_image=STABLE_DIFFUSION_XL.text_to_image,
-    image_to_image=STABLE_DIFFUSION_XL.image_to_image,
-    inpainting=STABLE_DIFFUSION_XL.inpainting,
-    conditioning=STABLE_DIFFUSION_XL.conditioning,
-    text_layers=STABLE_DIFFUSION_XL.text_layers,
-    zero_negative=True,
     refines=True,
-    half_precision_vae=False,
 )
