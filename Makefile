@@ -66,8 +66,10 @@ $(VENV)/demo: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,export]"
 	touch $@
 
+# k-diffusion without its dependencies: tests load its samplers alone.
 $(VENV)/test: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
+	$(PIP) --no-deps k-diffusion
 	touch $@
 
 $(VENV)/lint: $(SETUP) | $(BIN)/python
