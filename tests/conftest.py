@@ -50,6 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+@pytest.fixture
+def says(request: pytest.FixtureRequest) -> str:
+    """The part of a message that the test's row of docs/file-kinds.md quotes."""
+    (mark,) = request.node.iter_markers("file_kind")
+    return str(mark.kwargs["says"])
+
+
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     return MODEL_DIR

@@ -14,6 +14,7 @@ import transformers
 
 from sdexport.checkpoints.lora import Lora
 from sdexport.demo_model import MODEL_DIR
+from tests.helpers.file_kinds import file_kind
 from tests.helpers.lora_files import (
     ATTENTION,
     WIDE,
@@ -77,6 +78,12 @@ def check(family: Any, files: list[tuple[Path, float]], parts: set[str]) -> floa
     return worst
 
 
+@file_kind(
+    "lora",
+    "kohya (sd-scripts), SD 1",
+    recognised="`lora_unet_*` and `lora_te_*` with `.lora_down`, `.lora_up` and `.alpha`",
+    result="merged",
+)
 @pytest.mark.parametrize("alpha", [None, 1.0, 6.0])
 def test_kohya_of_sd1(alpha: float | None, tmp_path: Path) -> None:
     pairs = random_lora(random_modules(SD1), WIDE)
@@ -84,6 +91,12 @@ def test_kohya_of_sd1(alpha: float | None, tmp_path: Path) -> None:
     check(SD1, [(path, 0.7)], {"unet", "text_encoder"})
 
 
+@file_kind(
+    "lora",
+    "kohya (sd-scripts), SDXL",
+    recognised="`lora_unet_input_blocks_*`, `lora_te1_*`, `lora_te2_*`",
+    result="merged",
+)
 @pytest.mark.parametrize("alpha", [None, 1.5])
 def test_kohya_of_sdxl_with_original_names(alpha: float | None, tmp_path: Path) -> None:
     modules = random_modules(SDXL)
@@ -92,6 +105,12 @@ def test_kohya_of_sdxl_with_original_names(alpha: float | None, tmp_path: Path) 
     check(SDXL, [(path, -0.3)], {"unet", "text_encoder", "text_encoder_2"})
 
 
+@file_kind(
+    "lora",
+    "diffusers and PEFT",
+    recognised="`unet.*.lora_A.weight` and `.lora_B.weight`",
+    result="merged",
+)
 @pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda family: family.name)
 def test_peft_names(family: Any, tmp_path: Path) -> None:
     pairs = random_lora(random_modules(family), WIDE)
@@ -110,6 +129,12 @@ def test_peft_settings_in_the_header(rslora: bool, tmp_path: Path) -> None:
     check(SD1, [(path, 0.5)], {"unet", "text_encoder"})
 
 
+@file_kind(
+    "lora",
+    "diffusers before PEFT",
+    recognised="`.processor.to_q_lora.down`, `.lora_linear_layer.up`",
+    result="merged",
+)
 def test_first_names_of_diffusers(tmp_path: Path) -> None:
     pairs = random_lora(random_modules(SD1), ATTENTION)
     pairs["unet"] = {k: v for k, v in pairs["unet"].items() if ".attn" in k}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sdexport.checkpoints.lora import Lora, parse_lora
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from tests.helpers.file_kinds import file_kind
 from tests.helpers.lora_files import ATTENTION, WIDE, random_lora, save_kohya, save_peft
 from tests.helpers.original_layout import SMALL, random_modules
 from tests.tolerances import (
@@ -126,9 +127,16 @@ def fails(path: Path, message: str) -> None:
     assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
-def test_file_without_a_layer_that_fits(tmp_path: Path) -> None:
+@file_kind(
+    "lora_base",
+    "LoRA of an unknown model",
+    recognised="no layer of the checkpoint has one of its names",
+    result="rejected",
+    says="none of its 1 weights fits this checkpoint",
+)
+def test_file_without_a_layer_that_fits(tmp_path: Path, says: str) -> None:
     save_file({"lora_unet_double_blocks_0.lora_up.weight": torch.ones(2, 2)}, tmp_path / "a")
-    fails(tmp_path / "a", "none of its 1 weights fits .* lora_unet_double.* another family")
+    fails(tmp_path / "a", f"{says}.* lora_unet_double.* another family")
 
 
 def test_lora_of_another_family(tmp_path: Path) -> None:
