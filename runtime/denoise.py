@@ -28,11 +28,13 @@ Draw = Callable[[Sequence[int]], np.ndarray]
 class DenoiseStep:
     """The state after one step.
 
+    index: of the step, from 0; an input image leaves out the first ones. count: of all steps.
     latents: (B, C, H/8, W/8) float32, a copy. pred_original_sample: the clean latents that the step
     predicted, same shape; some samplers compute them when the attribute is first read.
     """
 
     index: int
+    count: int
     timestep: float
     latents: np.ndarray
     _result: StepResult = field(repr=False)
@@ -98,7 +100,7 @@ def denoise(
             result = scheduler.step(noise_pred, i, latents, noise)
             latents = start.outside_mask_restored(result.prev_sample, scheduler, i)
             # a copy, as the next step reads these latents
-            yield DenoiseStep(i, timestep, latents.copy(), result)
+            yield DenoiseStep(i, steps, timestep, latents.copy(), result)
     finally:
         predictor.close()
 

@@ -2,111 +2,68 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.commands.generate_jobs import Job, check_overwrite
+from sdexport.commands.progress import Progress
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.images.preview import PreviewWriter
 from sdexport.runtime.pipeline import Pipeline
-from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
-
-
-def image_paths(output: Path, count: int, *, force: bool) -> list[Path]:
-    """The files to write: OUT.png, or OUT-0.png, OUT-1.png and so on for several images.
-
-    Raises: InvalidArgumentError: the name does not end in .png. FileNotFoundError,
-      PermissionError: the folder is missing or cannot be written. FileExistsError: a file exists,
-      without `force`.
-    """
-    if output.suffix.lower() != ".png":
-        raise InvalidArgumentError(
-            f"{output}: images are written as PNG; choose a name that ends in .png"
-        )
-    folder = output.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{output}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{output}: the folder {folder} cannot be written")
-    paths = [output]
-    if count > 1:
-        paths = [output.with_stem(f"{output.stem}-{number}") for number in range(count)]
-    for path in paths:
-        check_overwrite(path, force=force)
-    return paths
-
-
-def check_overwrite(path: Path, *, force: bool) -> None:
-    """Raises: FileExistsError: the file exists, and --force was not given."""
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; use --force to overwrite it")
+from sdexport.runtime.text.embeds_file import save_embeds
 
 
 def generate_images(
     pipe: Pipeline,
-    paths: Sequence[Path],
-    first_seed: int,
-    arguments: Mapping[str, Any],
+    jobs: Sequence[Job],
     *,
     previews: Path | None = None,
     preview_with: str = "vae",
-    on_step: Callable[[], object] = lambda: None,
+    shown: Progress,
     on_image: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Generate one image for each path, with consecutive seeds.
+    """Generate the image of each job, one after another.
 
     Args:
-      arguments: of the pipeline, the same for every image.
       previews: folder for an image of every step; see sdexport.runtime.images.preview.
+      shown: counts the steps of all images.
       on_image: called with a line for the user when an image has been written.
     Returns: for each image its path, settings, and seconds of each stage.
     """
     report = []
-    for number, path in enumerate(paths):
+    for number, job in enumerate(jobs):
         writer = None
         if previews is not None:
-            prefix = f"{path.stem}-" if len(paths) > 1 else ""
+            prefix = f"{job.path.stem}-" if len(jobs) > 1 else ""
             writer = PreviewWriter(pipe, previews, method=preview_with, prefix=prefix)
-
-        def after_step(step: DenoiseStep, writer: PreviewWriter | None = writer) -> None:
-            on_step()
-            if writer is not None:
-                writer(step)
-
-        result = pipe(seed=(first_seed + number) % 2**64, on_step=after_step, **arguments)
-        save_image(result.images[0], path)
+        result = pipe(
+            seed=job.seed, on_step=_StepCounter(shown, len(jobs), writer), **job.arguments
+        )
+        save_image(result.images[0], job.path)
         parameters = result.parameters[0]
-        entry = {"path": str(path)} | vars(parameters) | {"seconds": dict(result.seconds)}
+        entry = {"path": str(job.path)} | vars(parameters) | {"seconds": dict(result.seconds)}
         if writer is not None:
             entry["animation"] = str(writer.finish())
         report.append(entry)
-        on_image(f"{path} (seed {parameters.seed})")
+        nth = f"{number + 1} of {len(jobs)}: " if len(jobs) > 1 else ""
+        on_image(f"{nth}{job.path} (seed {job.seed})")
     return report
 
 
-def embeds_arguments(path: Path) -> dict[str, np.ndarray | None]:
-    """The pipeline's arguments for embeddings in a file.
+class _StepCounter:
+    """Counts the steps of an image on a progress bar, and writes previews."""
 
-    Raises: InvalidArgumentError: it holds embeddings of several prompts. FileNotFoundError and
-      what else load_embeds raises.
-    """
-    found = load_embeds(path)
-    if len(found.prompt_embeds) != 1:
-        raise InvalidArgumentError(
-            f"{path}: expected embeddings of one prompt, got {len(found.prompt_embeds)}"
-        )
-    return {
-        "prompt": None,
-        "prompt_embeds": found.prompt_embeds,
-        "negative_prompt_embeds": found.negative_prompt_embeds,
-        "pooled_prompt_embeds": found.pooled_prompt_embeds,
-        "negative_pooled_prompt_embeds": found.negative_pooled_prompt_embeds,
-    }
+    def __init__(self, shown: Progress, images: int, writer: PreviewWriter | None) -> None:
+        self._shown, self._images, self._writer = shown, images, writer
+
+    def __call__(self, step: DenoiseStep) -> None:
+        if self._shown.total is None:  # an input image leaves out the first steps
+            self._shown.total = (step.count - step.index) * self._images
+        self._shown.advance()
+        if self._writer is not None:
+            self._writer(step)
 
 
 def save_embeds_of(
@@ -119,8 +76,8 @@ def save_embeds_of(
     Raises: FileExistsError: the file exists, without `force`. What save_embeds raises.
     """
     check_overwrite(path, force=force)
-    how = {key: arguments[key] for key in ("prompt_weights", "clip_skip")}
-    texts = {key: arguments[key] or "" for key in ("prompt", "negative_prompt")}
+    how = {key: arguments[key] for key in ("prompt_weights", "clip_skip") if key in arguments}
+    texts = {key: arguments.get(key, "") for key in ("prompt", "negative_prompt")}
     both = pipe.text_encoders.encode([texts["negative_prompt"], texts["prompt"]], 1, **how)
     pooled: dict[str, Any] = {}
     if both.pooled is not None:

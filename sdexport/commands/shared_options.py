@@ -110,15 +110,15 @@ _SOURCE_OPTIONS = (
 
 def backend_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which backends run the components, and how they are opened."""
-    return _with_options(command, _BACKEND_OPTIONS)
+    return with_options(command, _BACKEND_OPTIONS)
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how a checkpoint is read and what is merged into it."""
-    return _with_options(command, _SOURCE_OPTIONS)
+    return with_options(command, _SOURCE_OPTIONS)
 
 
-def _with_options(command: Callable[..., None], options: Sequence[Any]) -> Callable[..., None]:
+def with_options(command: Callable[..., None], options: Sequence[Any]) -> Callable[..., None]:
     for option in reversed(options):
         command = option(command)
     return command

@@ -145,7 +145,7 @@ def test_writer_linear_does_not_decode(pipe: Pipeline, tmp_path: Path) -> None:
     decoder = SimpleNamespace(package=pipe.package)
     writer = PreviewWriter(decoder, tmp_path, method="linear")
     latents = np.full((1, 4, 2, 3), 0.5, np.float32)
-    writer(DenoiseStep(0, 999.0, latents, StepResult(latents, -latents)))
+    writer(DenoiseStep(0, 1, 999.0, latents, StepResult(latents, -latents)))
     with Image.open(tmp_path / "step-000.png") as image:
         pixels = np.asarray(image)
     factors = pipe.package.manifest.preview

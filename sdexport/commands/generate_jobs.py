@@ -1,0 +1,236 @@
+"""The images that one command generates: which file, which seed, which settings."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import re
+import string
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import one_line
+from sdexport.runtime.noise.torch_generator import check_seed
+from sdexport.runtime.pipeline import Pipeline
+from sdexport.runtime.text.embeds_file import load_embeds
+
+IN_FOLDER = "{index:04d}-{seed}.png"
+"""Name of an image where the output is a folder."""
+MAX_BYTES = 2**28
+"""Of a file of prompts."""
+_NOT_SETTINGS = {"self", "on_step", "guidance_function", "latents", "token_embeds"} | {
+    f"{negative}{pooled}prompt_embeds"
+    for negative in ("", "negative_")
+    for pooled in ("", "pooled_")
+}
+"""Arguments of the pipeline that a line of JSON cannot hold."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image: the file to write, the seed, and further arguments of the pipeline."""
+
+    path: Path
+    seed: int
+    arguments: Mapping[str, Any]
+
+
+def read_rows(source: str) -> list[dict[str, Any]]:
+    """The settings in each line of a file of prompts; blank lines are skipped.
+
+    Args:
+      source: a file in UTF-8, or - for standard input. A line that begins with { is a JSON object
+        of the pipeline's arguments, and may name its "output"; every other line is a prompt.
+    Raises: InvalidArgumentError: not UTF-8, too large, no prompt in it, or a line that is not JSON
+      or has unknown keys; the message names the line. OSError: the file cannot be read.
+    """
+    name = "standard input" if source == "-" else source
+    if source == "-":
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    else:
+        with Path(source).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise InvalidArgumentError(f"{name}: prompts of more than {MAX_BYTES >> 20} MB")
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"{name}: not a text in UTF-8: {one_line(error)}") from None
+    rows = [
+        _row(line.strip(), f"{name}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not rows:
+        raise InvalidArgumentError(f"{name}: no prompt in it")
+    return rows
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    if not line.startswith("{"):
+        return {"prompt": line}
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{where}: not valid JSON: {one_line(error)}") from None
+    known = (inspect.signature(Pipeline.__call__).parameters.keys() - _NOT_SETTINGS) | {"output"}
+    for key in row.keys() - known:
+        similar = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(sorted(known))}"
+        raise InvalidArgumentError(f"{where}: unknown setting '{key:.40}'; {hint}")
+    if not isinstance(row.get("prompt"), str):
+        raise InvalidArgumentError(f'{where}: expected a text as "prompt"')
+    if not isinstance(row.get("output", ""), str):
+        raise InvalidArgumentError(f'{where}: expected a file name as "output"')
+    return dict(row)
+
+
+def jobs_of(
+    rows: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    output: str,
+    *,
+    seed: int | None,
+    count: int,
+    embeds: Path | None = None,
+    force: bool = False,
+) -> list[Job]:
+    """The images to generate: `count` of each row, with consecutive seeds over all of them.
+
+    Args:
+      rows: settings of each prompt; a row's own count before `settings`.
+      settings: for all rows, under the names of the pipeline's arguments.
+      output: a file name, perhaps with fields to replace, or a folder.
+      seed: of the first image; None or -1 takes a random one. A row may have its own.
+      embeds: file of embeddings, instead of prompts.
+    Raises: InvalidArgumentError: a field that there is not, or the same name for two images.
+      OSError: a folder is missing or cannot be written, or a file exists, without `force`.
+    """
+    first = _seed_or_random(seed)
+    given = embeds_arguments(embeds) if embeds else {}
+    jobs: list[Job] = []
+    for row in rows:
+        own = {**settings, **given, **row}
+        template = own.pop("output", output)
+        start = (first + len(jobs)) % 2**64
+        if "seed" in own:
+            start = _seed_or_random(own.pop("seed"))
+        for number in range(count):
+            fields = own | {"index": len(jobs), "seed": (start + number) % 2**64}
+            path = _path(template, fields, several=len(rows) * count > 1)
+            jobs.append(Job(path, fields["seed"], own))
+    _check_paths([job.path for job in jobs], force=force)
+    return jobs
+
+
+def _seed_or_random(seed: Any) -> int:
+    """The checked seed; a random one for None and -1."""
+    if seed is None or (type(seed) is int and seed == -1):
+        return int.from_bytes(os.urandom(4))
+    return check_seed(seed)
+
+
+def _path(template: str, fields: Mapping[str, Any], *, several: bool) -> Path:
+    """The file of one image.
+
+    Raises: InvalidArgumentError: a field that there is not, or one that cannot be formatted.
+    """
+    if template.endswith(("/", os.sep)) or Path(template).is_dir():
+        template = str(Path(template) / IN_FOLDER)
+    if "{" not in template and several:
+        path = Path(template)
+        return path.with_name(f"{path.stem}-{fields['index']}{path.suffix}")
+    if "{" not in template:
+        return Path(template)
+    texts = {key: _safe(value) for key, value in fields.items()}
+    try:
+        name = _Names().vformat(template, (), texts)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError) as error:
+        known = ", ".join(key for key, value in texts.items() if not isinstance(value, Path))
+        raise InvalidArgumentError(
+            f"--output {template}: {one_line(error)}; in braces may stand one of {known}"
+        ) from None
+    return Path(name)
+
+
+class _Names(string.Formatter):
+    """Replaces {name} and {name:04d}; attributes and indices of a value are not reachable."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        if field_name not in kwargs:
+            raise KeyError(f"no setting '{field_name:.40}'")
+        return kwargs[field_name], field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if not re.fullmatch(r"0?\d{0,3}[a-z%]?|\.\d{1,2}[a-z%]?", format_spec):
+            raise ValueError(f"unknown format '{format_spec:.20}'")
+        return str(super().format_field(value, format_spec))
+
+
+def _safe(value: Any) -> Any:
+    """A setting for a file name: numbers as they are, texts without what names cannot hold."""
+    if isinstance(value, int | float):
+        return value
+    text = re.sub(r"[^\w.,()+-]+", "-", str(value)).strip("-.")
+    return text.encode()[:100].decode(errors="ignore") or "empty"
+
+
+def _check_paths(paths: Sequence[Path], *, force: bool) -> None:
+    """Check names and folders before the work.
+
+    Raises: InvalidArgumentError: a name does not end in .png, or stands for two images.
+      FileNotFoundError, PermissionError: the folder is missing or cannot be written.
+      FileExistsError: a file exists, without `force`.
+    """
+    for path in paths:
+        if path.suffix.lower() != ".png":
+            raise InvalidArgumentError(
+                f"{path}: images are written as PNG; choose a name that ends in .png"
+            )
+    for folder in {path.parent for path in paths}:
+        first = next(path for path in paths if path.parent == folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{first}: there is no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{first}: the folder {folder} cannot be written")
+    seen: set[Path] = set()
+    for path in paths:
+        if path in seen:
+            raise InvalidArgumentError(
+                f"--output gives the name {path} to several images; add {{index}} or {{seed}}"
+            )
+        seen.add(path)
+        check_overwrite(path, force=force)
+
+
+def check_overwrite(path: Path, *, force: bool) -> None:
+    """Raises: FileExistsError: the file exists, and --force was not given."""
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; use --force to overwrite it")
+
+
+def embeds_arguments(path: Path) -> dict[str, np.ndarray | None]:
+    """The pipeline's arguments for embeddings in a file.
+
+    Raises: InvalidArgumentError: it holds embeddings of several prompts. FileNotFoundError and
+      what else load_embeds raises.
+    """
+    found = load_embeds(path)
+    if len(found.prompt_embeds) != 1:
+        raise InvalidArgumentError(
+            f"{path}: expected embeddings of one prompt, got {len(found.prompt_embeds)}"
+        )
+    return {
+        "prompt_embeds": found.prompt_embeds,
+        "negative_prompt_embeds": found.negative_prompt_embeds,
+        "pooled_prompt_embeds": found.pooled_prompt_embeds,
+        "negative_pooled_prompt_embeds": found.negative_pooled_prompt_embeds,
+    }
