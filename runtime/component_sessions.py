@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
 from sdexport.runtime.component_backends import Backends, backend_of, check_backends
 from sdexport.runtime.component_engines import open_component, resolve_backend
+from sdexport.runtime.images.parameters import plain, same_or_each
 from sdexport.runtime.packages.package import Package
+
+EXTERNAL = "session"
+"""Stands for the backend of a component that was open already."""
 
 
 class ComponentSessions:
@@ -42,6 +47,7 @@ class ComponentSessions:
         self._package, self._options = package, dict(options)
         self._external = dict(sessions)
         self._opened: dict[str, Session] = {}
+        self._resolved: dict[str, str] = {}
         self._low_memory = low_memory
         self._last: str | None = None
         self._lock = threading.RLock()
@@ -68,6 +74,27 @@ class ComponentSessions:
             self._last = component
             return self._open(component).run(feeds)
 
+    def settings(self) -> dict[str, Any]:
+        """The settings that may change an image's last bits: of Parameters, by name of the field.
+
+        Raises: MissingDependencyError: no backend is installed.
+        """
+        components = self._package.manifest.components
+        backends = {
+            name: EXTERNAL if name in self._external else self._backend(name) for name in components
+        }
+        precisions = {name: component.precision for name, component in components.items()}
+        options: dict[str, Any] = {}
+        for name, value in self._options.items():
+            if name != "engine_dir":
+                with suppress(TypeError):
+                    options[name] = plain(value)
+        return {
+            "backend": same_or_each(backends),
+            "precision": same_or_each(precisions),
+            "options": options,
+        }
+
     def close(self) -> None:
         """Close every session that was opened here; closing twice is allowed."""
         with self._lock:
@@ -87,9 +114,7 @@ class ComponentSessions:
 
     def _open(self, component: str) -> Session:
         if component not in self._opened:
-            engine_dir = self._options.get("engine_dir")
-            requested = backend_of(self._backends, component)
-            backend = resolve_backend(self._package, component, requested, engine_dir)
+            requested, backend = backend_of(self._backends, component), self._backend(component)
             options = self._options
             several = not isinstance(self._backends, str) or backend != requested != AUTO
             if several:  # not every backend has every option
@@ -97,6 +122,16 @@ class ComponentSessions:
                 options = {name: value for name, value in options.items() if name in known}
             self._opened[component] = open_component(self._package, component, backend, **options)
         return self._opened[component]
+
+    def _backend(self, component: str) -> str:
+        """The backend that runs a component; "auto" is resolved once."""
+        if component not in self._resolved:
+            requested = backend_of(self._backends, component)
+            engine_dir = self._options.get("engine_dir")
+            self._resolved[component] = resolve_backend(
+                self._package, component, requested, engine_dir
+            )
+        return self._resolved[component]
 
     def _check_open(self) -> None:
         if self._closed:

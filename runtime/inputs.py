@@ -111,12 +111,14 @@ class Noise:
             raise InvalidArgumentError(f"got {len(seeds)} seeds for {count} images")
         self.seeds = [check_seed(number) for number in seeds]  # type: ignore[arg-type]
         self.per_image = not one
+        self.was_drawn = False
         self._generators = [
             TorchGenerator(n, device) for n in self.seeds[: None if self.per_image else 1]
         ]
 
     def draw(self, shape: Sequence[int]) -> np.ndarray:
         """Standard normal float32; with a generator for each image, shape[0] is their number."""
+        self.was_drawn = True
         if not self.per_image:
             return self._generators[0].randn(shape)
         return np.concatenate([g.randn((1, *shape[1:])) for g in self._generators])

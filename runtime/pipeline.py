@@ -186,6 +186,7 @@ class Pipeline(ClosesOnExit):
         Raises: InvalidArgumentError: an argument out of range. MissingDependencyError: the backend
           is not installed. EngineError: a component failed, or its output is not finite.
         """
+        arguments = dict(locals())  # what is recorded in the images
         defaults = self.defaults(image=image is not None, mask=mask_image is not None)
         scale = _or(guidance_scale, defaults.guidance_scale)
         guidance = self._family.guidance(
@@ -264,17 +265,20 @@ class Pipeline(ClosesOnExit):
         pixels = self.decode(denoised)
         clock.append(time.perf_counter())
         parameters = image_parameters(
-            prompts,
-            negatives,
-            images,
-            plan,
-            noise,
-            guidance_scale=scale,
-            eta=eta,
-            model=self.package.folder.resolve().name,
-            seeded=latents is None or seed is not None,
+            arguments, prompts, negatives, images, plan, noise, scale, self.settings
         )
         return Result.from_pixels(pixels, denoised, parameters, clock)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What identifies the package, and the pipeline's own settings that change its images."""
+        return {
+            "model": self.package.folder.resolve().name,
+            "model_hash": self.package.digest,
+            "vae_tile": self.vae_tile,
+            "max_batch": self.max_batch,
+            **self._components.settings(),
+        }
 
     @property
     def default_scheduler(self) -> str:

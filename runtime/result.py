@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
-from sdexport.runtime.images.metadata import Parameters, to_image
+from sdexport.runtime.images.input_digest import identify
+from sdexport.runtime.images.metadata import to_image
+from sdexport.runtime.images.parameters import Parameters, recorded
 from sdexport.runtime.inputs import ImageInputs, Noise
 from sdexport.runtime.timestep_plan import TimestepPlan
 
@@ -61,37 +63,51 @@ class Result:
 
 
 def image_parameters(
+    arguments: Mapping[str, Any],
     prompts: Sequence[str],
     negatives: Sequence[str],
     images: ImageInputs,
     plan: TimestepPlan,
     noise: Noise,
-    *,
     guidance_scale: float,
-    eta: float,
-    model: str,
-    seeded: bool,
+    settings: Mapping[str, Any],
 ) -> list[Parameters]:
     """The settings of each image of a batch.
 
     Args:
-      seeded: whether the images depend on the seeds.
+      arguments: all arguments of the pipeline call, by name.
+      guidance_scale: the effective one.
+      settings: those of the pipeline, and what identifies the package; see `Pipeline.settings`.
     """
+    count = len(prompts)
+    batch = recorded(arguments) | {
+        "num_inference_steps": plan.num_inference_steps,
+        "scheduler": plan.name,
+        "guidance_scale": float(guidance_scale),
+        "width": images.width,
+        "height": images.height,
+        "image": identify(arguments["image"]),
+        "strength": plan.strength,
+        "mask_image": identify(arguments["mask_image"]),
+        "batch_size": count,
+        "prompts": _if_different(prompts),
+        "seeds": tuple(noise.seeds) if noise.per_image and count > 1 else None,
+    }
+    has_negative = arguments["negative_prompt"] is not None
+    if has_negative:
+        batch["negative_prompts"] = _if_different(negatives)
+    seeded = noise.was_drawn or arguments["seed"] is not None
     return [
         Parameters(
-            prompt=prompt,
-            negative_prompt=negative,
-            num_inference_steps=plan.num_inference_steps,
-            scheduler=plan.name,
-            guidance_scale=float(guidance_scale),
+            **(batch | dict(settings)),
+            prompt=prompts[i],
+            negative_prompt=negatives[i] if has_negative else None,
             seed=noise.seeds[i] if seeded else None,
-            width=images.width,
-            height=images.height,
-            model=model,
-            eta=float(eta),
-            strength=plan.strength,
-            batch_size=1 if noise.per_image else len(prompts),
-            batch_index=0 if noise.per_image else i,
+            batch_index=i,
         )
-        for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True))
+        for i in range(count)
     ]
+
+
+def _if_different(texts: Sequence[str]) -> tuple[str, ...] | None:
+    return tuple(texts) if len(set(texts)) > 1 else None

@@ -1,12 +1,7 @@
-"""The settings of an image, and image files that carry them.
-
-Everything about image metadata is here: which settings there are, how they read as text, and where
-in a file the text goes.
-"""
+"""Image files that carry the settings of their image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,59 +9,10 @@ from PIL import Image, PngImagePlugin
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.files import atomic_write
-from sdexport.runtime.version import __version__
+from sdexport.runtime.images.parameters import Parameters
 
 KEY = "parameters"
 """Keyword of the text in `image.info` and in a PNG file, as AUTOMATIC1111 writes it."""
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """The settings that an image was generated with.
-
-    Attributes:
-      seed: None if the image depends on no seed, because the latents were an argument.
-      width, height: in pixels.
-      model: name of the package's folder.
-      strength: 0..1; None without an input image.
-      batch_size, batch_index: size of the batch that shares one seed, and the image's place in it,
-        from 0. Such an image is reproduced only as the same one of as many.
-    """
-
-    prompt: str
-    negative_prompt: str
-    num_inference_steps: int
-    scheduler: str
-    guidance_scale: float
-    seed: int | None
-    width: int
-    height: int
-    model: str
-    eta: float = 0.0
-    strength: float | None = None
-    batch_size: int = 1
-    batch_index: int = 0
-
-    def __str__(self) -> str:
-        """The text that AUTOMATIC1111 and other user interfaces write into PNG files."""
-        lines = [self.prompt]
-        if self.negative_prompt:
-            lines.append(f"Negative prompt: {self.negative_prompt}")
-        settings = {
-            "Steps": self.num_inference_steps,
-            "Sampler": self.scheduler.upper(),
-            "CFG scale": f"{self.guidance_scale:g}",
-            "Seed": self.seed,
-            "Size": f"{self.width}x{self.height}",
-            "Model": self.model,
-            "Denoising strength": self.strength,
-            "Eta": self.eta or None,
-            "Batch size": self.batch_size if self.batch_size > 1 else None,
-            "Batch pos": self.batch_index if self.batch_size > 1 else None,
-            "Version": f"sdexport {__version__}",
-        }
-        lines.append(", ".join(f"{k}: {v}" for k, v in settings.items() if v is not None))
-        return "\n".join(lines)
 
 
 def to_image(pixels: np.ndarray, parameters: Parameters | None = None) -> Image.Image:

@@ -5,6 +5,7 @@ A folder that Optimum exported (without sdexport.json) loads too; it carries no 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -145,6 +146,13 @@ class Package:
         used = {path.name, *_locations(self.folder, graph)}
         names = [(record.path.removeprefix(f"{name}/"), record.sha256) for record in files]
         return combined_digest([(name, digest) for name, digest in names if name in used])
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of sdexport.json, which lists the hash of every file; None without one."""
+        if not self.manifest.every_file:
+            return None
+        return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
 
     @property
     def size(self) -> int:

@@ -43,7 +43,7 @@ def generate_images(
         )
         save_image(result.images[0], job.path)
         parameters = result.parameters[0]
-        entry = {"path": str(job.path)} | vars(parameters) | {"seconds": dict(result.seconds)}
+        entry = {"path": str(job.path)} | parameters.to_dict() | {"seconds": dict(result.seconds)}
         if writer is not None:
             entry["animation"] = str(writer.finish())
         report.append(entry)

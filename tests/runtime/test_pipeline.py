@@ -178,7 +178,7 @@ def test_save_image_writes_the_parameters(pipe: Pipeline, tmp_path: Path) -> Non
         text = image.info["parameters"]
         assert image.tobytes() == result.images[0].tobytes()
     assert text.startswith("a röd circle 🔴\nNegative prompt: blurry\nSteps: 3, Sampler: LMS, ")
-    assert "CFG scale: 5, Seed: 7, Size: 128x128, Model: " in text
+    assert "CFG scale: 5, Seed: 7, Size: 128x128, Model hash: " in text
     assert [f.name for f in tmp_path.iterdir()] == ["a.png"]
 
 

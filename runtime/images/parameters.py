@@ -1,0 +1,204 @@
+"""The settings of an image: every one that changes it, exact, and as JSON.
+
+An argument of `Pipeline.__call__` that changes the image is a field here of the same name and
+default; its value is then recorded, written to image files and read back. NOT_RECORDED lists the
+other arguments, each with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from sdexport.runtime.images.infotext import infotext
+from sdexport.runtime.version import __version__
+
+NOT_RECORDED = {
+    "on_step": "is called with copies, which change nothing",
+    "num_images_per_prompt": "recorded as batch_size and prompts",
+}
+"""Arguments of a pipeline call that are no field of `Parameters`, and why."""
+
+EFFECTIVE = (
+    *("prompt", "negative_prompt", "num_inference_steps", "scheduler", "guidance_scale"),
+    *("seed", "width", "height", "strength"),
+)
+"""Fields that hold what an argument came to, such as a default of the package."""
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image or mask that a call started from.
+
+    Attributes:
+      sha256: of its pixels, see `sdexport.runtime.images.input_digest`.
+      name: of its file, without folders; None for an image in memory.
+    """
+
+    sha256: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """The settings that an image was generated with.
+
+    Fields that are arguments of a pipeline call have its names, and are described there.
+
+    Attributes:
+      negative_prompt: None if there was none, which is not the same as "" for SDXL.
+      seed: of this image, or of the whole batch; None if the image depends on no seed, because the
+        latents were an argument.
+      width, height: in pixels.
+      strength: 0..1; None without an input image.
+      image, mask_image: what identifies the input images.
+      batch_size, batch_index: number of images of the call, and the image's place among them, from
+        0. The same bytes come only from the same batch.
+      prompts, negative_prompts, seeds: those of the whole batch; None where all images have the
+        same prompt, or one seed.
+      external: arguments that a text cannot hold, such as latents: what identifies them.
+      model: name of the package's folder. model_hash: SHA-256 of its manifest; None without one.
+      backend, precision: for all components, or by component.
+      options: of the backends' sessions.
+      version: of sdexport.
+    """
+
+    prompt: str
+    num_inference_steps: int
+    scheduler: str
+    guidance_scale: float
+    seed: int | None
+    width: int
+    height: int
+    model: str
+    negative_prompt: str | None = None
+    timesteps: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_function: None = None
+    cache_interval: tuple[float, float] | None = None
+    image: tuple[InputImage, ...] | None = None
+    strength: float | None = None
+    mask_image: tuple[InputImage, ...] | None = None
+    resize_mode: str = "stretch"
+    noise_device: str = "cpu"
+    latents: None = None
+    prompt_embeds: None = None
+    negative_prompt_embeds: None = None
+    pooled_prompt_embeds: None = None
+    negative_pooled_prompt_embeds: None = None
+    prompt_weights: bool = False
+    clip_skip: int = 0
+    token_embeds: Mapping[str, Any] | None = None
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+    eta: float = 0.0
+    batch_size: int = 1
+    batch_index: int = 0
+    prompts: tuple[str, ...] | None = None
+    negative_prompts: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    external: Mapping[str, str] = field(default_factory=dict)
+    vae_tile: int | None = None
+    max_batch: int | None = None
+    model_hash: str | None = None
+    backend: str | Mapping[str, str] | None = None
+    precision: str | Mapping[str, str] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    version: str | None = __version__
+
+    def __str__(self) -> str:
+        """The text that AUTOMATIC1111 writes into image files; see infotext.py."""
+        return infotext(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON can hold them."""
+        return asdict(self)
+
+
+def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of Parameters that are arguments of a call, from the call's arguments.
+
+    Arguments that differ from the default and that a text cannot hold are in `external`.
+
+    Args:
+      arguments: by name; those in NOT_RECORDED and EFFECTIVE, and images, are left out.
+    """
+    found: dict[str, Any] = {}
+    external: dict[str, str] = {}
+    for each in fields(Parameters):
+        name = each.name
+        if name not in arguments or name in (*EFFECTIVE, "image", "mask_image"):
+            continue
+        try:
+            found[name] = plain(arguments[name])
+        except TypeError:
+            external[name] = identity(arguments[name])
+    return found | {"external": external}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
+
+    Raises: TypeError: JSON cannot hold it.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(plain, value))
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: plain(entry) for key, entry in value.items()}
+    raise TypeError(f"JSON cannot hold {type(value).__name__}")
+
+
+def identity(value: Any) -> str:
+    """What identifies a value that a text cannot hold: a digest, or the name of a function."""
+    if callable(value):
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"function {getattr(value, '__module__', '')}.{name}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} sha256:{digest(value)}"
+    return f"{type(value).__name__} sha256:{digest(value)}"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of arrays, texts and numbers, and of sequences and mappings of them."""
+    found = hashlib.sha256()
+    for part in _parts(value):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _parts(value: Any) -> Iterable[bytes]:
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype.str} {value.shape} ".encode()
+        yield np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield f"{key!r}: ".encode()
+            yield from _parts(value[key])
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        yield f"{len(value)} ".encode()
+        for entry in value:
+            yield from _parts(entry)
+    else:
+        yield f"{value!r} ".encode()
+
+
+def same_or_each(values: Mapping[str, str]) -> str | dict[str, str]:
+    """The one value that all keys have, or the values by key."""
+    different = set(values.values())
+    return different.pop() if len(different) == 1 else dict(values)
