@@ -16,8 +16,6 @@ from sdexport.runtime.component_sessions import chunks, finite
 from sdexport.runtime.guidance import Guidance, GuidanceFunction, GuidanceState, within
 from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import Scheduler, StepResult
-from sdexport.runtime.schedulers.latent_scaling import predicted_original
-from sdexport.runtime.schedulers.linear_combination import Combination
 from sdexport.runtime.text.prompt_embeds import Embeds
 
 Draw = Callable[[Sequence[int]], np.ndarray]
@@ -53,7 +51,6 @@ def denoise(
     *,
     guidance: Guidance,
     conditioning: Mapping[str, np.ndarray] | None = None,
-    prediction_type: str = "epsilon",
     draw: Draw | None = None,
     max_batch: int | None = None,
     cache_interval: tuple[float, float] | None = None,
@@ -68,7 +65,6 @@ def denoise(
       scheduler: built for one generation; see sdexport.runtime.schedulers.
       guidance: classifier-free guidance and the guidance function.
       conditioning: more inputs of the UNet, a row for each row of prompt_embeds.
-      prediction_type: "epsilon", "v_prediction" or "sample"; used for a guidance function only.
       draw: returns fresh noise; required by schedulers that take noise.
       max_batch: how many images one call of the UNet may take; None for all.
       cache_interval: (start, end) as fractions of the steps, 0 to 1; between them every second step
@@ -94,7 +90,7 @@ def denoise(
                 noise_pred = cached = predictor(sample, timestep, embeds, guided, f"step {i}")
             if guidance.function is not None:
                 latents = _apply_guidance_function(
-                    guidance.function, i, timestep, latents, noise_pred, scheduler, prediction_type
+                    guidance.function, i, timestep, latents, noise_pred, scheduler
                 )
             noise = draw(latents.shape) if draw and scheduler.takes_noise(i) else None
             result = scheduler.step(noise_pred, i, latents, noise)
@@ -176,17 +172,13 @@ def _apply_guidance_function(
     latents: np.ndarray,
     noise_pred: np.ndarray,
     scheduler: Scheduler,
-    prediction_type: str,
 ) -> np.ndarray:
     """The latents that the guidance function returns, or `latents` if it returns None."""
     one, zero = np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
     alpha: float = scheduler.add_noise(one, zero, i).item()
     sigma: float = scheduler.add_noise(zero, one, i).item()
-    size = math.hypot(alpha, sigma)
-    weights = predicted_original(prediction_type, alpha / size, sigma / size)
-    if not weights.is_finite:
-        weights = Combination()  # pure noise, and a prediction of the noise: x0 is not known yet
-    original = weights.sample / size * latents + weights.noise_pred * noise_pred
+    weights = scheduler.original_weights(i)
+    original = weights.sample * latents + weights.noise_pred * noise_pred
     level = sigma / alpha if alpha else math.inf
     state = GuidanceState(i, timestep, level, latents.copy(), noise_pred.copy(), original)
     changed = function(state)

@@ -440,7 +440,6 @@ class Pipeline(ClosesOnExit):
             scheduler,
             guidance=guidance,
             conditioning=conditioning,
-            prediction_type=self.package.manifest.prediction_type,
             draw=draw,
             max_batch=self.max_batch,
             cache_interval=cache_interval,

@@ -34,8 +34,13 @@ _SCHEDULERS: dict[str, tuple[str, str]] = {
     "deis": ("deis", "DEISMultistepScheduler"),
     "lcm": ("lcm", "LCMScheduler"),
     "tcd": ("tcd", "TCDScheduler"),
+    "edm_euler": ("edm_euler", "EDMEulerScheduler"),
+    "edm_dpmsolver++": ("edm_dpmsolver", "EDMDPMSolverMultistepScheduler"),
 }
 NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
+
+EDM_NAMES = ("edm_euler", "edm_dpmsolver++")
+"""Schedulers for models with EDM preconditioning, which take no others."""
 
 # Name in other programs -> scheduler and the keys that the name sets.
 _KARRAS = {"use_karras_sigmas": True}
@@ -96,12 +101,28 @@ def create(
         raise InvalidArgumentError(
             f"{short} takes no option {', '.join(unknown)}; valid options: {valid}"
         )
+    _check_parametrisation(base, config)
     ignored = [key for key in config.keys() - known_keys() if not key.startswith("_")]
     if ignored:
         logger.warning("%s ignores %s", class_name(base), ", ".join(sorted(ignored)))
     if num_inference_steps is None:
         num_inference_steps = _count(options)
     return build_class(base)({**config, **preset}, num_inference_steps, **options)
+
+
+def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError if model and sampler differ in whether they have EDM's scaling."""
+    origin = canonical_name(str(config.get("_class_name", "")))
+    if name in EDM_NAMES:
+        if origin is not None and _base(origin) not in EDM_NAMES:
+            raise InvalidArgumentError(
+                f"{name} needs a model with EDM preconditioning; this one was trained for "
+                f"{class_name(origin)} and the like"
+            )
+    elif origin in EDM_NAMES or "sigma_data" in config:
+        raise InvalidArgumentError(
+            f"{name}: this model has EDM preconditioning; choose {' or '.join(EDM_NAMES)}"
+        )
 
 
 def _suggestion(name: str) -> str:

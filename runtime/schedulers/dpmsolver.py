@@ -6,11 +6,14 @@ Source: Lu et al. 2022, DPM-Solver, arXiv 2206.00927; DPM-Solver++, arXiv 2211.0
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.schedulers.latent_scaling import LatentScaling
 from sdexport.runtime.schedulers.log_snr import (
     Level,
     LogSNRConfig,
@@ -103,29 +106,24 @@ def solver_weights(
     return same, weights, 0.0
 
 
-class DPMSolverMultistepScheduler(LogSNRScheduler):
-    """DPM-Solver(++) with the predictions of up to three steps.
+class MultistepDPMSolver(LogSNRScheduler):
+    """DPM-Solver(++) with the predictions of up to three steps, over given levels.
 
     Args:
-      timesteps: the caller's own whole timesteps, falling, in place of spaced ones.
+      timesteps, levels: see LogSNRScheduler.
+      scaling: as in LogSNRScheduler.
     """
 
     config: DPMSolverConfig
 
     def __init__(
-        self, config: Keys, num_inference_steps: int, *, timesteps: CustomSchedule = None
+        self,
+        timesteps: np.ndarray,
+        levels: Sequence[Level],
+        scaling: LatentScaling | None = None,
     ) -> None:
-        self.config = DPMSolverConfig.from_mapping(config)
-        rounds = self.config.beta_schedule != "squaredcos_cap_v2"
-        found, levels = log_snr_grid(
-            self.config, num_inference_steps, timesteps, last=self.config.last, rounds=rounds
-        )
-        super().__init__(
-            found,
-            levels,
-            predicts_noise=self.config.predicts_noise,
-            remembered=self.config.solver_order,
-        )
+        noise, order = self.config.predicts_noise, self.config.solver_order
+        super().__init__(timesteps, levels, predicts_noise=noise, remembered=order, scaling=scaling)
 
     def _highest_order(self, i: int) -> int:
         config, left = self.config, len(self.timesteps) - i
@@ -153,3 +151,21 @@ class DPMSolverMultistepScheduler(LogSNRScheduler):
 
     def takes_noise(self, i: int) -> bool:
         return self.config.algorithm.startswith("sde")
+
+
+class DPMSolverMultistepScheduler(MultistepDPMSolver):
+    """DPM-Solver(++) with the predictions of up to three steps.
+
+    Args:
+      timesteps: the caller's own whole timesteps, falling, in place of spaced ones.
+    """
+
+    def __init__(
+        self, config: Keys, num_inference_steps: int, *, timesteps: CustomSchedule = None
+    ) -> None:
+        self.config = DPMSolverConfig.from_mapping(config)
+        rounds = self.config.beta_schedule != "squaredcos_cap_v2"
+        found, levels = log_snr_grid(
+            self.config, num_inference_steps, timesteps, last=self.config.last, rounds=rounds
+        )
+        super().__init__(found, levels)

@@ -12,6 +12,7 @@ import numpy as np
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.schedulers import noise_schedules
 from sdexport.runtime.schedulers.latent_scaling import (
+    LatentScaling,
     derivative,
     predicted_original_ve,
     variance_exploding,
@@ -45,8 +46,79 @@ class EulerConfig(SigmaConfig):
     }
 
 
-class EulerDiscreteScheduler(Scheduler):
-    """Euler's method over the noise levels, with churn if `s_churn` is not 0.
+@dataclass(frozen=True)
+class Churn:
+    """Noise added before each step at a level within low..high. Algorithm 2, lines 4 to 6."""
+
+    amount: float
+    low: float
+    high: float
+    noise: float
+
+    @classmethod
+    def of_options(cls, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> Churn:
+        """Raises: InvalidArgumentError: a number out of range."""
+        return cls(
+            number_option("s_churn", s_churn, 0, 1e9),
+            number_option("s_tmin", s_tmin, 0, math.inf),
+            number_option("s_tmax", s_tmax, 0, math.inf),
+            number_option("s_noise", s_noise, 0, 1e9),
+        )
+
+    def raised_levels(self, sigmas: np.ndarray, steps: int) -> list[float]:
+        """The level to which each step raises the latents, at least its own."""
+        most = min(self.amount / (len(sigmas) - 1), math.sqrt(2) - 1)
+        levels: list[float] = sigmas[:steps].tolist()
+        within = [self.low <= sigma <= self.high for sigma in levels]
+        return [s * (most + 1) if inside else s for s, inside in zip(levels, within, strict=True)]
+
+
+class EulerScheduler(Scheduler):
+    """Euler's method over noise levels, with churn if its amount is not 0.
+
+    Args:
+      sigmas: (steps + 1 or more,) float64.
+      scaling: its `originals` are those at the raised levels.
+    """
+
+    def __init__(
+        self, timesteps: np.ndarray, sigmas: np.ndarray, scaling: LatentScaling, churn: Churn
+    ) -> None:
+        self.sigmas = sigmas
+        super().__init__(timesteps, scaling, kept=1)
+        self._raised = churn.raised_levels(sigmas, len(timesteps))
+        self._s_noise = churn.noise
+        self._churn = self._table(self._churn_weight)
+        self._weights = self._table(self._formula)
+
+    def _churn_weight(self, i: int) -> float:
+        """Weight of the noise that raises the latents to sigma_hat. Algorithm 2, line 6."""
+        sigma, sigma_hat = float(self.sigmas[i]), self._raised[i]
+        return self._s_noise * math.sqrt(max(0.0, sigma_hat**2 - sigma**2))
+
+    def _formula(self, i: int) -> Combination:
+        """Algorithm 2, lines 7 and 8, for SAMPLE at the level sigma_hat."""
+        sigma_hat, sigma_next = self._raised[i], float(self.sigmas[i + 1])
+        slope = derivative(self._scaling.originals[i], sigma_hat)
+        return SAMPLE + (sigma_next - sigma_hat) * slope
+
+    def takes_noise(self, i: int) -> bool:
+        return self._raised[i] > float(self.sigmas[i])
+
+    def _step(
+        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
+    ) -> StepResult:
+        """An Euler step, from latents with more noise if there is churn."""
+        churn, history = self._churn[i], self._history
+        if not churn:
+            return super()._step(noise_pred, i, sample, noise)
+        raised = weighted_sum(history.kept[0], history.scratch, (churn, noise), (1.0, sample))
+        original, w = self._original(noise_pred, i, raised), self._weights[i]
+        return StepResult(history.sum((w.sample, raised), (w.noise_pred, noise_pred)), original)
+
+
+class EulerDiscreteScheduler(EulerScheduler):
+    """Euler's method over the noise levels of the training.
 
     Args:
       timesteps: the caller's own falling timesteps, in place of spaced ones.
@@ -69,50 +141,14 @@ class EulerDiscreteScheduler(Scheduler):
         s_noise: float = 1.0,
     ) -> None:
         self.config = EulerConfig.from_mapping(config)
-        found, self.sigmas = _grid(self.config, num_inference_steps, timesteps, sigmas)
-        churn = number_option("s_churn", s_churn, 0, 1e9)
-        low = number_option("s_tmin", s_tmin, 0, math.inf)
-        high = number_option("s_tmax", s_tmax, 0, math.inf)
-        most = min(churn / (len(self.sigmas) - 1), math.sqrt(2) - 1)
-        levels = self.sigmas[: len(found)].tolist()
-        self._gammas = [most if low <= sigma <= high else 0.0 for sigma in levels]
-        self._s_noise = number_option("s_noise", s_noise, 0, 1e9)
-        scaling = variance_exploding(self.sigmas, self.config)
-        if churn and self.config.prediction_type == "epsilon":  # the noise of the raised level
-            raised = map(self._sigma_hat, range(len(found)))
+        found, levels = _grid(self.config, num_inference_steps, timesteps, sigmas)
+        churn = Churn.of_options(s_churn, s_tmin, s_tmax, s_noise)
+        scaling = variance_exploding(levels, self.config)
+        if churn.amount and self.config.prediction_type == "epsilon":
+            raised = churn.raised_levels(levels, len(found))
             originals = [predicted_original_ve("epsilon", sigma) for sigma in raised]
             scaling = replace(scaling, originals=originals)
-        super().__init__(found, scaling, kept=1)
-        self._churn = self._table(self._churn_weight)
-        self._weights = self._table(self._formula)
-
-    def _sigma_hat(self, i: int) -> float:
-        """The noise level that churn raises step i to. Algorithm 2, line 5."""
-        return float(self.sigmas[i]) * (self._gammas[i] + 1)
-
-    def _churn_weight(self, i: int) -> float:
-        """Weight of the noise that raises the latents to sigma_hat. Algorithm 2, line 6."""
-        return self._s_noise * float(self.sigmas[i]) * math.sqrt((self._gammas[i] + 1) ** 2 - 1)
-
-    def _formula(self, i: int) -> Combination:
-        """Algorithm 2, lines 7 and 8, for SAMPLE at the level sigma_hat."""
-        sigma_hat, sigma_next = self._sigma_hat(i), float(self.sigmas[i + 1])
-        slope = derivative(self._scaling.originals[i], sigma_hat)
-        return SAMPLE + (sigma_next - sigma_hat) * slope
-
-    def takes_noise(self, i: int) -> bool:
-        return self._churn[i] > 0
-
-    def _step(
-        self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None
-    ) -> StepResult:
-        """An Euler step, from latents with more noise if there is churn."""
-        churn, history = self._churn[i], self._history
-        if not churn:
-            return super()._step(noise_pred, i, sample, noise)
-        raised = weighted_sum(history.kept[0], history.scratch, (churn, noise), (1.0, sample))
-        original, w = self._original(noise_pred, i, raised), self._weights[i]
-        return StepResult(history.sum((w.sample, raised), (w.noise_pred, noise_pred)), original)
+        super().__init__(found, levels, scaling, churn)
 
 
 def _grid(
@@ -144,7 +180,7 @@ def _log_linear(
 ) -> tuple[np.ndarray, np.ndarray]:
     """interpolation_type "log_linear": levels from the first to the last of the training."""
     levels = noise_schedules.exponential_sigmas(float(every[0]), float(every[-1]), steps + 1)
-    if not config.sigma_schedule:
+    if not config.spaced_by:
         return timesteps, levels
     levels = config.spaced_sigmas(float(levels[-1]), float(levels[0]), steps)
     return noise_schedules.sigma_to_timestep(levels, every), levels

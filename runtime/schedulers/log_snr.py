@@ -14,7 +14,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from sdexport.runtime.schedulers import noise_schedules
-from sdexport.runtime.schedulers.latent_scaling import predicted_noise, variance_preserving
+from sdexport.runtime.schedulers.latent_scaling import (
+    LatentScaling,
+    predicted_noise,
+    variance_preserving,
+)
 from sdexport.runtime.schedulers.linear_combination import Combination
 from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule, custom_schedule
 from sdexport.runtime.schedulers.scheduler_base import Scheduler, StepResult
@@ -39,15 +43,15 @@ class LogSNRConfig(SigmaConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"solver_order": (1, 3)}
 
     @property
-    def sigma_schedule(self) -> str | None:
+    def spaced_by(self) -> str | None:
         """As in SigmaConfig; Lu's lambdas come before exponential sigmas."""
         if self.use_lu_lambdas and not self.use_karras_sigmas:
             return "use_lu_lambdas"
-        return super().sigma_schedule
+        return super().spaced_by
 
     def spaced_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
         """As in SigmaConfig; sigma_min and sigma_max do not limit Lu's lambdas."""
-        if self.sigma_schedule == "use_lu_lambdas":
+        if self.spaced_by == "use_lu_lambdas":
             return noise_schedules.exponential_sigmas(low, high, steps)
         return super().spaced_sigmas(low, high, steps)
 
@@ -76,6 +80,7 @@ class LogSNRScheduler(Scheduler):
 
     Args:
       timesteps, levels: from log_snr_grid.
+      scaling: how latents hold signal and noise; default variance-preserving, from the levels.
     """
 
     config: LogSNRConfig
@@ -87,13 +92,15 @@ class LogSNRScheduler(Scheduler):
         *,
         predicts_noise: bool,
         remembered: int,
+        scaling: LatentScaling | None = None,
     ) -> None:
         self._levels = levels
-        alphas, sigmas, _ = zip(*levels[:-1], strict=True)
-        scaling = variance_preserving(alphas, sigmas, self.config)
+        if scaling is None:
+            alphas, sigmas, _ = zip(*levels[:-1], strict=True)
+            scaling = variance_preserving(alphas, sigmas, self.config)
         super().__init__(timesteps, scaling, remembered=remembered, kept=1)
         self._predicts_noise = predicts_noise
-        self._noises = self._table(self._predicted_noise)
+        self._noises = self._table(self._predicted_noise) if predicts_noise else []
         self._plan = self._table(self._planned_weights)
 
     def _predicted_noise(self, i: int) -> Combination:
@@ -132,7 +139,7 @@ class LogSNRScheduler(Scheduler):
     def _remember(self, noise_pred: np.ndarray, i: int, sample: np.ndarray) -> np.ndarray:
         """Remember the solver's prediction, clean latents or noise; returns the clean latents."""
         history, original = self._history, self._original(noise_pred, i, sample)
-        newest, w = history.push(), self._noises[i]
+        newest = history.push()
         if not self._predicts_noise:
             np.copyto(newest, original)
         elif self.config.thresholding:  # the noise of the limited clean latents
@@ -140,6 +147,7 @@ class LogSNRScheduler(Scheduler):
             terms = (1 / sigma, sample), (-alpha * (1 / sigma), original)
             weighted_sum(newest, history.scratch, *terms)
         else:
+            w = self._noises[i]
             terms = (w.sample, sample), (w.noise_pred, noise_pred)
             weighted_sum(newest, history.scratch, *terms)
         return original
@@ -171,10 +179,10 @@ def log_snr_grid(
     every = training_sigmas(config)
     found = _whole_timesteps(config, every, steps, timesteps)
     ratios = every[found.astype(np.int64)]
-    if config.sigma_schedule:
+    if config.spaced_by:
         found, ratios = _spaced_levels(config, every, steps, rounds=rounds)
     final = {"zero": 0.0, "first": float(every[0]), "same": float(ratios[-1])}
-    if last == "same" and not config.sigma_schedule:
+    if last == "same" and not config.spaced_by:
         last = "first"
     return found, [level(ratio) for ratio in (*ratios.tolist(), final[last])]
 
@@ -197,7 +205,7 @@ def _spaced_levels(
     single = single_sigmas(config)
     sigmas = config.spaced_sigmas(float(single[0]), float(single[-1]), steps)
     timesteps = noise_schedules.sigma_to_timestep(sigmas, single)
-    whole = rounds and config.sigma_schedule in ("use_karras_sigmas", "use_lu_lambdas")
+    whole = rounds and config.spaced_by in ("use_karras_sigmas", "use_lu_lambdas")
     timesteps = np.round(timesteps) if whole else np.trunc(timesteps)
     return timesteps, config.spaced_sigmas(float(every[0]), float(every[-1]), steps)
 

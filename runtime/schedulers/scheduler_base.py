@@ -104,6 +104,10 @@ class Scheduler:
         """
         return self._scaling.alphas[i] * original + self._scaling.sigmas[i] * noise
 
+    def original_weights(self, i: int) -> Combination:
+        """The clean latents that step i predicts, of SAMPLE and NOISE_PRED, before any clipping."""
+        return self._scaling.originals[i]
+
     def step(
         self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None
     ) -> StepResult:
@@ -147,7 +151,7 @@ class Scheduler:
 
     def _original(self, noise_pred: np.ndarray, i: int, sample: np.ndarray) -> np.ndarray:
         """The clean latents that the UNet predicts, clipped as the configuration says."""
-        w = self._scaling.originals[i]
+        w = self.original_weights(i)
         original = self._history.sum((w.sample, sample), (w.noise_pred, noise_pred))
         clip_original(original, self._history.scratch, self.config)
         return original
@@ -156,7 +160,7 @@ class Scheduler:
         self, noise_pred: np.ndarray, i: int, sample: np.ndarray
     ) -> Callable[[], np.ndarray]:
         """As _original, not clipped, when it is called."""
-        w = self._scaling.originals[i]
+        w = self.original_weights(i)
         return partial(sum_of, (w.sample, sample), (w.noise_pred, noise_pred))
 
     def _table(self, formula: Callable[[int], Weights]) -> list[Weights]:

@@ -104,10 +104,11 @@ class SchedulerConfig:
                 raise InvalidArgumentError(
                     f"unknown {key} '{value}'; choose one of {', '.join(allowed)}"
                 )
-        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+        trained, count = self.trained_betas, self.num_train_timesteps
+        if trained is not None and not (len(trained) == count and all(0 < b < 1 for b in trained)):
             raise InvalidArgumentError(
-                f"trained_betas must hold {self.num_train_timesteps} numbers between 0 and 1, "
-                f"got {len(self.trained_betas)}"
+                f"trained_betas must hold {count} numbers between 0 and 1, got {len(trained)} from "
+                f"{min(trained, default=0):g} to {max(trained, default=0):g}"
             )
 
     @classmethod

@@ -53,7 +53,7 @@ class SigmaConfig(SchedulerConfig):
             raise InvalidArgumentError(f"sigma_min {low} must be below sigma_max {high}")
 
     @property
-    def sigma_schedule(self) -> str | None:
+    def spaced_by(self) -> str | None:
         """The key of the schedule that spaces the noise levels; None if the timesteps do."""
         return next((key for key in noise_schedules.SIGMA_SCHEDULES if getattr(self, key)), None)
 
@@ -64,13 +64,13 @@ class SigmaConfig(SchedulerConfig):
         """
         low = low if self.sigma_min is None else self.sigma_min
         high = high if self.sigma_max is None else self.sigma_max
-        return noise_schedules.SIGMA_SCHEDULES[str(self.sigma_schedule)](low, high, steps)
+        return noise_schedules.SIGMA_SCHEDULES[str(self.spaced_by)](low, high, steps)
 
     def check_no_sigma_schedule(self) -> None:
         """Raise InvalidArgumentError if the configuration spaces noise levels: timesteps cannot."""
-        if self.sigma_schedule:
+        if self.spaced_by:
             raise InvalidArgumentError(
-                f"timesteps: the configuration sets {self.sigma_schedule}; give one or the other"
+                f"timesteps: the configuration sets {self.spaced_by}; give one or the other"
             )
 
 
@@ -114,7 +114,7 @@ def sigma_grid(
         config.check_no_sigma_schedule()
         found = custom_schedule("timesteps", timesteps, len(every), length=steps)
     sigmas = np.interp(found, np.arange(len(every)), every)
-    if config.sigma_schedule:
+    if config.spaced_by:
         sigmas = config.spaced_sigmas(float(sigmas[-1]), float(sigmas[0]), steps)
         single = single_sigmas(config)
         low, high = np.interp(found[[-1, 0]], np.arange(len(every)), single).tolist()

@@ -34,11 +34,14 @@ class Wide:
 def in_float64(module: types.ModuleType) -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    with mock.patch.object(module, "np", Wide(np)), mock.patch.object(module, "torch", Wide(torch)):
-        try:
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, library in (("np", np), ("torch", torch)):
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, Wide(library)))
             yield
-        finally:
-            torch.set_default_dtype(default)
+    finally:
+        torch.set_default_dtype(default)
 
 
 class Noise:

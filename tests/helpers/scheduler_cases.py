@@ -5,11 +5,16 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from sdexport.runtime.schedulers import NAMES
+from sdexport.runtime.schedulers.create import EDM_NAMES
+
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 STEPS = (1, 2, 3, 10, 25, 50)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-WITHOUT_SAMPLE = ("pndm", "euler_a", "dpm2", "dpm2_a", "dpmsolver_sde")
+DISCRETE = tuple(name for name in NAMES if name not in EDM_NAMES)
+"""Schedulers for models that were trained on betas."""
+WITHOUT_SAMPLE = ("pndm", "euler_a", "dpm2", "dpm2_a", "dpmsolver_sde", *EDM_NAMES)
 
 Case = tuple[dict[str, Any], dict[str, Any]]
 KARRAS = {"use_karras_sigmas": True}
@@ -36,6 +41,11 @@ _SOLVER = (
     {"beta_schedule": "squaredcos_cap_v2", "solver_order": 2},
 )
 _SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
+_EDM = (
+    {},
+    {"sigma_data": 1.0, "sigma_max": 120.0, "sigma_schedule": "exponential"},
+    _SIGMA_MIN,
+)
 OPTIONS: dict[str, list[Case]] = {
     "ddim": [
         *_cases(
@@ -164,10 +174,25 @@ OPTIONS: dict[str, list[Case]] = {
         *_cases({}, eta=0.25, original_inference_steps=100),
         *_cases({}, timesteps=[999, 759, 499, 259], eta=0.5),
     ],
+    "edm_euler": [
+        *_cases(*_EDM, {"rho": 5.0, **BOUNDS}),
+        *_cases({}, s_churn=4.0, s_tmin=0.1, s_tmax=10.0, s_noise=1.01),
+    ],
+    "edm_dpmsolver++": _cases(
+        *_EDM,
+        {"solver_order": 1},
+        {"solver_order": 3, "algorithm_type": "deis", **_SIGMA_MIN},
+        {"solver_order": 3, "lower_order_final": False, "rho": 5.0, **BOUNDS},
+        {"solver_type": "heun", **LIMITS},
+        {"solver_type": "bh1", "euler_at_final": True},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", **BOUNDS},
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 1},
+    ),
 }
 WITHOUT_SMALLEST_ALPHA = ("ddim", "ddpm", "lcm", "tcd")
 """Schedulers whose last alpha is zero with rescaled betas: epsilon is undefined there."""
-SPACED = frozenset({"lcm", "tcd", "dpmsolver++_single"})
+SPACED = frozenset({"lcm", "tcd", "dpmsolver++_single", *EDM_NAMES})
 """Schedulers that ignore timestep_spacing."""
 
 
@@ -193,7 +218,7 @@ def steps_of(
     """The numbers of steps that are valid for a case."""
     if not config.get("skip_prk_steps", True):
         return tuple(steps for steps in chosen if steps >= 4)
-    if config.get("algorithm_type") == "sde-dpmsolver++" and config["solver_order"] == 3:
+    if config.get("algorithm_type") == "sde-dpmsolver++" and config.get("solver_order") == 3:
         # a wrong sign in diffusers' third-order term, which is ours too, makes longer runs explode
         return tuple(steps for steps in chosen if steps <= 10)
     if "timesteps" in options:

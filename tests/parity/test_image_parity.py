@@ -33,10 +33,11 @@ from PIL import Image
 from sdexport import Package, Pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.graphs.wrappers import parts
-from sdexport.runtime import schedulers
+from sdexport.runtime.schedulers.create import EDM_NAMES
 from sdexport.verification.reference import TorchSession
 from tests.helpers import diffusers_schedulers as twins
 from tests.helpers.diffusers_images import assert_same_images
+from tests.helpers.scheduler_cases import DISCRETE
 
 PROMPTS = ["a red circle", "a small blue star on a green background"]
 NEGATIVES = ["grey", ""]
@@ -45,7 +46,7 @@ PLAIN: dict[str, Any] = {"prompt": PROMPTS, "negative_prompt": NEGATIVES, "num_i
 
 
 def quick_then_slow(names: tuple[str, ...] = SIX) -> list[Any]:
-    rest = [name for name in schedulers.NAMES if name not in names]
+    rest = [name for name in DISCRETE if name not in names]
     return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in rest)]
 
 
@@ -139,7 +140,7 @@ def check(pipe: Pipeline, theirs: Theirs, scheduler: str, seed: Any, **arguments
     assert_same_images(pipe(scheduler=scheduler, seed=seed, **arguments), expected)
 
 
-@pytest.mark.parametrize("scheduler", schedulers.NAMES)
+@pytest.mark.parametrize("scheduler", DISCRETE)
 def test_text_to_image_equals_diffusers(pipe: Pipeline, theirs: Theirs, scheduler: str) -> None:
     """Stochastic samplers are equal too, as noise is drawn in the same order."""
     check(pipe, theirs, scheduler, 3, **PLAIN)
@@ -277,6 +278,25 @@ def inpainting(
     manifest = replace(loaded.manifest, family="stable-diffusion-inpainting")
     ours = Pipeline(replace(loaded, manifest=manifest), sessions=sessions)
     return ours, Theirs(checkpoint, inpainting_unet)
+
+
+@pytest.mark.parametrize("scheduler", EDM_NAMES)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_edm_equals_diffusers(
+    package: Path, pipe: Pipeline, checkpoint: Path, scheduler: str, prediction_type: str
+) -> None:
+    """Row C4: CosXL predicts v, Playground 2.5 in the way that diffusers calls epsilon."""
+    config = {"prediction_type": prediction_type, "sigma_max": 120.0, "sigma_data": 1.0}
+    loaded = replace(Package.load(package, verify=False), scheduler_config=config)
+    parts = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+    ours = Pipeline(loaded, sessions={part: pipe.session(part) for part in parts})
+    theirs = Theirs(checkpoint)
+    theirs.config = config
+    check(ours, theirs, scheduler, 3, **PLAIN)
+    inputs = {"image": sample_image(64, 64), "strength": 0.6}
+    check(ours, theirs, scheduler, 3, **PLAIN, **inputs)
+    sizes = {"width": 64, "height": 64}
+    check(ours, theirs, scheduler, 3, **PLAIN, **inputs, mask_image=box_mask(64, 64), **sizes)
 
 
 @pytest.mark.parametrize("scheduler", quick_then_slow())

@@ -12,7 +12,7 @@ import torch
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.create import known_keys
 from tests.helpers.diffusers_schedulers import build_twin, compare, deviation, twin_class
-from tests.helpers.scheduler_cases import BETAS, OPTIONS, grid, steps_of
+from tests.helpers.scheduler_cases import BETAS, DISCRETE, OPTIONS, grid, steps_of
 from tests.tolerances import (
     ADD_NOISE_REL,
     SCHEDULER_FLOAT32_REL,
@@ -93,7 +93,7 @@ def test_odd_numbers_of_steps_equal_diffusers(name: str, spacing: str, steps: in
     check(name, config, options, steps)
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("name", DISCRETE)
 def test_trailing_timesteps_equal_diffusers_for_every_number_of_steps(name: str) -> None:
     """diffusers ends with a timestep of -1 too many for some numbers; ours never does."""
     config = BETAS | {"timestep_spacing": "trailing", "original_inference_steps": 100}

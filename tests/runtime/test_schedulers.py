@@ -12,7 +12,7 @@ import pytest
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import schedulers
-from sdexport.runtime.schedulers.create import known_keys
+from sdexport.runtime.schedulers.create import EDM_NAMES, known_keys
 from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
 from sdexport.runtime.schedulers.linear_combination import NOISE_PRED, SAMPLE, Combination
 from sdexport.runtime.schedulers.sigma_schedules import SigmaConfig, sigma_grid, training_sigmas
@@ -35,13 +35,17 @@ def run(sampler: schedulers.Scheduler, sample: np.ndarray, begin: int = 0) -> np
 
 @pytest.mark.parametrize("name", sorted(set(schedulers.NAMES) - set(STOCHASTIC)))
 def test_scheduler_recovers_the_clean_sample(name: str) -> None:
-    """With the true noise as prediction every sampler must return to the clean latents."""
+    """With the true prediction every sampler must return to the clean latents."""
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 1, 4, 8, 8))
     sampler = schedulers.create(name, PLAIN | {"set_alpha_to_one": True}, 20)
     sample = sampler.add_noise(clean, noise, 0)
     for i in range(len(sampler.timesteps)):
-        result = sampler.step(noise, i, sample)
+        prediction = noise
+        if name in EDM_NAMES:  # whose models predict a mix of clean latents and noise
+            w = sampler.original_weights(i)
+            prediction = (clean - w.sample * sample) / w.noise_pred
+        result = sampler.step(prediction, i, sample)
         sample = result.prev_sample
         if name != "pndm":  # whose warm-up steps stand between timesteps
             np.testing.assert_allclose(
@@ -189,6 +193,15 @@ def test_scheduler_rejects_a_wrong_configuration(
         ("unipc", {"disable_corrector": 3}, "disable_corrector must be a list"),
         ("euler", {"final_sigmas_type": "one"}, "unknown final_sigmas_type 'one'"),
         ("euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "must be below sigma_max"),
+        ("edm_euler", {"sigma_schedule": "beta"}, "unknown sigma_schedule 'beta'"),
+        ("edm_euler", {"sigma_min": 3.0, "sigma_max": 2.0}, "must be below sigma_max"),
+        ("edm_euler", {"prediction_type": "sample"}, "unknown prediction_type 'sample'"),
+        ("edm_dpmsolver++", {"algorithm_type": "dpmsolver"}, "unknown algorithm_type"),
+        (
+            "edm_dpmsolver++",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            "solver_order 1 or 2 with EDM",
+        ),
         ("lcm", {"original_inference_steps": 5000}, "original_inference_steps must be 1 to 1000"),
         ("lcm", {"original_inference_steps": 4}, "num_inference_steps must be 1 to 4"),
     ],
@@ -227,7 +240,7 @@ def test_scheduler_is_finite_or_says_why(name: str, spacing: str, steps: int) ->
         assert "\n" not in str(error)
         return
     assert np.isfinite(sampler.timesteps).all()
-    assert sampler.timesteps.min() >= 0
+    assert name in EDM_NAMES or sampler.timesteps.min() >= 0
     sample = np.full((1, 1, 2, 2), 0.5)
     assert np.isfinite(run(sampler, sample)).all()
 
@@ -282,6 +295,24 @@ def test_create_rejects_timesteps_with_a_sigma_schedule() -> None:
     for name in ("euler", "heun", "dpmsolver++", "dpmsolver++_single"):
         with pytest.raises(InvalidArgumentError, match="give one or the other"):
             schedulers.create(name, SD | {"use_karras_sigmas": True}, None, timesteps=[500, 20])
+
+
+def test_create_rejects_a_sampler_for_another_parametrisation() -> None:
+    """Row C8: samples would be noise, without a word."""
+    edm = {"_class_name": "EDMEulerScheduler", "sigma_data": 1.0}
+    for config in (edm, {"sigma_data": 0.5}, {"_class_name": "EDMDPMSolverMultistepScheduler"}):
+        for name in ("euler", "dpm++_2m_karras", "ddim"):
+            with pytest.raises(InvalidArgumentError, match="choose edm_euler or edm_dpmsolver"):
+                schedulers.create(name, config, 5)
+    for name in EDM_NAMES:
+        with pytest.raises(InvalidArgumentError, match="trained for EulerDiscreteScheduler"):
+            schedulers.create(name, SD | {"_class_name": "EulerDiscreteScheduler"}, 5)
+        assert len(schedulers.create(name, edm, 5).timesteps) == 5
+    for sigmas, message in (([1.0, 0.0, 0.0], "must fall"), ([80.0, 2.0], "expected 3")):
+        with pytest.raises(InvalidArgumentError, match=message):
+            schedulers.create("edm_euler", {}, 2, sigmas=sigmas)
+    own = schedulers.create("edm_dpmsolver++", {}, None, sigmas=[80.0, 2.0, 0.0])
+    np.testing.assert_array_equal(own.timesteps, 0.25 * np.log([80.0, 2.0]))
 
 
 def test_create_counts_the_callers_own_schedule() -> None:
