@@ -1,8 +1,9 @@
-"""Which backend runs which component."""
+"""Which backend runs which component, with which options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sdexport.engines.backends import check_backend
@@ -10,17 +11,44 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.models.families import components
 
 Backends = str | Mapping[str, str]
-"""One backend for all components, or one by component; "*" stands for all others."""
+"""One backend for all components, or one by component; "*" stands for all others.
+
+A backend is NAME[,OPTION=VALUE...], such as "openvino,precision=bf16".
+"""
 DEFAULT = "onnxruntime"
 OTHERS = "*"
 
 
-def backend_of(backends: Backends, component: str) -> str:
+@dataclass(frozen=True)
+class BackendSpec:
+    """A backend and options of its sessions; as text NAME[,OPTION=VALUE...]."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> BackendSpec:
+        """Read NAME[,OPTION=VALUE...].
+
+        Raises: InvalidArgumentError: no such backend, or an option without a value.
+        """
+        name, *rest = text.split(",")
+        check_backend(name)
+        try:
+            return cls(name, dict(map(parse_option, rest)))
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"backend {text:.60}: {error}") from None
+
+    def __str__(self) -> str:
+        return ",".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
+
+
+def backend_of(backends: Backends, component: str) -> BackendSpec:
     """The backend of a component or of one of its token graphs."""
-    if isinstance(backends, str):
-        return backends
-    component = component.partition(".")[0]
-    return backends.get(component, backends.get(OTHERS, DEFAULT))
+    if not isinstance(backends, str):
+        component = component.partition(".")[0]
+        backends = backends.get(component, backends.get(OTHERS, DEFAULT))
+    return BackendSpec.parse(backends)
 
 
 def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
@@ -31,9 +59,10 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
     Raises: InvalidArgumentError: an unknown backend, or a component that the package does not have.
     """
     if isinstance(backends, str):
-        return check_backend(backends)
+        BackendSpec.parse(backends)
+        return backends
     for component, backend in backends.items():
-        check_backend(backend)
+        BackendSpec.parse(backend)
         if component not in (*present, OTHERS):
             raise InvalidArgumentError(
                 f"no component '{component:.40}' to run on {backend}; "
@@ -43,20 +72,21 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
 
 
 def parse_backends(values: Sequence[str]) -> Backends:
-    """Parse "NAME" and "COMPONENT=NAME", each any number of times; the last one counts.
+    """Parse "BACKEND" and "COMPONENT=BACKEND", each any number of times; the last one counts.
 
-    Raises: InvalidArgumentError: no such backend or component.
+    Raises: InvalidArgumentError: no such backend or component, or an option without a value.
     """
     found: dict[str, str] = {}
     for value in values:
         component, equals, backend = value.partition("=")
-        if not equals:
+        if not equals or "," in component:  # NAME, or NAME,OPTION=VALUE
             component, backend = OTHERS, value
         elif component not in components():
             raise InvalidArgumentError(
                 f"no component '{component:.40}'; choose one of {', '.join(components())}"
             )
-        found[component] = check_backend(backend)
+        BackendSpec.parse(backend)
+        found[component] = backend
     if set(found) <= {OTHERS}:
         return found.get(OTHERS, DEFAULT)
     return found

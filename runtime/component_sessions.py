@@ -14,7 +14,12 @@ from sdexport.engines import AUTO, EngineError, Session, SessionBase
 from sdexport.engines.backends import option_names
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
-from sdexport.runtime.component_backends import Backends, backend_of, check_backends
+from sdexport.runtime.component_backends import (
+    Backends,
+    BackendSpec,
+    backend_of,
+    check_backends,
+)
 from sdexport.runtime.component_engines import open_component, resolve_backend
 from sdexport.runtime.images.parameters import plain, same_or_each
 from sdexport.runtime.packages.package import Package
@@ -81,7 +86,8 @@ class ComponentSessions:
         """
         components = self._package.manifest.components
         backends = {
-            name: EXTERNAL if name in self._external else self._backend(name) for name in components
+            name: EXTERNAL if name in self._external else str(self._spec(name))
+            for name in components
         }
         precisions = {name: component.precision for name, component in components.items()}
         options: dict[str, Any] = {}
@@ -115,18 +121,25 @@ class ComponentSessions:
     def _open(self, component: str) -> Session:
         if component not in self._opened:
             requested, backend = backend_of(self._backends, component), self._backend(component)
-            options = self._options
-            several = not isinstance(self._backends, str) or backend != requested != AUTO
+            options = {**self._options, **requested.options}
+            several = not isinstance(self._backends, str) or backend != requested.name != AUTO
             if several:  # not every backend has every option
                 known = {"engine_dir", *option_names(backend)}
+                if backend == requested.name:
+                    known.update(requested.options)
                 options = {name: value for name, value in options.items() if name in known}
             self._opened[component] = open_component(self._package, component, backend, **options)
         return self._opened[component]
 
+    def _spec(self, component: str) -> BackendSpec:
+        """The backend that runs a component, with the options that are its own."""
+        own = backend_of(self._backends, component).options
+        return BackendSpec(self._backend(component), own)
+
     def _backend(self, component: str) -> str:
         """The backend that runs a component; "auto" is resolved once."""
         if component not in self._resolved:
-            requested = backend_of(self._backends, component)
+            requested = backend_of(self._backends, component).name
             engine_dir = self._options.get("engine_dir")
             self._resolved[component] = resolve_backend(
                 self._package, component, requested, engine_dir

@@ -5,6 +5,8 @@ Status 0: done. 1: an error, in one line on stderr. 2: wrong usage. 130: Ctrl-C.
 
 from __future__ import annotations
 
+import io
+import sys
 import traceback
 from typing import Any
 
@@ -63,7 +65,12 @@ def _explain(error: BaseException) -> tuple[str, bool]:
     return f"this is a bug in sdexport: {type(error).__name__}: {one_line(error)}", True
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+PREFIX = "SDEXPORT"
+"""Of the environment variables that set options: SDEXPORT_GENERATE_BACKEND is its --backend."""
+_SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX}
+
+
+@click.group(cls=_Group, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="sdexport")
 @verbosity_options
 def main() -> None:
@@ -73,6 +80,9 @@ def main() -> None:
     """
     set_up_logging()
     interrupts.install()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold any character
+            stream.reconfigure(errors="backslashreplace")
 
 
 for _command in (
@@ -85,3 +95,7 @@ for _command in (
     demo.demo,
 ):
     main.add_command(_command)
+    for _option in _command.params:
+        if isinstance(_option, click.Option):  # named as on the command line: ..._GENERATE_STEPS
+            _long = next(name for name in _option.opts if name.startswith("--"))
+            _option.envvar = f"{PREFIX}_{_command.name}_{_long[2:]}".upper().replace("-", "_")

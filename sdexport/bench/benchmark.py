@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ import numpy as np
 from sdexport.bench.bench_table import component_names
 from sdexport.bench.measure import machine, summary
 from sdexport.bench.workload import Work, feeds, prompt_of
-from sdexport.engines.backends import available, check_backend, choose
+from sdexport.engines.backends import available, choose
 from sdexport.engines.errors import InvalidArgumentError, WorkerError
 from sdexport.engines.worker_process import Worker, module_worker
-from sdexport.runtime.component_backends import parse_option
+from sdexport.runtime.component_backends import BackendSpec
 from sdexport.runtime.component_engines import engine_path
 from sdexport.runtime.packages.package import Package
 
@@ -30,38 +30,12 @@ WORKER = "sdexport.bench.bench_worker"
 Progress = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A backend and options of its sessions; as text NAME[,OPTION=VALUE...]."""
-
-    backend: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> Contender:
-        """Read NAME[,OPTION=VALUE...].
-
-        Raises: InvalidArgumentError: no such backend, or an option without a value.
-        """
-        backend, *rest = text.split(",")
-        options: dict[str, Any] = {}
-        for part in rest:
-            try:
-                name, value = parse_option(part)
-            except ValueError as error:
-                raise InvalidArgumentError(f"--backend {text:.60}: {error}") from None
-            options[name] = value
-        return cls(check_backend(backend), options)
-
-    def __str__(self) -> str:
-        return ",".join([self.backend, *(f"{k}={v}" for k, v in self.options.items())])
-
-
 def bench(
     folder: str | Path,
-    contenders: Sequence[Contender] = (),
+    contenders: Sequence[BackendSpec] = (),
     *,
     size: tuple[int, int] | None = None,
+    engine_dir: str | Path | None = None,
     progress: Progress = lambda what: None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -70,6 +44,7 @@ def bench(
     Args:
       contenders: default every backend that can run here.
       size: (width, height) in pixels; default the package's own.
+      engine_dir: where engines are, instead of the package's own engines folder.
       options: further fields of Work.
       progress: called with the name of what is timed next.
     Returns: a report for JSON; where a backend fails there is {"error": message}.
@@ -78,10 +53,14 @@ def bench(
     """
     package = Package.load(folder, verify=False)
     work = _work(package, size, options)
-    plan_of = lambda name: engine_path(package, package.family.denoiser, name)  # noqa: E731
+    denoiser = package.family.denoiser
+    plan_of = lambda name: engine_path(package, denoiser, name, engine_dir)  # noqa: E731
     if not contenders:
         choose(plan_of=plan_of)  # raises an error if no backend is installed
-        contenders = [Contender(name) for name in available(plan_of=plan_of)]
+        contenders = [BackendSpec(name) for name in available(plan_of=plan_of)]
+    if engine_dir is not None:
+        where = {"engine_dir": str(engine_dir)}
+        contenders = [BackendSpec(each.name, {**each.options, **where}) for each in contenders]
     rows: dict[str, dict[str, Any]] = {str(contender): {} for contender in contenders}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
         workers: dict[str, Worker] = {}
@@ -186,9 +165,9 @@ def _arguments(work: Work, i: int) -> dict[str, Any]:
     }
 
 
-def _open_worker(folder: Path, contender: Contender, row: dict[str, Any]) -> Worker | None:
+def _open_worker(folder: Path, contender: BackendSpec, row: dict[str, Any]) -> Worker | None:
     """Check a backend, then open the package in a worker; adds both results to its row."""
-    how = {"model": str(folder), "backend": contender.backend, "options": dict(contender.options)}
+    how = {"model": str(folder), "backend": contender.name, "options": dict(contender.options)}
     worker = None
     try:
         with module_worker(WORKER) as checker:

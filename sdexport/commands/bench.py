@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from sdexport.commands.progress import progress
-from sdexport.commands.shared_options import FOLDER, json_option, print_json
+from sdexport.commands.shared_options import (
+    FOLDER,
+    engine_dir_option,
+    json_option,
+    print_json,
+    session_arguments,
+    session_option,
+)
 from sdexport.commands.value_types import SizeType
 from sdexport.commands.verbosity import verbosity_options
 
@@ -22,6 +29,8 @@ from sdexport.commands.verbosity import verbosity_options
     metavar="NAME[,OPTION=VALUE...]",
     help="Such as openvino,precision=bf16. Repeatable; default every backend that can run here.",
 )
+@session_option
+@engine_dir_option
 @click.option("--size", type=SizeType(), help="Of the images; default the package's own size.")
 @click.option(
     "--steps",
@@ -52,18 +61,29 @@ from sdexport.commands.verbosity import verbosity_options
 )
 @json_option
 @verbosity_options
-def bench(package: Path, backends: tuple[str, ...], as_json: bool, **work: Any) -> None:
+def bench(
+    package: Path,
+    backends: tuple[str, ...],
+    session_options: tuple[tuple[str, Any], ...],
+    as_json: bool,
+    **work: Any,
+) -> None:
     """Time a package on each backend.
 
     The components and whole images are timed. Each backend runs in a separate process, and is
     first checked against the package's reference outputs.
     """
     from sdexport.bench.bench_table import table
-    from sdexport.bench.benchmark import Contender
     from sdexport.bench.benchmark import bench as run
     from sdexport.engines.errors import EngineError
+    from sdexport.runtime.component_backends import BackendSpec
 
-    contenders = [Contender.parse(text) for text in backends]
+    contenders = [BackendSpec.parse(text) for text in backends]
+    if session_options:
+        common = session_arguments(session_options)
+        if not contenders:
+            raise click.UsageError("--option needs --backend")
+        contenders = [BackendSpec(each.name, {**common, **each.options}) for each in contenders]
     with progress(None, "bench") as shown:
         report = run(package, contenders, progress=shown.begin, **work)
     if as_json:

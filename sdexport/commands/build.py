@@ -16,6 +16,7 @@ _FOR_ONNXRUNTIME = {
     *("quiet", "verbose", "debug"),
 }
 """Parameters that --backend onnxruntime has; the others are for TensorRT only."""
+_FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
 
 
 class SpanType(click.ParamType[Any]):
@@ -149,6 +150,5 @@ def _reject_tensorrt_options() -> None:
     context = click.get_current_context()
     for option in context.command.params:
         name = option.name or ""
-        from_user = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-        if from_user and name not in _FOR_ONNXRUNTIME:
+        if context.get_parameter_source(name) in _FROM_USER and name not in _FOR_ONNXRUNTIME:
             raise click.UsageError(f"{option.opts[0]} is for TensorRT, not for ONNX Runtime")

@@ -26,10 +26,10 @@ IN_FOLDER = "{index:04d}-{seed}.png"
 """Name of an image where the output is a folder."""
 MAX_BYTES = 2**28
 """Of a file of prompts."""
-_NOT_SETTINGS = {"self", "on_step", "guidance_function", "latents", "token_embeds"} | {
-    f"{negative}{pooled}prompt_embeds"
-    for negative in ("", "negative_")
-    for pooled in ("", "pooled_")
+_NOT_SETTINGS = {
+    *("self", "on_step", "guidance_function", "latents", "token_embeds", "num_images_per_prompt"),
+    *("prompt_embeds", "negative_prompt_embeds"),
+    *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
 """Arguments of the pipeline that a line of JSON cannot hold."""
 
@@ -119,13 +119,14 @@ def jobs_of(
     jobs: list[Job] = []
     for row in rows:
         own = {**settings, **given, **row}
+        several = count > 1 or ("output" not in own and len(rows) > 1)
         template = own.pop("output", output)
         start = (first + len(jobs)) % 2**64
         if "seed" in own:
             start = _seed_or_random(own.pop("seed"))
         for number in range(count):
             fields = own | {"index": len(jobs), "seed": (start + number) % 2**64}
-            path = _path(template, fields, several=len(rows) * count > 1)
+            path = _path(template, fields, several=several)
             jobs.append(Job(path, fields["seed"], own))
     _check_paths([job.path for job in jobs], force=force)
     return jobs

@@ -1,4 +1,4 @@
-"""Progress of a command on stderr: a bar on a terminal, else a plain line every ten seconds."""
+"""Progress of a command on stderr: a bar on a terminal, else a plain line every five seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from sdexport.commands.verbosity import is_set
 
-REDRAW, LINE = 1.0, 10.0
+REDRAW, LINE = 1.0, 5.0
 """Seconds between two updates of a bar's clock, and between two plain lines."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,9 @@ engine_dir_option = click.option(
 
 
 class BackendType(click.ParamType[Any]):
-    """NAME, or COMPONENT=NAME; repeatable, so that each component can have its own."""
+    """A backend with options, for all components or for one; repeatable."""
 
-    name = "[COMPONENT=]NAME"
+    name = "[COMPONENT=]NAME[,OPTION=VALUE...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         backends_of([value])
@@ -51,22 +52,24 @@ class SessionOptionType(click.ParamType[tuple[str, Any]]):
             self.fail(str(error), param, ctx)
 
 
+session_option = click.option(
+    "--option",
+    "session_options",
+    type=SessionOptionType(),
+    multiple=True,
+    help="An option of every backend that has it, such as threads=4. Repeatable.",
+)
 _BACKEND_OPTIONS = (
     click.option(
         "--backend",
         "backends",
         type=BackendType(),
         multiple=True,
-        help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto. "
-        "For one component: unet=openvino. Repeatable.",
+        help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto, "
+        "perhaps with options: openvino,precision=bf16. For one component: unet=openvino. "
+        "Repeatable.",
     ),
-    click.option(
-        "--option",
-        "session_options",
-        type=SessionOptionType(),
-        multiple=True,
-        help="An option of the backend, such as precision=bf16 or threads=4. Repeatable.",
-    ),
+    session_option,
     engine_dir_option,
     click.option("--low-memory", is_flag=True, help="Keep only one component in memory at a time."),
 )
@@ -142,11 +145,16 @@ def needs_torch(what: str) -> Iterator[None]:
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document.
+    """Print one JSON document; in ASCII where stdout cannot write its characters.
 
     Raises: ValueError: it holds NaN or infinity, which JSON does not have.
     """
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    click.echo(text)
 
 
 def session_arguments(session_options: Sequence[tuple[str, Any]], **own: Any) -> dict[str, Any]:

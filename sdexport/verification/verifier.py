@@ -85,7 +85,7 @@ def verify_package(
         for name in package.graphs:
             if name in package.manifest.components:
                 progress(name)
-            if runs_on(package, name, backend_of(backend, name), options.get("engine_dir")):
+            if runs_on(package, name, backend_of(backend, name).name, options.get("engine_dir")):
                 checks += _component_checks(pipeline, name, references.get(name))
         progress("image")
         checks.append(_image_check(pipeline, references.get(REFERENCE_IMAGE)))

@@ -17,7 +17,12 @@ from benchmarks import low_memory
 from sdexport import Package, Pipeline, load_pipeline
 from sdexport.engines import EngineError, Session, choose, cuda_device
 from sdexport.runtime import component_sessions
-from sdexport.runtime.component_backends import backend_of, check_backends, parse_backends
+from sdexport.runtime.component_backends import (
+    BackendSpec,
+    backend_of,
+    check_backends,
+    parse_backends,
+)
 from sdexport.runtime.component_engines import open_component
 from tests.tolerances import IMAGE_ABS, LOW_MEMORY_MB
 
@@ -28,8 +33,11 @@ def test_parse_backends() -> None:
     assert parse_backends([]) == "onnxruntime"
     assert parse_backends(["openvino"]) == "openvino"
     mixed = parse_backends(["openvino", "unet=tensorrt-rtx", "unet=auto"])
-    assert [backend_of(mixed, name) for name in ("unet", "vae_decoder")] == ["auto", "openvino"]
-    assert backend_of(parse_backends(["unet=openvino"]), "vae_decoder") == "onnxruntime"
+    assert [backend_of(mixed, n).name for n in ("unet", "vae_decoder")] == ["auto", "openvino"]
+    assert backend_of(parse_backends(["unet=openvino"]), "vae_decoder").name == "onnxruntime"
+    mixed = parse_backends(["openvino,threads=2", "unet=openvino,precision=bf16"])
+    assert backend_of(mixed, "unet") == BackendSpec("openvino", {"precision": "bf16"})
+    assert str(backend_of(mixed, "vae_decoder")) == "openvino,threads=2"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,8 @@ def test_parse_backends() -> None:
         (["unet="], "unknown backend ''"),
         (["brain=openvino"], "no component 'brain'; choose one of text_encoder"),
         (["=openvino"], "no component ''"),
+        (["openvino,precision"], "backend openvino,precision: expected OPTION=VALUE"),
+        (["unet=openvino,"], "expected OPTION=VALUE such as precision=bf16, got ''"),
     ],
 )
 def test_parse_backends_refuses(values: list[str], message: str) -> None:

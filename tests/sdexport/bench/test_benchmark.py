@@ -13,18 +13,19 @@ import pytest
 from click.testing import CliRunner
 
 from sdexport.bench.bench_table import table
-from sdexport.bench.benchmark import Contender, bench, in_turn
+from sdexport.bench.benchmark import bench, in_turn
 from sdexport.bench.measure import machine, summary
 from sdexport.cli import main
 from sdexport.engines import backends
 from sdexport.engines.backends import available
 from sdexport.engines.errors import WorkerError
+from sdexport.runtime.component_backends import BackendSpec
 
 
 @pytest.fixture(scope="module")
 def report(package: Path) -> dict[str, Any]:
-    contenders = [Contender("onnxruntime"), Contender("openvino", {"precision": "bf16"})]
-    contenders += [Contender("tensorrt-rtx"), Contender("onnxruntime", {"colour": "red"})]
+    contenders = [BackendSpec("onnxruntime"), BackendSpec("openvino", {"precision": "bf16"})]
+    contenders += [BackendSpec("tensorrt-rtx"), BackendSpec("onnxruntime", {"colour": "red"})]
     return bench(package, contenders, size=(64, 64), num_inference_steps=2, repeats=3)
 
 
@@ -61,7 +62,7 @@ def test_bench_reports_backends_that_cannot_run(report: dict[str, Any]) -> None:
 def test_bench_needs_no_reference_outputs(package_copy: Path) -> None:
     shutil.rmtree(package_copy / "reference")
     (package_copy / "sdexport.json").unlink()
-    found = bench(package_copy, [Contender("onnxruntime")], size=(64, 64), repeats=1)
+    found = bench(package_copy, [BackendSpec("onnxruntime")], size=(64, 64), repeats=1)
     assert found["backends"]["onnxruntime"]["check"]["passed"] is None
     assert "no reference" in table(found)
 
