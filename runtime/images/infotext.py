@@ -102,6 +102,8 @@ def quoted(value: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
+        if all(isinstance(entry, (str, int)) for entry in value.values()):
+            return " ".join(f"{key}={entry}" for key, entry in value.items())
         return json.dumps(value, ensure_ascii=False)
     return " ".join(_words(value))
 

@@ -8,6 +8,7 @@ other arguments, each with the reason.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -123,6 +124,10 @@ class Parameters:
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON can hold them."""
         return asdict(self)
+
+    def to_json(self) -> str:
+        """All settings as one line of JSON in ASCII; numbers read back as they were."""
+        return json.dumps(self.to_dict())
 
 
 def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.files import atomic_write
 from sdexport.engines.messages import shown
 from sdexport.runtime.denoise import DenoiseStep
+from sdexport.runtime.images import xmp
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.images.pixels import to_uint8
 
@@ -62,7 +63,7 @@ def enlarge(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def save_animation(
-    frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 0.12
+    frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 0.12, mark: bool = True
 ) -> None:
     """Write images of one size as an animated WebP or GIF; the write is atomic.
 
@@ -70,6 +71,7 @@ def save_animation(
       frames: one or more.
       path: a file name that ends in .webp or .gif.
       seconds: duration of a frame; the last one is shown ten times as long.
+      mark: say in a WebP file that the images were made by a model; see save_image.
     Raises:
       InvalidArgumentError: no frames, or another suffix.
       OSError: the file cannot be written.
@@ -83,6 +85,8 @@ def save_animation(
     times[-1] *= 10
     kind = path.suffix.lower()[1:]
     options: dict[str, Any] = {"quality": 90} if kind == "webp" else {}
+    if kind == "webp" and mark:
+        options["xmp"] = xmp.packet(source_type=xmp.GENERATED)
     with atomic_write(path) as file:
         frames[0].save(
             file,
@@ -105,6 +109,7 @@ class PreviewWriter:
       folder: where step-000.png and so on are written; created with the first of them.
       method: "vae" decodes both halves in each step; "linear" is fast and coarse.
       prefix: of the file names, if several runs share the folder.
+      mark: say in the files that the images were made by a model; see save_image.
     Raises: InvalidArgumentError: unknown method; the package has no factors for "linear".
     Example:
         >>> from sdexport import load_pipeline
@@ -117,13 +122,20 @@ class PreviewWriter:
     """
 
     def __init__(
-        self, pipeline: Any, folder: str | Path, *, method: str = "vae", prefix: str = ""
+        self,
+        pipeline: Any,
+        folder: str | Path,
+        *,
+        method: str = "vae",
+        prefix: str = "",
+        mark: bool = True,
     ) -> None:
         if method not in METHODS:
             raise InvalidArgumentError(
                 f"unknown preview {shown(method)}; choose one of {', '.join(METHODS)}"
             )
         self._pipeline, self._method, self._prefix = pipeline, method, prefix
+        self._mark = mark
         self._factors = pipeline.package.manifest.preview
         if method == "linear" and self._factors is None:
             raise InvalidArgumentError(
@@ -139,7 +151,8 @@ class PreviewWriter:
         latents = latents / max(1.0, float(latents.std()))
         pair = np.concatenate([self._pixels(latents), self._pixels(step.pred_original_sample)], 2)
         frame = Image.fromarray(np.concatenate(list(pair)))
-        save_image(frame, self.folder / f"{self._prefix}step-{len(self._frames):03d}.png")
+        path = self.folder / f"{self._prefix}step-{len(self._frames):03d}.png"
+        save_image(frame, path, mark=self._mark)
         self._frames.append(frame)
 
     def finish(self) -> Path:
@@ -148,7 +161,7 @@ class PreviewWriter:
         Raises: InvalidArgumentError: no step has run.
         """
         path = self.folder / f"{self._prefix}steps.webp"
-        save_animation(self._frames, path)
+        save_animation(self._frames, path, mark=self._mark)
         return path
 
     def _pixels(self, latents: np.ndarray) -> np.ndarray:

@@ -42,6 +42,9 @@ def generate(
     count: int,
     previews: Path | None,
     preview_with: str,
+    quality: int | None,
+    lossless: bool | None,
+    mark: bool | None,
     vae_tile: int | None,
     backends: tuple[str, ...],
     session_options: tuple[tuple[str, Any], ...],
@@ -64,7 +67,17 @@ def generate(
     _check_sources(prompt, prompts_file, embeds, save_embeds)
     rows = [without_none(prompt=prompt)] if prompts_file is None else read_rows(prompts_file)
     settings = without_none(**settings | _sides(settings, size))
-    jobs = jobs_of(rows, settings, output, seed=seed, count=count, embeds=embeds, force=force)
+    saved_as = without_none(quality=quality, lossless=lossless, mark=mark)
+    jobs = jobs_of(
+        rows,
+        settings,
+        output,
+        seed=seed,
+        count=count,
+        embeds=embeds,
+        saved_as=saved_as,
+        force=force,
+    )
     opened_with = session_arguments(
         session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
     )
@@ -77,6 +90,7 @@ def generate(
         report = generate_images(
             pipe,
             jobs,
+            saved_as=saved_as,
             previews=previews,
             preview_with=preview_with,
             shown=shown,

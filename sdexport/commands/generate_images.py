@@ -19,6 +19,7 @@ def generate_images(
     pipe: Pipeline,
     jobs: Sequence[Job],
     *,
+    saved_as: Mapping[str, Any],
     previews: Path | None = None,
     preview_with: str = "vae",
     shown: Progress,
@@ -27,6 +28,7 @@ def generate_images(
     """Generate the image of each job, one after another.
 
     Args:
+      saved_as: arguments of save_image.
       previews: folder for an image of every step; see sdexport.runtime.images.preview.
       shown: counts the steps of all images.
       on_image: called with a line for the user when an image has been written.
@@ -37,11 +39,12 @@ def generate_images(
         writer = None
         if previews is not None:
             prefix = f"{job.path.stem}-" if len(jobs) > 1 else ""
-            writer = PreviewWriter(pipe, previews, method=preview_with, prefix=prefix)
+            mark = saved_as.get("mark", True)
+            writer = PreviewWriter(pipe, previews, method=preview_with, prefix=prefix, mark=mark)
         result = pipe(
             seed=job.seed, on_step=_StepCounter(shown, len(jobs), writer), **job.arguments
         )
-        save_image(result.images[0], job.path)
+        save_image(result.images[0], job.path, **saved_as)
         parameters = result.parameters[0]
         entry = {"path": str(job.path)} | parameters.to_dict() | {"seconds": dict(result.seconds)}
         if writer is not None:

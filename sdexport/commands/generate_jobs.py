@@ -18,6 +18,7 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import one_line
+from sdexport.runtime.images.metadata import check_output
 from sdexport.runtime.noise.torch_generator import check_seed
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.text.embeds_file import load_embeds
@@ -101,6 +102,7 @@ def jobs_of(
     seed: int | None,
     count: int,
     embeds: Path | None = None,
+    saved_as: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> list[Job]:
     """The images to generate: `count` of each row, with consecutive seeds over all of them.
@@ -111,7 +113,9 @@ def jobs_of(
       output: a file name, perhaps with fields to replace, or a folder.
       seed: of the first image; None or -1 takes a random one. A row may have its own.
       embeds: file of embeddings, instead of prompts.
-    Raises: InvalidArgumentError: a field that there is not, or the same name for two images.
+      saved_as: arguments of save_image that the files are written with.
+    Raises: InvalidArgumentError: a field that there is not, the same name for two images, or a
+      suffix that is not of an image format.
       OSError: a folder is missing or cannot be written, or a file exists, without `force`.
     """
     first = _seed_or_random(seed)
@@ -128,6 +132,8 @@ def jobs_of(
             fields = own | {"index": len(jobs), "seed": (start + number) % 2**64}
             path = _path(template, fields, several=several)
             jobs.append(Job(path, fields["seed"], own))
+    for job in jobs:
+        check_output(job.path, **saved_as or {})
     _check_paths([job.path for job in jobs], force=force)
     return jobs
 
@@ -187,15 +193,10 @@ def _safe(value: Any) -> Any:
 def _check_paths(paths: Sequence[Path], *, force: bool) -> None:
     """Check names and folders before the work.
 
-    Raises: InvalidArgumentError: a name does not end in .png, or stands for two images.
+    Raises: InvalidArgumentError: a name stands for two images.
       FileNotFoundError, PermissionError: the folder is missing or cannot be written.
       FileExistsError: a file exists, without `force`.
     """
-    for path in paths:
-        if path.suffix.lower() != ".png":
-            raise InvalidArgumentError(
-                f"{path}: images are written as PNG; choose a name that ends in .png"
-            )
     for folder in {path.parent for path in paths}:
         first = next(path for path in paths if path.parent == folder)
         if not folder.is_dir():

@@ -119,9 +119,9 @@ OUTPUT_OPTIONS = (
         "--output",
         type=click.Path(path_type=str),
         required=True,
-        help="The file to write. {index}, {seed}, {prompt} and other settings in the name are "
-        "replaced, as in 'out/{index:03d}-{seed}.png'. A folder stands for {index:04d}-{seed}.png "
-        "in it.",
+        help="The file to write: .png, .jpg or .webp. {index}, {seed}, {prompt} and other settings "
+        "in the name are replaced, as in 'out/{index:03d}-{seed}.png'. A folder stands for "
+        "{index:04d}-{seed}.png in it.",
     ),
     click.option(
         "-n",
@@ -142,6 +142,18 @@ OUTPUT_OPTIONS = (
         default="vae",
         show_default=True,
         help="How previews are decoded; linear is fast and coarse.",
+    ),
+    click.option(
+        "--quality", type=click.IntRange(1, 100), help="Of .jpg and .webp files. Default 90."
+    ),
+    click.option("--lossless", is_flag=True, default=None, help="Keep every pixel in .webp files."),
+    click.option(
+        "--no-mark",
+        "mark",
+        is_flag=True,
+        flag_value=False,
+        default=None,
+        help="Do not say in the files that the images were made by a model.",
     ),
     click.option(
         "--tile", "vae_tile", type=int, help="Let the VAE work in tiles of this many pixels."

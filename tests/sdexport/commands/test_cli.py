@@ -106,7 +106,7 @@ def test_generate_size_that_is_none_is_a_usage_error(
 def test_generate_output_that_cannot_be(package: Path, tmp_path: Path) -> None:
     base = ("generate", package, "x", "-o")
     assert_one_line_error(call(*base, tmp_path / "no" / "a.png"), "there is no folder")
-    assert_one_line_error(call(*base, tmp_path / "a.jpg"), "a name that ends in .png")
+    assert_one_line_error(call(*base, tmp_path / "a.gif"), "a name that ends in .png")
     (tmp_path / "file").write_text("x")
     assert_one_line_error(call(*base, tmp_path / "file" / "a.png"), "there is no folder")
 
