@@ -6,11 +6,20 @@ import functools
 import importlib
 import inspect
 import logging
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
+from sdexport.runtime.schedulers import schedule_names
+from sdexport.runtime.schedulers.program_names import PRESETS
+from sdexport.runtime.schedulers.sampler_names import (
+    display_names,
+    find_sampler,
+    preset,
+    why_not_supported,
+)
 from sdexport.runtime.schedulers.scheduler_base import Scheduler
 from sdexport.runtime.schedulers.scheduler_config import WITHOUT_EFFECT, SchedulerConfig
 
@@ -42,33 +51,18 @@ NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
 EDM_NAMES = ("edm_euler", "edm_dpmsolver++")
 """Schedulers for models with EDM preconditioning, which take no others."""
 
-# Name in other programs -> scheduler and the keys that the name sets.
-_KARRAS = {"use_karras_sigmas": True}
-_2M_SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
-ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "plms": ("pndm", {"skip_prk_steps": True}),
-    "lms_karras": ("lms", _KARRAS),
-    "euler_karras": ("euler", _KARRAS),
-    "dpm2_karras": ("dpm2", _KARRAS),
-    "dpm2_a_karras": ("dpm2_a", _KARRAS),
-    "dpm++_2m": ("dpmsolver++", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "dpm++_2m_karras": (
-        "dpmsolver++",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, **_KARRAS},
-    ),
-    "dpm++_2m_sde": ("dpmsolver++", _2M_SDE),
-    "dpm++_2m_sde_karras": ("dpmsolver++", {**_2M_SDE, **_KARRAS}),
-    "dpm++_sde": ("dpmsolver_sde", {}),
-    "dpm++_sde_karras": ("dpmsolver_sde", _KARRAS),
-}
+ALIASES = PRESETS
+"""Names that set keys of a configuration -> scheduler and those keys."""
 
 
 def canonical_name(name: str) -> str | None:
-    """The short name or alias, from that or from a class name, in any case; None if unknown."""
-    lowered = name.lower()
-    if lowered in _SCHEDULERS or lowered in ALIASES:
-        return lowered
-    return next((short for short in NAMES if class_name(short).lower() == lowered), None)
+    """The short name or alias, with a schedule if the name has one; None if unknown.
+
+    Args:
+      name: of any program; see sampler_names.
+    """
+    found = find_sampler(name)
+    return None if found is None else str(found)
 
 
 def create(
@@ -77,7 +71,7 @@ def create(
     """Build a scheduler.
 
     Args:
-      name: one of NAMES or ALIASES, or a class name of diffusers.
+      name: of any program, such as "euler_a", "DPM++ 2M Karras" or "EulerDiscreteScheduler".
       config: the content of scheduler_config.json, of this or another scheduler; a warning names
         the keys that no scheduler has.
       num_inference_steps: 1 <= steps <= num_train_timesteps; may be None if `timesteps` or
@@ -85,16 +79,16 @@ def create(
       options: of that scheduler, such as `eta` for DDIM; see option_names.
     Raises: InvalidArgumentError: unknown name or option, or a value out of range.
     """
-    short = canonical_name(name)
-    if short is None:
-        raise InvalidArgumentError(
-            f"unknown scheduler '{name:.60}'; choose one of {', '.join(NAMES)}{_suggestion(name)}"
-        )
+    found = find_sampler(name)
+    if found is None:
+        raise InvalidArgumentError(_unknown(name))
+    short = str(found)
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise InvalidArgumentError(
             f"scheduler configuration: expected an object with keys, got {shown(config)}"
         )
-    base, preset = ALIASES.get(short, (short, {}))
+    base, keys = preset(found.name)
+    keys = {**keys, **_schedule_keys(base, found.schedule)}
     unknown = [option for option in options if option not in option_names(base)]
     if unknown:
         valid = ", ".join(option_names(base)) or "none"
@@ -107,7 +101,7 @@ def create(
         logger.warning("%s ignores %s", class_name(base), ", ".join(sorted(ignored)))
     if num_inference_steps is None:
         num_inference_steps = _count(options)
-    return build_class(base)({**config, **preset}, num_inference_steps, **options)
+    return build_class(base)({**config, **keys}, num_inference_steps, **options)
 
 
 def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
@@ -125,14 +119,41 @@ def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _suggestion(name: str) -> str:
-    """The end of the message for an unknown name: the most similar name, or an example alias."""
+def _schedule_keys(base: str, schedule: str | None) -> Mapping[str, Any]:
+    """The keys that select a schedule of a scheduler."""
+    if schedule is None:
+        return {}
+    keys = schedule_names.KEYS.get(schedule, {"schedule": schedule})
+    allowed = config_class(base).__dataclass_fields__
+    if not all(key in allowed for key, value in keys.items() if value):
+        names = ", ".join(allowed_schedules(base))
+        raise InvalidArgumentError(f"{base} has no schedule '{schedule}'; choose one of {names}")
+    return keys
+
+
+def allowed_schedules(name: str) -> tuple[str, ...]:
+    """The schedules of a scheduler in NAMES."""
+    fields = config_class(name).__dataclass_fields__
+    return tuple(
+        schedule
+        for schedule, keys in schedule_names.KEYS.items()
+        if all(key in fields for key, value in keys.items() if value)
+    )
+
+
+def _unknown(name: str) -> str:
+    """What is wrong with a name, and the most similar one."""
     import difflib  # only for this message
 
-    similar = difflib.get_close_matches(name.lower(), (*NAMES, *ALIASES), 1)
-    if similar:
-        return f"; did you mean {similar[0]}?"
-    return f"; there are also aliases such as {tuple(ALIASES)[-1]}"
+    shown_name = f"'{name:.60}'"
+    similar = difflib.get_close_matches(name.lower(), suggestions := display_names(), 1)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    why = why_not_supported(name)
+    if why is not None:
+        return f"scheduler {shown_name} of {why[0]} is not supported: {why[1]}{hint}"
+    names = ", ".join(NAMES)
+    more = f" and {len(suggestions) - len(NAMES)} more (see `sdexport schedulers`)"
+    return f"unknown scheduler {shown_name}; choose one of {names}{more}{hint}"
 
 
 def _count(options: Mapping[str, Any]) -> int:
@@ -164,6 +185,12 @@ def class_name(name: str) -> str:
     return _SCHEDULERS[_base(name)][1]
 
 
+def config_class(name: str) -> type[SchedulerConfig]:
+    """The class of a scheduler's configuration, for a scheduler in NAMES or ALIASES."""
+    found: type[SchedulerConfig] = typing.get_type_hints(build_class(name))["config"]
+    return found
+
+
 def build_class(name: str) -> Callable[..., Scheduler]:
     """The class of a scheduler in NAMES or ALIASES."""
     module, class_ = _SCHEDULERS[_base(name)]
@@ -174,4 +201,5 @@ def build_class(name: str) -> Callable[..., Scheduler]:
 
 
 def _base(name: str) -> str:
-    return ALIASES.get(name, (name,))[0]
+    found = find_sampler(name)
+    return name if found is None else preset(found.name)[0]

@@ -1,0 +1,168 @@
+"""Schedules by name: how the noise levels of the steps are spaced, and what programs call that."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from sdexport.runtime.schedulers.program_names import (
+    AUTOMATIC1111,
+    COMFYUI,
+    FORGE,
+    SD_CLI,
+)
+
+AUTOMATIC = "automatic"
+"""AUTOMATIC1111's default of each sampler."""
+
+_PLAIN = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+_PLAIN |= {"use_lu_lambdas": False}
+KEYS: Mapping[str, Mapping[str, Any]] = {
+    "uniform": _PLAIN,
+    "karras": _PLAIN | {"use_karras_sigmas": True},
+    "exponential": _PLAIN | {"use_exponential_sigmas": True},
+    "lu": _PLAIN | {"use_lu_lambdas": True},
+    "normal": _PLAIN | {"timestep_spacing": "linspace"},
+    "linspace": _PLAIN | {"timestep_spacing": "linspace"},
+    "leading": _PLAIN | {"timestep_spacing": "leading"},
+    "trailing": _PLAIN | {"timestep_spacing": "trailing"},
+}
+"""Schedule -> the keys of a configuration that select it."""
+
+LABELS: Mapping[str, str] = {
+    AUTOMATIC: "Automatic",
+    "uniform": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "lu": "Lu",
+    "normal": "Normal",
+    "simple": "Simple",
+    "sgm_uniform": "SGM Uniform",
+    "ddim_uniform": "DDIM",
+    "kl_optimal": "KL Optimal",
+    "ays": "Align Your Steps",
+    "linspace": "Linspace",
+    "leading": "Leading",
+    "trailing": "Trailing",
+}
+"""AUTOMATIC1111's names; made up in its style where it lacks one."""
+
+PROGRAM_SCHEDULES: Mapping[str, Mapping[str, str]] = {
+    AUTOMATIC1111: {
+        "Automatic": AUTOMATIC,
+        "Uniform": "uniform",
+        "Karras": "karras",
+        "Exponential": "exponential",
+        "Polyexponential": "exponential",
+        "SGM Uniform": "sgm_uniform",
+        "KL Optimal": "kl_optimal",
+        "Align Your Steps": "ays",
+        "Simple": "simple",
+        "Normal": "normal",
+        "DDIM": "ddim_uniform",
+        "Beta": "beta",
+    },
+    FORGE: {"Turbo": "trailing", "Align Your Steps 11": "ays"},
+    COMFYUI: {
+        "simple": "simple",
+        "sgm_uniform": "sgm_uniform",
+        "karras": "karras",
+        "exponential": "exponential",
+        "ddim_uniform": "ddim_uniform",
+        "beta": "beta",
+        "normal": "normal",
+        "kl_optimal": "kl_optimal",
+    },
+    SD_CLI: {
+        "discrete": "normal",
+        "karras": "karras",
+        "exponential": "exponential",
+        "ays": "ays",
+        "sgm_uniform": "sgm_uniform",
+        "simple": "simple",
+        "kl_optimal": "kl_optimal",
+        "beta": "beta",
+    },
+}
+"""Program -> its name of a schedule -> ours."""
+
+_FLOW = "it is for flow matching models"
+_MISSING = "it is not implemented"
+SCHEDULES_NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
+    FORGE: {"Align Your Steps GITS": _MISSING, "Align Your Steps 32": _MISSING},
+    COMFYUI: {"linear_quadratic": _FLOW},
+    SD_CLI: {
+        "gits": _MISSING,
+        "smoothstep": _MISSING,
+        "lcm": "the sampler lcm has its own timesteps",
+        "bong_tangent": _MISSING,
+        "ltx2": _FLOW,
+        "logit_normal": _FLOW,
+        "flux2": _FLOW,
+        "flux": _FLOW,
+    },
+}
+"""Program -> its name of a schedule that is missing here -> why."""
+
+_SHORT = {"k": "karras", "ka": "karras", "exp": "exponential"}
+"""Endings of InvokeAI's and AUTOMATIC1111's internal names."""
+
+# AUTOMATIC1111's schedule of a sampler if its schedule type is Automatic; others have a plain one.
+AUTOMATIC_SCHEDULES: Mapping[str, str] = {
+    "dpm++_2m": "karras",
+    "dpm++_sde": "karras",
+    "dpm++_2s_a": "karras",
+    "dpm2": "karras",
+    "dpm2_a": "karras",
+    "dpm++_2m_sde": "exponential",
+    "dpm++_2m_sde_heun": "exponential",
+    "dpm++_3m_sde": "exponential",
+}
+
+
+def normalized(name: str) -> str:
+    """A name without what programs write differently.
+
+    Case, spaces, hyphens, underscores and brackets; "pp" is "++", and "ancestral" is "a".
+    """
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_\-()]+", "", text).replace("pp", "++").replace("ancestral", "a")
+
+
+def _find_schedules() -> dict[str, str]:
+    found = {normalized(name): name for name in LABELS}
+    found |= {normalized(label): name for name, label in LABELS.items()}
+    for names in PROGRAM_SCHEDULES.values():
+        found |= {normalized(theirs): ours for theirs, ours in names.items()}
+    return found
+
+
+_SCHEDULES = _find_schedules()
+"""Normalized name -> schedule."""
+
+
+def find_schedule(name: str) -> str | None:
+    """Our name of a schedule, from that of any program; None if unknown."""
+    return _SCHEDULES.get(normalized(name))
+
+
+def schedule_endings(name: str) -> dict[str, str]:
+    """What is left of a normalized sampler's name without a schedule at its end -> schedule."""
+    endings = {**_SCHEDULES, **_SHORT}
+    return {
+        name.removesuffix(ending): endings[ending]
+        for ending in sorted(endings, key=len)  # "SGM Uniform" comes before "Uniform"
+        if name.endswith(ending) and name != ending
+    }
+
+
+def schedule_of(keys: Mapping[str, Any]) -> str:
+    """The schedule that the keys of a configuration select; "automatic" if the sampler has none."""
+    flags = {name: KEYS[name] for name in ("karras", "lu", "exponential")}
+    for name, wanted in flags.items():
+        if any(value is True and keys.get(key) for key, value in wanted.items()):
+            return name
+    return "uniform" if any(key in keys for key in _PLAIN) else AUTOMATIC
