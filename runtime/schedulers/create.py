@@ -51,6 +51,17 @@ NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
 EDM_NAMES = ("edm_euler", "edm_dpmsolver++")
 """Schedulers for models with EDM preconditioning, which take no others."""
 
+_OWN_TIMESTEPS = ("timestep_spacing", "steps_offset")
+UNUSED_KEYS: Mapping[str, tuple[str, ...]] = {
+    "lcm": _OWN_TIMESTEPS,
+    "tcd": _OWN_TIMESTEPS,
+    "dpmsolver++_single": _OWN_TIMESTEPS,
+    **dict.fromkeys(
+        EDM_NAMES, (*_OWN_TIMESTEPS, "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    ),
+}
+"""Keys of a scheduler's configuration that change nothing, as in diffusers."""
+
 ALIASES = PRESETS
 """Names that set keys of a configuration -> scheduler and those keys."""
 
@@ -119,26 +130,32 @@ def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _schedule_keys(base: str, schedule: str | None) -> Mapping[str, Any]:
-    """The keys that select a schedule of a scheduler."""
+def _schedule_keys(name: str, schedule: str | None) -> Mapping[str, Any]:
+    """The keys that select a schedule of a scheduler in NAMES."""
     if schedule is None:
         return {}
-    keys = schedule_names.KEYS.get(schedule, {"schedule": schedule})
-    allowed = config_class(base).__dataclass_fields__
-    if not all(key in allowed for key, value in keys.items() if value):
-        names = ", ".join(allowed_schedules(base))
-        raise InvalidArgumentError(f"{base} has no schedule '{schedule}'; choose one of {names}")
-    return keys
+    keys = _keys_of_schedules(name)
+    if schedule not in keys:
+        raise InvalidArgumentError(
+            f"{name} has no schedule '{schedule}'; choose one of {', '.join(keys) or 'none'}"
+        )
+    return keys[schedule]
 
 
 def allowed_schedules(name: str) -> tuple[str, ...]:
     """The schedules of a scheduler in NAMES."""
-    fields = config_class(name).__dataclass_fields__
-    return tuple(
-        schedule
+    return tuple(_keys_of_schedules(name))
+
+
+def _keys_of_schedules(name: str) -> Mapping[str, Mapping[str, Any]]:
+    if name in EDM_NAMES:
+        return schedule_names.EDM_KEYS
+    own = config_class(name).__dataclass_fields__.keys() - UNUSED_KEYS.get(name, ())
+    return {
+        schedule: keys
         for schedule, keys in schedule_names.KEYS.items()
-        if all(key in fields for key, value in keys.items() if value)
-    )
+        if all(key in own for key, value in keys.items() if value)
+    }
 
 
 def _unknown(name: str) -> str:

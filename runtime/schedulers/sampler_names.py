@@ -138,8 +138,8 @@ _SAMPLERS = _find_samplers()
 """Normalized name -> our name."""
 _NOT_SUPPORTED = {
     _spellings(theirs)[0]: (program, why)
-    for program, names in reversed(NOT_SUPPORTED.items())
+    for program, names in list(NOT_SUPPORTED.items())[::-1]  # the first program is named
     for theirs, why in names.items()
 }
 """Normalized name -> a program that has it, and why there is none here."""
-_CLASSES = {ours: theirs for theirs, ours in reversed(PROGRAMS[DIFFUSERS].items())}
+_CLASSES = {ours: theirs for theirs, ours in list(PROGRAMS[DIFFUSERS].items())[::-1]}

@@ -31,6 +31,12 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 """Schedule -> the keys of a configuration that select it."""
 
+EDM_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "karras": {"sigma_schedule": "karras"},
+    "exponential": {"sigma_schedule": "exponential"},
+}
+"""The same for models with EDM preconditioning."""
+
 LABELS: Mapping[str, str] = {
     AUTOMATIC: "Automatic",
     "uniform": "Uniform",
@@ -161,6 +167,8 @@ def schedule_endings(name: str) -> dict[str, str]:
 
 def schedule_of(keys: Mapping[str, Any]) -> str:
     """The schedule that the keys of a configuration select; "automatic" if the sampler has none."""
+    if "sigma_schedule" in keys:
+        return str(keys["sigma_schedule"])
     flags = {name: KEYS[name] for name in ("karras", "lu", "exponential")}
     for name, wanted in flags.items():
         if any(value is True and keys.get(key) for key, value in wanted.items()):

@@ -37,8 +37,9 @@ SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 # Written from the programs' sources, not from our tables.
 LISTS = {
     "AUTOMATIC1111": """Euler a|Euler|LMS|Heun|DPM2|DPM2 a|DPM++ 2S a|DPM++ 2M|DPM++ SDE
-        |DPM++ 2M SDE|DPM++ 2M SDE Heun|DPM++ 3M SDE|DPM fast|DPM adaptive|Restart|DDIM|DDIM CFG++|PLMS|UniPC|LCM
-        |k_euler_a|k_euler_ancestral|k_euler|k_lms|k_heun|k_dpm_2|k_dpm_2_a|k_dpmpp_2s_a|k_dpmpp_2m
+        |DPM++ 2M SDE|DPM++ 2M SDE Heun|DPM++ 3M SDE|DPM fast|DPM adaptive|Restart|DDIM
+        |DDIM CFG++|PLMS|UniPC|LCM|k_euler_a|k_euler_ancestral|k_euler|k_lms
+        |k_heun|k_dpm_2|k_dpm_2_a|k_dpmpp_2s_a|k_dpmpp_2m
         |k_dpmpp_sde|k_dpmpp_2m_sde|k_dpmpp_2m_sde_heun|k_dpmpp_3m_sde|k_dpm_fast|k_dpm_ad|k_lcm""",
     "AUTOMATIC1111 before 1.9": """LMS Karras|DPM2 Karras|DPM2 a Karras|DPM++ 2S a Karras
         |DPM++ 2M Karras|DPM++ SDE Karras|DPM++ 2M SDE Karras|DPM++ 2M SDE Exponential
