@@ -85,7 +85,7 @@ def plan_timesteps(
         name, config, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
     )
     steps = num_inference_steps
-    if timesteps is not None or sigmas is not None:
+    if timesteps is not None or sigmas is not None or getattr(scheduler.config, "schedule", None):
         steps = math.ceil(len(scheduler.timesteps) / scheduler.order)
     first_step, strength = _first_step(steps, scheduler, strength, has_image=has_image)
     canonical = schedulers.canonical_name(name) or name

@@ -87,7 +87,8 @@ def create(
         the keys that no scheduler has.
       num_inference_steps: 1 <= steps <= num_train_timesteps; may be None if `timesteps` or
         `sigmas` are given.
-      options: of that scheduler, such as `eta` for DDIM; see option_names.
+      options: of that scheduler, such as `eta` for DDIM; see option_names. `schedule`, one of
+        sigma_schedules.SCHEDULES, is a key of the configuration too.
     Raises: InvalidArgumentError: unknown name or option, or a value out of range.
     """
     found = find_sampler(name)
@@ -112,7 +113,10 @@ def create(
         logger.warning("%s ignores %s", class_name(base), ", ".join(sorted(ignored)))
     if num_inference_steps is None:
         num_inference_steps = _count(options)
-    return build_class(base)({**config, **keys}, num_inference_steps, **options)
+    keys = {**config, **keys}
+    if (schedule := options.pop("schedule", None)) is not None:
+        keys["schedule"] = schedule
+    return build_class(base)(keys, num_inference_steps, **options)
 
 
 def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
@@ -194,7 +198,9 @@ def known_keys() -> frozenset[str]:
 def option_names(name: str) -> tuple[str, ...]:
     """Keyword options of a scheduler in NAMES or ALIASES."""
     parameters = inspect.signature(build_class(name)).parameters
-    return tuple(key for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY)
+    found = [key for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY]
+    has_schedule = "schedule" in config_class(name).__dataclass_fields__
+    return (*found, *(["schedule"] if has_schedule else []))
 
 
 def class_name(name: str) -> str:
