@@ -22,6 +22,9 @@ from sdexport.runtime.version import __version__
 NOT_RECORDED = {
     "on_step": "is called with copies, which change nothing",
     "num_images_per_prompt": "recorded as batch_size and prompts",
+    "callback_on_step_end_tensor_inputs": "says what callback_on_step_end gets",
+    "output_type": "says what the result holds",
+    "return_dict": "says what the result is",
 }
 """Arguments of a pipeline call that are no field of `Parameters`, and why."""
 
@@ -54,7 +57,7 @@ class Parameters:
     Attributes:
       negative_prompt: None if there was none, which is not the same as "" for SDXL.
       seed: of this image, or of the whole batch; None if the image depends on no seed, because the
-        latents were an argument.
+        latents were an argument, or because its generator had been used before.
       width, height: in pixels.
       strength: 0..1; None without an input image.
       image, mask_image: what identifies the input images.
@@ -78,8 +81,13 @@ class Parameters:
     height: int
     model: str
     negative_prompt: str | None = None
+    prompt_2: str | tuple[str, ...] | None = None
+    negative_prompt_2: str | tuple[str, ...] | None = None
     timesteps: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    original_inference_steps: int | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_function: None = None
@@ -88,6 +96,7 @@ class Parameters:
     strength: float | None = None
     mask_image: tuple[InputImage, ...] | None = None
     resize_mode: str = "stretch"
+    generator: None = None
     noise_device: str = "cpu"
     latents: None = None
     prompt_embeds: None = None
@@ -100,9 +109,13 @@ class Parameters:
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crops_coords_top_left: tuple[int, int] = (0, 0)
+    negative_target_size: tuple[int, int] | None = None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
     eta: float = 0.0
+    callback_on_step_end: None = None
     batch_size: int = 1
     batch_index: int = 0
     prompts: tuple[str, ...] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import one_line
 from sdexport.runtime.images.metadata import check_output
 from sdexport.runtime.noise.torch_generator import check_seed
-from sdexport.runtime.pipeline import Pipeline
+from sdexport.runtime.pipeline import call_argument_names
 from sdexport.runtime.text.embeds_file import load_embeds
 
 IN_FOLDER = "{index:04d}-{seed}.png"
@@ -28,7 +27,9 @@ IN_FOLDER = "{index:04d}-{seed}.png"
 MAX_BYTES = 2**28
 """Of a file of prompts."""
 _NOT_SETTINGS = {
-    *("self", "on_step", "guidance_function", "latents", "token_embeds", "num_images_per_prompt"),
+    *("on_step", "guidance_function", "latents", "token_embeds", "num_images_per_prompt"),
+    *("generator", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+    *("output_type", "return_dict"),
     *("prompt_embeds", "negative_prompt_embeds"),
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
@@ -82,7 +83,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{where}: not valid JSON: {one_line(error)}") from None
-    known = (inspect.signature(Pipeline.__call__).parameters.keys() - _NOT_SETTINGS) | {"output"}
+    known = set(call_argument_names()) - _NOT_SETTINGS | {"output"}
     for key in row.keys() - known:
         similar = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(sorted(known))}"
