@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sdexport.engines.errors import EngineError as EngineError
     from sdexport.engines.errors import InvalidArgumentError as InvalidArgumentError
     from sdexport.engines.errors import MissingDependencyError as MissingDependencyError
+    from sdexport.engines.errors import OutOfMemoryError as OutOfMemoryError
     from sdexport.engines.errors import PackageError as PackageError
     from sdexport.engines.errors import SDExportError as SDExportError
     from sdexport.engines.errors import VerificationError as VerificationError
@@ -46,6 +47,7 @@ _NAMES = {
         "EngineError",
         "InvalidArgumentError",
         "MissingDependencyError",
+        "OutOfMemoryError",
         "PackageError",
         "SDExportError",
         "VerificationError",

@@ -228,7 +228,9 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch, *arguments:
         (InvalidArgumentError("size must be positive"), "size must be positive"),
         (MissingDependencyError("run: pip install 'x'"), "run: pip install 'x'"),
         (FileNotFoundError(2, "No such file", "a.png"), "a.png: No such file"),
-        (MemoryError(), "out of memory; try --low-memory"),
+        (MemoryError(), "out of memory; a smaller size, fewer images at once"),
+        (MemoryError("unable to allocate 8 GiB"), "out of memory: unable to allocate 8 GiB; a "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8"), "out of memory: Default"),
     ],
 )
 def test_expected_errors_are_one_line(
