@@ -78,7 +78,9 @@ def _linear_quadratic(every: np.ndarray, steps: int) -> np.ndarray:
 def _turbo(every: np.ndarray, steps: int) -> np.ndarray:
     """The last whole tenths of the training: SD Turbo's timesteps 999, 899 and so on."""
     if steps > _TURBO_STEPS:
-        raise InvalidArgumentError(f"schedule 'turbo' has 1 to {_TURBO_STEPS} steps, got {steps}")
+        raise InvalidArgumentError(
+            f"schedule 'sd_turbo' has 1 to {_TURBO_STEPS} steps, got {steps}"
+        )
     tenth = len(every) / _TURBO_STEPS
     return _levels_at(len(every) - 1 - np.arange(steps) * tenth, every)
 
@@ -98,12 +100,12 @@ LEVEL_SCHEDULES: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "kl_optimal": _kl_optimal,
     "linear_quadratic": _linear_quadratic,
     "polyexponential": lambda every, steps: exponential_sigmas(every[0], every[-1], steps),
-    "turbo": _turbo,
+    "sd_turbo": _turbo,
     "align_your_steps": lambda _, steps: _align_your_steps(_AYS, steps),
     "align_your_steps_xl": lambda _, steps: _align_your_steps(_AYS_XL, steps),
 }
 """Name -> noise levels before each step, falling, from those of the training, rising, and a number
 of steps."""
 
-FOR_BETAS = ("turbo", "align_your_steps", "align_your_steps_xl")
+FOR_BETAS = ("sd_turbo", "align_your_steps", "align_your_steps_xl")
 """Schedules of models that were trained on Stable Diffusion's betas, not with EDM."""

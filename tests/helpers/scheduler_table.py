@@ -74,7 +74,7 @@ configuration sets `use_karras_sigmas` and the like |
 | `kl_optimal` | even in the arctangent of the level |
 | `linear_quadratic` | slowly at first, then a parabola to zero |
 | `polyexponential` | even in the logarithm, over all levels of the training |
-| `turbo` | timesteps 999, 899 and so on, 1 to 10 steps, for SD Turbo |
+| `sd_turbo` | timesteps 999, 899 and so on, 1 to 10 steps, for SD Turbo |
 | `align_your_steps`, `align_your_steps_xl` | the published tables for SD 1.5 and SDXL, for other \
 numbers of steps than ten linear in the logarithm |
 

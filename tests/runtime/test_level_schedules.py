@@ -11,6 +11,7 @@ import pytest
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.beta_distribution import beta_quantiles
+from sdexport.runtime.schedulers.create import allowed_schedules
 from sdexport.runtime.schedulers.level_schedules import FOR_BETAS, LEVEL_SCHEDULES
 from sdexport.runtime.schedulers.scheduler_config import SchedulerConfig
 from sdexport.runtime.schedulers.sigma_schedules import SCHEDULES, training_sigmas
@@ -19,7 +20,7 @@ from tests.tolerances import BETA_QUANTILE_ABS, CLEAN_SAMPLE_ABS, SCHEDULER_FLOA
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 EVERY = training_sigmas(SchedulerConfig.from_mapping(SD))
 STEPS = (1, 2, 3, 7, 10, 20, 25, 30, 50, 60)
-TAKES_SCHEDULE = [n for n in schedulers.NAMES if "schedule" in schedulers.option_names(n)]
+TAKES_SCHEDULE = [n for n in schedulers.NAMES if "simple" in allowed_schedules(n)]
 
 
 def equal(name: str, steps: int, expected: Any) -> None:
@@ -42,7 +43,7 @@ def test_levels_of_even_timesteps(steps: int) -> None:
     every_so_many = list(range(1, 1000, 1000 // steps))
     equal("ddim_uniform", steps, [EVERY[t] for t in reversed(every_so_many)])
     if steps <= 10:
-        equal("turbo", steps, [EVERY[999 - 100 * k] for k in range(steps)])
+        equal("sd_turbo", steps, [EVERY[999 - 100 * k] for k in range(steps)])
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -104,7 +105,7 @@ def test_every_sampler_with_every_schedule(name: str, schedule: str) -> None:
     clean, noise = rng.standard_normal((2, 1, 4, 4, 4))
     is_edm = name.startswith("edm_")
     if is_edm and schedule in FOR_BETAS:
-        with pytest.raises(InvalidArgumentError, match=f"unknown schedule '{schedule}'"):
+        with pytest.raises(InvalidArgumentError, match=f"has no schedule '{schedule}'"):
             schedulers.create(name, {}, 10, schedule=schedule)
         return
     config = {} if is_edm else SD
@@ -125,16 +126,26 @@ def test_every_sampler_with_every_schedule(name: str, schedule: str) -> None:
 @pytest.mark.parametrize(
     ("name", "config", "options", "message"),
     [
-        ("ddim", {}, {"schedule": "simple"}, "ddim takes no option schedule"),
+        (
+            "ddim",
+            {},
+            {"schedule": "simple"},
+            "ddim has no schedule 'simple'; choose one",
+        ),
         ("euler", {}, {"schedule": "even"}, "unknown schedule 'even'; choose one of timesteps"),
-        ("euler", {}, {"schedule": 3}, "schedule must be a string"),
+        ("euler", {}, {"schedule": 3}, "schedule must be a name, got 3"),
         ("euler", {}, {"schedule": "simple", "timesteps": [9, 4]}, "give one or the other"),
         ("euler", {}, {"schedule": "simple", "sigmas": [9, 4]}, "exclude each other"),
         ("edm_euler", {}, {"schedule": "simple", "sigmas": [9, 4, 0]}, "exclude each other"),
         ("euler", {"sigma_min": 0.1}, {"schedule": "simple"}, "has no sigma_min"),
         ("euler", {"interpolation_type": "log_linear"}, {"schedule": "simple"}, "log_linear"),
-        ("lms", {"num_train_timesteps": 5}, {"schedule": "turbo"}, "num_inference_steps must be"),
-        ("lms", {}, {"schedule": "turbo"}, "schedule 'turbo' has 1 to 10 steps, got 20"),
+        (
+            "lms",
+            {"num_train_timesteps": 5},
+            {"schedule": "sd_turbo"},
+            "num_inference_steps must be",
+        ),
+        ("lms", {}, {"schedule": "sd_turbo"}, "schedule 'sd_turbo' has 1 to 10 steps, got 20"),
     ],
 )
 def test_wrong_uses_are_named(
