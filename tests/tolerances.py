@@ -287,6 +287,10 @@ FUSED_ABS = 2e-7
 """A weight of magnitude below one with a LoRA merged into it against diffusers: the same float32
 products, scaled before or after the sum. Measured: 6e-8."""
 
+FLOAT8_REL = 0.072
+"""Weights that were stored as float8 with a scale, relative to the largest of a layer: half of the
+step at the top of the range, 4096 of 57344 for float8_e5m2 and 16 of 448 for float8_e4m3fn."""
+
 LORA_CONVOLUTION_ABS = 1e-2
 """A convolution with the merged change against the two or three convolutions of the LoRA in turn,
 float32. Outputs have a magnitude of some hundreds and sums have 144 terms or more."""
