@@ -15,7 +15,6 @@ from sdexport.engines import cuda_device
 from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Session
-from sdexport.engines.telemetry import import_onnxruntime
 from sdexport.engines.trt.library import LIBRARIES
 
 _log = logging.getLogger(__name__)
@@ -142,7 +141,8 @@ def _is_file(path: Path | None) -> bool:
 
 
 def _has_cuda_provider() -> bool:
-    onnxruntime = import_onnxruntime()
+    import onnxruntime
+
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sdexport.engines.errors import EngineError as EngineError
     from sdexport.engines.errors import InvalidArgumentError as InvalidArgumentError
     from sdexport.engines.errors import MissingDependencyError as MissingDependencyError
-    from sdexport.engines.errors import OutOfMemoryError as OutOfMemoryError
     from sdexport.engines.errors import PackageError as PackageError
     from sdexport.engines.errors import SDExportError as SDExportError
     from sdexport.engines.errors import VerificationError as VerificationError
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from sdexport.exporter import export as export
     from sdexport.runtime import schedulers as schedulers
     from sdexport.runtime.images.metadata import save_image as save_image
+    from sdexport.runtime.images.parameters import Parameters as Parameters
+    from sdexport.runtime.images.read_parameters import read_parameters as read_parameters
     from sdexport.runtime.noise.torch_generator import TorchGenerator as TorchGenerator
     from sdexport.runtime.packages.package import Package as Package
     from sdexport.runtime.pipeline import Pipeline as Pipeline
@@ -47,7 +48,6 @@ _NAMES = {
         "EngineError",
         "InvalidArgumentError",
         "MissingDependencyError",
-        "OutOfMemoryError",
         "PackageError",
         "SDExportError",
         "VerificationError",
@@ -55,6 +55,8 @@ _NAMES = {
     ),
     "sdexport.exporter": ("export",),
     "sdexport.runtime.images.metadata": ("save_image",),
+    "sdexport.runtime.images.parameters": ("Parameters",),
+    "sdexport.runtime.images.read_parameters": ("read_parameters",),
     "sdexport.runtime.noise.torch_generator": ("TorchGenerator",),
     "sdexport.runtime.packages.package": ("Package",),
     "sdexport.runtime.pipeline": ("Pipeline", "load_pipeline"),

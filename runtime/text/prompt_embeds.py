@@ -43,16 +43,14 @@ class EmbedArguments:
     negative_pooled_prompt_embeds: np.ndarray | None = None
 
 
-Text = str | tuple[str, ...]
-"""A text, or one for each text encoder."""
-Encode = Callable[[list[Text], int], TextEmbeds]
+Encode = Callable[[list[str], int], TextEmbeds]
 """Texts to embeddings; the number is how many of the first texts are negative prompts."""
 
 
 def prepare_embeds(
     encode: Encode,
-    prompts: list[Text],
-    negatives: list[Text] | None,
+    prompts: list[str],
+    negatives: list[str] | None,
     arguments: EmbedArguments,
     *,
     zeros: bool = False,
@@ -90,7 +88,7 @@ def prepare_embeds(
 
 
 def _positive(
-    encode: Encode, prompts: list[Text], arguments: EmbedArguments
+    encode: Encode, prompts: list[str], arguments: EmbedArguments
 ) -> tuple[Embeds, np.ndarray | None]:
     """The embeddings of the prompts, as they are in the arguments, and one pooled row for each."""
     pooled = arguments.pooled_prompt_embeds
@@ -104,7 +102,7 @@ def _positive(
 
 def _negative(
     encode: Encode,
-    negatives: list[Text],
+    negatives: list[str],
     arguments: EmbedArguments,
     like: tuple[Embeds, np.ndarray | None],
     *,
