@@ -15,6 +15,7 @@ from sdexport.engines import cuda_device
 from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Session
+from sdexport.engines.telemetry import import_onnxruntime
 from sdexport.engines.trt.library import LIBRARIES
 
 _log = logging.getLogger(__name__)
@@ -141,8 +142,7 @@ def _is_file(path: Path | None) -> bool:
 
 
 def _has_cuda_provider() -> bool:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 

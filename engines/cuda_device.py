@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import EngineError, MissingDependencyError
+from sdexport.engines.errors import EngineError, MissingDependencyError, engine_error
 from sdexport.engines.messages import import_failure
 
 ALIGNMENT = 256
@@ -50,7 +50,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
     status, *values = function(*arguments)
     if int(status) != 0:
         name = getattr(function, "__name__", "CUDA")
-        raise EngineError(f"{name}: {_error_text(status)}")
+        raise engine_error(f"{name}: {_error_text(status)}")
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)

@@ -12,9 +12,10 @@ from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
-from sdexport.runtime.component_sessions import chunks, finite
 from sdexport.runtime.guidance import Guidance, GuidanceFunction, GuidanceState, within
 from sdexport.runtime.initial_latents import InitialLatents
+from sdexport.runtime.loop_state import LoopState
+from sdexport.runtime.predictor import Predictor
 from sdexport.runtime.schedulers import Scheduler, StepResult
 from sdexport.runtime.text.prompt_embeds import Embeds
 
@@ -28,7 +29,8 @@ class DenoiseStep:
 
     index: of the step, from 0; an input image leaves out the first ones. count: of all steps.
     latents: (B, C, H/8, W/8) float32, a copy. pred_original_sample: the clean latents that the step
-    predicted, same shape; some samplers compute them when the attribute is first read.
+    predicted, same shape; some samplers compute them when the attribute is first read. state: the
+    loop's own, which changes the steps that follow.
     """
 
     index: int
@@ -36,6 +38,7 @@ class DenoiseStep:
     timestep: float
     latents: np.ndarray
     _result: StepResult = field(repr=False)
+    state: LoopState | None = field(default=None, repr=False)
 
     @property
     def pred_original_sample(self) -> np.ndarray:
@@ -59,7 +62,7 @@ def denoise(
 
     Args:
       unet: inputs sample, timestep and encoder_hidden_states, output out_sample.
-      start: the latents before the first step, and the index of that step.
+      start: the latents before the first step, and which steps are run.
       prompt_embeds: (B, n, width) float32; or, if `guidance.is_guided`, (2B, n, width), the
         unconditional half first. A function of (step index, steps) may return them.
       scheduler: built for one generation; see sdexport.runtime.schedulers.
@@ -72,97 +75,36 @@ def denoise(
     Raises: InvalidArgumentError: wrong number of embeddings, or the guidance function returned no
       latents. EngineError: the UNet failed or returned NaN or infinity.
     """
-    latents, steps = start.latents(scheduler), len(scheduler.timesteps)
     if cache_interval is not None:
         checks.interval("cache_interval", cache_interval)
+    steps = len(scheduler.timesteps)
+    state = LoopState(
+        steps, start.latents(scheduler), prompt_embeds, conditioning or {}, guidance, start
+    )
+    predictor = Predictor(unet, state, max_batch)
     cached: np.ndarray | None = None  # the prediction of the step before, if it ran the UNet
-    predictor = _Predictor(unet, guidance, conditioning or {}, max_batch)
     try:
-        for i in range(start.first_step, steps):
+        for i in start.steps(scheduler):
             timestep = float(scheduler.timesteps[i])
-            sample = scheduler.scale_model_input(latents, i)
-            sample = start.denoiser_input(sample)
-            embeds = prompt_embeds(i, steps) if callable(prompt_embeds) else prompt_embeds
-            guided = guidance.is_guided_at(i, steps)
             if cached is not None and cache_interval and within(cache_interval, i, steps):
                 noise_pred, cached = cached, None
             else:
-                noise_pred = cached = predictor(sample, timestep, embeds, guided, f"step {i}")
-            if guidance.function is not None:
+                sample = scheduler.scale_model_input(state.latents, i)
+                noise_pred = cached = predictor(sample, timestep, i)
+            latents = state.latents
+            if state.guidance.function is not None:
                 latents = _apply_guidance_function(
-                    guidance.function, i, timestep, latents, noise_pred, scheduler
+                    state.guidance.function, i, timestep, latents, noise_pred, scheduler
                 )
             noise = draw(latents.shape) if draw and scheduler.takes_noise(i) else None
             result = scheduler.step(noise_pred, i, latents, noise)
-            latents = start.outside_mask_restored(result.prev_sample, scheduler, i)
+            state.latents = state.start.outside_mask_restored(result.prev_sample, scheduler, i)
             # a copy, as the next step reads these latents
-            yield DenoiseStep(i, steps, timestep, latents.copy(), result)
+            yield DenoiseStep(i, steps, timestep, state.latents.copy(), result, state)
+            if state.interrupted:
+                return
     finally:
         predictor.close()
-
-
-class _Predictor:
-    """The guided prediction for all images; the inputs that stay constant are bound once."""
-
-    def __init__(
-        self,
-        unet: Session,
-        guidance: Guidance,
-        conditioning: Mapping[str, np.ndarray],
-        max_batch: int | None,
-    ) -> None:
-        self._unet, self._guidance, self._max_batch = unet, guidance, max_batch
-        self._conditioning = conditioning
-        self._time_spec = next(spec for spec in unet.inputs if spec.name == "timestep")
-        self._embeds: np.ndarray | None = None
-        self._bound: dict[tuple[int, bool], Session] = {}
-
-    def __call__(
-        self, sample: np.ndarray, timestep: float, embeds: np.ndarray, guided: bool, where: str
-    ) -> np.ndarray:
-        count = len(sample)
-        if embeds is not self._embeds:
-            self._check(embeds, count)
-            self.close()
-            self._embeds = embeds
-        time = np.full((1,) * len(self._time_spec.shape), timestep, self._time_spec.dtype)
-        parts = []
-        for rows in chunks(count, self._max_batch):
-            unet = self._session(embeds, rows, count, guided)
-            feeds = {"sample": sample[rows], "timestep": time}
-            noise_pred = finite(unet.run(feeds)["out_sample"], unet.name, where)
-            parts.append(self._guidance.combine(noise_pred) if guided else noise_pred)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _session(self, embeds: np.ndarray, rows: slice, count: int, guided: bool) -> Session:
-        key = rows.start, guided
-        if key not in self._bound:
-
-            def rows_of(values: np.ndarray) -> np.ndarray:
-                conditional = values[len(values) - count :][rows]
-                return np.concatenate([values[rows], conditional]) if guided else conditional
-
-            inputs = {"encoder_hidden_states": embeds, **self._conditioning}
-            shared = ("sample",) if guided else ()  # by the unconditional and conditional half
-            constants = {name: rows_of(values) for name, values in inputs.items()}
-            self._bound[key] = self._unet.bind(shared=shared, **constants)
-        return self._bound[key]
-
-    def _check(self, embeds: np.ndarray, count: int) -> None:
-        checks.float_array("prompt_embeds", embeds, (None, None, None))
-        each = 2 if self._guidance.is_guided else 1
-        if len(embeds) != count * each:
-            raise InvalidArgumentError(
-                f"prompt_embeds: expected {'two rows' if each == 2 else 'one row'} for each of "
-                f"{count} images at guidance_scale {self._guidance.scale:g}, "
-                f"got {len(embeds)} rows"
-            )
-
-    def close(self) -> None:
-        """Release the bound inputs."""
-        for session in self._bound.values():
-            session.close()
-        self._bound.clear()
 
 
 def _apply_guidance_function(

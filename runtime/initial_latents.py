@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdexport.runtime.images import vae
-from sdexport.runtime.inputs import ImageInputs, Noise
+from sdexport.runtime.inputs import ImageInputs
 from sdexport.runtime.models.latent_space import LatentSpace
+from sdexport.runtime.noise.image_noise import ImageNoise
 from sdexport.runtime.schedulers import Scheduler
+from sdexport.runtime.timestep_plan import TimestepPlan
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,9 @@ class InitialLatents:
     """Where the loop starts, and what keeps it close to an input image.
 
     noise: (B, C, h, w) float32 standard normal.
-    first_step: index of the first step that is run.
+    first_step, end_step: indices of the first step that is run, and of the first that is not; None
+      runs all that follow.
+    is_noised: whether `original` gets the noise of the first step before it.
     original: (B, C, h, w) float32 clean latents of the input image, or None.
     mask: (1 or B, 1, h, w) float32, 1 where new content is generated. Outside of it the latents are
       kept at `original`, unless the denoiser takes the mask itself.
@@ -31,9 +35,18 @@ class InitialLatents:
     original: np.ndarray | None = None
     mask: np.ndarray | None = None
     masked: np.ndarray | None = None
+    end_step: int | None = None
+    is_noised: bool = True
+
+    def steps(self, scheduler: Scheduler) -> range:
+        """Indices of the steps that are run."""
+        end = len(scheduler.timesteps) if self.end_step is None else self.end_step
+        return range(self.first_step, end)
 
     def latents(self, scheduler: Scheduler) -> np.ndarray:
         """(B, C, h, w): the scheduler's state before the first step."""
+        if self.original is not None and not self.is_noised:
+            return self.original
         if self.original is None or (self.mask is not None and self.first_step == 0):
             return self.noise * np.float32(scheduler.init_noise_sigma)
         return scheduler.add_noise(self.original, self.noise, self.first_step)
@@ -52,7 +65,7 @@ class InitialLatents:
         if self.mask is None or self.masked is not None or self.original is None:
             return latents
         original = self.original
-        if i + 1 < len(scheduler.timesteps):
+        if i + 1 < self.steps(scheduler).stop:
             original = scheduler.add_noise(original, self.noise, i + 1)
         restored: np.ndarray = (1 - self.mask) * original + self.mask * latents
         return restored
@@ -60,9 +73,9 @@ class InitialLatents:
 
 def initial_latents(
     inputs: ImageInputs,
-    noise_source: Noise,
+    noise_source: ImageNoise,
     shape: tuple[int, int, int, int],
-    first_step: int,
+    plan: TimestepPlan,
     encode: Callable[[np.ndarray], np.ndarray],
     *,
     latents: np.ndarray | None,
@@ -74,7 +87,7 @@ def initial_latents(
 
     Args:
       shape: (B, C, h, w) of the latents; B is a multiple of the input images.
-      first_step: index of the first step that is run.
+      plan: which steps are run.
       encode: pixels (n, 3, H, W) in -1..1 to the VAE encoder's output.
       latents: (B, C, h, w) float32 noise to use instead of drawing it.
       masked_input: whether the denoiser takes mask and masked image.
@@ -92,15 +105,28 @@ def initial_latents(
         return space.from_vae(np.repeat(sampled, repeats, axis=0))
 
     original = masked = mask = None
-    if inputs.image is not None and not (masked_input and first_step == 0):
+    if inputs.latents is not None:
+        original = np.repeat(inputs.latents, shape[0] // len(inputs.latents), axis=0)
+    elif inputs.image is not None and not (masked_input and plan.is_pure_noise):
         original = latents_of(inputs.image)
-    noise = noise_source.draw(shape) if latents is None else latents
-    if inputs.image is not None and inputs.mask is not None:
+    noise = latents
+    if noise is None and (plan.is_noised or inputs.mask is not None):
+        noise = noise_source.draw(shape)
+    if inputs.mask is not None:
         unit = inputs.height // shape[2]
         mask = np.ascontiguousarray(inputs.mask[:, :, ::unit, ::unit])
-        if masked_input:
+        if masked_input and inputs.image is not None:
             masked = latents_of(inputs.image * (inputs.mask < 0.5))
-        elif posterior:  # diffusers samples this too, although its UNet does not use it
+        elif posterior and inputs.image is not None:
+            # diffusers samples this too, although its UNet does not use it
             count = shape[0] if noise_source.per_image else len(inputs.image)
             noise_source.draw((count, *shape[1:]))
-    return InitialLatents(noise, first_step, original, mask, masked)
+    return InitialLatents(
+        np.zeros(shape, np.float32) if noise is None else noise,
+        plan.first_step,
+        original,
+        mask,
+        masked,
+        plan.end_step,
+        plan.is_noised,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from sdexport.engines.messages import shown
 from sdexport.runtime import checks
 from sdexport.runtime.images.loading import ImageInput, load_image, load_mask, resize
 from sdexport.runtime.images.pixels import to_sample
-from sdexport.runtime.noise.torch_generator import TorchGenerator, check_seed
+from sdexport.runtime.models.latent_space import LatentSpace
 from sdexport.runtime.text.prompt_embeds import Embeds
 
 MAX_SIDE = 16384
@@ -26,12 +25,19 @@ class ImageInputs:
     """The size to generate, in pixels, and the images to start from.
 
     image: (n, 3, height, width) float32 in -1..1. mask: (1, 1, height, width) float32, 0 or 1.
+    latents: (n, C, h, w) float32, in place of an image.
     """
 
     width: int
     height: int
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
+    latents: np.ndarray | None = None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the loop starts from an image or from its latents."""
+        return self.image is not None or self.latents is not None
 
 
 def image_inputs(
@@ -42,19 +48,23 @@ def image_inputs(
     resize_mode: str,
     *,
     default_size: tuple[int, int],
-    unit: int,
+    space: LatentSpace,
     count: int,
 ) -> ImageInputs:
     """Open images and mask and bring them to the size that is generated.
 
     Args:
-      height, width: pixels, multiples of `unit`; default the first image's size rounded down, or
-        without an image `default_size`, (height, width).
+      image: one or several images, or latents (n, C, h, w) float32.
+      height, width: pixels, multiples of the space's downscale; default the first image's size
+        rounded down, or without an image `default_size`, (height, width).
       count: images to generate; a multiple of the number of input images.
     Raises: InvalidArgumentError: sizes or images that do not fit. FileNotFoundError: no such image.
     """
     if image is None and mask is not None:
         raise InvalidArgumentError("mask_image needs an image")
+    unit = space.downscale
+    if isinstance(image, np.ndarray) and image.ndim == 4 and image.shape[1] == space.channels:
+        return _latent_inputs(image, mask, height, width, resize_mode, space=space, count=count)
     sources: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
     opened = [load_image(source) for source in sources] if image is not None else []
     if image is not None and not opened:
@@ -78,6 +88,46 @@ def image_inputs(
     )
 
 
+def _latent_inputs(
+    latents: np.ndarray,
+    mask: ImageInput | None,
+    height: int | None,
+    width: int | None,
+    resize_mode: str,
+    *,
+    space: LatentSpace,
+    count: int,
+) -> ImageInputs:
+    """Latents in place of images, which say the size."""
+    checks.float_array("image", latents, (None, None, None, None))
+    if not latents.size or count % len(latents):
+        raise InvalidArgumentError(f"got {len(latents)} input latents to generate {count} images")
+    own = tuple(side * space.downscale for side in latents.shape[2:])
+    for name, side, wanted in zip(("height", "width"), own, (height, width), strict=True):
+        if wanted not in (None, side):
+            raise InvalidArgumentError(f"{name} must be {side}, that of the latents, got {wanted}")
+    high, wide = own
+    return ImageInputs(
+        width=wide,
+        height=high,
+        mask=None if mask is None else load_mask(mask, wide, high, resize_mode),
+        latents=latents,
+    )
+
+
+def repeated(name: str, texts: str | Sequence[str], count: int, repeats: int) -> list[str]:
+    """The text of each image: one for all of `count` images, or one for each prompt.
+
+    Raises: InvalidArgumentError: numbers that do not match.
+    """
+    found = checks.strings(name, texts)
+    if isinstance(texts, str):
+        return found * count
+    if len(found) * repeats != count:
+        raise InvalidArgumentError(f"got {count // repeats} prompts and {len(found)} in {name}")
+    return [text for text in found for _ in range(repeats)]
+
+
 def _side(name: str, value: int, unit: int) -> int:
     try:
         side = checks.integer(name, value, unit, MAX_SIDE)
@@ -88,40 +138,6 @@ def _side(name: str, value: int, unit: int) -> int:
             f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, got {shown(value)}"
         )
     return side
-
-
-class Noise:
-    """The noise of a batch: from one generator, or from one for each image.
-
-    Args:
-      seed: one for the whole batch, or a list with one for each image; None draws random seeds.
-      device: "cpu" or "cuda": whose torch generator is reproduced.
-    Raises: InvalidArgumentError: not a seed, or not one for each image.
-    """
-
-    def __init__(
-        self, seed: int | Sequence[int] | np.ndarray | None, count: int, device: str
-    ) -> None:
-        if seed is None:
-            first = secrets.randbits(32)
-            seed = [(first + i) % 2**32 for i in range(count)]
-        one = isinstance(seed, str) or not isinstance(seed, (Sequence, np.ndarray))
-        seeds = [seed] * count if one or not np.ndim(seed) else list(seed)  # type: ignore[arg-type]
-        if len(seeds) != count:
-            raise InvalidArgumentError(f"got {len(seeds)} seeds for {count} images")
-        self.seeds = [check_seed(number) for number in seeds]  # type: ignore[arg-type]
-        self.per_image = not one
-        self.was_drawn = False
-        self._generators = [
-            TorchGenerator(n, device) for n in self.seeds[: None if self.per_image else 1]
-        ]
-
-    def draw(self, shape: Sequence[int]) -> np.ndarray:
-        """Standard normal float32; with a generator for each image, shape[0] is their number."""
-        self.was_drawn = True
-        if not self.per_image:
-            return self._generators[0].randn(shape)
-        return np.concatenate([g.randn((1, *shape[1:])) for g in self._generators])
 
 
 def prompts(

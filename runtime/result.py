@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from PIL import Image
 
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.metadata import to_image
 from sdexport.runtime.images.parameters import Parameters, recorded
-from sdexport.runtime.inputs import ImageInputs, Noise
-from sdexport.runtime.schedulers.sampler_names import find_sampler, to_automatic1111
+from sdexport.runtime.inputs import ImageInputs
+from sdexport.runtime.noise.image_noise import ImageNoise
 from sdexport.runtime.timestep_plan import TimestepPlan
 
 STAGES = ("encode", "denoise", "decode")
@@ -24,7 +23,8 @@ class Result:
     """The result of a pipeline call.
 
     Attributes:
-      images: Pillow images in RGB, each with its settings as text in `info["parameters"]`.
+      images: Pillow images in RGB, each with its settings as text in `info["parameters"]`; with
+        output_type "np" (B, H, W, 3) float32 in 0..1, with "latent" the latents.
       latents: (B, C, H/8, W/8) float32, from which the images were decoded.
       parameters: the settings of each image.
       seconds: the time of each stage: encode, denoise, decode.
@@ -38,15 +38,15 @@ class Result:
         ['encode', 'denoise', 'decode']
     """
 
-    images: list[Image.Image]
+    images: Any
     latents: np.ndarray
     parameters: list[Parameters]
     seconds: Mapping[str, float]
 
     @classmethod
-    def from_pixels(
+    def from_decoded(
         cls,
-        pixels: np.ndarray,
+        decoded: np.ndarray,
         latents: np.ndarray,
         parameters: list[Parameters],
         clock: Sequence[float],
@@ -54,21 +54,27 @@ class Result:
         """Make a result.
 
         Args:
-          pixels: (B, H, W, 3) uint8.
+          decoded: (B, H, W, 3) uint8, of which Pillow images are made; any other array is taken as
+            it is.
           latents: (B, C, H/8, W/8) float32.
           clock: the time in seconds before the first stage and after each stage.
         """
-        images = [to_image(p, q) for p, q in zip(pixels, parameters, strict=True)]
+        images: Any = decoded
+        if decoded.dtype == np.uint8:
+            images = [to_image(p, q) for p, q in zip(decoded, parameters, strict=True)]
         seconds = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
         return cls(images, latents, parameters, seconds)
 
-    def only(self, index: int) -> Self:
-        """The result of one image of the batch."""
-        return replace(
-            self,
-            images=self.images[index : index + 1],
-            latents=self.latents[index : index + 1],
-            parameters=self.parameters[index : index + 1],
+    def __repr__(self) -> str:
+        first = self.parameters[0]
+        seeds = [p.seed for p in self.parameters]
+        same = len(set(seeds)) == 1
+        shown = f"seed {seeds[0]}" if same else f"seeds {', '.join(map(str, seeds[:4]))}"
+        count = len(self.parameters)
+        return (
+            f"<Result: {count} image{'s'[: count > 1]} of {first.width}x{first.height}, "
+            f"{shown}{', ...' if not same and count > 4 else ''}, "
+            f"{first.num_inference_steps} steps, {sum(self.seconds.values()):.1f} s>"
         )
 
 
@@ -78,7 +84,7 @@ def image_parameters(
     negatives: Sequence[str],
     images: ImageInputs,
     plan: TimestepPlan,
-    noise: Noise,
+    noise: ImageNoise,
     guidance_scale: float,
     settings: Mapping[str, Any],
 ) -> list[Parameters]:
@@ -90,10 +96,12 @@ def image_parameters(
       settings: those of the pipeline, and what identifies the package; see `Pipeline.settings`.
     """
     count = len(prompts)
+    known = [seed for seed in noise.seeds if seed is not None]
+    if len(known) == count:  # the seeds stand for the generators
+        arguments = {**arguments, "generator": None, "noise_device": noise.device}
     batch = recorded(arguments) | {
         "num_inference_steps": plan.num_inference_steps,
         "scheduler": plan.name,
-        **_automatic1111_names(plan),
         "guidance_scale": float(guidance_scale),
         "width": images.width,
         "height": images.height,
@@ -102,7 +110,7 @@ def image_parameters(
         "mask_image": identify(arguments["mask_image"]),
         "batch_size": count,
         "prompts": _if_different(prompts),
-        "seeds": tuple(noise.seeds) if noise.per_image and count > 1 else None,
+        "seeds": tuple(known) if noise.per_image and len(known) == count > 1 else None,
     }
     has_negative = arguments["negative_prompt"] is not None
     if has_negative:
@@ -118,14 +126,6 @@ def image_parameters(
         )
         for i in range(count)
     ]
-
-
-def _automatic1111_names(plan: TimestepPlan) -> dict[str, str]:
-    found = find_sampler(plan.name)
-    if found is None:
-        return {}
-    sampler, schedule = to_automatic1111(found.name, asdict(plan.scheduler.config), found.schedule)
-    return {"sampler": sampler, "schedule_type": schedule}
 
 
 def _if_different(texts: Sequence[str]) -> tuple[str, ...] | None:

@@ -17,7 +17,7 @@ from sdexport.runtime.component_sessions import finite
 from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.packages.package import Package
-from sdexport.runtime.text.prompt_embeds import TextEmbeds
+from sdexport.runtime.text.prompt_embeds import Text, TextEmbeds
 from sdexport.runtime.text.prompt_weights import apply_weights, tokenize_weighted
 from sdexport.runtime.text.token_embeds import (
     Lookup,
@@ -59,7 +59,7 @@ class TextEncoders:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         negatives: int = 0,
         *,
         prompt_weights: bool = False,
@@ -69,6 +69,7 @@ class TextEncoders:
         """Embeddings as the denoiser takes them; those of several encoders are concatenated.
 
         Args:
+          texts: each for all encoders, or a tuple with one for each.
           negatives: how many of the first texts are negative prompts. As in diffusers, clip_skip
             has no effect on those.
           prompt_weights: read weights in brackets, and prompts of any length; see
@@ -84,8 +85,9 @@ class TextEncoders:
         """
         replacements = check_token_embeds(token_embeds)
         embeds, pooled = [], None
-        for name, tokenizer in self.tokenizers.items():
-            expanded = [tokenizer.expand(text) for text in texts]
+        for k, (name, tokenizer) in enumerate(self.tokenizers.items()):
+            own = [text if isinstance(text, str) else text[k] for text in texts]
+            expanded = [tokenizer.expand(text) for text in own]
             if prompt_weights:
                 tokens = tokenize_weighted(tokenizer, expanded)
                 rows = tokens.input_ids.shape[1]

@@ -53,15 +53,17 @@ def _report(error: BaseException) -> int:
 
 def _explain(error: BaseException) -> tuple[str, bool]:
     """The message of an error on one line, and whether the error is a bug in sdexport."""
-    from sdexport.engines.errors import SDExportError
+    from sdexport.engines.errors import NEEDS_LESS, SDExportError, is_out_of_memory
     from sdexport.engines.messages import one_line
 
-    if isinstance(error, MemoryError):
-        return "out of memory; try --low-memory, a smaller size or fewer images at once", False
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}", False
     if isinstance(error, SDExportError | OSError):
         return one_line(error), False
+    # PyTorch raises a RuntimeError
+    if isinstance(error, MemoryError) or is_out_of_memory(str(error)):
+        what = f"out of memory: {one_line(error)}" if str(error) else "out of memory"
+        return f"{what}; {NEEDS_LESS}", False
     return f"this is a bug in sdexport: {type(error).__name__}: {one_line(error)}", True
 
 

@@ -16,7 +16,13 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.modules import free_weights
 from sdexport.checkpoints.sources import Options, open_source
-from sdexport.engines.errors import CheckpointError, InvalidArgumentError, VerificationError
+from sdexport.engines.errors import (
+    CheckpointError,
+    InvalidArgumentError,
+    OutOfMemoryError,
+    VerificationError,
+    is_out_of_memory,
+)
 from sdexport.engines.messages import one_line
 from sdexport.graphs.precision import check_precision, conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
@@ -108,6 +114,8 @@ def export(
         try:
             return _write_package(checkpoint, folder, opset, precision, progress)
         except RuntimeError as error:  # raised by PyTorch and its exporter
+            if is_out_of_memory(str(error)):
+                raise OutOfMemoryError(f"{checkpoint.label}: {one_line(error, 300)}") from error
             raise CheckpointError(
                 f"{checkpoint.label}: PyTorch cannot run or trace it: {one_line(error, 300)}"
             ) from error

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
+from sdexport.engines.errors import (
+    EngineError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    engine_error,
+)
 from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.session import (
     ANY_SIZE,
@@ -19,9 +24,10 @@ from sdexport.engines.session import (
     TensorSpec,
     check_count,
 )
+from sdexport.engines.telemetry import import_onnxruntime
 
 try:
-    import onnxruntime as ort
+    ort = import_onnxruntime()
 except ImportError as error:
     raise MissingDependencyError(
         "ONNX Runtime is not installed; run: pip install 'sdexport[cpu]' (or 'sdexport[gpu]')"
@@ -171,7 +177,7 @@ class _OnDevice(BoundSession):
             session.run_with_iobinding(binding)
             values = binding.copy_outputs_to_cpu()
         except Exception as error:
-            raise EngineError(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
+            raise engine_error(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
 
     def _release(self) -> None:
@@ -191,7 +197,7 @@ def session_options(threads: int | None, optimization: str, prepacking: bool) ->
     if threads is not None:
         check_count("threads", threads)
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only: warnings are about graph optimisation
+    options.log_severity_level = 4  # none: its errors are raised, warnings are about optimisation
     # With memory patterns, the second run of a shape adds an arena for it: 1.7 times the peak
     # memory in the VAE decoder, at the same speed.
     options.enable_mem_pattern = False
@@ -214,7 +220,7 @@ def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> 
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # its exception classes have no other base
-        raise EngineError(
+        raise engine_error(
             f"{name}: ONNX Runtime cannot load {path.name}: {one_line(error)}"
         ) from error
 
@@ -227,7 +233,7 @@ def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> di
     try:
         values = session.run(outputs, dict(feeds))
     except Exception as error:
-        raise EngineError(f"{name}: ONNX Runtime failed: {one_line(error)}") from error
+        raise engine_error(f"{name}: ONNX Runtime failed: {one_line(error)}") from error
     return dict(zip(outputs, values, strict=True))
 
 

@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
+from sdexport.engines.errors import (
+    EngineError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    engine_error,
+)
 from sdexport.engines.messages import import_failure
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase, check_count
+from sdexport.engines.telemetry import import_openvino
 
 try:
-    import openvino as ov
+    ov = import_openvino()
 except ImportError as error:
     raise MissingDependencyError(
         f"OpenVINO is not installed; run: pip install 'sdexport[openvino]'{import_failure(error)}"
@@ -131,15 +137,20 @@ class OpenVinoSession(SessionBase):
             if session is not None and bound.constants:
                 values |= session.computed_once(compiled)
             request.infer({name: _tensor(value) for name, value in values.items()})
-            return {
+            outputs = {
                 spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs
             }
         except RuntimeError as error:
-            raise EngineError(f"{self.name}: OpenVINO failed: {_reason(error)}") from error
+            raise engine_error(f"{self.name}: OpenVINO failed: {_reason(error)}") from error
         finally:
             with self._lock:
                 if compiled is self._compiled:
                     compiled.idle.append(request)
+        if any(not array.size for array in outputs.values()):  # it raises nothing
+            raise engine_error(
+                f"{self.name}: OpenVINO gave no output: it could not allocate memory"
+            )
+        return outputs
 
     def _compiled_for(self, feeds: Feeds, bound: BoundInputs) -> _Compiled:
         """The present compiled model or a new one in its place; there is never more than one."""
@@ -185,7 +196,7 @@ class OpenVinoSession(SessionBase):
         try:
             yield
         except RuntimeError as error:
-            raise EngineError(
+            raise engine_error(
                 f"{self.name}: OpenVINO cannot load {self._path.name}: {_reason(error)}"
             ) from error
 

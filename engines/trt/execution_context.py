@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines import cuda_device
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, engine_error
 from sdexport.engines.session import TensorSpec
 from sdexport.engines.trt.plan import Messages
 from sdexport.engines.trt.scratch_memory import Activations
@@ -147,7 +147,7 @@ class Shape:
 
     def _execute(self, messages: Messages) -> None:
         if not self._context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"the engine did not start: {messages.take()}")
+            raise engine_error(f"the engine did not start: {messages.take()}")
 
     def _capture(self, messages: Messages) -> None:
         try:

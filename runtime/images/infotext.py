@@ -41,14 +41,13 @@ def _known(p: Parameters) -> dict[str, Any]:
     batch = p.batch_size > 1
     return {
         "Steps": p.num_inference_steps,
-        "Sampler": p.sampler or p.scheduler,
-        "Schedule type": p.schedule_type,
+        "Sampler": p.scheduler.upper(),
         "CFG scale": number(p.guidance_scale),
         "Seed": p.seed,
         "Size": f"{p.width}x{p.height}",
         "Model hash": p.model_hash and p.model_hash[:HASH_DIGITS],
         "Model": p.model,
-        "Denoising strength": number(p.strength),
+        "Denoising strength": None if p.strength is None else number(p.strength),
         "Clip skip": p.clip_skip + 1 if p.clip_skip else None,
         "RNG": RNG.get(p.noise_device, p.noise_device),
         "Eta": number(p.eta) if p.eta else None,
@@ -60,8 +59,7 @@ def _known(p: Parameters) -> dict[str, Any]:
 
 
 _KNOWN_FIELDS = {
-    *("num_inference_steps", "scheduler", "sampler", "schedule_type", "guidance_scale"),
-    *("seed", "width", "height"),
+    *("num_inference_steps", "scheduler", "guidance_scale", "seed", "width", "height"),
     *("model", "model_hash", "strength", "clip_skip", "noise_device", "eta"),
     *("batch_size", "batch_index", "image", "mask_image", "version"),
 }
@@ -85,10 +83,8 @@ def label(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def number(value: float | None) -> str | None:
+def number(value: float) -> str:
     """A number that reads back as the same float; whole numbers without a point."""
-    if value is None:
-        return None
     return repr(int(value)) if value == int(value) else repr(float(value))
 
 
@@ -117,7 +113,7 @@ def _words(value: Any) -> Iterator[str]:
         for entry in value:
             yield from _words(entry)
     elif isinstance(value, float):
-        yield str(number(value))
+        yield number(value)
     else:
         yield str(value)
 

@@ -22,6 +22,9 @@ from sdexport.runtime.version import __version__
 NOT_RECORDED = {
     "on_step": "is called with copies, which change nothing",
     "num_images_per_prompt": "recorded as batch_size and prompts",
+    "callback_on_step_end_tensor_inputs": "says what callback_on_step_end gets",
+    "output_type": "says what the result holds",
+    "return_dict": "says what the result is",
 }
 """Arguments of a pipeline call that are no field of `Parameters`, and why."""
 
@@ -30,15 +33,6 @@ EFFECTIVE = (
     *("seed", "width", "height", "strength"),
 )
 """Fields that hold what an argument came to, such as a default of the package."""
-INPUT_IMAGES = ("image", "mask_image")
-OF_BATCH = ("batch_size", "batch_index", "prompts", "negative_prompts", "seeds")
-OF_PIPELINE = (
-    *("vae_tile", "max_batch", "model", "model_hash", "backend", "precision", "options"),
-    *("engines", "sampler", "schedule_type", "version", "external"),
-)
-OF_FILES = ("file", "not_understood")
-"""Fields that are no arguments of a call: see the attributes of Parameters."""
-_DEEPEST = 16
 
 
 @dataclass(frozen=True)
@@ -63,10 +57,10 @@ class Parameters:
     Attributes:
       negative_prompt: None if there was none, which is not the same as "" for SDXL.
       seed: of this image, or of the whole batch; None if the image depends on no seed, because the
-        latents were an argument.
+        latents were an argument, or because its generator had been used before.
       width, height: in pixels.
       strength: 0..1; None without an input image.
-      image, mask_image: what identifies the input images; empty if nothing does.
+      image, mask_image: what identifies the input images.
       batch_size, batch_index: number of images of the call, and the image's place among them, from
         0. The same bytes come only from the same batch.
       prompts, negative_prompts, seeds: those of the whole batch; None where all images have the
@@ -75,25 +69,25 @@ class Parameters:
       model: name of the package's folder. model_hash: SHA-256 of its manifest; None without one.
       backend, precision: for all components, or by component.
       options: of the backends' sessions.
-      sampler, schedule_type: AUTOMATIC1111's names for what the scheduler does.
-      engines: components that ran an engine or graph that was built before.
       version: of sdexport.
-      file: how the file was written: "format", "quality", "lossless" and "mark" of save_image.
-      not_understood: settings in the file that are none of these, by their name there.
-
-    A generated image has every setting; one that another program wrote may lack some.
     """
 
     prompt: str
+    num_inference_steps: int
+    scheduler: str
+    guidance_scale: float
+    seed: int | None
+    width: int
+    height: int
+    model: str
     negative_prompt: str | None = None
-    num_inference_steps: int | None = None
-    scheduler: str | None = None
-    guidance_scale: float | None = None
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
+    prompt_2: str | tuple[str, ...] | None = None
+    negative_prompt_2: str | tuple[str, ...] | None = None
     timesteps: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
+    original_inference_steps: int | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_function: None = None
@@ -102,6 +96,7 @@ class Parameters:
     strength: float | None = None
     mask_image: tuple[InputImage, ...] | None = None
     resize_mode: str = "stretch"
+    generator: None = None
     noise_device: str = "cpu"
     latents: None = None
     prompt_embeds: None = None
@@ -114,9 +109,13 @@ class Parameters:
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
+    negative_original_size: tuple[int, int] | None = None
+    negative_crops_coords_top_left: tuple[int, int] = (0, 0)
+    negative_target_size: tuple[int, int] | None = None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
     eta: float = 0.0
+    callback_on_step_end: None = None
     batch_size: int = 1
     batch_index: int = 0
     prompts: tuple[str, ...] | None = None
@@ -125,67 +124,23 @@ class Parameters:
     external: Mapping[str, str] = field(default_factory=dict)
     vae_tile: int | None = None
     max_batch: int | None = None
-    model: str | None = None
     model_hash: str | None = None
     backend: str | Mapping[str, str] | None = None
     precision: str | Mapping[str, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    engines: tuple[str, ...] = ()
-    sampler: str | None = None
-    schedule_type: str | None = None
     version: str | None = __version__
-    file: Mapping[str, Any] | None = None
-    not_understood: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The text that AUTOMATIC1111 writes into image files; see infotext.py."""
         return infotext(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON can hold them, without those of the file."""
-        return {key: value for key, value in asdict(self).items() if key not in OF_FILES}
+        """All settings as JSON can hold them."""
+        return asdict(self)
 
     def to_json(self) -> str:
         """All settings as one line of JSON in ASCII; numbers read back as they were."""
         return json.dumps(self.to_dict())
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of a pipeline call that generates the image, as `batch_index` of its batch.
-
-        Those that text cannot hold, `external` and the input images, are missing.
-        """
-        found: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            is_argument = each.name not in (*OF_PIPELINE, *OF_BATCH, *OF_FILES, *INPUT_IMAGES)
-            if is_argument and value is not None and value != each.default:
-                found[each.name] = value
-        for name in ("prompt", "negative_prompt", "seed"):
-            if name in found:
-                found[name] = self.of_batch(name)
-        if "prompt_embeds" in self.external:
-            del found["prompt"]
-        return found
-
-    def of_batch(self, name: str, value: Any = None) -> Any:
-        """An argument with a value for each image of the batch; as such if there is one image.
-
-        Args:
-          name: prompt, negative_prompt or seed.
-          value: of this image, instead of the recorded one.
-        """
-        own, each = getattr(self, name), getattr(self, f"{name}s")
-        value = own if value is None else value
-        if self.batch_size == 1 or (name == "seed" and each is None):
-            return value
-        values = list(each or [value if own is None else own] * self.batch_size)
-        values[self.batch_index] = value
-        return values
-
-    def pipeline_arguments(self) -> dict[str, Any]:
-        """The arguments of `load_pipeline` that the image was generated with."""
-        found = {"backend": self.backend, "vae_tile": self.vae_tile, "max_batch": self.max_batch}
-        return {k: v for k, v in found.items() if v is not None} | dict(self.options)
 
 
 def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +155,7 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     external: dict[str, str] = {}
     for each in fields(Parameters):
         name = each.name
-        if name not in arguments or name in (*EFFECTIVE, *INPUT_IMAGES):
+        if name not in arguments or name in (*EFFECTIVE, "image", "mask_image"):
             continue
         try:
             found[name] = plain(arguments[name])
@@ -209,10 +164,10 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"external": external}
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
 
-    Raises: TypeError: JSON cannot hold it, or it is nested too deep.
+    Raises: TypeError: JSON cannot hold it.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -220,10 +175,10 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
-    if isinstance(value, (list, tuple)) and depth < _DEEPEST:
-        return tuple(plain(entry, depth + 1) for entry in value)
-    if isinstance(value, Mapping) and depth < _DEEPEST and all(isinstance(k, str) for k in value):
-        return {key: plain(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(map(plain, value))
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: plain(entry) for key, entry in value.items()}
     raise TypeError(f"JSON cannot hold {type(value).__name__}")
 
 

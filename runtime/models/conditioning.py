@@ -24,41 +24,58 @@ SCORED_TIME_IDS = 5
 class SizeConditioning:
     """SDXL's size conditioning: each size is (height, width) in pixels; the refiner takes scores.
 
+    has_image: whether there is an input image, on which the defaults for negative prompts depend.
+
     Source: arXiv 2307.01952, sections 2.2 and 2.5.
     """
 
     original_size: tuple[int, int]
     target_size: tuple[int, int]
     crops_coords_top_left: tuple[int, int] = (0, 0)
+    negative_original_size: tuple[int, int] | None = None
+    negative_target_size: tuple[int, int] | None = None
+    negative_crops_coords_top_left: tuple[int, int] = (0, 0)
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
+    has_image: bool = False
 
     @classmethod
-    def checked(
-        cls,
-        original_size: object,
-        target_size: object,
-        crops_coords_top_left: object,
-        aesthetic_score: object,
-        negative_aesthetic_score: object,
-    ) -> Self:
-        """Raises: InvalidArgumentError: not a pair of integers, or not a number."""
-        return cls(
-            _pair("original_size", original_size, 1),
-            _pair("target_size", target_size, 1),
-            _pair("crops_coords_top_left", crops_coords_top_left, 0),
-            checks.number("aesthetic_score", aesthetic_score, 0, 100),
-            checks.number("negative_aesthetic_score", negative_aesthetic_score, 0, 100),
-        )
+    def checked(cls, image_size: tuple[int, int], has_image: bool, **arguments: object) -> Self:
+        """From the arguments of a pipeline call; sizes that are None are `image_size`.
+
+        Raises: InvalidArgumentError: not a pair of integers, or not a number.
+        """
+        sizes: dict[str, Any] = {}
+        for name, value in arguments.items():
+            if name.endswith("score"):
+                sizes[name] = checks.number(name, value, 0, 100)
+            elif value is not None:
+                sizes[name] = _pair(name, value, 0 if "crops" in name else 1)
+        defaults = {"original_size": image_size, "target_size": image_size}
+        return cls(**{**defaults, **sizes}, has_image=has_image)
 
     def time_ids(self, count: int, *, scored: bool, guided: bool) -> np.ndarray:
         """(count, 6) float32, or (count, 5) if scored; twice as many rows if guided."""
-        base = [*self.original_size, *self.crops_coords_top_left]
-        rows = [
-            [*base, score] if scored else [*base, *self.target_size]
-            for score in (self.negative_aesthetic_score, self.aesthetic_score)
-        ]
-        return np.repeat(np.array(rows if guided else rows[1:], np.float32), count, axis=0)
+        crops = self.crops_coords_top_left
+        if scored:
+            positive = [*self.original_size, *crops, self.aesthetic_score]
+        else:
+            positive = [*self.original_size, *crops, *self.target_size]
+        rows = [self._negative(scored=scored), positive] if guided else [positive]
+        return np.repeat(np.array(rows, np.float32), count, axis=0)
+
+    def _negative(self, *, scored: bool) -> list[float]:
+        """The row of negative prompts, with the defaults of each of diffusers' pipelines."""
+        original = self.negative_original_size or self.original_size
+        target = self.negative_target_size or self.target_size
+        crops = self.negative_crops_coords_top_left
+        if scored:
+            return [*original, *crops, self.negative_aesthetic_score]
+        if self.has_image:
+            return [*original, *self.crops_coords_top_left, *target]
+        if self.negative_original_size and self.negative_target_size:
+            return [*original, *crops, *target]
+        return [*self.original_size, *self.crops_coords_top_left, *self.target_size]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ class ModelFamily:
       unconditional pass.
     masked_input: whether the denoiser takes a mask and the latents of the masked image.
     refines: whether it only works on an image, with an aesthetic score instead of a target size.
+    strength_shortens: whether image to image runs a schedule that the strength shortens, instead of
+      the last part of the whole one.
+    reports_nsfw: whether diffusers' pipelines return the verdict of a safety checker with images.
     half_precision_vae: whether the VAE can be computed in float16.
     """
 
@@ -58,6 +61,8 @@ class ModelFamily:
     guidance_embedding: bool = False
     masked_input: bool = False
     refines: bool = False
+    strength_shortens: bool = False
+    reports_nsfw: bool = True
     half_precision_vae: bool = True
 
     def component(self, name: str) -> ComponentSpec:
@@ -123,6 +128,10 @@ class ModelFamily:
     def guidance(self, guidance: Guidance) -> Guidance:
         """The guidance that the denoising loop applies: none if the denoiser takes the scale."""
         return replace(guidance, scale=1.0) if self.guidance_embedding else guidance
+
+    def output_tuple(self, images: Any) -> Any:
+        """What diffusers' pipeline returns with return_dict=False; there is no safety checker."""
+        return (images, None) if self.reports_nsfw else (images,)
 
     def denoiser_channels(self, latent_channels: int) -> int:
         """Input channels of the denoiser: the latents, and for inpainting a mask and latents."""

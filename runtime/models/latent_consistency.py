@@ -47,4 +47,6 @@ def latent_consistency(base: ModelFamily) -> ModelFamily:
         inpainting=Defaults(4, 8.5, 1.0),
         conditioning=(*base.conditioning, GUIDANCE_EMBEDDING),
         guidance_embedding=True,
+        # diffusers has a pipeline of its own for these, and for SDXL only the ordinary ones
+        strength_shortens=not base.conditioning,
     )

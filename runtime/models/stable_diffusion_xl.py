@@ -77,6 +77,7 @@ STABLE_DIFFUSION_XL = ModelFamily(
     conditioning=(POOLED_TEXT, TIME_IDS),
     text_layers=TextLayers(penultimate=True),
     zero_negative=True,
+    reports_nsfw=False,
     half_precision_vae=False,
 )
 

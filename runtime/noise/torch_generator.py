@@ -86,6 +86,15 @@ class TorchGenerator:
         vars(self).update(state)
         self._start(self._drawn)
 
+    def __repr__(self) -> str:
+        at = self._offset if self.device == "cuda" else self._drawn
+        return f"TorchGenerator(seed={self.seed}, device={self.device!r}) at {at}"
+
+    @property
+    def restarts_from_seed(self) -> bool:
+        """Whether a new generator with the same seed and device gives the same numbers."""
+        return not (self._drawn or self._offset) and self._gpu[0] is None
+
     def randn(self, shape: Sequence[int]) -> np.ndarray:
         """Draw standard normal numbers and advance the stream.
 

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import logging
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError
@@ -15,10 +15,18 @@ from sdexport.engines.messages import shown
 from sdexport.runtime.schedulers import schedule_names
 from sdexport.runtime.schedulers.program_names import PRESETS
 from sdexport.runtime.schedulers.sampler_names import (
+    SamplerName,
     display_names,
     find_sampler,
     preset,
     why_not_supported,
+)
+from sdexport.runtime.schedulers.schedule_names import (
+    AUTOMATIC,
+    AUTOMATIC_SCHEDULES,
+    TIMESTEPS,
+    find_schedule,
+    why_no_schedule,
 )
 from sdexport.runtime.schedulers.scheduler_base import Scheduler
 from sdexport.runtime.schedulers.scheduler_config import WITHOUT_EFFECT, SchedulerConfig
@@ -77,7 +85,12 @@ def canonical_name(name: str) -> str | None:
 
 
 def create(
-    name: str, config: Mapping[str, Any], num_inference_steps: int | None, **options: Any
+    name: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int | None,
+    *,
+    schedule: str | None = None,
+    **options: Any,
 ) -> Scheduler:
     """Build a scheduler.
 
@@ -87,32 +100,63 @@ def create(
         the keys that no scheduler has.
       num_inference_steps: 1 <= steps <= num_train_timesteps; may be None if `timesteps` or
         `sigmas` are given.
-      options: of that scheduler, such as `eta` for DDIM; see option_names.
+      schedule: how the noise levels are spaced, such as "karras" or "SGM Uniform"; see
+        allowed_schedules. By default as the name or the configuration says.
+      options: of that scheduler, such as `eta` for DDIM, and keys that replace those of the
+        configuration; see scheduler_options.
     Raises: InvalidArgumentError: unknown name or option, or a value out of range.
     """
     found = find_sampler(name)
     if found is None:
         raise InvalidArgumentError(_unknown(name))
-    short = str(found)
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise InvalidArgumentError(
             f"scheduler configuration: expected an object with keys, got {shown(config)}"
         )
     base, keys = preset(found.name)
-    keys = {**keys, **_schedule_keys(base, found.schedule)}
-    unknown = [option for option in options if option not in option_names(base)]
-    if unknown:
-        valid = ", ".join(option_names(base)) or "none"
-        raise InvalidArgumentError(
-            f"{short} takes no option {', '.join(unknown)}; valid options: {valid}"
-        )
+    keys = {**keys, **_schedule_keys(base, _chosen_schedule(found, schedule))}
+    _check_options(base, options)
     _check_parametrisation(base, config)
     ignored = [key for key in config.keys() - known_keys() if not key.startswith("_")]
     if ignored:
         logger.warning("%s ignores %s", class_name(base), ", ".join(sorted(ignored)))
     if num_inference_steps is None:
         num_inference_steps = _count(options)
-    return build_class(base)({**config, **keys}, num_inference_steps, **options)
+    arguments = {key: options.pop(key) for key in option_names(base) if key in options}
+    return build_class(base)({**config, **keys, **options}, num_inference_steps, **arguments)
+
+
+def _chosen_schedule(name: SamplerName, schedule: str | None) -> str | None:
+    """The schedule of a sampler's name, or the one given; None for that of the configuration."""
+    if schedule is None:
+        return name.schedule
+    found = find_schedule(schedule) if isinstance(schedule, str) else None
+    if found is None:
+        raise InvalidArgumentError(_unknown_schedule(schedule))
+    if name.schedule not in (None, found):
+        raise InvalidArgumentError(
+            f"scheduler '{name}' and schedule '{found}' name two schedules; give one of them"
+        )
+    return AUTOMATIC_SCHEDULES.get(name.name) if found == AUTOMATIC else found
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError unless they are options of a scheduler in NAMES."""
+    valid = (*key_names(name), *option_names(name))
+    for option in options:
+        if option not in valid:
+            raise InvalidArgumentError(
+                f"{name} has no option '{option:.60}'{nearest(option, valid)}; "
+                f"choose one of {', '.join(dict.fromkeys(valid))}"
+            )
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the most similar one, if there is one."""
+    import difflib  # only for this message
+
+    similar = difflib.get_close_matches(name.lower(), names, 1)
+    return f"; did you mean {similar[0]}?" if similar else ""
 
 
 def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
@@ -147,30 +191,43 @@ def allowed_schedules(name: str) -> tuple[str, ...]:
     return tuple(_keys_of_schedules(name))
 
 
-def _keys_of_schedules(name: str) -> Mapping[str, Mapping[str, Any]]:
+def _keys_of_schedules(name: str) -> dict[str, Mapping[str, Any]]:
+    """Schedule -> the keys that select it, of a scheduler in NAMES."""
     if name in EDM_NAMES:
-        return schedule_names.EDM_KEYS
-    own = config_class(name).__dataclass_fields__.keys() - UNUSED_KEYS.get(name, ())
+        levels = config_class(name).allowed()["schedule"]
+        own = {level: {"schedule": level} for level in levels}
+        return own | dict(schedule_names.EDM_KEYS)
+    fields = config_class(name).__dataclass_fields__.keys() - UNUSED_KEYS.get(name, ())
     return {
         schedule: keys
         for schedule, keys in schedule_names.KEYS.items()
-        if all(key in own for key, value in keys.items() if value)
+        if all(
+            key in fields for key, value in keys.items() if value not in (None, False, TIMESTEPS)
+        )
     }
 
 
 def _unknown(name: str) -> str:
-    """What is wrong with a name, and the most similar one."""
-    import difflib  # only for this message
-
-    shown_name = f"'{name:.60}'"
-    similar = difflib.get_close_matches(name.lower(), suggestions := display_names(), 1)
-    hint = f"; did you mean {similar[0]}?" if similar else ""
-    why = why_not_supported(name)
+    """What is wrong with the name of a scheduler, and the most similar one."""
+    suggestions = display_names()
+    hint, why = nearest(name, suggestions), why_not_supported(name)
     if why is not None:
-        return f"scheduler {shown_name} of {why[0]} is not supported: {why[1]}{hint}"
-    names = ", ".join(NAMES)
-    more = f" and {len(suggestions) - len(NAMES)} more (see `sdexport schedulers`)"
-    return f"unknown scheduler {shown_name}; choose one of {names}{more}{hint}"
+        return f"scheduler '{name:.60}' of {why[0]} is not supported: {why[1]}{hint}"
+    return (
+        f"unknown scheduler '{name:.60}'{hint}; choose one of {', '.join(NAMES)} "
+        f"and {len(suggestions) - len(NAMES)} more, which `sdexport schedulers` lists"
+    )
+
+
+def _unknown_schedule(name: object) -> str:
+    """What is wrong with the name of a schedule, and the most similar one."""
+    if not isinstance(name, str):
+        return f"schedule must be a name, got {shown(name)}"
+    why = why_no_schedule(name)
+    if why is not None:
+        return f"schedule '{name:.60}' of {why[0]} is not supported: {why[1]}"
+    names = schedule_names.KEYS
+    return f"unknown schedule '{name:.60}'{nearest(name, names)}; choose one of {', '.join(names)}"
 
 
 def _count(options: Mapping[str, Any]) -> int:
@@ -192,9 +249,18 @@ def known_keys() -> frozenset[str]:
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """Keyword options of a scheduler in NAMES or ALIASES."""
+    """Keyword arguments of the class of a scheduler in NAMES or ALIASES."""
     parameters = inspect.signature(build_class(name)).parameters
     return tuple(key for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY)
+
+
+def key_names(name: str) -> tuple[str, ...]:
+    """Keys of the configuration that change something, of a scheduler in NAMES or ALIASES.
+
+    All but `schedule`, which is an argument of `create`.
+    """
+    unused = (*UNUSED_KEYS.get(_base(name), ()), "schedule")
+    return tuple(key for key in config_class(name).__dataclass_fields__ if key not in unused)
 
 
 def class_name(name: str) -> str:

@@ -52,7 +52,7 @@ class KDPM2DiscreteScheduler(Scheduler):
         self.config = DPM2Config.from_mapping(config)
         every = training_sigmas(self.config)
         spaced, sigmas = sigma_grid(self.config, every, num_inference_steps)
-        if self.config.use_karras_sigmas:
+        if self.config.spaced_by == "karras":
             spaced = np.round(spaced)
         sigmas_next = np.append(sigmas[1:], 0.0)
         split = [ancestral_split(*pair) for pair in zip(sigmas, sigmas_next, strict=True)]

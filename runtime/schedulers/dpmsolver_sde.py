@@ -44,7 +44,7 @@ class DPMSolverSDEScheduler(Scheduler):
 
     def __init__(self, config: Keys, num_inference_steps: int, *, s_noise: float = 1.0) -> None:
         self.config = DPM2Config.from_mapping(config)
-        if self.config.use_karras_sigmas:  # in diffusers only the timesteps limit these levels
+        if self.config.spaced_by == "karras":  # in diffusers only the timesteps limit these levels
             self.config = replace(self.config, sigma_min=None, sigma_max=None)
         self._s_noise = number_option("s_noise", s_noise, 0, 1e9)
         every = training_sigmas(self.config)

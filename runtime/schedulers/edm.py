@@ -14,14 +14,18 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.schedulers.latent_scaling import LatentScaling
+from sdexport.runtime.schedulers.level_schedules import FOR_BETAS, LEVEL_SCHEDULES
 from sdexport.runtime.schedulers.linear_combination import Combination
 from sdexport.runtime.schedulers.noise_schedules import exponential_sigmas, karras_sigmas
 from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule, custom_schedule
-from sdexport.runtime.schedulers.scheduler_config import ABOVE_ZERO, SchedulerConfig
+from sdexport.runtime.schedulers.scheduler_config import ABOVE_ZERO
+from sdexport.runtime.schedulers.sigma_schedules import SCHEDULES, ScheduleConfig
+
+_TABLE_SIZE = 1000  # levels in place of those of the training, as in ComfyUI
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMConfig(SchedulerConfig):
+class EDMConfig(ScheduleConfig):
     """Keys of diffusers' EDM schedulers; those of SchedulerConfig about betas have no effect."""
 
     sigma_min: float = 0.002
@@ -40,6 +44,7 @@ class EDMConfig(SchedulerConfig):
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "prediction_type": ("epsilon", "v_prediction"),
         "sigma_schedule": ("karras", "exponential"),
+        "schedule": tuple(name for name in SCHEDULES if name not in FOR_BETAS),
         "final_sigmas_type": ("zero", "sigma_min"),
     }
 
@@ -63,12 +68,19 @@ def edm_sigmas(
     """
     config.check_steps(steps)
     if sigmas is not None:
+        if config.schedule:
+            raise InvalidArgumentError("sigmas and schedule exclude each other")
         levels = custom_schedule("sigmas", sigmas, 1e9, length=steps + 1)
         if not levels[-2]:
             raise InvalidArgumentError("sigmas: only the last may be 0")
         return levels
     low, high = config.sigma_min, config.sigma_max
-    if config.sigma_schedule == "karras":
+    if config.spaced_by in LEVEL_SCHEDULES:
+        every = exponential_sigmas(low, high, _TABLE_SIZE)[::-1]
+        levels = LEVEL_SCHEDULES[str(config.spaced_by)](every, steps)
+    elif config.spaced_by:
+        levels = config.spaced_sigmas(low, high, steps)
+    elif config.sigma_schedule == "karras":
         levels = karras_sigmas(low, high, steps, config.rho)
     else:  # of one step, only sigma_min is left, as in diffusers
         levels = exponential_sigmas(low, high, steps) if steps > 1 else np.array([low])

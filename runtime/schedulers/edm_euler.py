@@ -38,5 +38,5 @@ class EDMEulerScheduler(EulerScheduler):
         levels = edm_sigmas(self.config, num_inference_steps, sigmas)
         timesteps = edm_timesteps(levels[:-1])
         churn = Churn.of_options(s_churn, s_tmin, s_tmax, s_noise)
-        raised = churn.raised_levels(levels, num_inference_steps)
+        raised = churn.raised_levels(levels, len(timesteps))
         super().__init__(timesteps, levels, edm_scaling(self.config, levels, raised), churn)

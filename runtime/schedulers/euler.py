@@ -17,6 +17,7 @@ from sdexport.runtime.schedulers.latent_scaling import (
     predicted_original_ve,
     variance_exploding,
 )
+from sdexport.runtime.schedulers.level_schedules import LEVEL_SCHEDULES
 from sdexport.runtime.schedulers.linear_combination import SAMPLE, Combination
 from sdexport.runtime.schedulers.schedule_arguments import (
     CustomSchedule,
@@ -44,6 +45,13 @@ class EulerConfig(SigmaConfig):
         "timestep_type": ("discrete", "continuous"),
         "final_sigmas_type": ("zero", "sigma_min"),
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interpolation_type == "log_linear" and self.spaced_by in LEVEL_SCHEDULES:
+            raise InvalidArgumentError(
+                f"interpolation_type 'log_linear' and schedule '{self.schedule}' exclude each other"
+            )
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,8 @@ def _grid(
         raise InvalidArgumentError(f"timesteps and {other} exclude each other")
     if sigmas is not None:
         config.check_steps(steps)
+        if config.schedule:
+            raise InvalidArgumentError("sigmas and schedule exclude each other")
         levels = custom_schedule("sigmas", sigmas, 1e9, length=steps + 1)
         found = noise_schedules.sigma_to_timestep(levels[:-1], every)
     else:

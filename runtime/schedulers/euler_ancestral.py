@@ -14,12 +14,17 @@ import numpy as np
 from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
 from sdexport.runtime.schedulers.linear_combination import NOISE, SAMPLE, Combination
 from sdexport.runtime.schedulers.scheduler_base import Scheduler
-from sdexport.runtime.schedulers.scheduler_config import Keys, SchedulerConfig
-from sdexport.runtime.schedulers.sigma_schedules import ancestral_split, training_sigmas
+from sdexport.runtime.schedulers.scheduler_config import Keys
+from sdexport.runtime.schedulers.sigma_schedules import (
+    ScheduleConfig,
+    ancestral_split,
+    sigma_grid,
+    training_sigmas,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerAncestralConfig(SchedulerConfig):
+class EulerAncestralConfig(ScheduleConfig):
     """Keys of diffusers' EulerAncestralDiscreteScheduler."""
 
     timestep_spacing: str = "linspace"
@@ -38,8 +43,8 @@ class EulerAncestralDiscreteScheduler(Scheduler):
     def __init__(self, config: Keys, num_inference_steps: int) -> None:
         self.config = EulerAncestralConfig.from_mapping(config)
         every = training_sigmas(self.config)
-        timesteps = self.config.spaced_timesteps(num_inference_steps)
-        self.sigmas = np.append(np.interp(timesteps, np.arange(len(every)), every), 0.0)
+        timesteps, sigmas = sigma_grid(self.config, every, num_inference_steps)
+        self.sigmas = np.append(sigmas, 0.0)
         super().__init__(timesteps, variance_exploding(self.sigmas, self.config))
         self._weights = self._table(self._formula)
 

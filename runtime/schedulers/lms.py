@@ -37,7 +37,7 @@ class LMSDiscreteScheduler(Scheduler):
 
     def __init__(self, config: Keys, num_inference_steps: int) -> None:
         self.config = LMSConfig.from_mapping(config)
-        if self.config.use_karras_sigmas:
+        if self.config.spaced_by == "karras":
             self.config = replace(self.config, sigma_min=None, sigma_max=None)
         every = training_sigmas(self.config)
         timesteps, sigmas = sigma_grid(self.config, every, num_inference_steps)

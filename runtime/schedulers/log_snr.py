@@ -19,6 +19,7 @@ from sdexport.runtime.schedulers.latent_scaling import (
     predicted_noise,
     variance_preserving,
 )
+from sdexport.runtime.schedulers.level_schedules import LEVEL_SCHEDULES
 from sdexport.runtime.schedulers.linear_combination import Combination
 from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule, custom_schedule
 from sdexport.runtime.schedulers.scheduler_base import Scheduler, StepResult
@@ -45,13 +46,13 @@ class LogSNRConfig(SigmaConfig):
     @property
     def spaced_by(self) -> str | None:
         """As in SigmaConfig; Lu's lambdas come before exponential sigmas."""
-        if self.use_lu_lambdas and not self.use_karras_sigmas:
-            return "use_lu_lambdas"
+        if self.use_lu_lambdas and not (self.use_karras_sigmas or self.schedule):
+            return "lu"
         return super().spaced_by
 
     def spaced_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
         """As in SigmaConfig; sigma_min and sigma_max do not limit Lu's lambdas."""
-        if self.spaced_by == "use_lu_lambdas":
+        if self.spaced_by == "lu":
             return noise_schedules.exponential_sigmas(low, high, steps)
         return super().spaced_sigmas(low, high, steps)
 
@@ -201,11 +202,16 @@ def _whole_timesteps(
 def _spaced_levels(
     config: LogSNRConfig, every: np.ndarray, steps: int, *, rounds: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps and sigma / alpha of the schedule that the configuration names, both (steps,)."""
+    """Timesteps and sigma / alpha of the schedule that the configuration names, both (steps,).
+
+    Whole timesteps, as in diffusers; fractional for the schedules that diffusers does not have.
+    """
+    if config.spaced_by in LEVEL_SCHEDULES:
+        return config.training_levels(every, steps)
     single = single_sigmas(config)
     sigmas = config.spaced_sigmas(float(single[0]), float(single[-1]), steps)
     timesteps = noise_schedules.sigma_to_timestep(sigmas, single)
-    whole = rounds and config.spaced_by in ("use_karras_sigmas", "use_lu_lambdas")
+    whole = rounds and config.spaced_by in ("karras", "lu")
     timesteps = np.round(timesteps) if whole else np.trunc(timesteps)
     return timesteps, config.spaced_sigmas(float(every[0]), float(every[-1]), steps)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.schedulers.beta_distribution import beta_quantiles
 
 
 def betas(
@@ -177,11 +178,22 @@ def exponential_sigmas(low: float, high: float, steps: int) -> np.ndarray:
     return np.asarray(np.exp(np.linspace(math.log(high), math.log(low), steps)))
 
 
+def beta_sigmas(low: float, high: float, steps: int) -> np.ndarray:
+    """Noise levels from high to low, at quantiles of a beta distribution, (steps,) float64.
+
+    Source: Lee et al., arXiv 2407.12173; diffusers' use_beta_sigmas.
+    """
+    quantiles = beta_quantiles(1 - np.linspace(0, 1, steps), 0.6, 0.6)
+    return np.asarray(low + quantiles * (high - low))
+
+
 SIGMA_SCHEDULES: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "use_karras_sigmas": karras_sigmas,
-    "use_exponential_sigmas": exponential_sigmas,
+    "karras": karras_sigmas,
+    "exponential": exponential_sigmas,
+    "beta": beta_sigmas,
 }
-"""Key of a configuration -> noise levels, from the lowest, the highest and their number."""
+"""Name -> noise levels, from the lowest, the highest and their number. A configuration chooses one
+by a key such as use_karras_sigmas."""
 
 
 def sigma_to_timestep(sigma: np.ndarray, all_sigmas: np.ndarray) -> np.ndarray:

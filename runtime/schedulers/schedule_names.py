@@ -17,29 +17,40 @@ from sdexport.runtime.schedulers.program_names import (
 AUTOMATIC = "automatic"
 """AUTOMATIC1111's default of each sampler."""
 
-_PLAIN = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_PLAIN |= {"use_lu_lambdas": False}
+TIMESTEPS = "timesteps"
+"""The plain schedule: the noise levels of the timesteps, which timestep_spacing spaces."""
+
+SPACINGS = ("linspace", "leading", "trailing")
+_PLAIN = {"schedule": TIMESTEPS, "use_lu_lambdas": False}
 KEYS: Mapping[str, Mapping[str, Any]] = {
-    "uniform": _PLAIN,
-    "karras": _PLAIN | {"use_karras_sigmas": True},
-    "exponential": _PLAIN | {"use_exponential_sigmas": True},
-    "lu": _PLAIN | {"use_lu_lambdas": True},
-    "normal": _PLAIN | {"timestep_spacing": "linspace"},
-    "linspace": _PLAIN | {"timestep_spacing": "linspace"},
-    "leading": _PLAIN | {"timestep_spacing": "leading"},
-    "trailing": _PLAIN | {"timestep_spacing": "trailing"},
+    **{
+        name: _PLAIN | {"schedule": name}
+        for name in (
+            *(TIMESTEPS, "karras", "exponential", "beta", "normal", "simple", "sgm_uniform"),
+            *("ddim_uniform", "beta_timesteps", "kl_optimal", "linear_quadratic"),
+            *("polyexponential", "sd_turbo", "align_your_steps", "align_your_steps_xl"),
+        )
+    },
+    "lu": {
+        "schedule": None,
+        "use_lu_lambdas": True,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+    },
+    **{spacing: _PLAIN | {"timestep_spacing": spacing} for spacing in SPACINGS},
 }
 """Schedule -> the keys of a configuration that select it."""
 
 EDM_KEYS: Mapping[str, Mapping[str, Any]] = {
-    "karras": {"sigma_schedule": "karras"},
-    "exponential": {"sigma_schedule": "exponential"},
+    "karras": {"schedule": None, "sigma_schedule": "karras"},
+    "exponential": {"schedule": None, "sigma_schedule": "exponential"},
 }
-"""The same for models with EDM preconditioning."""
+"""The same for models with EDM preconditioning, where these are diffusers' keys."""
 
 LABELS: Mapping[str, str] = {
     AUTOMATIC: "Automatic",
-    "uniform": "Uniform",
+    TIMESTEPS: "Uniform",
     "karras": "Karras",
     "exponential": "Exponential",
     "beta": "Beta",
@@ -48,8 +59,13 @@ LABELS: Mapping[str, str] = {
     "simple": "Simple",
     "sgm_uniform": "SGM Uniform",
     "ddim_uniform": "DDIM",
+    "beta_timesteps": "Beta Timesteps",
     "kl_optimal": "KL Optimal",
-    "ays": "Align Your Steps",
+    "linear_quadratic": "Linear Quadratic",
+    "polyexponential": "Polyexponential",
+    "sd_turbo": "SD Turbo",
+    "align_your_steps": "Align Your Steps",
+    "align_your_steps_xl": "Align Your Steps XL",
     "linspace": "Linspace",
     "leading": "Leading",
     "trailing": "Trailing",
@@ -59,19 +75,19 @@ LABELS: Mapping[str, str] = {
 PROGRAM_SCHEDULES: Mapping[str, Mapping[str, str]] = {
     AUTOMATIC1111: {
         "Automatic": AUTOMATIC,
-        "Uniform": "uniform",
+        "Uniform": TIMESTEPS,
         "Karras": "karras",
         "Exponential": "exponential",
-        "Polyexponential": "exponential",
+        "Polyexponential": "polyexponential",
         "SGM Uniform": "sgm_uniform",
         "KL Optimal": "kl_optimal",
-        "Align Your Steps": "ays",
+        "Align Your Steps": "align_your_steps",
         "Simple": "simple",
         "Normal": "normal",
         "DDIM": "ddim_uniform",
         "Beta": "beta",
     },
-    FORGE: {"Turbo": "trailing", "Align Your Steps 11": "ays"},
+    FORGE: {"Turbo": "trailing", "Align Your Steps 11": "align_your_steps"},
     COMFYUI: {
         "simple": "simple",
         "sgm_uniform": "sgm_uniform",
@@ -81,12 +97,15 @@ PROGRAM_SCHEDULES: Mapping[str, Mapping[str, str]] = {
         "beta": "beta",
         "normal": "normal",
         "kl_optimal": "kl_optimal",
+        "linear_quadratic": "linear_quadratic",
+        "AlignYourStepsScheduler": "align_your_steps",
+        "SDTurboScheduler": "sd_turbo",
     },
     SD_CLI: {
         "discrete": "normal",
         "karras": "karras",
         "exponential": "exponential",
-        "ays": "ays",
+        "ays": "align_your_steps",
         "sgm_uniform": "sgm_uniform",
         "simple": "simple",
         "kl_optimal": "kl_optimal",
@@ -99,7 +118,6 @@ _FLOW = "it is for flow matching models"
 _MISSING = "it is not implemented"
 SCHEDULES_NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
     FORGE: {"Align Your Steps GITS": _MISSING, "Align Your Steps 32": _MISSING},
-    COMFYUI: {"linear_quadratic": _FLOW},
     SD_CLI: {
         "gits": _MISSING,
         "smoothstep": _MISSING,
@@ -113,8 +131,8 @@ SCHEDULES_NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
 }
 """Program -> its name of a schedule that is missing here -> why."""
 
-_SHORT = {"k": "karras", "ka": "karras", "exp": "exponential"}
-"""Endings of InvokeAI's and AUTOMATIC1111's internal names."""
+_SHORT = {"k": "karras", "ka": "karras", "exp": "exponential", "ays": "align_your_steps"}
+"""Endings of the internal names of InvokeAI and AUTOMATIC1111."""
 
 # AUTOMATIC1111's schedule of a sampler if its schedule type is Automatic; others have a plain one.
 AUTOMATIC_SCHEDULES: Mapping[str, str] = {
@@ -155,6 +173,15 @@ def find_schedule(name: str) -> str | None:
     return _SCHEDULES.get(normalized(name))
 
 
+def why_no_schedule(name: str) -> tuple[str, str] | None:
+    """The program that has a schedule of this name, and why there is none here; None if unknown."""
+    for program, names in SCHEDULES_NOT_SUPPORTED.items():
+        for theirs, why in names.items():
+            if normalized(theirs) == normalized(name):
+                return program, why
+    return None
+
+
 def schedule_endings(name: str) -> dict[str, str]:
     """What is left of a normalized sampler's name without a schedule at its end -> schedule."""
     endings = {**_SCHEDULES, **_SHORT}
@@ -167,10 +194,12 @@ def schedule_endings(name: str) -> dict[str, str]:
 
 def schedule_of(keys: Mapping[str, Any]) -> str:
     """The schedule that the keys of a configuration select; "automatic" if the sampler has none."""
-    if "sigma_schedule" in keys:
+    if "schedule" not in keys:
+        return AUTOMATIC
+    if keys["schedule"] is not None:
+        return str(keys["schedule"])
+    if "sigma_schedule" in keys:  # EDM
         return str(keys["sigma_schedule"])
-    flags = {name: KEYS[name] for name in ("karras", "lu", "exponential")}
-    for name, wanted in flags.items():
-        if any(value is True and keys.get(key) for key, value in wanted.items()):
-            return name
-    return "uniform" if any(key in keys for key in _PLAIN) else AUTOMATIC
+    flags = {f"use_{name}_sigmas": name for name in ("karras", "exponential", "beta")}
+    flags = {"use_karras_sigmas": "karras", "use_lu_lambdas": "lu", **flags}
+    return next((name for key, name in flags.items() if keys.get(key)), TIMESTEPS)

@@ -121,6 +121,16 @@ class SchedulerConfig:
         return found
 
     @classmethod
+    def limits(cls) -> Mapping[str, tuple[float, float]]:
+        """Lowest and highest value of each key that has them."""
+        return cls._inherited("ranges")
+
+    @classmethod
+    def allowed(cls) -> Mapping[str, tuple[str, ...]]:
+        """The values of each key that has a list of them."""
+        return cls._inherited("choices")
+
+    @classmethod
     def known_keys(cls) -> frozenset[str]:
         """Keys of this configuration and of all its subclasses."""
         own = frozenset(field.name for field in fields(cls))

@@ -14,6 +14,7 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.schedulers import noise_schedules
+from sdexport.runtime.schedulers.level_schedules import LEVEL_SCHEDULES
 from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule, custom_schedule
 from sdexport.runtime.schedulers.scheduler_config import ABOVE_ZERO, SchedulerConfig
 
@@ -21,9 +22,49 @@ SMALLEST_ALPHA_CUMPROD = 2.0**-24
 """diffusers' value in place of zero, where rescaled betas leave no signal."""
 
 
+SCHEDULES = ("timesteps", *noise_schedules.SIGMA_SCHEDULES, *LEVEL_SCHEDULES)
+"""Values of the key and option `schedule`; "timesteps" spaces by timestep_spacing."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class SigmaConfig(SchedulerConfig):
-    """Keys that choose how noise levels are spaced: at most one of the three."""
+class ScheduleConfig(SchedulerConfig):
+    """The key that spaces noise levels by a schedule, which diffusers does not have."""
+
+    schedule: str | None = None
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"schedule": SCHEDULES}
+
+    @property
+    def spaced_by(self) -> str | None:
+        """The schedule that spaces the noise levels; None if the timesteps do."""
+        return None if self.schedule == "timesteps" else self.schedule
+
+    def spaced_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
+        """Noise levels of a schedule between two levels, from high to low, (steps,) float64."""
+        return noise_schedules.SIGMA_SCHEDULES[str(self.spaced_by)](low, high, steps)
+
+    def training_levels(self, every: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Fractional timesteps and noise levels of a schedule over all levels of the training.
+
+        Args:
+          every: the levels of the training, rising.
+        Returns: two (n,) float64; n is `steps` or, of some schedules, a few more or less.
+        """
+        levels = LEVEL_SCHEDULES[str(self.spaced_by)](every, steps)
+        return noise_schedules.sigma_to_timestep(levels, every), levels
+
+    def check_no_sigma_schedule(self) -> None:
+        """Raise InvalidArgumentError if the configuration spaces noise levels: timesteps cannot."""
+        if self.spaced_by:
+            raise InvalidArgumentError(
+                f"timesteps: the configuration has the schedule '{self.spaced_by}'; give one or "
+                "the other"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmaConfig(ScheduleConfig):
+    """Keys that choose how noise levels are spaced: at most one of the three of diffusers."""
 
     timestep_spacing: str = "linspace"
     use_karras_sigmas: bool = False
@@ -39,39 +80,36 @@ class SigmaConfig(SchedulerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.use_beta_sigmas:
-            raise InvalidArgumentError(
-                "use_beta_sigmas needs SciPy and is not supported; "
-                "use_karras_sigmas and use_exponential_sigmas are"
-            )
-        if self.use_karras_sigmas and self.use_exponential_sigmas:
-            raise InvalidArgumentError(
-                "use_karras_sigmas and use_exponential_sigmas exclude each other"
-            )
+        chosen = [f"use_{name}_sigmas" for name in self._used()]
+        if len(chosen) > 1:
+            raise InvalidArgumentError(f"{' and '.join(chosen)} exclude each other")
         low, high = self.sigma_min, self.sigma_max
         if low is not None and high is not None and low >= high:
             raise InvalidArgumentError(f"sigma_min {low} must be below sigma_max {high}")
 
+    def _used(self) -> list[str]:
+        """Schedules that the keys of diffusers choose."""
+        return [s for s in noise_schedules.SIGMA_SCHEDULES if getattr(self, f"use_{s}_sigmas")]
+
     @property
     def spaced_by(self) -> str | None:
-        """The key of the schedule that spaces the noise levels; None if the timesteps do."""
-        return next((key for key in noise_schedules.SIGMA_SCHEDULES if getattr(self, key)), None)
+        """As in ScheduleConfig; `schedule` comes before the keys of diffusers."""
+        return super().spaced_by if self.schedule else next(iter(self._used()), None)
 
     def spaced_sigmas(self, low: float, high: float, steps: int) -> np.ndarray:
-        """Noise levels of the chosen schedule, from high to low, (steps,) float64.
-
-        sigma_min and sigma_max of the configuration replace low and high.
-        """
+        """As in ScheduleConfig; sigma_min and sigma_max of the configuration come first."""
         low = low if self.sigma_min is None else self.sigma_min
         high = high if self.sigma_max is None else self.sigma_max
-        return noise_schedules.SIGMA_SCHEDULES[str(self.spaced_by)](low, high, steps)
+        return super().spaced_sigmas(low, high, steps)
 
-    def check_no_sigma_schedule(self) -> None:
-        """Raise InvalidArgumentError if the configuration spaces noise levels: timesteps cannot."""
-        if self.spaced_by:
+    def training_levels(self, every: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """As in ScheduleConfig. Raises: InvalidArgumentError: sigma_min or sigma_max is set."""
+        if self.sigma_min is not None or self.sigma_max is not None:
             raise InvalidArgumentError(
-                f"timesteps: the configuration sets {self.spaced_by}; give one or the other"
+                f"schedule '{self.schedule}' has no sigma_min and sigma_max; "
+                f"{', '.join(noise_schedules.SIGMA_SCHEDULES)} have"
             )
+        return super().training_levels(every, steps)
 
 
 def training_sigmas(config: SchedulerConfig) -> np.ndarray:
@@ -99,9 +137,11 @@ def single_sigmas(config: SchedulerConfig) -> np.ndarray:
 
 
 def sigma_grid(
-    config: SigmaConfig, every: np.ndarray, steps: int, timesteps: CustomSchedule = None
+    config: ScheduleConfig, every: np.ndarray, steps: int, timesteps: CustomSchedule = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Timesteps and noise levels, both (steps,) float64, without the final zero.
+
+    Some schedules have a few steps more or less.
 
     Args:
       every: from training_sigmas.
@@ -114,6 +154,8 @@ def sigma_grid(
         config.check_no_sigma_schedule()
         found = custom_schedule("timesteps", timesteps, len(every), length=steps)
     sigmas = np.interp(found, np.arange(len(every)), every)
+    if config.spaced_by in LEVEL_SCHEDULES:
+        return config.training_levels(every, steps)
     if config.spaced_by:
         sigmas = config.spaced_sigmas(float(sigmas[-1]), float(sigmas[0]), steps)
         single = single_sigmas(config)

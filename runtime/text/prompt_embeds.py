@@ -43,14 +43,16 @@ class EmbedArguments:
     negative_pooled_prompt_embeds: np.ndarray | None = None
 
 
-Encode = Callable[[list[str], int], TextEmbeds]
+Text = str | tuple[str, ...]
+"""A text, or one for each text encoder."""
+Encode = Callable[[list[Text], int], TextEmbeds]
 """Texts to embeddings; the number is how many of the first texts are negative prompts."""
 
 
 def prepare_embeds(
     encode: Encode,
-    prompts: list[str],
-    negatives: list[str] | None,
+    prompts: list[Text],
+    negatives: list[Text] | None,
     arguments: EmbedArguments,
     *,
     zeros: bool = False,
@@ -88,7 +90,7 @@ def prepare_embeds(
 
 
 def _positive(
-    encode: Encode, prompts: list[str], arguments: EmbedArguments
+    encode: Encode, prompts: list[Text], arguments: EmbedArguments
 ) -> tuple[Embeds, np.ndarray | None]:
     """The embeddings of the prompts, as they are in the arguments, and one pooled row for each."""
     pooled = arguments.pooled_prompt_embeds
@@ -102,7 +104,7 @@ def _positive(
 
 def _negative(
     encode: Encode,
-    negatives: list[str],
+    negatives: list[Text],
     arguments: EmbedArguments,
     like: tuple[Embeds, np.ndarray | None],
     *,

@@ -23,6 +23,7 @@ from sdexport.engines.ort.prepared.prepared_graph import (
     data_path,
     target,
 )
+from sdexport.engines.telemetry import import_onnxruntime
 from sdexport.engines.worker_process import run_in_worker, serve
 
 SMALLEST_MAPPED = 1024
@@ -67,7 +68,7 @@ def prepare_graph(
 def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
     """The sidecar of the prepared graph to build."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
     except ImportError as error:
@@ -98,7 +99,8 @@ def write(onnx: str, plan: str) -> None:
     Raises: ONNX Runtime's own errors. PackageError: the weights are truncated.
     """
     import onnx_ir as ir
-    import onnxruntime as ort
+
+    ort = import_onnxruntime()
 
     from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
 

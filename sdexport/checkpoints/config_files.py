@@ -25,7 +25,7 @@ def parsing(what: object) -> Iterator[None]:
     except (CheckpointError, MissingDependencyError, OSError, MemoryError):
         raise
     except Exception as error:
-        raise CheckpointError(f"{what}: {one_line(error, 300)}") from error
+        raise CheckpointError(f"{what}: {one_line(error, 1000)}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

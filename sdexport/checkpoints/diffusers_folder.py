@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +20,15 @@ from sdexport.checkpoints.diffusers_layout import (
     present_components,
     text_encoders_of,
     tokenizer_folder,
-    weight_files,
 )
 from sdexport.checkpoints.hub import locate
 from sdexport.checkpoints.modules import check_shapes, empty, fill
-from sdexport.checkpoints.state_dicts import text_state, vae_state
+from sdexport.checkpoints.state_dicts import Tensors, text_state, vae_state
 from sdexport.checkpoints.supported_configs import check_components, check_scheduler
-from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts
+from sdexport.checkpoints.weight_file import WeightFile, merged
+from sdexport.checkpoints.weight_origins import origins
+from sdexport.checkpoints.weight_sets import weight_files
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line
@@ -46,6 +48,7 @@ class Checkpoint:
     configs: by component ("unet", "vae" and each text encoder), the configuration with
       the defaults of its class filled in.
     loader: returns the module of a component, if the folder holds no weights.
+    files: by component, its files of weights, if the folder holds them.
     label: the name that messages use.
     """
 
@@ -56,6 +59,8 @@ class Checkpoint:
     scheduler_config: Mapping[str, Any]
     loader: Callable[[str], Any] | None = None
     label: str = ""
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    allow_pickle: bool = False
 
     @classmethod
     def open(
@@ -63,6 +68,8 @@ class Checkpoint:
         source: str | Path,
         *,
         revision: str | None = None,
+        variant: str | None = None,
+        allow_pickle: bool = False,
         loader: Callable[[str], Any] | None = None,
         origin: Mapping[str, str] | None = None,
         label: str | None = None,
@@ -72,26 +79,31 @@ class Checkpoint:
         Args:
           source: a folder, or a hub id such as "name/model".
           revision: of the hub id.
+          variant: of the weights, such as "fp16"; see weight_sets.files_in.
+          allow_pickle: read .bin files too.
           loader, origin, label: for a folder that holds configurations alone; see sources.py.
         Raises: FileNotFoundError: no such folder. CheckpointError: it is incomplete, damaged or
           not supported. ConnectionError: the hub cannot be reached.
         """
-        folder, found = locate(source, revision)
+        folder, found = locate(source, revision, variant=variant, allow_pickle=allow_pickle)
         index = read_config(folder / "model_index.json")
         with parsing(folder):
             present = _components(folder, index)
             configs = {part: _config(folder, index, part) for part in present}
             check_components(folder, configs)
-        for part in present if loader is None else ():
-            weight_files(folder, part)
+        files: dict[str, list[Path]] = {}
+        if loader is None:
+            choice: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
+            files = {part: weight_files(folder, part, **choice) for part in present}
         for part in text_encoders_of(present):
             _check_tokenizer(folder, tokenizer_folder(part))
         scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
         check_scheduler(folder, scheduler)
         if origin is None:
             is_local = found["type"] == "folder"
-            origin = {**found, "sha256": _fingerprint(folder, present)} if is_local else found
-        opened = cls(folder, origin, index, configs, scheduler, loader, label or str(folder))
+            origin = {**found, "sha256": _fingerprint(files)} if is_local else found
+        name = label or str(folder)
+        opened = cls(folder, origin, index, configs, scheduler, loader, name, files, allow_pickle)
         with parsing(folder):  # values that the configurations may lack
             _ = opened.family, opened.downscale, opened.sample_size
         return opened
@@ -139,22 +151,30 @@ class Checkpoint:
     def _load_weights(self, part: str) -> Any:
         class_name = str(self.index[part][1])
         try:
-            tensors: dict[str, torch.Tensor] = {}
-            for file in weight_files(self.folder, part):
-                tensors |= WeightFile.open(file).tensors
-            if part in TEXT_ENCODERS:
-                tensors = text_state(tensors, class_name)
-            elif class_name == "AutoencoderKL":
-                tensors = vae_state(tensors, vars(self.configs[part]))
+            files = [WeightFile.open(f, allow_pickle=self.allow_pickle) for f in self.files[part]]
             module = empty(class_name, read_config(self.folder / part / "config.json"))
-            check_shapes(self.folder, part, module, tensors)
-            return fill(module, tensors)
+            named = {name: weight for file in files for name, weight in file.named_weights.items()}
+            state = self._state(part, class_name, named)
+            left = set(named).union(*(file.others for file in files))
+            left -= origins(state, module.state_dict())
+            check_supported_parts(self.folder / part, left)
+            check_shapes(self.folder, part, module, state)
+            check_all_used(self.folder / part, f"a {class_name} of this configuration", left)
+            return fill(module, self._state(part, class_name, merged(files)))
         except (OSError, MemoryError):
             raise
         except Exception as error:  # a damaged configuration makes the libraries raise anything
             raise CheckpointError(
-                f"{self.folder}: cannot load {part}: {one_line(error, 300)}"
+                f"{self.folder}: cannot load {part}: {one_line(error, 1000)}"
             ) from error
+
+    def _state(self, part: str, class_name: str, tensors: Tensors) -> Tensors:
+        """The weights of a component under the names of its module, and possibly others."""
+        if part in TEXT_ENCODERS:
+            return text_state(tensors, class_name)
+        if class_name == "AutoencoderKL":
+            return vae_state(tensors, vars(self.configs[part]))
+        return tensors
 
 
 def _components(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
@@ -196,10 +216,10 @@ def _check_tokenizer(folder: Path, name: str) -> None:
         raise CheckpointError(f"{folder}: the tokenizer is missing ({name}/vocab.json)")
 
 
-def _fingerprint(folder: Path, parts: Iterable[str]) -> str:
+def _fingerprint(files: Mapping[str, Iterable[Path]]) -> str:
     """SHA-256 over the names and hashes of the weight files, in order of their names."""
     total = hashlib.sha256()
-    for part in sorted(parts):
-        for file in weight_files(folder, part):
+    for part in sorted(files):
+        for file in files[part]:
             total.update(f"{part}/{file.name} {sha256_of(file)}\n".encode())
     return total.hexdigest()

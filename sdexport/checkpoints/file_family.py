@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sdexport.checkpoints.published_configs import SingleFileFamily
+from sdexport.checkpoints.file_prediction import with_prediction
+from sdexport.checkpoints.published_configs import LCM_SCHEDULER, SingleFileFamily
 from sdexport.checkpoints.state_dicts import UNET_PREFIX
 from sdexport.checkpoints.weight_file import WeightFile
-from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.errors import CheckpointError
 
-logger = logging.getLogger(__name__)
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-_BASE_SIZE = 64
-"""Latents per side that SD 2's epsilon model was trained on."""
 _OTHER_CHANNELS = {5: "depth-to-image", 7: "upscaling", 8: "instruct-pix2pix"}
-_PREDICTION_NAMES = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-
-
-def check_prediction_type(prediction_type: str | None) -> None:
-    """Raises: InvalidArgumentError: neither None nor one of PREDICTION_TYPES."""
-    if prediction_type not in (None, *PREDICTION_TYPES):
-        raise InvalidArgumentError(
-            f"prediction type must be {' or '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-        )
+_GUIDANCE_EMBEDDING = f"{UNET_PREFIX}time_embed.cond_proj.weight"
 
 
 def family_of(
@@ -38,7 +25,8 @@ def family_of(
       prediction_type: overrides what the file says.
     Raises: CheckpointError: not a checkpoint of one of the families.
     """
-    return _with_prediction(file, _with_channels(file, _recognise(file, families)), prediction_type)
+    family = _with_channels(file, _recognise(file, families))
+    return with_prediction(file, _with_guidance_embedding(file, family), prediction_type)
 
 
 def _recognise(file: WeightFile, families: Sequence[SingleFileFamily]) -> SingleFileFamily:
@@ -48,18 +36,18 @@ def _recognise(file: WeightFile, families: Sequence[SingleFileFamily]) -> Single
             f"{file.path} is {file.kind}; expected a Stable Diffusion checkpoint in the original "
             "layout (SD 1, SD 2, SDXL), or a diffusers folder"
         )
-    if "edm_mean" in names:
-        raise CheckpointError(
-            f"{file.path} is Playground v2.5, whose EDM scheduling is not supported"
-        )
+    lacking = []
     for family in families:
         prefixes = [layout.prefix for layout in family.text_encoders.values()]
-        if all(any(name.startswith(prefix) for name in names) for prefix in prefixes):
+        missing = [p for p in prefixes if not any(name.startswith(p) for name in names)]
+        if not missing:
             return family
-    raise CheckpointError(
-        f"{file.path} holds a UNet but no text encoder of SD 1, SD 2 or SDXL; "
-        "export the whole checkpoint"
-    )
+        if len(missing) < len(prefixes):
+            lacking.append(
+                f"only one of the text encoders of {family.name} ({missing[0]}* is missing)"
+            )
+    found = " or ".join(lacking) or "no text encoder of SD 1, SD 2 or SDXL"
+    raise CheckpointError(f"{file.path} holds a UNet but {found}; export the whole checkpoint")
 
 
 def _with_channels(file: WeightFile, family: SingleFileFamily) -> SingleFileFamily:
@@ -77,27 +65,10 @@ def _with_channels(file: WeightFile, family: SingleFileFamily) -> SingleFileFami
     return replace(family, pipeline=family.inpaint_pipeline, unet={**family.unet, "in_channels": 9})
 
 
-def _with_prediction(
-    file: WeightFile, family: SingleFileFamily, chosen: str | None
-) -> SingleFileFamily:
-    """Prediction type, noise schedule and size, where they differ from the family's."""
-    stated = _PREDICTION_NAMES.get(file.metadata.get("modelspec.prediction_type", ""))
-    if "v_pred" in file.tensors:
-        stated = "v_prediction"
-    default = family.scheduler["prediction_type"]
-    if default == "v_prediction" and family.unet["in_channels"] != 4:
-        default = "epsilon"  # the published SD 2 for inpainting
-    elif default == "v_prediction" and not (chosen or stated):
-        logger.warning(
-            "%s: assumed to be the SD 2 of 768 pixels, which predicts v; "
-            "for the one of 512 give --prediction-type epsilon",
-            file.path,
-        )
-    prediction = chosen or stated or default
-    scheduler = {**family.scheduler, "prediction_type": prediction}
-    if "ztsnr" in file.tensors:
-        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    unet = dict(family.unet)
-    if family.scheduler["prediction_type"] != "epsilon" and prediction == "epsilon":
-        unet["sample_size"] = _BASE_SIZE
-    return replace(family, scheduler=scheduler, unet=unet)
+def _with_guidance_embedding(file: WeightFile, family: SingleFileFamily) -> SingleFileFamily:
+    """The latent consistency model of the family, if the UNet takes the guidance scale."""
+    weight = file.tensors.get(_GUIDANCE_EMBEDDING)
+    if weight is None or weight.ndim != 2:
+        return family
+    unet = {**family.unet, "time_cond_proj_dim": weight.shape[1]}
+    return replace(family, unet=unet, scheduler=LCM_SCHEDULER)

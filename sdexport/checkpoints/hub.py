@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sdexport.checkpoints.diffusers_layout import CLASSES, has_weights
+from sdexport.checkpoints.diffusers_layout import CLASSES
+from sdexport.checkpoints.weight_sets import has_weights
 from sdexport.engines.errors import CheckpointError
 
 _WANTED = ["model_index.json", "tokenizer*/*", "scheduler/*"] + [
@@ -14,9 +15,17 @@ _WANTED = ["model_index.json", "tokenizer*/*", "scheduler/*"] + [
 _UNWANTED = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*non_ema*"]
 
 
-def locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, str]]:
+def locate(
+    source: str | Path,
+    revision: str | None,
+    *,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+) -> tuple[Path, dict[str, str]]:
     """The folder of a checkpoint, downloaded if `source` is the id of a repository.
 
+    Args:
+      variant, allow_pickle: which weights are downloaded; see weight_sets.files_in.
     Returns: the folder, and what the manifest says of the origin.
     Raises: FileNotFoundError: no such folder. CheckpointError: it is a file. ConnectionError: the
       hub cannot be reached, or has no such repository.
@@ -28,7 +37,7 @@ def locate(source: str | Path, revision: str | None) -> tuple[Path, dict[str, st
         raise CheckpointError(f"{source} is a file; expected a diffusers folder or a hub id")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise _no_folder(source)
-    found = _download(str(source), revision)
+    found = _download(str(source), revision, variant, allow_pickle)
     return found, {"type": "hub", "id": str(source), "revision": found.name}
 
 
@@ -36,7 +45,9 @@ def _no_folder(source: str | Path) -> FileNotFoundError:
     return FileNotFoundError(f"no checkpoint at {source}: there is no such folder")
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(
+    repository: str, revision: str | None, variant: str | None, allow_pickle: bool
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -51,10 +62,17 @@ def _download(repository: str, revision: str | None) -> Path:
             )
         )
         parts = [part for part in CLASSES if (found / part / "config.json").is_file()]
-        without = [part for part in parts if not has_weights(found, part)]
-        if without:  # published in half precision alone
-            patterns = [f"{part}/*.fp16*" for part in without]
+
+        def fetch(parts: list[str], pattern: str) -> None:
+            patterns = [f"{part}/{pattern}" for part in parts]
             snapshot_download(repository, revision=found.name, allow_patterns=patterns)
+
+        if variant:
+            fetch(parts, f"*.{variant}*")
+        for pattern in ("*.fp16*", "*.safetensors", *(["*.bin*"] * allow_pickle)):
+            without = [p for p in parts if not has_weights(found, p, allow_pickle=allow_pickle)]
+            if without:  # published in half precision alone, or without .safetensors
+                fetch(without, pattern)
     except HFValidationError as error:  # a path such as ./model also looks like an id
         raise _no_folder(repository) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -26,6 +26,9 @@ Tensors = Mapping[str, torch.Tensor]
 LARGE = 1_000_000
 """Elements from which on a float16 weight is converted at each use, and not in advance."""
 
+_IN_HALF = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types all of whose values float16 holds exactly."""
+
 
 class _Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
@@ -86,11 +89,11 @@ def fill(module: nn.Module, tensors: Tensors) -> Any:
     for path, layer in module.named_modules():
         upcasting = _UPCASTING.get(type(layer))
         weight = tensors.get(f"{path}.weight")
-        if upcasting and weight is not None and weight.dtype == torch.float16 and is_large(weight):
+        if upcasting and weight is not None and weight.dtype in _IN_HALF and is_large(weight):
             layer.__class__ = upcasting
     kept = {f"{name}.weight" for name, layer in module.named_modules() if upcasts(layer)}
     weights = {
-        name: tensors[name] if name in kept else tensors[name].to(torch.float32)
+        name: tensors[name].to(torch.float16 if name in kept else torch.float32)
         for name in module.state_dict()
     }
     module.load_state_dict(weights, assign=True)

@@ -44,12 +44,14 @@ class SingleFileFamily:
     """A family of single files: how it is recognised, and its configurations.
 
     name: for messages.
+    architecture: how the metadata of its files begins to name it.
     pipeline, inpaint_pipeline: the classes of diffusers; None if there is no inpainting model.
     text_encoders: by component; a file that has all their prefixes is of this family.
     index: entries of model_index.json other than the components.
     """
 
     name: str
+    architecture: str
     pipeline: str
     inpaint_pipeline: str | None
     text_encoders: Mapping[str, TextLayout]
@@ -174,11 +176,51 @@ _EULER = _SCHEDULER | {
     "interpolation_type": "linear",
     "use_karras_sigmas": False,
 }
+LCM_SCHEDULER = _SCHEDULER | {
+    "_class_name": "LCMScheduler",
+    "clip_sample": False,
+    "original_inference_steps": 50,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "timestep_scaling": 10.0,
+}
+"""Of latent consistency models; Luo et al. 2023, arXiv 2310.04378."""
+EDM_EULER = {
+    "_class_name": "EDMEulerScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "sigma_data": 1.0,
+    "sigma_max": 120.0,
+    "sigma_min": 0.002,
+    "sigma_schedule": "exponential",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
+"""Of CosXL, as diffusers documents it."""
+EDM_DPM_SOLVER = {
+    "_class_name": "EDMDPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "euler_at_final": False,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "sigma_data": 0.5,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "thresholding": False,
+}
+"""Of Playground v2.5, as diffusers' from_single_file writes it."""
+PLAYGROUND_SCALING_FACTOR = 0.5
 _NO_CHECKER = {"feature_extractor": [None, None], "safety_checker": [None, None]}
 
 FAMILIES = (
     SingleFileFamily(
         "Stable Diffusion 1",
+        "stable-diffusion-v1",
         "StableDiffusionPipeline",
         "StableDiffusionInpaintPipeline",
         {"text_encoder": TextLayout("cond_stage_model.transformer.", False, False, CLIP_L)},
@@ -189,6 +231,7 @@ FAMILIES = (
     ),
     SingleFileFamily(
         "Stable Diffusion 2",
+        "stable-diffusion-v2",
         "StableDiffusionPipeline",
         "StableDiffusionInpaintPipeline",
         {"text_encoder": TextLayout("cond_stage_model.model.", True, False, OPENCLIP_H)},
@@ -199,6 +242,7 @@ FAMILIES = (
     ),
     SingleFileFamily(
         "Stable Diffusion XL",
+        "stable-diffusion-xl",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLInpaintPipeline",
         {
@@ -216,6 +260,7 @@ FAMILIES = (
     ),
     SingleFileFamily(
         "Stable Diffusion XL refiner",
+        "stable-diffusion-xl-v1-refiner",
         "StableDiffusionXLImg2ImgPipeline",
         None,
         {

@@ -1,10 +1,10 @@
-"""A VAE that replaces a checkpoint's own: a diffusers folder, or one file in either layout."""
+"""A VAE that replaces a checkpoint's own: a diffusers folder, or a file in one of the layouts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +13,77 @@ import torch
 from sdexport.checkpoints.config_files import parsing, read_config, update_config, write_config
 from sdexport.checkpoints.diffusers_layout import VAE_CLASSES
 from sdexport.checkpoints.modules import check_shapes, empty, fill
-from sdexport.checkpoints.state_dicts import vae_state
-from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.checkpoints.published_configs import VAE_SD, VAE_SDXL
+from sdexport.checkpoints.state_dicts import Tensors, vae_prefix, vae_state
+from sdexport.checkpoints.tiny_vae import (
+    CLASS_NAME,
+    SIDES,
+    WITHOUT_EFFECT,
+    sides_of,
+    tiny_config,
+    tiny_state,
+    with_side,
+)
+from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts
+from sdexport.checkpoints.weight_file import WeightFile, merged
+from sdexport.checkpoints.weight_origins import origins
+from sdexport.checkpoints.weight_sets import files_in
 from sdexport.engines.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS = tuple(
-    f"diffusion_pytorch_model{variant}"
-    for variant in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
-)
 _DEFAULT_SCALE = 0.18215
 """scaling_factor of configurations that have none, as in diffusers."""
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
 class ReplacementVae:
-    """A file of weights that fit a configuration.
+    """Files of weights that fit a configuration.
 
+    files: one, or the shards, or TAESD's encoder and decoder.
     class_name: one of VAE_CLASSES.
     """
 
-    file: WeightFile
+    files: Sequence[WeightFile]
     class_name: str
     config: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def open(cls, path: str | Path, folder: Path, *, allow_pickle: bool = False) -> ReplacementVae:
-        """Read a VAE and check that its weights fit.
+        """Read a VAE and check that its weights fit, and that all of them are used.
 
         Args:
           path: a diffusers folder, a pipeline's folder with vae/ in it, or a file; a file is read
-            with the configuration of the checkpoint's own VAE.
+            with the configuration of the checkpoint's own VAE, and a TAESD with its own. One side
+            of a TAESD brings the other one along, from the same folder.
           folder: of the checkpoint's configurations.
         Raises: FileNotFoundError: nothing is at `path`. CheckpointError: no VAE, or a damaged one.
         """
         path = Path(path)
         own = read_config(folder / "vae" / "config.json")
-        config = own
+        is_xl = (folder / "text_encoder_2").is_dir()
         if path.is_dir():
-            config, path = _read_folder(path)
-        elif not path.is_file():
+            config: Mapping[str, Any]
+            config, paths = _read_folder(path, allow_pickle=allow_pickle)
+            files = [WeightFile.open(each, allow_pickle=allow_pickle) for each in paths]
+        elif path.is_file():
+            files = _with_other_side(WeightFile.open(path, allow_pickle=allow_pickle), allow_pickle)
+            config = _config_of(files, own, is_xl=is_xl)
+        else:
             raise FileNotFoundError(f"no VAE at {path}: expected a diffusers folder, or a file")
-        file = WeightFile.open(path, allow_pickle=allow_pickle)
         class_name = str(config.get("_class_name", VAE_CLASSES[0]))
         if class_name not in VAE_CLASSES:
             raise CheckpointError(
                 f"{path}: {class_name} is not supported; expected {' or '.join(VAE_CLASSES)}"
             )
-        if file.kind not in ("a VAE", "a Stable Diffusion checkpoint"):
-            raise CheckpointError(f"{path} is {file.kind}; expected a VAE")
-        vae = cls(file, class_name, config)
+        for file in files:
+            if file.kind not in ("a VAE", "a Stable Diffusion checkpoint"):
+                raise CheckpointError(f"{file.path} is {file.kind}; expected a VAE")
+        vae = cls(files, class_name, config)
         with parsing(f"{path}: not a usable VAE"):
-            check_shapes(path, "vae", vae._empty(), vae._state())
-        scale, expected = (c.get("scaling_factor", _DEFAULT_SCALE) for c in (config, own))
-        if scale != expected:
-            logger.warning(
-                "%s: its scaling factor is %s, that of the checkpoint's VAE %s; "
-                "it may be made for another family",
-                path,
-                scale,
-                expected,
-            )
+            vae._check_weights(path)
+        _warn_of_another_family(path, class_name, config, own, is_xl=is_xl)
         return vae
 
     def write_config(self, folder: Path) -> None:
@@ -84,24 +93,107 @@ class ReplacementVae:
 
     def load(self) -> Any:
         """The module, for inference in float32."""
-        return fill(self._empty(), self._state())
+        return fill(self._empty(), self._state(merged(self.files)))
+
+    def _check_weights(self, path: Path) -> None:
+        named = {n: w for file in self.files for n, w in _of_vae(file.named_weights).items()}
+        module = self._empty()
+        state = self._state(named)
+        left = set(named).union(*(file.others for file in self.files)) - WITHOUT_EFFECT
+        left -= origins(state, module.state_dict())
+        check_supported_parts(path, left)
+        check_shapes(path, "vae", module, state)
+        check_all_used(path, "the VAE", left)
 
     def _empty(self) -> Any:
         return empty(self.class_name, self.config)
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        if self.class_name == "AutoencoderKL":
-            return vae_state(self.file.tensors, self.config)
-        return dict(self.file.tensors)
+    def _state(self, tensors: Tensors) -> Tensors:
+        if self.class_name == CLASS_NAME:
+            return tiny_state(tensors)
+        return vae_state(tensors, self.config)
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The configuration, and the path of the weights."""
+def _of_vae(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The weights of the VAE; of a whole checkpoint, only those below the VAE's prefix."""
+    prefix = vae_prefix(tensors)
+    return {name: tensors[name] for name in tensors if name.startswith(prefix)}
+
+
+def _read_folder(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Any], list[Path]]:
+    """The configuration, and the files of weights."""
     folder = next((f for f in (folder, folder / "vae") if (f / "config.json").is_file()), folder)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no VAE: config.json is missing")
     config = read_config(folder / "config.json")
-    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{folder}: vae: missing {_WEIGHTS[0]}")
-    return config, path
+    return config, files_in(folder, "vae", allow_pickle=allow_pickle)
+
+
+def _with_other_side(file: WeightFile, allow_pickle: bool) -> list[WeightFile]:
+    """The file, and if it is one side of a TAESD, the file of the other side.
+
+    Raises: CheckpointError: that is not in the same folder.
+    """
+    sides = sides_of(file.tensors)
+    if len(sides) != 1:
+        return [file]
+    (side,) = sides
+    (other,) = set(SIDES) - sides
+    stem = file.path.stem.replace(side, other)
+    candidates = [file.path.with_name(stem + suffix) for suffix in (file.path.suffix, *_SUFFIXES)]
+    for path in candidates if stem != file.path.stem else ():
+        if path.is_file():
+            found = WeightFile.open(path, allow_pickle=allow_pickle)
+            if sides_of(found.tensors) != {other}:
+                raise CheckpointError(f"{path} is not TAESD's {other}")
+            return [_named(file, side), _named(found, other)]
+    expected = candidates[0].name if stem != file.path.stem else f"one called *_{other}"
+    raise CheckpointError(
+        f"{file.path} is TAESD's {side} alone; put its {other} ({expected}) into the same folder"
+    )
+
+
+def _named(file: WeightFile, side: str) -> WeightFile:
+    return replace(file, tensors=with_side(file.tensors, side))
+
+
+def _config_of(
+    files: Sequence[WeightFile], own: Mapping[str, Any], *, is_xl: bool
+) -> Mapping[str, Any]:
+    """The configuration of a VAE whose files hold none."""
+    shapes = {n: w for file in files for n, w in file.named_weights.items()}
+    if sides_of(shapes):
+        config = tiny_config(tiny_state(shapes))
+        return own if own.get("_class_name") == CLASS_NAME and _same(own, config) else config
+    if own.get("_class_name") == CLASS_NAME:
+        return {"_class_name": VAE_CLASSES[0], **(VAE_SDXL if is_xl else VAE_SD)}
+    return own
+
+
+def _same(own: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    return all(own.get(key, value) == value for key, value in config.items())
+
+
+def _warn_of_another_family(
+    path: Path, class_name: str, config: Mapping[str, Any], own: Mapping[str, Any], *, is_xl: bool
+) -> None:
+    if class_name == CLASS_NAME:
+        name = path.name.lower()
+        if "taesd" in name and ("taesdxl" in name) != is_xl:
+            logger.warning(
+                "%s: by its name it is made for %s; colours may be wrong",
+                path,
+                "SD 1 and 2" if is_xl else "SDXL",
+            )
+        return
+    if own.get("_class_name") == CLASS_NAME:
+        return
+    scale, expected = (c.get("scaling_factor", _DEFAULT_SCALE) for c in (config, own))
+    if scale != expected:
+        logger.warning(
+            "%s: its scaling factor is %s, that of the checkpoint's VAE %s; "
+            "it may be made for another family",
+            path,
+            scale,
+            expected,
+        )

@@ -7,7 +7,7 @@ published ones (published_configs.py), and its tokenizer comes from a folder.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,23 @@ import torch
 
 from sdexport.checkpoints.config_files import parsing, write_config
 from sdexport.checkpoints.diffusers_layout import TEXT_ENCODERS, tokenizer_folder
-from sdexport.checkpoints.file_family import check_prediction_type, family_of
+from sdexport.checkpoints.file_family import family_of
+from sdexport.checkpoints.file_metadata import check_metadata
+from sdexport.checkpoints.file_prediction import MARKS, check_prediction_type
 from sdexport.checkpoints.modules import check_shapes, empty, fill
 from sdexport.checkpoints.published_configs import FAMILIES, SingleFileFamily
 from sdexport.checkpoints.state_dicts import (
     EMA_PREFIX,
-    VAE_PREFIX,
     Tensors,
+    ema_name,
     original_text_state,
     unet_state,
+    vae_prefix,
     vae_state,
 )
+from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts
 from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.checkpoints.weight_origins import origins
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.runtime.text.special_tokens import BOS, EOS
 
@@ -73,10 +78,9 @@ class SingleFile:
         family = family_of(file, families, prediction_type)
         if ema and not any(name.startswith(EMA_PREFIX) for name in file.tensors):
             raise CheckpointError(f"{path}: no averaged weights ({EMA_PREFIX}) in it; omit --ema")
-        has_vae = any(name.startswith(VAE_PREFIX) for name in file.tensors)
-        opened = cls(file, family, has_vae, ema)
-        for part in (*family.text_encoders, "unet", *(["vae"] if has_vae else [])):
-            opened._check(part)
+        opened = cls(file, family, bool(vae_prefix(file.tensors)), ema)
+        opened._check_weights()
+        check_metadata(file, family)
         return opened
 
     def write_configs(self, folder: Path, tokenizer: Path | None) -> None:
@@ -107,13 +111,35 @@ class SingleFile:
 
     def load(self, part: str) -> Any:
         """The module of "unet", "vae" or a text encoder; see modules.fill."""
-        return fill(self._empty(part), self._state(part, self.file.tensors))
+        return fill(self._empty(part), self._state(part, self.file.weights))
 
-    def _check(self, part: str) -> None:
-        shapes = {k: torch.empty_like(v, device="meta") for k, v in self.file.tensors.items()}
-        with parsing(f"{self.file.path}: {part}: cannot find its weights"):
-            found = self._state(part, shapes)
-        check_shapes(self.file.path, part, self._empty(part), found)
+    def _check_weights(self) -> None:
+        """Check that each component finds its weights, and that none is left over."""
+        weights = self.file.named_weights
+        parts = (*self.family.text_encoders, "unet", *(["vae"] if self.has_vae else []))
+        states, modules = {}, {}
+        left = {*weights, *self.file.others} - MARKS - self._replaced(weights)
+        for part in parts:
+            with parsing(f"{self.file.path}: {part}: cannot find its weights"):
+                states[part] = self._state(part, weights)
+                modules[part] = self._empty(part)
+            left -= origins(states[part], modules[part].state_dict())
+        check_supported_parts(self.file.path, left)
+        for part in parts:
+            check_shapes(self.file.path, part, modules[part], states[part])
+        check_all_used(self.file.path, self.family.name, left)
+
+    def _replaced(self, names: Iterable[str]) -> set[str]:
+        """Weights that are not used because of what the family or an option says."""
+        unused = {
+            f"{layout.prefix}transformer.resblocks.{layout.config['num_hidden_layers']}."
+            for layout in self.family.text_encoders.values()
+            if layout.openclip and not layout.projected  # the layer after the last one that is used
+        }
+        found = {name for name in names if name.startswith(tuple(unused))}
+        if self.ema:
+            found |= {name for name in names if ema_name(name) in self.file.tensors}
+        return found
 
     def _state(self, part: str, tensors: Tensors) -> dict[str, torch.Tensor]:
         """The weights of a component under the names of its module, and possibly others."""

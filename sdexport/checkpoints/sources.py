@@ -21,7 +21,7 @@ from sdexport.checkpoints.diffusers_layout import (
     present_components,
     tokenizer_folder,
 )
-from sdexport.checkpoints.file_family import check_prediction_type
+from sdexport.checkpoints.file_prediction import check_prediction_type, check_timestep_spacing
 from sdexport.checkpoints.modules import empty
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
@@ -39,7 +39,9 @@ class Options:
 
     tokenizer: a folder, for a single file.
     allow_pickle: read the weights of .ckpt and .bin files.
-    prediction_type: "epsilon" or "v_prediction", if the checkpoint does not say.
+    variant: of a folder's weights, such as "fp16".
+    prediction_type: "epsilon", "v_prediction" or "sample", if the checkpoint does not say.
+    timestep_spacing: "leading", "trailing" or "linspace", if the checkpoint says another.
     ema: take a single file's averaged weights.
     vae: a folder or file that replaces the VAE.
     lora: each FILE or FILE:SCALE, merged one after another.
@@ -48,7 +50,9 @@ class Options:
 
     tokenizer: Path | None = None
     allow_pickle: bool = False
+    variant: str | None = None
     prediction_type: str | None = None
+    timestep_spacing: str | None = None
     ema: bool = False
     vae: Path | None = None
     lora: tuple[str, ...] = ()
@@ -56,9 +60,9 @@ class Options:
 
     @property
     def changes(self) -> set[str]:
-        """The names of the options that are set, `allow_pickle` aside."""
+        """The names of the options that are set, except those that only choose files."""
         set_ = {f.name for f in fields(self) if getattr(self, f.name) not in (None, (), False)}
-        return set_ - {"allow_pickle"}
+        return set_ - {"allow_pickle", "variant"}
 
 
 def open_source(
@@ -77,14 +81,14 @@ def open_source(
     is_file = Path(source).is_file()
     _check_options(source, revision, options, is_file=is_file)
     if not is_file and not options.changes:
-        return Checkpoint.open(source, revision=revision)
+        return _open_folder(source, revision, options)
     folder = Path(tempfile.mkdtemp(prefix="sdexport-"))
     try:
         if is_file:
             draft = _from_file(source, folder, options)
         else:
-            draft = _from_folder(source, folder, revision)
-        for change in (_change_prediction, _replace_vae, _merge_loras, _add_embeddings):
+            draft = _from_folder(source, folder, revision, options)
+        for change in (_change_scheduler, _replace_vae, _merge_loras, _add_embeddings):
             draft = change(draft, options)
         checkpoint = Checkpoint.open(
             folder, loader=draft.loader, origin=draft.origin, label=str(source)
@@ -111,8 +115,10 @@ def _check_options(
     source: str | Path, revision: str | None, options: Options, *, is_file: bool
 ) -> None:
     check_prediction_type(options.prediction_type)
-    if is_file and revision is not None:
-        raise InvalidArgumentError(f"{source} is a file; omit --revision")
+    check_timestep_spacing(options.timestep_spacing)
+    for name, value in (("revision", revision), ("variant", options.variant)):
+        if is_file and value is not None:
+            raise InvalidArgumentError(f"{source} is a file; omit --{name}")
     for name in () if is_file else ("tokenizer", "ema"):
         if name in options.changes:
             raise InvalidArgumentError(f"{source} is not a single file; omit --{name}")
@@ -132,8 +138,19 @@ def _from_file(source: str | Path, folder: Path, options: Options) -> _Draft:
     return _Draft(folder, opened.load, origin | ({"weights": "ema"} if options.ema else {}))
 
 
-def _from_folder(source: str | Path, folder: Path, revision: str | None) -> _Draft:
-    base = Checkpoint.open(source, revision=revision)
+def _open_folder(source: str | Path, revision: str | None, options: Options) -> Checkpoint:
+    return Checkpoint.open(
+        source,
+        revision=revision,
+        variant=options.variant,
+        allow_pickle=options.allow_pickle,
+    )
+
+
+def _from_folder(
+    source: str | Path, folder: Path, revision: str | None, options: Options
+) -> _Draft:
+    base = _open_folder(source, revision, options)
     for file in (*base.folder.glob("*.json"), *base.folder.glob("*/*")):
         if file.suffix in _CONFIG_SUFFIXES and file.stat().st_size < _LARGEST_CONFIG:
             target = folder / file.relative_to(base.folder)
@@ -142,10 +159,14 @@ def _from_folder(source: str | Path, folder: Path, revision: str | None) -> _Dra
     return _Draft(folder, base.load, base.source)
 
 
-def _change_prediction(draft: _Draft, options: Options) -> _Draft:
-    if options.prediction_type is not None:
-        path = draft.folder / "scheduler" / "scheduler_config.json"
-        update_config(path, {"prediction_type": options.prediction_type})
+def _change_scheduler(draft: _Draft, options: Options) -> _Draft:
+    changes = {
+        key: value
+        for key in ("prediction_type", "timestep_spacing")
+        if (value := getattr(options, key)) is not None
+    }
+    if changes:
+        update_config(draft.folder / "scheduler" / "scheduler_config.json", changes)
     return draft
 
 
@@ -160,7 +181,9 @@ def _replace_vae(draft: _Draft, options: Options) -> _Draft:
     def load(part: str) -> Any:
         return vae.load() if part == "vae" else draft.loader(part)
 
-    origin = {**draft.origin, "vae.sha256": vae.file.sha256()}
+    origin = dict(draft.origin)
+    for number, file in enumerate(vae.files, 1):
+        origin["vae.sha256" if number == 1 else f"vae.{number}.sha256"] = file.sha256()
     return replace(draft, loader=load, origin=origin)
 
 

@@ -6,7 +6,7 @@ original layout is translated by diffusers' own converters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,17 +24,27 @@ VAE_PREFIX = "first_stage_model."
 EMA_PREFIX = "model_ema."
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
+_GUIDANCE_EMBEDDING = "time_embed.cond_proj.weight", "time_embedding.cond_proj.weight"
+"""A weight of latent consistency models, which diffusers does not translate."""
+
 Tensors = Mapping[str, torch.Tensor]
 
 
 def vae_state(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The weights of a VAE, from a whole checkpoint or a file of its own, in either layout."""
-    names = {k.removeprefix(VAE_PREFIX).removeprefix("vae."): v for k, v in tensors.items()}
-    if any(name.startswith("encoder.down_blocks.") for name in names):
-        return {_new_attention_name(name): _linear(name, value) for name, value in names.items()}
+    found = _below(tensors, vae_prefix(tensors))
+    if any(name.startswith("encoder.down_blocks.") for name in found):
+        return {_new_attention_name(name): _linear(name, value) for name, value in found.items()}
     starts = ("encoder.", "decoder.", "quant", "post")
-    found = {name: value for name, value in names.items() if name.startswith(starts)}
+    found = {name: value for name, value in found.items() if name.startswith(starts)}
     return dict(convert_ldm_vae_checkpoint(found, dict(config)))
+
+
+def vae_prefix(names: Iterable[str]) -> str:
+    """What the names of a VAE's weights begin with; empty for a file of its own."""
+    listed = list(names)
+    starts = (VAE_PREFIX, "vae.")
+    return next((start for start in starts if any(n.startswith(start) for n in listed)), "")
 
 
 def unet_state(
@@ -46,19 +56,20 @@ def unet_state(
       ema: take the averaged weights.
     """
     names = [name for name in tensors if name.startswith(UNET_PREFIX)]
-    source: Callable[[str], str] = _ema_name if ema else str
+    source: Callable[[str], str] = ema_name if ema else str
     found = {name: tensors[source(name)] for name in names if source(name) in tensors}
-    return dict(convert_ldm_unet_checkpoint(found, dict(config)))
+    state = dict(convert_ldm_unet_checkpoint(found, dict(config)))
+    embedding = found.get(f"{UNET_PREFIX}{_GUIDANCE_EMBEDDING[0]}")
+    return state | ({} if embedding is None else {_GUIDANCE_EMBEDDING[1]: embedding})
 
 
 def original_text_state(tensors: Tensors, layout: TextLayout) -> dict[str, torch.Tensor]:
     """The weights of a text encoder of a whole checkpoint in the original layout."""
-    names = {k: v for k, v in tensors.items() if k.startswith(layout.prefix)}
-    if layout.openclip:
-        model = SimpleNamespace(config=SimpleNamespace(**layout.config))
-        found = convert_open_clip_checkpoint(model, names, prefix=layout.prefix)
-    else:
-        found = {k.removeprefix(layout.prefix): v for k, v in names.items()}
+    if not layout.openclip:
+        return text_state(_below(tensors, layout.prefix), layout.class_name)
+    names = {name: tensors[name] for name in tensors if name.startswith(layout.prefix)}
+    model = SimpleNamespace(config=SimpleNamespace(**layout.config))
+    found = convert_open_clip_checkpoint(model, names, prefix=layout.prefix)
     return text_state(found, layout.class_name)
 
 
@@ -70,8 +81,13 @@ def text_state(tensors: Tensors, class_name: str) -> dict[str, torch.Tensor]:
     return {k if k == "text_projection.weight" else f"text_model.{k}": v for k, v in bare.items()}
 
 
-def _ema_name(name: str) -> str:
-    """Averaged weights are stored under the name without its dots."""
+def _below(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
+    """The weights under a prefix, by their names without it; no others are read."""
+    return {k.removeprefix(prefix): tensors[k] for k in tensors if k.startswith(prefix)}
+
+
+def ema_name(name: str) -> str:
+    """The name of the averaged copy of a weight: without dots, under a prefix of its own."""
     return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
 
 

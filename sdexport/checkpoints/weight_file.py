@@ -6,12 +6,13 @@ is a program; it is opened only on request, and then by PyTorch's loader for wei
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import torch
 from safetensors import safe_open
 
 from sdexport.checkpoints.config_files import parsing
+from sdexport.checkpoints.quantised_weights import dequantised
 from sdexport.checkpoints.weight_kinds import kind_of_other_file, kind_of_weights
+from sdexport.checkpoints.weight_origins import NamedWeight
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line
@@ -39,12 +42,14 @@ class WeightFile:
     tensors: by name; of a pickle those of its "state_dict", if it has one.
     metadata: texts that a .safetensors file carries.
     content: everything a pickle holds; of a .safetensors file the tensors.
+    others: entries of a pickle that hold tensors but are not among `tensors`.
     """
 
     path: Path
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     metadata: Mapping[str, str] = field(repr=False)
     content: Any = field(repr=False)
+    others: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path, *, allow_pickle: bool = False) -> WeightFile:
@@ -86,7 +91,20 @@ class WeightFile:
             for name, value in (state.items() if isinstance(state, dict) else ())
             if isinstance(value, torch.Tensor)
         }
-        return cls(path, tensors, {}, content)
+        return cls(path, tensors, {}, content, _others(content, state))
+
+    @functools.cached_property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The tensors; those of float8 layers with a scale are converted to float32 when read.
+
+        Raises: CheckpointError: a kind of quantisation that is not supported.
+        """
+        return dequantised(self.path, self.tensors, self.metadata)
+
+    @functools.cached_property
+    def named_weights(self) -> Mapping[str, torch.Tensor]:
+        """Shapes and types of `weights`, as NamedWeight, without reading any."""
+        return {name: NamedWeight.like(name, self.tensors[name]) for name in self.weights}
 
     @property
     def kind(self) -> str:
@@ -97,6 +115,37 @@ class WeightFile:
     def sha256(self) -> str:
         """SHA-256 of the file, in hexadecimal."""
         return sha256_of(self.path)
+
+
+def merged(files: Sequence[WeightFile]) -> dict[str, torch.Tensor]:
+    """The weights of several files of one component.
+
+    Raises: CheckpointError: two of them hold different weights of one name.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        for name, value in file.weights.items():
+            if name in found and not torch.equal(found[name], value):
+                raise CheckpointError(f"{file.path}: another shard holds another {name:.80}")
+            found[name] = value
+    return found
+
+
+def _others(content: Any, state: Any) -> tuple[str, ...]:
+    """Entries of a pickle whose tensors are not in its state, or further inside."""
+    outside = content if isinstance(content, dict) and content is not state else {}
+    nested = state if isinstance(state, dict) else {}
+    found = {str(k) for k, v in outside.items() if v is not state and _holds_tensors(v)}
+    inside = (k for k, v in nested.items() if not torch.is_tensor(v) and _holds_tensors(v))
+    return tuple(sorted(found.union(map(str, inside))))
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensors, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_tensors, value))
+    return torch.is_tensor(value)
 
 
 def _begins_as_safetensors(head: bytes) -> bool:

@@ -24,10 +24,11 @@ _MAGIC = (
 _LORA = (
     r"lora_(up|down|mid|A|B)\b|\.lora\.(up|down)|_lora\.(up|down)|lora_linear_layer|hada_w|lokr_w"
 )
-# In this order: a whole checkpoint holds a VAE's names too.
+# In this order: a whole checkpoint holds a VAE's names too, and may hold a ControlNet's.
 _KINDS = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in (
+        (r"^model\.diffusion_model\.input_blocks\.", "a Stable Diffusion checkpoint"),
         (_LORA, "a LoRA"),
         (r"(^|\.)double_blocks\.\d+\.img_", "a Flux model"),
         (
@@ -37,7 +38,6 @@ _KINDS = tuple(
         (r"^(control_model|controlnet_\w+)\.", "a ControlNet"),
         (r"motion_modules\.", "an AnimateDiff motion module"),
         (r"^(image_proj|ip_adapter)\.", "an IP-Adapter"),
-        (r"^model\.diffusion_model\.input_blocks\.", "a Stable Diffusion checkpoint"),
         (r"^model\.diffusion_model\.", "a diffusion model of another family"),
         (
             r"^((base_)?model\.)*(layers\.\d+\.(self_attn|attention|mlp)|embed_tokens|h\.\d+)\."
@@ -46,9 +46,11 @@ _KINDS = tuple(
         ),
         (r"^(encoder|decoder)\.block\.\d+\.layer\.", "a T5 text encoder"),
         (r"^(string_to_param|emb_params|clip_[lg])$", "a textual-inversion embedding"),
+        (r"^input_blocks\.\d+\.", "a UNet alone in the original layout"),
         (r"^(unet\.)?(down_blocks|up_blocks)\.\d+\.", "a UNet alone in diffusers' layout"),
         (r"^(encoder|decoder)\.(conv_in|down|up|mid|layers)\b|^decoder\.\d+\.", "a VAE"),
         (r"^(vae|first_stage_model)\.", "a VAE"),
+        (r"^((taesd_)?(en|de)coder\.)?\d+\.(conv\.\d\.)?(weight|bias)$", "a VAE"),
         (r"text_model\.|resblocks\.\d+\.", "a CLIP text encoder"),
     )
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import one_line
 from sdexport.runtime.images.metadata import check_output
 from sdexport.runtime.noise.torch_generator import check_seed
-from sdexport.runtime.pipeline import Pipeline
+from sdexport.runtime.pipeline import call_argument_names
 from sdexport.runtime.text.embeds_file import load_embeds
 
 IN_FOLDER = "{index:04d}-{seed}.png"
@@ -28,7 +27,9 @@ IN_FOLDER = "{index:04d}-{seed}.png"
 MAX_BYTES = 2**28
 """Of a file of prompts."""
 _NOT_SETTINGS = {
-    *("self", "on_step", "guidance_function", "latents", "token_embeds", "num_images_per_prompt"),
+    *("on_step", "guidance_function", "latents", "token_embeds", "num_images_per_prompt"),
+    *("generator", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+    *("output_type", "return_dict"),
     *("prompt_embeds", "negative_prompt_embeds"),
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
@@ -37,15 +38,11 @@ _NOT_SETTINGS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One image: the file to write, the seed, and further arguments of the pipeline.
-
-    batch_index: which image of a call it is, if the arguments are those of a batch.
-    """
+    """One image: the file to write, the seed, and further arguments of the pipeline."""
 
     path: Path
     seed: int
     arguments: Mapping[str, Any]
-    batch_index: int = 0
 
 
 def read_rows(source: str) -> list[dict[str, Any]]:
@@ -86,7 +83,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{where}: not valid JSON: {one_line(error)}") from None
-    known = (inspect.signature(Pipeline.__call__).parameters.keys() - _NOT_SETTINGS) | {"output"}
+    known = set(call_argument_names()) - _NOT_SETTINGS | {"output"}
     for key in row.keys() - known:
         similar = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(sorted(known))}"
@@ -107,7 +104,6 @@ def jobs_of(
     count: int,
     embeds: Path | None = None,
     saved_as: Mapping[str, Any] | None = None,
-    recorded: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> list[Job]:
     """The images to generate: `count` of each row, with consecutive seeds over all of them.
@@ -119,7 +115,6 @@ def jobs_of(
       seed: of the first image; None or -1 takes a random one. A row may have its own.
       embeds: file of embeddings, instead of prompts.
       saved_as: arguments of save_image that the files are written with.
-      recorded: further fields for the output's name.
     Raises: InvalidArgumentError: a field that there is not, the same name for two images, or a
       suffix that is not of an image format.
       OSError: a folder is missing or cannot be written, or a file exists, without `force`.
@@ -135,8 +130,7 @@ def jobs_of(
         if "seed" in own:
             start = _seed_or_random(own.pop("seed"))
         for number in range(count):
-            counted = {"index": len(jobs), "seed": (start + number) % 2**64}
-            fields = {**(recorded or {}), **own, **counted}
+            fields = own | {"index": len(jobs), "seed": (start + number) % 2**64}
             path = _path(template, fields, several=several)
             jobs.append(Job(path, fields["seed"], own))
     for job in jobs:

@@ -83,6 +83,9 @@ _NOT_OF_SESSIONS = {
 _SOURCE_OPTIONS = (
     click.option("--revision", help="Branch, tag or commit, for a model id of the hub."),
     click.option(
+        "--variant", metavar="NAME", help="Which weights of a folder to take, such as fp16."
+    ),
+    click.option(
         "--tokenizer",
         type=FOLDER,
         help="Folder with CLIP's vocab.json and merges.txt, for a single file.",
@@ -101,8 +104,14 @@ _SOURCE_OPTIONS = (
     ),
     click.option(
         "--prediction-type",
-        type=click.Choice(["epsilon", "v_prediction"]),
+        type=click.Choice(["epsilon", "v_prediction", "sample"]),
         help="What the UNet predicts, if the file does not say.",
+    ),
+    click.option(
+        "--timestep-spacing",
+        type=click.Choice(["leading", "trailing", "linspace"]),
+        help="Spacing of the timesteps, if the checkpoint says another: trailing for Turbo and "
+        "Lightning.",
     ),
     click.option("--ema", is_flag=True, help="Use the averaged (EMA) weights of a single file."),
     click.option(

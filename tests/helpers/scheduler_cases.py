@@ -19,6 +19,7 @@ WITHOUT_SAMPLE = ("pndm", "euler_a", "dpm2", "dpm2_a", "dpmsolver_sde", *EDM_NAM
 Case = tuple[dict[str, Any], dict[str, Any]]
 KARRAS = {"use_karras_sigmas": True}
 EXPONENTIAL = {"use_exponential_sigmas": True}
+BETA_SIGMAS = {"use_beta_sigmas": True}
 BOUNDS = {"sigma_min": 0.05, "sigma_max": 10.0}
 ZERO_SNR = {"rescale_betas_zero_snr": True}
 LIMITS = {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9}
@@ -28,13 +29,14 @@ def _cases(*configs: dict[str, Any], **options: Any) -> list[Case]:
     return [(config, options) for config in configs]
 
 
-_SPREAD = ({"steps_offset": 1}, KARRAS, EXPONENTIAL, {"beta_schedule": "linear"})
+_SPREAD = ({"steps_offset": 1}, KARRAS, EXPONENTIAL, BETA_SIGMAS, {"beta_schedule": "linear"})
 _SOLVER = (
     {"steps_offset": 1, "solver_order": 1},
     {"solver_order": 2},
     {"solver_order": 3},
     {"solver_order": 3, **KARRAS},
     {"solver_order": 2, **EXPONENTIAL},
+    {"solver_order": 3, **BETA_SIGMAS},
     {"solver_order": 2, **KARRAS, **BOUNDS},
     {"solver_order": 2, **LIMITS},
     {"solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min"},
@@ -79,7 +81,7 @@ OPTIONS: dict[str, list[Case]] = {
         {"skip_prk_steps": False},
         {"skip_prk_steps": False, "set_alpha_to_one": True, "beta_schedule": "linear"},
     ),
-    "lms": _cases(*_SPREAD, {**EXPONENTIAL, **BOUNDS}),
+    "lms": _cases(*_SPREAD, {**EXPONENTIAL, **BOUNDS}, {**BETA_SIGMAS, **BOUNDS}),
     "euler": [
         *_cases(
             *_SPREAD,

@@ -54,6 +54,33 @@ ancestral and DEIS are from these schedules.
 | name | class in diffusers | cases | float64 | float32 | step | clean |
 |---|---|---:|---:|---:|---:|---:|
 """
+SCHEDULES = """
+## Schedules of noise levels
+
+`schedule` is an option of every scheduler that works on noise levels, and a key of its
+configuration. It replaces the levels that `timestep_spacing` gives.
+
+| schedule | levels |
+|---|---|
+| `timesteps` | those of `timestep_spacing`, also where the \
+configuration sets `use_karras_sigmas` and the like |
+| `karras`, `exponential`, `beta` | as `use_karras_sigmas`, `use_exponential_sigmas` and \
+`use_beta_sigmas` in diffusers |
+| `normal` | even timesteps from the last to the first of the training |
+| `sgm_uniform` | even timesteps; the step after the last would be the first of the training |
+| `simple` | even whole timesteps, counted from the last |
+| `ddim_uniform` | every so many whole timesteps from the second on; may have a few steps more |
+| `beta_timesteps` | whole timesteps at quantiles of a beta distribution, ComfyUI's `beta` |
+| `kl_optimal` | even in the arctangent of the level |
+| `linear_quadratic` | slowly at first, then a parabola to zero |
+| `polyexponential` | even in the logarithm, over all levels of the training |
+| `sd_turbo` | timesteps 999, 899 and so on, 1 to 10 steps, for SD Turbo |
+| `align_your_steps`, `align_your_steps_xl` | the published tables for SD 1.5 and SDXL, for other \
+numbers of steps than ten linear in the logarithm |
+
+The first two rows are compared with diffusers, the others with their definitions in ComfyUI and
+AUTOMATIC1111 (5e-10). These run at fractional timesteps, as in k-diffusion. SciPy is not needed.
+"""
 NOTES = """
 ## Where the behaviour differs from diffusers
 
@@ -71,7 +98,7 @@ a clear error |
 | DPM-Solver++, Karras, ending at `sigma_min`, order 3 or Heun | NaN | works |
 | leading spacing with `steps_offset`, 1000 steps | an index error, or the last timestep twice | \
 a clear error |
-| learned variances, flow matching, `use_beta_sigmas`, `solver_p` | supported | an error |
+| learned variances, flow matching, `solver_p` | supported | an error |
 
 Two properties are kept from diffusers, as images would differ otherwise: PNDM and LMS use the
 weights of their step index in a run that begins within the schedule (image to image), and the
@@ -149,7 +176,7 @@ def main() -> None:
     page += "\n## Options in the comparison\n\n| name | keys and values |\n|---|---|\n"
     page += "".join(f"| `{name}` | {options_text(name)} |\n" for name in schedulers.NAMES)
     partial = PAGE.with_name(f"{PAGE.name}.part")
-    partial.write_text(page + NOTES, encoding="utf-8")
+    partial.write_text(page + SCHEDULES + NOTES, encoding="utf-8")
     partial.replace(PAGE)
 
 

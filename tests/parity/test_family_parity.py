@@ -19,7 +19,7 @@ import torch
 from sdexport import Package, Pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.graphs.wrappers import parts
-from sdexport.runtime.packages.manifest import Manifest
+from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.verification.reference import TorchSession
 from tests.helpers.diffusers_images import (
     NEGATIVE,
@@ -48,7 +48,7 @@ def over_torch(folder: Path) -> Pipeline:
         scaling_factor=checkpoint.configs["vae"].scaling_factor,
         default_size=(height * unit, width * unit),
         prediction_type="epsilon",
-        components={part.name: None for part in every},  # type: ignore[misc]
+        components={part.name: ComponentRecord((), "fp32", 18, (), ()) for part in every},
         files=(),
         tools={},
     )

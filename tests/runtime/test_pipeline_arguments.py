@@ -34,7 +34,7 @@ WRONG: dict[str, list[Any]] = {
     "latents": [5, "x", [[1]], EMBEDS, np.zeros((1, 4, 16, 16)), np.full((1, 4, 16, 16), NAN)],
     "prompt_embeds": [EMBEDS],
     "negative_prompt_embeds": [5, EMBEDS[:, :10], EMBEDS[:, :, :9], EMBEDS[:0], EMBEDS * NAN],
-    "clip_skip": [-1, 99, "1", 1.0, True, None, NAN, np.zeros(2)],
+    "clip_skip": [-1, 99, "1", 1.0, True, NAN, np.zeros(2)],
     "scheduler": ["magic", 5, "", ["ddim"], NAN],
     "eta": ["x", NAN, -1, 2, None, [0.5]],
     "on_step": [5, "x"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sdexport.engines.errors import InvalidArgumentError
@@ -29,7 +30,8 @@ from sdexport.runtime.schedulers.sampler_names import (
 from sdexport.runtime.schedulers.schedule_names import find_schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-KARRAS = {"use_karras_sigmas": True}
+KARRAS = {"spaced_by": "karras"}
+SPACED_BY = ("schedule", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 MULTISTEP = "DPMSolverMultistepScheduler"
 ORDER_2 = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 SDE = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
@@ -87,7 +89,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 2M Karras": (MULTISTEP, ORDER_2 | KARRAS),
     "DPM++ 2M SDE": (MULTISTEP, SDE),
     "DPM++ 2M SDE Karras": (MULTISTEP, SDE | KARRAS),
-    "DPM++ 2M SDE Exponential": (MULTISTEP, SDE | {"use_exponential_sigmas": True}),
+    "DPM++ 2M SDE Exponential": (MULTISTEP, SDE | {"spaced_by": "exponential"}),
     "DPM++ 2M SDE Heun": (MULTISTEP, SDE | {"solver_type": "heun"}),
     "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
     "DPM++ SDE Karras": ("DPMSolverSDEScheduler", KARRAS),
@@ -123,7 +125,7 @@ OTHER_SPELLINGS = [
     ("ＤＰＭ＋＋ ２Ｍ", "dpm++_2m"),
     ("Euler A Trailing", "euler_a_trailing"),
     ("DPM++ 2M SGM Uniform", "dpm++_2m_sgm_uniform"),
-    ("DPM++ 2M Align Your Steps", "dpm++_2m_ays"),
+    ("DPM++ 2M Align Your Steps", "dpm++_2m_align_your_steps"),
 ]
 
 
@@ -146,8 +148,8 @@ def test_n1_names_select_the_class_and_keys_of_diffusers(name: str) -> None:
     assert type(sampler).__name__ == class_
     for key, value in keys.items():
         assert getattr(sampler.config, key) == value
-    if "use_karras_sigmas" not in keys:
-        assert not getattr(sampler.config, "use_karras_sigmas", False)
+    if "spaced_by" not in keys:
+        assert getattr(sampler.config, "spaced_by", None) is None
 
 
 @pytest.mark.parametrize(("name", "ours"), OTHER_SPELLINGS)
@@ -199,22 +201,25 @@ def test_automatic1111_names_read_back_to_the_same_sampler(name: str, schedule: 
     assert found is not None, (sampler, schedule_type)
     after = schedulers.create(str(found), SD, 5)
     assert type(before) is type(after)
-    assert (found.schedule or "automatic") == (schedule or schedule_type.lower())
-    implied = {
-        key: value
-        for key, value in vars(before.config).items()
-        if key not in preset(name)[1]  # where the label does not say these, they are options
-    }
-    assert {key: getattr(after.config, key) for key in implied} == implied
+    options = {*preset(name)[1], *SPACED_BY}  # where the label does not say those, they are options
+    before_keys, after_keys = (vars(sampler.config) for sampler in (before, after))
+    for key in before_keys.keys() - options:
+        assert before_keys[key] == after_keys[key], key
+    if "timestep_spacing" not in preset(name)[1]:
+        np.testing.assert_array_equal(before.timesteps, after.timesteps)
 
 
 def test_automatic1111_names_are_its_own() -> None:
-    assert to_automatic1111("dpm++_2m", KARRAS) == ("DPM++ 2M", "Karras")
-    assert to_automatic1111("dpmsolver++", ORDER_2 | KARRAS) == ("DPM++ 2M", "Karras")
-    assert to_automatic1111("euler_a", {}) == ("Euler a", "Automatic")
-    assert to_automatic1111("euler", {"use_karras_sigmas": False}) == ("Euler", "Uniform")
+    karras = {"schedule": None, "use_karras_sigmas": True}
+    assert to_automatic1111("dpm++_2m", karras) == ("DPM++ 2M", "Karras")
+    assert to_automatic1111("dpmsolver++", ORDER_2 | karras) == ("DPM++ 2M", "Karras")
+    assert to_automatic1111("euler_a", {"schedule": None}) == ("Euler a", "Uniform")
+    assert to_automatic1111("ddim", {}) == ("DDIM", "Automatic")
     assert to_automatic1111("pndm", {"skip_prk_steps": True}) == ("PLMS", "Automatic")
-    assert to_automatic1111("dpmsolver++", SDE, "ays") == ("DPM++ 2M SDE", "Align Your Steps")
+    assert to_automatic1111("dpmsolver++", SDE, "align_your_steps") == (
+        "DPM++ 2M SDE",
+        "Align Your Steps",
+    )
     keys = {"algorithm_type": "deis", "solver_order": 2}
     assert to_automatic1111("dpmsolver++", keys) == ("DPMSolverMultistep", "Automatic")
 
@@ -230,7 +235,8 @@ def test_automatic1111_names_are_its_own() -> None:
         ("DPM++ 2M Karras", "Automatic", ("dpm++_2m", "karras")),
         ("Euler a", "Automatic", ("euler_a", None)),
         ("Euler", "SGM Uniform", ("euler", "sgm_uniform")),
-        ("Euler", "Polyexponential", ("euler", "exponential")),
+        ("Euler", "Polyexponential", ("euler", "polyexponential")),
+        ("Euler", "Turbo", ("euler", "trailing")),
         ("Restart", "Karras", None),
         ("Euler", "Bumpy", None),
     ],
@@ -247,11 +253,14 @@ def test_automatic1111_metadata_is_understood(
         ("Karras", "karras"),
         ("SGM Uniform", "sgm_uniform"),
         ("sgm-uniform", "sgm_uniform"),
-        ("Align Your Steps", "ays"),
-        ("AYS", "ays"),
+        ("Align Your Steps", "align_your_steps"),
+        ("AYS", "align_your_steps"),
+        ("Uniform", "timesteps"),
+        ("Turbo", "trailing"),
+        ("SDTurboScheduler", "sd_turbo"),
         ("discrete", "normal"),
         ("ddim_uniform", "ddim_uniform"),
-        ("linear_quadratic", None),
+        ("bong_tangent", None),
     ],
 )
 def test_schedules_of_other_programs_are_found(schedule: str, expected: str | None) -> None:
@@ -266,7 +275,7 @@ def test_schedules_of_other_programs_are_found(schedule: str, expected: str | No
         ("dpm++2mv2", "of sd-cli is not supported"),
         ("DPM++ 2N Karras", "did you mean "),
         ("eular", "did you mean euler"),
-        ("ddim_karras", "ddim has no schedule 'karras'; choose one of uniform, "),
+        ("ddim_karras", "ddim has no schedule 'karras'; choose one of timesteps, "),
         ("🦊\n", "unknown scheduler"),
         ("", "unknown scheduler ''"),
         ("k" * 5000, "unknown scheduler 'kkk"),

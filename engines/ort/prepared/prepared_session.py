@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import stale_reasons
@@ -20,6 +19,7 @@ from sdexport.engines.ort.onnxruntime_session import (
     CPU,
     OnnxRuntimeBase,
     load,
+    ort,
     session_options,
 )
 from sdexport.engines.ort.prepared import prepared_graph as prepared

@@ -22,7 +22,7 @@ FIELDS = {each.name: each for each in fields(Parameters)}
 ARGUMENTS = {
     name: value
     for name, value in inspect.signature(Pipeline.__call__).parameters.items()
-    if name != "self"
+    if name != "self" and value.kind is not value.VAR_KEYWORD
 }
 
 

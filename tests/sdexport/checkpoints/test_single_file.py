@@ -192,7 +192,9 @@ def test_prediction_type(
 
 def test_unknown_prediction_type(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", SD1, random_modules(SD1))
-    with pytest.raises(InvalidArgumentError, match="must be epsilon or v_prediction, got 'flow'"):
+    with pytest.raises(
+        InvalidArgumentError, match="must be epsilon, v_prediction or sample, got 'flow'"
+    ):
         SingleFile.open(path, prediction_type="flow", families=SMALL)
 
 

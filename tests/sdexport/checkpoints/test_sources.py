@@ -168,7 +168,9 @@ def test_prediction_type_of_a_folder(checkpoint: Path) -> None:
     assert open_source(checkpoint).folder == checkpoint
     changed = open_source(checkpoint, options=Options(prediction_type="v_prediction"))
     assert changed.scheduler_config["prediction_type"] == "v_prediction"
-    with pytest.raises(InvalidArgumentError, match="must be epsilon or v_prediction, got 'flow'"):
+    with pytest.raises(
+        InvalidArgumentError, match="must be epsilon, v_prediction or sample, got 'flow'"
+    ):
         open_source(checkpoint, options=Options(prediction_type="flow"))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.checkpoints.diffusers_layout import weight_files
+from sdexport.checkpoints.weight_sets import weight_files
 from sdexport.engines.errors import CheckpointError
 
 PARTS = ("text_encoder", "unet", "vae")

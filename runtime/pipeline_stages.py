@@ -1,0 +1,227 @@
+"""The stages of a pipeline, each usable alone: encode, denoise, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sdexport.engines import Session
+from sdexport.engines.closing import ClosesOnExit
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime import checks, timestep_plan
+from sdexport.runtime.component_backends import Backends
+from sdexport.runtime.component_sessions import ComponentSessions, chunks, finite
+from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
+from sdexport.runtime.guidance import Guidance
+from sdexport.runtime.images import vae
+from sdexport.runtime.images.pixels import to_uint8, to_unit
+from sdexport.runtime.initial_latents import InitialLatents
+from sdexport.runtime.inputs import MAX_SIDE
+from sdexport.runtime.models.family import Defaults
+from sdexport.runtime.packages.package import Package
+from sdexport.runtime.schedulers import Scheduler
+from sdexport.runtime.text.prompt_embeds import Embeds
+from sdexport.runtime.text.token_embeds import TokenEmbeds
+from sdexport.runtime.text.tokenizer import ClipTokenizer
+from sdexport.runtime.text_encoders import TextEncoders
+
+
+class PipelineStages(ClosesOnExit):
+    """What a Pipeline does, one stage at a time; see Pipeline for the arguments."""
+
+    def __init__(
+        self,
+        package: Package,
+        backend: Backends = "onnxruntime",
+        *,
+        sessions: Mapping[str, Session] | None = None,
+        max_batch: int | None = None,
+        vae_tile: int | None = None,
+        low_memory: bool = False,
+        **options: Any,
+    ) -> None:
+        unit = package.manifest.downscale
+        if max_batch is not None:
+            checks.integer("max_batch", max_batch, 1, 2**31)
+        if vae_tile is not None and checks.integer("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
+            raise InvalidArgumentError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
+        self.package = package
+        self.max_batch, self.vae_tile = max_batch, vae_tile
+        self._family, self._space = package.family, package.manifest.latent_space
+        self._components = ComponentSessions(
+            package, backend, options, sessions or {}, low_memory=low_memory
+        )
+        self.text_encoders = TextEncoders(package, self.session)
+
+    @property
+    def tokenizer(self) -> ClipTokenizer:
+        """The tokenizer of the first text encoder."""
+        return next(iter(self.text_encoders.tokenizers.values()))
+
+    def session(self, component: str) -> Session:
+        """The open session of a component.
+
+        Raises: PackageError: the package has no such component. EngineError: it cannot be opened,
+          or the pipeline is closed.
+        """
+        return self._components[component]
+
+    def close(self) -> None:
+        """Close every session that the pipeline opened; closing twice is allowed."""
+        self._components.close()
+
+    @property
+    def default_scheduler(self) -> str:
+        """The package's own scheduler if it is known here, else DDIM."""
+        return timestep_plan.default_scheduler(self.package.scheduler_config)
+
+    def defaults(self, *, image: bool = False, mask: bool = False) -> Defaults:
+        """Default arguments of a call with or without an image and a mask."""
+        return self._family.defaults(image=image, mask=mask)
+
+    def scheduler(
+        self,
+        name: str,
+        num_inference_steps: int,
+        *,
+        eta: float = 0.0,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> Scheduler:
+        """A scheduler on the package's configuration; see sdexport.runtime.schedulers.create."""
+        config = self.package.scheduler_config
+        return timestep_plan.make_scheduler(
+            name, config, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
+        )
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H/8, W/8) of the latents of an image of (height, width) pixels."""
+        return self._space.shape(height, width)
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str] | None = None,
+        *,
+        prompt_weights: bool = False,
+        clip_skip: int = 0,
+        token_embeds: TokenEmbeds | None = None,
+    ) -> np.ndarray:
+        """Text embeddings, the negative ones first if there are any.
+
+        Args:
+          prompt_weights, clip_skip, token_embeds: see `__call__`.
+        Returns: (B, n, width) float32, or (2B, n, width) with negatives; n is 77, or a multiple of
+          it for long prompts with weights.
+        Raises: InvalidArgumentError: not valid Unicode; a clip_skip that the package has no output
+          for; token_embeds that do not fit.
+        """
+        above = checks.strings("negatives", negatives or [])
+        return self.text_encoders.encode(
+            [*above, *checks.strings("prompts", prompts)],
+            len(above),
+            prompt_weights=prompt_weights,
+            clip_skip=clip_skip,
+            token_embeds=token_embeds,
+        ).embeds
+
+    def encode_image(self, pixels: np.ndarray) -> np.ndarray:
+        """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see vae.encode.
+
+        Raises: InvalidArgumentError: another dtype or shape, or sides that are not multiples of
+          the package's downscale. EngineError: the encoder failed.
+        """
+        name, unit = self._family.vae_encoder, self._space.downscale
+        checks.float_array("pixels", pixels, (None, 3, None, None))
+        if not pixels.size or pixels.shape[2] % unit or pixels.shape[3] % unit:
+            raise InvalidArgumentError(
+                f"pixels: sides must be multiples of {unit}, got {pixels.shape}"
+            )
+        parts = [
+            vae.encode(self.session(name), pixels[rows], tile=self.vae_tile, downscale=unit)
+            for rows in chunks(len(pixels), self.max_batch)
+        ]
+        return finite(np.concatenate(parts), name, "the image")
+
+    def denoise(
+        self,
+        latents: np.ndarray,
+        prompt_embeds: Embeds,
+        scheduler: Scheduler,
+        *,
+        guidance_scale: float = 7.5,
+        guidance: Guidance | None = None,
+        conditioning: Mapping[str, np.ndarray] | None = None,
+        draw: Draw | None = None,
+        cache_interval: tuple[float, float] | None = None,
+    ) -> Generator[DenoiseStep]:
+        """Turn noise into clean latents, yielding after every step.
+
+        Leaving the loop early, closing the generator or Ctrl-C stops at once; the sessions stay
+        usable.
+
+        Args:
+          latents: (B, C, H/8, W/8) float32 standard normal noise.
+          prompt_embeds: from `encode`, with negatives exactly if guidance_scale > 1; or a function
+            from (step index, number of steps) to such arrays.
+          guidance: instead of guidance_scale.
+          conditioning: further inputs of the denoiser by name; see
+            sdexport.runtime.models.conditioning.
+          draw: returns fresh noise of a shape, for schedulers that take noise.
+          cache_interval: see `__call__`.
+        Raises: InvalidArgumentError: arrays do not fit. EngineError: the denoiser failed, or its
+          output is not finite.
+        """
+        guidance = guidance or Guidance(guidance_scale)
+        checks.float_array("latents", latents, (None, self._space.channels, None, None))
+        start = InitialLatents(latents)
+        return self._denoise(
+            start, prompt_embeds, scheduler, guidance, draw, conditioning, cache_interval
+        )
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Pixels of clean latents (B, C, H/8, W/8) float32: (B, H, W, 3) uint8.
+
+        Raises: InvalidArgumentError: another dtype or shape. EngineError: the decoder failed.
+        """
+        return self._decode(latents, to_uint8)
+
+    def decode_to_float(self, latents: np.ndarray) -> np.ndarray:
+        """As `decode`, not rounded: (B, H, W, 3) float32 in 0..1."""
+        return self._decode(latents, to_unit)
+
+    def _decode(
+        self, latents: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        space, name = self._space, self._family.vae_decoder
+        checks.float_array("latents", latents, (None, space.channels, None, None))
+        tile = None if self.vae_tile is None else self.vae_tile // space.downscale
+        parts = []
+        for rows in chunks(len(latents), self.max_batch):
+            sample = vae.decode(self.session(name), space.to_vae(latents[rows]), tile=tile)
+            parts.append(convert(finite(sample, name, "the latents")))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _denoise(
+        self,
+        start: InitialLatents,
+        embeds: Embeds,
+        scheduler: Scheduler,
+        guidance: Guidance,
+        draw: Draw | None,
+        conditioning: Mapping[str, np.ndarray] | None,
+        cache_interval: tuple[float, float] | None,
+    ) -> Generator[DenoiseStep]:
+        return denoise(
+            self.session(self._family.denoiser),
+            start,
+            embeds,
+            scheduler,
+            guidance=guidance,
+            conditioning=conditioning,
+            draw=draw,
+            max_batch=self.max_batch,
+            cache_interval=cache_interval,
+        )
