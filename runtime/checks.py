@@ -41,6 +41,13 @@ def number(name: str, value: object, low: float, high: float = math.inf) -> floa
     return result
 
 
+def boolean(name: str, value: object) -> bool:
+    """A bool; NumPy's are allowed."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidArgumentError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
 def function(name: str, value: object) -> None:
     """None or something callable."""
     if value is not None and not callable(value):

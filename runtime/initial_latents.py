@@ -115,12 +115,14 @@ def initial_latents(
     if inputs.mask is not None:
         unit = inputs.height // shape[2]
         mask = np.ascontiguousarray(inputs.mask[:, :, ::unit, ::unit])
+        if len(mask) > 1:
+            mask = np.repeat(mask, shape[0] // len(mask), axis=0)
         if masked_input and inputs.image is not None:
             masked = latents_of(inputs.image * (inputs.mask < 0.5))
         elif posterior and inputs.image is not None:
             # diffusers samples this too, although its UNet does not use it
-            count = shape[0] if noise_source.per_image else len(inputs.image)
-            noise_source.draw((count, *shape[1:]))
+            count = max(len(inputs.image), len(inputs.mask))
+            noise_source.draw((shape[0] if noise_source.per_image else count, *shape[1:]))
     return InitialLatents(
         np.zeros(shape, np.float32) if noise is None else noise,
         plan.first_step,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
-from sdexport.runtime.images.loading import ImageInput, load_image, load_mask, resize
+from sdexport.runtime.images import masks
+from sdexport.runtime.images.inpainting import InpaintImages, InpaintOptions, inpaint_images
+from sdexport.runtime.images.loading import ImageSources, load_images
+from sdexport.runtime.images.paste_back import PasteBack
 from sdexport.runtime.images.pixels import to_sample
+from sdexport.runtime.images.resizing import resize
 from sdexport.runtime.models.latent_space import LatentSpace
 from sdexport.runtime.text.prompt_embeds import Embeds
 
@@ -24,8 +28,9 @@ MAX_SIDE = 16384
 class ImageInputs:
     """The size to generate, in pixels, and the images to start from.
 
-    image: (n, 3, height, width) float32 in -1..1. mask: (1, 1, height, width) float32, 0 or 1.
-    latents: (n, C, h, w) float32, in place of an image.
+    image: (n, 3, height, width) float32 in -1..1. latents: (n, C, h, w) float32, in place of it.
+    mask: (m, 1, height, width) float32, 0 or 1; n and m are equal, or one of them is 1. paste_back:
+    how the results are pasted into the originals.
     """
 
     width: int
@@ -33,6 +38,7 @@ class ImageInputs:
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
     latents: np.ndarray | None = None
+    paste_back: tuple[PasteBack, ...] = ()
 
     @property
     def has_image(self) -> bool:
@@ -41,37 +47,44 @@ class ImageInputs:
 
 
 def image_inputs(
-    image: ImageInput | Sequence[ImageInput] | None,
-    mask: ImageInput | None,
+    image: ImageSources | None,
+    mask: ImageSources | None,
     height: int | None,
     width: int | None,
     resize_mode: str,
     *,
+    inpainting: InpaintOptions,
     default_size: tuple[int, int],
     space: LatentSpace,
     count: int,
 ) -> ImageInputs:
-    """Open images and mask and bring them to the size that is generated.
+    """Open images and masks and bring them to the size that is generated.
 
     Args:
       image: one or several images, or latents (n, C, h, w) float32.
       height, width: pixels, multiples of the space's downscale; default the first image's size
-        rounded down, or without an image `default_size`, (height, width).
+        rounded down, or without an image, or to generate a part of it, `default_size`, (height,
+        width).
       count: images to generate; a multiple of the number of input images.
     Raises: InvalidArgumentError: sizes or images that do not fit. FileNotFoundError: no such image.
     """
     if image is None and mask is not None:
         raise InvalidArgumentError("mask_image needs an image")
     unit = space.downscale
+    opened_masks = [] if mask is None else masks.load_masks(mask)
     if isinstance(image, np.ndarray) and image.ndim == 4 and image.shape[1] == space.channels:
-        return _latent_inputs(image, mask, height, width, resize_mode, space=space, count=count)
-    sources: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
-    opened = [load_image(source) for source in sources] if image is not None else []
-    if image is not None and not opened:
-        raise InvalidArgumentError("image: expected at least one image")
-    if opened and count % len(opened):
-        raise InvalidArgumentError(f"got {len(opened)} input images to generate {count} images")
-    if opened:
+        if inpainting.pastes:
+            raise InvalidArgumentError(
+                "paste_back and padding_mask_crop need an image, got latents"
+            )
+        size = _size_of_latents(image, height, width, unit)
+        _check_counts(len(image), len(opened_masks), count)
+        fitting = [resize(inpainting.adjusted(each), *size, resize_mode) for each in opened_masks]
+        return ImageInputs(*size, mask=_mask_array(fitting, unit), latents=image)
+    opened = [] if image is None else load_images(image)
+    _check_counts(len(opened), len(opened_masks), count)
+    whole = inpainting.padding_mask_crop is None
+    if opened and whole:
         default_size = (
             max(opened[0].height // unit, 1) * unit,
             max(opened[0].width // unit, 1) * unit,
@@ -80,39 +93,57 @@ def image_inputs(
         _side("width", default_size[1] if width is None else width, unit),
         _side("height", default_size[0] if height is None else height, unit),
     )
-    samples = [to_sample(resize(each, *size, resize_mode)) for each in opened]
+    if opened_masks:
+        ready = inpaint_images(opened, opened_masks, size, resize_mode, inpainting)
+    else:
+        ready = InpaintImages([resize(each, *size, resize_mode) for each in opened], [])
+    samples = [to_sample(each) for each in ready.images]
     return ImageInputs(
         *size,
         image=np.concatenate(samples) if samples else None,
-        mask=None if mask is None else load_mask(mask, *size, resize_mode),
+        mask=_mask_array(ready.masks, unit, whole=whole),
+        paste_back=ready.paste_back,
     )
 
 
-def _latent_inputs(
-    latents: np.ndarray,
-    mask: ImageInput | None,
-    height: int | None,
-    width: int | None,
-    resize_mode: str,
-    *,
-    space: LatentSpace,
-    count: int,
-) -> ImageInputs:
-    """Latents in place of images, which say the size."""
+def _check_counts(images: int, mask_images: int, count: int) -> None:
+    """Raises: InvalidArgumentError: images and masks that cannot be shared out to `count`."""
+    if images and count % images:
+        raise InvalidArgumentError(f"got {images} input images to generate {count} images")
+    if mask_images > 1 < images != mask_images:
+        raise InvalidArgumentError(
+            f"mask_image: got {mask_images} masks for {images} images; "
+            "give one for all of them, or one for each"
+        )
+    if mask_images and count % mask_images:
+        raise InvalidArgumentError(
+            f"mask_image: got {mask_images} masks to generate {count} images"
+        )
+
+
+def _mask_array(
+    images: Sequence[Image.Image], unit: int, *, whole: bool = True
+) -> np.ndarray | None:
+    """(m, 1, height, width) float32, 0 or 1, of masks of the size that is generated."""
+    if not images:
+        return None
+    array = np.concatenate([masks.binary(each) for each in images])
+    masks.warn_of_no_effect(array, unit, full=whole)  # of a part, all may be meant
+    return array
+
+
+def _size_of_latents(
+    latents: np.ndarray, height: int | None, width: int | None, unit: int
+) -> tuple[int, int]:
+    """(width, height) in pixels of latents in place of images."""
     checks.float_array("image", latents, (None, None, None, None))
-    if not latents.size or count % len(latents):
-        raise InvalidArgumentError(f"got {len(latents)} input latents to generate {count} images")
-    own = tuple(side * space.downscale for side in latents.shape[2:])
-    for name, side, wanted in zip(("height", "width"), own, (height, width), strict=True):
+    if not latents.size:
+        raise InvalidArgumentError(f"image: no latents, got {shown(latents)}")
+    high, wide = (side * unit for side in latents.shape[2:])
+    for name, side, wanted in (("height", high, height), ("width", wide, width)):
         if wanted not in (None, side):
             raise InvalidArgumentError(f"{name} must be {side}, that of the latents, got {wanted}")
-    high, wide = own
-    return ImageInputs(
-        width=wide,
-        height=high,
-        mask=None if mask is None else load_mask(mask, wide, high, resize_mode),
-        latents=latents,
-    )
+    return wide, high
 
 
 def repeated(name: str, texts: str | Sequence[str], count: int, repeats: int) -> list[str]:

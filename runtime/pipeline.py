@@ -19,7 +19,8 @@ from sdexport.runtime.call_arguments import check_output, reject_unknown
 from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
-from sdexport.runtime.images.loading import ImageInput
+from sdexport.runtime.images.inpainting import InpaintOptions, pasted
+from sdexport.runtime.images.loading import ImageSources
 from sdexport.runtime.initial_latents import InitialLatents, initial_latents
 from sdexport.runtime.inputs import ImageInputs
 from sdexport.runtime.models.conditioning import (
@@ -81,9 +82,13 @@ class Pipeline(PipelineStages):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_function: GuidanceFunction | None = None,
         cache_interval: tuple[float, float] | None = None,
-        image: ImageInput | Sequence[ImageInput] | None = None,
+        image: ImageSources | None = None,
         strength: float | None = None,
-        mask_image: ImageInput | None = None,
+        mask_image: ImageSources | None = None,
+        mask_blur: float = 0.0,
+        mask_invert: bool = False,
+        paste_back: bool = False,
+        padding_mask_crop: int | None = None,
         resize_mode: str = "stretch",
         num_images_per_prompt: int = 1,
         seed: Seeds | None = None,
@@ -134,11 +139,18 @@ class Pipeline(PipelineStages):
           guidance_rescale, guidance_interval, guidance_function: see Guidance.
           cache_interval: (start, end) as fractions of the steps; between them every second step
             reuses the prediction of the step before. Faster and not exact; see docs/experiments.md.
-          image: image to start from, or one for each prompt: a file, Pillow image or array; or
-            latents, (1 or B, C, H/8, W/8) float32.
+          image: image to start from, or one for each prompt: a file, Pillow image or array, see
+            sdexport.runtime.images.loading.load_images; or latents, (1 or B, C, H/8, W/8) float32.
           strength: 0..1, how far `image` is changed; default 0.8, with a mask 1, for SDXL 0.3 and
             0.9999.
-          mask_image: bright where new content is generated.
+          mask_image: bright where new content is generated; one for all images, or one for each;
+            see sdexport.runtime.images.masks.load_masks.
+          mask_blur: radius in pixels of a Gaussian blur of the mask. It widens what is cropped and
+            softens what is pasted; what is generated ends where the mask is half bright.
+          mask_invert: generate where the mask is dark.
+          paste_back: paste the image back where the mask is dark; the result has its size.
+          padding_mask_crop: generate only what the mask covers and that many pixels around it, in
+            the full size (default the package's own), and paste it into the image.
           resize_mode: how image and mask are brought to the size: "stretch", "crop" or "fill".
           seed: one for the whole batch (like one torch generator), a list with one for each image,
             or None for random ones; 0 is a seed, and -1 stands for a random one.
@@ -201,12 +213,15 @@ class Pipeline(PipelineStages):
                 "token_embeds change a prompt, not prompt_embeds; give one of them"
             )
         self._family.check_task(**task)
+        inpainting = InpaintOptions(mask_blur, mask_invert, paste_back, padding_mask_crop)
+        inpainting.check(mask_image, resize_mode, output_type)
         images = inputs.image_inputs(
             image,
             mask_image,
             height,
             width,
             resize_mode,
+            inpainting=inpainting,
             default_size=self.package.manifest.default_size,
             space=self._space,
             count=count,
@@ -273,7 +288,7 @@ class Pipeline(PipelineStages):
         )
         denoised = self._run_steps(steps, on_step, callbacks, plan.scheduler, scale)
         clock.append(time.perf_counter())
-        decoded = self._decode_as(output_type, denoised)
+        decoded = pasted(self._decode_as(output_type, denoised), images.paste_back)
         clock.append(time.perf_counter())
         parameters = image_parameters(
             arguments, prompts, negatives, images, plan, noise, scale, self.settings

@@ -46,7 +46,7 @@ class Result:
     @classmethod
     def from_decoded(
         cls,
-        decoded: np.ndarray,
+        decoded: np.ndarray | list[np.ndarray],
         latents: np.ndarray,
         parameters: list[Parameters],
         clock: Sequence[float],
@@ -54,13 +54,13 @@ class Result:
         """Make a result.
 
         Args:
-          decoded: (B, H, W, 3) uint8, of which Pillow images are made; any other array is taken as
-            it is.
+          decoded: (B, H, W, 3) uint8, or a list of (H, W, 3), of which Pillow images are made; what
+            has another dtype is taken as it is.
           latents: (B, C, H/8, W/8) float32.
           clock: the time in seconds before the first stage and after each stage.
         """
         images: Any = decoded
-        if decoded.dtype == np.uint8:
+        if decoded[0].dtype == np.uint8:
             images = [to_image(p, q) for p, q in zip(decoded, parameters, strict=True)]
         seconds = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
         return cls(images, latents, parameters, seconds)

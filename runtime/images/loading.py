@@ -1,7 +1,9 @@
-"""Input images and masks: loaded from files, Pillow images or arrays, and resized."""
+"""Input images: loaded from files, Pillow images or arrays, as 8-bit RGB."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,115 +11,136 @@ from PIL import Image, ImageOps
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import one_line, shown
+from sdexport.runtime.images.pixel_levels import ArrayLike, split_batch, to_array, to_levels
 
-ImageInput = str | Path | Image.Image | np.ndarray
-"""A file, a Pillow image of any mode, or pixels: (H, W), (H, W, 3) or (H, W, 4) uint8."""
-RESIZE_MODES = ("stretch", "crop", "fill")
+ImageInput = str | Path | Image.Image | ArrayLike
+"""A file, a Pillow image of any mode, or an array of pixels."""
+ImageSources = ImageInput | Sequence[ImageInput]
+"""One image or several; an array may hold several images too."""
+_log = logging.getLogger(__name__)
+
+
+def load_images(source: ImageSources, name: str = "image") -> list[Image.Image]:
+    """Load one image or several as 8-bit RGB, rotated as their EXIF orientation says.
+
+    Files and Pillow images: alpha is dropped, as by diffusers, with a warning if a pixel is
+    transparent. Of an animation the first frame is used. Integers of 16 bits are scaled from
+    0..65535.
+
+    Arrays: see `split_batch` for the shapes and `to_levels` for the values.
+
+    Args:
+      name: what an error message calls the argument.
+    Raises:
+      FileNotFoundError: there is no such file.
+      InvalidArgumentError: a file that cannot be read as an image; an array of another shape or
+        with other values; an empty list.
+    """
+    return [image for each in listed(source, name) for image in _load(each, name)]
 
 
 def load_image(source: ImageInput) -> Image.Image:
-    """Load an image as 8-bit RGB, rotated as its EXIF orientation says.
+    """Load a single image; see `load_images`."""
+    images = load_images(source)
+    if len(images) != 1:
+        raise InvalidArgumentError(f"image: expected one image, got {len(images)}")
+    return images[0]
 
-    Transparent pixels are composited over white. Integers of 16 or 32 bits are scaled from 0..65535
-    to 8 bits. Of an animation the first frame is used.
 
-    Raises:
-      FileNotFoundError: there is no such file.
-      InvalidArgumentError: the file cannot be read as an image; the pixels are floats, whose range
-        is unknown; an array of another shape or dtype.
+def listed(source: ImageSources, name: str) -> list[ImageInput]:
+    """The sources of a list, or one source as a list.
+
+    Raises: InvalidArgumentError: an empty list.
     """
-    if isinstance(source, (str, Path)):
-        return _read(Path(source))
-    if isinstance(source, np.ndarray):
-        source = _from_array(source)
-    if not isinstance(source, Image.Image):
+    if not isinstance(source, (list, tuple)):
+        return [source]  # type: ignore[list-item]
+    if not source:
+        raise InvalidArgumentError(f"{name}: expected at least one image, got an empty list")
+    return list(source)
+
+
+def _load(source: ImageInput, name: str) -> list[Image.Image]:
+    if isinstance(source, Image.Image | str | Path):
+        image, called = open_image(source, name)
+        return [_to_rgb(image, called)]
+    pixels = to_array(checked_source(source, name), name)
+    parts = split_batch(pixels, name)
+    if pixels.dtype != np.uint8:  # the range is that of the whole batch
+        parts = split_batch(to_levels(pixels, name, signed=True), name)
+    return [_to_rgb(Image.fromarray(np.ascontiguousarray(each)), name) for each in parts]
+
+
+def checked_source(source: object, name: str) -> ArrayLike:
+    """The source, if it is an array.
+
+    Raises: InvalidArgumentError: it is not.
+    """
+    if not isinstance(source, ArrayLike) or isinstance(source, np.generic):
         raise InvalidArgumentError(
-            f"image: expected a file, a Pillow image or an array, got {shown(source)}"
+            f"{name}: expected a file, a Pillow image or an array, got {shown(source)}"
         )
-    return _to_rgb(source, f"image of mode {source.mode}")
+    return source
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    is_image = pixels.ndim >= 2 and pixels.shape[2:] in ((), (3,), (4,))
-    if pixels.dtype != np.uint8 or not is_image or not pixels.size:
-        raise InvalidArgumentError(
-            "image: expected (H, W), (H, W, 3) or (H, W, 4) uint8, "
-            f"got {pixels.dtype} {pixels.shape}"
-        )
-    return Image.fromarray(pixels)
+def open_image(source: str | Path | Image.Image, name: str) -> tuple[Image.Image, str]:
+    """The pixels of a file's first frame or of a Pillow image, upright, in their own mode.
 
-
-def _read(path: Path) -> Image.Image:
+    Returns: the image, and what an error message calls it.
+    Raises: FileNotFoundError: no such file. InvalidArgumentError: it cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        called = f"{name} of mode {source.mode}"
+        return _upright(source, called), called
     try:
-        opened = Image.open(path)
+        opened = Image.open(source)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no image at {path}") from None
+        raise FileNotFoundError(f"no image at {source}") from None
     except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
-        raise _unreadable(str(path), error) from error
+        raise _unreadable(str(source), error) from error
     with opened:
-        return _to_rgb(opened, str(path))
+        return _upright(opened, str(source)), str(source)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB; `name` is what an error message calls the image."""
-    if image.mode.startswith("F"):
-        raise InvalidArgumentError(
-            f"{name}: float pixels have no agreed range; convert them to 8 bits first"
-        )
+def _upright(image: Image.Image, called: str) -> Image.Image:
+    if not all(image.size):
+        raise InvalidArgumentError(f"{called}: no pixels, its size is {image.width}x{image.height}")
     try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):
-            levels = np.clip(np.asarray(image), 0, 65535) / 257
-            image = Image.fromarray(np.rint(levels).astype(np.uint8))
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
+        image.load()
+    except Exception as error:  # Pillow reads the pixels only now; see open_image
+        raise _unreadable(called, error) from error
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # noqa: BLE001  damaged EXIF data, in as many ways as pixels
+        _log.warning("%s: its EXIF orientation cannot be read: %s", called, one_line(error, 120))
+        return image.copy()
+
+
+def _to_rgb(image: Image.Image, called: str) -> Image.Image:
+    if image.mode in ("I", "F"):
+        pixels = np.asarray(image)
+        if image.mode == "I":
+            pixels = np.clip(pixels, 0, 65535)
+        return Image.fromarray(to_levels(pixels, called, signed=True)).convert("RGB")
+    if image.mode.startswith("I"):
+        levels = np.asarray(image) / 257
+        image = Image.fromarray(np.rint(levels).astype(np.uint8))
+    try:
+        image = with_alpha(image)
+        if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+            _log.warning(
+                "%s has transparent pixels; their stored colours are used, as by diffusers", called
+            )
         return image.convert("RGB")
-    except Exception as error:  # Pillow reads the pixels only now; see _read
-        raise _unreadable(name, error) from error
+    except Exception as error:  # modes without a conversion
+        raise _unreadable(called, error) from error
 
 
-def _unreadable(name: str, error: Exception) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{name} cannot be read as an image: {one_line(error)}")
+def with_alpha(image: Image.Image) -> Image.Image:
+    """In mode RGBA if it has transparency of any kind, else as it is."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image.convert("RGBA") if image.has_transparency_data else image
 
 
-def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -> Image.Image:
-    """Resize an image with a Lanczos filter; an image of that size is returned as it is.
-
-    Args:
-      width, height: in pixels, 1 or more.
-      mode: "stretch" changes the proportions, which is the default of diffusers; "crop" fills the
-        size and cuts equal parts off two sides; "fill" fits the whole image in, centred, and
-        repeats its edges around it.
-    Raises: InvalidArgumentError: unknown mode.
-    """
-    if mode not in RESIZE_MODES:
-        raise InvalidArgumentError(
-            f"unknown resize_mode {shown(mode)}; choose one of {', '.join(RESIZE_MODES)}"
-        )
-    if image.size == (width, height):
-        return image
-    lanczos = Image.Resampling.LANCZOS
-    if mode == "stretch":
-        return image.resize((width, height), lanczos)
-    if mode == "crop":
-        return ImageOps.fit(image, (width, height), lanczos)
-    scale = min(width / image.width, height / image.height)
-    inside = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    inner = image.resize(inside, lanczos)
-    left, top = (width - inner.width) // 2, (height - inner.height) // 2
-    pixels = np.asarray(inner)
-    sides = [(top, height - inner.height - top), (left, width - inner.width - left), (0, 0)]
-    return Image.fromarray(np.pad(pixels, sides[: pixels.ndim], mode="edge"))
-
-
-def load_mask(source: ImageInput, width: int, height: int, mode: str = "stretch") -> np.ndarray:
-    """Load an inpainting mask: bright pixels are generated, dark ones are kept.
-
-    Args:
-      width, height, mode: see `resize`.
-    Returns: (1, 1, height, width) float32: 1 where the grey value is 128 or more, else 0.
-    Raises: FileNotFoundError, InvalidArgumentError: see `load_image` and `resize`.
-    """
-    grey = resize(load_image(source).convert("L"), width, height, mode)
-    return (np.asarray(grey, np.float32) / 255 >= 0.5).astype(np.float32)[None, None]
+def _unreadable(called: str, error: Exception) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{called} cannot be read as an image: {one_line(error)}")

@@ -10,7 +10,6 @@ Intended differences from diffusers:
 - Inpainting with a UNet of 4 channels and `dpm2` or `dpmsolver_sde` noises the kept area to the
   level of the half step. diffusers uses the level of the next whole step (its `sigmas` hold no half
   steps); with that corrected, the images are equal.
-- Transparent pixels are composited over white; diffusers drops the alpha channel.
 """
 
 from __future__ import annotations

@@ -25,8 +25,12 @@ WRONG: dict[str, list[Any]] = {
     "guidance_interval": [None, 5, (1, 0)],
     "guidance_function": [5],
     "cache_interval": [5, (1, 0), "ab", (0, NAN), (-1, 1)],
-    "image": [5, [], [None], {}, IMAGE.astype(float), [IMAGE, IMAGE], b"x"],
+    "image": [5, [], [None], {}, IMAGE + 1.5, [IMAGE, IMAGE], IMAGE * NAN, b"x"],
     "mask_image": [IMAGE],
+    "mask_blur": [4, "x", NAN],
+    "mask_invert": [True, 1],
+    "paste_back": [True, None],
+    "padding_mask_crop": [32, 0, "x"],
     "strength": [0.5],
     "num_images_per_prompt": ["2", 0, -1, 1.5, NAN, None, 10**9],
     "seed": ["1", 1.5, NAN, 2**64, -(2**63) - 1, [], [1, 2], ["a"], [None], True, {1: 2}, [[1]]],
@@ -41,8 +45,14 @@ WRONG: dict[str, list[Any]] = {
 }
 OF_IMAGES: dict[str, list[Any]] = {
     "strength": ["x", NAN, 0, 2, -1, 0.1, [0.5]],
-    "mask_image": [5, [IMAGE], IMAGE[:0]],
+    "mask_image": [5, [IMAGE, IMAGE], [], [None], IMAGE[:0], IMAGE * NAN, IMAGE - 9.0],
     "resize_mode": ["zoom", 5, None],
+}
+OF_MASKS: dict[str, list[Any]] = {
+    "mask_blur": ["4", NAN, -1, 1e9, [4], None, True],
+    "mask_invert": [1, None, "no"],
+    "paste_back": [1, None, "no"],
+    "padding_mask_crop": ["32", -1, 1.5, True, 10**9, [32]],
 }
 OF_EMBEDS: dict[str, list[Any]] = {
     "prompt_embeds": [
@@ -71,6 +81,28 @@ def test_call_refuses(pipe: Pipeline, name: str) -> None:
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_call_with_an_image_refuses(pipe: Pipeline, name: str) -> None:
     assert_rejected(pipe, OF_IMAGES[name], name, image=IMAGE, width=64, height=72)
+
+
+@pytest.mark.parametrize("name", OF_MASKS)
+def test_call_with_a_mask_refuses(pipe: Pipeline, name: str) -> None:
+    assert_rejected(pipe, OF_MASKS[name], name, image=IMAGE, mask_image=IMAGE + 255)
+
+
+def test_call_with_a_part_of_the_image_refuses(pipe: Pipeline) -> None:
+    images = {"image": IMAGE, "mask_image": IMAGE + 255, "padding_mask_crop": 4}
+    assert_rejected(pipe, ["crop"], "resize_mode", **images)
+    assert_rejected(pipe, [IMAGE], "mask_image", image=IMAGE, padding_mask_crop=4)
+
+
+def test_call_says_which_count_is_wrong(pipe: Pipeline) -> None:
+    """R10 of the cases from the field."""
+    prompts = {"prompt": ["a star"] * 6, "num_inference_steps": 2}
+    with pytest.raises(ValueError, match="mask_image: got 4 masks to generate 6 images"):
+        pipe(image=IMAGE, mask_image=[IMAGE] * 4, **prompts)
+    with pytest.raises(ValueError, match="mask_image: got 3 masks for 2 images; give one for all"):
+        pipe(image=[IMAGE] * 2, mask_image=[IMAGE] * 3, **prompts)
+    with pytest.raises(ValueError, match="got 4 input images to generate 6 images"):
+        pipe(image=[IMAGE] * 4, mask_image=IMAGE, **prompts)
 
 
 def test_call_with_embeds_refuses(pipe: Pipeline) -> None:

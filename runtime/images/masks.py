@@ -1,0 +1,107 @@
+"""Inpainting masks: loaded from files, Pillow images or arrays, inverted and blurred."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter, ImageOps
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import one_line
+from sdexport.runtime.images.loading import (
+    ImageInput,
+    ImageSources,
+    checked_source,
+    listed,
+    open_image,
+    with_alpha,
+)
+from sdexport.runtime.images.pixel_levels import split_batch, to_array, to_levels
+
+NAME = "mask_image"
+"""What an error message calls the argument."""
+_log = logging.getLogger(__name__)
+
+
+def load_masks(source: ImageSources) -> list[Image.Image]:
+    """Load one mask or several: bright pixels are generated, dark ones are kept.
+
+    Brightness is multiplied by alpha, so that transparent pixels are kept. If no value is above 1,
+    0 and 1 are read as black and white. Files and Pillow images are rotated as their EXIF
+    orientation says, and arrays are read as `to_levels` describes; they may be (B, H, W).
+
+    Returns: opaque images in their own mode, as that decides how Pillow resizes and blurs them.
+    Raises:
+      FileNotFoundError: there is no such file.
+      InvalidArgumentError: a file that cannot be read as an image; an array of another shape or
+        with other values; an empty list.
+    """
+    return [mask for each in listed(source, NAME) for mask in _load(each)]
+
+
+def _load(source: ImageInput) -> list[Image.Image]:
+    if isinstance(source, Image.Image | str | Path):
+        image, called = open_image(source, NAME)
+        return [_normalized(image, called)]
+    pixels = to_array(checked_source(source, NAME), NAME)
+    split_batch(pixels, NAME, grey=True)  # says what is wrong with an empty array
+    parts = split_batch(to_levels(pixels, NAME, zero_one=True), NAME, grey=True)
+    return [_normalized(Image.fromarray(np.ascontiguousarray(each)), NAME) for each in parts]
+
+
+def _normalized(image: Image.Image, called: str) -> Image.Image:
+    if image.mode in ("L", "F") or image.mode.startswith("I"):
+        return Image.fromarray(to_levels(np.asarray(image), called, zero_one=True))
+    try:
+        image = with_alpha(image)
+        if image.mode == "RGBA":
+            black = Image.new("RGBA", image.size, "black")
+            image = Image.alpha_composite(black, image)
+        rgb = image.convert("RGB")
+    except Exception as error:  # modes without a conversion
+        raise InvalidArgumentError(
+            f"{called} cannot be read as a mask: {one_line(error)}"
+        ) from error
+    if max(high for _, high in rgb.getextrema()) == 1:  # type: ignore[misc]
+        return Image.fromarray(np.asarray(rgb) * np.uint8(255))
+    return rgb if image.mode == "RGBA" else image
+
+
+def adjusted(mask: Image.Image, blur: float, *, invert: bool) -> Image.Image:
+    """Invert a mask, then blur it with a Gaussian.
+
+    Args:
+      blur: the radius (standard deviation) in pixels, as in diffusers' VaeImageProcessor.blur.
+    """
+    if invert or (blur and mask.mode in ("1", "P")):  # which Pillow cannot blur
+        mask = mask.convert("L")
+    if invert:
+        mask = ImageOps.invert(mask)
+    return mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask
+
+
+def binary(mask: Image.Image) -> np.ndarray:
+    """(1, 1, H, W) float32: 1 where the grey value is 128 or more, else 0."""
+    return (np.asarray(mask.convert("L")) >= 128).astype(np.float32)[None, None]
+
+
+def warn_of_no_effect(masks: np.ndarray, unit: int, *, full: bool = True) -> None:
+    """Warn of masks that let nothing, or everything, be generated.
+
+    Args:
+      masks: (n, 1, height, width) float32, 0 or 1.
+      unit: pixels to a side of a latent cell; the pixel at its top left decides.
+      full: whether to warn of everything, too.
+    """
+    for i, mask in enumerate(masks):
+        cells = mask[0, ::unit, ::unit]
+        which = f"{NAME} {i + 1} of {len(masks)}" if len(masks) > 1 else NAME
+        if not cells.any():
+            reason = (
+                "it has no bright pixel" if not mask.any() else "its bright areas are too small"
+            )
+            _log.warning("%s: nothing will be generated, %s", which, reason)
+        elif full and cells.all():
+            _log.warning("%s: everything will be generated, it is bright everywhere", which)
