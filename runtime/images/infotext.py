@@ -38,7 +38,7 @@ def infotext(parameters: Parameters) -> str:
 
 def _known(p: Parameters) -> dict[str, Any]:
     """The settings that AUTOMATIC1111 has, under its names."""
-    batch = p.batch_size > 1
+    batch, cropped = p.batch_size > 1, p.padding_mask_crop is not None
     return {
         "Steps": p.num_inference_steps,
         "Sampler": p.scheduler.upper(),
@@ -55,6 +55,10 @@ def _known(p: Parameters) -> dict[str, Any]:
         "Batch pos": p.batch_index if batch else None,
         "Init image hash": _hashes(p.image),
         "Mask hash": _hashes(p.mask_image),
+        "Mask mode": "Inpaint not masked" if p.mask_invert else None,
+        "Mask blur": number(p.mask_blur) if p.mask_blur else None,
+        "Inpaint area": "Only masked" if cropped else None,
+        "Masked area padding": p.padding_mask_crop,
     }
 
 
@@ -62,6 +66,7 @@ _KNOWN_FIELDS = {
     *("num_inference_steps", "scheduler", "guidance_scale", "seed", "width", "height"),
     *("model", "model_hash", "strength", "clip_skip", "noise_device", "eta"),
     *("batch_size", "batch_index", "image", "mask_image", "version"),
+    *("mask_blur", "mask_invert", "padding_mask_crop"),
 }
 
 

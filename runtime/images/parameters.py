@@ -95,6 +95,10 @@ class Parameters:
     image: tuple[InputImage, ...] | None = None
     strength: float | None = None
     mask_image: tuple[InputImage, ...] | None = None
+    mask_blur: float = 0.0
+    mask_invert: bool = False
+    paste_back: bool = False
+    padding_mask_crop: int | None = None
     resize_mode: str = "stretch"
     generator: None = None
     noise_device: str = "cpu"

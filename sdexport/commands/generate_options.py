@@ -11,7 +11,7 @@ from collections.abc import Callable
 import click
 
 from sdexport.commands.shared_options import FILE, FOLDER, with_options
-from sdexport.commands.value_types import IntervalType, SizeType
+from sdexport.commands.value_types import InpaintAreaType, IntervalType, SizeType
 
 PROMPT_OPTIONS = (
     click.option(
@@ -105,6 +105,25 @@ IMAGE_OPTIONS = (
     ),
     click.option(
         "--mask", "mask_image", type=FILE, help="Change --image only where this image is bright."
+    ),
+    click.option(
+        "--mask-blur", type=float, help="Blur --mask with this radius in pixels. Default 0."
+    ),
+    click.option(
+        "--mask-invert", is_flag=True, default=None, help="Change --image where --mask is dark."
+    ),
+    click.option(
+        "--paste-back",
+        is_flag=True,
+        default=None,
+        help="Paste --image back where --mask is dark; the result has its size.",
+    ),
+    click.option(
+        "--inpaint-area",
+        "padding_mask_crop",
+        type=InpaintAreaType(),
+        help="masked: generate only what --mask covers and PADDING pixels around it (32), in the "
+        "full size, and paste it into --image. Default whole.",
     ),
     click.option(
         "--resize",
