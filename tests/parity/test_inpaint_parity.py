@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from sdexport import Pipeline
 from sdexport.runtime.images.resizing import RESIZE_MODES
 from tests.helpers.families import build
-from tests.parity.test_family_parity import over_torch
+from tests.helpers.pipeline_over_torch import over_torch
 from tests.tolerances import IMAGE_ABS
 
 FAMILIES = ("sd1", "inpainting", "sdxl", "sdxl-inpainting", "lcm")

@@ -94,6 +94,14 @@ def test_call_with_a_part_of_the_image_refuses(pipe: Pipeline) -> None:
     assert_rejected(pipe, [IMAGE], "mask_image", image=IMAGE, padding_mask_crop=4)
 
 
+def test_call_with_no_pixels_refuses_to_paste(pipe: Pipeline) -> None:
+    masks = {"mask_image": IMAGE + 255, "width": 64, "height": 64}
+    assert_rejected(pipe, [True], "paste_back", image=IMAGE, output_type="latent", **masks)
+    latents = np.zeros((1, 4, 8, 8), np.float32)
+    assert_rejected(pipe, [True], "paste_back", image=latents, **masks)
+    assert_rejected(pipe, [0], "padding_mask_crop", image=latents, **masks)
+
+
 def test_call_says_which_count_is_wrong(pipe: Pipeline) -> None:
     """R10 of the cases from the field."""
     prompts = {"prompt": ["a star"] * 6, "num_inference_steps": 2}

@@ -1,0 +1,36 @@
+"""Our pipeline on PyTorch's own modules: what differs from diffusers is the runtime's own error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdexport import Package, Pipeline
+from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.graphs.wrappers import parts
+from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
+from sdexport.verification.reference import TorchSession
+
+
+def over_torch(folder: Path) -> Pipeline:
+    """Our pipeline on a checkpoint's own modules, without an export."""
+    checkpoint = Checkpoint.open(folder)
+    modules = {part: checkpoint.load(part) for part in checkpoint.configs}
+    every = parts(checkpoint.configs)
+    height, width = checkpoint.sample_size
+    unit = checkpoint.downscale
+    manifest = Manifest(
+        family=checkpoint.family.name,
+        source={},
+        latent_channels=checkpoint.configs["vae"].latent_channels,
+        downscale=unit,
+        scaling_factor=checkpoint.configs["vae"].scaling_factor,
+        default_size=(height * unit, width * unit),
+        prediction_type="epsilon",
+        components={part.name: ComponentRecord((), "fp32", 18, (), ()) for part in every},
+        files=(),
+        tools={},
+    )
+    package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
+    sessions: Any = {part.name: TorchSession(part, modules[part.source]) for part in every}
+    return Pipeline(package, sessions=sessions)
