@@ -1,95 +1,154 @@
-"""The names of layers in LoRA files of kohya, diffusers (old and new), PEFT and original layout.
+"""Which layers of a checkpoint a LoRA file changes, by the names of its weights alone.
 
-Every spelling is reduced to one key with underscores, which is looked up among a module's layers.
+Trainers spell a layer in many ways: kohya, LyCORIS, OneTrainer, diffusers (old and new), PEFT, the
+original layout. Every spelling is reduced to one key with underscores.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from torch import nn
+from sdexport.checkpoints.lora_roles import split_role, unsupported_method
+from sdexport.engines.errors import CheckpointError
 
-ROLES = {
-    "lora_down": "down",
-    "lora_up": "up",
-    "lora_mid": "mid",
-    "lora_A": "down",
-    "lora_B": "up",
-    "lora.down": "down",
-    "lora.up": "up",
-    "lora_linear_layer.down": "down",
-    "lora_linear_layer.up": "up",
-}
-_ROLE = re.compile(
-    r"^(?P<name>.+?)[._](?P<role>lora_(?:down|up|mid|A|B)|lora(?:_linear_layer)?\.(?:down|up))"
-    r"(?:\.default)?\.weight$"
-)
-_ALPHA = re.compile(r"^(?P<name>.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha$")
-_OTHER_METHODS = (
-    (re.compile(r"dora_scale|lora_magnitude_vector"), "DoRA"),
-    (re.compile(r"\.hada_w\d"), "LoHa"),
-    (re.compile(r"\.lokr_w\d"), "LoKr"),
-    (re.compile(r"\.oft_(blocks|diag)|\.oft_R\b"), "OFT"),
-    (re.compile(r"\.(diff|diff_b)$"), "full-difference"),
-    (re.compile(r"\.on_input$"), "IA3"),
-    (re.compile(r"\.(glora_)?[ab]\d\.weight$"), "GLoRA"),
-    (re.compile(r"\.lora_[AB](\.default)?\.bias$"), "LoRA-with-bias"),
-)
+UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
+OTHER = ""
+"""The group of weights whose component is unknown."""
+_WRAPPERS = ("base_model_model_", "model_diffusion_model_", "diffusion_model_", "lycoris_")
 _PREFIXES = (
-    ("lora_te1_", "text_encoder"),
-    ("lora_te2_", "text_encoder_2"),
-    ("lora_te_", "text_encoder"),
-    ("lora_unet_", "unet"),
-    ("text_encoder_2_", "text_encoder_2"),
-    ("text_encoder_", "text_encoder"),
-    ("diffusion_model_", "unet"),
-    ("unet_", "unet"),
-    ("text_model_", "text_encoder"),
-    ("", "unet"),
+    *((f"{network}_unet_", UNET) for network in ("lora", "oft")),
+    *((f"{network}_te_", TEXT) for network in ("lora", "oft")),
+    *((f"{network}_te{n}_", c) for network in ("lora", "oft") for n, c in ((1, TEXT), (2, TEXT_2))),
+    ("lora_te3_", "text_encoder_3"),
+    ("text_encoders_clip_l_", TEXT),
+    ("text_encoders_clip_g_", TEXT_2),
+    ("lora_clip_l_", TEXT),
+    ("lora_clip_g_", TEXT_2),
+    ("clip_l_", TEXT),
+    ("clip_g_", TEXT_2),
+    ("text_encoder_3_", "text_encoder_3"),
+    ("text_encoder_2_", TEXT_2),
+    ("text_encoder_1_", TEXT),
+    ("text_encoder_", TEXT),
+    ("te1_", TEXT),
+    ("te2_", TEXT_2),
+    ("cond_stage_model_", TEXT),
+    ("conditioner_embedders_0_", TEXT),
+    ("conditioner_embedders_1_model_", TEXT_2),
+    ("unet_", UNET),
 )
 _RESNET = {
+    "norm1": "in_layers_0",
     "conv1": "in_layers_2",
     "time_emb_proj": "emb_layers_1",
+    "norm2": "out_layers_0",
     "conv2": "out_layers_3",
     "conv_shortcut": "skip_connection",
 }
 _TOP = {
     "conv_in": "input_blocks_0_0",
+    "conv_norm_out": "out_0",
     "conv_out": "out_2",
     "time_embedding.linear_1": "time_embed_0",
     "time_embedding.linear_2": "time_embed_2",
     "add_embedding.linear_1": "label_emb_0_0",
     "add_embedding.linear_2": "label_emb_0_2",
 }
+_EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.[^.]*|[^.]+)$")
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """The layer as spelled, and "down", "up", "mid" or "alpha"; None for other names."""
-    if match := _ROLE.match(name):
-        return match["name"], ROLES[match["role"]]
-    if match := _ALPHA.match(name):
-        return match["name"], "alpha"
-    return None
+@dataclass(frozen=True)
+class LoraNames:
+    """The names of a LoRA file's weights, sorted.
+
+    layers: by component and layer, the name of the weight of each role.
+    totals: how many weights the file has for each component; OTHER if it is unknown.
+    unused: the names by component that fit no layer.
+    embeddings: by word, the names of the vectors of an embedding that is bundled with the LoRA.
+    """
+
+    layers: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    totals: Counter[str] = field(default_factory=Counter)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    embeddings: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def other_method(name: str) -> str | None:
-    """The method of a weight, if it is one that is not supported; otherwise None."""
-    return next((method for pattern, method in _OTHER_METHODS if pattern.search(name)), None)
+def read_names(
+    names: Iterable[str], layers: Mapping[str, Iterable[str]], component: str | None = None
+) -> LoraNames:
+    """Find the layer of every weight of a LoRA file.
+
+    Args:
+      names: of the file's weights.
+      layers: by component, the names of the checkpoint's layers that have a weight.
+      component: the one that names without a prefix belong to, if that is known.
+    Raises: CheckpointError: a method that is not supported, or two names for one weight.
+    """
+    names = list(names)
+    keys = {part: layer_keys(of_part) for part, of_part in layers.items()}
+    multiplied = {n.removesuffix(".on_input") for n in names if n.endswith(".on_input")}
+    found = LoraNames()
+    for name in names:
+        if match := _EMBEDDING.match(name):
+            found.embeddings.setdefault(match["word"], {})[match["key"]] = name
+            continue
+        split = split_role(name, multiplied)
+        if split is None or unsupported_method(name):
+            _check_method(name, keys, component)
+        part, layer = _find(split[0] if split else name, keys, component)
+        found.totals[part] += 1
+        if split is None or layer is None:
+            found.unused.setdefault(part, []).append(name)
+            continue
+        roles = found.layers.setdefault((part, layer), {})
+        if split[1] in roles:
+            raise CheckpointError(f"{roles[split[1]]} and {name} are for the same layer")
+        roles[split[1]] = name
+    return found
 
 
-def part_and_key(spelled: str) -> tuple[str, str]:
-    """The component of a checkpoint, and the key as in `layer_keys`."""
-    key = spelled.removeprefix("base_model.model.").replace(".", "_")
-    prefix, part = next((p, part) for p, part in _PREFIXES if key.startswith(p))
-    return part, key.removeprefix(prefix).removeprefix("text_model_").replace("_processor_", "_")
+def _check_method(name: str, keys: Mapping[str, Mapping[str, str]], component: str | None) -> None:
+    """Raises: CheckpointError: the weight is for a known layer, or of a known method."""
+    if method := unsupported_method(name):
+        raise CheckpointError(f"it holds {method}, such as {name}, which is not supported")
+    ends = [i for i, character in enumerate(name) if character == "."]
+    for end in ends:
+        part, layer = _find(name[:end], keys, component)
+        if layer is not None:
+            raise CheckpointError(
+                f"{name}: a weight called {name[end + 1 :]!r} is not supported for a layer "
+                f"({part}: {layer})"
+            )
 
 
-def layer_keys(part: str, module: nn.Module) -> dict[str, str]:
-    """The names of a module's linear and convolutional layers, by every key that files use."""
+def _find(
+    spelled: str, keys: Mapping[str, Mapping[str, str]], component: str | None
+) -> tuple[str, str | None]:
+    """The component and the layer; OTHER or None if the name does not say."""
+    key = spelled.replace(".", "_").replace("_processor_", "_")
+    wrapped = False
+    while wrapper := next((w for w in _WRAPPERS if key.startswith(w)), None):
+        wrapped, key = True, key.removeprefix(wrapper)
+    prefix, part = next(((p, part) for p, part in _PREFIXES if key.startswith(p)), ("", ""))
+    key = key.removeprefix(prefix).removeprefix("transformer_text_model_")
+    is_text = key.startswith("text_model_")
+    key = key.removeprefix("text_model_")
+    if part:
+        return part, keys.get(part, {}).get(key)
+    likely = (TEXT, TEXT_2) if is_text else (UNET, TEXT, TEXT_2)
+    for part in (component,) if component else likely:
+        if key in keys.get(part, {}):
+            return part, keys[part][key]
+    return component or (TEXT if is_text else UNET if wrapped else OTHER), None
+
+
+def layer_keys(names: Iterable[str]) -> dict[str, str]:
+    """The names of a component's layers, by every key that files use."""
+    names = list(names)
     keys = {}
-    names = [n for n, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     for name in names:
         flat = name.removeprefix("text_model.").replace(".", "_")
         keys[flat] = name
@@ -100,12 +159,10 @@ def layer_keys(part: str, module: nn.Module) -> dict[str, str]:
                 keys[f"{flat.removesuffix(f'_{projection}_proj')}_to_{projection}"] = name
         if flat.endswith("self_attn_out_proj"):
             keys[f"{flat.removesuffix('_out_proj')}_to_out"] = name
-    if part == "unet":
-        for prefix, original in _original_blocks(module):
-            inside = [name for name in names if name.startswith(f"{prefix}.")]
-            keys |= {original + _inside(prefix, name): name for name in inside}
-        keys |= {key: name for name, key in _TOP.items() if name in names}
-    return keys
+    for prefix, original in _original_blocks(names):
+        inside = [name for name in names if name.startswith(f"{prefix}.")]
+        keys |= {original + _inside(prefix, name): name for name in inside}
+    return keys | {key: name for name, key in _TOP.items() if name in names}
 
 
 def _inside(prefix: str, name: str) -> str:
@@ -117,27 +174,30 @@ def _inside(prefix: str, name: str) -> str:
     return "_" + rest.replace(".", "_")
 
 
-def _original_blocks(unet: Any) -> Iterator[tuple[str, str]]:
+def _original_blocks(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(name in diffusers, name in the original layout) of every block of a UNet."""
+    blocks = {match[0] for n in names if (match := re.match(r"(down|up)_blocks\.\d+\.\w+\.\d+", n))}
     number = 1
-    for i, block in enumerate(unet.down_blocks):
-        for j in range(len(block.resnets)):
-            yield f"down_blocks.{i}.resnets.{j}", f"input_blocks_{number}_0"
-            yield f"down_blocks.{i}.attentions.{j}", f"input_blocks_{number}_1"
-            number += 1
-        if block.downsamplers:
+    for i, j, last in _resnets("down", blocks):
+        yield f"down_blocks.{i}.resnets.{j}", f"input_blocks_{number}_0"
+        yield f"down_blocks.{i}.attentions.{j}", f"input_blocks_{number}_1"
+        number += 1
+        if last and f"down_blocks.{i}.downsamplers.0" in blocks:
             yield f"down_blocks.{i}.downsamplers.0", f"input_blocks_{number}_0"
             number += 1
-    middle: Mapping[str, str] = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
-    for name, digit in middle.items():
+    for name, digit in {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}.items():
         yield f"mid_block.{name}", f"middle_block_{digit}"
-    number = 0
-    for i, block in enumerate(unet.up_blocks):
-        last = len(block.resnets) - 1
-        for j in range(last + 1):
-            yield f"up_blocks.{i}.resnets.{j}", f"output_blocks_{number}_0"
-            yield f"up_blocks.{i}.attentions.{j}", f"output_blocks_{number}_1"
-            if j == last and block.upsamplers:
-                place = 2 if getattr(block, "attentions", None) else 1
-                yield f"up_blocks.{i}.upsamplers.0", f"output_blocks_{number}_{place}"
-            number += 1
+    for number, (i, j, last) in enumerate(_resnets("up", blocks)):
+        yield f"up_blocks.{i}.resnets.{j}", f"output_blocks_{number}_0"
+        yield f"up_blocks.{i}.attentions.{j}", f"output_blocks_{number}_1"
+        if last and f"up_blocks.{i}.upsamplers.0" in blocks:
+            place = 2 if f"up_blocks.{i}.attentions.0" in blocks else 1
+            yield f"up_blocks.{i}.upsamplers.0", f"output_blocks_{number}_{place}"
+
+
+def _resnets(way: str, blocks: Iterable[str]) -> Iterator[tuple[int, int, bool]]:
+    """Block, number in it, and whether it is the last one, of every resnet in order."""
+    found = [re.match(rf"{way}_blocks\.(\d+)\.resnets\.(\d+)$", block) for block in blocks]
+    pairs = sorted((int(match[1]), int(match[2])) for match in found if match)
+    for place, (i, j) in enumerate(pairs):
+        yield i, j, place + 1 == len(pairs) or pairs[place + 1][0] != i

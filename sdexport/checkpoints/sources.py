@@ -190,11 +190,21 @@ def _replace_vae(draft: _Draft, options: Options) -> _Draft:
 def _merge_loras(draft: _Draft, options: Options) -> _Draft:
     if not options.lora:
         return draft
-    from sdexport.checkpoints.lora import Lora, parse_lora
+    from sdexport.checkpoints.lora import Lora
+    from sdexport.checkpoints.lora_folder import lora_sources
 
     modules = _empty_modules(draft.folder)
-    pairs = [parse_lora(text) for text in options.lora]
-    loras = [Lora.open(p, s, modules, allow_pickle=options.allow_pickle) for p, s in pairs]
+    loras = [
+        Lora.open(
+            source.path,
+            source.scale,
+            modules,
+            component=source.component,
+            allow_pickle=options.allow_pickle,
+        )
+        for text in options.lora
+        for source in lora_sources(text)
+    ]
 
     def load(part: str) -> Any:
         module = draft.loader(part)

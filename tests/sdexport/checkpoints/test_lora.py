@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdexport.checkpoints.lora import Lora, parse_lora
+from sdexport.checkpoints.lora import Lora
+from sdexport.checkpoints.lora_folder import parse_lora
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from tests.helpers.file_kinds import file_kind
@@ -83,9 +85,9 @@ def test_settings_next_to_a_peft_file(tmp_path: Path) -> None:
     path = save_peft(tmp_path / "adapter_model.safetensors", pairs)
     settings = {"r": 3, "lora_alpha": 9, "alpha_pattern": {"attn1.to_q": 30}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    lora = Lora.open(path, 1.0, MODULES)
-    assert lora.alphas["unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"] == 30
-    assert set(lora.alphas.values()) == {9, 30}
+    layers = Lora.open(path, 1.0, MODULES).layers["unet"]
+    assert layers["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"].ratio == 30 / 3
+    assert {layer.ratio for layer in layers.values()} == {9 / 3, 30 / 3}
     for text in ("{", "[]"):
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(CheckpointError, match="its LoRA settings are damaged"):
@@ -114,11 +116,38 @@ def test_lora_reaches_the_checkpoint(checkpoint: Path, modules: Any, tmp_path: P
 def test_weights_that_fit_no_layer_are_counted(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    total = len(load_file(path))
-    save_file(load_file(path) | {f"lora_te2_x{i}.alpha": torch.ones(()) for i in range(3)}, path)
+    """Row C12: one line for each component, and its own sentence where nothing is left."""
+    tensors = load_file(path)
+    more = {f"lora_te2_x{i}.alpha": torch.ones(()) for i in range(3)} | {"noise": torch.ones(1)}
+    save_file(tensors | more, path)
     Lora.open(path, 1.0, MODULES)
-    assert f"3 of {total + 3} weights fit no layer of this checkpoint" in caplog.text
-    assert "such as lora_te2_x0.alpha" in caplog.text
+    assert caplog.messages == [
+        f"{path}: text encoder 2: 0 of 3 used; the others are for a text encoder 2, which the "
+        "checkpoint does not have, such as lora_te2_x0.alpha",
+        f"{path}: other weights: 0 of 1 used; the others fit no layer, such as noise",
+    ]
+    caplog.clear()
+    save_file(tensors | {f"lora_unet_mid_block_{i}.alpha": torch.ones(()) for i in range(2)}, path)
+    Lora.open(path, 1.0, MODULES)
+    unet = sum(name.startswith("lora_unet") for name in tensors)
+    assert caplog.messages == [
+        f"{path}: UNet: {unet} of {unet + 2} used; the others fit no layer, such as "
+        "lora_unet_mid_block_0.alpha"
+    ]
+
+
+@pytest.mark.parametrize(("part", "label"), [("unet", "UNet"), ("text_encoder", "text encoder")])
+def test_component_that_gets_nothing_has_its_own_sentence(
+    part: str, label: str, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[part]
+    tensors = load_file(path)
+    count = sum(name.startswith(prefix) for name in tensors)
+    save_file({k.replace(prefix, f"{prefix}x_"): v for k, v in tensors.items()}, path)
+    Lora.open(path, 1.0, MODULES)
+    (message,) = caplog.messages
+    assert message.startswith(f"{path}: {label}: 0 of {count} used; the others fit no layer")
+    assert message.endswith(f"; the LoRA does not change the {label}")
 
 
 def fails(path: Path, message: str) -> None:
@@ -135,34 +164,253 @@ def fails(path: Path, message: str) -> None:
     says="none of its 1 weights fits this checkpoint",
 )
 def test_file_without_a_layer_that_fits(tmp_path: Path, says: str) -> None:
-    save_file({"lora_unet_double_blocks_0.lora_up.weight": torch.ones(2, 2)}, tmp_path / "a")
-    fails(tmp_path / "a", f"{says}.* lora_unet_double.* another family")
+    save_file({"lora_unet_new_block_0.lora_up.weight": torch.ones(2, 2)}, tmp_path / "a")
+    fails(tmp_path / "a", f"{says}.* lora_unet_new_block.* may be made for another family")
 
 
 def test_lora_of_another_family(tmp_path: Path) -> None:
     modules = random_modules(SDXL)
     pairs = random_lora(modules, WIDE)
     path = save_kohya(tmp_path / "a.safetensors", pairs, 1.0, modules["unet"])
-    fails(path, "unet: .* expected a change of .* made for another family")
+    fails(path, "made for Stable Diffusion XL, the checkpoint is Stable Diffusion 1 or 2")
+
+
+UNSUPPORTED = "which is not supported"
 
 
 @pytest.mark.parametrize(
-    ("name", "method"),
+    ("name", "shape"),
     [
-        ("dora_scale", "DoRA"),
-        ("lora_magnitude_vector", "DoRA"),
-        ("hada_w1_a", "LoHa"),
-        ("lokr_w1", "LoKr"),
-        ("oft_blocks", "OFT"),
-        ("diff", "full-difference"),
-        ("diff_b", "full-difference"),
-        ("on_input", "IA3"),
-        ("lora_B.bias", "LoRA-with-bias"),
+        pytest.param(
+            f"{CONV}.lora_E",
+            (3, 1),
+            marks=file_kind(
+                "lora",
+                "AdaLoRA",
+                recognised="`.lora_E`, `ranknum`",
+                result="rejected",
+                says="it holds AdaLoRA",
+            ),
+        ),
+        pytest.param(
+            f"{CONV}.lambda_layer",
+            (1, 3),
+            marks=file_kind(
+                "lora",
+                "T-LoRA",
+                recognised="`.lambda_layer`, `.q_layer`, `.p_layer`",
+                result="rejected",
+                says="it holds T-LoRA, whose rank depends on the step",
+            ),
+        ),
+        pytest.param(
+            "unet.mid_block.attentions.0.proj_in.vera_lambda_b",
+            (3,),
+            marks=file_kind(
+                "lora",
+                "VeRA, VB-LoRA, RandLoRA",
+                recognised="`vera_lambda_*`, `vblora_*`, `randlora_*`",
+                result="rejected",
+                says="it holds PEFT's VeRA or a relative of it",
+            ),
+        ),
+        pytest.param(
+            "unet.mid_block.attentions.0.proj_in.oft_R.weight",
+            (3, 3),
+            marks=file_kind(
+                "lora",
+                "OFT of PEFT",
+                recognised="`.oft_R`",
+                result="rejected",
+                says="it holds PEFT's OFT",
+            ),
+        ),
+        pytest.param(
+            "unet.mid_block.attentions.0.proj_in.boft_R",
+            (3, 3),
+            marks=file_kind(
+                "lora",
+                "BOFT of PEFT",
+                recognised="`.boft_R`, `.boft_s`",
+                result="rejected",
+                says="it holds PEFT's BOFT",
+            ),
+        ),
+        pytest.param(
+            f"{CONV}.oft_diag",
+            (3, 3),
+            marks=file_kind(
+                "lora",
+                "OFT of old versions of sd-scripts",
+                recognised="`.oft_diag`",
+                result="rejected",
+                says="it holds OFT with one block for each layer (oft_diag)",
+            ),
+        ),
+        pytest.param(
+            "unet.mid_block.attentions.0.proj_in.ia3_l",
+            (3,),
+            marks=file_kind(
+                "lora",
+                "IA3 of PEFT",
+                recognised="`.ia3_l`",
+                result="rejected",
+                says="it holds PEFT's IA3",
+            ),
+        ),
+        pytest.param(
+            f"{CONV}.bias_values",
+            (3,),
+            marks=file_kind(
+                "lora",
+                "LyCORIS extract with sparse differences",
+                recognised="`.bias_indices`, `.bias_values`, `.bias_size`",
+                result="rejected",
+                says="it holds a LyCORIS extract with sparse differences",
+            ),
+        ),
+        pytest.param(
+            f"{CONV}.reshape_weight",
+            (4,),
+            marks=file_kind(
+                "lora",
+                "LoRA that changes the shape of a weight",
+                recognised="`.reshape_weight`, `.set_weight`",
+                result="rejected",
+                says="it holds weights of another shape (reshape_weight or set_weight)",
+            ),
+        ),
+        pytest.param(
+            f"{CONV}.lora_down.scale_weight",
+            (1,),
+            marks=file_kind(
+                "lora",
+                "LoRA in scaled float8",
+                recognised="`scale_weight`, `weight_scale`, `comfy_quant`",
+                result="rejected",
+                says="it holds scaled float8 weights",
+            ),
+        ),
+        pytest.param(
+            "base_model.model.conv_in.modules_to_save.weight",
+            (16, 4, 3, 3),
+            marks=file_kind(
+                "lora",
+                "whole layers next to a LoRA of PEFT",
+                recognised="`.modules_to_save`",
+                result="rejected",
+                says="it holds layers that PEFT saves whole (modules_to_save)",
+            ),
+        ),
+        pytest.param(
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor"
+            ".to_k_custom_diffusion.weight",
+            (16, 32),
+            marks=file_kind(
+                "lora",
+                "Custom Diffusion",
+                recognised="`to_k_custom_diffusion`",
+                result="rejected",
+                says="it holds Custom Diffusion",
+            ),
+        ),
+        pytest.param(
+            "down_blocks.0.motion_modules.0.temporal_transformer.proj_in.lora_down.weight",
+            (3, 16),
+            marks=file_kind(
+                "lora",
+                "motion LoRA of AnimateDiff",
+                recognised="`motion_modules`",
+                result="rejected",
+                says="it holds an AnimateDiff motion LoRA",
+            ),
+        ),
+        pytest.param(
+            "lora_controlnet",
+            (1,),
+            marks=file_kind(
+                "lora",
+                "ControlLoRA",
+                recognised="`lora_controlnet`",
+                result="rejected",
+                says="it holds a ControlLoRA",
+            ),
+        ),
+        pytest.param(
+            "text_encoder.embeddings.token_embedding.lora_embedding_A",
+            (3, 597),
+            marks=file_kind(
+                "lora",
+                "LoRA of an embedding table",
+                recognised="`.lora_embedding_A`",
+                result="rejected",
+                says="it holds a LoRA of an embedding table",
+            ),
+        ),
     ],
 )
-def test_other_methods_are_named(name: str, method: str, path: Path) -> None:
-    save_file(load_file(path) | {f"{CONV}.{name}": torch.ones(2, 2)}, path)
-    fails(path, f"{method} layers are not supported; expected plain LoRA layers")
+def test_unsupported_methods_are_named(
+    name: str, shape: tuple[int, ...], path: Path, says: str
+) -> None:
+    """Row C12: what cannot be merged is rejected by its kind."""
+    save_file(load_file(path) | {name: torch.ones(shape)}, path)
+    fails(path, rf"{re.escape(says)}, such as {re.escape(name)}, {UNSUPPORTED}")
+
+
+@file_kind(
+    "lora",
+    "any other weight of a layer that the checkpoint has",
+    recognised="the name of a layer, and an unknown ending",
+    result="rejected",
+    says="a weight called 'new_factor' is not supported for a layer",
+)
+@pytest.mark.parametrize("layer", [CONV, "unet.mid_block.attentions.0.proj_in"])
+def test_unknown_weights_of_a_layer_are_named(layer: str, path: Path, says: str) -> None:
+    save_file(load_file(path) | {f"{layer}.new_factor": torch.ones(2)}, path)
+    fails(path, f"{layer}.new_factor: {says}")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"hada_w1_a": (2, 2)}, "it holds factors of LoRA and of LoHa"),
+        ({"lora_mid.weight": (2, 2), "b1.weight": (2, 2)}, "factors of LoRA and of GLoRA"),
+        ({"t1": (2, 2)}, "a weight called 't1' is not supported"),
+        ({"hada_t1": (2, 2)}, "LoRA with hada_t1 is not supported"),
+        ({"diff": (2, 2)}, "factors of LoRA and of full difference"),
+        ({"dora_scale": (5, 1, 1, 1)}, r"DoRA's scale has the shape \(5, 1, 1, 1\), for 16 out"),
+        ({"diff_b": (5,)}, "expected a bias of 16, got 5 values"),
+        ({"alpha": (2,)}, "alpha has 2 values, expected one"),
+        ({"lora_A.weight": (3, 16, 3, 3)}, f"{CONV}.lora_.* are for the same layer"),
+    ],
+)
+def test_layers_that_do_not_add_up(
+    more: dict[str, tuple[int, ...]], message: str, tmp_path: Path
+) -> None:
+    tensors = {"lora_down.weight": torch.ones(3, 16, 3, 3), "lora_up.weight": torch.ones(16, 3)}
+    tensors |= {k: torch.ones(shape) for k, shape in more.items()}
+    path = tmp_path / "a.safetensors"
+    save_file({f"{CONV}.{k}": v for k, v in tensors.items()}, path)
+    fails(path, message)
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (("lora_up.weight",), "a part of its LoRA is missing: lora_down"),
+        (("hada_w1_a", "hada_w1_b", "hada_w2_a"), "part of its LoHa is missing: hada_w2_b"),
+        (("lokr_w1",), "part of its LoKr is missing: lokr_w2_a, lokr_w2_b"),
+        (("lokr_w1_a", "lokr_w2"), "part of its LoKr is missing: lokr_w1_b"),
+        (("a1.weight", "a2.weight"), "part of its GLoRA is missing: b1, b2"),
+        (("on_input",), "part of its IA3 is missing: weight"),
+        (("alpha",), "it holds only its alpha"),
+        (("dora_scale", "alpha"), "it holds only its alpha and dora_scale"),
+    ],
+)
+def test_missing_parts_are_named(roles: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"{CONV}.{role}": torch.ones(1) for role in roles}, path)
+    fails(path, message)
 
 
 def test_damaged_lora_is_named(path: Path) -> None:
@@ -170,7 +418,7 @@ def test_damaged_lora_is_named(path: Path) -> None:
     down = next(name for name in tensors if name.endswith("lora_down.weight"))
     up = down.replace("down.weight", "up.weight")
     save_file({k: v for k, v in tensors.items() if k != up}, path)
-    fails(path, "one of its two matrices is missing")
+    fails(path, "a part of its LoRA is missing: lora_up; the LoRA is damaged")
     save_file(tensors | {up: torch.ones(16, 7)}, path)
     fails(path, r"shapes \(16, 7\) and \(3, \d+\) do not multiply")
     save_file(tensors | {down: tensors[down] * torch.nan}, path)
@@ -197,7 +445,7 @@ def test_scale_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ):
             parse_lora(f"a.safetensors:{number}")
     for text in ("b.safetensors", "b.safetensors:1", ":1", "", ":"):
-        with pytest.raises(FileNotFoundError, match="expected FILE or FILE:SCALE"):
+        with pytest.raises(FileNotFoundError, match="expected FILE, FOLDER or FILE:SCALE"):
             parse_lora(text)
 
 

@@ -1,0 +1,155 @@
+"""What is said about a LoRA file: which weights are not used, and what its header says."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sdexport.checkpoints.lora_base import (
+    differ,
+    model_of_header,
+    model_of_modules,
+    model_of_names,
+    model_of_widths,
+)
+from sdexport.checkpoints.lora_names import OTHER, UNET, LoraNames
+from sdexport.checkpoints.lora_roles import split_role
+from sdexport.checkpoints.lora_settings import unknown_entries
+from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.engines.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_LABELS = {
+    UNET: "UNet",
+    "text_encoder": "text encoder",
+    "text_encoder_2": "text encoder 2",
+    "text_encoder_3": "text encoder 3",
+    OTHER: "other weights",
+}
+_FEW_STEPS = (
+    (re.compile(r"(?<![a-z])lcm(?![a-z])"), "lcm", "4 to 8"),
+    (re.compile(r"(?<![a-z])tcd(?![a-z])"), "tcd", "4 to 8"),
+    (re.compile(r"(lightning|hyper|turbo|dmd2?)\W*(\w+\W)*(?P<steps>\d+)\W?steps?"), "euler", ""),
+    (re.compile(r"hyper-?sd|(?<![a-z])(dmd2|sdxl?-?turbo)"), "euler", "4 to 8"),
+)
+_BOOLEANS = {"true": "v_prediction", "false": "epsilon"}
+_PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
+
+
+def made_for(file: WeightFile) -> str | None:
+    """The model that a LoRA file is made for, by the strongest evidence in it."""
+    widths = model_of_widths(
+        {
+            split[0]: tensor.shape
+            for name, tensor in file.tensors.items()
+            if (split := split_role(name)) and split[1] == "down"
+        }
+    )
+    names, header = model_of_names(file.tensors), model_of_header(file.metadata)
+    return widths or (names if differ(names, header) else header or names)
+
+
+def fits_nothing(file: WeightFile, names: LoraNames, model: str | None) -> CheckpointError:
+    """The error for a file of which no weight fits the checkpoint.
+
+    Args:
+      model: that the file is made for, if that is known.
+    """
+    unused = [name for of_part in names.unused.values() for name in of_part]
+    if not unused:
+        return CheckpointError(
+            f"{file.path} holds {len(names.embeddings)} bundled embeddings but no LoRA"
+        )
+    origin = f"is made for {model}" if model else "may be made for another family"
+    return CheckpointError(
+        f"{file.path}: none of its {len(file.tensors)} weights fits this checkpoint, such as "
+        f"{unused[0]}; it {origin}"
+    )
+
+
+def does_not_fit(
+    file: WeightFile, where: str, problem: str, model: str | None, modules: Mapping[str, Any]
+) -> CheckpointError:
+    """The error for a layer whose tensors do not belong to it, or not together."""
+    checkpoint = model_of_modules(modules)
+    origin = "is damaged" if model == checkpoint else "is damaged or made for another family"
+    if differ(model, checkpoint):
+        origin = f"is made for {model}, the checkpoint is {checkpoint}"
+    return CheckpointError(f"{file.path}: {where}: {problem}; the LoRA {origin}")
+
+
+def report(
+    file: WeightFile, names: LoraNames, model: str | None, modules: Mapping[str, Any]
+) -> None:
+    """Warn about what a file holds and is not used, one line for each component.
+
+    Args:
+      model: that the file is made for, if that is known.
+      modules: of the checkpoint.
+    Raises: CheckpointError: weights of the UNet do not fit, because it is made for another model.
+    """
+    checkpoint = model_of_modules(modules)
+    unused = names.unused.get(UNET) or names.unused.get(OTHER)
+    fits = not names.unused.get(UNET) and any(part == UNET for part, _ in names.layers)
+    if unused and not fits and differ(model, checkpoint):
+        raise CheckpointError(
+            f"{file.path} is made for {model}, the checkpoint is {checkpoint}: {len(unused)} of "
+            f"its {len(file.tensors)} weights fit no layer, such as {unused[0]}"
+        )
+    for part, label in _LABELS.items():
+        unused = names.unused.get(part, [])
+        if unused:
+            used, total = names.totals[part] - len(unused), names.totals[part]
+            has = part in modules or part == OTHER
+            why = (
+                "fit no layer" if has else f"are for a {label}, which the checkpoint does not have"
+            )
+            nothing = f"; the LoRA does not change the {label}" if has and part and not used else ""
+            logger.warning(
+                "%s: %s: %d of %d used; the others %s, such as %s%s",
+                *(file.path, label, used, total, why, unused[0], nothing),
+            )
+    if names.embeddings:
+        words = ", ".join(names.embeddings)
+        logger.warning("%s: its bundled embeddings (%s) are not used", file.path, words)
+    header = model_of_header(file.metadata)
+    if differ(header, checkpoint):
+        logger.warning(
+            "%s: its header says %s, the checkpoint is %s", file.path, header, checkpoint
+        )
+    if unknown := unknown_entries(file.metadata):
+        logger.warning(
+            "%s: %d entries of its header are unknown and ignored, such as %s",
+            *(file.path, len(unknown), unknown[0]),
+        )
+    _hint(file)
+
+
+def warn_about_prediction(file: WeightFile, prediction_type: str) -> None:
+    """Warn if a LoRA was trained for another prediction type than the checkpoint's."""
+    header = {key: str(value).lower() for key, value in file.metadata.items()}
+    trained = _PREDICTIONS.get(header.get("modelspec.prediction_type", ""))
+    trained = trained or _BOOLEANS.get(header.get("ss_v_parameterization", ""))
+    if trained is not None and trained != prediction_type:
+        logger.warning(
+            "%s was trained with the prediction type %s, the checkpoint has %s",
+            *(file.path, trained, prediction_type),
+        )
+
+
+def _hint(file: WeightFile) -> None:
+    """Name the settings of a LoRA for few steps, if its header or its name says that it is one."""
+    titles = [file.metadata.get(key, "") for key in ("modelspec.title", "ss_output_name")]
+    for text in (*titles, file.path.stem, file.path.parent.name):
+        for pattern, scheduler, steps in _FEW_STEPS:
+            if match := pattern.search(text.lower()):
+                steps = steps or match["steps"]
+                logger.warning(
+                    "%s is a LoRA for few steps: generate with --scheduler %s --steps %s "
+                    "--guidance 1",
+                    *(file.path, scheduler, steps),
+                )
+                return

@@ -1,0 +1,122 @@
+"""What the header of a LoRA file and PEFT's adapter_config.json say.
+
+Each entry is used, known to say nothing about the weights, or named in a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdexport.checkpoints.config_files import parsing
+from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import shown
+
+PEFT_HEADER = "lora_adapter_metadata"
+_USED = {
+    PEFT_HEADER,
+    "ss_base_model_version",
+    "ss_v2",
+    "ss_v_parameterization",
+    "modelspec.architecture",
+    "modelspec.prediction_type",
+    "modelspec.title",
+    "ss_output_name",
+}
+_PREFIXES = ("ss_", "sshs_", "modelspec.", "ot_", "civitai", "_")
+_IRRELEVANT = {
+    *("format", "name", "title", "description", "author", "license", "date", "version", "url"),
+    *("tags", "trigger", "trigger_words", "trigger_phrase", "usage_hint", "software", "comment"),
+    *("training_info", "resolution", "thumbnail", "merged_from", "merge_recipe", "hash"),
+}
+"""Entries that describe a file and do not change what its weights mean."""
+_METHODS = ("LORA", "LOHA", "LOKR")
+_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica", None)
+"""Those of PEFT that leave the checkpoint's own weights as they are."""
+
+
+def unknown_entries(metadata: Iterable[str]) -> list[str]:
+    """The keys of a header that are neither used nor known to say nothing about the weights."""
+    known = _USED | _IRRELEVANT
+    return sorted(k for k in metadata if k.lower() not in known and not k.startswith(_PREFIXES))
+
+
+@dataclass(frozen=True)
+class PeftSettings:
+    """PEFT's settings of each component, by their keys; empty if the file has none."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, metadata: Mapping[str, str]) -> PeftSettings:
+        """From the file's header, or from adapter_config.json next to an adapter_model file.
+
+        Raises: CheckpointError: the settings are damaged, or of a method that is not supported.
+        """
+        text = metadata.get(PEFT_HEADER)
+        sidecar = path.with_name("adapter_config.json")
+        if text is None and path.stem == "adapter_model" and sidecar.is_file():
+            text = sidecar.read_text(encoding="utf-8", errors="replace")
+        with parsing(f"{path}: its LoRA settings are damaged"):
+            values = json.loads(text) if text else {}
+            if not isinstance(values, dict):
+                raise CheckpointError(f"{path}: its LoRA settings are damaged: no JSON object")
+            settings = cls(path, values)
+            for part in ("", "unet", "text_encoder", "text_encoder_2"):
+                settings._check(settings.of(part))
+            return settings
+
+    def of(self, part: str) -> dict[str, Any]:
+        """The settings of a component, under PEFT's own keys."""
+        return {key.removeprefix(f"{part}."): value for key, value in self.values.items()}
+
+    def ratio(self, part: str, layer: str, rank: int | None) -> float | None:
+        """alpha / rank of a layer; None if the settings do not say.
+
+        Args:
+          rank: as the layer's factors have it; default that of the settings.
+        """
+        own = self.of(part)
+        alpha = self._by_pattern(own.get("alpha_pattern"), layer)
+        if alpha is None:
+            alpha = own.get("lora_alpha", own.get("alpha"))
+        if rank is None:
+            rank = self._by_pattern(own.get("rank_pattern"), layer) or own.get("r")
+        if alpha is None or rank is None:
+            return None
+        with parsing(f"{self.path}: its LoRA settings are damaged"):
+            return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else float(rank))
+
+    def _check(self, own: Mapping[str, Any]) -> None:
+        method = own.get("peft_type", "LORA")
+        if method not in _METHODS:
+            raise CheckpointError(f"{self.path}: PEFT's method {shown(method)} is not supported")
+        start = own.get("init_lora_weights", True)
+        if start not in _INITIALISATIONS:
+            raise CheckpointError(
+                f"{self.path}: init_lora_weights {shown(start)} changes the checkpoint's weights "
+                "as well, which is not supported; convert it to a plain LoRA with PEFT"
+            )
+        if own.get("fan_in_fan_out"):
+            raise CheckpointError(f"{self.path}: fan_in_fan_out is not supported")
+
+    def _by_pattern(self, patterns: Any, layer: str) -> Any:
+        """The value of the first pattern that fits a layer, which may be the end of its name."""
+        name = layer.removeprefix("text_model.")
+        for pattern, value in (patterns or {}).items():
+            literal = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+            if not re.fullmatch(r"[\w.-]*", literal):
+                raise CheckpointError(
+                    f"{self.path}: its LoRA settings have the pattern {shown(pattern)}; only names "
+                    "are supported"
+                )
+            end = literal.removeprefix("text_model.")
+            if name == end or (name.endswith(f".{end}") and not pattern.startswith("^")):
+                return value
+        return None
