@@ -91,7 +91,10 @@ _SOURCE_OPTIONS = (
         help="Folder with CLIP's vocab.json and merges.txt, for a single file.",
     ),
     click.option(
-        "--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge this LoRA. Repeatable."
+        "--lora",
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        help="Merge this LoRA, a file or a folder. Repeatable.",
     ),
     click.option(
         "--embedding",
