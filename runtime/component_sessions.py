@@ -20,7 +20,7 @@ from sdexport.runtime.component_backends import (
     backend_of,
     check_backends,
 )
-from sdexport.runtime.component_engines import open_component, resolve_backend
+from sdexport.runtime.component_engines import engine_path, open_component, resolve_backend
 from sdexport.runtime.images.parameters import plain, same_or_each
 from sdexport.runtime.packages.package import Package
 
@@ -99,7 +99,18 @@ class ComponentSessions:
             "backend": same_or_each(backends),
             "precision": same_or_each(precisions),
             "options": options,
+            "engines": self._engines(backends),
         }
+
+    def _engines(self, backends: Mapping[str, str]) -> tuple[str, ...]:
+        """The components whose backend runs an engine or graph that was built before."""
+        engine_dir = self._options.get("engine_dir")
+        return tuple(
+            name
+            for name, backend in backends.items()
+            if backend != EXTERNAL
+            and engine_path(self._package, name, self._backend(name), engine_dir).exists()
+        )
 
     def close(self) -> None:
         """Close every session that was opened here; closing twice is allowed."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, Never
 
@@ -31,6 +32,13 @@ from sdexport.runtime.models.conditioning import (
 from sdexport.runtime.noise.image_noise import Generators, ImageNoise, Seeds
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline_stages import PipelineStages
+from sdexport.runtime.reproduction import (
+    arguments_like,
+    differences,
+    folder_of,
+    parameters_of,
+    warn_of_differences,
+)
 from sdexport.runtime.result import Result, image_parameters
 from sdexport.runtime.schedulers import Scheduler
 from sdexport.runtime.step_callback import RunningCall, StepCallback, StepCallbacks
@@ -197,6 +205,8 @@ class Pipeline(PipelineStages):
         task = {"image": image is not None, "mask": mask_image is not None}
         defaults = self.defaults(**task)
         scale = _or(guidance_scale, defaults.guidance_scale)
+        num_inference_steps = _or(num_inference_steps, defaults.num_inference_steps)
+        arguments |= {"num_inference_steps": num_inference_steps}
         guidance = Guidance(scale, guidance_rescale, guidance_interval, guidance_function)
         guidance = self._family.guidance(guidance)
         prompts, negatives = inputs.prompts(
@@ -231,7 +241,7 @@ class Pipeline(PipelineStages):
         plan = plan_timesteps(
             _or(scheduler, self.default_scheduler),
             self.package.scheduler_config,
-            _or(num_inference_steps, defaults.num_inference_steps),
+            num_inference_steps,
             ImageShare(
                 _or(strength, defaults.strength),
                 denoising_start,
@@ -295,6 +305,35 @@ class Pipeline(PipelineStages):
         )
         result = Result.from_decoded(decoded, denoised, parameters, clock)
         return result if return_dict else self._family.output_tuple(result.images)
+
+    def like(self, source: Any, **changes: Any) -> Result:
+        """Generate an image again from the settings that it carries.
+
+        With the same package and backend the image is the same. What differs is named in one
+        warning. An image that was part of a batch is generated with its whole batch.
+
+        Args:
+          source: an image file that sdexport wrote, a Pillow image, or Parameters. Input images are
+            looked for in the file's folder and in the current one.
+          changes: arguments of a call, instead of the recorded ones.
+        Returns: a result of one image.
+        Raises: InvalidArgumentError: no image with settings, or one that depends on something that
+          they do not hold, such as latents; give it among the changes.
+        Example:
+            >>> from sdexport import load_pipeline, save_image
+            >>> with load_pipeline("package") as pipe:
+            ...     result = pipe("a red circle", seed=3, num_inference_steps=4)
+            ...     save_image(result.images[0], "circle.png")
+            ...     again = pipe.like("circle.png")
+            ...     other = pipe.like("circle.png", seed=4)
+            >>> again.images[0].tobytes() == result.images[0].tobytes()
+            True
+        """
+        parameters = parameters_of(source)
+        arguments = arguments_like(parameters, changes, folder_of(source))
+        name = str(source) if isinstance(source, (str, PathLike)) else "image"
+        warn_of_differences(name, differences(parameters, self.settings, arguments))
+        return self(**{**arguments, "return_dict": True}).only(parameters.batch_index)
 
     @property
     def settings(self) -> dict[str, Any]:

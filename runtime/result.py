@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from sdexport.runtime.images.metadata import to_image
 from sdexport.runtime.images.parameters import Parameters, recorded
 from sdexport.runtime.inputs import ImageInputs
 from sdexport.runtime.noise.image_noise import ImageNoise
+from sdexport.runtime.schedulers.sampler_names import find_sampler, to_automatic1111
 from sdexport.runtime.timestep_plan import TimestepPlan
 
 STAGES = ("encode", "denoise", "decode")
@@ -77,6 +78,15 @@ class Result:
             f"{first.num_inference_steps} steps, {sum(self.seconds.values()):.1f} s>"
         )
 
+    def only(self, index: int) -> Self:
+        """The result of one image of the batch."""
+        return replace(
+            self,
+            images=self.images[index : index + 1],
+            latents=self.latents[index : index + 1],
+            parameters=self.parameters[index : index + 1],
+        )
+
 
 def image_parameters(
     arguments: Mapping[str, Any],
@@ -99,9 +109,13 @@ def image_parameters(
     known = [seed for seed in noise.seeds if seed is not None]
     if len(known) == count:  # the seeds stand for the generators
         arguments = {**arguments, "generator": None, "noise_device": noise.device}
+    has_list = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
+    steps = plan.num_inference_steps if has_list else arguments["num_inference_steps"]
     batch = recorded(arguments) | {
-        "num_inference_steps": plan.num_inference_steps,
+        **_second_prompts(arguments),
+        "num_inference_steps": steps,
         "scheduler": plan.name,
+        **_automatic1111_names(plan),
         "guidance_scale": float(guidance_scale),
         "width": images.width,
         "height": images.height,
@@ -126,6 +140,26 @@ def image_parameters(
         )
         for i in range(count)
     ]
+
+
+def _automatic1111_names(plan: TimestepPlan) -> dict[str, str]:
+    found = find_sampler(plan.name)
+    if found is None:
+        return {}
+    sampler, schedule = to_automatic1111(found.name, asdict(plan.scheduler.config), found.schedule)
+    return {"sampler": sampler, "schedule_type": schedule}
+
+
+def _second_prompts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts of the second text encoder; where they are a list, one for each image."""
+    found: dict[str, Any] = {}
+    for name in ("prompt_2", "negative_prompt_2"):
+        texts = arguments[name]
+        if texts is not None and not isinstance(texts, str):
+            repeats = range(arguments["num_images_per_prompt"])
+            texts = tuple(text for text in texts for _ in repeats)
+        found[name] = texts
+    return found
 
 
 def _if_different(texts: Sequence[str]) -> tuple[str, ...] | None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sdexport.exporter import export as export
     from sdexport.runtime import schedulers as schedulers
     from sdexport.runtime.images.metadata import save_image as save_image
+    from sdexport.runtime.images.parameters import Parameters as Parameters
+    from sdexport.runtime.images.read_parameters import read_parameters as read_parameters
     from sdexport.runtime.noise.torch_generator import TorchGenerator as TorchGenerator
     from sdexport.runtime.packages.package import Package as Package
     from sdexport.runtime.pipeline import Pipeline as Pipeline
@@ -55,6 +57,8 @@ _NAMES = {
     ),
     "sdexport.exporter": ("export",),
     "sdexport.runtime.images.metadata": ("save_image",),
+    "sdexport.runtime.images.parameters": ("Parameters",),
+    "sdexport.runtime.images.read_parameters": ("read_parameters",),
     "sdexport.runtime.noise.torch_generator": ("TorchGenerator",),
     "sdexport.runtime.packages.package": ("Package",),
     "sdexport.runtime.pipeline": ("Pipeline", "load_pipeline"),

@@ -41,13 +41,14 @@ def _known(p: Parameters) -> dict[str, Any]:
     batch, cropped = p.batch_size > 1, p.padding_mask_crop is not None
     return {
         "Steps": p.num_inference_steps,
-        "Sampler": p.scheduler.upper(),
+        "Sampler": p.sampler or p.scheduler,
+        "Schedule type": p.schedule_type,
         "CFG scale": number(p.guidance_scale),
         "Seed": p.seed,
         "Size": f"{p.width}x{p.height}",
         "Model hash": p.model_hash and p.model_hash[:HASH_DIGITS],
         "Model": p.model,
-        "Denoising strength": None if p.strength is None else number(p.strength),
+        "Denoising strength": number(p.strength),
         "Clip skip": p.clip_skip + 1 if p.clip_skip else None,
         "RNG": RNG.get(p.noise_device, p.noise_device),
         "Eta": number(p.eta) if p.eta else None,
@@ -63,7 +64,8 @@ def _known(p: Parameters) -> dict[str, Any]:
 
 
 _KNOWN_FIELDS = {
-    *("num_inference_steps", "scheduler", "guidance_scale", "seed", "width", "height"),
+    *("num_inference_steps", "scheduler", "sampler", "schedule_type", "guidance_scale"),
+    *("seed", "width", "height"),
     *("model", "model_hash", "strength", "clip_skip", "noise_device", "eta"),
     *("batch_size", "batch_index", "image", "mask_image", "version"),
     *("mask_blur", "mask_invert", "padding_mask_crop"),
@@ -88,8 +90,10 @@ def label(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str | None:
     """A number that reads back as the same float; whole numbers without a point."""
+    if value is None:
+        return None
     return repr(int(value)) if value == int(value) else repr(float(value))
 
 
@@ -118,7 +122,7 @@ def _words(value: Any) -> Iterator[str]:
         for entry in value:
             yield from _words(entry)
     elif isinstance(value, float):
-        yield number(value)
+        yield str(number(value))
     else:
         yield str(value)
 

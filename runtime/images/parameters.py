@@ -33,6 +33,15 @@ EFFECTIVE = (
     *("seed", "width", "height", "strength"),
 )
 """Fields that hold what an argument came to, such as a default of the package."""
+INPUT_IMAGES = ("image", "mask_image")
+OF_BATCH = ("batch_size", "batch_index", "prompts", "negative_prompts", "seeds")
+OF_PIPELINE = (
+    *("vae_tile", "max_batch", "model", "model_hash", "backend", "precision", "options"),
+    *("engines", "sampler", "schedule_type", "version", "external"),
+)
+OF_FILES = ("file", "not_understood")
+"""Fields that are no arguments of a call: see the attributes of Parameters."""
+_DEEPEST = 16
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Parameters:
         latents were an argument, or because its generator had been used before.
       width, height: in pixels.
       strength: 0..1; None without an input image.
-      image, mask_image: what identifies the input images.
+      image, mask_image: what identifies the input images; empty if nothing does.
       batch_size, batch_index: number of images of the call, and the image's place among them, from
         0. The same bytes come only from the same batch.
       prompts, negative_prompts, seeds: those of the whole batch; None where all images have the
@@ -69,20 +78,25 @@ class Parameters:
       model: name of the package's folder. model_hash: SHA-256 of its manifest; None without one.
       backend, precision: for all components, or by component.
       options: of the backends' sessions.
+      sampler, schedule_type: AUTOMATIC1111's names for what the scheduler does.
+      engines: components that ran an engine or graph that was built before.
       version: of sdexport.
+      file: how the file was written: "format", "quality", "lossless" and "mark" of save_image.
+      not_understood: settings in the file that are none of these, by their name there.
+
+    A generated image has every setting; one that another program wrote may lack some.
     """
 
     prompt: str
-    num_inference_steps: int
-    scheduler: str
-    guidance_scale: float
-    seed: int | None
-    width: int
-    height: int
-    model: str
     negative_prompt: str | None = None
     prompt_2: str | tuple[str, ...] | None = None
     negative_prompt_2: str | tuple[str, ...] | None = None
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
     timesteps: tuple[float, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     original_inference_steps: int | None = None
@@ -128,23 +142,67 @@ class Parameters:
     external: Mapping[str, str] = field(default_factory=dict)
     vae_tile: int | None = None
     max_batch: int | None = None
+    model: str | None = None
     model_hash: str | None = None
     backend: str | Mapping[str, str] | None = None
     precision: str | Mapping[str, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    engines: tuple[str, ...] = ()
+    sampler: str | None = None
+    schedule_type: str | None = None
     version: str | None = __version__
+    file: Mapping[str, Any] | None = None
+    not_understood: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The text that AUTOMATIC1111 writes into image files; see infotext.py."""
         return infotext(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON can hold them."""
-        return asdict(self)
+        """All settings as JSON can hold them, without those of the file."""
+        return {key: value for key, value in asdict(self).items() if key not in OF_FILES}
 
     def to_json(self) -> str:
         """All settings as one line of JSON in ASCII; numbers read back as they were."""
         return json.dumps(self.to_dict())
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of a pipeline call that generates the image, as `batch_index` of its batch.
+
+        Those that text cannot hold, `external` and the input images, are missing.
+        """
+        found: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            is_argument = each.name not in (*OF_PIPELINE, *OF_BATCH, *OF_FILES, *INPUT_IMAGES)
+            if is_argument and value is not None and value != each.default:
+                found[each.name] = value
+        for name in ("prompt", "negative_prompt", "seed"):
+            if name in found:
+                found[name] = self.of_batch(name)
+        if "prompt_embeds" in self.external:
+            del found["prompt"]
+        return found
+
+    def of_batch(self, name: str, value: Any = None) -> Any:
+        """An argument with a value for each image of the batch; as such if there is one image.
+
+        Args:
+          name: prompt, negative_prompt or seed.
+          value: of this image, instead of the recorded one.
+        """
+        own, each = getattr(self, name), getattr(self, f"{name}s")
+        value = own if value is None else value
+        if self.batch_size == 1 or (name == "seed" and each is None):
+            return value
+        values = list(each or [value if own is None else own] * self.batch_size)
+        values[self.batch_index] = value
+        return values
+
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """The arguments of `load_pipeline` that the image was generated with."""
+        found = {"backend": self.backend, "vae_tile": self.vae_tile, "max_batch": self.max_batch}
+        return {k: v for k, v in found.items() if v is not None} | dict(self.options)
 
 
 def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +217,7 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     external: dict[str, str] = {}
     for each in fields(Parameters):
         name = each.name
-        if name not in arguments or name in (*EFFECTIVE, "image", "mask_image"):
+        if name not in arguments or name in (*EFFECTIVE, *INPUT_IMAGES):
             continue
         try:
             found[name] = plain(arguments[name])
@@ -168,10 +226,10 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"external": external}
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
 
-    Raises: TypeError: JSON cannot hold it.
+    Raises: TypeError: JSON cannot hold it, or it is nested too deep.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -179,10 +237,10 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(map(plain, value))
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)) and depth < _DEEPEST:
+        return tuple(plain(entry, depth + 1) for entry in value)
+    if isinstance(value, Mapping) and depth < _DEEPEST and all(isinstance(k, str) for k in value):
+        return {key: plain(entry, depth + 1) for key, entry in value.items()}
     raise TypeError(f"JSON cannot hold {type(value).__name__}")
 
 
@@ -193,7 +251,9 @@ def identity(value: Any) -> str:
         return f"function {getattr(value, '__module__', '')}.{name}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} sha256:{digest(value)}"
-    return f"{type(value).__name__} sha256:{digest(value)}"
+    if isinstance(value, (Mapping, list, tuple)):
+        return f"{type(value).__name__} sha256:{digest(value)}"
+    return type(value).__name__
 
 
 def digest(value: Any) -> str:
@@ -216,8 +276,10 @@ def _parts(value: Any) -> Iterable[bytes]:
         yield f"{len(value)} ".encode()
         for entry in value:
             yield from _parts(entry)
-    else:
+    elif isinstance(value, (str, bytes, int, float, type(None))):
         yield f"{value!r} ".encode()
+    else:
+        yield f"{type(value).__qualname__} ".encode()
 
 
 def same_or_each(values: Mapping[str, str]) -> str | dict[str, str]:

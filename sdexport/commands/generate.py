@@ -34,6 +34,7 @@ def generate(
     package: Path,
     prompt: str | None,
     prompts_file: str | None,
+    like: Path | None,
     output: str,
     seed: int | None,
     size: tuple[int, int] | None,
@@ -61,30 +62,42 @@ def generate(
     """
     from sdexport.commands.generate_images import generate_images, save_embeds_of
     from sdexport.commands.generate_jobs import jobs_of, read_rows
+    from sdexport.commands.generate_like import Reference
     from sdexport.runtime.pipeline import load_pipeline
 
     prompt, prompts_file = _prompt_source(prompt, prompts_file)
-    _check_sources(prompt, prompts_file, embeds, save_embeds)
+    _check_sources(prompt, prompts_file, embeds, save_embeds, like)
     rows = [without_none(prompt=prompt)] if prompts_file is None else read_rows(prompts_file)
     settings = without_none(**settings | _sides(settings, size))
     saved_as = without_none(quality=quality, lossless=lossless, mark=mark)
+    reference = None if like is None else Reference.read(like, seed=seed)
+    if reference:
+        saved_as = reference.saved_as(output, saved_as)
     jobs = jobs_of(
         rows,
         settings,
         output,
-        seed=seed,
+        seed=reference.parameters.seed if reference and seed is None else seed,
         count=count,
         embeds=embeds,
         saved_as=saved_as,
+        recorded=reference.fields if reference else None,
         force=force,
     )
     opened_with = session_arguments(
         session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
     )
+    if backends or not reference:
+        opened_with["backend"] = backends_of(backends)
+    if reference:
+        jobs = reference.jobs(jobs)
+        opened_with = reference.pipeline_arguments(opened_with)
     with (
-        load_pipeline(package, backends_of(backends), **opened_with) as pipe,
+        load_pipeline(package, **opened_with) as pipe,
         progress(None, "generate") as shown,
     ):
+        if reference:
+            reference.warn_of_differences(pipe.settings, jobs)
         if save_embeds:
             save_embeds_of(pipe, save_embeds, jobs[0].arguments, force=force)
         report = generate_images(
@@ -110,11 +123,16 @@ def _prompt_source(prompt: str | None, prompts_file: str | None) -> tuple[str | 
 
 
 def _check_sources(
-    prompt: str | None, prompts_file: str | None, embeds: Path | None, save_embeds: Path | None
+    prompt: str | None,
+    prompts_file: str | None,
+    embeds: Path | None,
+    save_embeds: Path | None,
+    like: Path | None,
 ) -> None:
     """Raises: click.UsageError: no prompt, or several sources of one."""
-    if [prompt, prompts_file, embeds].count(None) != 2:
-        raise click.UsageError("give either PROMPT, --prompts or --embeds")
+    sources = 3 - [prompt, prompts_file, embeds].count(None)
+    if sources > 1 or not (sources or like):
+        raise click.UsageError("give either PROMPT, --prompts or --embeds, or an image as --like")
     if save_embeds and prompt is None:
         raise click.UsageError("--save-embeds needs PROMPT")
 

@@ -41,9 +41,8 @@ def generate_images(
             prefix = f"{job.path.stem}-" if len(jobs) > 1 else ""
             mark = saved_as.get("mark", True)
             writer = PreviewWriter(pipe, previews, method=preview_with, prefix=prefix, mark=mark)
-        result = pipe(
-            seed=job.seed, on_step=_StepCounter(shown, len(jobs), writer), **job.arguments
-        )
+        on_step = _StepCounter(shown, len(jobs), writer)
+        result = pipe(**{"seed": job.seed, **job.arguments}, on_step=on_step).only(job.batch_index)
         save_image(result.images[0], job.path, **saved_as)
         parameters = result.parameters[0]
         entry = {"path": str(job.path)} | parameters.to_dict() | {"seconds": dict(result.seconds)}

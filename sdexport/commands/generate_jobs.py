@@ -38,11 +38,15 @@ _NOT_SETTINGS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One image: the file to write, the seed, and further arguments of the pipeline."""
+    """One image: the file to write, the seed, and further arguments of the pipeline.
+
+    batch_index: which image of a call it is, if the arguments are those of a batch.
+    """
 
     path: Path
     seed: int
     arguments: Mapping[str, Any]
+    batch_index: int = 0
 
 
 def read_rows(source: str) -> list[dict[str, Any]]:
@@ -104,6 +108,7 @@ def jobs_of(
     count: int,
     embeds: Path | None = None,
     saved_as: Mapping[str, Any] | None = None,
+    recorded: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> list[Job]:
     """The images to generate: `count` of each row, with consecutive seeds over all of them.
@@ -115,6 +120,7 @@ def jobs_of(
       seed: of the first image; None or -1 takes a random one. A row may have its own.
       embeds: file of embeddings, instead of prompts.
       saved_as: arguments of save_image that the files are written with.
+      recorded: further fields for the output's name.
     Raises: InvalidArgumentError: a field that there is not, the same name for two images, or a
       suffix that is not of an image format.
       OSError: a folder is missing or cannot be written, or a file exists, without `force`.
@@ -130,7 +136,8 @@ def jobs_of(
         if "seed" in own:
             start = _seed_or_random(own.pop("seed"))
         for number in range(count):
-            fields = own | {"index": len(jobs), "seed": (start + number) % 2**64}
+            counted = {"index": len(jobs), "seed": (start + number) % 2**64}
+            fields = {**(recorded or {}), **own, **counted}
             path = _path(template, fields, several=several)
             jobs.append(Job(path, fields["seed"], own))
     for job in jobs:

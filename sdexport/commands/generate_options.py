@@ -23,6 +23,13 @@ PROMPT_OPTIONS = (
         'or a JSON object with settings such as {"prompt": "...", "seed": 1}.',
     ),
     click.option(
+        "--like",
+        type=FILE,
+        metavar="IMAGE",
+        help="Use the settings that this image carries. Options that are given replace single "
+        "ones; without any, the file that is written is the same.",
+    ),
+    click.option(
         "--negative", "--negative-prompt", "negative_prompt", help="What the image should not show."
     ),
     click.option(

@@ -10,21 +10,31 @@ from typing import Any
 import click
 
 from sdexport.commands.progress import progress
-from sdexport.commands.shared_options import FOLDER, engine_dir_option, json_option, print_json
+from sdexport.commands.shared_options import engine_dir_option, json_option, print_json
 from sdexport.commands.verbosity import verbosity_options
 
 
 @click.command()
-@click.argument("package", type=FOLDER)
+@click.argument("path", metavar="PACKAGE|IMAGE", type=click.Path(path_type=Path))
 @engine_dir_option
 @json_option
 @verbosity_options
-def inspect(package: Path, engine_dir: Path | None, as_json: bool) -> None:
-    """Show what a package contains.
+def inspect(path: Path, engine_dir: Path | None, as_json: bool) -> None:
+    """Show what a package contains, or the settings of an image.
 
-    The hash of every file is checked. Engines that were built for the package are listed too, and
-    whether they still fit.
+    Of a package the hash of every file is checked, and engines that were built for it are listed,
+    and whether they still fit. Of an image the settings that it carries are printed; 'sdexport
+    generate --like IMAGE' uses them.
     """
+    if path.is_file():
+        from sdexport.commands.inspect_image import inspect_image
+
+        inspect_image(path, as_json=as_json)
+    else:
+        _inspect_package(path, engine_dir, as_json=as_json)
+
+
+def _inspect_package(package: Path, engine_dir: Path | None, *, as_json: bool) -> None:
     from sdexport.builds.built_engines import built_engines
     from sdexport.runtime.packages.package import Package
 

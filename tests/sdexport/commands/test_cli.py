@@ -48,7 +48,7 @@ def test_generate_writes_an_image_and_its_parameters(package: Path, tmp_path: Pa
     with Image.open(out) as image:
         assert image.size == (64, 96)
         assert (
-            "Steps: 3, Sampler: LMS, CFG scale: 7.5, Seed: 0, Size: 64x96"
+            "Steps: 3, Sampler: LMS, Schedule type: Uniform, CFG scale: 7.5, Seed: 0, Size: 64x96"
             in (image.info["parameters"])
         )
 

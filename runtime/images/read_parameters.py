@@ -1,0 +1,178 @@
+"""Reading the settings of an image file, which is untrusted."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
+
+from PIL import Image
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import one_line, shown
+from sdexport.runtime.images.embedded_text import embedded_texts
+from sdexport.runtime.images.infotext import HASH_DIGITS
+from sdexport.runtime.images.parameters import InputImage, Parameters, plain
+from sdexport.runtime.images.read_infotext import read_infotext
+
+_HINTS = get_type_hints(Parameters)
+_LARGEST = 2**64
+
+
+def read_parameters(source: str | PathLike[str] | BinaryIO | Image.Image) -> Parameters:
+    """The settings that an image was generated with.
+
+    Images that sdexport wrote carry all of them, exact. Of other programs' images AUTOMATIC1111's
+    text is read as far as it can be; `not_understood` has the rest.
+
+    Args:
+      source: a PNG, JPEG or WebP file, a binary file, or a Pillow image.
+    Raises: FileNotFoundError: no such file. InvalidArgumentError: not an image, an image without
+      settings, or damaged settings.
+    Example:
+        >>> import sdexport
+        >>> with sdexport.load_pipeline("package") as pipe:
+        ...     result = pipe("a red circle", seed=3, num_inference_steps=4)
+        >>> sdexport.save_image(result.images[0], "circle.png")
+        >>> parameters = sdexport.read_parameters("circle.png")
+        >>> parameters.prompt, parameters.seed
+        ('a red circle', 3)
+    """
+    name = str(source) if isinstance(source, (str, PathLike)) else "image"
+    text, settings = _texts(source, name)
+    try:
+        if settings is not None:
+            return from_json(settings)
+        if text is not None:
+            return from_infotext(text)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise InvalidArgumentError(
+            f"{name}: its settings are damaged: {one_line(error)}"
+        ) from error
+    raise InvalidArgumentError(f"{name} carries no settings")
+
+
+def _texts(source: Any, name: str) -> tuple[str | None, str | None]:
+    """The texts in an image; settings may come after the pixels, which are then read too."""
+    if isinstance(source, Image.Image):
+        return _checked(embedded_texts, source, name)
+    if not isinstance(source, (str, PathLike)) and not hasattr(source, "read"):
+        raise InvalidArgumentError(f"image: expected a file or a Pillow image, got {shown(source)}")
+    path = Path(source) if isinstance(source, (str, PathLike)) else source
+    if isinstance(path, Path) and not path.exists():
+        raise FileNotFoundError(f"no image at {path}")
+    return _checked(_read, path, name)
+
+
+def _read(path: Any) -> tuple[str | None, str | None]:
+    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
+        found = embedded_texts(opened)
+        if found == (None, None) and opened.format == "PNG":
+            opened.load()
+            found = embedded_texts(opened)
+        return found
+
+
+def _checked(read: Any, source: Any, name: str) -> tuple[str | None, str | None]:
+    try:
+        texts: tuple[str | None, str | None] = read(source)
+    except IsADirectoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
+        raise InvalidArgumentError(
+            f"{name} cannot be read as an image: {one_line(error, 200)}"
+        ) from error
+    return texts
+
+
+def from_json(text: str) -> Parameters:
+    """The settings in a JSON object, as `Parameters.to_json` writes it.
+
+    Raises: ValueError, TypeError, RecursionError: not JSON, or values of another type.
+    """
+    values = json.loads(text, parse_constant=_no_constant)
+    if not isinstance(values, dict):
+        raise TypeError("no JSON object")
+    known = {each.name for each in fields(Parameters)} - {"not_understood"}
+    return _parameters(
+        {key: value for key, value in values.items() if key in known},
+        {key: shown(value) for key, value in values.items() if key not in known},
+    )
+
+
+def from_infotext(text: str) -> Parameters:
+    """The settings in AUTOMATIC1111's text, as far as they are known here.
+
+    Raises: ValueError: there are none in it.
+    """
+    values, not_understood = read_infotext(text)
+    return _parameters(values, not_understood)
+
+
+def _parameters(values: Mapping[str, Any], not_understood: Mapping[str, str]) -> Parameters:
+    converted: dict[str, Any] = {"version": None}
+    for name, value in values.items():
+        try:
+            converted[name] = _convert(value, _HINTS[name])
+        except TypeError:
+            raise TypeError(f"{name} is {shown(value)}") from None
+    if not isinstance(converted.get("prompt"), str):
+        raise TypeError("there is no prompt")
+    found = Parameters(**converted, not_understood=not_understood)
+    size, index = found.batch_size, found.batch_index
+    lists = (found.prompts, found.negative_prompts, found.seeds)
+    if not 0 <= index < size <= 100_000 or any(each and len(each) != size for each in lists):
+        raise ValueError("the batch does not fit together")
+    return found
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """A value of JSON as the type that a field has.
+
+    Raises: TypeError: it is of another type.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for each in arguments:
+            try:
+                return _convert(value, each)
+            except TypeError:
+                continue
+        raise TypeError
+    if hint is Any:
+        return plain(value)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        types_of = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(types_of) == len(value):
+            return tuple(map(_convert, value, types_of))
+    if isinstance(value, Mapping):
+        return _convert_mapping(value, hint)
+    if hint is float and type(value) in (int, float) and abs(value) <= _LARGEST:
+        return float(value)
+    if hint is type(None) and value is None:
+        return None
+    if hint in (int, bool, str) and type(value) is hint and (hint is str or abs(value) <= _LARGEST):
+        return value
+    raise TypeError
+
+
+def _convert_mapping(value: Mapping[str, Any], hint: Any) -> Any:
+    if hint is InputImage:
+        digest, name = value.get("sha256"), value.get("name")
+        if not isinstance(digest, str) or not isinstance(name, (str, type(None))):
+            raise TypeError
+        if not re.fullmatch(rf"[0-9a-f]{{{HASH_DIGITS},64}}", digest):
+            raise TypeError
+        return InputImage(digest, name)
+    if get_origin(hint) is Mapping:
+        return {str(key): _convert(entry, get_args(hint)[1]) for key, entry in value.items()}
+    raise TypeError
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -1,0 +1,173 @@
+"""Generating an image again from the settings that it carries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.images.infotext import HASH_DIGITS
+from sdexport.runtime.images.input_digest import identify
+from sdexport.runtime.images.parameters import INPUT_IMAGES, InputImage, Parameters, identity
+from sdexport.runtime.images.read_parameters import read_parameters
+from sdexport.runtime.version import __version__
+
+_log = logging.getLogger(__name__)
+
+REPLACES = {
+    "prompt": ("prompt_embeds", "pooled_prompt_embeds"),
+    "negative_prompt": ("negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+    "num_inference_steps": ("timesteps", "sigmas"),
+    "timesteps": ("sigmas",),
+    "sigmas": ("timesteps",),
+    "scheduler": ("eta",),
+    "seed": ("latents",),
+    "prompt_embeds": ("prompt",),
+    "negative_prompt_embeds": ("negative_prompt",),
+}
+"""Recorded settings that a changed one makes meaningless."""
+
+
+def parameters_of(source: Any) -> Parameters:
+    """The settings of an image; settings themselves are returned as they are.
+
+    Raises: InvalidArgumentError, FileNotFoundError: as `read_parameters`.
+    """
+    return source if isinstance(source, Parameters) else read_parameters(source)
+
+
+def arguments_like(
+    parameters: Parameters, changes: Mapping[str, Any], folder: Path | None = None
+) -> dict[str, Any]:
+    """The arguments of a pipeline call that generates an image again.
+
+    Args:
+      changes: arguments that replace recorded ones; prompt, negative_prompt and seed are those of
+        this image and not of its batch.
+      folder: where input images are looked for under their recorded names.
+    Raises: InvalidArgumentError: the image depends on an input that its settings do not hold, and
+      that is not among the changes.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    replaced = {name for change in changes for name in REPLACES.get(change, ())}
+    found = {k: v for k, v in parameters.arguments().items() if k not in replaced}
+    for name, value in changes.items():
+        single = name in ("prompt", "negative_prompt", "seed") and not isinstance(value, list)
+        found[name] = parameters.of_batch(name, value) if single else value
+    for name, what in parameters.external.items():
+        if name not in (*changes, *replaced):
+            raise InvalidArgumentError(
+                f"the image cannot be reproduced from its settings alone: it depends on {name}, "
+                f"{what[:60]}; give it again"
+            )
+    for name in INPUT_IMAGES:
+        recorded = getattr(parameters, name)
+        if recorded is not None and name not in changes:
+            found[name] = _find(name, recorded, folder)
+    return found
+
+
+def _find(name: str, recorded: tuple[InputImage, ...], folder: Path | None) -> Any:
+    """The files of input images, recognised by their pixels.
+
+    Raises: InvalidArgumentError: one of them is not there.
+    """
+    paths = []
+    for each in recorded:
+        # a recorded name is untrusted: only its last part counts
+        path = Path(Path(each.name).name) if each.name else None
+        places = [place / path for place in (folder, Path()) if place is not None and path]
+        matching = [place for place in places if place.is_file() and _is(place, each)]
+        if not matching:
+            named = f"{path}, which is not there" if path else "one that has no file name"
+            raise InvalidArgumentError(
+                f"the image was made with an input image as {name}: {named}; give it again"
+            )
+        paths.append(matching[0])
+    if not paths:
+        raise InvalidArgumentError(f"the image was made with an input image; give {name}")
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _is(path: Path, recorded: InputImage) -> bool:
+    try:
+        (found,) = identify(path) or ()
+    except (OSError, ValueError, SyntaxError):  # no image
+        return False
+    return _same_hash(found.sha256, recorded.sha256)
+
+
+def _same_hash(one: str, other: str) -> bool:
+    """Whether two digests agree, of which one may be cut."""
+    length = min(len(one), len(other))
+    return length >= HASH_DIGITS and one[:length] == other[:length]
+
+
+def differences(
+    parameters: Parameters, settings: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> list[str]:
+    """What is not as it was when an image was generated, each as a phrase.
+
+    Args:
+      settings: of the pipeline that generates it again.
+      arguments: of the call.
+    """
+    return [*_other_settings(parameters, settings), *_other_inputs(parameters, arguments)]
+
+
+def _other_settings(parameters: Parameters, settings: Mapping[str, Any]) -> list[str]:
+    found = []
+    now_of = {**settings, "version": __version__}
+    then, now = parameters.model_hash, settings["model_hash"]
+    if then is None or now is None:
+        if parameters.model != settings["model"]:
+            found.append(f"model {parameters.model} then, {settings['model']} now")
+        else:
+            found.append("the model's hash is not known")
+    elif not _same_hash(then, now):
+        names = f"{parameters.model} ({then[:HASH_DIGITS]}) then, {settings['model']}"
+        found.append(f"model {names} ({now[:HASH_DIGITS]}) now")
+    for name in ("backend", "precision", "options", "engines", "vae_tile", "max_batch", "version"):
+        before, after = getattr(parameters, name), now_of[name]
+        if before != after:
+            title = name.replace("_", " ")
+            found.append(f"{title} {_shown(before)} then, {_shown(after)} now")
+    return found
+
+
+def _other_inputs(parameters: Parameters, arguments: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, what in parameters.external.items():
+        if name in arguments and identity(arguments[name]) != what:
+            found.append(f"another {name}")
+    for name in INPUT_IMAGES:
+        recorded, given = getattr(parameters, name), arguments.get(name)
+        if recorded and given is not None:
+            images = identify(given) or ()
+            pairs = zip(images, recorded, strict=False)
+            same = len(images) == len(recorded)
+            if not same or not all(_same_hash(a.sha256, b.sha256) for a, b in pairs):
+                found.append(f"another {name}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={entry}" for key, entry in value.items()) or "none"
+    if isinstance(value, tuple):
+        return " ".join(value) or "none"
+    return "unknown" if value is None else str(value)
+
+
+def warn_of_differences(name: str, found: list[str]) -> None:
+    """Say in one line what is not as it was, if anything."""
+    if found:
+        _log.warning("%s: the image may differ: %s", name, "; ".join(found))
+
+
+def folder_of(source: Any) -> Path | None:
+    """The folder of a file, in which its input images are looked for."""
+    return Path(source).parent if isinstance(source, (str, PathLike)) else None
