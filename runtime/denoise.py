@@ -12,11 +12,13 @@ from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
+from sdexport.runtime.composition import ComposedPredictor
 from sdexport.runtime.guidance import Guidance, GuidanceFunction, GuidanceState, within
 from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.loop_state import LoopState
 from sdexport.runtime.predictor import Predictor
 from sdexport.runtime.schedulers import Scheduler, StepResult
+from sdexport.runtime.text.prompt_conditions import PromptConditions
 from sdexport.runtime.text.prompt_embeds import Embeds
 
 Draw = Callable[[Sequence[int]], np.ndarray]
@@ -49,7 +51,7 @@ class DenoiseStep:
 def denoise(
     unet: Session,
     start: InitialLatents,
-    prompt_embeds: Embeds,
+    prompt_embeds: Embeds | PromptConditions,
     scheduler: Scheduler,
     *,
     guidance: Guidance,
@@ -81,7 +83,8 @@ def denoise(
     state = LoopState(
         steps, start.latents(scheduler), prompt_embeds, conditioning or {}, guidance, start
     )
-    predictor = Predictor(unet, state, max_batch)
+    composed = isinstance(prompt_embeds, PromptConditions)
+    predictor = (ComposedPredictor if composed else Predictor)(unet, state, max_batch)
     cached: np.ndarray | None = None  # the prediction of the step before, if it ran the UNet
     try:
         for i in start.steps(scheduler):

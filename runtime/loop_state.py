@@ -9,6 +9,7 @@ import numpy as np
 
 from sdexport.runtime.guidance import Guidance
 from sdexport.runtime.initial_latents import InitialLatents
+from sdexport.runtime.text.prompt_conditions import ConditionRows, PromptConditions
 from sdexport.runtime.text.prompt_embeds import Embeds
 
 
@@ -24,13 +25,24 @@ class LoopState:
 
     steps: int
     latents: np.ndarray
-    prompt_embeds: Embeds
+    prompt_embeds: Embeds | PromptConditions
     conditioning: Mapping[str, np.ndarray]
     guidance: Guidance
     start: InitialLatents
     interrupted: bool = False
 
+    @property
+    def is_composed(self) -> bool:
+        """Whether the prompts need more than one array of embeddings; see prompt_conditions.py."""
+        return isinstance(self.prompt_embeds, PromptConditions)
+
     def embeds_at(self, i: int) -> np.ndarray:
-        """The embeddings at step i."""
+        """The embeddings at step i, unless the prompts are composed."""
         embeds = self.prompt_embeds
+        assert not isinstance(embeds, PromptConditions)
         return embeds(i, self.steps) if callable(embeds) else embeds
+
+    def rows_at(self, i: int) -> ConditionRows:
+        """The rows of the denoiser's batch at step i, if the prompts are composed."""
+        assert isinstance(self.prompt_embeds, PromptConditions)
+        return self.prompt_embeds(i, self.steps)

@@ -42,7 +42,14 @@ from sdexport.runtime.reproduction import (
 from sdexport.runtime.result import Result, image_parameters
 from sdexport.runtime.schedulers import Scheduler
 from sdexport.runtime.step_callback import RunningCall, StepCallback, StepCallbacks
-from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, Text, prepare_embeds
+from sdexport.runtime.text.prompt_conditions import (
+    PromptConditions,
+    StepRange,
+    needs_negatives,
+    prepare_prompts,
+)
+from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, Text
+from sdexport.runtime.text.prompt_styles import style_name
 from sdexport.runtime.text.token_embeds import TokenEmbeds
 from sdexport.runtime.timestep_plan import ImageShare, TimestepPlan, plan_timesteps
 
@@ -107,6 +114,7 @@ class Pipeline(PipelineStages):
         negative_prompt_embeds: np.ndarray | None = None,
         pooled_prompt_embeds: np.ndarray | None = None,
         negative_pooled_prompt_embeds: np.ndarray | None = None,
+        prompt_style: str | None = None,
         prompt_weights: bool = False,
         clip_skip: int | None = 0,
         token_embeds: TokenEmbeds | None = None,
@@ -170,8 +178,10 @@ class Pipeline(PipelineStages):
             prompt_embeds may be a function from (step index, number of steps) to such an array.
           pooled_prompt_embeds, negative_pooled_prompt_embeds: (1 or B, width) float32, which SDXL
             needs in addition.
-          prompt_weights: read "(word:1.3)" and similar, and prompts of any length; see
-            prompt_weights.py. Otherwise brackets are text and 75 tokens are the limit.
+          prompt_style: whose prompt syntax is read: "plain", "automatic1111", "comfyui" or
+            "compel"; see docs/prompts.md. In plain prompts, the default, brackets are text and 75
+            tokens are the limit.
+          prompt_weights: another name for prompt_style="automatic1111".
           clip_skip: layers of the text encoder to leave out at its end, None is 0; as in diffusers,
             for the prompt and not for the negative prompt.
           token_embeds: replacements for words before the text encoder, such as
@@ -200,6 +210,7 @@ class Pipeline(PipelineStages):
         check_output(output_type, return_dict)
         callbacks = StepCallbacks(callback_on_step_end, callback_on_step_end_tensor_inputs)
         checks.function("on_step", on_step)
+        style = style_name(prompt_style, weights=prompt_weights)
         if cache_interval is not None:
             checks.interval("cache_interval", cache_interval)
         task = {"image": image is not None, "mask": mask_image is not None}
@@ -272,26 +283,31 @@ class Pipeline(PipelineStages):
         )
 
         clock = [time.perf_counter()]
-        embeds, pooled = prepare_embeds(
+        embeds, pooled = prepare_prompts(
             partial(
                 self.text_encoders.encode,
-                prompt_weights=prompt_weights,
+                prompt_style=style,
                 clip_skip=clip_skip,
                 token_embeds=token_embeds,
             ),
             texts,
-            negative_texts if guidance.is_guided else None,
+            negative_texts,
             EmbedArguments(
                 prompt_embeds,
                 negative_prompt_embeds,
                 pooled_prompt_embeds,
                 negative_pooled_prompt_embeds,
             ),
+            StepRange(plan.steps, len(plan.scheduler.timesteps), plan.num_inference_steps),
+            style=style,
+            guided=guidance.is_guided,
             zeros=zeros,
         )
-        conditioning = self._conditioning(pooled, sizes, scale, count, guidance)
+        composed = isinstance(embeds, PromptConditions)
+        guided = guidance.is_guided or needs_negatives(embeds)
+        conditioning = self._conditioning(pooled, sizes, scale, count, guided=guided)
         start = self._initial_latents(images, noise, shape, plan, latents)
-        callbacks.check(conditioning, start)
+        callbacks.check(conditioning, start, composed=composed)
         clock.append(time.perf_counter())
         steps = self._denoise(
             start, embeds, plan.scheduler, guidance, noise.draw, conditioning, cache_interval
@@ -370,12 +386,13 @@ class Pipeline(PipelineStages):
         sizes: SizeConditioning,
         guidance_scale: float,
         count: int,
-        guidance: Guidance,
+        *,
+        guided: bool,
     ) -> dict[str, np.ndarray]:
         """The values of the family's conditioning inputs that the denoiser's graph has."""
         request = ConditioningRequest(
             count,
-            guidance.is_guided,
+            guided,
             guidance_scale,
             sizes,
             scored=bool(self.package.model_index.get("requires_aesthetics_score")),

@@ -22,7 +22,9 @@ from sdexport.runtime.inputs import MAX_SIDE
 from sdexport.runtime.models.family import Defaults
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.schedulers import Scheduler
+from sdexport.runtime.text.prompt_conditions import PromptConditions, joined, require_constant
 from sdexport.runtime.text.prompt_embeds import Embeds
+from sdexport.runtime.text.prompt_styles import read_tags, style_name
 from sdexport.runtime.text.token_embeds import TokenEmbeds
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.text_encoders import TextEncoders
@@ -105,6 +107,7 @@ class PipelineStages(ClosesOnExit):
         prompts: Sequence[str],
         negatives: Sequence[str] | None = None,
         *,
+        prompt_style: str | None = None,
         prompt_weights: bool = False,
         clip_skip: int = 0,
         token_embeds: TokenEmbeds | None = None,
@@ -112,20 +115,25 @@ class PipelineStages(ClosesOnExit):
         """Text embeddings, the negative ones first if there are any.
 
         Args:
-          prompt_weights, clip_skip, token_embeds: see `__call__`.
+          prompt_style, prompt_weights, clip_skip, token_embeds: see `__call__`.
         Returns: (B, n, width) float32, or (2B, n, width) with negatives; n is 77, or a multiple of
-          it for long prompts with weights.
-        Raises: InvalidArgumentError: not valid Unicode; a clip_skip that the package has no output
-          for; token_embeds that do not fit.
+          it for long prompts in a style other than "plain".
+        Raises: InvalidArgumentError: not valid Unicode; a prompt that changes from step to step or
+          is composed with AND; a clip_skip that the package has no output for; token_embeds that do
+          not fit.
         """
         above = checks.strings("negatives", negatives or [])
-        return self.text_encoders.encode(
-            [*above, *checks.strings("prompts", prompts)],
+        texts = checks.strings("prompts", prompts)
+        style = style_name(prompt_style, weights=prompt_weights)
+        require_constant(texts, above, style, "embeddings, which are the same in each step")
+        found = self.text_encoders.encode(
+            read_tags([*above, *texts], style),
             len(above),
-            prompt_weights=prompt_weights,
+            prompt_style=style,
             clip_skip=clip_skip,
             token_embeds=token_embeds,
-        ).embeds
+        )
+        return joined(found, style)
 
     def encode_image(self, pixels: np.ndarray) -> np.ndarray:
         """The VAE's posterior of pixels (B, 3, H, W) float32 in -1..1; see vae.encode.
@@ -207,7 +215,7 @@ class PipelineStages(ClosesOnExit):
     def _denoise(
         self,
         start: InitialLatents,
-        embeds: Embeds,
+        embeds: Embeds | PromptConditions,
         scheduler: Scheduler,
         guidance: Guidance,
         draw: Draw | None,

@@ -10,6 +10,7 @@ from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import chunks, finite
+from sdexport.runtime.composition import timestep_input
 from sdexport.runtime.loop_state import LoopState
 
 
@@ -24,7 +25,6 @@ class Predictor:
 
     def __init__(self, unet: Session, state: LoopState, max_batch: int | None) -> None:
         self._unet, self._state, self._max_batch = unet, state, max_batch
-        self._time_spec = next(spec for spec in unet.inputs if spec.name == "timestep")
         self._embeds: np.ndarray | None = None
         self._conditioning: Mapping[str, np.ndarray] = {}
         self._bound: dict[tuple[int, bool], Session] = {}
@@ -41,7 +41,7 @@ class Predictor:
         guidance = state.guidance
         guided = guidance.is_guided_at(i, state.steps)
         sample = state.start.denoiser_input(sample)
-        time = np.full((1,) * len(self._time_spec.shape), timestep, self._time_spec.dtype)
+        time = timestep_input(self._unet.inputs, timestep)
         parts = []
         for rows in chunks(count, self._max_batch):
             unet = self._session(rows, count, guided)

@@ -92,9 +92,11 @@ class StepCallbacks:
         self.function = function
         self.names = checks.strings(f"{NAME}_tensor_inputs", names)
 
-    def check(self, conditioning: Mapping[str, np.ndarray], start: InitialLatents) -> None:
+    def check(
+        self, conditioning: Mapping[str, np.ndarray], start: InitialLatents, *, composed: bool
+    ) -> None:
         """Raises: InvalidArgumentError: a name of an array that the call does not have."""
-        known = array_names(conditioning, start)
+        known = array_names(conditioning, start, composed=composed)
         _check_names(f"{NAME}_tensor_inputs", self.names, known)
 
     def __call__(self, call: RunningCall, step: DenoiseStep) -> None:
@@ -105,7 +107,7 @@ class StepCallbacks:
         state = step.state
         if self.function is None or state is None:
             return
-        known = array_names(state.conditioning, state.start)
+        known = array_names(state.conditioning, state.start, composed=state.is_composed)
         before = {name: _array(name, state, step) for name in self.names}
         given = {k: None if v is None else v.copy() for k, v in before.items()}
         index = step.index - state.start.first_step
@@ -121,11 +123,19 @@ class StepCallbacks:
                 _apply(name, value, state)
 
 
-def array_names(conditioning: Mapping[str, np.ndarray], start: InitialLatents) -> list[str]:
-    """Names of the arrays that a callback can have, as diffusers calls them."""
-    names = ["latents", "prompt_embeds"]
+def array_names(
+    conditioning: Mapping[str, np.ndarray], start: InitialLatents, *, composed: bool
+) -> list[str]:
+    """Names of the arrays that a callback can have, as diffusers calls them.
+
+    Args:
+      composed: prompts that change from step to step, or have parts, are no single array.
+    """
     further = [name for name, own in CONDITIONING.items() if own in conditioning]
-    if "add_text_embeds" not in further:
+    names = ["latents"] if composed else ["latents", "prompt_embeds"]
+    if "add_text_embeds" in further and composed:
+        further.remove("add_text_embeds")
+    elif "add_text_embeds" not in further and not composed:
         names.append("negative_prompt_embeds")
     names += further
     if start.mask is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,8 +18,15 @@ from sdexport.runtime.component_sessions import finite
 from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.text.comfyui_weights import interpolate, tokenize_comfyui
 from sdexport.runtime.text.prompt_embeds import Text, TextEmbeds
-from sdexport.runtime.text.prompt_weights import apply_weights, tokenize_weighted
+from sdexport.runtime.text.prompt_styles import AUTOMATIC1111, COMFYUI, style_name
+from sdexport.runtime.text.prompt_weights import (
+    COMMA_BACKTRACK,
+    WeightedTokens,
+    apply_weights,
+    tokenize_weighted,
+)
 from sdexport.runtime.text.token_embeds import (
     Lookup,
     TokenEmbeds,
@@ -27,6 +35,7 @@ from sdexport.runtime.text.token_embeds import (
     replace_tokens,
     word_ids,
 )
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 MAX_LAYERS = 1000
 CACHED_ROWS = 32
@@ -62,6 +71,7 @@ class TextEncoders:
         texts: Sequence[Text],
         negatives: int = 0,
         *,
+        prompt_style: str | None = None,
         prompt_weights: bool = False,
         clip_skip: int = 0,
         token_embeds: TokenEmbeds | None = None,
@@ -72,35 +82,36 @@ class TextEncoders:
           texts: each for all encoders, or a tuple with one for each.
           negatives: how many of the first texts are negative prompts. As in diffusers, clip_skip
             has no effect on those.
-          prompt_weights: read weights in brackets, and prompts of any length; see
-            sdexport.runtime.text.prompt_weights.
+          prompt_style: how weights and long prompts are read; one of prompt_styles.STYLES. Of
+            "automatic1111" only what concerns one text: weights and BREAK.
+          prompt_weights: another name for the style "automatic1111".
           clip_skip: layers to leave out at the end.
           token_embeds: replacements for words before the encoder, in negative prompts too; see
             sdexport.runtime.text.token_embeds. Each word must occur in at least one text.
-        Returns: (B, n, width) float32. n is 77, or a multiple of 77 with prompt weights.
+        Returns: (B, n, width) float32. n is 77, or a multiple of 77 in all styles but "plain".
         Raises:
-          InvalidArgumentError: texts that are not valid Unicode; a clip_skip for which the package
-            has no output; token_embeds of another kind.
+          InvalidArgumentError: texts that are not valid Unicode; an unknown style; a clip_skip for
+            which the package has no output; token_embeds of another kind.
           PackageError: the package lacks the graphs for token_embeds.
         """
+        style = style_name(prompt_style, weights=prompt_weights)
         replacements = check_token_embeds(token_embeds)
-        embeds, pooled = [], None
+        tokens = {}
         for k, (name, tokenizer) in enumerate(self.tokenizers.items()):
             own = [text if isinstance(text, str) else text[k] for text in texts]
-            expanded = [tokenizer.expand(text) for text in own]
-            if prompt_weights:
-                tokens = tokenize_weighted(tokenizer, expanded)
-                rows = tokens.input_ids.shape[1]
-                found = self._run(name, tokens.flat_ids, negatives * rows, clip_skip, replacements)
-                found = TextEmbeds(
-                    apply_weights(found.embeds, tokens),
-                    None if found.pooled is None else found.pooled[::rows],
-                )
-            else:
-                found = self._run(name, tokenizer(expanded), negatives, clip_skip, replacements)
+            tokens[name] = _tokens(tokenizer, [tokenizer.expand(text) for text in own], style)
+        rows = max(each.input_ids.shape[1] for each in tokens.values())
+        embeds, pooled, lengths = [], None, (0,) * len(texts)
+        for name, tokenizer in self.tokenizers.items():
+            run = partial(self._run, name, clip_skip=clip_skip, replacements=replacements)
+            found = _encode(
+                tokenizer, tokens[name].extended(tokenizer, rows), negatives, style, run
+            )
             embeds.append(found.embeds)
             pooled = pooled if found.pooled is None else found.pooled
-        return TextEmbeds(embeds[0] if len(embeds) == 1 else np.concatenate(embeds, -1), pooled)
+            lengths = tuple(map(max, lengths, found.lengths))
+        whole = embeds[0] if len(embeds) == 1 else np.concatenate(embeds, -1)
+        return TextEmbeds(whole, pooled, lengths)
 
     def token_embeds(self, word: str, component: str | None = None) -> np.ndarray:
         """The token embeddings of a word: the input of a text encoder's transformer.
@@ -149,6 +160,7 @@ class TextEncoders:
         name: str,
         input_ids: np.ndarray,
         negatives: int,
+        *,
         clip_skip: int,
         replacements: TokenEmbeds,
     ) -> TextEmbeds:
@@ -181,6 +193,39 @@ class TextEncoders:
                 f"got {shown(clip_skip)}"
             )
         return by_skip[clip_skip], by_skip[0]
+
+
+def _tokens(tokenizer: ClipTokenizer, texts: Sequence[str], style: str) -> WeightedTokens:
+    """The rows of ids of each text, and their weights."""
+    if style == COMFYUI:
+        return tokenize_comfyui(tokenizer, texts)
+    if style == AUTOMATIC1111:
+        return tokenize_weighted(tokenizer, texts, comma_backtrack=COMMA_BACKTRACK)
+    input_ids = tokenizer(texts)[:, None]
+    return WeightedTokens(input_ids, np.ones(input_ids.shape, np.float32), (1,) * len(texts))
+
+
+def _encode(
+    tokenizer: ClipTokenizer,
+    tokens: WeightedTokens,
+    negatives: int,
+    style: str,
+    run: Callable[..., TextEmbeds],
+) -> TextEmbeds:
+    """Embeddings of one text encoder.
+
+    Args:
+      run: `TextEncoders._run` for this text encoder.
+    """
+    count, rows, length = tokens.input_ids.shape
+    found = run(tokens.flat_ids, negatives * rows)
+    if style == COMFYUI and (tokens.weights != 1).any():
+        empty = run(tokenizer([""] * count), negatives, replacements={}).embeds
+        embeds = interpolate(found.embeds, empty, tokens)
+    else:
+        embeds = apply_weights(found.embeds, tokens)
+    pooled = None if found.pooled is None else found.pooled[::rows]
+    return TextEmbeds(embeds, pooled, tuple(needed * length for needed in tokens.needed))
 
 
 def _layer_count(package: Package, name: str) -> int:

@@ -36,6 +36,12 @@ class TimestepPlan:
     is_noised: bool = True
 
     @property
+    def steps(self) -> range:
+        """Indices of the timesteps that are run."""
+        end = len(self.scheduler.timesteps) if self.end_step is None else self.end_step
+        return range(self.first_step, end)
+
+    @property
     def is_pure_noise(self) -> bool:
         """Whether inpainting starts from noise alone."""
         return self.first_step == 0 and self.is_noised

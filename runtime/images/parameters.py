@@ -121,6 +121,7 @@ class Parameters:
     negative_prompt_embeds: None = None
     pooled_prompt_embeds: None = None
     negative_pooled_prompt_embeds: None = None
+    prompt_style: str | None = None
     prompt_weights: bool = False
     clip_skip: int = 0
     token_embeds: Mapping[str, Any] | None = None

@@ -21,10 +21,13 @@ class TextEmbeds:
     Attributes:
       embeds: (B, n, width) float32.
       pooled: (B, width) float32 for models with pooled embeddings, such as SDXL; else None.
+      lengths: how many of the n tokens each text needs; the rest of them are empty rows that make
+        all texts equally long.
     """
 
     embeds: np.ndarray
     pooled: np.ndarray | None = None
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ row of 77 tokens. With prompt weights, brackets set weights and a long prompt ha
 needs. A prompt of up to 75 tokens without brackets, backslashes and BREAK has the same embeddings,
 bit for bit, either way. sdexport.runtime.text_encoders does both.
 
+This is the part of the prompt style "automatic1111" that concerns one text; prompt_editing.py and
+prompt_parts.py take a prompt apart into such texts before.
+
 Source: the prompt syntax of AUTOMATIC1111's web UI, with its "original" emphasis.
 """
 
@@ -21,6 +24,8 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 BRACKET_FACTOR = 1.1
+COMMA_BACKTRACK = 20
+"""The web UI's default: a full row ends after a comma among its last so many tokens."""
 MAX_WEIGHT = 1000.0
 _MAX_SCALE = 1000.0
 _TOKENS = re.compile(
@@ -45,10 +50,12 @@ class WeightedTokens:
     Attributes:
       input_ids: (B, rows, max_length) int64.
       weights: (B, rows, max_length) float32; 1 for start, end and padding tokens.
+      needed: how many of its rows each prompt needs; the others are empty.
     """
 
     input_ids: np.ndarray
     weights: np.ndarray
+    needed: tuple[int, ...] = ()
 
     @property
     def flat_ids(self) -> np.ndarray:
@@ -57,6 +64,19 @@ class WeightedTokens:
         The pooled output of a prompt is that of its first row: every `rows`-th one.
         """
         return self.input_ids.reshape(-1, self.input_ids.shape[-1])
+
+    def extended(self, tokenizer: ClipTokenizer, rows: int) -> WeightedTokens:
+        """The same with empty rows at the end, so that each prompt has as many as `rows`."""
+        count, own, length = self.input_ids.shape
+        if rows == own:
+            return self
+        empty = np.broadcast_to(tokenizer([""]), (count, rows - own, length))
+        ones = np.ones(empty.shape, np.float32)
+        return WeightedTokens(
+            np.concatenate([self.input_ids, empty], axis=1),
+            np.concatenate([self.weights, ones], axis=1),
+            self.needed,
+        )
 
 
 def parse_weights(text: str) -> list[list[Segment]]:
@@ -161,16 +181,28 @@ def tokenize_weighted(
             f"prompt: expected one or more prompts and a comma_backtrack of 0 or more, got "
             f"{len(prompts)} prompts and {comma_backtrack}"
         )
-    split = [list(_rows(tokenizer, prompt, comma_backtrack)) for prompt in prompts]
-    shape = (len(prompts), max(map(len, split)), tokenizer.max_length)
+    return pack_rows(
+        tokenizer, [list(_rows(tokenizer, prompt, comma_backtrack)) for prompt in prompts]
+    )
+
+
+def pack_rows(
+    tokenizer: ClipTokenizer, prompts: Sequence[Sequence[tuple[list[int], list[float]]]]
+) -> WeightedTokens:
+    """Rows with start and end tokens and padding, as many for each prompt.
+
+    Args:
+      prompts: for each prompt its rows: ids and their weights, at most max_length - 2.
+    """
+    shape = (len(prompts), max(map(len, prompts)), tokenizer.max_length)
     input_ids = np.full(shape, tokenizer.pad_id, dtype=np.int64)
     weights = np.ones(shape, dtype=np.float32)
     input_ids[:, :, :2] = tokenizer.bos_id, tokenizer.eos_id
-    for b, rows in enumerate(split):
+    for b, rows in enumerate(prompts):
         for r, (ids, factors) in enumerate(rows):
             input_ids[b, r, 1 : len(ids) + 2] = [*ids, tokenizer.eos_id]
             weights[b, r, 1 : len(ids) + 1] = factors
-    return WeightedTokens(input_ids, weights)
+    return WeightedTokens(input_ids, weights, tuple(map(len, prompts)))
 
 
 def _rows(
@@ -180,6 +212,9 @@ def _rows(
     if not isinstance(prompt, str):
         raise InvalidArgumentError(f"prompt: expected a string, got {type(prompt).__name__}")
     room = tokenizer.max_length - 2
+    if room < 1:
+        yield [], []
+        return
     (comma,) = tokenizer.encode(",")[:1] or [-1]
     parts = parse_weights(prompt)
     for number, part in enumerate(parts):

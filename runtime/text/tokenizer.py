@@ -168,6 +168,10 @@ class ClipTokenizer:
                 text = text.replace(token, " ".join((token, *numbered)))
         return text
 
+    def embedding(self, name: str) -> str | None:
+        """The word of a textual inversion, from its name with or without angle brackets."""
+        return next((word for word in (name, f"<{name}>") if word in self._added), None)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text of any length, without start and end token.
 

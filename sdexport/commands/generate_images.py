@@ -13,6 +13,8 @@ from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.images.preview import PreviewWriter
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.text.embeds_file import save_embeds
+from sdexport.runtime.text.prompt_conditions import joined, require_constant
+from sdexport.runtime.text.prompt_styles import read_tags, style_name
 
 
 def generate_images(
@@ -78,9 +80,15 @@ def save_embeds_of(
     Raises: FileExistsError: the file exists, without `force`. What save_embeds raises.
     """
     check_overwrite(path, force=force)
-    how = {key: arguments[key] for key in ("prompt_weights", "clip_skip") if key in arguments}
+    names = ("prompt_style", "prompt_weights", "clip_skip")
+    how = {key: arguments[key] for key in names if key in arguments}
     texts = {key: arguments.get(key, "") for key in ("prompt", "negative_prompt")}
-    both = pipe.text_encoders.encode([texts["negative_prompt"], texts["prompt"]], 1, **how)
+    style = style_name(how.get("prompt_style"), weights=how.get("prompt_weights", False))
+    require_constant([texts["prompt"]], [texts["negative_prompt"]], style, "--save-embeds")
+    both = pipe.text_encoders.encode(
+        read_tags([texts["negative_prompt"], texts["prompt"]], style), 1, **how
+    )
+    embeds = joined(both, style)
     pooled: dict[str, Any] = {}
     if both.pooled is not None:
         pooled = {
@@ -88,4 +96,4 @@ def save_embeds_of(
             "negative_pooled_prompt_embeds": both.pooled[:1],
         }
     meta: dict[str, Any] = {"model": pipe.package.folder.resolve().name, **texts, **how}
-    save_embeds(path, both.embeds[1:], both.embeds[:1], **pooled, **meta)
+    save_embeds(path, embeds[1:], embeds[:1], **pooled, **meta)

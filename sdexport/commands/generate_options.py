@@ -33,11 +33,17 @@ PROMPT_OPTIONS = (
         "--negative", "--negative-prompt", "negative_prompt", help="What the image should not show."
     ),
     click.option(
+        "--prompt-style",
+        metavar="NAME",
+        help="Whose prompt syntax is read: plain (default; brackets are text, and long prompts are "
+        "cut), automatic1111, comfyui or compel.",
+    ),
+    click.option(
         "--weights",
         "prompt_weights",
         is_flag=True,
         default=None,
-        help="Read weights such as (word:1.3) in the prompt, and do not cut long prompts.",
+        help="The same as --prompt-style automatic1111.",
     ),
     click.option(
         "--clip-skip", type=int, help="Skip this many of the text encoder's last layers. Default 0."

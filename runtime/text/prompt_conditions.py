@@ -1,0 +1,445 @@
+"""The embeddings of a batch in each step: prompts that change, and prompts of several parts.
+
+A prompt has parts (prompt_parts.py), each with a text that may change from step to step
+(prompt_editing.py) and a weight. All texts are encoded at once, before the first step; then each
+step's embeddings are chosen from them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
+from sdexport.runtime.text.prompt_editing import EditedPrompt
+from sdexport.runtime.text.prompt_embeds import (
+    EmbedArguments,
+    Embeds,
+    Encode,
+    Text,
+    TextEmbeds,
+    prepare_embeds,
+)
+from sdexport.runtime.text.prompt_parts import split_parts
+from sdexport.runtime.text.prompt_styles import (
+    AUTOMATIC1111,
+    COMFYUI,
+    read_tags,
+    warn_about_unread_syntax,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_REPEATS = 4
+"""How often embeddings may be repeated to be as long as others. Attention over repeated tokens is
+the same, so rows of different lengths can be one batch."""
+
+
+@dataclass(frozen=True)
+class StepRange:
+    """The steps of a run.
+
+    Attributes:
+      calls: indices of the denoising loop that are run. They count calls of the denoiser, of which
+        a sampler of second order has two for each step.
+      all_calls: how many there would be for all steps.
+      total: num_inference_steps.
+    """
+
+    calls: range
+    all_calls: int
+    total: int
+
+    @property
+    def count(self) -> int:
+        """How many steps run."""
+        return self.number(self.calls[-1]) if self.calls else 1
+
+    def number(self, call: int) -> int:
+        """The number of the step that a call belongs to; 1 is the first step that runs."""
+        first = self.calls.start * self.total // self.all_calls
+        return call * self.total // self.all_calls - first + 1
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionRows:
+    """The rows of the denoiser's batch in one step.
+
+    Attributes:
+      embeds: for each row (n, width) float32; n may differ.
+      images: for each row the index of its image.
+      weights: for each row the weight of its prediction; None for unconditional rows.
+      pooled: (rows, width) float32 for models with pooled embeddings.
+    """
+
+    embeds: tuple[np.ndarray, ...]
+    images: tuple[int, ...]
+    weights: tuple[float | None, ...]
+    pooled: np.ndarray | None = None
+
+    def parts(self, count: int) -> list[list[float]]:
+        """For each of `count` images the weights of the parts of its prompt."""
+        weights: list[list[float]] = [[] for _ in range(count)]
+        for image, weight in zip(self.images, self.weights, strict=True):
+            if weight is not None:
+                weights[image].append(weight)
+        return weights
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A row of every step: for each step that runs its embeddings (n, width) and pooled ones."""
+
+    image: int
+    weight: float | None
+    embeds: Sequence[np.ndarray]
+    pooled: Sequence[np.ndarray] | None
+
+
+class PromptConditions:
+    """The rows of the denoiser's batch in each step.
+
+    Args:
+      rows: the unconditional rows first.
+      count: of images.
+      steps: of the run.
+    """
+
+    def __init__(self, rows: Sequence[_Row], count: int, steps: StepRange) -> None:
+        self._rows, self._count, self._steps = rows, count, steps
+        self._last: tuple[tuple[int, ...], ConditionRows] | None = None
+
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether there is an unconditional row for each image."""
+        return self._rows[0].weight is None
+
+    @property
+    def pooled(self) -> np.ndarray | None:
+        """The pooled embeddings of the first step, one row for each image, or two."""
+        firsts: dict[tuple[int, bool], np.ndarray] = {}
+        for row in self._rows:
+            if row.pooled is None:
+                return None
+            firsts.setdefault((row.image, row.weight is None), row.pooled[0])
+        return np.stack(list(firsts.values()))
+
+    @property
+    def constant(self) -> np.ndarray | None:
+        """The embeddings (B or 2B, n, width) if no prompt needs more; else None."""
+        conditional = [row for row in self._rows if row.weight is not None]
+        simple = (
+            len(conditional) == self._count
+            and all(row.weight == 1 for row in conditional)
+            and len({row.embeds[0].shape for row in self._rows}) == 1
+            and all(each is row.embeds[0] for row in self._rows for each in row.embeds)
+        )
+        return np.stack([row.embeds[0] for row in self._rows]) if simple else None
+
+    def __call__(self, call: int, calls: int) -> ConditionRows:
+        """The rows of a call of the denoiser; the same object while nothing changes."""
+        step = self._steps.number(call) - 1
+        key = tuple(id(row.embeds[step]) for row in self._rows)
+        if self._last is None or self._last[0] != key:
+            pooled = [row.pooled[step] for row in self._rows if row.pooled is not None]
+            rows = ConditionRows(
+                tuple(row.embeds[step] for row in self._rows),
+                tuple(row.image for row in self._rows),
+                tuple(row.weight for row in self._rows),
+                np.stack(pooled) if pooled else None,
+            )
+            self._last = key, rows
+        return self._last[1]
+
+
+def prepare_prompts(
+    encode: Encode,
+    prompts: Sequence[Text],
+    negatives: Sequence[Text],
+    arguments: EmbedArguments,
+    steps: StepRange,
+    *,
+    style: str,
+    guided: bool,
+    zeros: bool = False,
+) -> tuple[Embeds | PromptConditions, np.ndarray | None]:
+    """The embeddings that `denoise` takes, from texts in a prompt style and from arrays.
+
+    Args:
+      negatives: one for each prompt.
+      arguments: replace the embeddings of the texts.
+      style: one of prompt_styles.STYLES.
+      guided: whether there is an unconditional pass.
+      zeros: the negative embeddings are zeros, unless they are among the arguments.
+    Returns: an array or a function, see `prepare_embeds`, or PromptConditions where prompts need
+      more than that; and the pooled embeddings of the first step, if the model has them.
+    Raises: InvalidArgumentError: embeddings whose shapes do not fit; embeddings together with a
+      text that changes from step to step or has several parts.
+    """
+    count = len(prompts)
+    warn_about_unread_syntax(itertools.chain(*map(_as_tuple, [*prompts, *negatives])), style)
+    texts = read_tags([*prompts, *negatives], style)
+    prompts, negatives = texts[:count], texts[count:]
+    if arguments.prompt_embeds is None and arguments.negative_prompt_embeds is None:
+        if style in (AUTOMATIC1111, COMFYUI):
+            conditions = prompt_conditions(
+                encode, prompts, negatives, steps, style=style, guided=guided, zeros=zeros
+            )
+            constant = conditions.constant
+            return (conditions if constant is None else constant), conditions.pooled
+    else:
+        require_constant(prompts, negatives, style, "embeddings of the other prompt")
+    used = negatives if guided else None
+    return prepare_embeds(encode, prompts, used, arguments, zeros=zeros)
+
+
+def needs_negatives(embeds: Embeds | PromptConditions) -> bool:
+    """Whether there is an unconditional row for each image, whatever the guidance."""
+    return isinstance(embeds, PromptConditions) and embeds.has_unconditional
+
+
+def require_constant(
+    prompts: Sequence[Text], negatives: Sequence[Text], style: str, what: str
+) -> None:
+    """Require texts that embeddings alone can represent, the same ones in each step.
+
+    Args:
+      what: cannot represent the others, for the message.
+    Raises: InvalidArgumentError: a text changes from step to step or has several parts.
+    """
+    if style != AUTOMATIC1111:
+        return
+    parts = [(text, _parts(text, style)) for text in dict.fromkeys(prompts)]
+    parts += [(text, [_Part(_edited(text, style), 1.0)]) for text in dict.fromkeys(negatives)]
+    for text, image in parts:
+        if len(image) > 1 or image[0].weight != 1 or image[0].text.changes:
+            raise InvalidArgumentError(
+                f"prompt: {shown(_as_tuple(text)[0])} changes from step to step or is composed "
+                f"with AND or a weight; that cannot be combined with {what}"
+            )
+
+
+def equal_lengths(embeds: list[np.ndarray]) -> list[np.ndarray]:
+    """The embeddings (n, width), repeated to the same n if that takes at most MAX_REPEATS each."""
+    length = math.lcm(*(len(each) for each in embeds))
+    if any(length > MAX_REPEATS * len(each) for each in embeds):
+        return embeds
+    return [np.tile(each, (length // len(each), 1)) for each in embeds]
+
+
+def joined(found: TextEmbeds, style: str) -> np.ndarray:
+    """The embeddings of texts of different lengths as one array (B, n, width).
+
+    In the styles of programs that run texts of different lengths apart, the shorter ones are
+    repeated if possible, which gives the same image; otherwise they have empty rows at the end.
+    """
+    if style in (AUTOMATIC1111, COMFYUI) and found.lengths:
+        pairs = zip(found.embeds, found.lengths, strict=True)
+        embeds = equal_lengths([each[:length] for each, length in pairs])
+        if len({len(each) for each in embeds}) == 1:
+            return np.stack(embeds)
+    return found.embeds
+
+
+def needs_unconditional(weights: Sequence[float]) -> bool:
+    """Whether a composition of predictions needs the unconditional one, whatever the guidance.
+
+    Their sum is uncond + sum of weight * (cond - uncond), from which it cancels if the weights add
+    up to 1.
+    """
+    return abs(sum(weights) - 1) > 1e-6
+
+
+def prompt_conditions(
+    encode: Encode,
+    prompts: Sequence[Text],
+    negatives: Sequence[Text],
+    steps: StepRange,
+    *,
+    style: str,
+    guided: bool,
+    zeros: bool = False,
+) -> PromptConditions:
+    """Encode the prompts of a batch, whatever their syntax.
+
+    Args:
+      negatives: one for each prompt.
+      style: "automatic1111" reads alternation, editing and AND; others have constant texts.
+      guided: whether there is an unconditional pass.
+      zeros: the negative embeddings are zeros.
+    Raises: InvalidArgumentError: texts that are not valid Unicode, and what `encode` raises.
+    """
+    parts = [_parts(prompt, style) for prompt in prompts]
+    negative = [_edited(text, style) for text in negatives]
+    if style == AUTOMATIC1111:
+        _warn_about_parts(prompts, negatives, parts)
+    guided = guided or any(needs_unconditional([p.weight for p in image]) for image in parts)
+    if not guided or zeros:
+        negative = []
+    everything = [*negative, *(part.text for part in itertools.chain(*parts))]
+    _warn_about_late_changes(everything, steps)
+    texts = [_texts(each, steps) for each in everything]
+    below = list(dict.fromkeys(itertools.chain(*texts[: len(negative)])))
+    above = list(dict.fromkeys(itertools.chain(*texts[len(negative) :])))
+    found = encode([*below, *above], len(below))
+    rows = [
+        _row(i, None, texts[i], found, {text: k for k, text in enumerate(below)})
+        for i in range(len(negative))
+    ]
+    place = {text: len(below) + k for k, text in enumerate(above)}
+    numbers = itertools.count(len(negative))
+    for i, image in enumerate(parts):
+        rows += _equally_long(
+            [_row(i, part.weight, texts[next(numbers)], found, place) for part in image]
+        )
+    if guided and zeros:
+        rows = [*_zeros(rows, len(prompts)), *rows]
+    return PromptConditions(rows, len(prompts), steps)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """A text that may change from step to step, or one for each text encoder."""
+
+    texts: tuple[EditedPrompt, ...]
+
+    @property
+    def changes(self) -> bool:
+        return any(text.changes for text in self.texts)
+
+    def at(self, step: int, steps: int) -> Text:
+        found = tuple(text.at(step, steps) for text in self.texts)
+        return found[0] if len(found) == 1 else found
+
+    def last_change(self, steps: int) -> int:
+        return max(text.last_change(steps) for text in self.texts)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of a prompt, and the weight of its prediction."""
+
+    text: _Texts
+    weight: float
+
+
+def _parts(prompt: Text, style: str) -> list[_Part]:
+    """The parts of a prompt. Where each text encoder has its own text, the first has the weights.
+
+    Raises: InvalidArgumentError: these texts have different numbers of parts.
+    """
+    if style != AUTOMATIC1111:
+        return [_Part(_edited(prompt, style), 1.0)]
+    each = [split_parts(text) for text in _as_tuple(prompt)]
+    if len({len(parts) for parts in each}) > 1:
+        raise InvalidArgumentError(
+            f"prompt and prompt_2 must have as many parts between ANDs, got "
+            f"{' and '.join(str(len(parts)) for parts in each)}"
+        )
+    return [
+        _Part(_Texts(tuple(part.text for part in same)), same[0].weight)
+        for same in zip(*each, strict=True)
+    ]
+
+
+def _edited(prompt: Text, style: str) -> _Texts:
+    literal = style != AUTOMATIC1111
+    return _Texts(tuple(EditedPrompt(text, literal=literal) for text in _as_tuple(prompt)))
+
+
+def _as_tuple(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
+
+
+def _texts(prompt: _Texts, steps: StepRange) -> list[Text]:
+    """The text in each step that runs."""
+    if not prompt.changes:
+        return [prompt.at(1, 1)] * steps.count
+    return [prompt.at(step, steps.total) for step in range(1, steps.count + 1)]
+
+
+def _row(
+    image: int,
+    weight: float | None,
+    texts: Sequence[Text],
+    found: TextEmbeds,
+    place: Mapping[Text, int],
+) -> _Row:
+    """A row of every step, as long as the longest of its texts needs."""
+    used = {text: place[text] for text in texts}
+    length = max(found.lengths[k] for k in used.values())
+    embeds = {text: found.embeds[k, :length] for text, k in used.items()}
+    pooled = None
+    if found.pooled is not None:
+        rows = {text: found.pooled[k] for text, k in used.items()}
+        pooled = [rows[text] for text in texts]
+    return _Row(image, weight, [embeds[text] for text in texts], pooled)
+
+
+def _equally_long(rows: list[_Row]) -> list[_Row]:
+    """The parts of one prompt, the shorter ones extended by their last vector as in the web UI."""
+    length = max(len(row.embeds[0]) for row in rows)
+    return [_extended(row, length) for row in rows]
+
+
+def _extended(row: _Row, length: int) -> _Row:
+    missing = length - len(row.embeds[0])
+    if not missing:
+        return row
+    unique = {id(each): each for each in row.embeds}
+    longer = {
+        key: np.concatenate([each, np.repeat(each[-1:], missing, axis=0)])
+        for key, each in unique.items()
+    }
+    return replace(row, embeds=[longer[id(each)] for each in row.embeds])
+
+
+def _zeros(rows: Sequence[_Row], count: int) -> list[_Row]:
+    """An unconditional row of zeros for each image."""
+    firsts = {row.image: row for row in reversed(rows)}
+    found = []
+    for image in range(count):
+        embeds = np.zeros_like(firsts[image].embeds[0])
+        pooled = firsts[image].pooled
+        steps = len(firsts[image].embeds)
+        zero = None if pooled is None else [np.zeros_like(pooled[0])] * steps
+        found.append(_Row(image, None, [embeds] * steps, zero))
+    return found
+
+
+def _warn_about_parts(
+    prompts: Sequence[Text], negatives: Sequence[Text], parts: Sequence[list[_Part]]
+) -> None:
+    for prompt, image in dict(zip(prompts, parts, strict=True)).items():
+        if len(image) == 1 and image[0].weight != 1:
+            logger.warning(
+                "prompt: the end of %s is read as a weight of %g of the whole prompt, as in "
+                "AUTOMATIC1111; put a comma after it if it is text",
+                shown(_as_tuple(prompt)[0][-30:]),
+                image[0].weight,
+            )
+    texts = dict.fromkeys(itertools.chain(*map(_as_tuple, negatives)))
+    if any(len(split_parts(text)) > 1 for text in texts):
+        logger.warning(
+            "negative prompt: AND is read as a word, as in AUTOMATIC1111; only prompts are composed"
+        )
+
+
+def _warn_about_late_changes(prompts: Sequence[_Texts], steps: StepRange) -> None:
+    """A run that starts from an image ends before the last of its num_inference_steps."""
+    if steps.count < steps.total and any(
+        each.changes and each.last_change(steps.total) > steps.count for each in prompts
+    ):
+        logger.warning(
+            "prompt: some of its text would change after step %d of %d, but the strength lets only "
+            "%d steps run",
+            steps.count,
+            steps.total,
+            steps.count,
+        )
