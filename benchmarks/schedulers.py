@@ -22,10 +22,11 @@ from benchmarks.scheduler_inputs import CONFIG, SHAPE, fixed_noise
 from benchmarks.timing import environment
 from sdexport.runtime import schedulers
 from tests.helpers.diffusers_schedulers import build_twin, twin_class
+from tests.helpers.scheduler_cases import IN_DIFFUSERS
 
 STEPS = 20
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    **{name: (name, {}, {}) for name in schedulers.NAMES},
+    **{name: (name, {}, {}) for name in IN_DIFFUSERS},
     "ddim eta=1": ("ddim", {}, {"eta": 1.0}),
     "ddim v_prediction": ("ddim", {"prediction_type": "v_prediction"}, {}),
     "dpmsolver++ order 3": ("dpmsolver++", {"solver_order": 3}, {}),

@@ -60,6 +60,9 @@ to one near zero cancels all but a few digits of a float32. Measured: 0.16 (Heun
 where float64 agrees to 1e-12; otherwise at most 2.7e-2. And for DEIS with use_beta_sigmas, which
 extrapolates from large steps. Measured: 4.4e-2."""
 
+K_DIFFUSION_LEVELS_REL = 1e-5
+"""Noise levels against k-diffusion's functions, which compute them in float32. Measured: 1e-6."""
+
 TIMESTEP_ABS = 0.02
 """Fractional timesteps, of 1000, which diffusers interpolates from float32 logarithms of sigmas.
 Measured: 1e-2 (the midpoint of ancestral DPM2). Whole timesteps are compared exactly."""

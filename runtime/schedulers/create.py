@@ -51,6 +51,8 @@ _SCHEDULERS: dict[str, tuple[str, str]] = {
     "deis": ("deis", "DEISMultistepScheduler"),
     "lcm": ("lcm", "LCMScheduler"),
     "tcd": ("tcd", "TCDScheduler"),
+    "dpm++_2s_a": ("dpmpp_2s_ancestral", "DPMSolver2SAncestralScheduler"),
+    "dpm++_3m_sde": ("dpmpp_3m_sde", "DPMSolver3MSDEScheduler"),
     "edm_euler": ("edm_euler", "EDMEulerScheduler"),
     "edm_dpmsolver++": ("edm_dpmsolver", "EDMDPMSolverMultistepScheduler"),
 }

@@ -20,6 +20,7 @@ from sdexport.runtime.schedulers.log_snr import (
     LogSNRScheduler,
     SolverWeights,
     decay,
+    differences_weights,
     exponential_weights,
     log_snr_grid,
     phis,
@@ -138,16 +139,12 @@ class MultistepDPMSolver(LogSNRScheduler):
         start, end = levels[i], levels[i + 1]
         same, (first, second, third), noise = solver_weights(self.config, start, end)
         width = end.log_snr - start.log_snr
-        if order == 1 or not width:
-            return SolverWeights(same, (first,), noise)
-        back = [levels[i - k].log_snr - levels[i - k - 1].log_snr for k in range(order - 1)]
-        if order == 2:
-            of_slope = width / back[0] * (second if self.config.is_heun else first / 2)
-            return SolverWeights(same, (first + of_slope, -of_slope), noise)
-        share = back[0] / (back[0] + back[1])
-        curve = second * share + third * width / (back[0] + back[1])
-        newest, before = (second + curve) * (width / back[0]), -curve * (width / back[1])
-        return SolverWeights(same, (first + newest, before - newest, -before), noise)
+        if not width:
+            order = 1
+        if order == 2 and not self.config.is_heun:
+            second = first / 2
+        weights, back = (first, second, third), self._widths_before(i, order)
+        return SolverWeights(same, differences_weights(weights, width, back), noise)
 
     def takes_noise(self, i: int) -> bool:
         return self.config.algorithm.startswith("sde")

@@ -6,6 +6,7 @@ Source: DPM-Solver, arXiv 2206.00927; DPM-Solver++, arXiv 2211.01095.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sdexport.runtime.schedulers.level_schedules import LEVEL_SCHEDULES
 from sdexport.runtime.schedulers.linear_combination import Combination
 from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule, custom_schedule
 from sdexport.runtime.schedulers.scheduler_base import Scheduler, StepResult
+from sdexport.runtime.schedulers.scheduler_config import SchedulerConfig
 from sdexport.runtime.schedulers.sigma_schedules import SigmaConfig, single_sigmas, training_sigmas
 from sdexport.runtime.schedulers.step_history import Term, weighted_sum
 
@@ -84,7 +86,7 @@ class LogSNRScheduler(Scheduler):
       scaling: how latents hold signal and noise; default variance-preserving, from the levels.
     """
 
-    config: LogSNRConfig
+    config: SchedulerConfig
 
     def __init__(
         self,
@@ -93,13 +95,14 @@ class LogSNRScheduler(Scheduler):
         *,
         predicts_noise: bool,
         remembered: int,
+        kept: int = 1,
         scaling: LatentScaling | None = None,
     ) -> None:
         self._levels = levels
         if scaling is None:
             alphas, sigmas, _ = zip(*levels[:-1], strict=True)
             scaling = variance_preserving(alphas, sigmas, self.config)
-        super().__init__(timesteps, scaling, remembered=remembered, kept=1)
+        super().__init__(timesteps, scaling, remembered=remembered, kept=kept)
         self._predicts_noise = predicts_noise
         self._noises = self._table(self._predicted_noise) if predicts_noise else []
         self._plan = self._table(self._planned_weights)
@@ -125,6 +128,11 @@ class LogSNRScheduler(Scheduler):
     ) -> StepResult:
         original = self._remember(noise_pred, i, sample)
         return StepResult(self._advance(i, sample, noise), original)
+
+    def _widths_before(self, i: int, order: int) -> list[float]:
+        """Widths of the steps before step i, newest first, for a step of this order."""
+        logs = [self._levels[i - k].log_snr for k in range(order)]
+        return [after - before for after, before in itertools.pairwise(logs)]
 
     def _advance(self, i: int, sample: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """The latents after step i, of lower order where fewer predictions are remembered."""
@@ -231,6 +239,28 @@ def phis(start: Level, end: Level, *, predicts_noise: bool) -> tuple[float, floa
         return (-end.alpha * start.sigma / start.alpha if predicts_noise else end.alpha), 0.0, 0.0
     exponent, scale = (width, -end.sigma) if predicts_noise else (-width, -end.alpha)
     return exponential_weights(exponent, scale)
+
+
+def differences_weights(
+    weights: tuple[float, float, float], width: float, back: Sequence[float]
+) -> tuple[float, ...]:
+    """Weights of predictions, newest first, from those of the newest and its scaled differences.
+
+    Args:
+      weights: of the newest prediction, and of its first and second difference.
+      width: of the step.
+      back: widths of the steps before, newest first, at most two: one for each difference.
+    Source: 2211.01095, algorithm 2 and appendix; 2206.00927, appendix.
+    """
+    first, second, third = weights
+    if not back:
+        return (first,)
+    if len(back) == 1:
+        slope = second * (width / back[0])
+        return first + slope, -slope
+    curve = (second * back[0] + third * width) / (back[0] + back[1])
+    newest, before = (second + curve) * (width / back[0]), -curve * (width / back[1])
+    return first + newest, before - newest, -before
 
 
 def exponential_weights(u: float, scale: float) -> tuple[float, float, float]:

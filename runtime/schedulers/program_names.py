@@ -55,6 +55,8 @@ LABELS: Mapping[str, str] = {
     "deis": "DEIS",
     "lcm": "LCM",
     "tcd": "TCD",
+    "dpm++_2s_a": "DPM++ 2S a",
+    "dpm++_3m_sde": "DPM++ 3M SDE",
     "edm_euler": "Euler EDM",
     "edm_dpmsolver++": "DPM++ 2M EDM",
 }
@@ -114,6 +116,10 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "UniPC": "unipc",
         "LCM": "lcm",
         "k_lcm": "lcm",
+        "DPM++ 2S a": "dpm++_2s_a",
+        "k_dpmpp_2s_a": "dpm++_2s_a",
+        "DPM++ 3M SDE": "dpm++_3m_sde",
+        "k_dpmpp_3m_sde": "dpm++_3m_sde",
     },
     FORGE: {"DDPM": "ddpm", "DEIS": "deis"},
     COMFYUI: {
@@ -134,6 +140,9 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "lcm": "lcm",
         "deis": "deis",
         "ddim": "ddim",
+        "dpmpp_2s_ancestral": "dpm++_2s_a",
+        "dpmpp_3m_sde": "dpm++_3m_sde",
+        "dpmpp_3m_sde_gpu": "dpm++_3m_sde",
         "uni_pc": "unipc",
         "uni_pc_bh2": "unipc_bh2",
     },
@@ -147,6 +156,8 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "sample_dpmpp_sde": "dpm++_sde",
         "sample_dpmpp_2m": "dpm++_2m",
         "sample_dpmpp_2m_sde": "dpm++_2m_sde",
+        "sample_dpmpp_2s_ancestral": "dpm++_2s_a",
+        "sample_dpmpp_3m_sde": "dpm++_3m_sde",
     },
     SD_CLI: {
         "euler": "euler",
@@ -156,6 +167,7 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "dpm++2m": "dpm++_2m",
         "dpm++2m_sde": "dpm++_2m_sde",
         "dpm++2m_sde_bt": "dpm++_2m_sde",
+        "dpm++2s_a": "dpm++_2s_a",
         "lcm": "lcm",
         "ddim_trailing": "ddim_trailing",
         "tcd": "tcd",
@@ -200,10 +212,17 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "dpm2": "dpm2",
         "dpm2_a": "dpm2_a",
         "unipc_tu": "unipc",
+        "dpmpp_2s_a": "dpm++_2s_a",
     },
 }
 """Program -> its name of a sampler -> ours. A name that AUTOMATIC1111 has is not repeated for Forge
 and SD.Next. Names that end in a schedule, such as "DPM++ 2M Karras", are not listed."""
+
+OWN_CLASSES: Mapping[str, str] = {
+    "DPMSolver2SAncestralScheduler": "dpm++_2s_a",
+    "DPMSolver3MSDEScheduler": "dpm++_3m_sde",
+}
+"""Classes of samplers that diffusers does not have -> our name."""
 
 DISAGREEMENTS: Mapping[str, str] = {
     "DPM++ SDE": "k-diffusion's sampler, which is DPMSolverSDEScheduler in diffusers and InvokeAI; "
@@ -231,10 +250,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "k_dpm_ad": _ADAPTIVE,
         "Restart": _MISSING,
         "DDIM CFG++": _CFG_PP,
-        "DPM++ 2S a": _MISSING,
-        "k_dpmpp_2s_a": _MISSING,
-        "DPM++ 3M SDE": _MISSING,
-        "k_dpmpp_3m_sde": _MISSING,
     },
     FORGE: {"HeunPP2": _MISSING, "IPNDM": _MISSING, "IPNDM_V": _MISSING},
     COMFYUI: {
@@ -243,11 +258,8 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "heunpp2": _MISSING,
         "dpm_fast": _MISSING,
         "dpm_adaptive": _ADAPTIVE,
-        "dpmpp_2s_ancestral": _MISSING,
         "dpmpp_2s_ancestral_cfg_pp": _CFG_PP,
         "dpmpp_2m_cfg_pp": _CFG_PP,
-        "dpmpp_3m_sde": _MISSING,
-        "dpmpp_3m_sde_gpu": _MISSING,
         "ipndm": _MISSING,
         "ipndm_v": _MISSING,
         "res_multistep": _MISSING,
@@ -265,11 +277,8 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
     K_DIFFUSION: {
         "sample_dpm_fast": _MISSING,
         "sample_dpm_adaptive": _ADAPTIVE,
-        "sample_dpmpp_2s_ancestral": _MISSING,
-        "sample_dpmpp_3m_sde": _MISSING,
     },
     SD_CLI: {
-        "dpm++2s_a": _MISSING,
         "dpm++2mv2": _MISSING,
         "ipndm": _MISSING,
         "ipndm_v": _MISSING,
@@ -282,7 +291,7 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
     },
     INVOKEAI: {"er_sde": _MISSING},
     SD_NEXT: {"SA Solver": _MISSING, "DC Solver": _MISSING, "VDM Solver": _MISSING},
-    EASY_DIFFUSION: {"dpmpp_2s_a": _MISSING, "unipc_snr": _MISSING, "unipc_tq": _MISSING},
+    EASY_DIFFUSION: {"unipc_snr": _MISSING, "unipc_tq": _MISSING},
     DIFFUSERS: {
         "FlowMapEulerDiscreteScheduler": _FLOW,
         "FlowMatchEulerDiscreteScheduler": _FLOW,

@@ -17,6 +17,7 @@ from sdexport.runtime.schedulers.program_names import (
     DIFFUSERS,
     LABELS,
     NOT_SUPPORTED,
+    OWN_CLASSES,
     PRESETS,
     PROGRAMS,
 )
@@ -111,7 +112,11 @@ def from_automatic1111(sampler: str, schedule_type: str | None = None) -> Sample
 
 def display_names() -> list[str]:
     """Names that are worth suggesting: ours, also with Karras's schedule, and AUTOMATIC1111's."""
-    plain = list(dict.fromkeys([*PROGRAMS[DIFFUSERS].values(), *PRESETS, *LABELS.values()]))
+    plain = list(
+        dict.fromkeys(
+            [*PROGRAMS[DIFFUSERS].values(), *OWN_CLASSES.values(), *PRESETS, *LABELS.values()]
+        )
+    )
     return [*plain, *(f"{name}_karras" for name in plain if name not in LABELS.values())]
 
 
@@ -128,12 +133,15 @@ def _spellings(name: str) -> list[str]:
 
 def _find_samplers() -> dict[str, str]:
     found: dict[str, str] = {}
-    for names in PROGRAMS.values():
+    for names in (*PROGRAMS.values(), OWN_CLASSES):
         found |= {_spellings(theirs)[0]: ours for theirs, ours in names.items()}
     found |= {normalized(label): ours for ours, label in LABELS.items()}
-    return found | {normalized(ours): ours for ours in (*PRESETS, *PROGRAMS[DIFFUSERS].values())}
+    return found | {normalized(ours): ours for ours in (*PRESETS, *_CLASSES)}
 
 
+_CLASSES = {
+    ours: theirs for theirs, ours in list({**OWN_CLASSES, **PROGRAMS[DIFFUSERS]}.items())[::-1]
+}
 _SAMPLERS = _find_samplers()
 """Normalized name -> our name."""
 _NOT_SUPPORTED = {
@@ -142,4 +150,3 @@ _NOT_SUPPORTED = {
     for theirs, why in names.items()
 }
 """Normalized name -> a program that has it, and why there is none here."""
-_CLASSES = {ours: theirs for theirs, ours in list(PROGRAMS[DIFFUSERS].items())[::-1]}

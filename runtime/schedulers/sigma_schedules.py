@@ -172,11 +172,13 @@ def interleave(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return both
 
 
-def ancestral_split(sigma: float, sigma_next: float) -> tuple[float, float]:
+def ancestral_split(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
     """The level to step down to, and the noise to add, which together make sigma_next.
 
+    Args:
+      eta: share of the noise, 0 to 1.
     Source: k-diffusion's ancestral step; DDIM, arXiv 2010.02502, eq. 16 with eta 1.
     """
     variance = sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2
-    added = min(sigma_next, math.sqrt(max(0.0, variance)))
+    added = min(sigma_next, eta * math.sqrt(max(0.0, variance)))
     return math.sqrt(max(0.0, sigma_next**2 - added**2)), added

@@ -7,13 +7,15 @@ from typing import Any
 
 from sdexport.runtime.schedulers import NAMES
 from sdexport.runtime.schedulers.create import EDM_NAMES
+from sdexport.runtime.schedulers.program_names import OWN_CLASSES
 
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 STEPS = (1, 2, 3, 10, 25, 50)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-DISCRETE = tuple(name for name in NAMES if name not in EDM_NAMES)
-"""Schedulers for models that were trained on betas."""
+IN_DIFFUSERS = tuple(name for name in NAMES if name not in OWN_CLASSES.values())
+DISCRETE = tuple(name for name in IN_DIFFUSERS if name not in EDM_NAMES)
+"""Schedulers of diffusers for models that were trained on betas."""
 WITHOUT_SAMPLE = ("pndm", "euler_a", "dpm2", "dpm2_a", "dpmsolver_sde", *EDM_NAMES)
 
 Case = tuple[dict[str, Any], dict[str, Any]]

@@ -11,6 +11,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import torch
 
 from sdexport.runtime import schedulers
 from tests.helpers.diffusers_schedulers import compare
-from tests.helpers.scheduler_cases import BETAS, grid, steps_of
+from tests.helpers.k_diffusion_samplers import RUNS, random_run
+from tests.helpers.k_diffusion_samplers import SAMPLERS as K_DIFFUSION
+from tests.helpers.scheduler_cases import BETAS, IN_DIFFUSERS, grid, steps_of
 from tests.tolerances import (
     SCHEDULER_FLOAT32_REL,
     SCHEDULER_FLOAT32_STEEP_REL,
@@ -53,6 +56,15 @@ ancestral and DEIS are from these schedules.
 
 | name | class in diffusers | cases | float64 | float32 | step | clean |
 |---|---|---:|---:|---:|---:|---:|
+"""
+OWN = """
+## Samplers that diffusers does not have
+
+Compared with k-diffusion's functions in {runs} random runs each, with the same noise. The figure is
+the largest difference in float64, relative to the largest value of the latents.
+
+| name | function in k-diffusion | float64 |
+|---|---|---:|
 """
 SCHEDULES = """
 ## Schedules of noise levels
@@ -163,7 +175,7 @@ def main() -> None:
         single=SCHEDULER_FLOAT32_REL,
         steep=SCHEDULER_FLOAT32_STEEP_REL,
     )
-    for name in schedulers.NAMES:
+    for name in IN_DIFFUSERS:
         wide, single = deviations(name)
         cost = figures[name]
         page += (
@@ -174,10 +186,15 @@ def main() -> None:
         )
     page += f"\n## Aliases\n\n| alias | scheduler | sets |\n|---|---|---|\n{alias_rows()}"
     page += "\n## Options in the comparison\n\n| name | keys and values |\n|---|---|\n"
-    page += "".join(f"| `{name}` | {options_text(name)} |\n" for name in schedulers.NAMES)
-    partial = PAGE.with_name(f"{PAGE.name}.part")
-    partial.write_text(page + SCHEDULES + NOTES, encoding="utf-8")
-    partial.replace(PAGE)
+    page += "".join(f"| `{name}` | {options_text(name)} |\n" for name in IN_DIFFUSERS)
+    page += OWN.format(runs=RUNS)
+    for name, function in K_DIFFUSION.items():
+        page += (
+            f"| `{name}` | {function} | {max(map(partial(random_run, name), range(RUNS))):.1e} |\n"
+        )
+    draft = PAGE.with_name(f"{PAGE.name}.part")
+    draft.write_text(page + SCHEDULES + NOTES, encoding="utf-8")
+    draft.replace(PAGE)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.create import known_keys
 from tests.helpers.diffusers_schedulers import build_twin, compare, deviation, twin_class
-from tests.helpers.scheduler_cases import BETAS, DISCRETE, OPTIONS, grid, steps_of
+from tests.helpers.scheduler_cases import BETAS, DISCRETE, IN_DIFFUSERS, OPTIONS, grid, steps_of
 from tests.tolerances import (
     ADD_NOISE_REL,
     SCHEDULER_FLOAT32_REL,
@@ -38,7 +38,7 @@ def case_id(value: Any) -> str | None:
 
 
 def cases(*, full: bool) -> list[tuple[str, Config, Config]]:
-    return [(name, *case) for name in schedulers.NAMES for case in grid(name, full=full)]
+    return [(name, *case) for name in IN_DIFFUSERS for case in grid(name, full=full)]
 
 
 def same_timesteps(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -73,7 +73,7 @@ def test_trajectory_equals_diffusers_everywhere(name: str, config: Config, optio
         check(name, config, options, steps)
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
 @pytest.mark.parametrize("begin", [1, 2, 5, 9])
 def test_later_start_equals_diffusers(name: str, begin: int) -> None:
     """Image to image begins within the schedule."""
@@ -86,7 +86,7 @@ def test_later_start_equals_diffusers(name: str, begin: int) -> None:
         check(name, BETAS | keys | config, options, 10, begin=begin)
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("steps", [7, 13, 37, 49])
 def test_odd_numbers_of_steps_equal_diffusers(name: str, spacing: str, steps: int) -> None:
@@ -107,13 +107,13 @@ def test_trailing_timesteps_equal_diffusers_for_every_number_of_steps(name: str)
             same_timesteps(ours.timesteps, theirs)
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
 def test_every_key_of_diffusers_is_known(name: str) -> None:
     parameters = inspect.signature(twin_class(name).__init__).parameters
     assert parameters.keys() - {"self"} <= known_keys()
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
 def test_add_noise_equals_diffusers(name: str) -> None:
     config = BETAS | {"timestep_spacing": "leading", "steps_offset": 1}
     ours = schedulers.create(name, config, 20)

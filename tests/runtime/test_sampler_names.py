@@ -16,6 +16,7 @@ from sdexport.runtime.schedulers.program_names import (
     DIFFUSERS,
     LABELS,
     NOT_SUPPORTED,
+    OWN_CLASSES,
     PRESETS,
     PROGRAMS,
 )
@@ -164,8 +165,9 @@ def test_tables_agree_with_the_schedulers() -> None:
     ours = {*schedulers.NAMES, *PRESETS}
     assert {name for names in PROGRAMS.values() for name in names.values()} <= ours
     assert set(LABELS) <= ours
-    assert set(PROGRAMS[DIFFUSERS].values()) == set(schedulers.NAMES)
-    for class_, name in PROGRAMS[DIFFUSERS].items():
+    known = {**PROGRAMS[DIFFUSERS], **OWN_CLASSES}
+    assert set(known.values()) == set(schedulers.NAMES)
+    for class_, name in known.items():
         assert class_ == schedulers.class_name(name) or "Parallel" in class_
     for name, (scheduler, keys) in PRESETS.items():
         assert keys.keys() <= config_class(scheduler).known_keys(), name

@@ -20,8 +20,26 @@ from tests.tolerances import CLEAN_SAMPLE_ABS, DEIS_CLEAN_SAMPLE_ABS, LMS_REL
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = SD | {"clip_sample": False}
-SIGMA_BASED = ("lms", "euler", "heun", "dpm2", "dpm2_a", "dpmsolver_sde")
-STOCHASTIC = ("ddpm", "euler_a", "dpm2_a", "dpmsolver_sde", "lcm", "tcd")
+SIGMA_BASED = (
+    "lms",
+    "euler",
+    "heun",
+    "dpm2",
+    "dpm2_a",
+    "dpmsolver_sde",
+    "dpm++_2s_a",
+    "dpm++_3m_sde",
+)
+STOCHASTIC = (
+    "ddpm",
+    "euler_a",
+    "dpm2_a",
+    "dpmsolver_sde",
+    "lcm",
+    "tcd",
+    "dpm++_2s_a",
+    "dpm++_3m_sde",
+)
 
 
 def run(sampler: schedulers.Scheduler, sample: np.ndarray, begin: int = 0) -> np.ndarray:
@@ -268,6 +286,8 @@ def test_step_rejects_wrong_arguments(name: str) -> None:
     ("name", "options", "message"),
     [
         ("ddim", {"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
+        ("dpm++_2s_a", {"noise_share": 1.5}, "noise_share must be between 0 and 1, got 1.5"),
+        ("dpm++_3m_sde", {"s_noise": -1}, "s_noise must be between 0"),
         ("ddim", {"eta": "1"}, "eta must be between 0 and 1"),
         ("tcd", {"eta": float("nan")}, "eta must be between 0 and 1"),
         ("lms", {"eta": 0.5}, "lms has no option 'eta'; choose one of num_train_timesteps, "),
