@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
 
+from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.weight_file import WeightFile
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 5
-"""Unknown keys that a warning names; it counts the others."""
-_WITHOUT_EFFECT = re.compile(
-    r"format|comment|prompt|workflow|recipe|name|title|author|description|license|version|__\w+__"
-    r"|_quantization_metadata"  # read by quantised_weights.py
-    r"|modelspec\.\w+"  # read by file_prediction.py, or about the file itself
-    r"|(ss|sshs|ot|sd_merge|merge|civitai|spec)_\w+"  # about training and merging
-)
 _CLIP_SKIPS = ("modelspec.encoder_layer", "ss_clip_skip")
 
 
 def check_metadata(file: WeightFile, family: SingleFileFamily) -> None:
     """Warn of texts that contradict the weights, that no option follows, or that are unknown."""
-    unknown = sorted(key for key in file.metadata if not _WITHOUT_EFFECT.fullmatch(key))
-    if unknown:
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        logger.warning(
-            "%s: unknown metadata is ignored: %s%s",
-            file.path,
-            ", ".join(f"{key:.40}" for key in unknown[:_NAMED]),
-            more,
-        )
+    warn_about_unknown(file.path, file.metadata)
     architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
     if architecture and not architecture.startswith(family.architecture):
         logger.warning(

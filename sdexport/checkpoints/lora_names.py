@@ -57,7 +57,7 @@ _TOP = {
     "add_embedding.linear_1": "label_emb_0_0",
     "add_embedding.linear_2": "label_emb_0_2",
 }
-_EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+)\.(?P<key>string_to_param\.[^.]*|[^.]+)$")
+_EMBEDDING = re.compile(r"^bundle_emb\.(?P<word>.+?)\.(?P<key>string_to_param\.[^.]*|[^.]+)$")
 
 
 @dataclass(frozen=True)

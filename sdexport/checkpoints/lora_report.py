@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.lora_base import (
     differ,
     model_of_header,
@@ -16,7 +17,6 @@ from sdexport.checkpoints.lora_base import (
 )
 from sdexport.checkpoints.lora_names import OTHER, UNET, LoraNames
 from sdexport.checkpoints.lora_roles import split_role
-from sdexport.checkpoints.lora_settings import unknown_entries
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
 
@@ -112,19 +112,12 @@ def report(
                 "%s: %s: %d of %d used; the others %s, such as %s%s",
                 *(file.path, label, used, total, why, unused[0], nothing),
             )
-    if names.embeddings:
-        words = ", ".join(names.embeddings)
-        logger.warning("%s: its bundled embeddings (%s) are not used", file.path, words)
     header = model_of_header(file.metadata)
     if differ(header, checkpoint):
         logger.warning(
             "%s: its header says %s, the checkpoint is %s", file.path, header, checkpoint
         )
-    if unknown := unknown_entries(file.metadata):
-        logger.warning(
-            "%s: %d entries of its header are unknown and ignored, such as %s",
-            *(file.path, len(unknown), unknown[0]),
-        )
+    warn_about_unknown(file.path, file.metadata)
     _hint(file)
 
 

@@ -1,14 +1,11 @@
-"""What the header of a LoRA file and PEFT's adapter_config.json say.
-
-Each entry is used, known to say nothing about the weights, or named in a warning.
-"""
+"""PEFT's settings of a LoRA, from the header of its file or adapter_config.json next to it."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +15,9 @@ from sdexport.engines.errors import CheckpointError
 from sdexport.engines.messages import shown
 
 PEFT_HEADER = "lora_adapter_metadata"
-_USED = {
-    PEFT_HEADER,
-    "ss_base_model_version",
-    "ss_v2",
-    "ss_v_parameterization",
-    "modelspec.architecture",
-    "modelspec.prediction_type",
-    "modelspec.title",
-    "ss_output_name",
-}
-_PREFIXES = ("ss_", "sshs_", "modelspec.", "ot_", "civitai", "_")
-_IRRELEVANT = {
-    *("format", "name", "title", "description", "author", "license", "date", "version", "url"),
-    *("tags", "trigger", "trigger_words", "trigger_phrase", "usage_hint", "software", "comment"),
-    *("training_info", "resolution", "thumbnail", "merged_from", "merge_recipe", "hash"),
-}
-"""Entries that describe a file and do not change what its weights mean."""
 _METHODS = ("LORA", "LOHA", "LOKR")
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica", None)
 """Those of PEFT that leave the checkpoint's own weights as they are."""
-
-
-def unknown_entries(metadata: Iterable[str]) -> list[str]:
-    """The keys of a header that are neither used nor known to say nothing about the weights."""
-    known = _USED | _IRRELEVANT
-    return sorted(k for k in metadata if k.lower() not in known and not k.startswith(_PREFIXES))
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.config_files import parsing, read_config, update_config
+from sdexport.checkpoints.config_files import update_config
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.checkpoints.diffusers_layout import (
-    TEXT_ENCODERS,
-    present_components,
-    tokenizer_folder,
-)
 from sdexport.checkpoints.file_prediction import check_prediction_type, check_timestep_spacing
-from sdexport.checkpoints.modules import empty
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
-from sdexport.runtime.models.components import UNET
-from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 Loader = Callable[[str], Any]
 _CONFIG_SUFFIXES = (".json", ".txt")
@@ -88,7 +80,7 @@ def open_source(
             draft = _from_file(source, folder, options)
         else:
             draft = _from_folder(source, folder, revision, options)
-        for change in (_change_scheduler, _replace_vae, _merge_loras, _add_embeddings):
+        for change in (_change_scheduler, _replace_vae, _merge_adapters):
             draft = change(draft, options)
         checkpoint = Checkpoint.open(
             folder, loader=draft.loader, origin=draft.origin, label=str(source)
@@ -187,94 +179,16 @@ def _replace_vae(draft: _Draft, options: Options) -> _Draft:
     return replace(draft, loader=load, origin=origin)
 
 
-def _merge_loras(draft: _Draft, options: Options) -> _Draft:
-    if not options.lora:
+def _merge_adapters(draft: _Draft, options: Options) -> _Draft:
+    if not options.lora and not options.embedding:
         return draft
-    from sdexport.checkpoints.lora import Lora
-    from sdexport.checkpoints.lora_folder import lora_sources
+    from sdexport.checkpoints.adapters import merge_adapters
 
-    modules = _empty_modules(draft.folder)
-    loras = [
-        Lora.open(
-            source.path,
-            source.scale,
-            modules,
-            component=source.component,
-            allow_pickle=options.allow_pickle,
-        )
-        for text in options.lora
-        for source in lora_sources(text)
-    ]
-
-    def load(part: str) -> Any:
-        module = draft.loader(part)
-        for lora in loras:
-            lora.merge_into(part, module)
-        return module
-
-    origin = dict(draft.origin)
-    for number, lora in enumerate(loras, 1):
-        origin[f"lora.{number}.sha256"] = lora.file.sha256()
-        origin[f"lora.{number}.scale"] = f"{lora.scale:g}"
-    return replace(draft, loader=load, origin=origin)
-
-
-def _add_embeddings(draft: _Draft, options: Options) -> _Draft:
-    if not options.embedding:
-        return draft
-    from sdexport.checkpoints.textual_inversion import Embedding, add_vectors, parse_embedding
-
-    modules = _empty_modules(draft.folder)
-    encoders = {part: module for part, module in modules.items() if part in TEXT_ENCODERS}
-    widths = {part: module.config.hidden_size for part, module in encoders.items()}
-    embeddings = [
-        Embedding.open(path, word, widths, allow_pickle=options.allow_pickle)
-        for path, word in map(parse_embedding, options.embedding)
-    ]
-    ids, eos = {}, {}
-    for part, module in encoders.items():
-        ids[part], eos[part] = _add_tokens(draft.folder, part, module.config, embeddings)
-
-    def load(part: str) -> Any:
-        module = draft.loader(part)
-        if part in encoders:
-            add_vectors(part, module, embeddings, ids[part], eos=eos[part])
-        return module
-
-    origin = dict(draft.origin)
-    for number, embedding in enumerate(embeddings, 1):
-        origin[f"embedding.{number}.sha256"] = embedding.file.sha256()
-        origin[f"embedding.{number}.word"] = embedding.word
-    return replace(draft, loader=load, origin=origin)
-
-
-def _add_tokens(
-    folder: Path, part: str, config: Any, embeddings: list[Any]
-) -> tuple[dict[str, int], int]:
-    """Add the tokens to a text encoder's tokenizer and its size to the configuration.
-
-    Returns: the id of each token, and of the end token.
-    """
-    from sdexport.checkpoints.textual_inversion import LEGACY_EOS, tokens_of
-    from sdexport.checkpoints.tokenizer_edits import add_tokens
-
-    tokenizer = folder / tokenizer_folder(part)
-    ids = add_tokens(tokenizer, tokens_of(embeddings))
-    eos = ClipTokenizer.from_folder(tokenizer, error=CheckpointError).eos_id
-    changes = {"vocab_size": max(config.vocab_size, max(ids.values()) + 1)}
-    if config.eos_token_id == LEGACY_EOS:
-        changes["eos_token_id"] = eos
-    update_config(folder / part / "config.json", changes)
-    return ids, eos
-
-
-def _empty_modules(folder: Path) -> dict[str, Any]:
-    """UNet and text encoders with the folder's configurations, without weights."""
-    index = read_config(folder / "model_index.json")
-    present = present_components(index)
-    with parsing(folder):
-        return {
-            part: empty(str(index[part][1]), read_config(folder / part / "config.json"))
-            for part in (*TEXT_ENCODERS, UNET.source)
-            if part in present
-        }
+    load, merged = merge_adapters(
+        draft.folder,
+        draft.loader,
+        loras=options.lora,
+        embeddings=options.embedding,
+        allow_pickle=options.allow_pickle,
+    )
+    return replace(draft, loader=load, origin={**draft.origin, **merged})

@@ -15,21 +15,24 @@ import torch
 from torch import nn
 
 from sdexport.checkpoints.config_files import parsing
+from sdexport.checkpoints.embedding_file import Word, words_of
+from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.tokenizer_edits import token_exists
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 
-MOST_VECTORS = 75
 LEGACY_EOS = 2
 """The end token in old configurations, which transformers reads as the highest id."""
-_SDXL = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A word and its vectors for each text encoder, (n, width) float32."""
+    """A word and its vectors for each text encoder, (n, width) float32.
 
-    file: WeightFile
+    paths: the files that they come from.
+    """
+
+    paths: tuple[Path, ...]
     word: str
     vectors: Mapping[str, torch.Tensor] = field(repr=False)
 
@@ -39,35 +42,71 @@ class Embedding:
         count = len(next(iter(self.vectors.values())))
         return [self.word, *(f"{self.word}_{i}" for i in range(1, count))]
 
-    @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        word: str | None,
-        widths: Mapping[str, int],
-        *,
-        allow_pickle: bool = False,
-    ) -> Embedding:
-        """Read a file of diffusers or of AUTOMATIC1111's web interface, or one for SDXL.
 
-        Args:
-          word: default the word in the file, or the file's name.
-          widths: length of a vector by text encoder.
-        Raises: FileNotFoundError: no such file. CheckpointError: see WeightFile.open; no embedding,
-          or one for another family. InvalidArgumentError: the word cannot be used in a prompt.
-        """
-        file = WeightFile.open(path, allow_pickle=allow_pickle)
-        with parsing(f"{path}: not a usable textual-inversion embedding"):
-            own, found = _contents(file)
-            if set(found) == {""}:  # one set of vectors: for the only encoder
-                found = {next(iter(widths)): found[""]}
-            vectors = _checked(path, found, widths)
-        name = word if word is not None else (file.path.stem if own is None else own)
+def read_words(
+    path: str | Path, word: str | None, widths: Mapping[str, int], *, allow_pickle: bool = False
+) -> list[Word]:
+    """The words of a file; a word without a name takes that of the file.
+
+    Args:
+      word: replaces the name in the file.
+      widths: length of a vector by text encoder.
+    Raises: FileNotFoundError: no such file. CheckpointError: see WeightFile.open; no embedding, or
+      one for another family. InvalidArgumentError: the word cannot be used in a prompt, or the file
+      holds several.
+    """
+    file = WeightFile.open(path, allow_pickle=allow_pickle)
+    with parsing(f"{path}: not a usable textual-inversion embedding"):
+        found = words_of(file, widths, word)
+    warn_about_unknown(file.path, file.metadata)
+    if word is not None and len(found) > 1:
+        names = ", ".join(str(one.name) for one in found)
+        raise InvalidArgumentError(f"{path}: it holds several words ({names}); omit {word!r}")
+    words = []
+    for one in found:
+        name = word if word is not None else one.name
+        name = file.path.stem if name is None else name
         if not name.strip() or not name.isprintable():
             raise InvalidArgumentError(
                 f"{path}: {name!r} is not a word for a prompt; give FILE:WORD"
             )
-        return cls(file, name, vectors)
+        words.append(Word(file.path, name, one.vectors))
+    return words
+
+
+def join_words(words: Sequence[Word], encoders: Sequence[str]) -> list[Embedding]:
+    """The embeddings of these words; files for one text encoder each are joined by their word.
+
+    Raises: CheckpointError: a text encoder has no vectors of a word, or not as many as the other.
+    """
+    joined: list[list[Word]] = []
+    for word in words:
+        for group in joined:
+            covered = {part for other in group for part in other.vectors}
+            if group[0].name == word.name and covered.isdisjoint(word.vectors):
+                group.append(word)
+                break
+        else:
+            joined.append([word])
+    embeddings = []
+    for group in joined:
+        name, path = str(group[0].name), group[0].path
+        vectors = {part: rows for word in group for part, rows in word.vectors.items()}
+        if missing := [part for part in encoders if part not in vectors]:
+            raise CheckpointError(
+                f"{path}: it holds vectors for the {' and '.join(vectors)} alone; it is made for "
+                f"another family, or another file holds those for the {missing[0]}: give that "
+                f"file as well, with the same word: FILE:{name}"
+            )
+        counts = {part: len(vectors[part]) for part in encoders}
+        if len(set(counts.values())) > 1:
+            raise CheckpointError(
+                f"{path}: expected as many vectors for each encoder, got "
+                + " and ".join(f"{n} for the {part}" for part, n in counts.items())
+            )
+        paths = tuple(word.path for word in group)
+        embeddings.append(Embedding(paths, name, {part: vectors[part] for part in encoders}))
+    return embeddings
 
 
 def parse_embedding(text: str) -> tuple[Path, str | None]:
@@ -92,8 +131,8 @@ def tokens_of(embeddings: Sequence[Embedding]) -> dict[str, Path]:
     for embedding in embeddings:
         for token in embedding.tokens:
             if token in tokens:
-                raise token_exists(embedding.file.path, token)
-            tokens[token] = embedding.file.path
+                raise token_exists(embedding.paths[0], token)
+            tokens[token] = embedding.paths[0]
     return tokens
 
 
@@ -117,50 +156,3 @@ def add_vectors(
     for layer in module.modules():
         if getattr(layer, "eos_token_id", None) == LEGACY_EOS:
             layer.eos_token_id = eos
-
-
-def _checked(
-    path: str | Path, found: Mapping[str, torch.Tensor], widths: Mapping[str, int]
-) -> dict[str, torch.Tensor]:
-    """The vectors of each text encoder, as float32."""
-    for part, width in widths.items():
-        vectors = found.get(part)
-        if vectors is None or vectors.shape[1] != width:
-            got = "none" if vectors is None else f"vectors of {vectors.shape[1]}"
-            raise CheckpointError(
-                f"{path}: expected vectors of {width} for the {part}, got {got}; "
-                "the embedding is made for another family"
-            )
-    chosen = {part: found[part].to(torch.float32) for part in widths}
-    counts = [len(rows) for rows in chosen.values()]
-    if len(set(counts)) != 1 or not 1 <= counts[0] <= MOST_VECTORS:
-        raise CheckpointError(
-            f"{path}: expected 1 to {MOST_VECTORS} vectors, as many for each encoder, "
-            f"got {' and '.join(map(str, counts))}"
-        )
-    if not all(torch.isfinite(rows).all() for rows in chosen.values()):
-        raise CheckpointError(f"{path}: a vector holds NaN or infinity")
-    return chosen
-
-
-def _contents(file: WeightFile) -> tuple[str | None, dict[str, torch.Tensor]]:
-    """The word if the file names one, and the vectors by text encoder; "" if it names none."""
-    content = file.content
-    word: str | None = None
-    found: dict[str, Any] = {}
-    if isinstance(content, dict) and isinstance(content.get("string_to_param"), dict):
-        found = {"": content["string_to_param"].get("*")}
-        word = content["name"] if isinstance(content.get("name"), str) else None
-    elif set(file.tensors) == set(_SDXL):
-        found = {part: file.tensors[name] for name, part in _SDXL.items()}
-    elif len(file.tensors) == 1:
-        name, tensor = next(iter(file.tensors.items()))
-        word, found = None if name == "emb_params" else name, {"": tensor}
-    vectors = {
-        part: tensor.reshape(-1, tensor.shape[-1])
-        for part, tensor in found.items()
-        if isinstance(tensor, torch.Tensor) and tensor.ndim in (1, 2)
-    }
-    if not found or len(vectors) != len(found):
-        raise CheckpointError(f"{file.path} is {file.kind}; expected a textual-inversion embedding")
-    return word, vectors

@@ -25,7 +25,7 @@ def add_tokens(folder: Path, tokens: Mapping[str, Path]) -> dict[str, int]:
     """
     tokenizer = ClipTokenizer.from_folder(folder, error=CheckpointError)
     with parsing(f"{folder}: the tokenizer is damaged"):
-        known = _known_tokens(folder)
+        known = known_tokens(folder)
         for token, path in tokens.items():
             if token in known:
                 raise token_exists(path, token)
@@ -41,7 +41,8 @@ def add_tokens(folder: Path, tokens: Mapping[str, Path]) -> dict[str, int]:
     return ids
 
 
-def _known_tokens(folder: Path) -> set[str]:
+def known_tokens(folder: Path) -> set[str]:
+    """Every token of a tokenizer's vocabulary, and those that were added."""
     if (folder / "tokenizer.json").is_file():
         data = read_config(folder / "tokenizer.json")
         return {*data["model"]["vocab"], *(t["content"] for t in data.get("added_tokens", []))}
