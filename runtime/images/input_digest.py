@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from sdexport.runtime.images.loading import open_image
 from sdexport.runtime.images.parameters import InputImage, digest
+from sdexport.runtime.images.pixel_levels import ArrayLike, to_array
 
 
 def identify(source: Any) -> tuple[InputImage, ...] | None:
@@ -28,14 +30,16 @@ def identify(source: Any) -> tuple[InputImage, ...] | None:
 
 
 def _identify(source: Any) -> InputImage:
-    if isinstance(source, (str, Path)):
-        with Image.open(source) as opened:
-            return InputImage(_digest(opened), Path(source).name)
-    return InputImage(_digest(source) if isinstance(source, Image.Image) else digest(source))
+    if isinstance(source, (str, Path, Image.Image)):
+        image, _ = open_image(source, "image")
+        name = None if isinstance(source, Image.Image) else Path(source).name
+        return InputImage(_digest(image), name)
+    if isinstance(source, ArrayLike):
+        source = to_array(source, "image")
+    return InputImage(digest(source))
 
 
 def _digest(image: Image.Image) -> str:
-    image = ImageOps.exif_transpose(image)
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # the palette counts, not its order
     return digest(np.asarray(image))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import one_line, shown
@@ -92,9 +92,16 @@ def open_image(source: str | Path | Image.Image, name: str) -> tuple[Image.Image
         called = f"{name} of mode {source.mode}"
         return _upright(source, called), called
     try:
+        if Path(source).exists() and not Path(source).is_file():  # nor a link to one
+            raise ValueError("it is not a regular file")
         opened = Image.open(source)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no image at {source}") from None
+        hint = "; addresses are not opened, download it" if ":/" in str(source) else ""
+        raise FileNotFoundError(f"no image at {source}{hint}") from None
+    except UnidentifiedImageError as error:
+        raise InvalidArgumentError(
+            f"{source} cannot be read as an image: unknown format; save it as PNG, JPEG or WebP"
+        ) from error
     except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
         raise _unreadable(str(source), error) from error
     with opened:

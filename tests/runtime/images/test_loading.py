@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -288,8 +289,28 @@ def test_load_image_rejects_folders_and_missing_files(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no image at .*gone\.png"):
         load_image(tmp_path / "gone.png")
+    with pytest.raises(FileNotFoundError, match=r"no image at https.*; addresses are not opened"):
+        load_image("https://example.com/a.png")
     with pytest.raises(ValueError, match="cannot be read as an image"):
         load_image("a\0b")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path / "pipe", Path(os.devnull)):
+            with pytest.raises(ValueError, match="as an image: it is not a regular file"):
+                load_image(path)
+
+
+def test_load_image_rejects_an_unknown_format(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0$ftypheic" + bytes(99))
+    with pytest.raises(ValueError, match=r"HEIC cannot .*: unknown format; save it as PNG, JPEG"):
+        load_image(tmp_path / "IMG_1.HEIC")
+
+
+def test_load_image_takes_links_and_unicode_paths(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3), RED).save(tmp_path / "图像 é 🎨.png")
+    assert load_image(tmp_path / "图像 é 🎨.png").size == (4, 3)
+    (tmp_path / "link.png").symlink_to(tmp_path / "图像 é 🎨.png")
+    assert load_image(tmp_path / "link.png").size == (4, 3)
 
 
 def test_load_image_rejects_a_decompression_bomb(tmp_path: Path) -> None:
