@@ -124,12 +124,7 @@ def _check_counts(images: int, mask_images: int, count: int) -> None:
 def _mask_array(
     images: Sequence[Image.Image], unit: int, *, whole: bool = True
 ) -> np.ndarray | None:
-    """(m, 1, height, width) float32, 0 or 1, of masks of the size that is generated."""
-    if not images:
-        return None
-    array = np.concatenate([masks.binary(each) for each in images])
-    masks.warn_of_no_effect(array, unit, full=whole)  # of a part, all may be meant
-    return array
+    return masks.binary(images, unit, whole=whole) if images else None
 
 
 def _size_of_latents(

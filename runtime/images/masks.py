@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from sdexport.runtime.images.pixel_levels import split_batch, to_array, to_level
 
 NAME = "mask_image"
 """What an error message calls the argument."""
+THRESHOLD = 128
+"""Grey value from which on a pixel is generated."""
 _log = logging.getLogger(__name__)
 
 
@@ -82,26 +85,28 @@ def adjusted(mask: Image.Image, blur: float, *, invert: bool) -> Image.Image:
     return mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask
 
 
-def binary(mask: Image.Image) -> np.ndarray:
-    """(1, 1, H, W) float32: 1 where the grey value is 128 or more, else 0."""
-    return (np.asarray(mask.convert("L")) >= 128).astype(np.float32)[None, None]
-
-
-def warn_of_no_effect(masks: np.ndarray, unit: int, *, full: bool = True) -> None:
-    """Warn of masks that let nothing, or everything, be generated.
+def binary(masks: Sequence[Image.Image], unit: int, *, whole: bool = True) -> np.ndarray:
+    """Masks as an array, with a warning of those that let nothing or everything be generated.
 
     Args:
-      masks: (n, 1, height, width) float32, 0 or 1.
+      masks: of one size.
       unit: pixels to a side of a latent cell; the pixel at its top left decides.
-      full: whether to warn of everything, too.
+      whole: whether the masks are of whole images; a part may well be masked everywhere.
+    Returns: (m, 1, H, W) float32: 1 where the grey value is 128 or more, else 0.
     """
-    for i, mask in enumerate(masks):
-        cells = mask[0, ::unit, ::unit]
+    grey = np.stack([np.asarray(mask.convert("L")) for mask in masks])
+    found = (grey >= THRESHOLD).astype(np.float32)
+    for i, cells in enumerate(found[:, ::unit, ::unit]):
         which = f"{NAME} {i + 1} of {len(masks)}" if len(masks) > 1 else NAME
-        if not cells.any():
-            reason = (
-                "it has no bright pixel" if not mask.any() else "its bright areas are too small"
+        brightest = grey[i].max()
+        if brightest < THRESHOLD:
+            _log.warning(
+                "%s: nothing will be generated; its brightest pixel is %d of 255, and %d or more "
+                "is generated",
+                *(which, brightest, THRESHOLD),
             )
-            _log.warning("%s: nothing will be generated, %s", which, reason)
-        elif full and cells.all():
-            _log.warning("%s: everything will be generated, it is bright everywhere", which)
+        elif not cells.any():
+            _log.warning("%s: nothing will be generated; its bright areas are too small", which)
+        elif whole and cells.all():
+            _log.warning("%s: everything will be generated; it is bright everywhere", which)
+    return found[:, None]

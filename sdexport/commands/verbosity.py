@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,8 @@ def set_up_logging() -> None:
 
     Without them these are warnings, and from the runtime also the choices of `--backend auto`.
     """
+    # Pillow's hint at a decompression bomb, from half the size on that it rejects
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     logging.basicConfig(format="%(levelname)s: %(message)s")
     for handler in logging.getLogger().handlers:
         if not any(isinstance(known, _Once) for known in handler.filters):

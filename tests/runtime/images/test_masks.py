@@ -13,11 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from sdexport.runtime.images.masks import adjusted, binary, load_masks, warn_of_no_effect
+from sdexport.runtime.images import masks
+from sdexport.runtime.images.masks import adjusted, load_masks
 
 BOX = np.zeros((12, 20), bool)
 BOX[3:9, 5:15] = True
 STROKE = Image.fromarray(BOX.astype(np.uint8) * 255)
+
+
+def binary(mask: Image.Image) -> np.ndarray:
+    return masks.binary([mask], 1)
+
 
 ARRAYS: dict[str, Callable[[np.ndarray], Any]] = {
     "bool": lambda m: m,
@@ -84,9 +90,18 @@ def test_load_masks_of_every_pillow_mode(mode: str) -> None:
     np.testing.assert_array_equal(binary(load_masks(image)[0])[0, 0], BOX)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "I", "F", "P"])
-@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
-def test_load_masks_of_zeros_and_ones_in_files(tmp_path: Path, mode: str, suffix: str) -> None:
+ZERO_ONE_FILES = {
+    "png": ("L", "RGB", "I;16", "P"),
+    "tiff": ("L", "RGB", "I;16", "I", "F", "P"),
+    "webp": ("L", "RGB", "P"),
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [(suffix, mode) for suffix, modes in ZERO_ONE_FILES.items() for mode in modes],
+)
+def test_load_masks_of_zeros_and_ones_in_files(tmp_path: Path, suffix: str, mode: str) -> None:
     """Class maps of segmentation tools, which look black."""
     ones = BOX.astype(np.uint8)
     image = Image.fromarray(ones).convert("RGB" if mode in ("RGB", "P") else "L")
@@ -97,20 +112,19 @@ def test_load_masks_of_zeros_and_ones_in_files(tmp_path: Path, mode: str, suffix
     elif mode == "P":
         image = Image.fromarray(ones)
         image.putpalette([0, 0, 0, 255, 255, 255])
-    if (suffix, mode) in {("png", "F"), ("png", "I"), *(("webp", m) for m in ("I;16", "I", "F"))}:
-        pytest.skip("the format has no such mode")
     image.save(tmp_path / f"m.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
     np.testing.assert_array_equal(binary(load_masks(tmp_path / f"m.{suffix}")[0])[0, 0], BOX)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "La", "RGBa", "PA", "P", "RGB key", "array"])
-@pytest.mark.parametrize("as_file", [False, True])
-def test_load_masks_of_white_strokes_on_transparency(
-    tmp_path: Path, mode: str, as_file: bool
-) -> None:
+STROKE_KINDS = ("RGBA", "LA", "La", "RGBa", "PA", "P", "RGB key", "array")
+
+
+@pytest.mark.parametrize("mode", [*STROKE_KINDS, "RGBA file", "LA file", "P file", "RGB key file"])
+def test_load_masks_of_white_strokes_on_transparency(tmp_path: Path, mode: str) -> None:
     """R2 of the cases from the field: brightness times alpha."""
     drawing = Image.new("RGBA", STROKE.size, (255, 255, 255, 0))
     drawing.putalpha(STROKE)
+    as_file, mode = mode.endswith(" file"), mode.removesuffix(" file")
     source: Any = drawing
     if mode == "array":
         source = np.asarray(drawing)
@@ -126,8 +140,6 @@ def test_load_masks_of_white_strokes_on_transparency(
     else:
         source = drawing.convert(mode.upper()).convert(mode)
     if as_file:
-        if mode in ("La", "RGBa", "PA", "array"):
-            pytest.skip("not a mode of PNG files")
         source.save(tmp_path / "strokes.png")
         source = tmp_path / "strokes.png"
     np.testing.assert_array_equal(binary(load_masks(source)[0])[0, 0], BOX)
@@ -217,19 +229,21 @@ def test_binary_of_half_brightness() -> None:
         assert binary(mask).ravel().tolist() == [0, expected, 1]
 
 
-def test_warn_of_no_effect(caplog: pytest.LogCaptureFixture) -> None:
-    mask = np.zeros((2, 1, 16, 16), np.float32)
-    mask[0, 0, 1:8, 1:8] = 1
-    warn_of_no_effect(mask, 8)
+def test_binary_warns_of_masks_without_effect(caplog: pytest.LogCaptureFixture) -> None:
+    dots = np.zeros((16, 16), np.uint8)
+    dots[1:8, 1:8] = 255
+    masks.binary([Image.fromarray(dots), Image.new("RGB", (16, 16), "red")], 8)
     assert caplog.messages == [
-        "mask_image 1 of 2: nothing will be generated, its bright areas are too small",
-        "mask_image 2 of 2: nothing will be generated, it has no bright pixel",
+        "mask_image 1 of 2: nothing will be generated; its bright areas are too small",
+        "mask_image 2 of 2: nothing will be generated; its brightest pixel is 76 of 255, and 128 "
+        "or more is generated",
     ]
     caplog.clear()
-    warn_of_no_effect(np.ones((1, 1, 16, 16), np.float32), 8)
-    assert caplog.messages == ["mask_image: everything will be generated, it is bright everywhere"]
+    white = Image.new("L", (16, 16), "white")
+    masks.binary([white], 8)
+    assert caplog.messages == ["mask_image: everything will be generated; it is bright everywhere"]
     caplog.clear()
-    warn_of_no_effect(np.ones((1, 1, 16, 16), np.float32), 8, full=False)
-    mask[:, 0, 8, 8] = 1
-    warn_of_no_effect(mask, 8)
+    masks.binary([white], 8, whole=False)
+    dots[8, 8] = 128
+    masks.binary([Image.fromarray(dots)], 8)
     assert not caplog.messages
