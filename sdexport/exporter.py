@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,7 @@ from sdexport.checkpoints.config_files import read_config, write_config
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.modules import free_weights
+from sdexport.checkpoints.source_index import package_index
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines.errors import (
     CheckpointError,
@@ -244,17 +245,19 @@ def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
             if source.is_file():
                 copy = _copy_json if name == "tokenizer_config.json" else shutil.copyfile
                 copy(source, target)
-    for name in ("model_index.json", "scheduler/scheduler_config.json"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        _copy_json(checkpoint.folder / name, folder / name)
+    index = package_index(checkpoint.index, checkpoint.configs)
+    _write_json(folder / "model_index.json", index)
+    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler_config)
 
 
 def _copy_json(source: Path, destination: Path) -> None:
-    """Copy a configuration without the path that it was loaded from."""
-    values = read_config(source)
-    for key in ("_name_or_path", "name_or_path"):
-        values.pop(key, None)
-    write_config(destination, values)
+    _write_json(destination, read_config(source))
+
+
+def _write_json(destination: Path, values: Mapping[str, Any]) -> None:
+    """Write a configuration without the path that it was loaded from."""
+    private = ("_name_or_path", "name_or_path")
+    write_config(destination, {k: v for k, v in values.items() if k not in private})
 
 
 def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:

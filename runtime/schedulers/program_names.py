@@ -241,6 +241,8 @@ _ADAPTIVE = "it chooses its own number of steps"
 _MISSING = "its method is not implemented"
 _FLOW = "it is for flow matching models"
 _OTHER_MODEL = "it is for another kind of model than Stable Diffusion"
+OTHER_MODELS = (_FLOW, _OTHER_MODEL)
+"""Reasons that concern the model: no sampler that is here can take the place of the missing one."""
 
 NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
     AUTOMATIC1111: {

@@ -23,8 +23,10 @@ from sdexport.checkpoints.diffusers_layout import (
 )
 from sdexport.checkpoints.hub import locate
 from sdexport.checkpoints.modules import check_shapes, empty, fill
+from sdexport.checkpoints.source_index import check_index, warn_of_unknown_keys
 from sdexport.checkpoints.state_dicts import Tensors, text_state, vae_state
-from sdexport.checkpoints.supported_configs import check_components, check_scheduler
+from sdexport.checkpoints.supported_configs import check_components
+from sdexport.checkpoints.supported_schedulers import supported_scheduler
 from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts
 from sdexport.checkpoints.weight_file import WeightFile, merged
 from sdexport.checkpoints.weight_origins import origins
@@ -89,7 +91,8 @@ class Checkpoint:
         index = read_config(folder / "model_index.json")
         with parsing(folder):
             present = _components(folder, index)
-            configs = {part: _config(folder, index, part) for part in present}
+            warns = loader is None  # otherwise the checkpoint that is changed was opened before
+            configs = {part: _config(folder, index, part, warns=warns) for part in present}
             check_components(folder, configs)
         files: dict[str, list[Path]] = {}
         if loader is None:
@@ -97,8 +100,10 @@ class Checkpoint:
             files = {part: weight_files(folder, part, **choice) for part in present}
         for part in text_encoders_of(present):
             _check_tokenizer(folder, tokenizer_folder(part))
+        if warns:
+            check_index(folder, index, present)
         scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
-        check_scheduler(folder, scheduler)
+        scheduler = supported_scheduler(folder, index, scheduler, warns=warns)
         if origin is None:
             is_local = found["type"] == "folder"
             origin = {**found, "sha256": _fingerprint(files)} if is_local else found
@@ -194,10 +199,14 @@ def _components(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
     return present
 
 
-def _config(folder: Path, index: Mapping[str, Any], part: str) -> SimpleNamespace:
-    """The configuration of a component, with the defaults of its class filled in."""
-    named, known = index.get(part), CLASSES[part][1]
-    if not isinstance(named, list) or len(named) != 2 or named[1] not in known:
+def _config(folder: Path, index: Mapping[str, Any], part: str, *, warns: bool) -> SimpleNamespace:
+    """The configuration of a component, with the defaults of its class filled in.
+
+    Args:
+      warns: of keys that the class does not have.
+    """
+    named, (library, known) = index.get(part), CLASSES[part]
+    if named not in [[library, name] for name in known]:
         raise CheckpointError(
             f"{folder}: {part} is {named!r}; only {' and '.join(known)} is exported as {part}"
         )
@@ -205,10 +214,16 @@ def _config(folder: Path, index: Mapping[str, Any], part: str) -> SimpleNamespac
     if part in TEXT_ENCODERS:
         from transformers import CLIPTextConfig
 
-        return SimpleNamespace(**CLIPTextConfig.from_dict(values).to_dict())
-    arguments = inspect.signature(component_class(part, named[1]).__init__).parameters.values()
-    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
-    return SimpleNamespace(**{**defaults, **values})
+        defaults = CLIPTextConfig().to_dict()
+        complete = CLIPTextConfig.from_dict(values).to_dict()
+    else:
+        class_ = component_class(part, named[1])
+        arguments = inspect.signature(class_.__init__).parameters.values()
+        defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
+        complete = {**defaults, **values}
+    if warns:
+        warn_of_unknown_keys(folder, part, values, defaults)
+    return SimpleNamespace(**complete)
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:

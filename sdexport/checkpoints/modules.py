@@ -9,6 +9,7 @@ memory.
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,9 @@ def empty(class_name: str, config: Mapping[str, Any]) -> Any:
         if class_name.startswith("CLIP"):
             text = transformers.CLIPTextConfig.from_dict(dict(config))
             return getattr(transformers, class_name)(text)
-        return getattr(diffusers, class_name).from_config(dict(config))
+        class_ = getattr(diffusers, class_name)
+        known = inspect.signature(class_.__init__).parameters  # of others diffusers warns
+        return class_.from_config({k: v for k, v in config.items() if k in known or k[0:1] == "_"})
 
 
 def check_shapes(path: Path, part: str, module: Any, found: Tensors) -> None:

@@ -7,12 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
-from sdexport.runtime import schedulers
 from sdexport.runtime.models import families
 from sdexport.runtime.models.components import UNET, VAE_DECODER
-from sdexport.runtime.timestep_plan import default_scheduler
 
 
 def check_components(folder: Path, configs: Mapping[str, SimpleNamespace]) -> None:
@@ -26,6 +23,8 @@ def check_components(folder: Path, configs: Mapping[str, SimpleNamespace]) -> No
             side is None or (isinstance(side, int) and _is_number(side, 10_000)) for side in sides
         ),
     }
+    hidden = getattr(unet, "encoder_hid_dim_type", None)
+    expectations["a unet without another projection of its encoder_hidden_states"] = not hidden
     failed = families.family_of_configs(configs).unmet_expectations(configs)
     failed += [name for name, holds in expectations.items() if not holds]
     if failed:
@@ -35,9 +34,3 @@ def check_components(folder: Path, configs: Mapping[str, SimpleNamespace]) -> No
 def _is_number(value: Any, largest: int) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and bool(0 < value <= largest)
-
-
-def check_scheduler(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises: CheckpointError: the runtime cannot create a scheduler from this configuration."""
-    with parsing(f"{folder}: scheduler/scheduler_config.json"):
-        schedulers.create(default_scheduler(config), config, 4)

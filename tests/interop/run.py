@@ -47,6 +47,8 @@ CLASSES = {
     "sdxl-inpainting": "ORTStableDiffusionXLInpaintPipeline",
     "refiner": "ORTStableDiffusionXLImg2ImgPipeline",
 }
+CHECKED = "sd1-checker"
+"""SD 1 as it is published: with a safety checker, which no package holds. Field case C7."""
 HALF = ("sd1", "sdxl")
 """Families whose packages are tried in half precision too."""
 UNSUPPORTED = {("tiny-vae", "Optimum"): 'attribute named "down_block_types"'}
@@ -124,8 +126,32 @@ def prepare(family: str, work: Path) -> Path:
     if family == "shapes":
         shutil.copytree(MODEL_DIR, checkpoint)
     else:
-        build(family, checkpoint)
+        build("sd1" if family == CHECKED else family, checkpoint)
+    if family == CHECKED:
+        add_checker(checkpoint)
     return as_published(checkpoint)
+
+
+def add_checker(checkpoint: Path) -> None:
+    """A small safety checker and its feature extractor, in the folder and in model_index.json."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = CLIPConfig(
+        vision_config={**small, "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
+        text_config={**small, "num_attention_heads": 2},
+        projection_dim=8,
+    )
+    StableDiffusionSafetyChecker(config).save_pretrained(checkpoint / "safety_checker")
+    CLIPImageProcessor().save_pretrained(checkpoint / "feature_extractor")
+    path = checkpoint / "model_index.json"
+    entries = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "requires_safety_checker": True,
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
 def input_images(work: Path) -> dict[str, str]:
@@ -185,14 +211,16 @@ def run(family: str, python: Path, work: Path) -> bool:
     """Export and generate with both; print a row for each pair of images."""
     images, checkpoint = input_images(work), prepare(family, work)
     theirs = work / f"{family}-optimum"
-    every = cases(family, "Optimum", theirs, images)
+    exports = family != CHECKED  # Optimum's folder would check the images
+    every = cases(family, "Optimum", theirs, images) if exports else []
     for precision in ("fp32", "fp16") if family in HALF else ("fp32",):
         package = work / f"{family}-{precision}"
         if not package.exists():
             export(checkpoint, package, precision=precision)
         every += cases(family, precision, package, images)
     exported = {"do": "export", "checkpoint": str(checkpoint), "folder": str(theirs)}
-    optimum(python, work, [*([] if theirs.exists() else [exported]), *(c.job() for c in every)])
+    first = [exported] if exports and not theirs.exists() else []
+    optimum(python, work, [*first, *(case.job() for case in every)])
     good = True
     for case in every:
         fine, said = compare(case)
@@ -212,7 +240,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="keep checkpoints, packages and logs here, and use what is there"
     )
-    parser.add_argument("family", nargs="*", default=[*FAMILIES, "shapes"])
+    parser.add_argument("family", nargs="*", default=[*FAMILIES, CHECKED, "shapes"])
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # of the exporters' own internals
     python = environment(given.venv.absolute())

@@ -94,18 +94,6 @@ def test_existing_destination_needs_force(package: Path, checkpoint: Path, tmp_p
     assert (photos / "holiday.jpg").exists()
 
 
-@pytest.fixture
-def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
-    """Puts the graphs of the exported package in place of tracing, which takes long."""
-
-    def copy(part: Any, module: Any, path: Path, **_: object) -> None:
-        path.parent.mkdir(parents=True)
-        for file in (package / part.name).glob("model.onnx*"):
-            shutil.copyfile(file, path.with_name(file.name))
-
-    monkeypatch.setattr(export_module, "trace", copy)
-
-
 @pytest.mark.usefixtures("without_tracing")
 def test_force_replaces_a_package(checkpoint: Path, package_copy: Path) -> None:
     (package_copy / "left-over").write_text("x")

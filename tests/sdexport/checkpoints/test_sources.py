@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdexport import Package
-from sdexport import exporter as export_module
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.single_file import SingleFile
@@ -98,18 +96,6 @@ def embedded(
     use_families(monkeypatch, (family,))
     save_file(original_layout(family, modules), tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
-
-
-@pytest.fixture
-def without_tracing(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
-    """Copies the graphs of the demo model's package instead of tracing, which is slow."""
-
-    def copy(part: Any, module: Any, path: Path, **_: object) -> None:
-        path.parent.mkdir(parents=True)
-        for file in (package / part.name).glob("model.onnx*"):
-            shutil.copyfile(file, path.with_name(file.name))
-
-    monkeypatch.setattr(export_module, "trace", copy)
 
 
 @pytest.mark.usefixtures("without_tracing")

@@ -1,0 +1,80 @@
+"""The scheduler that a checkpoint names: known, replaced with a warning, or of another model."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdexport.checkpoints.config_files import parsing
+from sdexport.engines.errors import CheckpointError
+from sdexport.runtime import schedulers
+from sdexport.runtime.schedulers.program_names import OTHER_MODELS
+from sdexport.runtime.schedulers.sampler_names import why_not_supported
+from sdexport.runtime.timestep_plan import default_scheduler
+
+logger = logging.getLogger(__name__)
+
+_OTHER_MODELS = re.compile(r"Flow|EDM|ConsistencyModel|CMStochastic|V[ep]Scheduler")
+"""Names of classes that sdexport does not know but whose models it cannot run."""
+_CLASS = "_class_name"
+
+
+def supported_scheduler(
+    folder: Path, index: Mapping[str, Any], config: Mapping[str, Any], *, warns: bool
+) -> dict[str, Any]:
+    """The configuration of the scheduler, with the class that diffusers would use.
+
+    Args:
+      index: the content of model_index.json, whose class comes before that of `config`.
+      warns: whether a class that is replaced, or two different ones, are warned about.
+    Raises: CheckpointError: a scheduler of another kind of model; or the runtime cannot create one
+      from this configuration.
+    """
+    named, own = _class_in(index.get("scheduler")), config.get(_CLASS)
+    name = str(named or own or "")
+    _check_model(folder, name)
+    if warns and named and own and named != own:
+        logger.warning(
+            "%s: model_index.json names the scheduler %.60s, scheduler_config.json %.60s; the "
+            "first is used, as in diffusers",
+            folder,
+            named,
+            own,
+        )
+    with parsing(f"{folder}: scheduler/scheduler_config.json"):
+        chosen = default_scheduler({_CLASS: name})
+        schedulers.create(chosen, {**config, _CLASS: name}, 4)
+    if warns and schedulers.canonical_name(name) is None:
+        logger.warning(
+            "%s: the scheduler %s is not supported; images are generated with %s instead, and "
+            "differ from those of the checkpoint; choose another one with --scheduler",
+            folder,
+            name[:60] or "is not named, so it",
+            schedulers.class_name(chosen),
+        )
+    return {**config, _CLASS: name} if name else dict(config)
+
+
+def _class_in(entry: object) -> str | None:
+    named = entry[-1] if isinstance(entry, list) and len(entry) == 2 else None
+    return named if isinstance(named, str) else None
+
+
+def _check_model(folder: Path, name: str) -> None:
+    """Raise CheckpointError if the class is for models that no scheduler here is made for."""
+    if schedulers.canonical_name(name) is not None:
+        return
+    reason = why_not_supported(name)
+    if reason is not None and reason[1] in OTHER_MODELS:
+        why = reason[1]
+    elif reason is None and _OTHER_MODELS.search(name):
+        why = "by its name it is for another kind of model than Stable Diffusion"
+    else:
+        return
+    raise CheckpointError(
+        f"{folder}: the scheduler {name:.60} is not supported: {why}, so no other one can take "
+        "its place"
+    )
