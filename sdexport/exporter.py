@@ -198,7 +198,7 @@ def _write_components(
         begin(part.name, "record")
         _record(part, module, folder / "reference", recorder)
         if part.role is Role.VAE_DECODER:
-            preview = fit_preview(module, checkpoint.vae.scaling_factor, checkpoint.downscale)
+            preview = fit_preview(module, checkpoint.latent_space)
         begin(part.name, "trace")
         config = checkpoint.configs[part.source]
         change = conversion(precision, part.component, checkpoint.family, config)

@@ -37,15 +37,17 @@ def describe(
     Args:
       tools: versions of the tools that made it. preview: see Manifest.
     """
-    vae, downscale = checkpoint.vae, checkpoint.downscale
+    space = checkpoint.latent_space
     height, width = checkpoint.sample_size
     return Manifest(
         family=checkpoint.family.name,
         source=checkpoint.source,
-        latent_channels=vae.latent_channels,
-        downscale=downscale,
-        scaling_factor=vae.scaling_factor,
-        default_size=(height * downscale, width * downscale),
+        latent_channels=space.channels,
+        downscale=space.downscale,
+        scaling_factor=space.scaling_factor,
+        latents_mean=space.mean,
+        latents_std=space.std,
+        default_size=(height * space.downscale, width * space.downscale),
         prediction_type=str(checkpoint.scheduler_config.get("prediction_type", "epsilon")),
         components=components,
         preview=preview,

@@ -47,6 +47,7 @@ class ModelFamily:
       the last part of the whole one.
     reports_nsfw: whether diffusers' pipelines return the verdict of a safety checker with images.
     half_precision_vae: whether the VAE can be computed in float16.
+    normalised_latents: whether the mean and standard deviation in the VAE's configuration are used.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelFamily:
     strength_shortens: bool = False
     reports_nsfw: bool = True
     half_precision_vae: bool = True
+    normalised_latents: bool = False
 
     def component(self, name: str) -> ComponentSpec:
         """A component by its name; KeyError if the family has no such component."""
@@ -157,9 +159,9 @@ class ModelFamily:
             ),
             "a unet with text and time conditioning (addition_embed_type) exactly if there is a "
             "text_encoder_2": (denoiser.addition_embed_type == ("text_time" if added else None)),
-            "a vae without latents_mean, latents_std and shift_factor": not any(
-                getattr(vae, key, None) for key in ("latents_mean", "latents_std", "shift_factor")
-            ),
+            "a vae without shift_factor": not getattr(vae, "shift_factor", None),
+            "a vae without latents_mean and latents_std": self.normalised_latents
+            or not any(getattr(vae, key, None) for key in ("latents_mean", "latents_std")),
         }
         return [name for name, met in holds.items() if not met]
 

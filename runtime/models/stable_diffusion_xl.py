@@ -79,6 +79,7 @@ STABLE_DIFFUSION_XL = ModelFamily(
     zero_negative=True,
     reports_nsfw=False,
     half_precision_vae=False,
+    normalised_latents=True,
 )
 
 STABLE_DIFFUSION_XL_REFINER = replace(

@@ -50,7 +50,7 @@ class Manifest:
     """The content of sdexport.json.
 
     family: see sdexport.runtime.models.families. source: where the checkpoint came from.
-    latent_channels, downscale, scaling_factor: see LatentSpace.
+    latent_channels, downscale, scaling_factor, latents_mean, latents_std: see LatentSpace.
     default_size: (height, width) in pixels.
     preview: (latent_channels + 1, 3) colors for preview.linear_preview.
     verification: what verification measured at export, by "component.output"; verified_with: the
@@ -70,12 +70,20 @@ class Manifest:
     preview: tuple[tuple[float, ...], ...] | None = None
     verification: Mapping[str, Any] | None = None
     verified_with: str | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
     format_version: int = FORMAT_VERSION
 
     @property
     def latent_space(self) -> LatentSpace:
         """Shapes and scaling of the latents."""
-        return LatentSpace(self.latent_channels, self.downscale, self.scaling_factor)
+        return LatentSpace(
+            self.latent_channels,
+            self.downscale,
+            self.scaling_factor,
+            self.latents_mean,
+            self.latents_std,
+        )
 
     @property
     def every_file(self) -> tuple[FileRecord, ...]:
@@ -84,7 +92,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """The content of sdexport.json."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        for key in ("latents_mean", "latents_std"):
+            if values[key] is None:  # most models have none
+                del values[key]
+        return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -117,7 +129,11 @@ class Manifest:
             values["verified_with"] = str(data["verified_with"])
         if data.get("preview") is not None:
             values["preview"] = tuple(tuple(map(float, row)) for row in data["preview"])
+        for key in ("latents_mean", "latents_std"):
+            if data.get(key) is not None:
+                values[key] = tuple(map(float, data[key]))
         manifest = cls(**values)
+        _ = manifest.latent_space  # which checks the numbers
         sizes = (manifest.latent_channels, manifest.downscale, *manifest.default_size)
         if min(sizes) < 1 or max(sizes) > 2**20:
             raise ValueError("sizes must be positive")

@@ -7,7 +7,7 @@ from pathlib import Path
 from sdexport.engines.errors import PackageError
 from sdexport.runtime.models.components import UNET, VAE_DECODER
 from sdexport.runtime.models.families import components, family_of
-from sdexport.runtime.models.latent_space import downscale_of, latent_size_of
+from sdexport.runtime.models.latent_space import latent_size_of, latent_space_of
 from sdexport.runtime.packages.manifest import ComponentRecord, Manifest, read_json
 
 
@@ -21,12 +21,11 @@ def manifest_of_optimum(folder: Path) -> Manifest:
     scheduler = read_json(folder, "scheduler/scheduler_config.json")
     present = [name for name in components() if (folder / name / "model.onnx").is_file()]
     try:
-        downscale = downscale_of(vae)
+        space = latent_space_of(vae)
+        downscale, latent_channels = space.downscale, space.channels
         height, width = latent_size_of(unet)
-        latent_channels = int(vae.get("latent_channels") or 4)
-        scaling_factor = float(vae.get("scaling_factor") or 0.18215)
         default_size = (height * downscale, width * downscale)
-        if min(latent_channels, scaling_factor, *default_size) <= 0:
+        if min(latent_channels, space.scaling_factor, *default_size) <= 0:
             raise ValueError("sizes must be positive")
         family = family_of(unet, present, latent_channels)
     except (TypeError, ValueError, OverflowError, PackageError) as error:
@@ -38,7 +37,9 @@ def manifest_of_optimum(folder: Path) -> Manifest:
         source={"type": "optimum"},
         latent_channels=latent_channels,
         downscale=downscale,
-        scaling_factor=scaling_factor,
+        scaling_factor=space.scaling_factor,
+        latents_mean=space.mean if family.normalised_latents else None,
+        latents_std=space.std if family.normalised_latents else None,
         default_size=default_size,
         prediction_type=str(scheduler.get("prediction_type", "epsilon")),
         components={name: ComponentRecord((), "unknown", 0, (), ()) for name in present},

@@ -37,7 +37,7 @@ from sdexport.engines.messages import one_line
 from sdexport.runtime.models import families
 from sdexport.runtime.models.components import UNET, VAE_DECODER
 from sdexport.runtime.models.family import ModelFamily
-from sdexport.runtime.models.latent_space import downscale_of
+from sdexport.runtime.models.latent_space import LatentSpace, latent_space_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Checkpoint:
         name = label or str(folder)
         opened = cls(folder, origin, index, configs, scheduler, loader, name, files, allow_pickle)
         with parsing(folder):  # values that the configurations may lack
-            _ = opened.family, opened.downscale, opened.sample_size
+            _ = opened.family, opened.latent_space, opened.sample_size
         return opened
 
     @property
@@ -129,9 +129,14 @@ class Checkpoint:
         return self.configs[VAE_DECODER.source]
 
     @property
+    def latent_space(self) -> LatentSpace:
+        """Shapes and scaling of the latents."""
+        return latent_space_of(vars(self.vae))
+
+    @property
     def downscale(self) -> int:
         """Pixels along one side of a latent cell."""
-        return downscale_of(vars(self.vae))
+        return self.latent_space.downscale
 
     @property
     def sample_size(self) -> tuple[int, int]:

@@ -64,7 +64,8 @@ def _package_lines(package: Any) -> list[str]:
         "source": _pairs(manifest.source),
         "size": f"{package.size / 1e6:.1f} MB",
         "images": f"{width}x{height} by default, multiples of {manifest.downscale}",
-        "latents": f"{manifest.latent_channels} channels, scaling {manifest.scaling_factor:.5g}",
+        "latents": f"{manifest.latent_channels} channels, scaling {manifest.scaling_factor:.5g}"
+        + (", normalised" if manifest.latents_mean else ""),
         "prediction": manifest.prediction_type,
         "scheduler": str(package.scheduler_config.get("_class_name", "unknown")),
         "verified": f"with {manifest.verified_with}" if manifest.verified_with else "not yet",

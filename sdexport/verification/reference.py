@@ -239,8 +239,10 @@ class ImageRecorder:
     def decode(self, vae: Any, path: Path) -> None:
         """Decode the latents and write everything that was recorded."""
         with torch.inference_mode():
-            scaling_factor = self._checkpoint.vae.scaling_factor
-            latents = torch.from_numpy(self._arrays["denoised"]) / scaling_factor
+            latents = torch.from_numpy(self._arrays["denoised"])
+            latents = latents / self._checkpoint.vae.scaling_factor
+            if (mean_std := self._mean_and_std()) is not None:
+                latents = latents * mean_std[1] + mean_std[0]
             sample = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
         pixels = (sample.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
         settings = {
@@ -267,7 +269,17 @@ class ImageRecorder:
                 latents = result.latents
             else:
                 latents = result.latent_dist.mean + result.latent_dist.std * self._draw()
+            if (mean_std := self._mean_and_std()) is not None:
+                latents = (latents - mean_std[0]) / mean_std[1]
             return latents * self._checkpoint.vae.scaling_factor
+
+    def _mean_and_std(self) -> list[torch.Tensor] | None:
+        """Of the VAE's latents, if its configuration has them, (1, C, 1, 1) each."""
+        config = self._checkpoint.vae
+        if getattr(config, "latents_mean", None) is None:
+            return None
+        numbers = (config.latents_mean, config.latents_std)
+        return [torch.tensor(each).reshape(1, -1, 1, 1) for each in numbers]
 
 
 def _guidance_embedding(unet: Any) -> torch.Tensor:

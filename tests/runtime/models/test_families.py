@@ -126,5 +126,5 @@ def test_expectations_name_what_does_not_fit() -> None:
     unmet = STABLE_DIFFUSION.unmet_expectations(configs)
     assert unmet == [
         "unet.cross_attention_dim to be text_encoder.hidden_size",
-        "a vae without latents_mean, latents_std and shift_factor",
+        "a vae without shift_factor",
     ]
