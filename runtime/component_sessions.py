@@ -21,7 +21,7 @@ from sdexport.runtime.component_backends import (
     check_backends,
 )
 from sdexport.runtime.component_engines import engine_path, open_component, resolve_backend
-from sdexport.runtime.images.parameters import plain, same_or_each
+from sdexport.runtime.images.recorded_values import plain, same_or_each
 from sdexport.runtime.packages.package import Package
 
 EXTERNAL = "session"

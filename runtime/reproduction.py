@@ -11,8 +11,9 @@ from typing import Any
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.input_digest import identify
-from sdexport.runtime.images.parameters import INPUT_IMAGES, InputImage, Parameters, identity
+from sdexport.runtime.images.parameters import INPUT_IMAGES, Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
+from sdexport.runtime.images.recorded_values import InputImage, identity
 from sdexport.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -23,8 +24,10 @@ REPLACES = {
     "num_inference_steps": ("timesteps", "sigmas"),
     "timesteps": ("sigmas",),
     "sigmas": ("timesteps",),
-    "scheduler": ("eta",),
-    "seed": ("latents",),
+    "scheduler": ("eta", "schedule", "scheduler_options"),
+    "seed": ("latents", "generator"),
+    "prompt_style": ("prompt_weights",),
+    "prompt_weights": ("prompt_style",),
     "prompt_embeds": ("prompt",),
     "negative_prompt_embeds": ("negative_prompt",),
 }

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from sdexport.runtime.images.loading import open_image
-from sdexport.runtime.images.parameters import InputImage, digest
 from sdexport.runtime.images.pixel_levels import ArrayLike, to_array
+from sdexport.runtime.images.recorded_values import InputImage, digest
 
 
 def identify(source: Any) -> tuple[InputImage, ...] | None:
@@ -32,11 +32,16 @@ def identify(source: Any) -> tuple[InputImage, ...] | None:
 def _identify(source: Any) -> InputImage:
     if isinstance(source, (str, Path, Image.Image)):
         image, _ = open_image(source, "image")
-        name = None if isinstance(source, Image.Image) else Path(source).name
-        return InputImage(_digest(image), name)
+        # Pillow names the file that it opened
+        name = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
+        return InputImage(_digest(image), _base_name(name))
     if isinstance(source, ArrayLike):
         source = to_array(source, "image")
     return InputImage(digest(source))
+
+
+def _base_name(name: object) -> str | None:
+    return Path(name).name or None if isinstance(name, (str, Path)) else None
 
 
 def _digest(image: Image.Image) -> str:

@@ -7,16 +7,14 @@ other arguments, each with the reason.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
-
-import numpy as np
+from typing import Any, get_type_hints
 
 from sdexport.runtime.images.infotext import infotext
+from sdexport.runtime.images.recorded_values import InputImage, convert, identity, plain
 from sdexport.runtime.version import __version__
 
 NOT_RECORDED = {
@@ -41,20 +39,6 @@ OF_PIPELINE = (
 )
 OF_FILES = ("file", "not_understood")
 """Fields that are no arguments of a call: see the attributes of Parameters."""
-_DEEPEST = 16
-
-
-@dataclass(frozen=True)
-class InputImage:
-    """An image or mask that a call started from.
-
-    Attributes:
-      sha256: of its pixels, see `sdexport.runtime.images.input_digest`.
-      name: of its file, without folders; None for an image in memory.
-    """
-
-    sha256: str
-    name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,66 +208,11 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = plain(arguments[name])
         except TypeError:
             external[name] = identity(arguments[name])
+            continue
+        with suppress(TypeError):  # so that 2 is 2.0 where it is read back as that
+            found[name] = convert(found[name], TYPES[name])
     return found | {"external": external}
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
-
-    Raises: TypeError: JSON cannot hold it, or it is nested too deep.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, (list, tuple)) and depth < _DEEPEST:
-        return tuple(plain(entry, depth + 1) for entry in value)
-    if isinstance(value, Mapping) and depth < _DEEPEST and all(isinstance(k, str) for k in value):
-        return {key: plain(entry, depth + 1) for key, entry in value.items()}
-    raise TypeError(f"JSON cannot hold {type(value).__name__}")
-
-
-def identity(value: Any) -> str:
-    """What identifies a value that a text cannot hold: a digest, or the name of a function."""
-    if callable(value):
-        name = getattr(value, "__qualname__", type(value).__qualname__)
-        return f"function {getattr(value, '__module__', '')}.{name}"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape} sha256:{digest(value)}"
-    if isinstance(value, (Mapping, list, tuple)):
-        return f"{type(value).__name__} sha256:{digest(value)}"
-    return type(value).__name__
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of arrays, texts and numbers, and of sequences and mappings of them."""
-    found = hashlib.sha256()
-    for part in _parts(value):
-        found.update(part)
-    return found.hexdigest()
-
-
-def _parts(value: Any) -> Iterable[bytes]:
-    if isinstance(value, np.ndarray):
-        yield f"{value.dtype.str} {value.shape} ".encode()
-        yield np.ascontiguousarray(value).tobytes()
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            yield f"{key!r}: ".encode()
-            yield from _parts(value[key])
-    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        yield f"{len(value)} ".encode()
-        for entry in value:
-            yield from _parts(entry)
-    elif isinstance(value, (str, bytes, int, float, type(None))):
-        yield f"{value!r} ".encode()
-    else:
-        yield f"{type(value).__qualname__} ".encode()
-
-
-def same_or_each(values: Mapping[str, str]) -> str | dict[str, str]:
-    """The one value that all keys have, or the values by key."""
-    different = set(values.values())
-    return different.pop() if len(different) == 1 else dict(values)
+TYPES = get_type_hints(Parameters)
+"""Field -> its type."""

@@ -37,7 +37,7 @@ def read_infotext(text: str) -> tuple[dict[str, Any], dict[str, str]]:
         pairs.setdefault(
             "RNG", "GPU" if re.match(r"[vf]?\d|$", pairs.get("Version", "")) else "CPU"
         )
-        found["prompt_weights"] = True
+        found["prompt_style"] = "automatic1111"
     rest = {}
     sampler = from_automatic1111(pairs.get("Sampler", ""), pairs.get("Schedule type"))
     if sampler is None:

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-import types
 from collections.abc import Mapping
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import one_line, shown
 from sdexport.runtime.images.embedded_text import embedded_texts
-from sdexport.runtime.images.infotext import HASH_DIGITS
-from sdexport.runtime.images.parameters import InputImage, Parameters, plain
+from sdexport.runtime.images.parameters import TYPES, Parameters
 from sdexport.runtime.images.read_infotext import read_infotext
-
-_HINTS = get_type_hints(Parameters)
-_LARGEST = 2**64
+from sdexport.runtime.images.recorded_values import convert
 
 
 def read_parameters(source: str | PathLike[str] | BinaryIO | Image.Image) -> Parameters:
@@ -118,7 +113,7 @@ def _parameters(values: Mapping[str, Any], not_understood: Mapping[str, str]) ->
     converted: dict[str, Any] = {"version": None}
     for name, value in values.items():
         try:
-            converted[name] = _convert(value, _HINTS[name])
+            converted[name] = convert(value, TYPES[name])
         except TypeError:
             raise TypeError(f"{name} is {shown(value)}") from None
     if not isinstance(converted.get("prompt"), str):
@@ -129,49 +124,6 @@ def _parameters(values: Mapping[str, Any], not_understood: Mapping[str, str]) ->
     if not 0 <= index < size <= 100_000 or any(each and len(each) != size for each in lists):
         raise ValueError("the batch does not fit together")
     return found
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """A value of JSON as the type that a field has.
-
-    Raises: TypeError: it is of another type.
-    """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        for each in arguments:
-            try:
-                return _convert(value, each)
-            except TypeError:
-                continue
-        raise TypeError
-    if hint is Any:
-        return plain(value)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        types_of = arguments[:1] * len(value) if arguments[-1] is ... else arguments
-        if len(types_of) == len(value):
-            return tuple(map(_convert, value, types_of))
-    if isinstance(value, Mapping):
-        return _convert_mapping(value, hint)
-    if hint is float and type(value) in (int, float) and abs(value) <= _LARGEST:
-        return float(value)
-    if hint is type(None) and value is None:
-        return None
-    if hint in (int, bool, str) and type(value) is hint and (hint is str or abs(value) <= _LARGEST):
-        return value
-    raise TypeError
-
-
-def _convert_mapping(value: Mapping[str, Any], hint: Any) -> Any:
-    if hint is InputImage:
-        digest, name = value.get("sha256"), value.get("name")
-        if not isinstance(digest, str) or not isinstance(name, (str, type(None))):
-            raise TypeError
-        if not re.fullmatch(rf"[0-9a-f]{{{HASH_DIGITS},64}}", digest):
-            raise TypeError
-        return InputImage(digest, name)
-    if get_origin(hint) is Mapping:
-        return {str(key): _convert(entry, get_args(hint)[1]) for key, entry in value.items()}
-    raise TypeError
 
 
 def _no_constant(name: str) -> None:

@@ -19,7 +19,8 @@ from sd_prompt_reader.image_data_reader import ImageDataReader
 from sdexport import InvalidArgumentError, save_image
 from sdexport.runtime.images.embedded_text import embedded_texts
 from sdexport.runtime.images.metadata import to_image
-from sdexport.runtime.images.parameters import InputImage, Parameters
+from sdexport.runtime.images.parameters import Parameters
+from sdexport.runtime.images.recorded_values import InputImage
 from sdexport.runtime.images.xmp import EDITED, GENERATED
 
 FORMATS = ("png", "jpg", "webp")

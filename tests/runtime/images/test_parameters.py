@@ -13,10 +13,9 @@ from sdexport.runtime.images.parameters import (
     EFFECTIVE,
     NOT_RECORDED,
     Parameters,
-    identity,
-    plain,
     recorded,
 )
+from sdexport.runtime.images.recorded_values import identity, plain
 
 FIELDS = {each.name: each for each in fields(Parameters)}
 ARGUMENTS = {
@@ -54,6 +53,12 @@ def test_settings_of_the_pipeline_are_recorded(pipe: Pipeline) -> None:
 
 
 def test_plain_values_and_others() -> None:
+    assert recorded({"mask_blur": 2, "timesteps": [3, np.float32(0.5)]}) == {
+        "mask_blur": 2.0,
+        "timesteps": (3.0, 0.5),
+        "external": {},
+    }
+    assert isinstance(recorded({"mask_blur": 2})["mask_blur"], float)
     assert plain([np.float32(0.5), (np.int64(3), None)]) == (0.5, (3, None))
     found = recorded({"latents": np.zeros((1, 2), np.float32), "clip_skip": np.int64(2)})
     assert found["clip_skip"] == 2

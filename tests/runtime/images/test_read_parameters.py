@@ -17,8 +17,9 @@ from PIL import Image, PngImagePlugin
 
 from sdexport import InvalidArgumentError, read_parameters, save_image
 from sdexport.runtime.images.metadata import to_image
-from sdexport.runtime.images.parameters import InputImage, Parameters
+from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_infotext import read_infotext
+from sdexport.runtime.images.recorded_values import InputImage
 
 DIGEST = "0123456789abcdef" * 4
 SETTINGS = Parameters(
@@ -119,7 +120,7 @@ def test_text_of_automatic1111() -> None:
     assert (found.scheduler, found.sampler) == ("euler_a", "Euler a")
     assert (found.seed, found.width, found.height) == (965400086, 512, 768)
     assert (found.clip_skip, found.strength, found.model_hash) == (1, 0.55, "6ce0161689")
-    assert found.prompt_weights, "AUTOMATIC1111 always reads weights"
+    assert found.prompt_style == "automatic1111", "it always reads weights"
     assert found.noise_device == "cuda", "its noise is the GPU's unless the text says otherwise"
     assert found.not_understood == {"VAE": "my, vae", "Lora hashes": "a: 0b, c: d"}
 

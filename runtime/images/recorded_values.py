@@ -1,0 +1,137 @@
+"""Values of settings as they are recorded: what JSON can hold, and digests of what it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+import numpy as np
+
+from sdexport.runtime.images.infotext import HASH_DIGITS
+
+LARGEST = 2**64
+"""Of the numbers that are read."""
+_DEEPEST = 16
+
+
+@dataclass(frozen=True)
+class InputImage:
+    """An image or mask that a call started from.
+
+    Attributes:
+      sha256: of its pixels, see `sdexport.runtime.images.input_digest`.
+      name: of its file, without folders; None for an image in memory.
+    """
+
+    sha256: str
+    name: str | None = None
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
+
+    Raises: TypeError: JSON cannot hold it, or it is nested too deep.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, (list, tuple)) and depth < _DEEPEST:
+        return tuple(plain(entry, depth + 1) for entry in value)
+    if isinstance(value, Mapping) and depth < _DEEPEST and all(isinstance(k, str) for k in value):
+        return {key: plain(entry, depth + 1) for key, entry in value.items()}
+    raise TypeError(f"JSON cannot hold {type(value).__name__}")
+
+
+def identity(value: Any) -> str:
+    """What identifies a value that a text cannot hold: a digest, or the name of a function."""
+    if callable(value):
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"function {getattr(value, '__module__', '')}.{name}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} sha256:{digest(value)}"
+    if isinstance(value, (Mapping, list, tuple)):
+        return f"{type(value).__name__} sha256:{digest(value)}"
+    return type(value).__name__
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of arrays, texts and numbers, and of sequences and mappings of them."""
+    found = hashlib.sha256()
+    for part in _parts(value):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _parts(value: Any) -> Iterable[bytes]:
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype.str} {value.shape} ".encode()
+        yield np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield f"{key!r}: ".encode()
+            yield from _parts(value[key])
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        yield f"{len(value)} ".encode()
+        for entry in value:
+            yield from _parts(entry)
+    elif isinstance(value, (str, bytes, int, float, type(None))):
+        yield f"{value!r} ".encode()
+    else:
+        yield f"{type(value).__qualname__} ".encode()
+
+
+def same_or_each(values: Mapping[str, str]) -> str | dict[str, str]:
+    """The one value that all keys have, or the values by key."""
+    different = set(values.values())
+    return different.pop() if len(different) == 1 else dict(values)
+
+
+def convert(value: Any, hint: Any) -> Any:
+    """A value of JSON as the type that a field has.
+
+    Raises: TypeError: it is of another type.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for each in arguments:
+            try:
+                return convert(value, each)
+            except TypeError:
+                continue
+        raise TypeError
+    if hint is Any:
+        return plain(value)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        types_of = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(types_of) == len(value):
+            return tuple(map(convert, value, types_of))
+    if isinstance(value, Mapping):
+        return _mapping(value, hint)
+    if hint is float and type(value) in (int, float) and abs(value) <= LARGEST:
+        return float(value)
+    if hint is type(None) and value is None:
+        return None
+    if hint in (int, bool, str) and type(value) is hint and (hint is str or abs(value) <= LARGEST):
+        return value
+    raise TypeError
+
+
+def _mapping(value: Mapping[str, Any], hint: Any) -> Any:
+    if hint is InputImage:
+        digest, name = value.get("sha256"), value.get("name")
+        if not isinstance(digest, str) or not isinstance(name, (str, type(None))):
+            raise TypeError
+        if not re.fullmatch(rf"[0-9a-f]{{{HASH_DIGITS},64}}", digest):
+            raise TypeError
+        return InputImage(digest, name)
+    if get_origin(hint) is Mapping:
+        return {str(key): convert(entry, get_args(hint)[1]) for key, entry in value.items()}
+    raise TypeError
