@@ -66,7 +66,7 @@ class InitialLatents:
             return latents
         original = self.original
         if i + 1 < self.steps(scheduler).stop:
-            original = scheduler.add_noise(original, self.noise, i + 1)
+            original = scheduler.add_noise(original, self.noise, scheduler.kept_level(i))
         restored: np.ndarray = (1 - self.mask) * original + self.mask * latents
         return restored
 

@@ -91,6 +91,7 @@ class StepCallbacks:
             names = getattr(function, "tensor_inputs", ("latents",))
         self.function = function
         self.names = checks.strings(f"{NAME}_tensor_inputs", names)
+        self._negative: np.ndarray | None = None
 
     def check(
         self, conditioning: Mapping[str, np.ndarray], start: InitialLatents, *, composed: bool
@@ -108,7 +109,9 @@ class StepCallbacks:
         if self.function is None or state is None:
             return
         known = array_names(state.conditioning, state.start, composed=state.is_composed)
-        before = {name: _array(name, state, step) for name in self.names}
+        if step.index == state.start.first_step and "negative_prompt_embeds" in self.names:
+            self._negative = _negative_embeds(state, step.index)
+        before = {name: self._array(name, state, step) for name in self.names}
         given = {k: None if v is None else v.copy() for k, v in before.items()}
         index = step.index - state.start.first_step
         returned = self.function(call, index, step.timestep, dict(given))
@@ -117,10 +120,30 @@ class StepCallbacks:
                 f"{NAME} must return a dict of arrays or None, got {shown(returned)}"
             )
         _check_names(NAME, returned or (), known)
+        decoded = "latents"
+        if "denoised" in known and step.index + 1 == state.start.steps(call.scheduler).stop:
+            decoded = "denoised"
         # what was changed in place counts as well, as in diffusers
         for name, value in {**given, **(returned or {})}.items():
             if not _same(value, before.get(name)):
-                _apply(name, value, state)
+                _apply(name, value, state, decoded=decoded)
+
+    def _array(self, name: str, state: LoopState, step: DenoiseStep) -> np.ndarray | None:
+        """An array after a step, with two rows for each image where diffusers has two."""
+        if name == "latents":
+            return step.latents
+        if name == "denoised":
+            return step.pred_original_sample
+        if name in CONDITIONING:
+            return state.conditioning[CONDITIONING[name]]
+        if name == "negative_prompt_embeds":
+            return self._negative
+        if name == "prompt_embeds":
+            return state.embeds_at(step.index)
+        rows = state.start.mask if name == "mask" else state.start.masked
+        assert rows is not None  # array_names
+        rows = np.broadcast_to(rows, (len(state.latents), *rows.shape[1:]))
+        return np.concatenate([rows, rows]) if state.guidance.is_guided else rows
 
 
 def array_names(
@@ -133,7 +156,9 @@ def array_names(
     """
     further = [name for name, own in CONDITIONING.items() if own in conditioning]
     names = ["latents"] if composed else ["latents", "prompt_embeds"]
-    if "add_text_embeds" in further and composed:
+    if further == ["w_embedding"] and start.mask is None:  # latent consistency models
+        names.append("denoised")
+    elif "add_text_embeds" in further and composed:
         further.remove("add_text_embeds")
     elif "add_text_embeds" not in further and not composed:
         names.append("negative_prompt_embeds")
@@ -145,6 +170,11 @@ def array_names(
     return names
 
 
+def _negative_embeds(state: LoopState, i: int) -> np.ndarray | None:
+    """The first half of the embeddings, if there is an unconditional pass."""
+    return state.embeds_at(i)[: len(state.latents)] if state.guidance.is_guided else None
+
+
 def _check_names(what: str, names: Iterable[object], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
@@ -153,35 +183,23 @@ def _check_names(what: str, names: Iterable[object], known: Sequence[str]) -> No
             )
 
 
-def _array(name: str, state: LoopState, step: DenoiseStep) -> np.ndarray | None:
-    """An array after a step, with two rows for each image where diffusers has two."""
-    if name == "latents":
-        return step.latents
-    if name in CONDITIONING:
-        return state.conditioning[CONDITIONING[name]]
-    count, guided = len(state.latents), state.guidance.is_guided
-    if name in ("mask", "masked_image_latents"):
-        rows = state.start.mask if name == "mask" else state.start.masked
-        assert rows is not None  # array_names
-        rows = np.broadcast_to(rows, (count, *rows.shape[1:]))
-        return np.concatenate([rows, rows]) if guided else rows
-    embeds = state.embeds_at(step.index)
-    if name == "negative_prompt_embeds":
-        return embeds[:count] if guided else None
-    return embeds
-
-
 def _same(value: object, before: np.ndarray | None) -> bool:
     if value is None or before is None:
         return value is before
     return np.array_equal(np.asarray(value), before)
 
 
-def _apply(name: str, value: object, state: LoopState) -> None:
-    """Go on with another array."""
+def _apply(name: str, value: object, state: LoopState, *, decoded: str) -> None:
+    """Go on with another array.
+
+    Args:
+      decoded: which of "latents" and "denoised" the next step, or the decoder, starts from.
+    """
     count = len(state.latents)
-    if name == "latents":
-        state.latents = _checked(name, value, state.latents.shape)
+    if name in ("latents", "denoised"):
+        array = _checked(name, value, state.latents.shape)
+        if name == decoded:
+            state.latents = array
     elif name == "negative_prompt_embeds":
         _log.warning(
             "%s: negative_prompt_embeds have no effect in the loop, as in diffusers; change the "

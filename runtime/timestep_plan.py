@@ -121,7 +121,8 @@ def plan_timesteps(
       leaves no step to run.
     """
     strength = _checked_strength(share, has_image=has_image)
-    shortens = share.shortens and strength is not None and _takes_strength(name)
+    own = timesteps is not None or sigmas is not None
+    shortens = share.shortens and strength is not None and not own and _takes_strength(name)
     scheduler = make_scheduler(
         name,
         config,

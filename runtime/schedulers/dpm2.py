@@ -45,6 +45,7 @@ class KDPM2DiscreteScheduler(Scheduler):
     """
 
     order = 2
+    has_midpoint = True
     config: DPM2Config
     _ancestral = False
 

@@ -40,6 +40,7 @@ class DPMSolverSDEScheduler(Scheduler):
     """
 
     order = 2
+    has_midpoint = True
     config: DPM2Config
 
     def __init__(self, config: Keys, num_inference_steps: int, *, s_noise: float = 1.0) -> None:

@@ -66,6 +66,9 @@ class Scheduler:
     order = 1
     """Calls of the UNet for each of num_inference_steps, 1 or 2."""
 
+    has_midpoint = False
+    """Whether the second call of a step is at a noise level between two steps."""
+
     config: SchedulerConfig
     _weights: Sequence[Combination]
 
@@ -107,6 +110,14 @@ class Scheduler:
     def original_weights(self, i: int) -> Combination:
         """The clean latents that step i predicts, of SAMPLE and NOISE_PRED, before any clipping."""
         return self._scaling.originals[i]
+
+    def kept_level(self, i: int) -> int:
+        """Index of the step whose noise inpainting adds to what it keeps, after step i.
+
+        It is that of the latents, except at a midpoint: there, as in diffusers, the noise is
+        already that of the next whole step.
+        """
+        return i + 2 if self.has_midpoint and i % 2 == 0 else i + 1
 
     def step(
         self, noise_pred: np.ndarray, i: int, sample: np.ndarray, noise: np.ndarray | None = None

@@ -77,6 +77,33 @@ def twin_class(name: str) -> Any:
     return getattr(diffusers, schedulers.class_name(name))
 
 
+class Increments(Noise):
+    """Brownian increments drawn from a torch generator, one for each call of the UNet."""
+
+    def __init__(self, generator: torch.Generator, sample: torch.Tensor) -> None:
+        self.now, self._generator, self._size = -1, generator, sample.shape
+        self._half = None
+
+    def randn_tensor(self, shape: Any, **_: Any) -> torch.Tensor:
+        return torch.randn(self._size, generator=self._generator)
+
+    def __call__(self, start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        self.now += 1
+        return self.brownian(start, goal)
+
+
+@contextlib.contextmanager
+def brownian_from(scheduler: str, generator: torch.Generator) -> Iterator[None]:
+    """Replace torchsde in diffusers by the increments that this project draws."""
+    if scheduler != "dpmsolver_sde":
+        yield
+        return
+    module = sys.modules[twin_class(scheduler).__module__]
+    sampler = mock.Mock(side_effect=lambda sample, *_, **__: Increments(generator, sample))
+    with mock.patch.object(module, "BrownianTreeNoiseSampler", sampler):
+        yield
+
+
 def _no_timesteps(scheduler: Any, *_: Any) -> None:
     scheduler.sigmas = torch.zeros(1)
 

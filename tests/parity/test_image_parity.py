@@ -7,21 +7,14 @@ Intended differences from diffusers:
   generators differs from the images one by one.
 - Several input images with num_images_per_prompt are repeated like the prompts, a a b b; diffusers
   repeats them as a b a b, which pairs prompts with the wrong images.
-- Inpainting with a UNet of 4 channels and `dpm2` or `dpmsolver_sde` noises the kept area to the
-  level of the half step. diffusers uses the level of the next whole step (its `sigmas` hold no half
-  steps); with that corrected, the images are equal.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import diffusers
 import numpy as np
@@ -47,21 +40,6 @@ PLAIN: dict[str, Any] = {"prompt": PROMPTS, "negative_prompt": NEGATIVES, "num_i
 def quick_then_slow(names: tuple[str, ...] = SIX) -> list[Any]:
     rest = [name for name in DISCRETE if name not in names]
     return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in rest)]
-
-
-class Increments(twins.Noise):
-    """Brownian increments drawn from a torch generator, one for each call of the UNet."""
-
-    def __init__(self, generator: torch.Generator, sample: torch.Tensor) -> None:
-        self.now, self._generator, self._size = -1, generator, sample.shape
-        self._half = None
-
-    def randn_tensor(self, shape: Any, **_: Any) -> torch.Tensor:
-        return torch.randn(self._size, generator=self._generator)
-
-    def __call__(self, start: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-        self.now += 1
-        return self.brownian(start, goal)
 
 
 class Theirs:
@@ -94,21 +72,9 @@ class Theirs:
             pipeline.scheduler = class_.from_config(self.config)
             generators = [torch.Generator().manual_seed(s) for s in np.atleast_1d(seed).tolist()]
             generator = generators if isinstance(seed, list) else generators[0]
-            with brownian(scheduler, generators[0]):
+            with twins.brownian_from(scheduler, generators[0]):
                 result = pipeline(generator=generator, output_type="np", **arguments)
         return (result.images * 255).round().astype(np.uint8)
-
-
-@contextlib.contextmanager
-def brownian(scheduler: str, generator: torch.Generator) -> Iterator[None]:
-    """Replace torchsde in diffusers by the increments that this project draws."""
-    if scheduler != "dpmsolver_sde":
-        yield
-        return
-    module = sys.modules[twins.twin_class(scheduler).__module__]
-    sampler = mock.Mock(side_effect=lambda sample, *_, **__: Increments(generator, sample))
-    with mock.patch.object(module, "BrownianTreeNoiseSampler", sampler):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -217,32 +183,7 @@ def test_inpainting_by_blending_equals_diffusers(
     pipe: Pipeline, theirs: Theirs, scheduler: str, strength: float
 ) -> None:
     inputs = {"image": sample_image(100, 90), "mask_image": box_mask(100, 90), "strength": strength}
-    with half_steps_at_their_own_level():
-        check(pipe, theirs, scheduler, 6, **PLAIN, **inputs, width=96, height=80)
-
-
-@contextlib.contextmanager
-def half_steps_at_their_own_level() -> Iterator[None]:
-    """Correct add_noise of diffusers' samplers with half steps, for use at a half step."""
-    levels = {
-        "dpm2": lambda twin: twin.sigmas_interpol[twin.step_index],
-        "dpmsolver_sde": lambda twin: (twin.sigmas[twin.step_index - 1 :][:2].prod()) ** 0.5,
-    }
-
-    def corrected(original: Any, level: Any) -> Any:
-        def add_noise(self: Any, samples: Any, noise: Any, timesteps: Any) -> Any:
-            if self.step_index is None or self.state_in_first_order:
-                return original(self, samples, noise, timesteps)
-            return samples + noise * level(self)
-
-        return add_noise
-
-    with contextlib.ExitStack() as stack:
-        for name, level in levels.items():
-            class_ = twins.twin_class(name)
-            method = corrected(class_.add_noise, level)
-            stack.enter_context(mock.patch.object(class_, "add_noise", method))
-        yield
+    check(pipe, theirs, scheduler, 6, **PLAIN, **inputs, width=96, height=80)
 
 
 def test_inpainting_several_images(pipe: Pipeline, theirs: Theirs) -> None:
