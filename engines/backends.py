@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sdexport.engines import cuda_device
 from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Session
+from sdexport.engines.session_options import FILE_OPTIONS, check_options
 from sdexport.engines.telemetry import import_onnxruntime
 from sdexport.engines.trt.library import LIBRARIES
 
@@ -79,14 +79,8 @@ def open_session(path: str | Path, backend: str = "onnxruntime", **options: Any)
         plan = options.get("plan")
         backend = choose(plan_of=lambda name: Path(plan) if plan else None)
         _log.info("%s: auto takes %s", path.parent.name or path.stem, backend)
-    opener = _opener(backend)
-    known = option_names(backend)
-    for option in options:
-        if option not in known:
-            raise InvalidArgumentError(
-                f"{backend} takes no option '{option}'; it takes {', '.join(known)}"
-            )
-    return opener(path, **options)
+    check_options([backend], set(options) - set(FILE_OPTIONS))
+    return _opener(backend)(path, **options)
 
 
 def check_backend(name: str) -> str:
@@ -99,12 +93,9 @@ def check_backend(name: str) -> str:
     return name
 
 
-def option_names(backend: str) -> list[str]:
-    """Options of a backend's sessions.
-
-    Raises: MissingDependencyError: it is not installed.
-    """
-    return list(inspect.signature(_opener(backend)).parameters)[1:]
+def is_installed(backend: str) -> bool:
+    """Whether the library of one of BACKENDS is installed; of "auto", that of any."""
+    return any(map(_installed, _BACKENDS)) if backend == AUTO else _installed(backend)
 
 
 def choose(*, plan_of: PlanOf = lambda backend: None) -> str:

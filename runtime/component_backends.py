@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdexport.engines.backends import check_backend
+from sdexport.engines.backends import AUTO, check_backend
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.session_options import SESSION_OPTIONS, check_options
 from sdexport.runtime.models.families import components
 
 Backends = str | Mapping[str, str]
@@ -17,6 +18,8 @@ A backend is NAME[,OPTION=VALUE...], such as "openvino,precision=bf16".
 """
 DEFAULT = "onnxruntime"
 OTHERS = "*"
+PIPELINE_OPTIONS = ("engine_dir", "max_batch", "vae_tile", "low_memory")
+"""Options of load_pipeline that are not of a backend's sessions."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,25 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
                 f"the package has {', '.join(present)}"
             )
     return backends
+
+
+def check_session_options(backends: Backends, options: Iterable[str]) -> None:
+    """Check the options of the backends that run a package's components.
+
+    Args:
+      options: names, of options for all components; with several backends each gets its own.
+    Raises: InvalidArgumentError: an option that none of the backends has.
+    """
+    values = {OTHERS: backends} if isinstance(backends, str) else {OTHERS: DEFAULT, **backends}
+    specs = [BackendSpec.parse(value) for value in values.values()]
+    for spec in specs:
+        check_options(_named([spec.name]), spec.options)
+    check_options(_named([spec.name for spec in specs]), options, others=PIPELINE_OPTIONS)
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """Backends by name; "auto" may take any."""
+    return list(SESSION_OPTIONS) if AUTO in names else list(dict.fromkeys(names))
 
 
 def parse_backends(values: Sequence[str]) -> Backends:

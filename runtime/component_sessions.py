@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines import AUTO, EngineError, Session, SessionBase
-from sdexport.engines.backends import option_names
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds
+from sdexport.engines.session_options import SESSION_OPTIONS
 from sdexport.runtime.component_backends import (
     Backends,
     BackendSpec,
     backend_of,
     check_backends,
+    check_session_options,
 )
 from sdexport.runtime.component_engines import engine_path, open_component, resolve_backend
 from sdexport.runtime.images.recorded_values import plain, same_or_each
@@ -36,7 +37,7 @@ class ComponentSessions:
       options: of the backends' sessions; each session gets those that its backend knows.
       sessions: components that are open already; the caller closes them.
       low_memory: keep one component in memory at a time. Calls then wait for each other.
-    Raises: InvalidArgumentError: unknown backends or components.
+    Raises: InvalidArgumentError: unknown backends, components or options.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ComponentSessions:
         low_memory: bool = False,
     ) -> None:
         self._backends = check_backends(backends, tuple(package.manifest.components))
+        check_session_options(self._backends, options)
         self._package, self._options = package, dict(options)
         self._external = dict(sessions)
         self._opened: dict[str, Session] = {}
@@ -69,6 +71,14 @@ class ComponentSessions:
             if self._low_memory:
                 return _TemporarySession(self, component, self._package.model_path(component))
             return self._open(component)
+
+    def backend_names(self) -> str:
+        """The backends that were asked for, in words."""
+        if self._external:
+            return f"open sessions ({', '.join(self._external)})"
+        if isinstance(self._backends, str):
+            return self._backends
+        return ", ".join(f"{name}={backend}" for name, backend in self._backends.items())
 
     def run(self, component: str, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run a component alone in memory: the others are trimmed or closed first."""
@@ -135,7 +145,7 @@ class ComponentSessions:
             options = {**self._options, **requested.options}
             several = not isinstance(self._backends, str) or backend != requested.name != AUTO
             if several:  # not every backend has every option
-                known = {"engine_dir", *option_names(backend)}
+                known = {"engine_dir", *SESSION_OPTIONS[backend]}
                 if backend == requested.name:
                     known.update(requested.options)
                 options = {name: value for name, value in options.items() if name in known}

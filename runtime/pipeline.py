@@ -362,6 +362,48 @@ class Pipeline(PipelineStages):
             **self._components.settings(),
         }
 
+    def warm_up(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        batch: int = 1,
+        guidance_scale: float | None = None,
+        image: bool = False,
+    ) -> float:
+        """Open all sessions and generate an image of one step, so that the next call is fast.
+
+        Engines compile for sizes, batches and with or without guidance: warm up as you will call.
+
+        Args:
+          height, width: pixels; default the package's size.
+          batch: images of a call.
+          guidance_scale: as in a call.
+          image: whether calls start from an image, and need the VAE's encoder.
+        Returns: the seconds that it took.
+        Raises: as a call; EngineError if a session cannot be opened.
+        """
+        began = time.perf_counter()
+        default_height, default_width = self.package.manifest.default_size
+        size = _or(height, default_height), _or(width, default_width)
+        further: dict[str, Any] = {}
+        if image or self._family.starts_from_image:
+            further["image"] = np.zeros((*size, 3), np.uint8)
+            further["strength"] = 1.0
+        if self._family.masked_input:
+            further["mask_image"] = np.full(size, 255, np.uint8)
+        self(
+            "",
+            height=size[0],
+            width=size[1],
+            num_inference_steps=1,
+            num_images_per_prompt=batch,
+            guidance_scale=guidance_scale,
+            seed=0,
+            **further,
+        )
+        return time.perf_counter() - began
+
     def _texts(
         self, name: str, first: list[str], second: str | Sequence[str] | None, repeats: int
     ) -> list[Text]:
@@ -478,10 +520,11 @@ def load_pipeline(
       folder: a package, or a folder that Optimum exported.
       backend: "onnxruntime", "openvino", "auto" and others; see Pipeline.
       verify: compare every file with its SHA-256 first.
-      options: of Pipeline (max_batch, vae_tile, low_memory), and of the backends' sessions
-        (threads, engine_dir).
+      options: of Pipeline (max_batch, vae_tile, low_memory), `engine_dir`, and of the backends'
+        sessions (such as threads); sdexport.engines.session_options lists those of each backend.
     Raises: FileNotFoundError, PackageError: see Package.load. InvalidArgumentError: an unknown
-      backend. A backend that is not installed raises an error when it is first used.
+      backend, or an option that no backend here has. A backend that is not installed raises an
+      error when it is first used; see also Pipeline.warm_up.
 
     Example:
         >>> from sdexport import load_pipeline

@@ -70,6 +70,13 @@ class PipelineStages(ClosesOnExit):
         """
         return self._components[component]
 
+    def __repr__(self) -> str:
+        height, width = self.package.manifest.default_size
+        return (
+            f"<{type(self).__name__} {self.package.folder.resolve().name}: "
+            f"{self._family.name}, {width}x{height}, on {self._components.backend_names()}>"
+        )
+
     def close(self) -> None:
         """Close every session that the pipeline opened; closing twice is allowed."""
         self._components.close()

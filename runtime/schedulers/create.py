@@ -8,6 +8,7 @@ import inspect
 import logging
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError
@@ -262,7 +263,8 @@ def key_names(name: str) -> tuple[str, ...]:
     All but `schedule`, which is an argument of `create`.
     """
     unused = (*UNUSED_KEYS.get(_base(name), ()), "schedule")
-    return tuple(key for key in config_class(name).__dataclass_fields__ if key not in unused)
+    keys = (field.name for field in fields(config_class(name)))
+    return tuple(key for key in keys if key not in unused)
 
 
 def class_name(name: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from sdexport.commands.generate_jobs import IN_FOLDER, Job
-from sdexport.engines.backends import option_names
-from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
+from sdexport.engines.backends import is_installed
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.component_backends import BackendSpec
 from sdexport.runtime.images.metadata import image_format
 from sdexport.runtime.images.parameters import Parameters
@@ -98,6 +98,6 @@ def _usable(backends: str | Mapping[str, str] | None) -> bool:
     """Whether recorded backends can be opened here."""
     values = [backends] if isinstance(backends, str) else list((backends or {}).values())
     try:
-        return all(option_names(BackendSpec.parse(value).name) for value in values)
-    except (InvalidArgumentError, MissingDependencyError):
+        return all(is_installed(BackendSpec.parse(value).name) for value in values)
+    except InvalidArgumentError:
         return False

@@ -94,9 +94,9 @@ def test_misspelt_arguments_suggest_the_nearest(
         ({"denoising_end": 0.0}, "denoising_end 0 leaves no step to run"),
         ({"denoising_end": 1.5}, "denoising_end must be 0 to 1"),
         ({"denoising_start": 0.5}, "denoising_start needs an image"),
-        ({"original_inference_steps": 20}, "takes no option original_inference_steps"),
+        ({"original_inference_steps": 20}, "no option 'original_inference_steps'"),
         ({"image": np.zeros((1, 4, 8, 9), np.float32)}, "width must be 72, that of the latents"),
-        ({"image": np.zeros((2, 4, 8, 8), np.float32)}, "got 2 input latents to generate 1 images"),
+        ({"image": np.zeros((2, 4, 8, 8), np.float32)}, "got 2 input images to generate 1 images"),
         ({"image": np.full((1, 4, 8, 8), np.nan, np.float32)}, "image: contains NaN or infinity"),
     ],
 )

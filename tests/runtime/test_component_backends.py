@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,9 @@ import sdexport.engines.backends
 from benchmarks import low_memory
 from sdexport import Package, Pipeline, load_pipeline
 from sdexport.engines import EngineError, Session, choose, cuda_device
+from sdexport.engines.backends import _BACKENDS
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.session_options import FILE_OPTIONS, SESSION_OPTIONS
 from sdexport.runtime import component_sessions
 from sdexport.runtime.component_backends import (
     BackendSpec,
@@ -67,12 +72,93 @@ def test_pipeline_refuses_backends_at_once(package: Path) -> None:
             load_pipeline(package, backend, verify=False)
 
 
-def test_option_that_a_backend_does_not_take(package: Path) -> None:
-    with (
-        load_pipeline(package, verify=False, stream=1) as pipe,
-        pytest.raises(ValueError, match="onnxruntime takes no option 'stream'; it takes providers"),
-    ):
-        pipe.session("unet")
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        (
+            "onnxruntime",
+            {"device": "cuda"},
+            "onnxruntime takes no option 'device', an option of onnxruntime-cuda, openvino, "
+            "tensorrt, tensorrt-rtx; it takes providers, threads, optimization, prepacking, engine",
+        ),
+        ("onnxruntime", {"thread": 1}, "takes no option 'thread'; did you mean threads"),
+        ("onnxruntime", {"low_memmory": True}, "did you mean low_memory"),
+        ("onnxruntime", {"plan": "x"}, "takes no option 'plan'; it takes"),
+        ("openvino", {"stream": 1}, "did you mean streams"),
+        ("tensorrt-rtx", {"threads": 1}, "tensorrt-rtx takes no option 'threads'"),
+        ("auto", {"colour": 1}, "take no option 'colour'; they take providers, "),
+        ({"unet": "openvino"}, {"cuda_graphs": 1}, "onnxruntime and openvino take no option"),
+        ("onnxruntime,precision=bf16", {}, "onnxruntime takes no option 'precision'"),
+        ({"unet": "openvino,providers=x"}, {}, "openvino takes no option 'providers'"),
+        ("onnxruntime", {"x" * 999: 1}, "takes no option 'x{60}'"),
+    ],
+)
+def test_field_case_n9_unknown_options_are_rejected_at_load(
+    package: Path, backend: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message) as caught:
+        load_pipeline(package, backend, verify=False, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_of_one_of_several_backends_are_accepted(package: Path) -> None:
+    backends = {"unet": "openvino", "*": "onnxruntime"}
+    load_pipeline(package, backends, verify=False, streams=2, prepacking=False).close()
+    load_pipeline(package, "auto", verify=False, cuda_graphs=False, threads=1).close()
+
+
+@pytest.mark.parametrize("backend", SESSION_OPTIONS)
+def test_table_of_options_is_that_of_the_sessions(backend: str) -> None:
+    entry = _BACKENDS[backend]
+    module = pytest.importorskip(entry.module)
+    names = list(inspect.signature(getattr(module, entry.function)).parameters)[1:]
+    if backend.startswith("tensorrt"):
+        names = [name for name in names if name != "backend"]
+    assert [name for name in names if name not in FILE_OPTIONS] == list(SESSION_OPTIONS[backend])
+
+
+def test_docs_have_the_same_table_of_options() -> None:
+    page = Path(__file__).parents[2] / "docs" / "backends.md"
+    rows = [row.split("|") for row in page.read_text(encoding="utf-8").splitlines() if "|" in row]
+    found = {}
+    for row in rows[2:6]:
+        names = re.findall("`([a-z_]+)`", row[3])
+        found |= {backend: tuple(names) for backend in re.findall("`([^`]+)`", row[1])}
+    for backend, options in SESSION_OPTIONS.items():
+        assert found[backend] == options
+
+
+def test_options_are_checked_without_a_library(package: Path) -> None:
+    code = (
+        "import sys; from sdexport import load_pipeline\n"
+        "try: load_pipeline(sys.argv[1], 'openvino', verify=False, device2=1)\n"
+        "except ValueError as error: print(error)\n"
+        "print([m for m in ('onnxruntime', 'openvino', 'tensorrt_rtx') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(package)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "did you mean device?" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_warm_up_opens_every_session_that_a_call_needs(package: Path, image: bool) -> None:
+    with load_pipeline(package, verify=False) as pipe:
+        assert pipe.warm_up(64, 72, batch=2, image=image) > 0
+        opened = set(pipe._components._opened)
+        expected = {"text_encoder", "unet", "vae_decoder"} | ({"vae_encoder"} if image else set())
+        assert opened == expected
+        with pytest.raises(InvalidArgumentError, match="height must be a multiple of 8"):
+            pipe.warm_up(60)
+
+
+def test_repr_of_a_pipeline_names_package_family_size_and_backend(package: Path) -> None:
+    with load_pipeline(package, {"unet": "openvino", "*": "auto"}, verify=False) as pipe:
+        assert repr(pipe) == (
+            "<Pipeline package: stable-diffusion, 128x128, on unet=openvino, *=auto>"
+        )
+    with load_pipeline(package, verify=False) as pipe:
+        assert repr(pipe).endswith(": stable-diffusion, 128x128, on onnxruntime>")
 
 
 def test_mixed_backends_generate_the_same_image(package: Path, pipe: Pipeline) -> None:
