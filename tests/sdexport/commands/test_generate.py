@@ -260,7 +260,7 @@ def test_options_reach_the_backend(
         (
             "precision=bf16",
             1,
-            "onnxruntime takes no option 'precision', an option of openvino; it takes ",
+            "takes no option 'precision', an option of openvino; it takes ",
         ),
         ("threads=many", 1, "threads must be a whole number from 1 to 4096, got 'many'"),
         ("threads=99999999999999", 1, "threads must be a whole number from 1 to 4096"),
