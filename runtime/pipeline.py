@@ -44,12 +44,12 @@ from sdexport.runtime.schedulers import Scheduler
 from sdexport.runtime.step_callback import RunningCall, StepCallback, StepCallbacks
 from sdexport.runtime.text.prompt_conditions import (
     PromptConditions,
-    StepRange,
     needs_negatives,
     prepare_prompts,
 )
 from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, Text
 from sdexport.runtime.text.prompt_styles import style_name
+from sdexport.runtime.text.prompt_texts import StepRange
 from sdexport.runtime.text.token_embeds import TokenEmbeds
 from sdexport.runtime.timestep_plan import ImageShare, TimestepPlan, plan_timesteps
 
@@ -298,7 +298,12 @@ class Pipeline(PipelineStages):
                 pooled_prompt_embeds,
                 negative_pooled_prompt_embeds,
             ),
-            StepRange(plan.steps, len(plan.scheduler.timesteps), plan.num_inference_steps),
+            StepRange(
+                plan.steps,
+                len(plan.scheduler.timesteps),
+                plan.num_inference_steps,
+                continues=not plan.is_noised,
+            ),
             style=style,
             guided=guidance.is_guided,
             zeros=zeros,

@@ -22,9 +22,10 @@ from sdexport.runtime.inputs import MAX_SIDE
 from sdexport.runtime.models.family import Defaults
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.schedulers import Scheduler
-from sdexport.runtime.text.prompt_conditions import PromptConditions, joined, require_constant
+from sdexport.runtime.text.prompt_conditions import PromptConditions, joined
 from sdexport.runtime.text.prompt_embeds import Embeds
 from sdexport.runtime.text.prompt_styles import read_tags, style_name
+from sdexport.runtime.text.prompt_texts import require_constant
 from sdexport.runtime.text.token_embeds import TokenEmbeds
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.text_encoders import TextEncoders

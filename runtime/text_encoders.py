@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,17 @@ from sdexport.engines.messages import shown
 from sdexport.engines.session import Feeds
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import finite
-from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
+from sdexport.runtime.models.components import (
+    ATTENTION_MASK,
+    INPUTS_EMBEDS,
+    TOKEN_EMBEDDING,
+)
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.comfyui_weights import interpolate, tokenize_comfyui
+from sdexport.runtime.text.compel_embeds import Run, encode_compel
 from sdexport.runtime.text.prompt_embeds import Text, TextEmbeds
-from sdexport.runtime.text.prompt_styles import AUTOMATIC1111, COMFYUI, style_name
+from sdexport.runtime.text.prompt_styles import AUTOMATIC1111, COMFYUI, COMPEL, style_name
 from sdexport.runtime.text.prompt_weights import (
     COMMA_BACKTRACK,
     WeightedTokens,
@@ -96,22 +102,50 @@ class TextEncoders:
         """
         style = style_name(prompt_style, weights=prompt_weights)
         replacements = check_token_embeds(token_embeds)
-        tokens = {}
-        for k, (name, tokenizer) in enumerate(self.tokenizers.items()):
-            own = [text if isinstance(text, str) else text[k] for text in texts]
-            tokens[name] = _tokens(tokenizer, [tokenizer.expand(text) for text in own], style)
+        own = {
+            name: [tokenizer.expand(text if isinstance(text, str) else text[k]) for text in texts]
+            for k, (name, tokenizer) in enumerate(self.tokenizers.items())
+        }
+        if style == COMPEL:
+            if replacements:
+                raise InvalidArgumentError("token_embeds cannot be combined with the style compel")
+            return self._encode_compel(own, negatives, clip_skip)
+        tokens = {name: _tokens(self.tokenizers[name], own[name], style) for name in own}
         rows = max(each.input_ids.shape[1] for each in tokens.values())
-        embeds, pooled, lengths = [], None, (0,) * len(texts)
+        found = []
         for name, tokenizer in self.tokenizers.items():
             run = partial(self._run, name, clip_skip=clip_skip, replacements=replacements)
-            found = _encode(
-                tokenizer, tokens[name].extended(tokenizer, rows), negatives, style, run
-            )
-            embeds.append(found.embeds)
-            pooled = pooled if found.pooled is None else found.pooled
-            lengths = tuple(map(max, lengths, found.lengths))
-        whole = embeds[0] if len(embeds) == 1 else np.concatenate(embeds, -1)
-        return TextEmbeds(whole, pooled, lengths)
+            same = tokens[name].extended(tokenizer, rows)
+            found.append(_encode(tokenizer, same, negatives, style, run))
+        return _concatenated(found)
+
+    def _encode_compel(
+        self, texts: Mapping[str, Sequence[str]], negatives: int, clip_skip: int
+    ) -> TextEmbeds:
+        """Embeddings in Compel's style.
+
+        Args:
+          texts: by the name of the text encoder.
+        """
+
+        def run_of(name: str, i: int) -> Run:
+            def run(input_ids: np.ndarray, mask: np.ndarray | None) -> TextEmbeds:
+                count = len(input_ids) if i < negatives else 0
+                how: dict[str, Any] = {"clip_skip": clip_skip, "attention_mask": mask}
+                return self._run(name, input_ids, count, replacements={}, **how)
+
+            return run
+
+        length = 0
+        for _ in range(2):  # again if the text of another encoder is longer
+            found = [
+                encode_compel(tokenizer, texts[name], partial(run_of, name), length)
+                for name, tokenizer in self.tokenizers.items()
+            ]
+            length = max(each.embeds.shape[1] for each in found)
+            if all(each.embeds.shape[1] == length for each in found):
+                break
+        return _concatenated(found)
 
     def token_embeds(self, word: str, component: str | None = None) -> np.ndarray:
         """The token embeddings of a word: the input of a text encoder's transformer.
@@ -163,9 +197,18 @@ class TextEncoders:
         *,
         clip_skip: int,
         replacements: TokenEmbeds,
+        attention_mask: np.ndarray | None = None,
     ) -> TextEmbeds:
-        """Run a text encoder on rows of ids, of which the first `negatives` skip no layers."""
-        session, feeds = self._inputs(name, input_ids, replacements)
+        """Run a text encoder on rows of ids, of which the first `negatives` skip no layers.
+
+        Args:
+          attention_mask: the shape of input_ids, 0 where no token attends to; without replacements.
+        """
+        if attention_mask is None:
+            session, feeds = self._inputs(name, input_ids, replacements)
+        else:
+            session = self._session(f"{name}.{ATTENTION_MASK}")
+            feeds = {"input_ids": input_ids, ATTENTION_MASK: attention_mask}
         skipped, full = self._outputs(name, session, clip_skip)
         pooled = [spec.name for spec in session.outputs if spec.name == PROJECTED]
         hidden, pooled_rows = [], []
@@ -193,6 +236,17 @@ class TextEncoders:
                 f"got {shown(clip_skip)}"
             )
         return by_skip[clip_skip], by_skip[0]
+
+
+def _concatenated(found: Sequence[TextEmbeds]) -> TextEmbeds:
+    """The embeddings of all text encoders as one; the pooled ones are the last encoder's."""
+    pooled = [each.pooled for each in found if each.pooled is not None]
+    embeds = [each.embeds for each in found]
+    return TextEmbeds(
+        embeds[0] if len(embeds) == 1 else np.concatenate(embeds, -1),
+        pooled[-1] if pooled else None,
+        tuple(map(max, *(each.lengths for each in found), found[0].lengths)),
+    )
 
 
 def _tokens(tokenizer: ClipTokenizer, texts: Sequence[str], style: str) -> WeightedTokens:

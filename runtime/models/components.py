@@ -79,9 +79,12 @@ VAE_ENCODER = ComponentSpec(
 )
 
 TOKEN_EMBEDDING, INPUTS_EMBEDS = "token_embedding", "inputs_embeds"
+ATTENTION_MASK = "attention_mask"
 TOKEN_GRAPHS = {
     TOKEN_EMBEDDING: (frozenset({"input_ids"}), frozenset({INPUTS_EMBEDS})),
     INPUTS_EMBEDS: (frozenset({"input_ids", INPUTS_EMBEDS}), frozenset({"last_hidden_state"})),
+    ATTENTION_MASK: (frozenset({"input_ids", ATTENTION_MASK}), frozenset({"last_hidden_state"})),
 }
-"""The two halves of a text encoder, which a package may hold in addition to the complete one: the
-embedding table, and the transformer after it. Each with the inputs and outputs it must have."""
+"""What a package may hold of a text encoder in addition to the complete graph: the embedding table,
+the transformer after it, and the complete graph with an attention mask as input. Each with the
+inputs and outputs it must have."""

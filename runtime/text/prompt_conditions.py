@@ -8,16 +8,12 @@ step's embeddings are chosen from them.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.messages import shown
-from sdexport.runtime.text.prompt_editing import EditedPrompt
 from sdexport.runtime.text.prompt_embeds import (
     EmbedArguments,
     Embeds,
@@ -26,45 +22,26 @@ from sdexport.runtime.text.prompt_embeds import (
     TextEmbeds,
     prepare_embeds,
 )
-from sdexport.runtime.text.prompt_parts import split_parts
 from sdexport.runtime.text.prompt_styles import (
     AUTOMATIC1111,
     COMFYUI,
     read_tags,
     warn_about_unread_syntax,
 )
-
-logger = logging.getLogger(__name__)
+from sdexport.runtime.text.prompt_texts import (
+    StepRange,
+    as_tuple,
+    edited,
+    parts_of,
+    require_constant,
+    texts_of_steps,
+    warn_about_late_changes,
+    warn_about_parts,
+)
 
 MAX_REPEATS = 4
 """How often embeddings may be repeated to be as long as others. Attention over repeated tokens is
 the same, so rows of different lengths can be one batch."""
-
-
-@dataclass(frozen=True)
-class StepRange:
-    """The steps of a run.
-
-    Attributes:
-      calls: indices of the denoising loop that are run. They count calls of the denoiser, of which
-        a sampler of second order has two for each step.
-      all_calls: how many there would be for all steps.
-      total: num_inference_steps.
-    """
-
-    calls: range
-    all_calls: int
-    total: int
-
-    @property
-    def count(self) -> int:
-        """How many steps run."""
-        return self.number(self.calls[-1]) if self.calls else 1
-
-    def number(self, call: int) -> int:
-        """The number of the step that a call belongs to; 1 is the first step that runs."""
-        first = self.calls.start * self.total // self.all_calls
-        return call * self.total // self.all_calls - first + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +160,7 @@ def prepare_prompts(
       text that changes from step to step or has several parts.
     """
     count = len(prompts)
-    warn_about_unread_syntax(itertools.chain(*map(_as_tuple, [*prompts, *negatives])), style)
+    warn_about_unread_syntax(itertools.chain(*map(as_tuple, [*prompts, *negatives])), style)
     texts = read_tags([*prompts, *negatives], style)
     prompts, negatives = texts[:count], texts[count:]
     if arguments.prompt_embeds is None and arguments.negative_prompt_embeds is None:
@@ -202,27 +179,6 @@ def prepare_prompts(
 def needs_negatives(embeds: Embeds | PromptConditions) -> bool:
     """Whether there is an unconditional row for each image, whatever the guidance."""
     return isinstance(embeds, PromptConditions) and embeds.has_unconditional
-
-
-def require_constant(
-    prompts: Sequence[Text], negatives: Sequence[Text], style: str, what: str
-) -> None:
-    """Require texts that embeddings alone can represent, the same ones in each step.
-
-    Args:
-      what: cannot represent the others, for the message.
-    Raises: InvalidArgumentError: a text changes from step to step or has several parts.
-    """
-    if style != AUTOMATIC1111:
-        return
-    parts = [(text, _parts(text, style)) for text in dict.fromkeys(prompts)]
-    parts += [(text, [_Part(_edited(text, style), 1.0)]) for text in dict.fromkeys(negatives)]
-    for text, image in parts:
-        if len(image) > 1 or image[0].weight != 1 or image[0].text.changes:
-            raise InvalidArgumentError(
-                f"prompt: {shown(_as_tuple(text)[0])} changes from step to step or is composed "
-                f"with AND or a weight; that cannot be combined with {what}"
-            )
 
 
 def equal_lengths(embeds: list[np.ndarray]) -> list[np.ndarray]:
@@ -275,16 +231,16 @@ def prompt_conditions(
       zeros: the negative embeddings are zeros.
     Raises: InvalidArgumentError: texts that are not valid Unicode, and what `encode` raises.
     """
-    parts = [_parts(prompt, style) for prompt in prompts]
-    negative = [_edited(text, style) for text in negatives]
+    parts = [parts_of(prompt, style) for prompt in prompts]
+    negative = [edited(text, style) for text in negatives]
     if style == AUTOMATIC1111:
-        _warn_about_parts(prompts, negatives, parts)
+        warn_about_parts(prompts, negatives, parts)
     guided = guided or any(needs_unconditional([p.weight for p in image]) for image in parts)
     if not guided or zeros:
         negative = []
     everything = [*negative, *(part.text for part in itertools.chain(*parts))]
-    _warn_about_late_changes(everything, steps)
-    texts = [_texts(each, steps) for each in everything]
+    warn_about_late_changes(everything, steps)
+    texts = [texts_of_steps(each, steps) for each in everything]
     below = list(dict.fromkeys(itertools.chain(*texts[: len(negative)])))
     above = list(dict.fromkeys(itertools.chain(*texts[len(negative) :])))
     found = encode([*below, *above], len(below))
@@ -301,67 +257,6 @@ def prompt_conditions(
     if guided and zeros:
         rows = [*_zeros(rows, len(prompts)), *rows]
     return PromptConditions(rows, len(prompts), steps)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """A text that may change from step to step, or one for each text encoder."""
-
-    texts: tuple[EditedPrompt, ...]
-
-    @property
-    def changes(self) -> bool:
-        return any(text.changes for text in self.texts)
-
-    def at(self, step: int, steps: int) -> Text:
-        found = tuple(text.at(step, steps) for text in self.texts)
-        return found[0] if len(found) == 1 else found
-
-    def last_change(self, steps: int) -> int:
-        return max(text.last_change(steps) for text in self.texts)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One part of a prompt, and the weight of its prediction."""
-
-    text: _Texts
-    weight: float
-
-
-def _parts(prompt: Text, style: str) -> list[_Part]:
-    """The parts of a prompt. Where each text encoder has its own text, the first has the weights.
-
-    Raises: InvalidArgumentError: these texts have different numbers of parts.
-    """
-    if style != AUTOMATIC1111:
-        return [_Part(_edited(prompt, style), 1.0)]
-    each = [split_parts(text) for text in _as_tuple(prompt)]
-    if len({len(parts) for parts in each}) > 1:
-        raise InvalidArgumentError(
-            f"prompt and prompt_2 must have as many parts between ANDs, got "
-            f"{' and '.join(str(len(parts)) for parts in each)}"
-        )
-    return [
-        _Part(_Texts(tuple(part.text for part in same)), same[0].weight)
-        for same in zip(*each, strict=True)
-    ]
-
-
-def _edited(prompt: Text, style: str) -> _Texts:
-    literal = style != AUTOMATIC1111
-    return _Texts(tuple(EditedPrompt(text, literal=literal) for text in _as_tuple(prompt)))
-
-
-def _as_tuple(text: Text) -> tuple[str, ...]:
-    return (text,) if isinstance(text, str) else text
-
-
-def _texts(prompt: _Texts, steps: StepRange) -> list[Text]:
-    """The text in each step that runs."""
-    if not prompt.changes:
-        return [prompt.at(1, 1)] * steps.count
-    return [prompt.at(step, steps.total) for step in range(1, steps.count + 1)]
 
 
 def _row(
@@ -411,35 +306,3 @@ def _zeros(rows: Sequence[_Row], count: int) -> list[_Row]:
         zero = None if pooled is None else [np.zeros_like(pooled[0])] * steps
         found.append(_Row(image, None, [embeds] * steps, zero))
     return found
-
-
-def _warn_about_parts(
-    prompts: Sequence[Text], negatives: Sequence[Text], parts: Sequence[list[_Part]]
-) -> None:
-    for prompt, image in dict(zip(prompts, parts, strict=True)).items():
-        if len(image) == 1 and image[0].weight != 1:
-            logger.warning(
-                "prompt: the end of %s is read as a weight of %g of the whole prompt, as in "
-                "AUTOMATIC1111; put a comma after it if it is text",
-                shown(_as_tuple(prompt)[0][-30:]),
-                image[0].weight,
-            )
-    texts = dict.fromkeys(itertools.chain(*map(_as_tuple, negatives)))
-    if any(len(split_parts(text)) > 1 for text in texts):
-        logger.warning(
-            "negative prompt: AND is read as a word, as in AUTOMATIC1111; only prompts are composed"
-        )
-
-
-def _warn_about_late_changes(prompts: Sequence[_Texts], steps: StepRange) -> None:
-    """A run that starts from an image ends before the last of its num_inference_steps."""
-    if steps.count < steps.total and any(
-        each.changes and each.last_change(steps.total) > steps.count for each in prompts
-    ):
-        logger.warning(
-            "prompt: some of its text would change after step %d of %d, but the strength lets only "
-            "%d steps run",
-            steps.count,
-            steps.total,
-            steps.count,
-        )

@@ -205,19 +205,27 @@ class ClipTokenizer:
                 parts.append(normalization.lower_nfc(part))
         return parts
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, with one space between words.
+    def token(self, number: int) -> str:
+        """The token of an id, in byte symbols; `</w>` marks the end of a word.
 
         Raises: InvalidArgumentError: no token has such an id.
         """
         if not self._tokens:
             named = {**self._vocab, **self._added}
             self._tokens = {number: token for token, number in named.items()}
+        token = self._tokens.get(int(number))
+        if token is None:
+            raise InvalidArgumentError(f"tokenizer: no token has the id {number}")
+        return token
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, with one space between words.
+
+        Raises: InvalidArgumentError: no token has such an id.
+        """
         byte, out = bpe.symbol_bytes(), bytearray()
         for number in ids:
-            token = self._tokens.get(int(number))
-            if token is None:
-                raise InvalidArgumentError(f"tokenizer: no token has the id {number}")
+            token = self.token(number)
             if token in self._added:
                 out += f"{token} ".encode()
                 continue

@@ -13,8 +13,9 @@ from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.images.preview import PreviewWriter
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.text.embeds_file import save_embeds
-from sdexport.runtime.text.prompt_conditions import joined, require_constant
+from sdexport.runtime.text.prompt_conditions import joined
 from sdexport.runtime.text.prompt_styles import read_tags, style_name
+from sdexport.runtime.text.prompt_texts import require_constant
 
 
 def generate_images(

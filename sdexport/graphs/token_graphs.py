@@ -1,10 +1,12 @@
-"""Splitting a text encoder's graph in two, so that token embeddings can be changed in between.
+"""Further graphs of a text encoder: in two halves, and with an attention mask.
 
     token_embedding.onnx    input_ids -> inputs_embeds
     inputs_embeds.onnx      input_ids, inputs_embeds -> the outputs of model.onnx
+    attention_mask.onnx     input_ids, attention_mask -> the outputs of model.onnx
 
-Both read the weights of model.onnx from its data file. The second graph needs the ids as well: they
-tell which token is the last one, whose output is the pooled output.
+Token embeddings can be changed between the two halves. All read the weights of model.onnx from its
+data file. The second half needs the ids as well: they tell which token is the last one, whose
+output is the pooled output.
 """
 
 from __future__ import annotations
@@ -12,23 +14,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from sdexport.engines.errors import CheckpointError
-from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
+from sdexport.runtime.models.components import (
+    ATTENTION_MASK,
+    INPUTS_EMBEDS,
+    TOKEN_EMBEDDING,
+)
 
 _SAME_IDS = {"Reshape", "Cast", "Identity"}
 
 
 def write_token_graphs(path: Path) -> None:
-    """Write both graphs next to the .onnx file of a text encoder with a data file.
+    """Write the graphs next to the .onnx file of a text encoder with a data file.
 
-    Raises: CheckpointError: the graph has no single lookup of tokens.
+    Raises: CheckpointError: the graph has no single lookup of tokens, or no single causal mask.
     """
-    for name, cut in ((TOKEN_EMBEDDING, _lookup), (INPUTS_EMBEDS, _remainder)):
+    changes = {TOKEN_EMBEDDING: _lookup, INPUTS_EMBEDS: _remainder, ATTENTION_MASK: _masked}
+    for name, change in changes.items():
         model = ir.load(path)
-        cut(model.graph, _embeddings(model.graph))
+        change(model.graph)
         RemoveUnusedNodesPass()(model)
         RemoveUnusedOpsetsPass()(model)
         model.graph.name = f"{model.graph.name}.{name}"
@@ -51,18 +59,45 @@ def _reads(value: ir.Value | None, graph: ir.Graph) -> bool:
     return node.op_type in _SAME_IDS and _reads(node.inputs[0], graph)
 
 
-def _lookup(graph: ir.Graph, embeddings: ir.Value) -> None:
+def _lookup(graph: ir.Graph) -> None:
     result = _inputs_embeds(graph)
-    graph.append(_cast(embeddings, result))
+    graph.append(_cast(_embeddings(graph), result))
     graph.outputs[:] = [result]
 
 
-def _remainder(graph: ir.Graph, embeddings: ir.Value) -> None:
-    source = _inputs_embeds(graph)
+def _remainder(graph: ir.Graph) -> None:
+    source, embeddings = _inputs_embeds(graph), _embeddings(graph)
     inner = ir.Value(name=f"{source.name}.inner", type=embeddings.type)
     ir.convenience.replace_all_uses_with(embeddings, inner)
     graph.insert_before(graph[0], _cast(source, inner))
     graph.inputs.append(source)
+
+
+def _masked(graph: ir.Graph) -> None:
+    """Let no token attend to those whose attention_mask is 0."""
+    found = [node for node in graph if node.op_type == "LessOrEqual"]
+    if len(found) != 1:
+        raise CheckpointError(f"{graph.name}: {len(found)} causal masks instead of one")
+    (causal,) = found[0].outputs
+    ids = graph.inputs[0]
+    mask = ir.Value(name=ATTENTION_MASK, type=ids.type, shape=ids.shape)
+    columns = ir.Value(name=f"{ATTENTION_MASK}.columns")
+    allowed = ir.Value(name=f"{ATTENTION_MASK}.allowed")
+    both = ir.Value(name=f"{ATTENTION_MASK}.causal", type=causal.type)
+    axes = ir.Value(name=f"{ATTENTION_MASK}.axes", const_value=ir.tensor(np.array([1, 2])))
+    axes.const_value.name = axes.name  # type: ignore[union-attr]
+    graph.initializers[str(axes.name)] = axes
+    to: list[Any] = [ir.AttrInt64("to", int(ir.DataType.BOOL))]
+    ir.convenience.replace_all_uses_with(causal, both)
+    graph.insert_after(
+        found[0],
+        [
+            ir.Node("", "Cast", [mask], to, outputs=[allowed], name=f"cast.{mask.name}"),
+            ir.Node("", "Unsqueeze", [allowed, axes], outputs=[columns], name="unsqueeze.mask"),
+            ir.Node("", "And", [causal, columns], outputs=[both], name="and.mask"),
+        ],
+    )
+    graph.inputs.append(mask)
 
 
 def _inputs_embeds(graph: ir.Graph) -> ir.Value:

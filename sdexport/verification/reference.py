@@ -15,7 +15,11 @@ from sdexport.engines import SessionBase
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime import schedulers
-from sdexport.runtime.models.components import INPUTS_EMBEDS, TOKEN_EMBEDDING
+from sdexport.runtime.models.components import (
+    ATTENTION_MASK,
+    INPUTS_EMBEDS,
+    TOKEN_EMBEDDING,
+)
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.schedulers import canonical_name
 from sdexport.runtime.text.tokenizer import ClipTokenizer
@@ -26,6 +30,8 @@ STEPS = 4
 GUIDANCE_SCALE = 7.5
 SEED = 20260101
 LARGEST_SIDE = 256
+_MASKED = slice(2, 5)
+"""Tokens of a prompt that are masked in the reference of the graph with an attention mask."""
 
 
 class TorchSession(SessionBase):
@@ -86,9 +92,10 @@ def record_component(
 def record_token_graphs(
     session: TorchSession, text_encoder: Any, folder: Path, input_ids: np.ndarray
 ) -> None:
-    """Write the inputs and PyTorch's outputs of a text encoder's token graphs.
+    """Write the inputs and PyTorch's outputs of a text encoder's further graphs.
 
-    The token embeddings of each prompt are mixed with those of the other.
+    The token embeddings of each prompt are mixed with those of the other; or the attention to some
+    tokens is masked.
 
     Args:
       input_ids: (2, S) int64.
@@ -102,11 +109,23 @@ def record_token_graphs(
         outputs = session.run({"input_ids": input_ids})
     finally:
         hook.remove()
+    mask = np.ones_like(input_ids)
+    mask[:, _MASKED] = 0
+    hook = text_encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, ATTENTION_MASK: torch.from_numpy(mask)}),
+        with_kwargs=True,
+    )
+    try:
+        masked = session.run({"input_ids": input_ids})
+    finally:
+        hook.remove()
     whole = [spec.name for spec in session.outputs[:2]]  # the other layers come before them
     recorded = {
         TOKEN_EMBEDDING: {f"output.{INPUTS_EMBEDS}": embeds.numpy()},
         INPUTS_EMBEDS: {f"input.{INPUTS_EMBEDS}": mixed.numpy()}
         | {f"output.{name}": outputs[name] for name in whole},
+        ATTENTION_MASK: {f"input.{ATTENTION_MASK}": mask}
+        | {f"output.{name}": masked[name] for name in whole},
     }
     for name, arrays in recorded.items():
         path = folder / f"{session.name}.{name}.npz"

@@ -16,7 +16,8 @@ import pytest
 from sdexport import Package, Pipeline, TorchGenerator, load_pipeline
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.composition import compose
-from sdexport.runtime.text.prompt_conditions import StepRange, equal_lengths
+from sdexport.runtime.text.prompt_conditions import equal_lengths
+from sdexport.runtime.text.prompt_texts import StepRange
 from tests.helpers.counting_session import Counting
 from tests.tolerances import COMPOSED_LATENTS_ABS, SAME_LATENTS_ABS
 
@@ -194,11 +195,14 @@ def test_steps_of_image_to_image_are_counted_from_the_first_that_runs(
     assert np.abs(edited - expected).max() <= SAME_LATENTS_ABS
     late = pipe("[a red:a blue:0.5] circle", **arguments).latents
     assert np.abs(late - pipe("a red circle", **plain).latents).max() <= SAME_LATENTS_ABS
-    assert "would change after step 3 of 6, but the strength lets only 3 steps run" in caplog.text
+    assert "would change after step 3 of 6, which is the last to run" in caplog.text
 
 
 def test_step_numbers_by_hand() -> None:
-    """Second order: two calls for each step but the last; PNDM: one call more."""
+    """Second order: two calls for each step but the last; PNDM: one call more.
+
+    A run that goes on where another model ended counts the steps of that model as well.
+    """
     for first, calls, expected in (
         (0, 7, [1, 1, 2, 2, 3, 3, 4]),
         (0, 5, [1, 1, 2, 3, 4]),
@@ -208,6 +212,27 @@ def test_step_numbers_by_hand() -> None:
         steps = StepRange(range(first, calls), calls, 4)
         assert [steps.number(i) for i in steps.calls] == expected
         assert steps.count == expected[-1]
+
+    steps = StepRange(range(2, 4), 4, 4, continues=True)
+    assert [steps.number(i) for i in steps.calls] == [3, 4] and steps.count == 4
+
+
+def test_callbacks_cannot_ask_for_embeddings_that_change(pipe: Pipeline) -> None:
+    def double(call: Any, step: int, timestep: float, arrays: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": arrays["latents"] * 2} if step == 0 else {}
+
+    plain, changed = (
+        pipe("[a|b] AND c", callback_on_step_end=function, **A1111).latents
+        for function in (None, double)
+    )
+    assert np.abs(plain - changed).max() > 0.01
+    with pytest.raises(InvalidArgumentError, match="no array 'prompt_embeds' in this call"):
+        pipe(
+            "[a|b]",
+            callback_on_step_end=double,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+            **A1111,
+        )
 
 
 def test_each_text_is_encoded_once(package: Path, pipe: Pipeline) -> None:

@@ -119,6 +119,23 @@ def test_guidance_eta_weights_and_clip_skip_are_the_pipelines(
     np.testing.assert_array_equal(pixels(out), np.asarray(expected.images[0]))
 
 
+def test_prompt_style_is_the_pipelines(package: Path, pipe: Pipeline, tmp_path: Path) -> None:
+    """Field case R6: prompts of AUTOMATIC1111's web UI."""
+    prompt, out = "a [red|blue] (circle:1.2) AND a star :0.5 <lora:x:0.8>", tmp_path / "a.png"
+    base = ("generate", package, prompt, "-o", out, "--steps", 4, "--seed", 1, "--size", "64x64")
+    result = call(*base, "--prompt-style", "a1111")
+    assert result.exit_code == 0, result.output
+    arguments: dict[str, Any] = {"num_inference_steps": 4, "seed": 1, "height": 64, "width": 64}
+    expected = pipe(prompt, prompt_style="automatic1111", **arguments)
+    np.testing.assert_array_equal(pixels(out), np.asarray(expected.images[0]))
+    assert expected.parameters[0].prompt_style == "automatic1111"
+    result = call(*base, "--force", "--prompt-style", "confy")
+    assert result.exit_code == 1 and "did you mean 'comfy'?" in result.stderr
+    result = call(*base, "--force", "--weights", "--save-embeds", tmp_path / "e.npz")
+    assert result.exit_code == 1 and "cannot be combined with --save-embeds" in result.stderr
+    assert not (tmp_path / "e.npz").exists()
+
+
 def test_saved_embeds_generate_the_same_image(package: Path, tmp_path: Path) -> None:
     file = tmp_path / "e.npz"
     base = ("generate", package, "--steps", 3, "--seed", 2, "-o")

@@ -43,6 +43,8 @@ def test_verify_passes_an_untouched_package(package: Path) -> None:
         ("text_encoder.token_embedding", "inputs_embeds"),
         ("text_encoder.inputs_embeds", "last_hidden_state"),
         ("text_encoder.inputs_embeds", "pooler_output"),
+        ("text_encoder.attention_mask", "last_hidden_state"),
+        ("text_encoder.attention_mask", "pooler_output"),
         ("unet", "out_sample"),
         ("vae_decoder", "sample"),
         ("vae_encoder", "latent_parameters"),
@@ -60,7 +62,7 @@ def test_verify_finds_altered_weights(package_copy: Path, component: str) -> Non
     assert failed(verify(package_copy)) <= {component, "image"}
 
 
-@pytest.mark.parametrize("graph", ["token_embedding", "inputs_embeds"])
+@pytest.mark.parametrize("graph", ["token_embedding", "inputs_embeds", "attention_mask"])
 def test_verify_finds_altered_weights_of_further_graphs(package_copy: Path, graph: str) -> None:
     alter_weight(package_copy / "text_encoder" / f"{graph}.onnx", 1.1)
     accept_hashes(package_copy)
