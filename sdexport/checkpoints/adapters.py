@@ -22,8 +22,8 @@ from sdexport.checkpoints.textual_inversion import (
     LEGACY_EOS,
     Embedding,
     add_vectors,
+    embedding_sources,
     join_words,
-    parse_embedding,
     read_words,
     tokens_of,
 )
@@ -54,7 +54,7 @@ def merge_adapters(
       folder: the checkpoint's configurations and tokenizers, which are changed.
       load: a component of the checkpoint.
       loras: each PATH or PATH:SCALE, merged one after another.
-      embeddings: each FILE or FILE:WORD.
+      embeddings: each PATH or PATH:WORD.
     Raises: FileNotFoundError, CheckpointError, InvalidArgumentError: see Lora.open, read_words.
     """
     modules = _empty_modules(folder)
@@ -74,7 +74,8 @@ def merge_adapters(
     widths = {part: module.config.hidden_size for part, module in encoders.items()}
     words = [
         word
-        for path, name in map(parse_embedding, embeddings)
+        for text in embeddings
+        for path, name in embedding_sources(text)
         for word in read_words(path, name, widths, allow_pickle=allow_pickle)
     ]
     added = join_words(words, list(encoders))

@@ -59,7 +59,7 @@ def words_of(file: WeightFile, widths: Mapping[str, int], word: str | None = Non
     content = file.content
     if isinstance(content, torch.Tensor):
         return [_word(file, None, {"": content}, widths)]
-    if isinstance(content, Mapping) and isinstance(content.get("string_to_param"), Mapping):
+    if isinstance(content, Mapping) and "string_to_param" in content:
         own = content["name"] if isinstance(content.get("name"), str) else None
         return [_word(file, own, {"": _only(file, content["string_to_param"])}, widths)]
     tensors = file.tensors
@@ -90,7 +90,14 @@ def bundled_word(path: Path, name: str, tensors: Vectors, widths: Mapping[str, i
     return Word(path, name, word.vectors)
 
 
-def _only(file: WeightFile, params: Mapping[Any, Any]) -> Any:
+def _only(file: WeightFile, params: Any) -> Any:
+    """The only entry of string_to_param, which the original implementation stores as a module."""
+    if isinstance(params, torch.nn.ParameterDict):
+        params = vars(params).get(
+            "_parameters"
+        )  # methods of the class need a newer version's state
+    if not isinstance(params, Mapping):
+        raise _not_an_embedding(file)
     if len(params) != 1:
         names = ", ".join(map(str, params)) or "none"
         raise CheckpointError(f"{file.path}: expected one entry of string_to_param, got {names}")

@@ -30,11 +30,12 @@ _LABELS = {
     OTHER: "other weights",
 }
 _FEW_STEPS = (
-    (re.compile(r"(?<![a-z])lcm(?![a-z])"), "lcm", "4 to 8"),
-    (re.compile(r"(?<![a-z])tcd(?![a-z])"), "tcd", "4 to 8"),
-    (re.compile(r"(lightning|hyper|turbo|dmd2?)\W*(\w+\W)*(?P<steps>\d+)\W?steps?"), "euler", ""),
-    (re.compile(r"hyper-?sd|(?<![a-z])(dmd2|sdxl?-?turbo)"), "euler", "4 to 8"),
+    (re.compile(r"\blcm\b"), "lcm"),
+    (re.compile(r"\btcd\b"), "tcd"),
+    (re.compile(r"\b(lightning|hyper|turbo|dmd2?)\b.*?\b(?P<steps>\d+) ?steps?\b"), "euler"),
+    (re.compile(r"\bhyper ?sd(xl|15)?\b|\bdmd2\b|\bsd(xl)? ?turbo\b"), "euler"),
 )
+_STEPS = "4"
 _BOOLEANS = {"true": "v_prediction", "false": "epsilon"}
 _PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
 
@@ -136,13 +137,15 @@ def warn_about_prediction(file: WeightFile, prediction_type: str) -> None:
 def _hint(file: WeightFile) -> None:
     """Name the settings of a LoRA for few steps, if its header or its name says that it is one."""
     titles = [file.metadata.get(key, "") for key in ("modelspec.title", "ss_output_name")]
-    for text in (*titles, file.path.stem, file.path.parent.name):
-        for pattern, scheduler, steps in _FEW_STEPS:
-            if match := pattern.search(text.lower()):
-                steps = steps or match["steps"]
+    for title in (*titles, file.path.stem, file.path.parent.name):
+        text = re.sub(r"[^a-z0-9]+", " ", title.lower())
+        for pattern, scheduler in _FEW_STEPS:
+            if match := pattern.search(text):
+                trailing = "export with --timestep-spacing trailing, "
+                spacing = trailing if scheduler == "euler" else ""
                 logger.warning(
-                    "%s is a LoRA for few steps: generate with --scheduler %s --steps %s "
+                    "%s is a LoRA for few steps: %sgenerate with --scheduler %s --steps %s "
                     "--guidance 1",
-                    *(file.path, scheduler, steps),
+                    *(file.path, spacing, scheduler, match.groupdict().get("steps") or _STEPS),
                 )
                 return

@@ -36,8 +36,8 @@ class Options:
     timestep_spacing: "leading", "trailing" or "linspace", if the checkpoint says another.
     ema: take a single file's averaged weights.
     vae: a folder or file that replaces the VAE.
-    lora: each FILE or FILE:SCALE, merged one after another.
-    embedding: each FILE or FILE:WORD, added to tokenizer and text encoder.
+    lora: each PATH or PATH:SCALE, merged one after another.
+    embedding: each PATH or PATH:WORD, added to tokenizer and text encoder.
     """
 
     tokenizer: Path | None = None

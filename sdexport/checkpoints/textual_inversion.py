@@ -110,16 +110,42 @@ def join_words(words: Sequence[Word], encoders: Sequence[str]) -> list[Embedding
 
 
 def parse_embedding(text: str) -> tuple[Path, str | None]:
-    """Path and word of an argument FILE or FILE:WORD; a file with colons in its name is found.
+    """Path and word of an argument PATH or PATH:WORD; a path with colons in its name is found.
 
-    Raises: FileNotFoundError: no such file.
+    Raises: FileNotFoundError: no such file or folder.
     """
-    if Path(text).is_file():
+    if text and Path(text).exists():
         return Path(text), None
     name, _, word = text.rpartition(":")
-    if not name or not Path(name).is_file():
-        raise FileNotFoundError(f"no embedding at {text}: expected FILE or FILE:WORD")
+    if not name or not Path(name).exists():
+        raise FileNotFoundError(f"no embedding at {text}: expected FILE, FOLDER or FILE:WORD")
     return Path(name), word
+
+
+def embedding_sources(text: str) -> list[tuple[Path, str | None]]:
+    """The files that PATH or PATH:WORD names, each with its word.
+
+    A folder holds learned_embeds.safetensors, and for SDXL learned_embeds_2.safetensors, as the
+    training scripts of diffusers write them, or one file of any name.
+
+    Raises: FileNotFoundError: no such file or folder. CheckpointError: no embedding in the folder,
+      or several.
+    """
+    path, word = parse_embedding(text)
+    if not path.is_dir():
+        return [(path, word)]
+    for suffix in (".safetensors", ".bin"):
+        named = [path / f"learned_embeds{number}{suffix}" for number in ("", "_2")]
+        if found := [file for file in named if file.is_file()]:
+            return [(file, word) for file in found]
+    found = sorted(file for file in path.glob("*.safetensors") if file.is_file())
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found[:5]) or "none"
+        raise CheckpointError(
+            f"{path}: expected learned_embeds.safetensors or one file of an embedding in this "
+            f"folder, got {names}"
+        )
+    return [(found[0], word)]
 
 
 def tokens_of(embeddings: Sequence[Embedding]) -> dict[str, Path]:

@@ -33,6 +33,8 @@ PICKLE_HINT = (
     "or convert it to .safetensors"
 )
 _LARGEST_HEADER = 100_000_000
+_CONTAINERS = [torch.nn.ParameterDict]
+"""Classes of PyTorch that a pickle may hold: the first textual-inversion files have this one."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _check_size(path: Path) -> None:
 def _read_pickle(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:

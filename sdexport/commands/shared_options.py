@@ -99,8 +99,8 @@ _SOURCE_OPTIONS = (
     click.option(
         "--embedding",
         multiple=True,
-        metavar="FILE[:WORD]",
-        help="Add this textual inversion embedding. Repeatable.",
+        metavar="PATH[:WORD]",
+        help="Add this textual inversion embedding, a file or a folder. Repeatable.",
     ),
     click.option(
         "--vae", type=click.Path(path_type=Path), help="Use this VAE instead, a folder or a file."

@@ -12,7 +12,12 @@ from safetensors.torch import save_file
 
 from sdexport import ClipTokenizer
 from sdexport.checkpoints.sources import Options, open_source
-from sdexport.checkpoints.textual_inversion import Embedding, join_words, read_words
+from sdexport.checkpoints.textual_inversion import (
+    Embedding,
+    embedding_sources,
+    join_words,
+    read_words,
+)
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
 from tests.helpers.embedding_vectors import WIDTH, vectors
 from tests.helpers.file_kinds import file_kind
@@ -119,6 +124,41 @@ def test_layouts(name: str, content: Any, word: str, tmp_path: Path) -> None:
     assert equal(embedding.vectors, {"text_encoder": rows})
     (embedding,) = read(SD1, (path, "<other>"))
     assert embedding.word == "<other>"
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_parameters_of_the_original_implementation(old: bool, tmp_path: Path) -> None:
+    """PyTorch before 1.12 stored the class without the attribute that its methods read."""
+    params = torch.nn.ParameterDict({"*": torch.nn.Parameter(ONE.clone())})
+    if old:
+        del params._keys
+    content = {"string_to_param": params, "string_to_token": {"*": torch.tensor(265)}}
+    path = saved(tmp_path / "embeddings.pt", content)
+    (embedding,) = read(SD1, (path, None))
+    assert embedding.word == "embeddings" and equal(embedding.vectors, {"text_encoder": ONE})
+
+
+@file_kind(
+    "embedding",
+    "folder of a training script of diffusers",
+    recognised="`learned_embeds.safetensors`, `learned_embeds_2.safetensors`, or a single file",
+    result="added",
+)
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected learned_embeds.*, got none"):
+        embedding_sources(str(tmp_path))
+    first = saved(tmp_path / "b.safetensors", {"<x>": ONE})
+    assert embedding_sources(f"{tmp_path}:<y>") == [(first, "<y>")]
+    saved(tmp_path / "c.safetensors", {"<x>": ONE})
+    with pytest.raises(CheckpointError, match=r"got b\.safetensors, c\.safetensors"):
+        embedding_sources(str(tmp_path))
+    old = saved(tmp_path / "learned_embeds.bin", {"<x>": ONE})
+    assert embedding_sources(str(tmp_path)) == [(old, None)]
+    small = saved(tmp_path / "learned_embeds.safetensors", {"<x>": ONE})
+    large = saved(tmp_path / "learned_embeds_2.safetensors", {"<x>": vectors(2, 1, width=1280)})
+    assert embedding_sources(str(tmp_path)) == [(small, None), (large, None)]
+    (embedding,) = read(SDXL, *embedding_sources(str(tmp_path)))
+    assert embedding.word == "<x>" and len(embedding.vectors) == 2
 
 
 @file_kind(

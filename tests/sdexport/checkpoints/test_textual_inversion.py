@@ -190,7 +190,7 @@ def fails(checkpoint: Path, embedding: str, message: str, *more: str) -> None:
 def test_errors(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "word.safetensors"
     good = files["learned_embeds.safetensors"]
-    fails(checkpoint, "nowhere", "no embedding at nowhere: expected FILE or FILE:WORD")
+    fails(checkpoint, "nowhere", "no embedding at nowhere: expected FILE, FOLDER or FILE:WORD")
     fails(checkpoint, str(files["a1111.pt"]), "is a pickle.*--allow-pickle")
     fails(checkpoint, str(good), "has a token '<cat-toy>' already; give another word", str(good))
     fails(checkpoint, f"{good}:a", "has a token 'a' already")
