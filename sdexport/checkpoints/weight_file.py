@@ -33,7 +33,7 @@ PICKLE_HINT = (
     "or convert it to .safetensors"
 )
 _LARGEST_HEADER = 100_000_000
-_CONTAINERS = [torch.nn.ParameterDict]
+_CONTAINERS: list[Any] = [torch.nn.ParameterDict]
 """Classes of PyTorch that a pickle may hold: the first textual-inversion files have this one."""
 
 

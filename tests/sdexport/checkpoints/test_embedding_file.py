@@ -145,7 +145,7 @@ def test_parameters_of_the_original_implementation(old: bool, tmp_path: Path) ->
     result="added",
 )
 def test_folders(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected learned_embeds.*, got none"):
+    with pytest.raises(CheckpointError, match=r"expected learned_embeds.*, got none"):
         embedding_sources(str(tmp_path))
     first = saved(tmp_path / "b.safetensors", {"<x>": ONE})
     assert embedding_sources(f"{tmp_path}:<y>") == [(first, "<y>")]

@@ -101,10 +101,50 @@ def modules(family: object) -> dict[str, object]:
             ("transformer.transformer_blocks.0.attn1.to_q",),
             marks=file_kind(
                 "lora_base",
-                "PixArt, LTX, CogVideoX, AuraFlow, Lumina, Z-Image, HiDream",
-                recognised="the names of their blocks",
+                "PixArt, LTX, CogVideoX, as diffusers names them",
+                recognised="`transformer.transformer_blocks.*.attn1`",
                 result="rejected",
                 says="it is made for a diffusion transformer",
+            ),
+        ),
+        pytest.param(
+            ("diffusion_model.layers.0.attention.to_q",),
+            marks=file_kind(
+                "lora_base",
+                "Lumina, Z-Image",
+                recognised="`layers.*.attention`",
+                result="rejected",
+                says="it is made for Lumina or Z-Image",
+            ),
+        ),
+        pytest.param(
+            ("transformer.joint_transformer_blocks.1.attn.to_q",),
+            marks=file_kind(
+                "lora_base",
+                "AuraFlow",
+                recognised="`joint_transformer_blocks`, `double_layers`",
+                result="rejected",
+                says="it is made for AuraFlow",
+            ),
+        ),
+        pytest.param(
+            ("double_stream_blocks.0.block.attn1.to_q",),
+            marks=file_kind(
+                "lora_base",
+                "HiDream",
+                recognised="`double_stream_blocks`, `single_stream_blocks`",
+                result="rejected",
+                says="it is made for HiDream",
+            ),
+        ),
+        pytest.param(
+            ("lora_unet_blocks_3_attn1_qkv",),
+            marks=file_kind(
+                "lora_base",
+                "Hunyuan-DiT",
+                recognised="`blocks.*.attn1`",
+                result="rejected",
+                says="it is made for Hunyuan-DiT or another diffusion transformer",
             ),
         ),
     ],
