@@ -61,7 +61,7 @@ def image_inputs(
     """Open images and masks and bring them to the size that is generated.
 
     Args:
-      image: one or several images, or latents (n, C, h, w) float32.
+      image: one or several images, or latents (n, C, h, w) float32, or a list of such.
       height, width: pixels, multiples of the space's downscale; default the first image's size
         rounded down, or without an image, or to generate a part of it, `default_size`, (height,
         width).
@@ -72,15 +72,16 @@ def image_inputs(
         raise InvalidArgumentError("mask_image needs an image")
     unit = space.downscale
     opened_masks = [] if mask is None else masks.load_masks(mask)
-    if isinstance(image, np.ndarray) and image.ndim == 4 and image.shape[1] == space.channels:
+    latents = _as_latents(image, space.channels)
+    if latents is not None:
         if inpainting.pastes:
             raise InvalidArgumentError(
                 "paste_back and padding_mask_crop need an image, got latents"
             )
-        size = _size_of_latents(image, height, width, unit)
-        _check_counts(len(image), len(opened_masks), count)
+        size = _size_of_latents(latents, height, width, unit)
+        _check_counts(len(latents), len(opened_masks), count)
         fitting = [resize(inpainting.adjusted(each), *size, resize_mode) for each in opened_masks]
-        return ImageInputs(*size, mask=_mask_array(fitting, unit), latents=image)
+        return ImageInputs(*size, mask=_mask_array(fitting, unit), latents=latents)
     opened = [] if image is None else load_images(image)
     _check_counts(len(opened), len(opened_masks), count)
     whole = inpainting.padding_mask_crop is None
@@ -127,6 +128,17 @@ def _mask_array(
     return masks.binary(images, unit, whole=whole) if images else None
 
 
+def _as_latents(image: object, channels: int) -> np.ndarray | None:
+    """Latents (n, channels, h, w) in place of images, or a list of such; None if they are none."""
+    parts: list[Any] = list(image) if isinstance(image, (list, tuple)) and image else [image]
+    if any(getattr(p, "ndim", 0) != 4 or p.shape[1] != channels for p in parts):
+        return None
+    found = [np.asarray(p) for p in parts]
+    if any(p.dtype.kind != "f" or p.shape[2:] != found[0].shape[2:] for p in found):
+        return None
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
 def _size_of_latents(
     latents: np.ndarray, height: int | None, width: int | None, unit: int
 ) -> tuple[int, int]:
@@ -135,6 +147,11 @@ def _size_of_latents(
     if not latents.size:
         raise InvalidArgumentError(f"image: no latents, got {shown(latents)}")
     high, wide = (side * unit for side in latents.shape[2:])
+    for side in (high, wide):
+        if side > MAX_SIDE:
+            raise InvalidArgumentError(
+                f"image: latents of {wide}x{high} pixels; sides are at most {MAX_SIDE}"
+            )
     for name, side, wanted in (("height", high, height), ("width", wide, width)):
         if wanted not in (None, side):
             raise InvalidArgumentError(f"{name} must be {side}, that of the latents, got {wanted}")

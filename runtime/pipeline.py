@@ -247,6 +247,8 @@ class Pipeline(PipelineStages):
             space=self._space,
             count=count,
         )
+        if images.latents is not None and self._family.masked_input:
+            raise InvalidArgumentError("image: an inpainting model needs pixels, got latents")
         if denoising_start is not None and strength is not None:
             raise InvalidArgumentError("expected either a strength or a denoising_start")
         plan = plan_timesteps(
@@ -413,7 +415,7 @@ class Pipeline(PipelineStages):
         self, name: str, first: list[str], second: str | Sequence[str] | None, repeats: int
     ) -> list[Text]:
         """The text of each image, or its texts for both encoders."""
-        if not second:  # "" too, as in diffusers
+        if second is None or (isinstance(second, str) and not second):  # "" too, as in diffusers
             return list(first)
         if len(self.text_encoders.tokenizers) < 2:
             raise InvalidArgumentError(f"{name} needs a package with two text encoders, as SDXL")
@@ -423,7 +425,7 @@ class Pipeline(PipelineStages):
         """Whether the negative embeddings are zeros, unless they are among the arguments."""
         if negative_prompt is not None:
             return False
-        if negative_prompt_2:
+        if negative_prompt_2 not in (None, ""):
             raise InvalidArgumentError("negative_prompt_2 needs a negative_prompt")
         return self._family.zeros_without_negative_prompt(self.package.model_index)
 

@@ -100,6 +100,9 @@ def make_scheduler(
         options["eta"] = eta  # 0 too: TCD's own default is another
     elif eta and short:
         raise InvalidArgumentError(f"scheduler '{name}' has no eta; only ddim and tcd do")
+    distilled = "original_inference_steps"
+    if short and distilled in options and distilled not in schedulers.option_names(short):
+        raise InvalidArgumentError(f"scheduler '{name}' has no {distilled}; only lcm and tcd do")
     return schedulers.create(name, config, steps, **options)
 
 

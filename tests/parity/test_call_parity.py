@@ -212,6 +212,44 @@ def test_base_and_refiner_in_a_row_equal_diffusers(pipelines: Callable[[str], Bo
     refined = refiner.ours(image=ours.images, generator=mine, output_type="np", **second)
     assert_same(refined.images, expected)
     assert refined.parameters[0].denoising_start == 0.6
+    for given in (torch.from_numpy(ours.images), list(ours.images[:, None])):
+        again = refiner.ours(image=given, seed=1, **second).latents  # type: ignore[arg-type]
+        other_again = refiner.ours(image=ours.images, seed=1, **second).latents
+        np.testing.assert_array_equal(again, other_again)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "lcm", "refiner"])
+def test_new_arguments_are_recorded_and_read_back(
+    pipelines: Callable[[str], Both], family: str
+) -> None:
+    pipe = pipelines(family).ours
+    arguments: dict[str, Any] = {
+        "sdxl": {
+            "prompt": PROMPTS,
+            "prompt_2": ["a star", "grey"],
+            "negative_prompt": "grey",
+            "negative_prompt_2": "blue",
+            "negative_original_size": (99, 80),
+            "negative_target_size": (90, 70),
+            "negative_crops_coords_top_left": (4, 5),
+            "denoising_end": 0.7,
+        },
+        "lcm": {"prompt": PROMPTS, "original_inference_steps": 20, "strength": 0.6},
+        "refiner": {"prompt": PROMPTS, "denoising_start": 0.4, "denoising_end": 0.9},
+    }[family]
+    if family != "sdxl":
+        arguments["image"] = picture(1, 64, 64)
+    for noise in (
+        {"generator": TorchGenerator(6)},
+        {"generator": [TorchGenerator(6), TorchGenerator(7, "cpu")]},
+        {"generator": TorchGenerator(2**40, "cuda")},
+        {"seed": -1},
+    ):
+        result = pipe(num_inference_steps=5, **arguments, **noise)
+        given = {"image": arguments["image"]} if "image" in arguments else {}
+        for image, parameters in zip(result.images, result.parameters, strict=True):
+            again = pipe.like(parameters, **given)
+            assert again.images[0].tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.8, 1.0])
