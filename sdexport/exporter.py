@@ -66,6 +66,8 @@ and 3.7 GB."""
 Progress = Callable[[str, str, int], object]
 """Called with a component, the stage that begins, and the number of stages in all."""
 _Begin = Callable[[str, str], object]
+TRACING = 1_400_000_000
+"""Bytes of PyTorch, the traced graph and the reference image, for full-size models."""
 
 
 def export(
@@ -78,6 +80,7 @@ def export(
     options: Options | None = None,
     force: bool = False,
     progress: Progress = lambda component, stage, total: None,
+    on_memory_need: Callable[[int], object] = lambda need: None,
 ) -> Manifest:
     """Export a checkpoint to a package.
 
@@ -94,6 +97,8 @@ def export(
       options: how to read the source, and what to merge into it.
       force: replace the destination, if it is a package or an empty folder.
       progress: see Progress.
+      on_memory_need: called with the bytes of memory that the export will need at most, before it
+        loads weights; it may raise an error.
     Returns: the manifest that was written.
     Raises: FileNotFoundError, CheckpointError, ConnectionError: see open_source. FileExistsError:
       the destination exists. InvalidArgumentError: opset or precision. VerificationError: the
@@ -111,6 +116,7 @@ def export(
     destination = Path(os.path.realpath(destination))
     check_destination(destination, force=force)
     checkpoint = open_source(source, revision=revision, options=options)
+    on_memory_need(_memory_need(checkpoint))
     with package_folder(destination, force=force) as folder:
         try:
             return _write_package(checkpoint, folder, opset, precision, progress)
@@ -144,6 +150,11 @@ def _write_package(
         manifest = replace(manifest, verification=figures, verified_with=backend)
     write(manifest, folder)
     return manifest
+
+
+def _memory_need(checkpoint: Checkpoint) -> int:
+    """Bytes that the export needs at most: one component in float32 at a time, and its trace."""
+    return TRACING + 4 * max(map(checkpoint.count_weights, checkpoint.configs))
 
 
 def _count_stages(checkpoint: Checkpoint, recorder: ImageRecorder, *, verifies: bool) -> int:

@@ -349,3 +349,8 @@ def assert_close(
         f"max abs {worst:.3e}, max rel {worst / (scale or 1):.3e}, "
         f"cosine {float(a.ravel() @ b.ravel()) / norms:.9f}, {worst / bound:.0%} of the tolerance"
     )
+
+
+MEMORY_ESTIMATE = 0.25
+"""Relative error of an estimated memory peak. The peaks of one command differ by a tenth from run
+to run and from processor to processor, and decide only between a warning and an error."""

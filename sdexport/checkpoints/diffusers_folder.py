@@ -143,6 +143,13 @@ class Checkpoint:
         """(height, width) in latent cells that the denoiser was trained on."""
         return self.family.latent_size(self.configs)
 
+    def count_weights(self, part: str) -> int:
+        """The number of a component's weights, from its configuration."""
+        with parsing(f"{self.label}: {part}"):
+            config = read_config(self.folder / part / "config.json")
+            module = empty(str(self.index[part][1]), config)
+        return sum(weight.numel() for weight in module.parameters())
+
     def load(self, part: str) -> Any:
         """The module of a component, for inference in float32; see modules.fill.
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
+from sdexport.commands.memory_check import check_build, ignore_memory_option
 from sdexport.commands.progress import Progress, progress
 from sdexport.commands.shared_options import FILE, FOLDER, json_option, print_json, without_none
 from sdexport.commands.verbosity import verbosity_options
 
 _FOR_ONNXRUNTIME = {
     *("package", "backend", "components", "engine_dir", "rebuild_stale", "as_json"),
+    *("ignore_memory",),
     *("quiet", "verbose", "debug"),
 }
 """Parameters that --backend onnxruntime has; the others are for TensorRT only."""
@@ -77,6 +79,7 @@ class SpanType(click.ParamType[Any]):
 @click.option("--timing-cache", type=FILE, help="Keep the builder's measurements in this file.")
 @click.option("--engine-dir", type=FOLDER, help="Write here instead of PACKAGE/engines.")
 @click.option("--rebuild-stale", is_flag=True, help="Replace engines that no longer fit.")
+@ignore_memory_option
 @json_option
 @verbosity_options
 def build(
@@ -86,6 +89,7 @@ def build(
     engine_dir: Path | None,
     timing_cache: Path | None,
     rebuild_stale: bool,
+    ignore_memory: bool,
     as_json: bool,
     **for_tensorrt: Any,
 ) -> None:
@@ -110,6 +114,7 @@ def build(
     if backend != "onnxruntime":
         arguments |= {"timing_cache": timing_cache, **_tensorrt_arguments(for_tensorrt)}
     loaded = Package.load(package)
+    check_build(loaded, components, backend, ignore=ignore_memory)
     with progress(100, "build") as shown:
         built = _run(loaded, arguments, shown)
     if as_json:

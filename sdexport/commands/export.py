@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sdexport.commands.memory_check import check_memory, ignore_memory_option
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
@@ -39,6 +40,7 @@ from sdexport.graphs.precision import PRECISIONS, verifying_backends
 )
 @source_options
 @click.option("--force", is_flag=True, help="Replace an existing package.")
+@ignore_memory_option
 @json_option
 @verbosity_options
 def export(
@@ -47,6 +49,7 @@ def export(
     opset: int,
     precision: str,
     force: bool,
+    ignore_memory: bool,
     as_json: bool,
     **of_source: Any,
 ) -> None:
@@ -56,7 +59,17 @@ def export(
     hub, or a single .safetensors file as used by AUTOMATIC1111 and ComfyUI. The package is verified
     before it is put in place, if a backend that can run it is installed.
     """
-    manifest = run_export(source, package, of_source, opset=opset, precision=precision, force=force)
+    manifest = run_export(
+        source,
+        package,
+        of_source,
+        opset=opset,
+        precision=precision,
+        force=force,
+        on_memory_need=lambda need: check_memory(
+            need, "this export", "export on a machine with more memory", ignore=ignore_memory
+        ),
+    )
     size = sum(record.size for part in manifest.components.values() for record in part.files)
     if as_json:
         print_json(

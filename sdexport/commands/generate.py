@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sdexport.commands.generate_options import generate_options
+from sdexport.commands.memory_check import check_images, ignore_memory_option
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
@@ -27,6 +28,7 @@ from sdexport.commands.verbosity import verbosity_options
 @click.argument("prompt", required=False)
 @generate_options
 @backend_options
+@ignore_memory_option
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @json_option
 @verbosity_options
@@ -51,6 +53,7 @@ def generate(
     session_options: tuple[tuple[str, Any], ...],
     engine_dir: Path | None,
     low_memory: bool,
+    ignore_memory: bool,
     force: bool,
     as_json: bool,
     **settings: Any,
@@ -98,6 +101,7 @@ def generate(
     ):
         if reference:
             reference.warn_of_differences(pipe.settings, jobs)
+        check_images(pipe, jobs, opened_with, ignore=ignore_memory)
         if save_embeds:
             save_embeds_of(pipe, save_embeds, jobs[0].arguments, force=force)
         report = generate_images(

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sdexport.commands.memory_check import check_verification, ignore_memory_option
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
@@ -35,6 +36,7 @@ from sdexport.commands.verbosity import verbosity_options
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random inputs of --against.")
 @source_options
+@ignore_memory_option
 @json_option
 @verbosity_options
 def verify(
@@ -43,6 +45,7 @@ def verify(
     session_options: tuple[tuple[str, Any], ...],
     engine_dir: Path | None,
     low_memory: bool,
+    ignore_memory: bool,
     against: str | None,
     seed: int | None,
     as_json: bool,
@@ -70,6 +73,9 @@ def verify(
             loaded, backend, against, of_source, **used_seed, **opened_with
         )
     if against is None or (package / MANIFEST).is_file():  # Optimum's folders have no references
+        check_verification(
+            loaded, opened_with, backend, low_memory=low_memory, ignore=ignore_memory
+        )
         checks = [*_replay(loaded, backend, low_memory=low_memory, **opened_with), *checks]
     passed = all(check.passed for check in checks)
     if as_json:

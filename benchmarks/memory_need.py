@@ -1,0 +1,98 @@
+"""Memory that commands need, as estimated beforehand and as measured.
+
+    python -m benchmarks.memory_need PACKAGE [--size 256] [--backend NAME[,OPTION=VALUE...]]
+                                     [--command generate|verify|build] [--low-memory] [--json FILE]
+
+Adds a row to the JSON file: the bytes and configurations from which the estimate is made, the
+measured peak, and the estimate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks.full_size import measure
+from sdexport.bench.workload import PROMPT
+from sdexport.commands.memory_check import verification_calls
+from sdexport.runtime.component_backends import parse_backends
+from sdexport.runtime.memory_need import build_need, image_calls, memory_need
+from sdexport.runtime.packages.package import Package
+
+
+def estimate(
+    package: Package, command: str, size: int, backend: str, low_memory: bool
+) -> int | None:
+    """The estimated peak of a command, in bytes."""
+    if command == "build":
+        return build_need(package, (), backend)
+    if command == "verify":
+        calls = verification_calls(package)
+    else:
+        refines = package.family.starts_from_image
+        calls = image_calls(package, width=size, height=size, from_image=refines)
+    return memory_need(package, calls, parse_backends([backend]), low_memory=low_memory)
+
+
+def run(folder: Path, command: str, size: int, backend: str, low_memory: bool) -> dict[str, Any]:
+    """The row of one command."""
+    package = Package.load(folder, verify=False)
+    need = estimate(package, command, size, backend, low_memory)
+    with tempfile.TemporaryDirectory() as scratch:
+        further: list[object] = ["--backend", backend, "--ignore-memory"]
+        if command == "build":
+            further += ["--engine-dir", scratch]
+        elif low_memory:
+            further += ["--low-memory"]
+        if command == "generate":
+            further += [PROMPT, "-o", Path(scratch) / "image.png", "--steps", 2, "--seed", 0]
+            if package.family.starts_from_image:
+                source = Path(scratch) / "input.png"
+                Image.linear_gradient("L").convert("RGB").resize((size, size)).save(source)
+                further += ["--image", source, "--strength", 1]
+            else:
+                further += ["--size", f"{size}x{size}"]
+        peak = measure("-m", "sdexport", command, folder, *further)["peak_gb"]
+    stored = {
+        name: sum(f.stat().st_size for f in (folder / name).iterdir() if f.is_file())
+        for name in package.manifest.components
+    }
+    return {
+        "family": package.manifest.family,
+        "precision": {n: c.precision for n, c in package.manifest.components.items()},
+        "stored": stored,
+        "configs": {name: package.config(name) for name in stored},
+        "graphs": package.graphs,
+        "command": command,
+        "size": size,
+        "backend": backend,
+        "low_memory": low_memory,
+        "peak_gb": peak,
+        "estimate_gb": None if need is None else round(need / 1e9, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.memory_need")
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
+    parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("--command", choices=("generate", "verify", "build"), default="generate")
+    parser.add_argument("--low-memory", action="store_true")
+    parser.add_argument("--json", type=Path, help="add the row to this file")
+    args = parser.parse_args()
+    row = run(args.package, args.command, args.size, args.backend, args.low_memory)
+    shown = ("family", "command", "size", "backend", "low_memory", "peak_gb", "estimate_gb")
+    print({key: row[key] for key in shown})
+    if args.json:
+        rows = json.loads(args.json.read_text()) if args.json.exists() else []
+        args.json.write_text(json.dumps([*rows, row], indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

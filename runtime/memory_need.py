@@ -1,0 +1,200 @@
+"""How much memory a pipeline will need, from the package, the image's size and the backend.
+
+The peak of the process is estimated component by component, in the order in which they are opened:
+weights in the form that the backend keeps, what opening needs besides, and the largest
+intermediate tensors of a call. The figures of `_COSTS` were measured with full-size models
+(benchmarks/memory_need.py), on the CPU; GPUs are not estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdexport.engines import PREPARED_BACKEND
+from sdexport.runtime.component_backends import Backends, backend_of
+from sdexport.runtime.component_engines import engine_path, resolve_backend
+from sdexport.runtime.models.components import TOKEN_EMBEDDING, Role
+from sdexport.runtime.packages.package import Package
+
+PYTHON = 70_000_000
+"""Bytes of the interpreter, NumPy and a backend's library."""
+OPENVINO, CPU = "openvino", "CPUExecutionProvider"
+_FLOAT = 4
+"""Bytes of an element of a float32 tensor."""
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a backend needs.
+
+    opening, kept: bytes while and after a component is opened, for each byte of float32 weights.
+    scores: float32 matrices of attention scores that are held at once; 0 if none is ever complete.
+    denoiser, decoder, encoder: tensors of the size of the first level's that are held at once.
+    """
+
+    opening: float
+    kept: float
+    scores: float
+    denoiser: float
+    decoder: float
+    encoder: float
+
+
+_COSTS: Mapping[str, _Cost] = {
+    "onnxruntime fp32": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
+    "onnxruntime fp16": _Cost(1.62, 1.15, 1, 20, 7.6, 4),
+    "onnxruntime prepared": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
+    "openvino f32": _Cost(2.6, 2.6, 0, 10, 4.6, 4),
+    "openvino bf16": _Cost(1.9, 1.85, 0, 10, 4.2, 4),
+    "openvino f16": _Cost(1.9, 1.85, 0, 10, 4.2, 4),
+    "openvino i8": _Cost(1.75, 1.75, 0, 10, 4.2, 4),
+}
+_BUILDS = {PREPARED_BACKEND: 1.45, "tensorrt-rtx": 1.9}
+"""Bytes that a build needs for each byte of a component's float32 weights."""
+_STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+"""Bytes of a weight in a package of a precision."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A component that is run: on so many rows, of so many latent cells in height and width."""
+
+    component: str
+    rows: int
+    height: int
+    width: int
+
+
+def image_calls(
+    package: Package,
+    *,
+    width: int,
+    height: int,
+    batch: int = 1,
+    guided: bool = True,
+    from_image: bool = False,
+    max_batch: int | None = None,
+    vae_tile: int | None = None,
+) -> list[Call]:
+    """The components that generate images, in the order in which they run.
+
+    Args:
+      width, height: in pixels.
+      batch: images at once.
+      guided: whether the denoiser runs on the unconditional half too.
+      from_image: whether there is an input image.
+      max_batch, vae_tile: of the pipeline.
+    """
+    unit = package.manifest.downscale
+    rows = min(batch, max_batch or batch)
+    size = -(-height // unit), -(-width // unit)
+    tile = max(vae_tile // unit, 1) if vae_tile else max(size)
+    calls = []
+    for role in (Role.TEXT_ENCODER, Role.VAE_ENCODER, Role.DENOISER, Role.VAE_DECODER):
+        for spec in package.family.components:
+            if spec.role is not role or (role is Role.VAE_ENCODER and not from_image):
+                continue
+            in_tiles = role in (Role.VAE_ENCODER, Role.VAE_DECODER)
+            sides = [min(side, tile) for side in size] if in_tiles else size
+            doubled = role is Role.DENOISER and guided
+            calls.append(Call(spec.name, rows * (2 if doubled else 1), *sides))
+    return calls
+
+
+def memory_need(
+    package: Package,
+    calls: Iterable[Call],
+    backends: Backends = "onnxruntime",
+    *,
+    options: Mapping[str, Any] | None = None,
+    low_memory: bool = False,
+) -> int | None:
+    """The peak of a process that runs these calls one after the other, resident bytes.
+
+    Args:
+      options: of the backends' sessions, engine_dir among them.
+      low_memory: whether a component is closed before the next one opens.
+    Returns: None if a component runs on a backend whose need is not known, such as a GPU.
+    """
+    kept = peak = PYTHON
+    opened: set[str] = set()
+    for call in calls:
+        component = call.component.partition(".")[0]
+        cost = _COSTS.get(_form(package, component, backends, options or {}))
+        if cost is None:
+            return None
+        weights = _weights(package, component) if low_memory or call.component not in opened else 0
+        if call.component.endswith(TOKEN_EMBEDDING):
+            weights = 0  # a table, which is mapped
+        opened.add(call.component)
+        base = PYTHON if low_memory else kept
+        kept = base + round(cost.kept * weights) + _activations(package, call, cost)
+        peak = max(peak, base + round(cost.opening * weights), kept)  # arenas are not given back
+    return peak
+
+
+def build_need(package: Package, components: Sequence[str], backend: str) -> int | None:
+    """The peak of building engines, in bytes; None for a backend whose need is not known.
+
+    Args:
+      components: their names; all of them if there are none.
+    """
+    if backend not in _BUILDS:
+        return None
+    names = components or list(package.manifest.components)
+    return PYTHON + round(_BUILDS[backend] * max(_weights(package, name) for name in names))
+
+
+def _form(package: Package, component: str, backends: Backends, options: Mapping[str, Any]) -> str:
+    """In which form a component's weights are kept: a key of _COSTS, or something else."""
+    spec = backend_of(backends, component)
+    options = {**options, **spec.options}
+    backend = resolve_backend(package, component, spec.name, options.get("engine_dir"))
+    if backend == OPENVINO:
+        precision = options.get("precision", "f32")
+        return f"{backend} {precision}" if options.get("device", "CPU") == "CPU" else ""
+    if backend != PREPARED_BACKEND or options.get("providers", CPU) not in (CPU, [CPU], (CPU,)):
+        return backend
+    if engine_path(package, component, backend, options.get("engine_dir")).is_file():
+        return f"{backend} prepared"
+    return f"{backend} {package.manifest.components[component].precision}"
+
+
+def _weights(package: Package, component: str) -> int:
+    """Bytes of a component's weights in float32."""
+    files = (package.folder / component).iterdir()
+    stored = sum(file.stat().st_size for file in files if file.is_file())
+    return stored * _FLOAT // _STORED.get(package.manifest.components[component].precision, 4)
+
+
+def _activations(package: Package, call: Call, cost: _Cost) -> int:
+    """Bytes of the intermediate tensors of a call that are held at once."""
+    component = call.component.partition(".")[0]
+    spec, config = package.family.component(component), package.config(component)
+    if spec.role is Role.TEXT_ENCODER:
+        return 0
+    levels: Sequence[int] = (
+        config.get("block_out_channels") or config.get("decoder_block_out_channels") or (128,)
+    )
+    cells = call.rows * call.height * call.width
+    if spec.role is Role.DENOISER:
+        scores = max(_scores(config, level, call) for level in range(len(levels)))
+        held = cost.denoiser
+    else:
+        scores = cells * call.height * call.width
+        cells *= package.manifest.downscale**2
+        held = cost.decoder if spec.role is Role.VAE_DECODER else cost.encoder
+    return round(_FLOAT * (held * levels[0] * cells + cost.scores * scores))
+
+
+def _scores(config: Mapping[str, Any], level: int, call: Call) -> int:
+    """Elements of the scores of one self-attention on a level of a UNet; 0 if there is none."""
+    blocks = config.get("down_block_types") or ()
+    if level >= len(blocks) or "CrossAttn" not in blocks[level]:
+        return 0
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
+    count: int = heads if isinstance(heads, int) else heads[level]
+    tokens: int = -(-call.height // 2**level) * -(-call.width // 2**level)
+    return call.rows * count * tokens**2

@@ -1,0 +1,154 @@
+"""Compares the memory that a command needs with what there is, before the work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdexport.engines.available_memory import available_bytes
+from sdexport.engines.errors import OutOfMemoryError
+
+REFERENCE_SIZE = 256
+"""Largest width and height of reference images, in pixels."""
+SURELY = 1.25
+"""A need of so many times the available memory is an error: estimates are within a quarter."""
+LARGE = 4
+"""An input image with so many times the pixels of the package's own size is mentioned."""
+_log = logging.getLogger(__name__)
+
+ignore_memory_option = click.option(
+    "--ignore-memory",
+    is_flag=True,
+    help="Begin even if the memory that is needed seems not to be there.",
+)
+
+
+def check_memory(need: int | None, what: str, remedies: str, *, ignore: bool) -> None:
+    """Compare a need with the available memory.
+
+    Args:
+      need: bytes; None if it is not known.
+      what: needs it, for the message.
+      remedies: what needs less, for the message.
+      ignore: only warn.
+    Raises: OutOfMemoryError: it surely does not fit.
+    """
+    available = available_bytes()
+    if need is None or available is None:
+        _log.info("%s: the memory that is needed, or available, is not known", what)
+        return
+    text = (
+        f"{what} needs about {need / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are "
+        f"available"
+    )
+    if need <= available:
+        _log.info("%s", text)
+    elif ignore or need <= SURELY * available:
+        _log.warning("%s: it may fail or be very slow; %s", text, remedies)
+    else:
+        raise OutOfMemoryError(f"{text}; {remedies}, or begin anyway with --ignore-memory")
+
+
+def check_images(
+    pipe: Any, jobs: Iterable[Any], opened_with: Mapping[str, Any], *, ignore: bool
+) -> None:
+    """Check the largest of the images that will be generated.
+
+    Args:
+      jobs: of generate_jobs. opened_with: arguments of load_pipeline.
+    Raises: see check_memory.
+    """
+    from sdexport.runtime.component_backends import DEFAULT
+    from sdexport.runtime.inputs import MAX_SIDE
+    from sdexport.runtime.memory_need import image_calls, memory_need
+
+    options = dict(opened_with)
+    backends = options.pop("backend", DEFAULT)
+    low_memory = bool(options.pop("low_memory", False))
+    tiles = {name: options.pop(name, None) for name in ("vae_tile", "max_batch")}
+    sizes = {_size(pipe.package, job.arguments) for job in jobs}
+    for width, height, from_image, guided in sizes:
+        if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (width, height)):
+            continue  # the pipeline says what is wrong
+        calls = image_calls(
+            pipe.package,
+            width=width,
+            height=height,
+            guided=guided,
+            from_image=from_image,
+            **tiles,
+        )
+        need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)
+        remedies = "use a smaller --size" + ("" if low_memory else ", or --low-memory")
+        what = f"an image of {width}x{height}"
+        check_memory(need, what, remedies, ignore=ignore)
+
+
+def check_verification(
+    package: Any, options: Mapping[str, Any], backends: Any, *, low_memory: bool, ignore: bool
+) -> None:
+    """Check what replaying the reference outputs of a package needs.
+
+    Args:
+      options: of the backends' sessions.
+    Raises: see check_memory.
+    """
+    from sdexport.runtime.memory_need import memory_need
+
+    calls = verification_calls(package)
+    need = memory_need(package, calls, backends, options=options, low_memory=low_memory)
+    remedies = "use a backend that needs less" if low_memory else "use --low-memory"
+    check_memory(need, "verifying this package", remedies, ignore=ignore)
+
+
+def verification_calls(package: Any) -> list[Any]:
+    """The calls of a verification: every graph on small inputs, then the reference image."""
+    from sdexport.runtime.memory_need import Call, image_calls
+
+    height, width = (min(side, REFERENCE_SIZE) for side in package.manifest.default_size)
+    graphs = [Call(graph, 2, 8, 8) for graph in package.graphs]
+    return graphs + image_calls(package, width=width, height=height)
+
+
+def check_build(package: Any, components: Iterable[str], backend: str, *, ignore: bool) -> None:
+    """Check what building an engine for the largest component needs.
+
+    Raises: see check_memory.
+    """
+    from sdexport.runtime.memory_need import build_need
+
+    need = build_need(package, list(components), backend)
+    check_memory(need, "this build", "build on a machine with more memory", ignore=ignore)
+
+
+def _size(package: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, bool, bool]:
+    """Width and height in pixels, whether there is an input image, and whether guidance is used."""
+    image, (height, width) = arguments.get("image"), package.manifest.default_size
+    if isinstance(image, str | Path) and not {"width", "height"} & arguments.keys():
+        width, height = _image_size(Path(image), package.manifest.default_size) or (width, height)
+    width, height = arguments.get("width", width), arguments.get("height", height)
+    scale = arguments.get("guidance_scale", 2.0)
+    guided = not isinstance(scale, int | float) or scale > 1
+    return width, height, image is not None, guided
+
+
+def _image_size(path: Path, own: tuple[int, int]) -> tuple[int, int] | None:
+    """(width, height) of an image file, with a warning if it is large; None if it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Exception:  # noqa: BLE001  the pipeline reads it again and says what is wrong
+        return None
+    if width * height > LARGE * own[0] * own[1]:
+        _log.warning(
+            "%s has %dx%d pixels, and the model's own size is %dx%d: the result has the image's "
+            "size; --size limits it",
+            *(path.name, width, height, own[1], own[0]),
+        )
+    return width, height

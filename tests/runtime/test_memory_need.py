@@ -1,0 +1,149 @@
+"""Estimates of memory: compared with the peaks that were measured with full-size models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.checkpoints import NAMES
+from sdexport import Package
+from sdexport.checkpoints.published_configs import FAMILIES
+from sdexport.commands.memory_check import verification_calls
+from sdexport.exporter import TRACING
+from sdexport.runtime.component_backends import parse_backends
+from sdexport.runtime.memory_need import build_need, image_calls, memory_need
+from sdexport.runtime.models.components import TOKEN_GRAPHS
+from sdexport.runtime.packages.manifest import ComponentRecord, FileRecord, Manifest
+from tests.tolerances import MEMORY_ESTIMATE
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def full_size_rows() -> list[dict[str, Any]]:
+    """The peaks of the table of full-size models, with what the estimates are made from."""
+    rows = []
+    for path in sorted(RESULTS.glob("full_size.*.json")):
+        report = json.loads(path.read_text())
+        published = next(f for f in FAMILIES if f.name == NAMES[report["family"]])
+        stored = {name: round(size * 1e9) for name, size in report["component_gb"].items()}
+        text_encoders = [name for name in stored if name.startswith("text_encoder")]
+        precision = dict.fromkeys(stored, report["precision"])
+        if "XL" in published.name:  # its VAE stays in float32
+            precision |= {"vae_decoder": "fp32", "vae_encoder": "fp32"}
+        vae = dict.fromkeys(("vae_decoder", "vae_encoder"), published.vae)
+        halves = [f"{name}.{half}" for name in text_encoders for half in TOKEN_GRAPHS]
+        row = {
+            "family": _FAMILY_NAMES[report["family"]],
+            "precision": precision,
+            "stored": stored,
+            "configs": {"unet": published.unet, **vae, **{name: {} for name in text_encoders}},
+            "graphs": [*stored, *halves],
+            "size": 256,
+            "backend": "onnxruntime",
+            "low_memory": False,
+        }
+        for command, stage in report["stages"].items():
+            if "peak_gb" in stage:
+                rows.append(row | {"command": command, "peak_gb": stage["peak_gb"]})
+    return rows
+
+
+_FAMILY_NAMES = {
+    "sd15": "stable-diffusion",
+    "sd2": "stable-diffusion",
+    "sdxl": "stable-diffusion-xl",
+    "refiner": "stable-diffusion-xl-refiner",
+}
+ROWS = [*json.loads((RESULTS / "memory_need.json").read_text()), *full_size_rows()]
+
+
+def package_of(row: dict[str, Any], folder: Path) -> Package:
+    """A package with files of the sizes of a full-size one, and nothing in them."""
+    components = {}
+    for name, size in row["stored"].items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(row["configs"][name]))
+        with (folder / name / "model.onnx").open("wb") as file:
+            file.truncate(size)
+        graphs = [graph for graph in row["graphs"] if graph.partition(".")[0] == name]
+        files = [f"{name}/{graph.partition('.')[2] or 'model'}.onnx" for graph in graphs]
+        records = tuple(FileRecord(file, 1, "") for file in files)
+        components[name] = ComponentRecord(records, row["precision"][name], 23, (), ())
+    side = 1024 if "xl" in row["family"] else 512
+    manifest = Manifest(
+        family=row["family"],
+        source={},
+        latent_channels=4,
+        downscale=8,
+        scaling_factor=0.18,
+        default_size=(side, side),
+        prediction_type="epsilon",
+        components=components,
+        files=(),
+        tools={},
+    )
+    return Package(folder, manifest, {}, {})
+
+
+def estimate(row: dict[str, Any], package: Package) -> int | None:
+    if row["command"] == "export":
+        bytes_of = {"fp32": 1, "fp16": 2}
+        return TRACING + max(
+            size * bytes_of[row["precision"][name]] for name, size in row["stored"].items()
+        )
+    if row["command"] == "build":
+        return build_need(package, (), row["backend"])
+    if row["command"] == "verify":
+        calls = verification_calls(package)
+    else:
+        side, from_image = row["size"], package.family.starts_from_image
+        calls = image_calls(package, width=side, height=side, from_image=from_image)
+    return memory_need(
+        package, calls, parse_backends([row["backend"]]), low_memory=row["low_memory"]
+    )
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['family']} {row['command']}")
+def test_estimate_is_near_the_measured_peak(row: dict[str, Any], tmp_path: Path) -> None:
+    need = estimate(row, package_of(row, tmp_path))
+    assert need is not None
+    assert need / 1e9 == pytest.approx(row["peak_gb"], rel=MEMORY_ESTIMATE)
+
+
+def test_every_family_and_command_was_measured() -> None:
+    generated = {row["family"] for row in ROWS if row["command"] == "generate"}
+    assert generated >= {
+        "stable-diffusion",
+        "stable-diffusion-xl",
+        "stable-diffusion-xl-refiner",
+    }
+    assert {row["command"] for row in ROWS} == {"generate", "verify", "build", "export"}
+    assert {row["backend"].partition(",")[0] for row in ROWS} == {"onnxruntime", "openvino"}
+
+
+def test_need_grows_with_the_image_and_falls_with_tiles_and_low_memory(package: Package) -> None:
+    loaded = Package.load(package, verify=False)
+
+    def need(side: int, low_memory: bool = False, **further: Any) -> int:
+        calls = image_calls(loaded, width=side, height=side, **further)
+        found = memory_need(loaded, calls, low_memory=low_memory)
+        assert found is not None
+        return found
+
+    assert need(128) < need(512) < need(2048)
+    assert need(2048, batch=2) > need(2048) > need(2048, guided=False)
+    assert need(2048, batch=4, max_batch=1) == need(2048)
+    assert need(4096, vae_tile=512) < need(4096)
+    assert need(128, low_memory=True) < need(128)
+
+
+def test_unknown_needs(package: Package) -> None:
+    """GPUs are not estimated; an Optimum folder without configurations is."""
+    loaded = Package.load(package, verify=False)
+    calls = image_calls(loaded, width=64, height=64)
+    for backend in ("onnxruntime-cuda", "openvino,device=GPU", "unet=tensorrt-rtx"):
+        assert memory_need(loaded, calls, parse_backends([backend])) is None
+    assert build_need(loaded, (), "tensorrt") is None
