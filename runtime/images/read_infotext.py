@@ -130,7 +130,7 @@ def _own_setting(key: str, value: str, *, own: bool) -> dict[str, Any]:
         return {name: value == "True"}
     if isinstance(default, (int, float)):
         return {name: type(default)(value)}
-    if isinstance(default, str):
+    if isinstance(default, str) or name == "prompt_style":
         return {name: value}
     if name in ("vae_tile", "max_batch"):
         return {name: int(value)}

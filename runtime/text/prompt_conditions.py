@@ -110,14 +110,11 @@ class PromptConditions:
     @property
     def constant(self) -> np.ndarray | None:
         """The embeddings (B or 2B, n, width) if no prompt needs more; else None."""
-        conditional = [row for row in self._rows if row.weight is not None]
-        simple = (
-            len(conditional) == self._count
-            and all(row.weight == 1 for row in conditional)
-            and len({row.embeds[0].shape for row in self._rows}) == 1
-            and all(each is row.embeds[0] for row in self._rows for each in row.embeds)
-        )
-        return np.stack([row.embeds[0] for row in self._rows]) if simple else None
+        weights = [row.weight for row in self._rows if row.weight is not None]
+        changes = any(each is not row.embeds[0] for row in self._rows for each in row.embeds)
+        if changes or weights != [1] * self._count:
+            return None
+        return _stacked([row.embeds[0] for row in self._rows])
 
     def __call__(self, call: int, calls: int) -> ConditionRows:
         """The rows of a call of the denoiser; the same object while nothing changes."""
@@ -197,10 +194,15 @@ def joined(found: TextEmbeds, style: str) -> np.ndarray:
     """
     if style in (AUTOMATIC1111, COMFYUI) and found.lengths:
         pairs = zip(found.embeds, found.lengths, strict=True)
-        embeds = equal_lengths([each[:length] for each, length in pairs])
-        if len({len(each) for each in embeds}) == 1:
-            return np.stack(embeds)
+        same = _stacked([each[:length] for each, length in pairs])
+        return found.embeds if same is None else same
     return found.embeds
+
+
+def _stacked(embeds: list[np.ndarray]) -> np.ndarray | None:
+    """The embeddings in one array, repeated to the same length; None if that is not possible."""
+    embeds = equal_lengths(embeds)
+    return np.stack(embeds) if len({len(each) for each in embeds}) == 1 else None
 
 
 def needs_unconditional(weights: Sequence[float]) -> bool:

@@ -42,6 +42,7 @@ SETTINGS = Parameters(
     mask_image=(InputImage(DIGEST, "mask.png"),),
     resize_mode="crop",
     noise_device="cuda",
+    prompt_style="automatic1111",
     prompt_weights=True,
     clip_skip=2,
     token_embeds={"red": "blue", "puppy": {"puppy": 0.5, "skunk": 0.5}},
