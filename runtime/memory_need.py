@@ -46,10 +46,10 @@ _COSTS: Mapping[str, _Cost] = {
     "onnxruntime fp32": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
     "onnxruntime fp16": _Cost(1.62, 1.15, 1, 20, 7.6, 4),
     "onnxruntime prepared": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
-    "openvino f32": _Cost(2.6, 2.6, 0, 10, 4.6, 4),
-    "openvino bf16": _Cost(1.9, 1.85, 0, 10, 4.2, 4),
-    "openvino f16": _Cost(1.9, 1.85, 0, 10, 4.2, 4),
-    "openvino i8": _Cost(1.75, 1.75, 0, 10, 4.2, 4),
+    "openvino f32": _Cost(2.6, 2.6, 0, 80, 4.6, 4),
+    "openvino bf16": _Cost(1.9, 1.85, 0, 40, 4.2, 4),
+    "openvino f16": _Cost(1.9, 1.85, 0, 40, 4.2, 4),
+    "openvino i8": _Cost(1.75, 1.75, 0, 40, 4.2, 4),
 }
 _BUILDS = {PREPARED_BACKEND: 1.45, "tensorrt-rtx": 1.9}
 """Bytes that a build needs for each byte of a component's float32 weights."""
