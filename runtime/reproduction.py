@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
 from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.parameters import INPUT_IMAGES, Parameters
@@ -70,6 +71,10 @@ def arguments_like(
         recorded = getattr(parameters, name)
         if recorded is not None and name not in changes:
             found[name] = _find(name, recorded, folder)
+    if found.get("strength") is not None and "image" not in found:
+        raise InvalidArgumentError(
+            "the image was made from an input image, which its settings do not name; give image"
+        )
     return found
 
 
@@ -118,7 +123,11 @@ def differences(
       settings: of the pipeline that generates it again.
       arguments: of the call.
     """
-    return [*_other_settings(parameters, settings), *_other_inputs(parameters, arguments)]
+    found = [*_other_settings(parameters, settings), *_other_inputs(parameters, arguments)]
+    if parameters.not_understood:
+        names = ", ".join(shown(name)[1:-1] for name in list(parameters.not_understood)[:10])
+        found.append(f"not used: {names}")
+    return found
 
 
 def _other_settings(parameters: Parameters, settings: Mapping[str, Any]) -> list[str]:

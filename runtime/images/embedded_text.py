@@ -53,8 +53,10 @@ def _user_comment(image: Image.Image) -> str | None:
         return _string(value)
     if not isinstance(value, bytes) or len(value) <= 8:
         return None
-    encoding = _ENCODINGS.get(value[:8])
-    return _string(value[8:].decode(encoding, "replace")) if encoding else None
+    encoding, comment = _ENCODINGS.get(value[:8]), value[8:]
+    if encoding == "utf-16-be" and comment[1::2].count(0) > comment[::2].count(0):
+        encoding = "utf-16-le"  # of programs that write the file's byte order
+    return _string(comment.decode(encoding, "replace")) if encoding else None
 
 
 def _string(value: object) -> str | None:

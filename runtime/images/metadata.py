@@ -198,6 +198,8 @@ def _metadata(
         text, settings = embedded_texts(image)
     except ValueError:  # of another program
         text, settings = None, None
+    if text is not None:
+        text = text.encode("utf-8", "replace").decode()  # without lone surrogates
     settings = _with_file(settings, saved_as)
     source_type = _source_type(settings) if mark else None
     if wanted == "PNG":

@@ -49,7 +49,23 @@ def read_infotext(text: str) -> tuple[dict[str, Any], dict[str, str]]:
             found |= _READERS[key](value) if key in _READERS else _own_setting(key, value, own=own)
         except (ValueError, TypeError):
             rest[key] = value
+    if not own:
+        _move_what_means_something_else(found, rest, pairs)
     return found, rest
+
+
+def _move_what_means_something_else(
+    found: dict[str, Any], rest: dict[str, str], pairs: dict[str, str]
+) -> None:
+    """AUTOMATIC1111's settings that have our name under other circumstances only."""
+    moved = []
+    if any(key.startswith("Hires") for key in pairs):
+        moved.append(("strength", "Denoising strength"))  # of the second pass
+    if str(found.get("scheduler", "")).split("_")[0] not in ("ddim", "tcd"):
+        moved.append(("eta", "Eta"))  # of ancestral samplers
+    for name, key in moved:
+        if found.pop(name, None) is not None:
+            rest[key] = pairs[key]
 
 
 def _prompts(lines: list[str]) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def test_settings_of_another_program(pipe: Pipeline, caplog: pytest.LogCaptureFi
     image = Image.new("RGB", (8, 8))
     image.info["parameters"] = (
         "a (red:1.1) star\nSteps: 2, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, "
-        "Model hash: 0123456789, Model: other, Version: v1.10.0"
+        "Model hash: 0123456789, Model: other, Eta: 0.6, Denoising strength: 0.5, "
+        "Hires upscale: 2, Version: v1.10.0"
     )
     found = pipe.like(image)
     expected = pipe(
@@ -190,3 +191,16 @@ def test_settings_of_another_program(pipe: Pipeline, caplog: pytest.LogCaptureFi
     )
     assert pixels(found.images[0]) == pixels(expected.images[0])
     assert "model other (0123456789) then" in caplog.text
+    assert "; not used: Hires upscale, Denoising strength, Eta" in caplog.text
+    from_image = replace(read_parameters(image), strength=0.5)
+    with pytest.raises(InvalidArgumentError, match="made from an input image, which its settings"):
+        pipe.like(from_image)
+
+
+def test_space_before_a_colon_makes_no_difference(pipe: Pipeline) -> None:
+    """So the text may hold "Negative prompt :" where the prompt has none; see infotext."""
+    for text in ("Negative prompt: x", "a\nSteps: 3", "(Negative prompt:1.2)"):
+        assert pipe.tokenizer.encode(text) == pipe.tokenizer.encode(text.replace(":", " :"))
+    texts = ("(Negative prompt:1.2) x", "(Negative prompt :1.2) x")
+    weighted = [pipe.encode([text], prompt_weights=True) for text in texts]
+    np.testing.assert_array_equal(*weighted)

@@ -16,7 +16,7 @@ import sd_parsers
 from PIL import Image
 from sd_prompt_reader.image_data_reader import ImageDataReader
 
-from sdexport import InvalidArgumentError, save_image
+from sdexport import InvalidArgumentError, read_parameters, save_image
 from sdexport.runtime.images.embedded_text import embedded_texts
 from sdexport.runtime.images.metadata import to_image
 from sdexport.runtime.images.parameters import Parameters
@@ -114,6 +114,56 @@ def test_public_readers_read_the_settings(tmp_path: Path, suffix: str) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "a, b: c, Seed: 9, Steps: 8, Sampler: x"},
+        {"model": 'a "quoted", \\ model\nSteps: 9'},
+        {"backend": {"unet": "openvino,precision=bf16", "vae_decoder": "onnxruntime"}},
+        {"token_embeds": {"a": {"b, Seed: 9": 0.5}}},
+        {"external": {"latents": "float32 (1, 4, 8, 8) sha256:00, Seed: 9"}},
+    ],
+)
+def test_commas_and_colons_corrupt_nothing(tmp_path: Path, changes: Any) -> None:
+    """N3. No value is read as another setting."""
+    save_image(image(**changes), tmp_path / "a.png")
+    found = sd_parsers.ParserManager().parse(tmp_path / "a.png")
+    assert found is not None
+    sampler = found.samplers[0]
+    wanted = {"seed": "3", "steps": "20", "cfg_scale": "7.5"}
+    assert {key: sampler.parameters[key] for key in wanted} == wanted
+    assert sampler.prompts[0].value == SETTINGS.prompt
+    reader = ImageDataReader(str(tmp_path / "a.png"))
+    assert (reader.positive, reader.negative) == (SETTINGS.prompt, SETTINGS.negative_prompt)
+    assert [reader.parameter[key] for key in ("seed", "steps", "cfg")] == ["3", "20", "7.5"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("a\nSteps: 3, Sampler: x, Seed: 9", "a\nSteps : 3, Sampler: x, Seed: 9"),
+        ("a\nNegative prompt: b", "a\nNegative prompt : b"),
+        ("(Negative prompt:1.2) b", "(Negative prompt :1.2) b"),
+    ],
+)
+@pytest.mark.parametrize("negative", [None, "blurry"])
+def test_prompt_with_the_words_of_the_text(
+    tmp_path: Path, prompt: str, read: str, negative: str | None
+) -> None:
+    """N3. Readers find prompts whole; CLIP sees no space before a colon."""
+    save_image(image(prompt=prompt, negative_prompt=negative), tmp_path / "a.png")
+    found = sd_parsers.ParserManager().parse(tmp_path / "a.png")
+    assert found is not None
+    assert [each.value for each in found.samplers[0].prompts] == [read]
+    negatives = [each.value for each in found.samplers[0].negative_prompts]
+    assert negatives == ([negative] if negative else [])
+    reader = ImageDataReader(str(tmp_path / "a.png"))
+    assert (reader.parameter["seed"], reader.parameter["steps"]) == ("3", "20")
+    if negative:
+        assert (reader.positive, reader.negative) == (read, negative)
+    assert read_parameters(tmp_path / "a.png").prompt == prompt
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_mark_says_edited_and_can_be_left_out(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
@@ -159,6 +209,27 @@ def test_settings_too_long_for_jpeg(
         assert source_type(path) == GENERATED
     (record,) = caplog.records
     assert "a.jpg: a JPEG file cannot hold settings of more than 64 KB" in record.getMessage()
+
+
+def test_text_that_is_no_valid_unicode(tmp_path: Path) -> None:
+    for suffix in FORMATS:
+        save_image(image(negative_prompt="a\ud800b\0c"), tmp_path / f"a.{suffix}")
+        with Image.open(tmp_path / f"a.{suffix}") as opened:
+            text, settings = embedded_texts(opened)
+        assert text is not None
+        assert "Negative prompt: a?b\0c" in text
+        assert settings is not None
+        assert json.loads(settings)["negative_prompt"] == "a\ud800b\0c"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le"])
+def test_comment_in_either_byte_order(encoding: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a rød cirkel 🔴".encode(encoding)
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "JPEG", exif=exif)
+    with Image.open(content) as opened:
+        assert embedded_texts(opened)[0] == "a rød cirkel 🔴"
 
 
 def test_quality_and_lossless(tmp_path: Path) -> None:
