@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.runtime.images.resizing import resize, scaled_size
+from sdexport.runtime.images.resizing import resize, visible
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; the last two are exclusive."""
@@ -67,13 +67,8 @@ def whole_image(
 
 
 def _visible(size: tuple[int, int], width: int, height: int) -> Box:
-    """The part of an image of `size` that "crop" keeps."""
-    scaled = scaled_size(size, width, height, "crop")
-    box = []
-    for own, whole, part in zip(size, scaled, (width, height), strict=True):
-        start = whole // 2 - part // 2
-        box.append((round(start * own / whole), round((start + part) * own / whole)))
-    (left, right), (top, bottom) = box
+    """The part of an image of `size` that "crop" keeps, in whole pixels."""
+    left, top, right, bottom = map(round, visible(size, width, height))
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 

@@ -8,6 +8,9 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 
 RESIZE_MODES = ("stretch", "crop", "fill")
+MAX_SCALED = 2**26
+"""Pixels of a scaled image before it is cropped; beyond that only the part that is kept is scaled,
+which changes rounding."""
 _LANCZOS = Image.Resampling.LANCZOS
 
 
@@ -32,6 +35,9 @@ def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -
     if mode == "stretch":
         return image.resize((width, height), _LANCZOS)
     inside = scaled_size(image.size, width, height, mode)
+    if inside[0] * inside[1] > MAX_SCALED and mode == "crop":
+        kept = visible(image.size, width, height)
+        return image.resize((width, height), _LANCZOS, box=kept).convert("RGB")
     resized = image.resize(inside, _LANCZOS)
     canvas = Image.new("RGB", (width, height))
     left, top = width // 2 - inside[0] // 2, height // 2 - inside[1] // 2
@@ -47,6 +53,16 @@ def scaled_size(size: tuple[int, int], width: int, height: int, mode: str) -> tu
     if ratio > own_ratio if mode == "crop" else ratio < own_ratio:
         return width, max(1, size[1] * width // size[0])
     return max(1, size[0] * height // size[1]), height
+
+
+def visible(size: tuple[int, int], width: int, height: int) -> tuple[float, float, float, float]:
+    """The part of an image of `size` that "crop" keeps: left, top, right, bottom, in its pixels."""
+    scaled = scaled_size(size, width, height, "crop")
+    left, top = (
+        whole // 2 - part // 2 for whole, part in zip(scaled, (width, height), strict=True)
+    )
+    x, y = size[0] / scaled[0], size[1] / scaled[1]
+    return left * x, top * y, (left + width) * x, (top + height) * y
 
 
 def _repeat_edges(canvas: Image.Image, inner: Image.Image, left: int, top: int) -> None:

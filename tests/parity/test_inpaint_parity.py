@@ -172,6 +172,16 @@ def test_paste_back_equals_apply_overlay(both: tuple[Pipeline, Any], mode: str) 
     assert_same(result, expected)
 
 
+def test_paste_back_of_floats_has_the_pixels_of_images(both: tuple[Pipeline, Any]) -> None:
+    rng = np.random.default_rng(9)
+    arguments: dict[str, Any] = {"prompt": PROMPTS[0], "num_inference_steps": 2, "seed": 1}
+    arguments |= {"image": photo(rng, 40, 56), "mask_image": drawn_mask(rng, 40, 56)}
+    arguments |= {"padding_mask_crop": 4, "strength": 1.0}
+    images, floats = (both[0](output_type=t, **arguments).images for t in ("pil", "np"))
+    assert (floats.shape, floats.dtype) == ((1, 56, 40, 3), np.float32)
+    np.testing.assert_array_equal(np.rint(floats[0] * 255), np.asarray(images[0]))
+
+
 @pytest.mark.parametrize("many", ["masks", "both"])
 def test_lists_of_masks_equal_diffusers(both: tuple[Pipeline, Any], many: str) -> None:
     """R10 of the cases from the field."""

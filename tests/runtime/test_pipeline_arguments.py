@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sdexport import Pipeline
 
@@ -100,6 +101,17 @@ def test_call_with_no_pixels_refuses_to_paste(pipe: Pipeline) -> None:
     latents = np.zeros((1, 4, 8, 8), np.float32)
     assert_rejected(pipe, [True], "paste_back", image=latents, **masks)
     assert_rejected(pipe, [0], "padding_mask_crop", image=latents, **masks)
+
+
+def test_call_takes_latents_of_torch_as_latents(pipe: Pipeline) -> None:
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    masks = {"mask_image": np.eye(64), "mask_invert": True}
+    ours, theirs = (
+        pipe("a star", image=image, num_inference_steps=2, seed=1, **masks).images[0]
+        for image in (latents, torch.from_numpy(latents))
+    )
+    assert ours.size == (64, 64)
+    assert ours.tobytes() == theirs.tobytes()
 
 
 def test_call_says_which_count_is_wrong(pipe: Pipeline) -> None:

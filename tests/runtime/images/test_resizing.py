@@ -37,6 +37,14 @@ def test_resize_any_size(mode: str, size: tuple[int, int], goal: tuple[int, int]
     assert resize(image, *size, mode) is image
 
 
+def test_resize_of_extreme_proportions_takes_little_memory() -> None:
+    """Scaled as a whole, this image would have 2.6 gigapixels."""
+    stripes = np.repeat(np.arange(10_000)[None] // 5000 * 255, 2, axis=0).astype(np.uint8)
+    cropped = np.asarray(resize(Image.fromarray(stripes), 512, 512, "crop"))
+    assert cropped.shape == (512, 512, 3)
+    assert cropped[:, 0].max() < 10 < 245 < cropped[:, -1].min()
+
+
 def test_resize_modes() -> None:
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 255  # a white square in the middle of black
