@@ -63,7 +63,7 @@ def parse_compel(text: str) -> CompelPrompt:
     found = parser.operator(parser.loras(0), ("blend",))
     if found is None:
         _, words = parser.prompt(0)
-        return CompelPrompt(_plain(words), tuple(_ignored([words])))
+        return CompelPrompt(_plain(words) or _plain([""]), tuple(_ignored([words])))
     end, (prompts, weights) = found
     if text[parser.loras(end) :].strip():
         raise InvalidArgumentError(f"prompt: text after .blend() in {shown(text)}; use .and()")

@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdexport import Package, Pipeline, TorchGenerator, load_pipeline
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.composition import compose
-from sdexport.runtime.text.prompt_conditions import equal_lengths
+from sdexport.runtime.text.prompt_conditions import (
+    PromptConditions,
+    equal_lengths,
+    prepare_prompts,
+)
+from sdexport.runtime.text.prompt_embeds import EmbedArguments, Text
+from sdexport.runtime.text.prompt_styles import STYLES
 from sdexport.runtime.text.prompt_texts import StepRange
 from tests.helpers.counting_session import Counting
+from tests.helpers.prompts import ANY_PROMPT
 from tests.tolerances import COMPOSED_LATENTS_ABS, SAME_LATENTS_ABS
 
 STEPS = 6
@@ -273,6 +283,26 @@ def test_embeddings_cannot_hold_a_prompt_that_changes(pipe: Pipeline) -> None:
         with pytest.raises(InvalidArgumentError, match="embeddings of the other prompt"):
             pipe(prompt, negative_prompt_embeds=pipe.encode(["x"]), **A1111)
     pipe.encode(["a"], ["a AND b :2"], prompt_style="a1111")
+
+
+@given(prompt=ANY_PROMPT, negative=ANY_PROMPT, style=st.sampled_from(STYLES), guided=st.booleans())
+def test_any_prompt_has_finite_embeddings_in_every_step(
+    pipe: Pipeline, prompt: str, negative: str, style: str, guided: bool
+) -> None:
+    """Or, in Compel's style, is rejected in one line."""
+    encode = partial(pipe.text_encoders.encode, prompt_style=style)
+    steps = StepRange(range(3), 3, 3)
+    texts: list[Text] = [prompt]
+    try:
+        embeds, _ = prepare_prompts(
+            encode, texts, [negative], EmbedArguments(), steps, style=style, guided=guided
+        )
+    except InvalidArgumentError as error:
+        assert style == "compel" and "\n" not in str(error)
+        return
+    for i in range(3):
+        rows = embeds(i, 3).embeds if isinstance(embeds, PromptConditions) else embeds
+        assert all(np.isfinite(row).all() for row in rows)  # type: ignore[union-attr]
 
 
 def test_composition_by_hand() -> None:

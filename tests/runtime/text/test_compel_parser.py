@@ -46,6 +46,8 @@ def pairs(text: str) -> list[tuple[str, float]]:
         ("(a)99999", [("a", MAX_WEIGHT)]),
         ("", [("", 1)]),
         (" \n", [("", 1)]),
+        ("()", [("", 1)]),
+        ("withLora(x)", [("", 1)]),
     ],
 )
 def test_weights_by_hand(text: str, expected: list[tuple[str, float]]) -> None:
@@ -124,6 +126,8 @@ def test_any_text_is_parsed_or_rejected_in_one_line(text: str) -> None:
     except InvalidArgumentError as error:
         assert "\n" not in str(error)
         return
+    assert parts
     for part in parts:
+        assert part.prompts and all(part.prompts)
         assert abs(part.weight) <= MAX_WEIGHT
         assert all(abs(s.weight) <= MAX_WEIGHT for prompt in part.prompts for s in prompt)
