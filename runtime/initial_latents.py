@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.images import vae
 from sdexport.runtime.inputs import ImageInputs
 from sdexport.runtime.models.latent_space import LatentSpace
@@ -104,6 +105,8 @@ def initial_latents(
             sampled = vae.sample_posterior(moments, noise)
         return space.from_vae(np.repeat(sampled, repeats, axis=0))
 
+    if plan.scheduler.inverts:
+        _check_inversion(plan, inputs, latents)
     original = masked = mask = None
     if inputs.latents is not None:
         original = np.repeat(inputs.latents, shape[0] // len(inputs.latents), axis=0)
@@ -132,3 +135,16 @@ def initial_latents(
         plan.end_step,
         plan.is_noised,
     )
+
+
+def _check_inversion(plan: TimestepPlan, inputs: ImageInputs, latents: np.ndarray | None) -> None:
+    """Raise InvalidArgumentError unless there is something to turn into noise, and no mask."""
+    problem = None
+    if inputs.mask is not None:
+        problem = "it takes no mask_image"
+    elif not inputs.has_image and latents is None:
+        problem = "give an image, or its latents"
+    if problem:
+        raise InvalidArgumentError(
+            f"scheduler '{plan.name}' goes from an image to noise; {problem}"
+        )

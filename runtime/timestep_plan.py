@@ -139,6 +139,8 @@ def plan_timesteps(
     steps = num_inference_steps
     if timesteps is not None or sigmas is not None or getattr(scheduler.config, "schedule", None):
         steps = math.ceil(len(scheduler.timesteps) / scheduler.order)
+    if scheduler.inverts:
+        return _inverse_plan(name, scheduler, steps, share, strength)
     first_step = 0
     if share.denoising_start is not None:
         first_step = _step_of("denoising_start", share.denoising_start, scheduler)
@@ -153,6 +155,22 @@ def plan_timesteps(
         _end_step(share, scheduler, first_step),
         is_noised=share.denoising_start is None,
     )
+
+
+def _inverse_plan(
+    name: str, scheduler: Scheduler, steps: int, share: ImageShare, strength: float | None
+) -> TimestepPlan:
+    """The first steps from clean latents to noise, as many as the strength says."""
+    if share.denoising_start is not None or share.denoising_end is not None:
+        raise InvalidArgumentError(
+            f"scheduler '{name}' goes from an image to noise; it takes no denoising_start or "
+            "denoising_end, but strength"
+        )
+    end = None
+    if strength is not None:
+        end = len(scheduler.timesteps) - _first_step(steps, scheduler, strength)
+    found = schedulers.canonical_name(name) or name
+    return TimestepPlan(found, scheduler, steps, 0, strength, end, is_noised=False)
 
 
 def _takes_strength(name: str) -> bool:

@@ -54,6 +54,10 @@ _SCHEDULERS: dict[str, tuple[str, str]] = {
     "tcd": ("tcd", "TCDScheduler"),
     "dpm++_2s_a": ("dpmpp_2s_ancestral", "DPMSolver2SAncestralScheduler"),
     "dpm++_3m_sde": ("dpmpp_3m_sde", "DPMSolver3MSDEScheduler"),
+    "sasolver": ("sasolver", "SASolverScheduler"),
+    "ddim_inverse": ("ddim_inverse", "DDIMInverseScheduler"),
+    "dpmsolver++_inverse": ("dpmsolver_inverse", "DPMSolverMultistepInverseScheduler"),
+    "euler_inverse": ("euler_inverse", "EulerInverseScheduler"),
     "edm_euler": ("edm_euler", "EDMEulerScheduler"),
     "edm_dpmsolver++": ("edm_dpmsolver", "EDMDPMSolverMultistepScheduler"),
 }
@@ -201,11 +205,14 @@ def _keys_of_schedules(name: str) -> dict[str, Mapping[str, Any]]:
         own = {level: {"schedule": level} for level in levels}
         return own | dict(schedule_names.EDM_KEYS)
     fields = config_class(name).__dataclass_fields__.keys() - UNUSED_KEYS.get(name, ())
+    allowed = config_class(name).allowed()
     return {
         schedule: keys
         for schedule, keys in schedule_names.KEYS.items()
         if all(
-            key in fields for key, value in keys.items() if value not in (None, False, TIMESTEPS)
+            key in fields and value in allowed.get(key, (value,))
+            for key, value in keys.items()
+            if value not in (None, False, TIMESTEPS)
         )
     }
 

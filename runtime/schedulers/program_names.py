@@ -57,6 +57,10 @@ LABELS: Mapping[str, str] = {
     "tcd": "TCD",
     "dpm++_2s_a": "DPM++ 2S a",
     "dpm++_3m_sde": "DPM++ 3M SDE",
+    "sasolver": "SA Solver",
+    "ddim_inverse": "DDIM Inverse",
+    "dpmsolver++_inverse": "DPM++ 2M Inverse",
+    "euler_inverse": "Euler Inverse",
     "edm_euler": "Euler EDM",
     "edm_dpmsolver++": "DPM++ 2M EDM",
 }
@@ -84,6 +88,9 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "DEISMultistepScheduler": "deis",
         "LCMScheduler": "lcm",
         "TCDScheduler": "tcd",
+        "SASolverScheduler": "sasolver",
+        "DDIMInverseScheduler": "ddim_inverse",
+        "DPMSolverMultistepInverseScheduler": "dpmsolver++_inverse",
         "EDMEulerScheduler": "edm_euler",
         "EDMDPMSolverMultistepScheduler": "edm_dpmsolver++",
         "DDIMParallelScheduler": "ddim",
@@ -143,6 +150,7 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "dpmpp_2s_ancestral": "dpm++_2s_a",
         "dpmpp_3m_sde": "dpm++_3m_sde",
         "dpmpp_3m_sde_gpu": "dpm++_3m_sde",
+        "sa_solver": "sasolver",
         "uni_pc": "unipc",
         "uni_pc_bh2": "unipc_bh2",
     },
@@ -221,6 +229,7 @@ and SD.Next. Names that end in a schedule, such as "DPM++ 2M Karras", are not li
 OWN_CLASSES: Mapping[str, str] = {
     "DPMSolver2SAncestralScheduler": "dpm++_2s_a",
     "DPMSolver3MSDEScheduler": "dpm++_3m_sde",
+    "EulerInverseScheduler": "euler_inverse",
 }
 """Classes of samplers that diffusers does not have -> our name."""
 
@@ -231,6 +240,8 @@ DISAGREEMENTS: Mapping[str, str] = {
     "'Automatic' schedule is Karras for it; --schedule automatic follows that",
     "UniPC": "diffusers' default (bh2, order 2), as in InvokeAI and SD.Next; AUTOMATIC1111 and "
     "ComfyUI's uni_pc use bh1 of order 3, which is unipc_bh1 here",
+    "SA Solver": "diffusers' default, orders 2 and 2; ComfyUI's sa_solver has a predictor of order "
+    "3 and a corrector of order 4",
     "DDIM": "DDIMScheduler; ComfyUI's is Euler's method, which has the same steps without eta",
     "LCM": "LCMScheduler with its own timesteps; ComfyUI's takes those of any schedule",
 }
@@ -273,7 +284,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "er_sde": _MISSING,
         "seeds_2": _MISSING,
         "seeds_3": _MISSING,
-        "sa_solver": _MISSING,
         "sa_solver_pece": _MISSING,
     },
     K_DIFFUSION: {
@@ -292,7 +302,7 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "euler_ge": _MISSING,
     },
     INVOKEAI: {"er_sde": _MISSING},
-    SD_NEXT: {"SA Solver": _MISSING, "DC Solver": _MISSING, "VDM Solver": _MISSING},
+    SD_NEXT: {"DC Solver": _MISSING, "VDM Solver": _MISSING},
     EASY_DIFFUSION: {"unipc_snr": _MISSING, "unipc_tq": _MISSING},
     DIFFUSERS: {
         "FlowMapEulerDiscreteScheduler": _FLOW,
@@ -321,11 +331,8 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "ScoreSdeVpScheduler": _OTHER_MODEL,
         "UnCLIPScheduler": _OTHER_MODEL,
         "VQDiffusionScheduler": _OTHER_MODEL,
-        "DDIMInverseScheduler": _MISSING,
-        "DPMSolverMultistepInverseScheduler": _MISSING,
         "IPNDMScheduler": _MISSING,
         "RePaintScheduler": "it is for inpainting with DDPM; use --mask with any other sampler",
-        "SASolverScheduler": _MISSING,
     },
 }
 """Program -> its name of a sampler that is missing here -> why."""

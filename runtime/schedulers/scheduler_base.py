@@ -69,6 +69,9 @@ class Scheduler:
     has_midpoint = False
     """Whether the second call of a step is at a noise level between two steps."""
 
+    inverts = False
+    """Whether the steps lead from clean latents to noise."""
+
     config: SchedulerConfig
     _weights: Sequence[Combination]
 

@@ -30,6 +30,7 @@ WITHOUT_EFFECT = frozenset(
         "noise_sampler_seed",
         "shift_terminal",
         "solver_p",
+        "tau_func",
         "time_shift_type",
         "use_dynamic_shifting",
         "use_flow_sigmas",

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from sdexport.runtime.schedulers import NAMES
-from sdexport.runtime.schedulers.create import EDM_NAMES
+from sdexport.runtime.schedulers.create import EDM_NAMES, build_class
 from sdexport.runtime.schedulers.program_names import OWN_CLASSES
 
 SPACINGS = ("linspace", "leading", "trailing")
@@ -14,9 +14,11 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 STEPS = (1, 2, 3, 10, 25, 50)
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 IN_DIFFUSERS = tuple(name for name in NAMES if name not in OWN_CLASSES.values())
-DISCRETE = tuple(name for name in IN_DIFFUSERS if name not in EDM_NAMES)
-"""Schedulers of diffusers for models that were trained on betas."""
-WITHOUT_SAMPLE = ("pndm", "euler_a", "dpm2", "dpm2_a", "dpmsolver_sde", *EDM_NAMES)
+INVERSE = tuple(name for name in NAMES if build_class(name).inverts)
+"""Schedulers that lead from clean latents to noise."""
+DISCRETE = tuple(name for name in IN_DIFFUSERS if name not in (*EDM_NAMES, *INVERSE))
+"""Schedulers of diffusers for models that were trained on betas, from noise to clean latents."""
+WITHOUT_SAMPLE = ("pndm", "euler_a", "dpm2", "dpm2_a", "dpmsolver_sde", "ddim_inverse", *EDM_NAMES)
 
 Case = tuple[dict[str, Any], dict[str, Any]]
 KARRAS = {"use_karras_sigmas": True}
@@ -50,6 +52,8 @@ _EDM = (
     {"sigma_data": 1.0, "sigma_max": 120.0, "sigma_schedule": "exponential"},
     _SIGMA_MIN,
 )
+RISING = {"_rising": True}
+"""diffusers' inverse solver fails if two levels of these schedules have the same whole timestep."""
 OPTIONS: dict[str, list[Case]] = {
     "ddim": [
         *_cases(
@@ -178,6 +182,43 @@ OPTIONS: dict[str, list[Case]] = {
         *_cases({}, eta=0.25, original_inference_steps=100),
         *_cases({}, timesteps=[999, 759, 499, 259], eta=0.5),
     ],
+    "sasolver": [
+        *_cases(
+            {"steps_offset": 1},
+            KARRAS,
+            EXPONENTIAL,
+            BETA_SIGMAS,
+            LIMITS,
+            {"beta_schedule": "squaredcos_cap_v2"},
+            {"lower_order_final": False, "lambda_min_clipped": -2.0},
+        ),
+        *(
+            ({"predictor_order": p, "corrector_order": c, "algorithm_type": kind}, {})
+            for p, c, kind in itertools.product(
+                (1, 2, 3, 4), (1, 2, 3, 4), ("data_prediction", "noise_prediction")
+            )
+            if (p + c) % 2 or p == c
+        ),
+    ],
+    "ddim_inverse": _cases(
+        {"clip_sample": False, "steps_offset": 1},
+        {"clip_sample": True, "clip_sample_range": 2.0},
+        {"clip_sample": False, "set_alpha_to_one": False, "prediction_type": "sample"},
+        {"clip_sample": False, "beta_schedule": "squaredcos_cap_v2"},
+    ),
+    "dpmsolver++_inverse": _cases(
+        {"steps_offset": 1},
+        {"solver_order": 1, "solver_type": "heun"},
+        {"solver_order": 3, "solver_type": "bh1"},
+        {"solver_order": 3, "lower_order_final": False, **EXPONENTIAL, **RISING},
+        {"solver_order": 2, "euler_at_final": True, **BETA_SIGMAS, **RISING},
+        {"solver_order": 2, **KARRAS},
+        {"solver_type": "heun", **LIMITS},
+        {"algorithm_type": "dpmsolver", "solver_order": 3},
+        {"algorithm_type": "dpmsolver", "solver_type": "heun"},
+        {"lambda_min_clipped": -2.0},
+        {"beta_schedule": "squaredcos_cap_v2", "solver_order": 2},
+    ),
     "edm_euler": [
         *_cases(*_EDM, {"rho": 5.0, **BOUNDS}),
         *_cases({}, s_churn=4.0, s_tmin=0.1, s_tmax=10.0, s_noise=1.01),
@@ -203,6 +244,8 @@ SPACED = frozenset({"lcm", "tcd", "dpmsolver++_single", *EDM_NAMES})
 def grid(name: str, *, full: bool) -> list[Case]:
     """Cases of one scheduler: all spacings and predictions with each option, or one pair each."""
     spacings = SPACINGS[:1] if name in SPACED else SPACINGS
+    if name == "ddim_inverse":  # has two of them
+        spacings = SPACINGS[1:]
     predictions = PREDICTIONS[:2] if name in WITHOUT_SAMPLE else PREDICTIONS
     pairs = list(itertools.product(spacings, predictions))
     found = []
@@ -224,6 +267,8 @@ def steps_of(
         return tuple(steps for steps in chosen if steps >= 4)
     if config.get("algorithm_type") == "sde-dpmsolver++" and config.get("solver_order") == 3:
         # a wrong sign in diffusers' third-order term, which is ours too, makes longer runs explode
+        return tuple(steps for steps in chosen if steps <= 10)
+    if "_rising" in config:
         return tuple(steps for steps in chosen if steps <= 10)
     if "timesteps" in options:
         return (len(options["timesteps"]),)

@@ -220,6 +220,15 @@ def inpainting(
     return ours, Theirs(checkpoint, inpainting_unet)
 
 
+@pytest.mark.parametrize("scheduler", ["ddim_inverse", "dpmsolver++_inverse"])
+def test_inversion_equals_diffusers(pipe: Pipeline, theirs: Theirs, scheduler: str) -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 4, 16, 16)).astype(np.float32) / 2
+    expected = theirs(scheduler, 3, **PLAIN, latents=torch.from_numpy(latents))
+    assert_same_images(pipe(scheduler=scheduler, seed=3, **PLAIN, latents=latents), expected)
+    clean = {"image": latents, "strength": 1.0}
+    assert_same_images(pipe(scheduler=scheduler, seed=3, **PLAIN, **clean), expected)
+
+
 @pytest.mark.parametrize("scheduler", EDM_NAMES)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_edm_equals_diffusers(

@@ -18,6 +18,7 @@ from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import NAMES, create
 from sdexport.runtime.schedulers.create import EDM_NAMES
 from tests.helpers.counting_session import Counting
+from tests.helpers.scheduler_cases import INVERSE
 from tests.tolerances import (
     BATCH_LATENTS_ABS,
     CLEAN_REL,
@@ -209,7 +210,7 @@ def test_function_may_overwrite_its_arguments(pipe: Pipeline) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("lcm", "tcd")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("lcm", "tcd", *INVERSE)])
 def test_function_gets_the_clean_latents_of_every_sampler(
     package: Path, pipe: Pipeline, name: str
 ) -> None:
