@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from sdexport.engines.messages import shown
 from sdexport.runtime import checks, schedulers
 from sdexport.runtime.schedulers import Scheduler
 
+logger = logging.getLogger(__name__)
 MAX_STEPS = 100_000
 DEFAULT_SCHEDULER = "ddim"
 """Used where a configuration names a scheduler that is not known here."""
@@ -146,6 +148,12 @@ def plan_timesteps(
         first_step = _step_of("denoising_start", share.denoising_start, scheduler)
     elif strength is not None and not shortens:
         first_step = _first_step(steps, scheduler, strength)
+    if first_step and scheduler.leaves_noise:
+        logger.warning(
+            "scheduler '%s' leaves noise in an image that it starts from, as in diffusers; set its "
+            "key restart_history, or choose another scheduler",
+            name,
+        )
     return TimestepPlan(
         schedulers.canonical_name(name) or name,
         scheduler,

@@ -23,14 +23,20 @@ ORDER = 4
 
 @dataclass(frozen=True, kw_only=True)
 class LMSConfig(SigmaConfig):
-    """Keys of diffusers' LMSDiscreteScheduler; sigma_min and sigma_max limit exponential levels."""
+    """Keys of diffusers' LMSDiscreteScheduler; sigma_min and sigma_max limit exponential levels.
+
+    restart_history is ours: see LMSDiscreteScheduler.
+    """
+
+    restart_history: bool = False
 
 
 class LMSDiscreteScheduler(Scheduler):
     """Adams-Bashforth of order 4 over the noise levels.
 
     A run that begins within the schedule uses the weights of its index from its first step on,
-    with fewer slopes than they are made for; so does diffusers.
+    with fewer slopes than they are made for; so does diffusers, and noise is left in the image.
+    With the key restart_history its first steps have the weights of lower orders.
     """
 
     config: LMSConfig
@@ -43,19 +49,19 @@ class LMSDiscreteScheduler(Scheduler):
         timesteps, sigmas = sigma_grid(self.config, every, num_inference_steps)
         self.sigmas = np.append(sigmas, 0.0)
         super().__init__(timesteps, variance_exploding(self.sigmas, self.config), remembered=ORDER)
-        self._coefficients = self._table(self._adams_bashforth)
+        self.leaves_noise = not self.config.restart_history
+        self._coefficients = self._table(lambda i: self._adams_bashforth(i, min(i + 1, ORDER)))
         self._slopes = self._table(self._slope)
 
     def _slope(self, i: int) -> Combination:
         return derivative(self._scaling.originals[i], float(self.sigmas[i]))
 
-    def _adams_bashforth(self, i: int) -> list[float]:
+    def _adams_bashforth(self, i: int, order: int) -> list[float]:
         """Weights of the last slopes, newest first, for the step from sigmas[i] to sigmas[i + 1].
 
         Each is the integral of a Lagrange polynomial of degree below 4 over the step, for which
         Gauss-Legendre quadrature with two nodes is exact.
         """
-        order = min(i + 1, ORDER)
         start, end = float(self.sigmas[i]), float(self.sigmas[i + 1])
         half, middle = (end - start) / 2, (end + start) / 2
         nodes = (middle - half / math.sqrt(3), middle + half / math.sqrt(3))
@@ -77,6 +83,8 @@ class LMSDiscreteScheduler(Scheduler):
             newest, history.scratch, (slope.sample, sample), (slope.noise_pred, noise_pred)
         )
         weights = self._coefficients[i][: history.length]
+        if self.config.restart_history and history.length < min(i + 1, ORDER):
+            weights = self._adams_bashforth(i, history.length)
         slopes = [(weight, history[k]) for k, weight in enumerate(weights)]
         original = self._original_later(noise_pred, i, sample)
         return StepResult(history.sum((1.0, sample), *slopes), original)

@@ -29,10 +29,11 @@ _RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 @dataclass(frozen=True, kw_only=True)
 class PNDMConfig(SchedulerConfig):
-    """Keys of diffusers' PNDMScheduler."""
+    """Keys of diffusers' PNDMScheduler; restart_history is ours: see PNDMScheduler."""
 
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False
+    restart_history: bool = False
 
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "prediction_type": ("epsilon", "v_prediction")
@@ -42,8 +43,11 @@ class PNDMConfig(SchedulerConfig):
 class PNDMScheduler(Scheduler):
     """Linear multistep in DDIM's space (PLMS), after an optional Runge-Kutta warm-up (PRK).
 
-    Calls count from the first step of a run, as in diffusers: an image-to-image run that begins
-    within the schedule therefore has no repeated second call.
+    Calls count from the first step of a run, as in diffusers. In an image-to-image run that begins
+    within the schedule, the second call therefore repeats the first step, although its timestep is
+    the next one, or the warm-up is run at other timesteps than its own. Both leave noise in the
+    image, the warm-up much. With the key restart_history such a run has no repeated call, goes
+    through the rest of the warm-up by steps of first order, and begins its history after that.
 
     Args:
       num_inference_steps: 1 <= steps <= num_train_timesteps; at least 4 with the warm-up.
@@ -72,6 +76,7 @@ class PNDMScheduler(Scheduler):
         scaling = of_alphas_cumprod(every[now], self.config)
         # kept: the sample at the start of a Runge-Kutta step, and its sum of predictions
         super().__init__(timesteps, scaling, remembered=4, kept=2)
+        self.leaves_noise = not (self.config.skip_prk_steps or self.config.restart_history)
         self._alphas_cumprod: list[float] = every.tolist()
         self._final = 1.0 if self.config.set_alpha_to_one else self._alphas_cumprod[0]
 
@@ -80,9 +85,21 @@ class PNDMScheduler(Scheduler):
     ) -> StepResult:
         """One call of the warm-up (PRK) or of the multistep method (PLMS)."""
         call = i - self._history.first
+        if self.config.restart_history and self._history.first:
+            prev = self._restarted(noise_pred, i, sample)
+            return StepResult(prev, self._original_later(noise_pred, i, sample))
         method = self._runge_kutta if call < len(self._warm_up) else self._multistep
         prev = method(noise_pred, i, call, sample)
         return StepResult(prev, self._original_later(noise_pred, i, sample))
+
+    def _restarted(self, noise_pred: np.ndarray, i: int, sample: np.ndarray) -> np.ndarray:
+        """A step of a run that begins within the schedule, with restart_history."""
+        if i >= max(len(self._warm_up), 2):
+            return self._multistep(noise_pred, i, i, sample)
+        following = self.timesteps[i + 1 : i + 2].astype(np.int64).tolist()
+        start = int(self.timesteps[i])
+        w = self._transfer(start, *(following or [start - self._ratio]))
+        return self._history.sum((w.sample, sample), (w.noise_pred, noise_pred))
 
     def _runge_kutta(
         self, noise_pred: np.ndarray, i: int, call: int, sample: np.ndarray

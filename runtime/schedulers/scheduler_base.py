@@ -72,6 +72,9 @@ class Scheduler:
     inverts = False
     """Whether the steps lead from clean latents to noise."""
 
+    leaves_noise = False
+    """Whether a run that begins within the schedule leaves noise in its result, as in diffusers."""
+
     config: SchedulerConfig
     _weights: Sequence[Combination]
 

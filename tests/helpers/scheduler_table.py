@@ -112,9 +112,14 @@ a clear error |
 a clear error |
 | learned variances, flow matching, `solver_p` | supported | an error |
 
-Two properties are kept from diffusers, as images would differ otherwise: PNDM and LMS use the
-weights of their step index in a run that begins within the schedule (image to image), and the
-third-order term of `sde-dpmsolver++` has the sign that it has in diffusers.
+Three properties are kept from diffusers, as images would differ otherwise: PNDM and LMS use the
+weights of their step index in a run that begins within the schedule (image to image), the
+third-order term of `sde-dpmsolver++` has the sign that it has in diffusers, and an inversion with
+`dpmsolver++_inverse` and Karras's levels leaves out levels that have the same whole timestep.
+
+The first of these leaves noise in the image, most at a low strength. A warning says so for LMS and
+for PNDM with its warm-up. The key `restart_history` of `lms` and `pndm` begins their history with
+the run, which removes all noise.
 
 Images of `dpmsolver_sde` differ from those of diffusers, which draws a Brownian motion from
 torchsde with a seed of its own; here the increments are drawn from the seed of the image. The

@@ -16,6 +16,7 @@ from sdexport.runtime.schedulers.create import EDM_NAMES, known_keys
 from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
 from sdexport.runtime.schedulers.linear_combination import NOISE_PRED, SAMPLE, Combination
 from sdexport.runtime.schedulers.sigma_schedules import SigmaConfig, sigma_grid, training_sigmas
+from sdexport.runtime.timestep_plan import ImageShare, plan_timesteps
 from tests.helpers.scheduler_cases import INVERSE
 from tests.tolerances import CLEAN_SAMPLE_ABS, DEIS_CLEAN_SAMPLE_ABS, LMS_REL
 
@@ -429,3 +430,62 @@ def test_sampler_of_ones_own_is_its_formula() -> None:
     sample = np.random.default_rng(1).standard_normal((1, 4, 8, 8))
     expected = run(schedulers.create("euler", SD, 10), sample)
     assert np.array_equal(run(OwnEuler(), sample), expected)
+
+
+@pytest.mark.parametrize("begin", [1, 2, 3, 5, 9, 13, 17])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("lms", {}),
+        ("lms", {"use_karras_sigmas": True}),
+        ("pndm", {"skip_prk_steps": True}),
+        ("pndm", {"skip_prk_steps": False}),
+    ],
+)
+def test_restarted_history_removes_all_noise(name: str, config: dict[str, Any], begin: int) -> None:
+    """Row R5: diffusers' weights, which are ours by default, leave some; these leave none."""
+    rng = np.random.default_rng(0)
+    clean, noise = rng.standard_normal((2, 1, 4, 8, 8))
+    left = {}
+    for restart in (False, True):
+        keys = SD | {"set_alpha_to_one": True, **config}
+        sampler = schedulers.create(name, keys, 20, restart_history=restart)
+        sample = sampler.add_noise(clean, noise, begin)
+        for i in range(begin, len(sampler.timesteps)):
+            sample = sampler.step(noise, i, sample).prev_sample
+        left[restart] = np.abs(sample - clean).max()
+    assert left[True] <= CLEAN_SAMPLE_ABS
+    assert left[False] > 1000 * CLEAN_SAMPLE_ABS
+
+
+@pytest.mark.parametrize("name", ["lms", "pndm"])
+def test_restarted_history_changes_no_whole_run(name: str) -> None:
+    sample = np.random.default_rng(1).standard_normal((1, 4, 8, 8))
+    plain, again = (
+        run(schedulers.create(name, SD, 12, restart_history=restart), sample)
+        for restart in (False, True)
+    )
+    assert np.array_equal(plain, again)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "warns"),
+    [
+        ("lms", {}, True),
+        ("lms", {"restart_history": True}, False),
+        ("pndm", {"skip_prk_steps": False}, True),
+        ("pndm", {"skip_prk_steps": False, "restart_history": True}, False),
+        ("pndm", {"skip_prk_steps": True}, False),
+        ("euler", {}, False),
+    ],
+)
+def test_noise_that_an_image_keeps_is_warned_about(
+    name: str, config: dict[str, Any], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Row R5."""
+    with caplog.at_level(logging.WARNING):
+        plan_timesteps(name, SD | config, 20, ImageShare(0.3), has_image=True)
+        plan_timesteps(name, SD | config, 20, ImageShare(1.0), has_image=True)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == warns
+    assert all("leaves noise in an image" in message for message in messages)
