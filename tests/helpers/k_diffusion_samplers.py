@@ -126,7 +126,7 @@ def random_case(rng: random.Random, steps: int) -> tuple[dict[str, Any], dict[st
     }
     if rng.random() < 0.2:
         config["beta_schedule"] = "linear"
-    names = [name for name in SCHEDULES if steps <= 10 or name != "turbo"]
+    names = [name for name in SCHEDULES if steps <= 10 or name != "sd_turbo"]
     key = rng.choice(("schedule", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"))
     config[key] = rng.choice(names) if key == "schedule" else True
     return config, {key: rng.choice(values) for key, values in STOCHASTIC.items()}

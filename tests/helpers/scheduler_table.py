@@ -144,7 +144,7 @@ def options_text(name: str) -> str:
     found: dict[str, list[str]] = {}
     for config, options in grid(name, full=True):
         for key, value in {**config, **options}.items():
-            if BETAS.get(key) == value:
+            if BETAS.get(key) == value or key.startswith("_"):
                 continue
             text = "a list" if isinstance(value, list) else json.dumps(value)
             values = found.setdefault(key, [])
