@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Never
@@ -19,16 +17,11 @@ from sdexport.runtime import checks, inputs
 from sdexport.runtime.call_arguments import check_output, reject_unknown
 from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.denoise import DenoiseStep
+from sdexport.runtime.generation import CheckedCall, generate
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
-from sdexport.runtime.images.inpainting import InpaintOptions, pasted
+from sdexport.runtime.images.inpainting import InpaintOptions
 from sdexport.runtime.images.loading import ImageSources
-from sdexport.runtime.initial_latents import InitialLatents, initial_latents
-from sdexport.runtime.inputs import ImageInputs
-from sdexport.runtime.models.conditioning import (
-    ConditioningRequest,
-    SizeConditioning,
-    conditioning_values,
-)
+from sdexport.runtime.models.conditioning import SIZE_ARGUMENTS, SizeConditioning
 from sdexport.runtime.noise.image_noise import Generators, ImageNoise, Seeds
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline_stages import PipelineStages
@@ -39,19 +32,12 @@ from sdexport.runtime.reproduction import (
     parameters_of,
     warn_of_differences,
 )
-from sdexport.runtime.result import Result, image_parameters
-from sdexport.runtime.schedulers import Scheduler
-from sdexport.runtime.step_callback import RunningCall, StepCallback, StepCallbacks
-from sdexport.runtime.text.prompt_conditions import (
-    PromptConditions,
-    needs_negatives,
-    prepare_prompts,
-)
-from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, Text
+from sdexport.runtime.result import Result
+from sdexport.runtime.step_callback import StepCallback, StepCallbacks
+from sdexport.runtime.text.prompt_embeds import Embeds, Text
 from sdexport.runtime.text.prompt_styles import style_name
-from sdexport.runtime.text.prompt_texts import StepRange
 from sdexport.runtime.text.token_embeds import TokenEmbeds
-from sdexport.runtime.timestep_plan import ImageShare, TimestepPlan, plan_timesteps
+from sdexport.runtime.timestep_plan import ImageShare, plan_timesteps
 
 
 class Pipeline(PipelineStages):
@@ -219,20 +205,10 @@ class Pipeline(PipelineStages):
         num_inference_steps = _or(num_inference_steps, defaults.num_inference_steps)
         arguments |= {"num_inference_steps": num_inference_steps}
         guidance = Guidance(scale, guidance_rescale, guidance_interval, guidance_function)
-        guidance = self._family.guidance(guidance)
         prompts, negatives = inputs.prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
-        count = len(prompts)
-        texts = self._texts("prompt_2", prompts, prompt_2, num_images_per_prompt)
-        negative_texts = self._texts(
-            "negative_prompt_2", negatives, negative_prompt_2, num_images_per_prompt
-        )
-        zeros = self._zeros(negative_prompt, negative_prompt_2)
-        if token_embeds is not None and prompt_embeds is not None:
-            raise InvalidArgumentError(
-                "token_embeds change a prompt, not prompt_embeds; give one of them"
-            )
+        self._check_texts(arguments)
         self._family.check_task(**task)
         inpainting = InpaintOptions(mask_blur, mask_invert, paste_back, padding_mask_crop)
         inpainting.check(mask_image, resize_mode, output_type)
@@ -245,20 +221,19 @@ class Pipeline(PipelineStages):
             inpainting=inpainting,
             default_size=self.package.manifest.default_size,
             space=self._space,
-            count=count,
+            count=len(prompts),
         )
         if images.latents is not None and self._family.masked_input:
             raise InvalidArgumentError("image: an inpainting model needs pixels, got latents")
-        if denoising_start is not None and strength is not None:
-            raise InvalidArgumentError("expected either a strength or a denoising_start")
         plan = plan_timesteps(
             _or(scheduler, self.default_scheduler),
             self.package.scheduler_config,
             num_inference_steps,
-            ImageShare(
-                _or(strength, defaults.strength),
+            ImageShare.checked(
+                strength,
                 denoising_start,
                 denoising_end,
+                default=defaults.strength,
                 shortens=self._family.strength_shortens and images.mask is None,
             ),
             has_image=images.has_image,
@@ -267,66 +242,31 @@ class Pipeline(PipelineStages):
             sigmas=sigmas,
             original_inference_steps=original_inference_steps,
         )
-        noise = ImageNoise(seed, count, noise_device, generator=generator)
-        shape = (count, *self.latent_shape(images.height, images.width))
         if latents is not None:
-            checks.float_array("latents", latents, shape)
-        sizes = SizeConditioning.checked(
-            (images.height, images.width),
-            images.has_image,
-            original_size=original_size,
-            target_size=target_size,
-            crops_coords_top_left=crops_coords_top_left,
-            negative_original_size=negative_original_size,
-            negative_target_size=negative_target_size,
-            negative_crops_coords_top_left=negative_crops_coords_top_left,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-        )
-
-        clock = [time.perf_counter()]
-        embeds, pooled = prepare_prompts(
-            partial(
-                self.text_encoders.encode,
-                prompt_style=style,
-                clip_skip=clip_skip,
-                token_embeds=token_embeds,
-            ),
-            texts,
-            negative_texts,
-            EmbedArguments(
-                prompt_embeds,
-                negative_prompt_embeds,
-                pooled_prompt_embeds,
-                negative_pooled_prompt_embeds,
-            ),
-            StepRange(
-                plan.steps,
-                len(plan.scheduler.timesteps),
-                plan.num_inference_steps,
-                continues=not plan.is_noised,
-            ),
+            space = self.latent_shape(images.height, images.width)
+            checks.float_array("latents", latents, (len(prompts), *space))
+        call = CheckedCall(
+            arguments,
+            prompts,
+            negatives,
+            self._texts("prompt_2", prompts, prompt_2, num_images_per_prompt),
+            self._texts("negative_prompt_2", negatives, negative_prompt_2, num_images_per_prompt),
+            zeros=negative_prompt is None
+            and self._family.zeros_without_negative_prompt(self.package.model_index),
             style=style,
-            guided=guidance.is_guided,
-            zeros=zeros,
+            guidance_scale=scale,
+            guidance=self._family.guidance(guidance),
+            images=images,
+            plan=plan,
+            noise=ImageNoise(seed, len(prompts), noise_device, generator=generator),
+            sizes=SizeConditioning.checked(
+                (images.height, images.width),
+                images.has_image,
+                **{name: arguments[name] for name in SIZE_ARGUMENTS},
+            ),
+            callbacks=callbacks,
         )
-        composed = isinstance(embeds, PromptConditions)
-        guided = guidance.is_guided or needs_negatives(embeds)
-        conditioning = self._conditioning(pooled, sizes, scale, count, guided=guided)
-        start = self._initial_latents(images, noise, shape, plan, latents)
-        callbacks.check(conditioning, start, composed=composed)
-        clock.append(time.perf_counter())
-        steps = self._denoise(
-            start, embeds, plan.scheduler, guidance, noise.draw, conditioning, cache_interval
-        )
-        denoised = self._run_steps(steps, on_step, callbacks, plan.scheduler, scale)
-        clock.append(time.perf_counter())
-        decoded = pasted(self._decode_as(output_type, denoised), images.paste_back)
-        clock.append(time.perf_counter())
-        parameters = image_parameters(
-            arguments, prompts, negatives, images, plan, noise, scale, self.settings
-        )
-        result = Result.from_decoded(decoded, denoised, parameters, clock)
+        result = generate(self, call)
         return result if return_dict else self._family.output_tuple(result.images)
 
     def like(self, source: Any, **changes: Any) -> Result:
@@ -357,17 +297,6 @@ class Pipeline(PipelineStages):
         name = str(source) if isinstance(source, (str, PathLike)) else "image"
         warn_of_differences(name, differences(parameters, self.settings, arguments))
         return self(**{**arguments, "return_dict": True}).only(parameters.batch_index)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What identifies the package, and the pipeline's own settings that change its images."""
-        return {
-            "model": self.package.folder.resolve().name,
-            "model_hash": self.package.digest,
-            "vae_tile": self.vae_tile,
-            "max_batch": self.max_batch,
-            **self._components.settings(),
-        }
 
     def warm_up(
         self,
@@ -414,96 +343,29 @@ class Pipeline(PipelineStages):
     def _texts(
         self, name: str, first: list[str], second: str | Sequence[str] | None, repeats: int
     ) -> list[Text]:
-        """The text of each image, or its texts for both encoders."""
+        """The text of each image, or its texts for both encoders.
+
+        Raises: InvalidArgumentError: there is one encoder only; numbers that do not match.
+        """
         if second is None or (isinstance(second, str) and not second):  # "" too, as in diffusers
             return list(first)
         if len(self.text_encoders.tokenizers) < 2:
             raise InvalidArgumentError(f"{name} needs a package with two text encoders, as SDXL")
         return list(zip(first, inputs.repeated(name, second, len(first), repeats), strict=True))
 
-    def _zeros(self, negative_prompt: object, negative_prompt_2: object) -> bool:
-        """Whether the negative embeddings are zeros, unless they are among the arguments."""
-        if negative_prompt is not None:
-            return False
-        if negative_prompt_2 not in (None, ""):
-            raise InvalidArgumentError("negative_prompt_2 needs a negative_prompt")
-        return self._family.zeros_without_negative_prompt(self.package.model_index)
-
-    def _conditioning(
-        self,
-        pooled: np.ndarray | None,
-        sizes: SizeConditioning,
-        guidance_scale: float,
-        count: int,
-        *,
-        guided: bool,
-    ) -> dict[str, np.ndarray]:
-        """The values of the family's conditioning inputs that the denoiser's graph has."""
-        request = ConditioningRequest(
-            count,
-            guided,
-            guidance_scale,
-            sizes,
-            scored=bool(self.package.model_index.get("requires_aesthetics_score")),
-            pooled=pooled,
-        )
-        specs = self.session(self._family.denoiser).inputs
-        return conditioning_values(self._family.conditioning, specs, request)
-
-    def _run_steps(
-        self,
-        loop: Generator[DenoiseStep],
-        on_step: Callable[[DenoiseStep], object] | None,
-        callbacks: StepCallbacks,
-        scheduler: Scheduler,
-        guidance_scale: float,
-    ) -> np.ndarray:
-        """Run the loop to its end, and return the last latents.
-
-        What `on_step` does to a step's arrays changes nothing.
-        """
-        call: RunningCall | None = None
-        with closing(loop) as steps:
-            for step in steps:
-                state = step.state
-                latents = step.latents if on_step is None else step.latents.copy()
-                if callbacks.function is not None and state is not None:
-                    call = call or RunningCall(self, state, scheduler, guidance_scale)
-                    callbacks(call, step)
-                    latents = state.latents
-                if on_step is not None:
-                    on_step(step)
-        return latents
-
-    def _decode_as(self, output_type: str, latents: np.ndarray) -> np.ndarray:
-        """(B, H, W, 3) uint8 for "pil" or float32 for "np"; the latents for "latent"."""
-        if output_type == "latent":
-            return latents
-        return self.decode(latents) if output_type == "pil" else self.decode_to_float(latents)
-
-    def _initial_latents(
-        self,
-        images: ImageInputs,
-        noise: ImageNoise,
-        shape: tuple[int, int, int, int],
-        plan: TimestepPlan,
-        latents: np.ndarray | None,
-    ) -> InitialLatents:
-        posterior = True
-        if images.image is not None:
-            encoder = self.session(self._family.vae_encoder)
-            posterior = self._space.is_posterior(encoder.outputs[0].shape[1])
-        return initial_latents(
-            images,
-            noise,
-            shape,
-            plan,
-            self.encode_image,
-            latents=latents,
-            space=self._space,
-            masked_input=self._family.masked_input,
-            posterior=posterior,
-        )
+    @staticmethod
+    def _check_texts(arguments: Mapping[str, Any]) -> None:
+        """Raises: InvalidArgumentError: arguments for texts that there are not."""
+        if arguments["token_embeds"] is not None and arguments["prompt_embeds"] is not None:
+            raise InvalidArgumentError(
+                "token_embeds change a prompt, not prompt_embeds; give one of them"
+            )
+        for name in ("prompt", "negative_prompt"):
+            second = f"{name}_2"
+            text = arguments[second]
+            is_given = text is not None and not (isinstance(text, str) and not text)
+            if arguments[name] is None and is_given:
+                raise InvalidArgumentError(f"{second} needs a {name}")
 
 
 @functools.cache

@@ -83,6 +83,17 @@ class PipelineStages(ClosesOnExit):
         self._components.close()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What identifies the package, and the pipeline's own settings that change its images."""
+        return {
+            "model": self.package.folder.resolve().name,
+            "model_hash": self.package.digest,
+            "vae_tile": self.vae_tile,
+            "max_batch": self.max_batch,
+            **self._components.settings(),
+        }
+
+    @property
     def default_scheduler(self) -> str:
         """The package's own scheduler if it is known here, else DDIM."""
         return timestep_plan.default_scheduler(self.package.scheduler_config)

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
@@ -62,6 +62,27 @@ class ImageShare:
     denoising_start: float | None = None
     denoising_end: float | None = None
     shortens: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        strength: float | None,
+        denoising_start: float | None,
+        denoising_end: float | None,
+        *,
+        default: float | None,
+        shortens: bool,
+    ) -> Self:
+        """From the arguments of a pipeline call.
+
+        Args:
+          default: strength of the task.
+        Raises: InvalidArgumentError: both say where to start.
+        """
+        if denoising_start is not None and strength is not None:
+            raise InvalidArgumentError("expected either a strength or a denoising_start")
+        strength = default if strength is None else strength
+        return cls(strength, denoising_start, denoising_end, shortens)
 
 
 def default_scheduler(config: Mapping[str, Any]) -> str:

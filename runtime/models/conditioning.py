@@ -20,6 +20,14 @@ SCORED_TIME_IDS = 5
 """Width of time_ids with an aesthetic score: the score takes the place of the target size."""
 
 
+SIZE_ARGUMENTS = (
+    *("original_size", "target_size", "crops_coords_top_left"),
+    *("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"),
+    *("aesthetic_score", "negative_aesthetic_score"),
+)
+"""The arguments of a pipeline call that SizeConditioning holds."""
+
+
 @dataclass(frozen=True)
 class SizeConditioning:
     """SDXL's size conditioning: each size is (height, width) in pixels; the refiner takes scores.

@@ -91,6 +91,7 @@ def test_misspelt_arguments_suggest_the_nearest(
             "prompt_embeds: expected 2 rows at guidance_scale 7.5, got 3",
         ),
         ({"prompt_2": np.zeros(2)}, "prompt_2 needs"),
+        ({"negative_prompt_2": "a circle"}, "negative_prompt_2 needs a negative_prompt"),
         ({"prompt_2": "a circle"}, "prompt_2 needs a package with two text encoders"),
         ({"denoising_end": 0.0}, "denoising_end 0 leaves no step to run"),
         ({"denoising_end": 1.5}, "denoising_end must be 0 to 1"),
