@@ -30,7 +30,7 @@ from sdexport.checkpoints.supported_schedulers import supported_scheduler
 from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts
 from sdexport.checkpoints.weight_file import WeightFile, merged
 from sdexport.checkpoints.weight_origins import origins
-from sdexport.checkpoints.weight_sets import weight_files
+from sdexport.checkpoints.weight_sets import every_file
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line
@@ -96,8 +96,7 @@ class Checkpoint:
             check_components(folder, configs)
         files: dict[str, list[Path]] = {}
         if loader is None:
-            choice: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
-            files = {part: weight_files(folder, part, **choice) for part in present}
+            files = every_file(folder, present, variant=variant, allow_pickle=allow_pickle)
         for part in text_encoders_of(present):
             _check_tokenizer(folder, tokenizer_folder(part))
         if warns:
@@ -226,6 +225,11 @@ def _config(folder: Path, index: Mapping[str, Any], part: str, *, warns: bool) -
     if part in TEXT_ENCODERS:
         from transformers import CLIPTextConfig
 
+        if "text_config" in values:
+            raise CheckpointError(
+                f"{folder}: {part}/config.json is that of a whole CLIP model; expected the "
+                "configuration of its text encoder, which is the entry text_config in it"
+            )
         defaults = CLIPTextConfig().to_dict()
         complete = CLIPTextConfig.from_dict(values).to_dict()
     else:

@@ -12,6 +12,7 @@ from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
 
 _OTHER_CHANNELS = {5: "depth-to-image", 7: "upscaling", 8: "instruct-pix2pix"}
+_LATENT_CONSISTENCY = {"StableDiffusionPipeline": "LatentConsistencyModelPipeline"}
 _GUIDANCE_EMBEDDING = f"{UNET_PREFIX}time_embed.cond_proj.weight"
 
 
@@ -71,4 +72,5 @@ def _with_guidance_embedding(file: WeightFile, family: SingleFileFamily) -> Sing
     if weight is None or weight.ndim != 2:
         return family
     unet = {**family.unet, "time_cond_proj_dim": weight.shape[1]}
-    return replace(family, unet=unet, scheduler=LCM_SCHEDULER)
+    pipeline = _LATENT_CONSISTENCY.get(family.pipeline, family.pipeline)
+    return replace(family, pipeline=pipeline, unet=unet, scheduler=LCM_SCHEDULER)

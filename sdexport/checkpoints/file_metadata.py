@@ -7,6 +7,7 @@ import logging
 from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.weight_file import WeightFile
+from sdexport.engines.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +20,18 @@ def check_metadata(file: WeightFile, family: SingleFileFamily) -> None:
     architecture = file.metadata.get("modelspec.architecture", "").partition("/")[0]
     if architecture and not architecture.startswith(family.architecture):
         logger.warning(
-            "%s: its metadata calls it %.60s, but its weights are those of %s",
+            "%s: its metadata calls it %s, but its weights are those of %s",
             file.path,
-            architecture,
+            one_line(architecture, 60),
             family.name,
         )
     layers = next((file.metadata[key] for key in _CLIP_SKIPS if key in file.metadata), "")
-    if layers.isdecimal() and 1 < int(layers) < 100 and family.architecture[-2:] in ("v1", "v2"):
+    if (
+        layers.isascii()
+        and layers.isdecimal()
+        and 1 < int(layers) < 100
+        and family.architecture[-2:] in ("v1", "v2")
+    ):
         logger.warning(
             "%s: made for clip skip %s; generate its images with --clip-skip %d",
             file.path,

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from sdexport.engines.messages import one_line
+
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
@@ -28,5 +30,5 @@ def warn_about_unknown(path: Path, header: Iterable[str]) -> None:
     unknown = sorted(key for key in header if not _KNOWN.fullmatch(key))
     if unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        names = ", ".join(f"{key:.40}" for key in unknown[:_NAMED])
+        names = ", ".join(one_line(key, 40) for key in unknown[:_NAMED])
         logger.warning("%s: unknown metadata is ignored: %s%s", path, names, more)

@@ -15,6 +15,7 @@ import torch
 
 from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import one_line
 
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 """Formats of ComfyUI's quantised layers that are converted."""
@@ -128,8 +129,8 @@ def _reject_other_kinds(path: Path, names: Iterable[str]) -> None:
     for pattern, kind in _UNSUPPORTED:
         if found := [name for name in listed if pattern.search(name)]:
             raise CheckpointError(
-                f"{path} is quantised with {kind} ({len(found)} entries such as {found[0]:.80}), "
-                f"which is not supported; {_ADVICE}"
+                f"{path} is quantised with {kind} ({len(found)} entries such as "
+                f"{one_line(found[0], 80)}), which is not supported; {_ADVICE}"
             )
 
 
@@ -150,6 +151,6 @@ def _check_formats(path: Path, formats: Iterable[tuple[str, str]]) -> None:
     for layer, name in formats:
         if name not in FORMATS:
             raise CheckpointError(
-                f"{path}: layer {layer:.80} is quantised as {name:.40}; only "
+                f"{path}: layer {one_line(layer, 80)} is quantised as {one_line(name, 40)}; only "
                 f"{' and '.join(FORMATS)} are supported; {_ADVICE}"
             )

@@ -6,6 +6,7 @@ published ones (published_configs.py), and its tokenizer comes from a folder.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,13 +31,16 @@ from sdexport.checkpoints.state_dicts import (
     vae_prefix,
     vae_state,
 )
-from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts
+from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts, listed
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.checkpoints.weight_origins import origins
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.runtime.text.special_tokens import BOS, EOS
 
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+_LAYER = re.compile(r"\.(attentions|transformer_blocks|resnets)\.\d+\.")
+_WHOLE_LAYER = 8
+"""Fewest weights of a layer of the UNet."""
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 
 
@@ -125,9 +129,19 @@ class SingleFile:
                 modules[part] = self._empty(part)
             left -= origins(states[part], modules[part].state_dict())
         check_supported_parts(self.file.path, left)
+        self._check_depth(modules["unet"], states["unet"])
         for part in parts:
             check_shapes(self.file.path, part, modules[part], states[part])
         check_all_used(self.file.path, self.family.name, left)
+
+    def _check_depth(self, unet: Any, state: Tensors) -> None:
+        """Raises: CheckpointError: layers of the UNet are missing, and nothing else."""
+        missing = [name for name in unet.state_dict() if name not in state]
+        if len(missing) >= _WHOLE_LAYER and all(_LAYER.search(name) for name in missing):
+            raise CheckpointError(
+                f"{self.file.path}: unet: {listed(missing)} are missing; it may be a pruned model, "
+                "such as SSD-1B or Segmind Vega: export its diffusers folder"
+            )
 
     def _replaced(self, names: Iterable[str]) -> set[str]:
         """Weights that are not used because of what the family or an option says."""

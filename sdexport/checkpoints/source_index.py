@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.checkpoints.diffusers_layout import text_encoders_of, tokenizer_folder
+from sdexport.engines.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,13 @@ def check_index(folder: Path, index: Mapping[str, Any], present: Collection[str]
             continue
         if value in (None, NO_COMPONENT, False):
             continue
+        shown = one_line(name, 60)
         if isinstance(value, list):
             meaning = _MEANINGS.get(name, "so images may differ from those of the checkpoint")
-            kind = f" ({value[-1]:.60})" if value and isinstance(value[-1], str) else ""
-            logger.warning("%s: its %.60s%s is not exported, %s", folder, name, kind, meaning)
+            kind = f" ({one_line(value[-1], 60)})" if value and isinstance(value[-1], str) else ""
+            logger.warning("%s: its %s%s is not exported, %s", folder, shown, kind, meaning)
         else:
-            logger.warning("%s: model_index.json: %.60s is unknown and ignored", folder, name)
+            logger.warning("%s: model_index.json: %s is unknown and ignored", folder, shown)
 
 
 def package_index(index: Mapping[str, Any], present: Collection[str]) -> dict[str, Any]:
@@ -78,5 +80,5 @@ def warn_of_unknown_keys(
             "%s: %s/config.json: unknown keys are ignored: %s",
             folder,
             part,
-            ", ".join(f"{key:.40}" for key in sorted(unknown)),
+            ", ".join(one_line(key, 40) for key in sorted(unknown)),
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import one_line
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.program_names import OTHER_MODELS
 from sdexport.runtime.schedulers.sampler_names import why_not_supported
@@ -38,11 +39,11 @@ def supported_scheduler(
     _check_model(folder, name)
     if warns and named and own and named != own:
         logger.warning(
-            "%s: model_index.json names the scheduler %.60s, scheduler_config.json %.60s; the "
+            "%s: model_index.json names the scheduler %s, scheduler_config.json %s; the "
             "first is used, as in diffusers",
             folder,
-            named,
-            own,
+            one_line(named, 60),
+            one_line(str(own), 60),
         )
     with parsing(f"{folder}: scheduler/scheduler_config.json"):
         chosen = default_scheduler({_CLASS: name})
@@ -52,7 +53,7 @@ def supported_scheduler(
             "%s: the scheduler %s is not supported; images are generated with %s instead, and "
             "differ from those of the checkpoint; choose another one with --scheduler",
             folder,
-            name[:60] or "is not named, so it",
+            one_line(name, 60) if name else "is not named, so it",
             schedulers.class_name(chosen),
         )
     return {**config, _CLASS: name} if name else dict(config)
@@ -75,6 +76,6 @@ def _check_model(folder: Path, name: str) -> None:
     else:
         return
     raise CheckpointError(
-        f"{folder}: the scheduler {name:.60} is not supported: {why}, so no other one can take "
-        "its place"
+        f"{folder}: the scheduler {one_line(name, 60)} is not supported: {why}, so no other one "
+        "can take its place"
     )

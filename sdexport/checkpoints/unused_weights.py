@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import one_line
 
 _NAMED = 3
 """Weights that a message names; it counts the others."""
@@ -102,6 +103,6 @@ def check_all_used(path: Path, model: str, names: Iterable[str]) -> None:
 
 def listed(names: list[str]) -> str:
     """The number of weights and the first names, such as "2 weights (a, b)"."""
-    shown = ", ".join(f"{name:.80}" for name in names[:_NAMED])
+    shown = ", ".join(one_line(name, 80) for name in names[:_NAMED])
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{len(names)} weight{'s' if len(names) > 1 else ''} ({shown}{more})"

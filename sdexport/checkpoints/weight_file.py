@@ -87,7 +87,7 @@ class WeightFile:
     @classmethod
     def _open_pickle(cls, path: Path) -> WeightFile:
         content = _read_pickle(path)
-        state = content.get("state_dict", content) if isinstance(content, dict) else {}
+        state = _state_of(content)
         tensors = {
             str(name): value.detach()
             for name, value in (state.items() if isinstance(state, dict) else ())
@@ -128,9 +128,20 @@ def merged(files: Sequence[WeightFile]) -> dict[str, torch.Tensor]:
     for file in files:
         for name, value in file.weights.items():
             if name in found and not torch.equal(found[name], value):
-                raise CheckpointError(f"{file.path}: another shard holds another {name:.80}")
+                raise CheckpointError(
+                    f"{file.path}: another shard holds another {one_line(name, 80)}"
+                )
             found[name] = value
     return found
+
+
+def _state_of(content: Any) -> Any:
+    """The named tensors of a pickle: its "state_dict", its only entry, or itself."""
+    if not isinstance(content, dict):
+        return {}
+    inner = list(content.values())
+    only = inner[0] if len(inner) == 1 and isinstance(inner[0], dict) else content
+    return content.get("state_dict", only)
 
 
 def _others(content: Any, state: Any) -> tuple[str, ...]:

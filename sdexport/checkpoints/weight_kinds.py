@@ -23,7 +23,7 @@ _MAGIC = (
 )
 _LORA = (
     r"lora_(up|down|mid|A|B)\b|\.lora\.(up|down)|_lora\.(up|down)|lora_linear_layer"
-    r"|\.(hada_[wt]\d|lokr_[wt]\d|oft_blocks|on_input|[wb]_norm|diff|diff_b|dora_scale)"
+    r"|\.(hada_[wt]\d|lokr_[wt]\d|oft_blocks|on_input|[wb]_norm|diff(_b)?\b|dora_scale)"
     r"|^lora_(unet|te\d?)_.*\.[ab][12]\.weight$"
 )
 # In this order: a whole checkpoint holds a VAE's names too, and may hold a ControlNet's.

@@ -6,14 +6,19 @@ variants such as fp16, in one file or in shards.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.diffusers_layout import TEXT_ENCODERS
 from sdexport.checkpoints.weight_file import PICKLE_HINT
 from sdexport.engines.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".safetensors", ".bin")
 _SHOWN = 5
@@ -78,6 +83,24 @@ def weight_files(
     return files_in(folder / part, part, variant=variant, allow_pickle=allow_pickle)
 
 
+def every_file(
+    folder: Path, parts: Iterable[str], *, variant: str | None = None, allow_pickle: bool = False
+) -> dict[str, list[Path]]:
+    """The files of weights of every component of a checkpoint; see `files_in`.
+
+    Raises: CheckpointError: see `files_in`; or no component has the chosen variant.
+    """
+    listed = list(parts)
+    names = {each.variant for part in listed for each in weight_sets(folder / part, part)}
+    if variant and variant not in names:
+        there = ", ".join(sorted(names - {""})) or "none"
+        raise CheckpointError(
+            f"{folder}: no component has weights of variant {variant}; variants there: {there}"
+        )
+    choice: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
+    return {part: weight_files(folder, part, **choice) for part in listed}
+
+
 def files_in(
     folder: Path, part: str, *, variant: str | None = None, allow_pickle: bool = False
 ) -> list[Path]:
@@ -100,6 +123,10 @@ def files_in(
         chosen = _only_variant(folder, part, readable, variant)
     if not chosen:
         raise _none_found(folder, part, sets)
+    if variant and chosen[0].variant != variant:
+        logger.warning(
+            "%s: %s has no variant %s; its plain weights are used", folder.parent, part, variant
+        )
     files = chosen[0].files()
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:

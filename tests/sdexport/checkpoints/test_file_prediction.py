@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from sdexport.checkpoints.file_family import family_of
+from sdexport.checkpoints.file_metadata import check_metadata
+from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.sources import Options, open_source
+from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.schedulers.noise_schedules import alphas_cumprod, betas
 from tests.helpers.file_kinds import file_kind
@@ -25,10 +28,13 @@ def opened(
     metadata: dict[str, str] | None = None,
     chosen: str | None = None,
     **extra: torch.Tensor,
-) -> SingleFile:
+) -> SingleFileFamily:
+    """The family of a file, without one: its weights are not looked at."""
     tensors = original_layout(family, random_modules(family)) | extra
-    save_file(tensors, folder / "a.safetensors", metadata=metadata)
-    return SingleFile.open(folder / "a.safetensors", prediction_type=chosen, families=SMALL)
+    file = WeightFile(folder / "a.safetensors", tensors, metadata or {}, tensors)
+    found = family_of(file, SMALL, chosen)
+    check_metadata(file, found)
+    return found
 
 
 @file_kind(
@@ -54,8 +60,8 @@ def opened(
 def test_c5_metadata_decides(
     key: str, value: str, expected: str, family: Any, tmp_path: Path
 ) -> None:
-    file = opened(tmp_path, family, {key: value})
-    assert file.family.scheduler["prediction_type"] == expected
+    family_ = opened(tmp_path, family, {key: value})
+    assert family_.scheduler["prediction_type"] == expected
 
 
 @pytest.mark.parametrize(
@@ -73,25 +79,25 @@ def test_c5_architecture_decides(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    family = opened(tmp_path, SD2, {"modelspec.architecture": architecture}).family
+    family = opened(tmp_path, SD2, {"modelspec.architecture": architecture})
     assert family.scheduler["prediction_type"] == expected
     assert family.unet["sample_size"] == side and not caplog.text
 
 
 def test_c5_option_overrides_the_file(tmp_path: Path) -> None:
-    file = opened(tmp_path, SDXL, {"modelspec.predict_key": "v"}, "epsilon")
-    assert file.family.scheduler["prediction_type"] == "epsilon"
+    family_ = opened(tmp_path, SDXL, {"modelspec.predict_key": "v"}, "epsilon")
+    assert family_.scheduler["prediction_type"] == "epsilon"
 
 
 def test_c5_contradiction_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = opened(tmp_path, SDXL, {"modelspec.predict_key": "epsilon"}, v_pred=torch.zeros(0))
-    assert file.family.scheduler["prediction_type"] == "v_prediction"
+    family_ = opened(tmp_path, SDXL, {"modelspec.predict_key": "epsilon"}, v_pred=torch.zeros(0))
+    assert family_.scheduler["prediction_type"] == "v_prediction"
     assert "v_pred says v_prediction, modelspec.predict_key says epsilon" in caplog.text
 
 
 def test_c5_unknown_value_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = opened(tmp_path, SD1, {"modelspec.predict_key": "flow"})
-    assert file.family.scheduler["prediction_type"] == "epsilon"
+    family_ = opened(tmp_path, SD1, {"modelspec.predict_key": "flow"})
+    assert family_.scheduler["prediction_type"] == "epsilon"
     assert "modelspec.predict_key is 'flow', which is unknown" in caplog.text
 
 
@@ -112,7 +118,7 @@ def test_c5_other_architecture_and_clip_skip_are_named(
     assert "made for clip skip 2; generate its images with --clip-skip 1" in caplog.text
 
 
-@pytest.mark.parametrize("step", [875_000, torch.tensor(875_000), 875_000.0])
+@pytest.mark.parametrize("step", [875_000, torch.tensor(875_000)])
 def test_c5_training_step_of_sd2_base(step: Any, tmp_path: Path) -> None:
     """The rule of diffusers for the epsilon model of SD 2."""
     tensors = original_layout(SD2, random_modules(SD2))
@@ -128,7 +134,7 @@ def test_c5_noise_schedule_in_the_file(
 ) -> None:
     plain = betas("scaled_linear", 0.00085, 0.012, 1000, None)
     table = torch.from_numpy(alphas_cumprod(plain, zero_terminal_snr=zero_snr)).to(dtype)
-    scheduler = opened(tmp_path, SD1, alphas_cumprod=table).family.scheduler
+    scheduler = opened(tmp_path, SD1, alphas_cumprod=table).scheduler
     assert scheduler.get("rescale_betas_zero_snr", False) == zero_snr and not caplog.text
     opened(tmp_path, SD1, alphas_cumprod=table / 2)
     assert "its alphas_cumprod are not those of its family" in caplog.text
@@ -154,14 +160,16 @@ def test_c5_noise_schedule_in_the_file(
 def test_c6_few_step_models_that_say_so(
     metadata: dict[str, str], family: Any, tmp_path: Path
 ) -> None:
-    scheduler = opened(tmp_path, family, metadata).family.scheduler
+    scheduler = opened(tmp_path, family, metadata).scheduler
     assert scheduler["timestep_spacing"] == "trailing"
     assert scheduler["prediction_type"] == "epsilon"
-    assert opened(tmp_path, family).family.scheduler["timestep_spacing"] == "leading"
+    assert opened(tmp_path, family).scheduler["timestep_spacing"] == "leading"
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("spacing", "prediction"),
+    [("leading", "epsilon"), ("trailing", "v_prediction"), ("linspace", "sample")],
+)
 def test_c6_options_for_a_folder(spacing: str, prediction: str, checkpoint: Path) -> None:
     options = Options(timestep_spacing=spacing, prediction_type=prediction)
     config = open_source(checkpoint, options=options).scheduler_config

@@ -9,8 +9,8 @@ from typing import Any
 import diffusers
 import pytest
 
-from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.sources import Options, open_source
+from sdexport.checkpoints.supported_schedulers import supported_scheduler
 from sdexport.engines.errors import CheckpointError
 from sdexport.runtime.schedulers import canonical_name
 from tests.helpers.file_kinds import file_kind
@@ -87,7 +87,7 @@ def test_c8_unknown_scheduler_is_replaced_with_one_warning(
     assert "--scheduler" in record.getMessage() and str(folder) in record.getMessage()
 
 
-def test_c8_every_scheduler_of_diffusers(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_c8_every_scheduler_of_diffusers(caplog: pytest.LogCaptureFixture) -> None:
     """Known, rejected, or replaced with a warning; never replaced without one."""
     names = [n for n in dir(diffusers) if n.endswith("Scheduler") and n[0].isupper()]
     outcomes: dict[str, int] = {}
@@ -95,7 +95,8 @@ def test_c8_every_scheduler_of_diffusers(folder: Path, caplog: pytest.LogCapture
         caplog.clear()
         known = canonical_name(name) is not None and not name.startswith("EDM")
         try:
-            Checkpoint.open(with_scheduler(folder, name))
+            index = {"scheduler": ["diffusers", name]}
+            supported_scheduler(Path("folder"), index, {"_class_name": name}, warns=True)
             outcome = "warned" if caplog.records else "known"
         except CheckpointError as error:
             assert "\n" not in str(error)
@@ -146,6 +147,13 @@ def test_c8_unknown_keys_are_named(
 def test_c8_unet_with_another_input(folder: Path) -> None:
     change(folder, "unet/config.json", encoder_hid_dim=32, encoder_hid_dim_type="image_proj")
     with pytest.raises(CheckpointError, match="another projection of its encoder_hidden_states"):
+        open_source(folder)
+
+
+def test_c8_text_encoder_with_the_configuration_of_a_whole_clip(folder: Path) -> None:
+    """Its sizes would be those of CLIP's smallest model, whatever the entry text_config says."""
+    change(folder, "text_encoder/config.json", text_config={"hidden_size": 32}, model_type="clip")
+    with pytest.raises(CheckpointError, match=r"text_encoder/config\.json is that of"):
         open_source(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines.errors import CheckpointError
 from tests.helpers.file_kinds import file_kind
+from tests.helpers.linked_folder import linked_folder
 from tests.helpers.original_layout import SMALL, random_modules, vae_layout
 
 SMALL_TINY = {
@@ -42,8 +44,9 @@ def original(module: Any, side: str) -> dict[str, torch.Tensor]:
 
 def assert_loads(checkpoint: Path, path: Path, expected: Any, **options: Any) -> None:
     opened = open_source(checkpoint, options=Options(vae=path, **options))
-    assert type(opened.load("vae")) is AutoencoderTiny
-    state = opened.load("vae").state_dict()
+    loaded = opened.load("vae")
+    assert type(loaded) is AutoencoderTiny
+    state = loaded.state_dict()
     assert state.keys() == expected.state_dict().keys()
     assert all(torch.equal(state[name], v) for name, v in expected.state_dict().items())
     assert opened.index["vae"] == ["diffusers", "AutoencoderTiny"]
@@ -158,8 +161,10 @@ def test_c14_name_of_another_family(
     recognised="`encoder.down.*`, also below `first_stage_model.`; `.safetensors`, `.pt`, `.ckpt`",
     result="loaded",
 )
-@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "vae."])
-@pytest.mark.parametrize("suffix", [".safetensors", ".vae.pt", ".ckpt"])
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [("", ".safetensors"), ("first_stage_model.", ".vae.pt"), ("vae.", ".ckpt")],
+)
 def test_c14_original_vae(prefix: str, suffix: str, checkpoint: Path, tmp_path: Path) -> None:
     vae = random_modules(SMALL[0], seed=5)["vae"]
     tensors = {f"{prefix}{k}": v.contiguous().clone() for k, v in vae_layout(vae).items()}
@@ -194,11 +199,8 @@ def test_c14_weights_left_over(name: str, says: str, checkpoint: Path, tmp_path:
 
 
 def _with_vae(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint with the VAE of a folder, in small files of its own."""
-    target = folder / "base"
-    for file in (f for f in checkpoint.rglob("*") if f.is_file() and f.parent.name != "vae"):
-        link = target / file.relative_to(checkpoint)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(file)
+    """The checkpoint with the VAE of a folder."""
+    target = linked_folder(checkpoint, folder / "base")
+    shutil.rmtree(target / "vae")
     (target / "vae").symlink_to(folder / "vae")
     return target

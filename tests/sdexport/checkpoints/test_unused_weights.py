@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.single_file import SingleFile
-from sdexport.checkpoints.unused_weights import MAY_REMAIN
+from sdexport.checkpoints.unused_weights import MAY_REMAIN, check_all_used
 from sdexport.engines.errors import CheckpointError
 from tests.helpers.file_kinds import file_kind
+from tests.helpers.linked_folder import linked_folder
 from tests.helpers.original_layout import SMALL, original_layout, random_modules
 
 SD1, SD2, SDXL, REFINER = SMALL
-by_family = pytest.mark.parametrize("family", SMALL, ids=lambda family: family.name)
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
 
@@ -65,14 +65,22 @@ def test_c1_unclip(names: tuple[str, ...], says: str, tmp_path: Path) -> None:
     result="rejected",
     says="would not be used by Stable Diffusion",
 )
-@pytest.mark.parametrize("part", range(4))
-@by_family
-def test_c3_weights_left_over(family: object, part: int, says: str, tmp_path: Path) -> None:
-    prefixes = [layout.prefix for layout in family.text_encoders.values()]  # type: ignore[attr-defined]
-    prefixes += [UNET, "first_stage_model.", "unknown_part."]
-    if part < len(prefixes):
-        name = f"{prefixes[part]}extra.weight"
-        fails(write(tmp_path, family, name), says, f"1 weight ({name})")
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    [
+        (SD1, UNET),
+        (SD1, CLIP),
+        (SD1, "first_stage_model."),
+        (SD1, "unknown_part."),
+        (SD2, "cond_stage_model.model."),
+        (SDXL, "conditioner.embedders.1.model."),
+        (SDXL, "conditioner.embedders.2.model."),
+        (REFINER, UNET),
+    ],
+)
+def test_c3_weights_left_over(family: object, prefix: str, says: str, tmp_path: Path) -> None:
+    name = f"{prefix}extra.weight"
+    fails(write(tmp_path, family, name), says, f"1 weight ({name})")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +97,15 @@ def test_c3_weights_left_over(family: object, part: int, says: str, tmp_path: Pa
         ("depth_model.model.weight", "a depth-to-image model"),
     ],
 )
-def test_c3_known_parts_are_named(name: str, meaning: str, tmp_path: Path) -> None:
-    fails(write(tmp_path, SD1, name), meaning, "not supported", name)
+def test_c3_known_parts_are_named(name: str, meaning: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        check_all_used(Path("model.safetensors"), "SD 1", ["model_ema.decay", name])
+    for message in (meaning, "not supported", name, "model.safetensors"):
+        assert message in str(error.value)
+
+
+def test_c3_controlnet_in_a_whole_checkpoint(tmp_path: Path) -> None:
+    fails(write(tmp_path, SD1, "control_model.zero_convs.0.0.weight"), "a ControlNet")
 
 
 def test_c3_many_weights_are_counted(tmp_path: Path) -> None:
@@ -98,33 +113,31 @@ def test_c3_many_weights_are_counted(tmp_path: Path) -> None:
     fails(write(tmp_path, SD1, *names), "9 weights (", names[0], " and 6 more)")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model_ema.diffusion_modelinput_blocks00weight",
-        "model_ema.decay",
-        "model_ema.num_updates",
-        "first_stage_model.model_ema.decoderconv_inweight",
-        "first_stage_model.loss.discriminator.main.0.weight",
-        "betas",
-        "alphas_cumprod_prev",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_mean_coef1",
-        "lvlb_weights",
-        "scale_factor",
-        "denoiser.sigmas",
-        "optimizer_states.0.exp_avg",
-        "lr_schedulers.0",
-        "global_step",
-        f"{CLIP}text_projection.weight",
-        f"{CLIP}text_model.embeddings.position_ids",
-        f"{CLIP}vision_model.post_layernorm.weight",
-        "cond_stage_model.logit_scale",
-    ],
-)
-def test_c3_what_may_remain(name: str, tmp_path: Path) -> None:
-    path = write(tmp_path, SD1, name)
-    opened = SingleFile.open(path, families=SMALL)
+REMAIN = [
+    "model_ema.diffusion_modelinput_blocks00weight",
+    "model_ema.decay",
+    "model_ema.num_updates",
+    "first_stage_model.model_ema.decoderconv_inweight",
+    "first_stage_model.loss.discriminator.main.0.weight",
+    "betas",
+    "alphas_cumprod_prev",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_mean_coef1",
+    "lvlb_weights",
+    "scale_factor",
+    "denoiser.sigmas",
+    "optimizer_states.0.exp_avg",
+    "lr_schedulers.0",
+    "global_step",
+    f"{CLIP}text_projection.weight",
+    f"{CLIP}text_model.embeddings.position_ids",
+    f"{CLIP}vision_model.post_layernorm.weight",
+    "cond_stage_model.logit_scale",
+]
+
+
+def test_c3_what_may_remain(tmp_path: Path) -> None:
+    opened = SingleFile.open(write(tmp_path, SD1, *REMAIN), families=SMALL)
     assert opened.load("unet") is not None
 
 
@@ -195,11 +208,7 @@ def test_c3_what_may_remain_in_a_folder(name: str, checkpoint: Path, tmp_path: P
 
 def _copy_with(checkpoint: Path, folder: Path, part: str, name: str) -> None:
     """A copy of the checkpoint with one weight more in a component."""
-    for file in checkpoint.rglob("*"):
-        if file.is_file():
-            target = folder / file.relative_to(checkpoint)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(file)
+    linked_folder(checkpoint, folder)
     (path,) = (folder / part).glob("*.safetensors")
     tensors = load_file(path) | {name: torch.ones(2, 2)}
     path.unlink()
@@ -222,3 +231,33 @@ def test_c3_guidance_embedding_of_a_latent_consistency_model(tmp_path: Path) -> 
 def test_c3_documentation_lists_what_may_remain() -> None:
     page = (Path(__file__).parents[3] / "docs" / "export.md").read_text(encoding="utf-8")
     assert [reason for _, reason in MAY_REMAIN if reason not in page.replace("`", "")] == []
+
+
+@file_kind(
+    "checkpoint",
+    "pruned UNet in one file (SSD-1B, Segmind Vega)",
+    recognised="whole layers of the UNet are missing",
+    result="rejected",
+    says="it may be a pruned model",
+)
+def test_c3_pruned_unet(says: str, tmp_path: Path) -> None:
+    tensors = original_layout(SDXL, random_modules(SDXL))
+    kept = {k: v for k, v in tensors.items() if ".transformer_blocks.1." not in k}
+    save_file(kept, tmp_path / "model.safetensors")
+    fails(tmp_path / "model.safetensors", says)
+
+
+def test_c3_names_with_line_breaks_stay_on_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails(write(tmp_path, SD1, "a\nb" * 50), "1 weight (a b")
+    tensors = original_layout(SD1, random_modules(SD1))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"x\ny": ""})
+    SingleFile.open(tmp_path / "model.safetensors", families=SMALL)
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def test_c3_state_in_the_only_entry_of_a_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"model": original_layout(SD1, random_modules(SD1))}, path)
+    SingleFile.open(path, allow_pickle=True, families=SMALL)

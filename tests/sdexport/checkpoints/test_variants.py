@@ -78,3 +78,35 @@ def test_hub_repository_in_half_precision_alone(
     assert "*.fp16.*" in calls[0]["ignore_patterns"] and calls[0]["revision"] == "main"
     assert calls[1] == {"revision": copy.name, "allow_patterns": ["unet/*.fp16*"]}
     opened.load("unet")
+
+
+@pytest.mark.parametrize(
+    ("options", "patterns"),
+    [
+        ({"variant": "bf16"}, ["unet/*.bf16*"]),
+        ({}, ["unet/*.fp16*", "unet/*.safetensors"]),
+        ({"allow_pickle": True}, ["unet/*.fp16*", "unet/*.safetensors", "unet/*.bin*"]),
+    ],
+)
+def test_hub_repository_with_other_weights(
+    options: dict[str, Any], patterns: list[str], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Field case C9: what was not downloaded first is asked for until the weights are there."""
+    hidden = weight_files(copy, "unet")[0].rename(copy / "elsewhere")
+    calls: list[dict[str, Any]] = []
+
+    def download(name: str, **arguments: Any) -> str:
+        calls.append(arguments)
+        if len(calls) > 1 and patterns[-1] in arguments["allow_patterns"]:
+            names = {"bf16": "diffusion_pytorch_model.bf16.safetensors", None: "odd.safetensors"}
+            hidden.rename(copy / "unet" / names[options.get("variant")])
+        return str(copy)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    if "variant" in options:
+        Checkpoint.open("name/model", **options)
+    else:
+        with pytest.raises(CheckpointError, match=r"holds .*odd\.safetensors"):
+            Checkpoint.open("name/model", **options)
+    asked = [pattern for call in calls[1:] for pattern in call["allow_patterns"]]
+    assert [pattern for pattern in asked if pattern.startswith("unet/")] == patterns
