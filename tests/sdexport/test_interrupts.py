@@ -67,6 +67,7 @@ main()
 def test_signal_while_generating_leaves_no_half_written_file(
     package: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
+    """Field case N12: Ctrl-C ends with exit status 130."""
     previews, out = tmp_path / "previews", tmp_path / "a.png"
     arguments = ["generate", package, "a star", "-o", out, "--steps", "900"]
     arguments += ["--previews", previews, "--preview-with", "linear"]

@@ -306,3 +306,32 @@ def test_help_loads_no_numpy() -> None:
 def test_address_for_bug_reports_is_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["urls"]["Issues"] == ISSUES
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [
+        ([], "cpu"),
+        (["--backend", "auto"], "cpu"),
+        (["--backend", "onnxruntime-cuda"], "gpu"),
+        (["--backend", "openvino"], "openvino"),
+        (["--backend", "tensorrt"], "tensorrt"),
+    ],
+)
+def test_field_case_n8_backend_that_is_not_installed(
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    extra: str,
+) -> None:
+    """The message names the pip command, for the default backend too."""
+    for module in ("onnxruntime", "openvino", "tensorrt"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for module in [name for name in sys.modules if name.startswith("sdexport.engines.")]:
+        if module.endswith(("_session", ".library")):
+            monkeypatch.delitem(sys.modules, module)
+    result = call("generate", package, "x", "-o", tmp_path / "a.png", "--steps", 1, *options)
+    assert_one_line_error(result, "is not installed" if options[1:] != ["auto"] else "no inference")
+    assert f"'sdexport[{extra}]'" in result.stderr and "run: pip install" in result.stderr
+    assert list(tmp_path.iterdir()) == []
