@@ -226,7 +226,10 @@ def _rows(
             weights += [segment.weight] * len(new)
         while len(ids) > room:
             cut = room
-            if comma_backtrack and ids[room] != comma:
+            while cut and tokenizer.continues(ids[cut]):
+                cut -= 1  # the vectors of an embedding stay in one row
+            cut = cut or room
+            if comma_backtrack and cut == room and ids[room] != comma:
                 recent = range(max(0, room - comma_backtrack), room)
                 cut = next((i + 1 for i in reversed(recent) if ids[i] == comma), room)
             yield ids[:cut], weights[:cut]

@@ -69,6 +69,11 @@ class ClipTokenizer:
             added_tokens = [AddedToken(token, normalized=False) for token in specials]
         added = assign_ids(added_tokens, vocab)
         self._added = {token.content: number for token, number in added.items()}
+        self._continued = {
+            number
+            for token, number in self._added.items()
+            if token.rpartition("_")[2].isdecimal() and token.rpartition("_")[0] in self._added
+        }
         self.bos_id, self.eos_id = self._id(vocab, bos_token), self._id(vocab, eos_token)
         self.pad_id = self._id(vocab, pad_token)
         self.vocab_size = max(*vocab.values(), *self._added.values()) + 1
@@ -167,6 +172,10 @@ class ClipTokenizer:
                 )
                 text = text.replace(token, " ".join((token, *numbered)))
         return text
+
+    def continues(self, number: int) -> bool:
+        """Whether an id is a further vector of a textual inversion of several vectors."""
+        return number in self._continued
 
     def embedding(self, name: str) -> str | None:
         """The word of a textual inversion, from its name with or without angle brackets."""

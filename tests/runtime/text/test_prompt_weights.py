@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sdexport import ClipTokenizer, InvalidArgumentError
 from sdexport.runtime.text import prompt_weights
+from sdexport.runtime.text.added_tokens import AddedToken
 from sdexport.runtime.text.prompt_weights import MAX_WEIGHT, Segment, parse_weights
 from tests.helpers.text import text_encoder, tokenizer
 from tests.tolerances import EMBEDS_REL
@@ -167,6 +168,17 @@ def test_tokenize_weighted_ends_rows_after_a_comma(backtrack: int, first: int, s
     tokens = prompt_weights.tokenize_weighted(tokenizer(), [text], comma_backtrack=backtrack)
     ends = (tokens.input_ids[0] == tokenizer().eos_id).argmax(axis=1) - 1
     assert ends.tolist() == [first, second]
+
+
+def test_tokenize_weighted_keeps_the_vectors_of_an_embedding_together() -> None:
+    files = tokenizer()
+    words = [AddedToken(t) for t in (*files._added, "<toy>", "<toy>_1", "<toy>_2")]
+    with_words = ClipTokenizer(files._vocab, files._merges, added_tokens=words)
+    for before, first in ((72, 75), (73, 73), (74, 74), (75, 75)):
+        text = with_words.expand("red " * before + "<toy> red")
+        tokens = prompt_weights.tokenize_weighted(with_words, [text])
+        ends = (tokens.input_ids[0] == with_words.eos_id).argmax(axis=1) - 1
+        assert ends.tolist() == [first, before + 4 - first], before
 
 
 def test_tokenize_weighted_pads_with_the_pad_token() -> None:
