@@ -88,7 +88,8 @@ def inpaint_images(
       size: (width, height).
     Raises: InvalidArgumentError: an unknown resize_mode; a black mask that decides what is cropped.
     """
-    _warn_of_proportions(images[0], masks[0])
+    for i in range(max(len(images), len(masks))):
+        _warn_of_proportions(images[i % len(images)], masks[i % len(masks)])
     masks = [options.adjusted(mask) for mask in masks]
     if options.padding_mask_crop is not None:
         parts = [

@@ -55,7 +55,8 @@ def _load(source: ImageInput) -> list[Image.Image]:
 
 
 def _normalized(image: Image.Image, called: str) -> Image.Image:
-    if image.mode in ("L", "F") or image.mode.startswith("I"):
+    is_opaque_grey = image.mode == "L" and not image.has_transparency_data
+    if is_opaque_grey or image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(to_levels(np.asarray(image), called, zero_one=True))
     try:
         image = with_alpha(image)

@@ -116,10 +116,12 @@ def test_load_masks_of_zeros_and_ones_in_files(tmp_path: Path, suffix: str, mode
     np.testing.assert_array_equal(binary(load_masks(tmp_path / f"m.{suffix}")[0])[0, 0], BOX)
 
 
-STROKE_KINDS = ("RGBA", "LA", "La", "RGBa", "PA", "P", "RGB key", "array")
+STROKE_KINDS = ("RGBA", "LA", "La", "RGBa", "PA", "P", "RGB key", "L key", "array")
 
 
-@pytest.mark.parametrize("mode", [*STROKE_KINDS, "RGBA file", "LA file", "P file", "RGB key file"])
+@pytest.mark.parametrize(
+    "mode", [*STROKE_KINDS, "RGBA file", "LA file", "P file", "RGB key file", "L key file"]
+)
 def test_load_masks_of_white_strokes_on_transparency(tmp_path: Path, mode: str) -> None:
     """R2 of the cases from the field: brightness times alpha."""
     drawing = Image.new("RGBA", STROKE.size, (255, 255, 255, 0))
@@ -137,6 +139,9 @@ def test_load_masks_of_white_strokes_on_transparency(tmp_path: Path, mode: str) 
             Image.new("RGB", STROKE.size, "white"), Image.new("RGB", STROKE.size, "#fffffe"), STROKE
         )
         source.info["transparency"] = (255, 255, 254)
+    elif mode == "L key":
+        source = Image.fromarray(np.where(BOX, 255, 254).astype(np.uint8))
+        source.info["transparency"] = 254
     else:
         source = drawing.convert(mode.upper()).convert(mode)
     if as_file:

@@ -77,6 +77,32 @@ def test_image_mask_previews_and_noise(package: Path, tmp_path: Path, inputs: Pa
     assert not np.array_equal(pixels(tmp_path / "b.png"), generated)
 
 
+def test_masked_area_is_pasted_into_the_image(
+    package: Path, pipe: Pipeline, tmp_path: Path, inputs: Path
+) -> None:
+    out = tmp_path / "a.png"
+    result = call(
+        *("generate", package, "a red circle", "-o", out, "--steps", 2, "--seed", 3),
+        *("--image", inputs / "blue.png", "--mask", inputs / "mask.png", "--mask-invert"),
+        *("--inpaint-area", "masked", "--mask-blur", 2, "--size", "64x64", "--paste-back"),
+    )
+    assert result.exit_code == 0, result.output
+    expected = pipe(
+        "a red circle",
+        num_inference_steps=2,
+        seed=3,
+        image=inputs / "blue.png",
+        mask_image=inputs / "mask.png",
+        mask_invert=True,
+        mask_blur=2,
+        padding_mask_crop=32,
+        width=64,
+        height=64,
+    )
+    np.testing.assert_array_equal(pixels(out), np.asarray(expected.images[0]))
+    assert (pixels(out)[:, 60:] == (40, 80, 220)).all()
+
+
 def test_size_is_that_of_the_image_and_previews_are_numbered(
     package: Path, tmp_path: Path, inputs: Path
 ) -> None:
@@ -203,6 +229,11 @@ def test_errors_are_one_line_and_write_nothing(
     "options",
     [
         ["--resize", "bend"],
+        ["--inpaint-area", "middle"],
+        ["--inpaint-area", "whole:3"],
+        ["--inpaint-area", "masked:-1"],
+        ["--inpaint-area", "masked:"],
+        ["--mask-blur", "soft"],
         ["--preview-with", "magic"],
         ["--noise", "tpu"],
         ["--guidance-interval", "0.5"],
