@@ -25,6 +25,8 @@ NAME = "mask_image"
 """What an error message calls the argument."""
 THRESHOLD = 128
 """Grey value from which on a pixel is generated."""
+_KEPT_MODES = ("1", "P", "RGB", "RGBX", "CMYK")
+"""Modes in which diffusers resizes and, apart from the first two, blurs a mask."""
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,8 @@ def load_masks(source: ImageSources) -> list[Image.Image]:
     0 and 1 are read as black and white. Files and Pillow images are rotated as their EXIF
     orientation says, and arrays are read as `to_levels` describes; they may be (B, H, W).
 
-    Returns: opaque images in their own mode, as that decides how Pillow resizes and blurs them.
+    Returns: opaque images, where possible in their own mode, which decides how Pillow resizes and
+      blurs them.
     Raises:
       FileNotFoundError: there is no such file.
       InvalidArgumentError: a file that cannot be read as an image; an array of another shape or
@@ -70,7 +73,7 @@ def _normalized(image: Image.Image, called: str) -> Image.Image:
         ) from error
     if max(high for _, high in rgb.getextrema()) == 1:  # type: ignore[misc]
         return Image.fromarray(np.asarray(rgb) * np.uint8(255))
-    return rgb if image.mode == "RGBA" else image
+    return image if image.mode in _KEPT_MODES else rgb
 
 
 def adjusted(mask: Image.Image, blur: float, *, invert: bool) -> Image.Image:

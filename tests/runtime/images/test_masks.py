@@ -79,7 +79,22 @@ def in_mode(mode: str) -> Image.Image:
     return STROKE.convert("RGB").convert(mode) if mode != "I" else STROKE.convert("I")
 
 
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV")
+MODES = (
+    "LAB",
+    "1",
+    "L",
+    "LA",
+    "La",
+    "P",
+    "PA",
+    "RGB",
+    "RGBX",
+    "RGBA",
+    "RGBa",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+)
 DEEP = ("I", "I;16", "I;16B", "F")
 
 
@@ -221,6 +236,7 @@ def test_adjusted_blurs_as_diffusers(blur: float, mode: str) -> None:
 def test_adjusted_inverts_before_it_blurs(mode: str) -> None:
     mask = load_masks(in_mode(mode))[0]
     np.testing.assert_array_equal(binary(adjusted(mask, 0, invert=True))[0, 0], ~BOX)
+    assert adjusted(mask, 2.0, invert=False).size == mask.size
     both = adjusted(mask, 2.0, invert=True)
     expected = adjusted(adjusted(mask, 0, invert=True), 2.0, invert=False)
     assert both.tobytes() == expected.tobytes()
