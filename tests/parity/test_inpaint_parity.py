@@ -122,7 +122,7 @@ def check_random_call(pipe: Pipeline, theirs: Any, seed: int) -> None:
     assert_same(ours, generate(theirs, seed, arguments))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_inpainting_equals_diffusers(both: tuple[Pipeline, Any], seed: int) -> None:
     check_random_call(*both, seed)
 
