@@ -39,9 +39,12 @@ class RunningCall:
       num_timesteps: steps that this call runs, for samplers with two calls of the UNet a step both.
       scheduler: of this call.
       guidance_scale: may be set for the steps that follow. At 1 or less there is no unconditional
-        pass: prompt_embeds and the conditioning must then have one row for each image, not two.
+        pass: arrays that the function changes must then have one row for each image, not two.
       interrupt: may be set to True: no further step is run, and the latents are decoded.
     """
+
+    # no others: what a callback sets must have an effect
+    __slots__ = ("_pipeline", "_scale", "_state", "num_timesteps", "scheduler")
 
     def __init__(
         self, pipeline: Any, state: LoopState, scheduler: Scheduler, guidance_scale: float

@@ -118,6 +118,8 @@ def test_interrupt_decodes_what_there_is(pipe: Pipeline) -> None:
         assert call.interrupt is False
         assert call.tokenizer is pipe.tokenizer  # of the pipeline
         call.interrupt = i == 1
+        with pytest.raises(AttributeError, match="guidance"):
+            call._guidance_rescale = 0.5  # has no effect here
         return arrays
 
     steps: list[Any] = []
