@@ -197,7 +197,9 @@ def _scheduler(
     rng: random.Random, family: str, task: str
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """A scheduler with a configuration, and its options for the call."""
-    names = [n for n in schedulers.NAMES if n in OPTIONS and n not in EDM_NAMES]
+    names = [
+        n for n in schedulers.NAMES if n in OPTIONS and n not in EDM_NAMES and "inverse" not in n
+    ]
     name = rng.choice(LCM_SCHEDULERS if family == "lcm" and task != "inpaint" else names)
     config, options = rng.choice(grid(name, full=False))
     keys = {k: v for k, v in config.items() if not k.startswith("beta_") or rng.random() < 0.2}

@@ -8,7 +8,9 @@ are other ones there (see also test_image_parity.py):
 - negative sizes in text to image of several images: diffusers repeats the rows of negative and
   positive sizes as n p n p and not n n p p, so that half of the images get the wrong ones;
 - a list of generators for one image in inpainting; several images with num_images_per_prompt;
-- EDM schedulers, which need models of their own, and samplers that diffusers does not have.
+- EDM schedulers, which need models of their own, and samplers that diffusers does not have;
+- inverse schedulers, which go from an image to noise; diffusers' pipelines of these tasks would run
+  them from noise.
 """
 
 from __future__ import annotations
