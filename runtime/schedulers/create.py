@@ -58,6 +58,7 @@ _SCHEDULERS: dict[str, tuple[str, str]] = {
     "ddim_inverse": ("ddim_inverse", "DDIMInverseScheduler"),
     "dpmsolver++_inverse": ("dpmsolver_inverse", "DPMSolverMultistepInverseScheduler"),
     "euler_inverse": ("euler_inverse", "EulerInverseScheduler"),
+    "ipndm": ("ipndm", "IPNDMScheduler"),
     "edm_euler": ("edm_euler", "EDMEulerScheduler"),
     "edm_dpmsolver++": ("edm_dpmsolver", "EDMDPMSolverMultistepScheduler"),
 }
@@ -66,11 +67,18 @@ NAMES: tuple[str, ...] = tuple(_SCHEDULERS)
 EDM_NAMES = ("edm_euler", "edm_dpmsolver++")
 """Schedulers for models with EDM preconditioning, which take no others."""
 
+CONTINUOUS = "ipndm"
+"""The scheduler for models whose timesteps are 0 to 1."""
+
 _OWN_TIMESTEPS = ("timestep_spacing", "steps_offset")
 UNUSED_KEYS: Mapping[str, tuple[str, ...]] = {
     "lcm": _OWN_TIMESTEPS,
     "tcd": _OWN_TIMESTEPS,
     "dpmsolver++_single": _OWN_TIMESTEPS,
+    CONTINUOUS: (
+        *_OWN_TIMESTEPS,
+        *("beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
+    ),
     **dict.fromkeys(
         EDM_NAMES, (*_OWN_TIMESTEPS, "beta_start", "beta_end", "beta_schedule", "trained_betas")
     ),
@@ -169,6 +177,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
     """Raise InvalidArgumentError if model and sampler differ in whether they have EDM's scaling."""
     origin = canonical_name(str(config.get("_class_name", "")))
+    if name == CONTINUOUS:
+        if origin not in (None, name):
+            raise InvalidArgumentError(
+                f"{name} needs a model of continuous time, such as Dance Diffusion, in diffusers "
+                "too; for Stable Diffusion choose lms, pndm or another"
+            )
+        if origin == name:
+            logger.warning(
+                "%s is for models of continuous time; Stable Diffusion gives noise",
+                class_name(name),
+            )
     if name in EDM_NAMES:
         if origin is not None and _base(origin) not in EDM_NAMES:
             raise InvalidArgumentError(

@@ -18,7 +18,7 @@ from sdexport.runtime.schedulers.scheduler_config import Keys, SchedulerConfig
 from sdexport.runtime.schedulers.step_history import weighted_sum
 
 # Adams-Bashforth weights of the newest predictions, by how many there are. Source: eq. 12.
-_MULTISTEP = (
+ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),
     (23 / 12, -16 / 12, 5 / 12),
@@ -132,7 +132,7 @@ class PNDMScheduler(Scheduler):
         if call == 0:
             np.copyto(start_sample, sample)
         w = self._transfer(start, start - self._ratio)
-        past = history.sum_newest([w.noise_pred * c for c in _MULTISTEP[history.length - 1]])
+        past = history.sum_newest([w.noise_pred * c for c in ADAMS_BASHFORTH[history.length - 1]])
         return weighted_sum(past, history.scratch, (1.0, past), (w.sample, sample))
 
     def _transfer(self, start: int, end: int) -> Combination:

@@ -58,6 +58,7 @@ LABELS: Mapping[str, str] = {
     "dpm++_2s_a": "DPM++ 2S a",
     "dpm++_3m_sde": "DPM++ 3M SDE",
     "sasolver": "SA Solver",
+    "ipndm": "IPNDM",
     "ddim_inverse": "DDIM Inverse",
     "dpmsolver++_inverse": "DPM++ 2M Inverse",
     "euler_inverse": "Euler Inverse",
@@ -91,6 +92,7 @@ PROGRAMS: Mapping[str, Mapping[str, str]] = {
         "SASolverScheduler": "sasolver",
         "DDIMInverseScheduler": "ddim_inverse",
         "DPMSolverMultistepInverseScheduler": "dpmsolver++_inverse",
+        "IPNDMScheduler": "ipndm",
         "EDMEulerScheduler": "edm_euler",
         "EDMDPMSolverMultistepScheduler": "edm_dpmsolver++",
         "DDIMParallelScheduler": "ddim",
@@ -242,6 +244,8 @@ DISAGREEMENTS: Mapping[str, str] = {
     "ComfyUI's uni_pc use bh1 of order 3, which is unipc_bh1 here",
     "SA Solver": "diffusers' default, orders 2 and 2; ComfyUI's sa_solver has a predictor of order "
     "3 and a corrector of order 4",
+    "IPNDM": "diffusers' IPNDMScheduler, for models of continuous time; ComfyUI's and Forge's, for "
+    "Stable Diffusion, is another",
     "DDIM": "DDIMScheduler; ComfyUI's is Euler's method, which has the same steps without eta",
     "LCM": "LCMScheduler with its own timesteps; ComfyUI's takes those of any schedule",
 }
@@ -264,7 +268,7 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "Restart": _MISSING,
         "DDIM CFG++": _CFG_PP,
     },
-    FORGE: {"HeunPP2": _MISSING, "IPNDM": _MISSING, "IPNDM_V": _MISSING},
+    FORGE: {"HeunPP2": _MISSING, "IPNDM_V": _MISSING},
     COMFYUI: {
         "euler_cfg_pp": _CFG_PP,
         "euler_ancestral_cfg_pp": _CFG_PP,
@@ -273,7 +277,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "dpm_adaptive": _ADAPTIVE,
         "dpmpp_2s_ancestral_cfg_pp": _CFG_PP,
         "dpmpp_2m_cfg_pp": _CFG_PP,
-        "ipndm": _MISSING,
         "ipndm_v": _MISSING,
         "res_multistep": _MISSING,
         "res_multistep_cfg_pp": _CFG_PP,
@@ -292,7 +295,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
     },
     SD_CLI: {
         "dpm++2mv2": _MISSING,
-        "ipndm": _MISSING,
         "ipndm_v": _MISSING,
         "res_multistep": _MISSING,
         "res_2s": _MISSING,
@@ -331,7 +333,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "ScoreSdeVpScheduler": _OTHER_MODEL,
         "UnCLIPScheduler": _OTHER_MODEL,
         "VQDiffusionScheduler": _OTHER_MODEL,
-        "IPNDMScheduler": _MISSING,
         "RePaintScheduler": "it is for inpainting with DDPM; use --mask with any other sampler",
     },
 }

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from sdexport.runtime.schedulers import NAMES
-from sdexport.runtime.schedulers.create import EDM_NAMES, build_class
+from sdexport.runtime.schedulers.create import CONTINUOUS, EDM_NAMES, build_class
 from sdexport.runtime.schedulers.program_names import OWN_CLASSES
 
 SPACINGS = ("linspace", "leading", "trailing")
@@ -16,7 +16,8 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 IN_DIFFUSERS = tuple(name for name in NAMES if name not in OWN_CLASSES.values())
 INVERSE = tuple(name for name in NAMES if build_class(name).inverts)
 """Schedulers that lead from clean latents to noise."""
-DISCRETE = tuple(name for name in IN_DIFFUSERS if name not in (*EDM_NAMES, *INVERSE))
+OTHER_MODELS = (CONTINUOUS, *EDM_NAMES)
+DISCRETE = tuple(name for name in IN_DIFFUSERS if name not in (*OTHER_MODELS, *INVERSE))
 """Schedulers of diffusers for models that were trained on betas, from noise to clean latents."""
 WITHOUT_SAMPLE = ("pndm", "euler_a", "dpm2", "dpm2_a", "dpmsolver_sde", "ddim_inverse", *EDM_NAMES)
 
@@ -200,6 +201,7 @@ OPTIONS: dict[str, list[Case]] = {
             if (p + c) % 2 or p == c
         ),
     ],
+    "ipndm": _cases({}, {"num_train_timesteps": 200}),
     "ddim_inverse": _cases(
         {"clip_sample": False, "steps_offset": 1},
         {"clip_sample": True, "clip_sample_range": 2.0},
@@ -237,7 +239,7 @@ OPTIONS: dict[str, list[Case]] = {
 }
 WITHOUT_SMALLEST_ALPHA = ("ddim", "ddpm", "lcm", "tcd")
 """Schedulers whose last alpha is zero with rescaled betas: epsilon is undefined there."""
-SPACED = frozenset({"lcm", "tcd", "dpmsolver++_single", *EDM_NAMES})
+SPACED = frozenset({"lcm", "tcd", "dpmsolver++_single", *OTHER_MODELS})
 """Schedulers that ignore timestep_spacing."""
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sdexport.runtime import schedulers
-from sdexport.runtime.schedulers.create import EDM_NAMES, known_keys
+from sdexport.runtime.schedulers.create import known_keys
 from tests.helpers.diffusers_schedulers import build_twin, compare, deviation, twin_class
-from tests.helpers.scheduler_cases import BETAS, IN_DIFFUSERS, OPTIONS, grid, steps_of
+from tests.helpers.scheduler_cases import BETAS, IN_DIFFUSERS, OPTIONS, OTHER_MODELS, grid, steps_of
 from tests.tolerances import (
     ADD_NOISE_REL,
     SCHEDULER_FLOAT32_REL,
@@ -98,7 +98,7 @@ def test_odd_numbers_of_steps_equal_diffusers(name: str, spacing: str, steps: in
     check(name, config, options, steps)
 
 
-@pytest.mark.parametrize("name", [n for n in IN_DIFFUSERS if n not in EDM_NAMES])
+@pytest.mark.parametrize("name", [n for n in IN_DIFFUSERS if n not in OTHER_MODELS])
 def test_trailing_timesteps_equal_diffusers_for_every_number_of_steps(name: str) -> None:
     """diffusers ends with a timestep of -1 too many for some numbers; ours never does."""
     config = BETAS | {"timestep_spacing": "trailing", "original_inference_steps": 100}

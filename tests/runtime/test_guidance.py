@@ -16,9 +16,8 @@ from sdexport.runtime.denoise import denoise
 from sdexport.runtime.guidance import Guidance, GuidanceState
 from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.schedulers import NAMES, create
-from sdexport.runtime.schedulers.create import EDM_NAMES
 from tests.helpers.counting_session import Counting
-from tests.helpers.scheduler_cases import INVERSE
+from tests.helpers.scheduler_cases import INVERSE, OTHER_MODELS
 from tests.tolerances import (
     BATCH_LATENTS_ABS,
     CLEAN_REL,
@@ -220,7 +219,7 @@ def test_function_gets_the_clean_latents_of_every_sampler(
     """
     states: list[GuidanceState] = []
     originals: list[np.ndarray] = []
-    if name in EDM_NAMES:
+    if name in OTHER_MODELS:
         loaded = replace(Package.load(package, verify=False), scheduler_config={})
         parts = ("text_encoder", "unet", "vae_decoder")
         pipe = Pipeline(loaded, sessions={part: pipe.session(part) for part in parts})

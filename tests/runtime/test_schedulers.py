@@ -12,7 +12,7 @@ import pytest
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import schedulers
-from sdexport.runtime.schedulers.create import EDM_NAMES, known_keys
+from sdexport.runtime.schedulers.create import CONTINUOUS, EDM_NAMES, known_keys
 from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
 from sdexport.runtime.schedulers.linear_combination import NOISE_PRED, SAMPLE, Combination
 from sdexport.runtime.schedulers.sigma_schedules import SigmaConfig, sigma_grid, training_sigmas
@@ -54,7 +54,7 @@ def run(sampler: schedulers.Scheduler, sample: np.ndarray, begin: int = 0) -> np
     return sample
 
 
-@pytest.mark.parametrize("name", sorted({*schedulers.NAMES} - {*STOCHASTIC, *INVERSE}))
+@pytest.mark.parametrize("name", sorted({*schedulers.NAMES} - {*STOCHASTIC, *INVERSE, CONTINUOUS}))
 def test_scheduler_recovers_the_clean_sample(name: str) -> None:
     """With the true prediction every sampler must return to the clean latents."""
     rng = np.random.default_rng(0)
@@ -337,6 +337,19 @@ def test_create_rejects_a_sampler_for_another_parametrisation() -> None:
             schedulers.create("edm_euler", {}, 2, sigmas=sigmas)
     own = schedulers.create("edm_dpmsolver++", {}, None, sigmas=[80.0, 2.0, 0.0])
     np.testing.assert_array_equal(own.timesteps, 0.25 * np.log([80.0, 2.0]))
+
+
+def test_ipndm_is_for_models_of_continuous_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Row C8: with Stable Diffusion it gives noise, in diffusers too."""
+    with pytest.raises(InvalidArgumentError, match="choose lms, pndm or another"):
+        schedulers.create("ipndm", SD | {"_class_name": "PNDMScheduler"}, 5)
+    with caplog.at_level(logging.WARNING):
+        schedulers.create("ipndm", {"_class_name": "IPNDMScheduler"}, 5)
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "IPNDMScheduler is for models of continuous time"
+    ]
+    with pytest.raises(InvalidArgumentError, match="trained_betas are not supported"):
+        schedulers.create("ipndm", {"trained_betas": [0.1] * 1000}, 5)
 
 
 def test_create_counts_the_callers_own_schedule() -> None:
