@@ -33,6 +33,7 @@ from sdexport.runtime.reproduction import (
     warn_of_differences,
 )
 from sdexport.runtime.result import Result
+from sdexport.runtime.scheduler_argument import SchedulerArgument
 from sdexport.runtime.step_callback import StepCallback, StepCallbacks
 from sdexport.runtime.text.prompt_embeds import Embeds, Text
 from sdexport.runtime.text.prompt_styles import style_name
@@ -112,7 +113,9 @@ class Pipeline(PipelineStages):
         negative_target_size: tuple[int, int] | None = None,
         aesthetic_score: float = 6.0,
         negative_aesthetic_score: float = 2.5,
-        scheduler: str | None = None,
+        scheduler: SchedulerArgument | None = None,
+        schedule: str | None = None,
+        scheduler_options: Mapping[str, Any] | None = None,
         eta: float = 0.0,
         on_step: Callable[[DenoiseStep], object] | None = None,
         callback_on_step_end: StepCallback | None = None,
@@ -176,7 +179,13 @@ class Pipeline(PipelineStages):
             negative_aesthetic_score, negative_original_size, negative_crops_coords_top_left,
             negative_target_size: SDXL's size conditioning; sizes are (height, width), default the
             image's own, of the negative prompt those of the prompt.
-          scheduler: one of sdexport.schedulers.NAMES; default the package's own.
+          scheduler: a name of any program, such as "euler_a" or "DPM++ 2M Karras"; a
+            scheduler_config.json or its content as a mapping, which keeps the package's training
+            keys; or a Scheduler, which fixes the number of steps. Default the package's own.
+          schedule: how the noise levels are spaced, such as "karras", "sgm_uniform" or "trailing";
+            see sdexport.schedulers.allowed_schedules.
+          scheduler_options: keys of the scheduler's configuration, and its arguments, such as
+            {"solver_order": 3} or {"s_churn": 4}.
           eta: for DDIM and TCD, 0..1.
           on_step: called after every step; it cannot change the image.
           callback_on_step_end: called after every step with (pipeline, step, timestep, arrays by
@@ -202,8 +211,6 @@ class Pipeline(PipelineStages):
         task = {"image": image is not None, "mask": mask_image is not None}
         defaults = self.defaults(**task)
         scale = _or(guidance_scale, defaults.guidance_scale)
-        num_inference_steps = _or(num_inference_steps, defaults.num_inference_steps)
-        arguments |= {"num_inference_steps": num_inference_steps}
         guidance = Guidance(scale, guidance_rescale, guidance_interval, guidance_function)
         prompts, negatives = inputs.prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
@@ -226,8 +233,7 @@ class Pipeline(PipelineStages):
         if images.latents is not None and self._family.masked_input:
             raise InvalidArgumentError("image: an inpainting model needs pixels, got latents")
         plan = plan_timesteps(
-            _or(scheduler, self.default_scheduler),
-            self.package.scheduler_config,
+            self._choose(scheduler, schedule, scheduler_options),
             num_inference_steps,
             ImageShare.checked(
                 strength,
@@ -237,6 +243,7 @@ class Pipeline(PipelineStages):
                 shortens=self._family.strength_shortens and images.mask is None,
             ),
             has_image=images.has_image,
+            default_steps=defaults.num_inference_steps,
             eta=eta,
             timesteps=timesteps,
             sigmas=sigmas,

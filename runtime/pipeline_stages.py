@@ -10,7 +10,7 @@ import numpy as np
 from sdexport.engines import Session
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.runtime import checks, timestep_plan
+from sdexport.runtime import checks, scheduler_argument, timestep_plan
 from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.component_sessions import ComponentSessions, chunks, finite
 from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
@@ -21,6 +21,7 @@ from sdexport.runtime.initial_latents import InitialLatents
 from sdexport.runtime.inputs import MAX_SIDE
 from sdexport.runtime.models.family import Defaults
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.scheduler_argument import SchedulerArgument, SchedulerChoice
 from sdexport.runtime.schedulers import Scheduler
 from sdexport.runtime.text.prompt_conditions import PromptConditions, joined
 from sdexport.runtime.text.prompt_embeds import Embeds
@@ -57,6 +58,7 @@ class PipelineStages(ClosesOnExit):
             package, backend, options, sessions or {}, low_memory=low_memory
         )
         self.text_encoders = TextEncoders(package, self.session)
+        scheduler_argument.warn_of_replacement(package.scheduler_config)
 
     @property
     def tokenizer(self) -> ClipTokenizer:
@@ -96,7 +98,7 @@ class PipelineStages(ClosesOnExit):
     @property
     def default_scheduler(self) -> str:
         """The package's own scheduler if it is known here, else DDIM."""
-        return timestep_plan.default_scheduler(self.package.scheduler_config)
+        return scheduler_argument.default_scheduler(self.package.scheduler_config)
 
     def defaults(self, *, image: bool = False, mask: bool = False) -> Defaults:
         """Default arguments of a call with or without an image and a mask."""
@@ -104,17 +106,36 @@ class PipelineStages(ClosesOnExit):
 
     def scheduler(
         self,
-        name: str,
+        scheduler: SchedulerArgument | None,
         num_inference_steps: int,
         *,
+        schedule: str | None = None,
         eta: float = 0.0,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
+        **options: Any,
     ) -> Scheduler:
-        """A scheduler on the package's configuration; see sdexport.runtime.schedulers.create."""
-        config = self.package.scheduler_config
+        """A scheduler on the package's configuration; see sdexport.runtime.schedulers.create.
+
+        The arguments are those of a call, and `options` its scheduler_options.
+        """
+        choice = self._choose(scheduler, schedule, options)
         return timestep_plan.make_scheduler(
-            name, config, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
+            choice, num_inference_steps, eta=eta, timesteps=timesteps, sigmas=sigmas
+        )
+
+    def _choose(
+        self,
+        scheduler: SchedulerArgument | None,
+        schedule: str | None,
+        options: Mapping[str, Any] | None,
+    ) -> SchedulerChoice:
+        return scheduler_argument.choose_scheduler(
+            scheduler,
+            self.package.scheduler_config,
+            schedule=schedule,
+            options=options,
+            tables=self._family.schedules,
         )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

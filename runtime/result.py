@@ -109,11 +109,10 @@ def image_parameters(
     known = [seed for seed in noise.seeds if seed is not None]
     if len(known) == count:  # the seeds stand for the generators
         arguments = {**arguments, "generator": None, "noise_device": noise.device}
-    has_list = any(arguments.get(name) is not None for name in ("timesteps", "sigmas"))
-    steps = plan.num_inference_steps if has_list else arguments["num_inference_steps"]
-    batch = recorded(arguments) | {
+    chosen = {"schedule": plan.schedule, "scheduler_options": plan.scheduler_options}
+    batch = recorded({**arguments, **chosen}) | {
         **_second_prompts(arguments),
-        "num_inference_steps": steps,
+        "num_inference_steps": plan.num_inference_steps,
         "scheduler": plan.name,
         **_automatic1111_names(plan),
         "guidance_scale": float(guidance_scale),
@@ -146,7 +145,8 @@ def _automatic1111_names(plan: TimestepPlan) -> dict[str, str]:
     found = find_sampler(plan.name)
     if found is None:
         return {}
-    sampler, schedule = to_automatic1111(found.name, asdict(plan.scheduler.config), found.schedule)
+    keys = asdict(plan.scheduler.config)
+    sampler, schedule = to_automatic1111(found.name, keys, plan.schedule)
     return {"sampler": sampler, "schedule_type": schedule}
 
 

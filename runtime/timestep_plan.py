@@ -11,31 +11,35 @@ from typing import Any, Self
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks, schedulers
+from sdexport.runtime.scheduler_argument import SchedulerChoice
+from sdexport.runtime.scheduler_record import names_of
 from sdexport.runtime.schedulers import Scheduler
+from sdexport.runtime.schedulers.level_schedules import LEVEL_SCHEDULES
 
 logger = logging.getLogger(__name__)
 MAX_STEPS = 100_000
-DEFAULT_SCHEDULER = "ddim"
-"""Used where a configuration names a scheduler that is not known here."""
 
 
 @dataclass(frozen=True)
 class TimestepPlan:
     """The steps of a pipeline call.
 
-    name: of the scheduler. first_step: index of the first of its timesteps that is run. strength:
-    0..1, where that comes from; None without an input image, or with denoising_start. end_step:
-    index of the first timestep that is not run any more; None runs all. is_noised: whether an input
-    image gets the noise of the first step.
+    first_step: index of the first of its timesteps that is run. strength: 0..1, where that comes
+    from; None without an input image, or with denoising_start. end_step: index of the first
+    timestep that is not run any more; None runs all. is_noised: whether an input image gets the
+    noise of the first step. name, schedule, scheduler_options: arguments that choose the same
+    scheduler again; see scheduler_record.py.
     """
 
-    name: str
     scheduler: Scheduler
     num_inference_steps: int
     first_step: int
     strength: float | None
     end_step: int | None = None
     is_noised: bool = True
+    name: str = ""
+    schedule: str | None = None
+    scheduler_options: Mapping[str, Any] | None = None
 
     @property
     def steps(self) -> range:
@@ -85,15 +89,9 @@ class ImageShare:
         return cls(strength, denoising_start, denoising_end, shortens)
 
 
-def default_scheduler(config: Mapping[str, Any]) -> str:
-    """The scheduler that a scheduler_config.json names if it is known here, else DDIM."""
-    return schedulers.canonical_name(str(config.get("_class_name", ""))) or DEFAULT_SCHEDULER
-
-
 def make_scheduler(
-    name: str,
-    config: Mapping[str, Any],
-    num_inference_steps: int,
+    choice: SchedulerChoice,
+    num_inference_steps: int | None,
     *,
     eta: float = 0.0,
     timesteps: Sequence[float] | None = None,
@@ -101,41 +99,64 @@ def make_scheduler(
     original_inference_steps: int | None = None,
     strength: float | None = None,
 ) -> Scheduler:
-    """A scheduler on a configuration; see sdexport.runtime.schedulers.create.
+    """The scheduler that a caller chose; see sdexport.runtime.schedulers.create.
 
-    Raises: InvalidArgumentError: an unknown name, or an option that the scheduler does not have.
+    Args:
+      num_inference_steps: may be None for one that is built already, which has its number.
+    Raises: InvalidArgumentError: an option that the scheduler does not have, or two values of one.
     """
-    if not isinstance(name, str):
-        raise InvalidArgumentError(f"scheduler must be a name, got {shown(name)}")
-    checks.integer("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     checks.number("eta", eta, 0, 1)
     lists: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
-    options: dict[str, Any] = {
+    given: dict[str, Any] = {
         **lists,
         "original_inference_steps": original_inference_steps,
         "strength": strength,
     }
-    options = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    twice = [key for key in given if key in choice.options]
+    if eta and "eta" in choice.options:
+        twice.append("eta")
+    if twice:
+        raise InvalidArgumentError(f"{twice[0]} is given twice: also in scheduler_options")
+    if choice.built is not None:
+        return _checked(choice.built, num_inference_steps, given | ({"eta": eta} if eta else {}))
+    checks.integer("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
+    options = {**choice.options, **given}
     # a list says how many steps there are
-    steps = None if any(key in options for key in lists) else num_inference_steps
-    short = schedulers.canonical_name(name)
-    if short and "eta" in schedulers.option_names(short):
-        options["eta"] = eta  # 0 too: TCD's own default is another
-    elif eta and short:
-        raise InvalidArgumentError(f"scheduler '{name}' has no eta; only ddim and tcd do")
+    steps = None if any(options.get(key) is not None for key in lists) else num_inference_steps
+    if "eta" in schedulers.option_names(choice.name):
+        options.setdefault("eta", eta)  # 0 too: TCD's own default is another
+    elif eta:
+        raise InvalidArgumentError(f"scheduler '{choice.name}' has no eta; only ddim and tcd do")
     distilled = "original_inference_steps"
-    if short and distilled in options and distilled not in schedulers.option_names(short):
-        raise InvalidArgumentError(f"scheduler '{name}' has no {distilled}; only lcm and tcd do")
-    return schedulers.create(name, config, steps, **options)
+    if distilled in given and distilled not in schedulers.option_names(choice.name):
+        raise InvalidArgumentError(
+            f"scheduler '{choice.name}' has no {distilled}; only lcm and tcd do"
+        )
+    return schedulers.create(choice.name, choice.config, steps, schedule=choice.schedule, **options)
+
+
+def _checked(built: Scheduler, steps: int | None, given: Mapping[str, Any]) -> Scheduler:
+    """A caller's own scheduler, without memory of earlier runs."""
+    if given:
+        raise InvalidArgumentError(
+            f"{next(iter(given))}: the scheduler is built already; give a name instead"
+        )
+    if steps is not None and steps != built.num_inference_steps:
+        raise InvalidArgumentError(
+            f"num_inference_steps: the scheduler was built for {built.num_inference_steps} steps, "
+            f"got {shown(steps)}; leave it out"
+        )
+    return built.fresh()
 
 
 def plan_timesteps(
-    name: str,
-    config: Mapping[str, Any],
-    num_inference_steps: int,
+    choice: SchedulerChoice,
+    num_inference_steps: int | None,
     share: ImageShare,
     *,
     has_image: bool,
+    default_steps: int = 50,
     eta: float = 0.0,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -143,15 +164,21 @@ def plan_timesteps(
 ) -> TimestepPlan:
     """The scheduler, and which of its steps are run.
 
+    Args:
+      default_steps: in place of None, unless the scheduler is built already.
     Raises: InvalidArgumentError: see `make_scheduler`; a strength without an image, or one that
       leaves no step to run.
     """
     strength = _checked_strength(share, has_image=has_image)
-    own = timesteps is not None or sigmas is not None
-    shortens = share.shortens and strength is not None and not own and _takes_strength(name)
+    own = any(
+        values is not None or choice.options.get(name) is not None
+        for name, values in (("timesteps", timesteps), ("sigmas", sigmas))
+    )
+    shortens = share.shortens and strength is not None and not own and _takes_strength(choice)
+    if num_inference_steps is None and choice.built is None:
+        num_inference_steps = default_steps
     scheduler = make_scheduler(
-        name,
-        config,
+        choice,
         num_inference_steps,
         eta=eta,
         timesteps=timesteps,
@@ -159,52 +186,53 @@ def plan_timesteps(
         original_inference_steps=original_inference_steps,
         strength=strength if shortens else None,
     )
-    steps = num_inference_steps
-    if timesteps is not None or sigmas is not None or getattr(scheduler.config, "schedule", None):
-        steps = math.ceil(len(scheduler.timesteps) / scheduler.order)
+    steps = counted = scheduler.num_inference_steps
+    custom = any(scheduler.options.get(key) is not None for key in ("timesteps", "sigmas"))
+    if custom or getattr(scheduler.config, "spaced_by", None) in LEVEL_SCHEDULES:
+        # of some schedules a few more or less
+        counted = math.ceil(len(scheduler.timesteps) / scheduler.order)
     if scheduler.inverts:
-        return _inverse_plan(name, scheduler, steps, share, strength)
+        end = _inverse_end(choice.name, scheduler, counted, share, strength)
+        names = vars(names_of(choice, scheduler))
+        return TimestepPlan(scheduler, steps, 0, strength, end, is_noised=False, **names)
     first_step = 0
     if share.denoising_start is not None:
         first_step = _step_of("denoising_start", share.denoising_start, scheduler)
     elif strength is not None and not shortens:
-        first_step = _first_step(steps, scheduler, strength)
+        first_step = _first_step(counted, scheduler, strength)
     if first_step and scheduler.leaves_noise:
         logger.warning(
             "scheduler '%s' leaves noise in an image that it starts from, as in diffusers; set its "
             "key restart_history, or choose another scheduler",
-            name,
+            choice.name,
         )
     return TimestepPlan(
-        schedulers.canonical_name(name) or name,
         scheduler,
         steps,
         first_step,
         strength,
         _end_step(share, scheduler, first_step),
         is_noised=share.denoising_start is None,
+        **vars(names_of(choice, scheduler)),
     )
 
 
-def _inverse_plan(
+def _inverse_end(
     name: str, scheduler: Scheduler, steps: int, share: ImageShare, strength: float | None
-) -> TimestepPlan:
-    """The first steps from clean latents to noise, as many as the strength says."""
+) -> int | None:
+    """Where the steps from clean latents to noise end: after as many as the strength says."""
     if share.denoising_start is not None or share.denoising_end is not None:
         raise InvalidArgumentError(
             f"scheduler '{name}' goes from an image to noise; it takes no denoising_start or "
             "denoising_end, but strength"
         )
-    end = None
-    if strength is not None:
-        end = len(scheduler.timesteps) - _first_step(steps, scheduler, strength)
-    found = schedulers.canonical_name(name) or name
-    return TimestepPlan(found, scheduler, steps, 0, strength, end, is_noised=False)
+    if strength is None:
+        return None
+    return len(scheduler.timesteps) - _first_step(steps, scheduler, strength)
 
 
-def _takes_strength(name: str) -> bool:
-    short = schedulers.canonical_name(name) if isinstance(name, str) else None
-    return short is not None and "strength" in schedulers.option_names(short)
+def _takes_strength(choice: SchedulerChoice) -> bool:
+    return choice.built is None and "strength" in schedulers.option_names(choice.name)
 
 
 def _checked_strength(share: ImageShare, *, has_image: bool) -> float | None:

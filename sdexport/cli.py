@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sdexport import interrupts
-from sdexport.commands import bench, build, demo, export, generate, inspect, verify
+from sdexport.commands import bench, build, demo, export, generate, inspect, schedulers, verify
 from sdexport.commands.verbosity import is_set, set_up_logging, verbosity_options
 from sdexport.runtime.version import __version__
 
@@ -94,6 +94,7 @@ for _command in (
     inspect.inspect,
     build.build,
     bench.bench,
+    schedulers.schedulers,
     demo.demo,
 ):
     main.add_command(_command)

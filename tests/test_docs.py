@@ -25,6 +25,8 @@ from PIL import Image
 from benchmarks import docs_tables
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.runtime import schedulers
+from sdexport.runtime.schedulers.schedule_names import find_schedule
+from tests.helpers import scheduler_names_page
 from tests.tolerances import DOCS_IMAGE_MEAN
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +173,20 @@ def slug(heading: str) -> str:
 def test_tables_are_what_the_reports_give() -> None:
     for page, text in docs_tables.filled().items():
         assert page.read_text(encoding="utf-8") == text, f"{page.name}: run {docs_tables.COMMAND}"
+
+
+def test_scheduler_names_page_is_what_the_tables_give() -> None:
+    text = scheduler_names_page.PAGE.read_text(encoding="utf-8")
+    assert text == scheduler_names_page.page(), f"run {scheduler_names_page.COMMAND}"
+
+
+def test_scheduler_names_in_pages_are_known() -> None:
+    for page in DOCS.glob("coming-from-*.md"):
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"""--scheduler ("[^"]+"|[\w+]+)""", text):
+            assert schedulers.canonical_name(name.strip('"')), f"{page.name}: {name}"
+        for name in re.findall(r"--schedule ([\w]+)", text):
+            assert find_schedule(name), f"{page.name}: {name}"
 
 
 def test_schedulers_page_has_every_name_and_alias() -> None:

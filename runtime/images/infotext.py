@@ -64,7 +64,8 @@ def _known(p: Parameters) -> dict[str, Any]:
 
 
 _KNOWN_FIELDS = {
-    *("num_inference_steps", "scheduler", "sampler", "schedule_type", "guidance_scale"),
+    *("num_inference_steps", "scheduler", "schedule", "sampler", "schedule_type"),
+    "guidance_scale",
     *("seed", "width", "height"),
     *("model", "model_hash", "strength", "clip_skip", "noise_device", "eta"),
     *("batch_size", "batch_index", "image", "mask_image", "version"),
@@ -79,7 +80,8 @@ def _own(parameters: Parameters) -> dict[str, Any]:
         value = getattr(parameters, each.name)
         default = each.default if each.default_factory is MISSING else each.default_factory()
         if each.name not in (*_KNOWN_FIELDS, *_IN_OTHER_LINES) and value != default:
-            found[label(each.name)] = _text(value)
+            exact = each.name == "scheduler_options"  # whose values have types
+            found[label(each.name)] = json.dumps(value) if exact else _text(value)
     for name, what in parameters.external.items():
         found[label(name)] = what
     return found

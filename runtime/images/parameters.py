@@ -117,6 +117,8 @@ class Parameters:
     negative_target_size: tuple[int, int] | None = None
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
+    schedule: str | None = None
+    scheduler_options: Mapping[str, Any] | None = None
     eta: float = 0.0
     callback_on_step_end: None = None
     batch_size: int = 1

@@ -43,7 +43,7 @@ def read_infotext(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     if sampler is None:
         rest = {key: pairs[key] for key in ("Sampler", "Schedule type") if key in pairs}
     else:
-        found["scheduler"] = str(sampler)
+        found |= {"scheduler": sampler.name, "schedule": sampler.schedule}
     for key, value in pairs.items():
         try:
             found |= _READERS[key](value) if key in _READERS else _own_setting(key, value, own=own)
@@ -152,6 +152,8 @@ def _own_setting(key: str, value: str, *, own: bool) -> dict[str, Any]:
         return {name: int(value)}
     if isinstance(default, tuple) or name in _NUMBERS:
         return {name: tuple(map(_number, value.split()))}
+    if name == "scheduler_options":
+        return {name: json.loads(value)}
     if name in ("backend", "precision"):
         parts = dict(part.split("=", 1) for part in value.split()) if " " in value else value
         return {name: parts}

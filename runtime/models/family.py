@@ -45,6 +45,7 @@ class ModelFamily:
     refines: whether it only works on an image, with an aesthetic score instead of a target size.
     strength_shortens: whether image to image runs a schedule that the strength shortens, instead of
       the last part of the whole one.
+    schedules: schedule -> the one that stands for it in this family, which has its own table.
     reports_nsfw: whether diffusers' pipelines return the verdict of a safety checker with images.
     half_precision_vae: whether the VAE can be computed in float16.
     normalised_latents: whether the mean and standard deviation in the VAE's configuration are used.
@@ -63,6 +64,7 @@ class ModelFamily:
     masked_input: bool = False
     refines: bool = False
     strength_shortens: bool = False
+    schedules: Mapping[str, str] = field(default_factory=dict)
     reports_nsfw: bool = True
     half_precision_vae: bool = True
     normalised_latents: bool = False

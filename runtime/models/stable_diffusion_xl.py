@@ -77,6 +77,7 @@ STABLE_DIFFUSION_XL = ModelFamily(
     conditioning=(POOLED_TEXT, TIME_IDS),
     text_layers=TextLayers(penultimate=True),
     zero_negative=True,
+    schedules={"align_your_steps": "align_your_steps_xl"},
     reports_nsfw=False,
     half_precision_vae=False,
     normalised_latents=True,

@@ -13,6 +13,7 @@ from typing import Any
 from sdexport.runtime.schedulers.create import (
     ALIASES,
     NAMES,
+    allowed_schedules,
     build_class,
     canonical_name,
     class_name,
@@ -26,6 +27,7 @@ __all__ = [
     "NAMES",
     "Scheduler",
     "StepResult",
+    "allowed_schedules",
     "canonical_name",
     "class_name",
     "create",

@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import logging
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -14,7 +15,7 @@ from typing import Any
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime.schedulers import schedule_names
-from sdexport.runtime.schedulers.program_names import PRESETS
+from sdexport.runtime.schedulers.program_names import CLASSES_OF_OTHER_MODELS, PRESETS
 from sdexport.runtime.schedulers.sampler_names import (
     SamplerName,
     display_names,
@@ -74,7 +75,6 @@ _OWN_TIMESTEPS = ("timestep_spacing", "steps_offset")
 UNUSED_KEYS: Mapping[str, tuple[str, ...]] = {
     "lcm": _OWN_TIMESTEPS,
     "tcd": _OWN_TIMESTEPS,
-    "dpmsolver++_single": _OWN_TIMESTEPS,
     CONTINUOUS: (
         *_OWN_TIMESTEPS,
         *("beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
@@ -83,7 +83,8 @@ UNUSED_KEYS: Mapping[str, tuple[str, ...]] = {
         EDM_NAMES, (*_OWN_TIMESTEPS, "beta_start", "beta_end", "beta_schedule", "trained_betas")
     ),
 }
-"""Keys of a scheduler's configuration that change nothing, as in diffusers."""
+"""Keys of a scheduler's configuration that change nothing, as in diffusers; a scheduler's module
+may name more in IGNORED."""
 
 ALIASES = PRESETS
 """Names that set keys of a configuration -> scheduler and those keys."""
@@ -121,15 +122,13 @@ def create(
         configuration; see scheduler_options.
     Raises: InvalidArgumentError: unknown name or option, or a value out of range.
     """
-    found = find_sampler(name)
-    if found is None:
-        raise InvalidArgumentError(_unknown(name))
+    found = sampler_of(name)
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise InvalidArgumentError(
             f"scheduler configuration: expected an object with keys, got {shown(config)}"
         )
     base, keys = preset(found.name)
-    keys = {**keys, **_schedule_keys(base, _chosen_schedule(found, schedule))}
+    keys = {**keys, **schedule_keys(base, chosen_schedule(found, schedule))}
     _check_options(base, options)
     _check_parametrisation(base, config)
     ignored = [key for key in config.keys() - known_keys() if not key.startswith("_")]
@@ -141,8 +140,22 @@ def create(
     return build_class(base)({**config, **keys, **options}, num_inference_steps, **arguments)
 
 
-def _chosen_schedule(name: SamplerName, schedule: str | None) -> str | None:
-    """The schedule of a sampler's name, or the one given; None for that of the configuration."""
+def sampler_of(name: str) -> SamplerName:
+    """The sampler that a program calls by a name.
+
+    Raises: InvalidArgumentError: unknown, or missing here; names the nearest.
+    """
+    found = find_sampler(name)
+    if found is None:
+        raise InvalidArgumentError(_unknown(name))
+    return found
+
+
+def chosen_schedule(name: SamplerName, schedule: str | None) -> str | None:
+    """Our schedule, from a sampler's name or the one given; None for that of the configuration.
+
+    Raises: InvalidArgumentError: unknown, or the sampler's name has another one.
+    """
     if schedule is None:
         return name.schedule
     found = find_schedule(schedule) if isinstance(schedule, str) else None
@@ -175,7 +188,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError if model and sampler differ in whether they have EDM's scaling."""
+    """Raise InvalidArgumentError if the configuration belongs to a model of another kind."""
+    class_ = str(config.get("_class_name", ""))
+    why = CLASSES_OF_OTHER_MODELS.get(class_)
+    if why is not None:
+        raise InvalidArgumentError(
+            f"the scheduler's configuration is that of {class_}: {why}; give the "
+            "scheduler_config.json that the UNet was trained with as scheduler"
+        )
     origin = canonical_name(str(config.get("_class_name", "")))
     if name == CONTINUOUS:
         if origin not in (None, name):
@@ -200,7 +220,7 @@ def _check_parametrisation(name: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _schedule_keys(name: str, schedule: str | None) -> Mapping[str, Any]:
+def schedule_keys(name: str, schedule: str | None) -> Mapping[str, Any]:
     """The keys that select a schedule of a scheduler in NAMES."""
     if schedule is None:
         return {}
@@ -223,7 +243,7 @@ def _keys_of_schedules(name: str) -> dict[str, Mapping[str, Any]]:
         levels = config_class(name).allowed()["schedule"]
         own = {level: {"schedule": level} for level in levels}
         return own | dict(schedule_names.EDM_KEYS)
-    fields = config_class(name).__dataclass_fields__.keys() - UNUSED_KEYS.get(name, ())
+    fields = config_class(name).__dataclass_fields__.keys() - _unused_keys(name)
     allowed = config_class(name).allowed()
     return {
         schedule: keys
@@ -288,9 +308,14 @@ def key_names(name: str) -> tuple[str, ...]:
 
     All but `schedule`, which is an argument of `create`.
     """
-    unused = (*UNUSED_KEYS.get(_base(name), ()), "schedule")
+    unused = {*_unused_keys(name), "schedule"}
     keys = (field.name for field in fields(config_class(name)))
     return tuple(key for key in keys if key not in unused)
+
+
+def _unused_keys(name: str) -> set[str]:
+    module = sys.modules[build_class(name).__module__]
+    return {*UNUSED_KEYS.get(_base(name), ()), *getattr(module, "IGNORED", ())}
 
 
 def class_name(name: str) -> str:

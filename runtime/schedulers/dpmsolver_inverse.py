@@ -20,7 +20,7 @@ from sdexport.runtime.schedulers.scheduler_config import Keys
 from sdexport.runtime.schedulers.sigma_schedules import single_sigmas, training_sigmas
 
 # Keys of the solver in the usual direction that diffusers' inverse solver does not have.
-_IGNORED = (
+IGNORED = (
     "final_sigmas_type",
     "rescale_betas_zero_snr",
     "sigma_max",
@@ -47,7 +47,7 @@ class DPMSolverMultistepInverseScheduler(MultistepDPMSolver):
     config: DPMSolverInverseConfig
 
     def __init__(self, config: Keys, num_inference_steps: int) -> None:
-        known = {key: value for key, value in config.items() if key not in _IGNORED}
+        known = {key: value for key, value in config.items() if key not in IGNORED}
         self.config = DPMSolverInverseConfig.from_mapping(known)
         super().__init__(*_rising_grid(self.config, num_inference_steps))
 

@@ -19,7 +19,7 @@ from sdexport.runtime.schedulers.scheduler_base import StepResult
 from sdexport.runtime.schedulers.scheduler_config import Keys
 
 # Keys of the multistep solver that diffusers' singlestep solver does not have.
-_IGNORED = (
+IGNORED = (
     "euler_at_final",
     "rescale_betas_zero_snr",
     "steps_offset",
@@ -51,7 +51,7 @@ class DPMSolverSinglestepScheduler(LogSNRScheduler):
     def __init__(
         self, config: Keys, num_inference_steps: int, *, timesteps: CustomSchedule = None
     ) -> None:
-        known = {key: value for key, value in config.items() if key not in _IGNORED}
+        known = {key: value for key, value in config.items() if key not in IGNORED}
         self.config = DPMSolverSinglestepConfig.from_mapping(known)
         last, order = self.config.last, self.config.solver_order
         found, levels = log_snr_grid(self.config, num_inference_steps, timesteps, last=last)

@@ -18,7 +18,7 @@ from sdexport.runtime.schedulers.schedule_arguments import CustomSchedule
 from sdexport.runtime.schedulers.scheduler_config import Keys
 
 # Keys of the solver for discrete timesteps that diffusers' solver for EDM does not have.
-_IGNORED = (
+IGNORED = (
     "lambda_min_clipped",
     "rescale_betas_zero_snr",
     "use_beta_sigmas",
@@ -57,7 +57,7 @@ class EDMDPMSolverMultistepScheduler(MultistepDPMSolver):
     def __init__(
         self, config: Keys, num_inference_steps: int, *, sigmas: CustomSchedule = None
     ) -> None:
-        known = {key: value for key, value in config.items() if key not in _IGNORED}
+        known = {key: value for key, value in config.items() if key not in IGNORED}
         self.config = EDMDPMSolverConfig.from_mapping(known)
         self.sigmas = edm_sigmas(self.config, num_inference_steps, sigmas, repeats_last=False)
         found: list[float] = self.sigmas.tolist()

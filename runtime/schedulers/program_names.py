@@ -69,6 +69,7 @@ LABELS: Mapping[str, str] = {
 
 AUTOMATIC1111, FORGE, COMFYUI = "AUTOMATIC1111", "Forge", "ComfyUI"
 K_DIFFUSION, SD_CLI, INVOKEAI = "k-diffusion", "sd-cli", "InvokeAI"
+REFORGE, RES4LYF = "reForge", "RES4LYF"
 SD_NEXT, EASY_DIFFUSION, DIFFUSERS = "SD.Next", "Easy Diffusion", "diffusers"
 
 PROGRAMS: Mapping[str, Mapping[str, str]] = {
@@ -247,6 +248,9 @@ DISAGREEMENTS: Mapping[str, str] = {
     "IPNDM": "diffusers' IPNDMScheduler, for models of continuous time; ComfyUI's and Forge's, for "
     "Stable Diffusion, is another",
     "DDIM": "DDIMScheduler; ComfyUI's is Euler's method, which has the same steps without eta",
+    "Beta": "noise levels at quantiles, as in diffusers, AUTOMATIC1111 and SD.Next; ComfyUI's and "
+    "sd-cli's schedule has timesteps there, which is beta_timesteps here",
+    "Turbo": "Forge's schedule, trailing timesteps; ComfyUI's SDTurboScheduler is sd_turbo here",
     "LCM": "LCMScheduler with its own timesteps; ComfyUI's takes those of any schedule",
 }
 """What a name means here where programs differ."""
@@ -258,6 +262,46 @@ _FLOW = "it is for flow matching models"
 _OTHER_MODEL = "it is for another kind of model than Stable Diffusion"
 OTHER_MODELS = (_FLOW, _OTHER_MODEL)
 """Reasons that concern the model: no sampler that is here can take the place of the missing one."""
+
+CLASSES_OF_OTHER_MODELS: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "FlowMapEulerDiscreteScheduler",
+            "FlowMatchEulerDiscreteScheduler",
+            "FlowMatchHeunDiscreteScheduler",
+            "FlowMatchLCMScheduler",
+        ),
+        _FLOW,
+    ),
+    **dict.fromkeys(
+        (
+            "AmusedScheduler",
+            "BlockRefinementScheduler",
+            "CMStochasticIterativeScheduler",
+            "CogVideoXDDIMScheduler",
+            "CogVideoXDPMScheduler",
+            "ConsistencyDecoderScheduler",
+            "CosineDPMSolverMultistepScheduler",
+            "DDPMWuerstchenScheduler",
+            "DiscreteDDIMScheduler",
+            "EntropyBoundScheduler",
+            "HeliosDMDScheduler",
+            "HeliosScheduler",
+            "KarrasVeScheduler",
+            "LTXEulerAncestralRFScheduler",
+            "MiniMaxH3Scheduler",
+            "PiflowScheduler",
+            "RFD4ProteinaScheduler",
+            "SCMScheduler",
+            "ScoreSdeVeScheduler",
+            "ScoreSdeVpScheduler",
+            "UnCLIPScheduler",
+            "VQDiffusionScheduler",
+        ),
+        _OTHER_MODEL,
+    ),
+}
+"""Classes of diffusers whose configurations belong to other models -> which."""
 
 NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
     AUTOMATIC1111: {
@@ -304,36 +348,39 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
         "euler_ge": _MISSING,
     },
     INVOKEAI: {"er_sde": _MISSING},
-    SD_NEXT: {"DC Solver": _MISSING, "VDM Solver": _MISSING},
+    REFORGE: dict.fromkeys(
+        (
+            *("Euler A2", "Euler Dy", "Euler SMEA Dy", "Euler Negative", "Euler Negative Dy"),
+            *("DPM++ SDE Classic", "Kohaku_LoNyu_Yog", "DPM++ 2M DY", "DPM++ 3M DY"),
+            *("DPM++ 3M SDE DY", "SEEDS 2 DP", "SEEDS 3 DP", "RES Solver", "ODE (Bosh3)"),
+            *("ODE (Fehlberg2)", "ODE (Adaptive Heun)", "ODE (Dopri5)", "ODE Custom"),
+        ),
+        _MISSING,
+    ),
+    RES4LYF: dict.fromkeys(
+        ("res_2m", "res_3m", "res_2s", "res_3s", "res_5s", "res_6s", "deis_2m", "deis_3m"),
+        _MISSING,
+    ),
+    SD_NEXT: dict.fromkeys(
+        (
+            *("DC Solver", "VDM Solver", "ER-SDE", "ER-SDE 2M", "ER-SDE 3M", "TDD", "PeRFlow"),
+            *("UFOGen", "BDIA DDIM", "DPM++ Cosine", "CMSI", "CogX DDIM", "Langevin Dynamics"),
+            *("ABNorsett 2M", "ABNorsett 3M", "ABNorsett 4M", "Lawson 2S A", "Lawson 2S B"),
+            *("Lawson 4S", "ETD-RK 2S", "ETD-RK 3S A", "ETD-RK 3S B", "ETD-RK 4S A"),
+            *("ETD-RK 4S B", "PEC 423", "PEC 433", "DEIS-Unified 1S", "DEIS-Unified 2M"),
+        ),
+        _MISSING,
+    ),
     EASY_DIFFUSION: {"unipc_snr": _MISSING, "unipc_tq": _MISSING},
     DIFFUSERS: {
-        "FlowMapEulerDiscreteScheduler": _FLOW,
-        "FlowMatchEulerDiscreteScheduler": _FLOW,
-        "FlowMatchHeunDiscreteScheduler": _FLOW,
-        "FlowMatchLCMScheduler": _FLOW,
-        "AmusedScheduler": _OTHER_MODEL,
-        "BlockRefinementScheduler": _OTHER_MODEL,
-        "CMStochasticIterativeScheduler": _OTHER_MODEL,
-        "CogVideoXDDIMScheduler": _OTHER_MODEL,
-        "CogVideoXDPMScheduler": _OTHER_MODEL,
-        "ConsistencyDecoderScheduler": _OTHER_MODEL,
-        "CosineDPMSolverMultistepScheduler": _OTHER_MODEL,
-        "DDPMWuerstchenScheduler": _OTHER_MODEL,
-        "DiscreteDDIMScheduler": _OTHER_MODEL,
-        "EntropyBoundScheduler": _OTHER_MODEL,
-        "HeliosDMDScheduler": _OTHER_MODEL,
-        "HeliosScheduler": _OTHER_MODEL,
-        "KarrasVeScheduler": _OTHER_MODEL,
-        "LTXEulerAncestralRFScheduler": _OTHER_MODEL,
-        "MiniMaxH3Scheduler": _OTHER_MODEL,
-        "PiflowScheduler": _OTHER_MODEL,
-        "RFD4ProteinaScheduler": _OTHER_MODEL,
-        "SCMScheduler": _OTHER_MODEL,
-        "ScoreSdeVeScheduler": _OTHER_MODEL,
-        "ScoreSdeVpScheduler": _OTHER_MODEL,
-        "UnCLIPScheduler": _OTHER_MODEL,
-        "VQDiffusionScheduler": _OTHER_MODEL,
+        **CLASSES_OF_OTHER_MODELS,
         "RePaintScheduler": "it is for inpainting with DDPM; use --mask with any other sampler",
     },
 }
 """Program -> its name of a sampler that is missing here -> why."""
+
+FAMILIES_NOT_SUPPORTED: Mapping[str, tuple[str, str]] = {
+    "cfg++": ("Forge and ComfyUI", _CFG_PP),
+    "flowmatch": (SD_NEXT, _FLOW),
+}
+"""A part of a normalized name -> programs that have such names, and why there are none here."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sdexport.runtime.schedulers import schedule_names
 from sdexport.runtime.schedulers.program_names import (
     DIFFUSERS,
+    FAMILIES_NOT_SUPPORTED,
     LABELS,
     NOT_SUPPORTED,
     OWN_CLASSES,
@@ -58,6 +59,9 @@ def why_not_supported(name: str) -> tuple[str, str] | None:
         for rest in rests:
             if rest in _NOT_SUPPORTED:
                 return _NOT_SUPPORTED[rest]
+        for part, why in FAMILIES_NOT_SUPPORTED.items():
+            if part in spelling:
+                return why
     return None
 
 

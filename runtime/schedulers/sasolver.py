@@ -23,7 +23,7 @@ from sdexport.runtime.schedulers.step_history import weighted_sum
 
 _STOCHASTIC_FROM, _STOCHASTIC_TO = 200, 800  # timesteps with noise: diffusers' default tau_func
 # Keys of other solvers that diffusers' SASolverScheduler does not have.
-_IGNORED = ("rescale_betas_zero_snr", "sigma_max", "sigma_min", "solver_order")
+IGNORED = ("rescale_betas_zero_snr", "sigma_max", "sigma_min", "solver_order")
 _OTHER_ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis")
 _NODES, _SHARES = np.polynomial.legendre.leggauss(48)
 
@@ -72,7 +72,7 @@ class SASolverScheduler(LogSNRScheduler):
     def __init__(self, config: Keys, num_inference_steps: int) -> None:
         if config.get("tau_func") is not None:
             raise InvalidArgumentError("tau_func: another function than diffusers' default")
-        known = {key: value for key, value in config.items() if key not in _IGNORED}
+        known = {key: value for key, value in config.items() if key not in IGNORED}
         if known.get("algorithm_type") in _OTHER_ALGORITHMS:
             del known["algorithm_type"]
         self.config = SASolverConfig.from_mapping(known)

@@ -11,6 +11,8 @@ from sdexport.runtime.schedulers.program_names import (
     AUTOMATIC1111,
     COMFYUI,
     FORGE,
+    REFORGE,
+    RES4LYF,
     SD_CLI,
 )
 
@@ -118,6 +120,14 @@ _FLOW = "it is for flow matching models"
 _MISSING = "it is not implemented"
 SCHEDULES_NOT_SUPPORTED: Mapping[str, Mapping[str, str]] = {
     FORGE: {"Align Your Steps GITS": _MISSING, "Align Your Steps 32": _MISSING},
+    REFORGE: dict.fromkeys(
+        (
+            *("Sinusoidal SF", "Invcosinusoidal SF", "React Cosinusoidal DynSF", "Cosine", "Phi"),
+            *("Cosine-exponential Blend", "Laplace", "Karras Dynamic", "Align Your Steps Custom"),
+        ),
+        _MISSING,
+    ),
+    RES4LYF: {"beta57": _MISSING, "bong_tangent": _MISSING},
     SD_CLI: {
         "gits": _MISSING,
         "smoothstep": _MISSING,

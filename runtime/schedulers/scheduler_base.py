@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -75,7 +76,11 @@ class Scheduler:
     leaves_noise = False
     """Whether a run that begins within the schedule leaves noise in its result, as in diffusers."""
 
+    options: Mapping[str, Any]
+    """The keyword arguments that it was built with."""
+
     config: SchedulerConfig
+    _requested_steps: int | None
     _weights: Sequence[Combination]
 
     def __init__(
@@ -93,6 +98,27 @@ class Scheduler:
         self._scaling = scaling
         self._history = StepHistory(remembered, kept)
         self._require_finite(scaling.originals)
+
+    def __new__(
+        cls, config: object = None, num_inference_steps: int | None = None, **options: Any
+    ) -> Self:
+        """Keep the arguments; subclasses read them in `__init__`."""
+        built = super().__new__(cls)
+        built.options, built._requested_steps = options, num_inference_steps
+        return built
+
+    @property
+    def num_inference_steps(self) -> int:
+        """The number of steps that it was built for; it has no other."""
+        if isinstance(self._requested_steps, int):
+            return self._requested_steps
+        return -(-len(self.timesteps) // self.order)
+
+    def fresh(self) -> Self:
+        """The same scheduler without memory of earlier steps; both share their tables."""
+        twin = copy.copy(self)
+        twin._history = self._history.fresh()
+        return twin
 
     def takes_noise(self, i: int) -> bool:
         """Whether step i needs fresh noise."""

@@ -38,6 +38,10 @@ class StepHistory:
         self.continues = False
         self.first = self.length = 0
 
+    def fresh(self) -> StepHistory:
+        """An empty memory of the same size."""
+        return StepHistory(self._depth, self._kept)
+
     def begin(self, i: int, sample: np.ndarray) -> None:
         """Begin step i; clear the memory if i, the shape or the dtype does not continue the run."""
         if sample.shape != self.scratch.shape or sample.dtype != self.scratch.dtype:

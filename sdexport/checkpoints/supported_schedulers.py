@@ -12,9 +12,9 @@ from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.messages import one_line
 from sdexport.runtime import schedulers
+from sdexport.runtime.scheduler_argument import default_scheduler
 from sdexport.runtime.schedulers.program_names import OTHER_MODELS
 from sdexport.runtime.schedulers.sampler_names import why_not_supported
-from sdexport.runtime.timestep_plan import default_scheduler
 
 logger = logging.getLogger(__name__)
 

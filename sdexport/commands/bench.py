@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sdexport.commands.progress import progress
+from sdexport.commands.scheduler_types import SchedulerType
 from sdexport.commands.shared_options import (
     FOLDER,
     engine_dir_option,
@@ -48,7 +49,7 @@ from sdexport.commands.verbosity import verbosity_options
     show_default=True,
     help="Guidance scale; 1 or less runs the UNet without the unconditional half.",
 )
-@click.option("--scheduler", help="Default the package's own scheduler.")
+@click.option("--scheduler", type=SchedulerType(), help="Default the package's own scheduler.")
 @click.option(
     "--batch", type=click.IntRange(1, 64), default=1, show_default=True, help="Images at once."
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import click
 
+from sdexport.commands.scheduler_types import SCHEDULER_OPTIONS
 from sdexport.commands.shared_options import FILE, FOLDER, with_options
 from sdexport.commands.value_types import InpaintAreaType, IntervalType, SizeType
 
@@ -98,10 +99,7 @@ SAMPLING_OPTIONS = (
         type=click.Choice(["cpu", "cuda"]),
         help="Draw the noise as PyTorch does on this device. Default cpu.",
     ),
-    click.option(
-        "--scheduler",
-        help="Such as euler_a or dpm++_2m_karras; default the package's own scheduler.",
-    ),
+    *SCHEDULER_OPTIONS,
     click.option("--eta", type=float, help="0 to 1, for ddim and tcd. Default 0."),
 )
 IMAGE_OPTIONS = (

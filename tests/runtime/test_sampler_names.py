@@ -65,6 +65,8 @@ LISTS = {
     "sd-cli": """euler|euler_a|heun|dpm2|dpm++2s_a|dpm++2m|dpm++2mv2|ipndm|ipndm_v|lcm|ddim_trailing
         |tcd|res_multistep|res_2s|er_sde|euler_cfg_pp|euler_a_cfg_pp|euler_ge|dpm++2m_sde
         |dpm++2m_sde_bt|lms""",
+    "reForge": """Euler Dy|Euler SMEA Dy|Euler A CFG++|DPM++ SDE CFG++|DPM++ 2M DY CFG++
+        |SEEDS 2 DP|Kohaku_LoNyu_Yog|ODE (Bosh3)""",
     "InvokeAI": """ddim|ddpm|deis|deis_k|lms|lms_k|pndm|heun|heun_k|euler|euler_k|euler_a|kdpm_2
         |kdpm_2_k|kdpm_2_a|kdpm_2_a_k|dpmpp_2s|dpmpp_2s_k|dpmpp_2m|dpmpp_2m_k|dpmpp_2m_sde
         |dpmpp_2m_sde_k|dpmpp_3m|dpmpp_3m_k|dpmpp_sde|dpmpp_sde_k|er_sde|unipc|unipc_k|lcm|tcd""",

@@ -12,6 +12,7 @@ import pytest
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import schedulers
+from sdexport.runtime.scheduler_argument import choose_scheduler
 from sdexport.runtime.schedulers.create import CONTINUOUS, EDM_NAMES, known_keys
 from sdexport.runtime.schedulers.latent_scaling import derivative, variance_exploding
 from sdexport.runtime.schedulers.linear_combination import NOISE_PRED, SAMPLE, Combination
@@ -497,8 +498,9 @@ def test_noise_that_an_image_keeps_is_warned_about(
 ) -> None:
     """Row R5."""
     with caplog.at_level(logging.WARNING):
-        plan_timesteps(name, SD | config, 20, ImageShare(0.3), has_image=True)
-        plan_timesteps(name, SD | config, 20, ImageShare(1.0), has_image=True)
+        choice = choose_scheduler(name, SD | config)
+        plan_timesteps(choice, 20, ImageShare(0.3), has_image=True)
+        plan_timesteps(choice, 20, ImageShare(1.0), has_image=True)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == warns
     assert all("leaves noise in an image" in message for message in messages)
