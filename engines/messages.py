@@ -28,3 +28,8 @@ def shown(value: object, limit: int = 60) -> str:
     except ValueError:  # an integer too long for Python to write out
         text = f"a huge {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def plain(name: str, limit: int = 120) -> str:
+    """A name from a file: as it is, or its `repr` cut to `limit` if it is long or not printable."""
+    return name if name.isprintable() and len(name) <= limit else shown(name, limit)

@@ -17,6 +17,7 @@ import torch
 
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import plain
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _only(file: WeightFile, params: Any) -> Any:
     if not isinstance(params, Mapping):
         raise _not_an_embedding(file)
     if len(params) != 1:
-        names = ", ".join(map(str, params)) or "none"
+        names = ", ".join(plain(str(name)) for name in params) or "none"
         raise CheckpointError(f"{file.path}: expected one entry of string_to_param, got {names}")
     return next(iter(params.values()))
 
@@ -110,14 +111,14 @@ def _by_encoder(
     """The tensors by text encoder, with a word about those that are for another one."""
     if outputs := [name for name in tensors if name.endswith("_out")]:
         raise CheckpointError(
-            f"{file.path}: it holds vectors for the output of a text encoder ({outputs[0]}), which "
-            "are not supported"
+            f"{file.path}: it holds vectors for the output of a text encoder "
+            f"({plain(outputs[0])}), which are not supported"
         )
     if others := sorted(tensors.keys() - encoders.keys()):
         what = (
             "for a T5 text encoder" if _OTHER_ENCODERS.issuperset(others) else "of unknown meaning"
         )
-        logger.warning("%s: not used: %s, %s", file.path, ", ".join(others), what)
+        logger.warning("%s: not used: %s, %s", file.path, ", ".join(map(plain, others)), what)
     return {encoders[name]: tensor for name, tensor in tensors.items() if name in encoders}
 
 

@@ -70,7 +70,9 @@ class Lora:
             tensors = {role: file.tensors[of_role] for role, of_role in roles.items()}
             try:
                 layer = Layer.of(tensors, shape, partial(settings.ratio, part, name))
-            except (ValueError, RuntimeError) as error:  # PyTorch's own are RuntimeErrors
+            except CheckpointError:
+                raise
+            except Exception as error:  # shapes that do not fit may raise anything in PyTorch
                 problem = one_line(error, 200)
                 where = f"{part}: {name}"
                 raise does_not_fit(file, where, problem, model, modules) from error

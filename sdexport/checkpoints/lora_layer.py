@@ -35,7 +35,7 @@ class Layer:
           tensors: by role.
           shape: of the checkpoint's weight.
           ratio: rank to alpha / rank, for files whose settings say it; otherwise None.
-        Raises: ValueError, RuntimeError: what is wrong.
+        Raises: ValueError, or anything that PyTorch raises: what is wrong.
         """
         for role, tensor in tensors.items():
             if not tensor.is_floating_point() and role not in _SINGLE:

@@ -72,7 +72,7 @@ def new_weight(
       factors: float32, by role.
       ratio: alpha / rank.
       scale: of the whole change, chosen by the user.
-    Raises: ValueError, RuntimeError: the shapes do not belong together.
+    Raises: ValueError, or anything that PyTorch raises: the shapes do not belong together.
     """
     if method.merge is not None:
         return method.merge(weight, factors, ratio, scale)

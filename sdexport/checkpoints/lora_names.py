@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from sdexport.checkpoints.lora_roles import split_role, unsupported_method
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import plain, shown
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 OTHER = ""
@@ -105,7 +106,8 @@ def read_names(
             continue
         roles = found.layers.setdefault((part, layer), {})
         if split[1] in roles:
-            raise CheckpointError(f"{roles[split[1]]} and {name} are for the same layer")
+            first = plain(roles[split[1]])
+            raise CheckpointError(f"{first} and {plain(name)} are for the same layer")
         roles[split[1]] = name
     return found
 
@@ -113,14 +115,14 @@ def read_names(
 def _check_method(name: str, keys: Mapping[str, Mapping[str, str]], component: str | None) -> None:
     """Raises: CheckpointError: the weight is for a known layer, or of a known method."""
     if method := unsupported_method(name):
-        raise CheckpointError(f"it holds {method}, such as {name}, which is not supported")
+        raise CheckpointError(f"it holds {method}, such as {plain(name)}, which is not supported")
     ends = [i for i, character in enumerate(name) if character == "."]
     for end in ends:
         part, layer = _find(name[:end], keys, component)
         if layer is not None:
             raise CheckpointError(
-                f"{name}: a weight called {name[end + 1 :]!r} is not supported for a layer "
-                f"({part}: {layer})"
+                f"{plain(name)}: a weight called {shown(name[end + 1 :])} is not supported for a "
+                f"layer ({part}: {layer})"
             )
 
 

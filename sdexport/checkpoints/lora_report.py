@@ -19,6 +19,7 @@ from sdexport.checkpoints.lora_names import OTHER, UNET, LoraNames
 from sdexport.checkpoints.lora_roles import split_role
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import plain
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def fits_nothing(file: WeightFile, names: LoraNames, model: str | None) -> Check
     origin = f"is made for {model}" if model else "may be made for another family"
     return CheckpointError(
         f"{file.path}: none of its {len(file.tensors)} weights fits this checkpoint, such as "
-        f"{unused[0]}; it {origin}"
+        f"{plain(unused[0])}; it {origin}"
     )
 
 
@@ -98,7 +99,7 @@ def report(
     if unused and not fits and differ(model, checkpoint):
         raise CheckpointError(
             f"{file.path} is made for {model}, the checkpoint is {checkpoint}: {len(unused)} of "
-            f"its {len(file.tensors)} weights fit no layer, such as {unused[0]}"
+            f"its {len(file.tensors)} weights fit no layer, such as {plain(unused[0])}"
         )
     for part, label in _LABELS.items():
         unused = names.unused.get(part, [])
@@ -111,7 +112,7 @@ def report(
             nothing = f"; the LoRA does not change the {label}" if has and part and not used else ""
             logger.warning(
                 "%s: %s: %d of %d used; the others %s, such as %s%s",
-                *(file.path, label, used, total, why, unused[0], nothing),
+                *(file.path, label, used, total, why, plain(unused[0]), nothing),
             )
     header = model_of_header(file.metadata)
     if differ(header, checkpoint):

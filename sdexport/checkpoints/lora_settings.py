@@ -56,16 +56,19 @@ class PeftSettings:
         Args:
           rank: as the layer's factors have it; default that of the settings.
         """
-        own = self.of(part)
-        alpha = self._by_pattern(own.get("alpha_pattern"), layer)
-        if alpha is None:
-            alpha = own.get("lora_alpha", own.get("alpha"))
-        if rank is None:
-            rank = self._by_pattern(own.get("rank_pattern"), layer) or own.get("r")
-        if alpha is None or rank is None:
-            return None
         with parsing(f"{self.path}: its LoRA settings are damaged"):
-            return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else float(rank))
+            own = self.of(part)
+            alpha = self._by_pattern(own.get("alpha_pattern"), layer)
+            if alpha is None:
+                alpha = own.get("lora_alpha", own.get("alpha"))
+            if rank is None:
+                rank = self._by_pattern(own.get("rank_pattern"), layer) or own.get("r")
+            if alpha is None or rank is None:
+                return None
+            ratio = float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else float(rank))
+            if not math.isfinite(ratio):
+                raise CheckpointError(f"{self.path}: its LoRA settings give {layer} alpha {alpha}")
+            return ratio
 
     def _check(self, own: Mapping[str, Any]) -> None:
         method = own.get("peft_type", "LORA")

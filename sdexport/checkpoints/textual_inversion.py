@@ -20,6 +20,7 @@ from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.tokenizer_edits import token_exists
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.messages import plain, shown
 
 LEGACY_EOS = 2
 """The end token in old configurations, which transformers reads as the highest id."""
@@ -60,15 +61,15 @@ def read_words(
         found = words_of(file, widths, word)
     warn_about_unknown(file.path, file.metadata)
     if word is not None and len(found) > 1:
-        names = ", ".join(str(one.name) for one in found)
-        raise InvalidArgumentError(f"{path}: it holds several words ({names}); omit {word!r}")
+        names = ", ".join(plain(str(one.name)) for one in found)
+        raise InvalidArgumentError(f"{path}: it holds several words ({names}); omit {shown(word)}")
     words = []
     for one in found:
         name = word if word is not None else one.name
         name = file.path.stem if name is None else name
         if not name.strip() or not name.isprintable():
             raise InvalidArgumentError(
-                f"{path}: {name!r} is not a word for a prompt; give FILE:WORD"
+                f"{path}: {shown(name)} is not a word for a prompt; give FILE:WORD"
             )
         words.append(Word(file.path, name, one.vectors))
     return words

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from sdexport.engines.messages import plain
+
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -72,7 +74,7 @@ def kind_of_weights(names: Iterable[object], tensors: Mapping[str, torch.Tensor]
         return "a textual-inversion embedding"
     if not tensors:
         return "a file without weights"
-    return f"a file of {len(tensors)} unknown weights such as {min(tensors)}"
+    return f"a file of {len(tensors)} unknown weights such as {plain(min(tensors))}"
 
 
 def kind_of_other_file(head: bytes) -> str | None:

@@ -88,10 +88,13 @@ def test_settings_next_to_a_peft_file(tmp_path: Path) -> None:
     layers = Lora.open(path, 1.0, MODULES).layers["unet"]
     assert layers["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"].ratio == 30 / 3
     assert {layer.ratio for layer in layers.values()} == {9 / 3, 30 / 3}
-    for text in ("{", "[]"):
+    for text in ("{", "[]", '{"lora_alpha": "x"}', '{"lora_alpha": 1, "alpha_pattern": 3}'):
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(CheckpointError, match="its LoRA settings are damaged"):
             Lora.open(path, 1.0, MODULES)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1e400}')
+    with pytest.raises(CheckpointError, match=r"its LoRA settings give .* alpha inf"):
+        Lora.open(path, 1.0, MODULES)
 
 
 def test_lora_reaches_the_checkpoint(checkpoint: Path, modules: Any, tmp_path: Path) -> None:
@@ -381,6 +384,7 @@ def test_unknown_weights_of_a_layer_are_named(layer: str, path: Path, says: str)
         ({"dora_scale": (5, 1, 1, 1)}, r"DoRA's scale has the shape \(5, 1, 1, 1\), for 16 out"),
         ({"diff_b": (5,)}, "expected a bias of 16, got 5 values"),
         ({"alpha": (2,)}, "alpha has 2 values, expected one"),
+        ({"dora_scale": ()}, r"DoRA's scale has the shape \(\)"),
         ({"lora_A.weight": (3, 16, 3, 3)}, f"{CONV}.lora_.* are for the same layer"),
     ],
 )
@@ -392,6 +396,28 @@ def test_layers_that_do_not_add_up(
     path = tmp_path / "a.safetensors"
     save_file({f"{CONV}.{k}": v for k, v in tensors.items()}, path)
     fails(path, message)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"lora_down.weight": (), "lora_up.weight": ()},
+        {"lora_down.weight": (3, 0), "lora_up.weight": (0, 3)},
+        {"hada_w1_a": (3,), "hada_w1_b": (), "hada_w2_a": (3, 3), "hada_w2_b": (3, 3)},
+        {"lokr_w1": (3, 3, 3), "lokr_w2": (2, 2)},
+        {"a1.weight": (), "a2.weight": (), "b1.weight": (1, 2), "b2.weight": (2, 2)},
+        {"oft_blocks": ()},
+        {"oft_blocks": (4, 4, 2, 2)},
+        {"oft_blocks": (3, 4, 4)},
+        {"on_input": (), "weight": (5,)},
+        {"diff": (16, 16)},
+        {"diff": ()},
+    ],
+)
+def test_shapes_that_do_not_fit(shapes: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"{CONV}.{k}": torch.ones(shape) for k, shape in shapes.items()}, path)
+    fails(path, "down_blocks.0.resnets.0.conv1: .*the LoRA is damaged or made for another")
 
 
 @pytest.mark.parametrize(
@@ -431,6 +457,18 @@ def test_damaged_lora_is_named(path: Path) -> None:
     fails(path, "is not a file of weights, but a web page")
 
 
+@pytest.mark.parametrize("name", ["a\nb", "x" * 5000, "\x1b[31m"])
+def test_names_of_weights_are_one_short_line(
+    name: str, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(load_file(path) | {name: torch.ones(1)}, path)
+    Lora.open(path, 1.0, MODULES)
+    (line,) = caplog.messages
+    assert line.isprintable() and len(line) < 400
+    save_file({f"lora_unet_{name}.alpha": torch.ones(1)}, path)
+    fails(path, "none of its 1 weights fits")
+
+
 def test_scale_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = ("a.safetensors", "a:b.safetensors", "x:0.5", r"C:\loras\a.safetensors")
@@ -447,6 +485,15 @@ def test_scale_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for text in ("b.safetensors", "b.safetensors:1", ":1", "", ":"):
         with pytest.raises(FileNotFoundError, match="expected FILE, FOLDER or FILE:SCALE"):
             parse_lora(text)
+
+
+def test_merged_weights_are_finite(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {"lora_down.weight": (2, 16, 3, 3), "lora_up.weight": (16, 2)}
+    save_file({f"{CONV}.{k}": torch.full(s, 1e25) for k, s in tensors.items()}, path)
+    lora = Lora.open(path, 1.0, MODULES)
+    with pytest.raises(CheckpointError, match="conv1: the merged weight holds NaN or infinity"):
+        lora.merge_into("unet", copy.deepcopy(MODULES["unet"]))
 
 
 def test_pickle_only_on_request(path: Path, tmp_path: Path) -> None:

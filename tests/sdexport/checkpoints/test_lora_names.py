@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,14 @@ def test_folder_says_the_component() -> None:
     for part in layers:
         names = [f"base_model.model.{name}.lora_A.weight" for name in layers[part]]
         assert set(read_names(names, layers, part).layers) == {(part, n) for n in layers[part]}
+
+
+def test_reading_names_needs_no_torch() -> None:
+    """So that the runtime can read them as well."""
+    modules = ("lora_names", "lora_roles", "lora_settings", "lora_base", "lora_folder")
+    imports = "; ".join(f"import sdexport.checkpoints.{name}" for name in modules)
+    code = f"{imports}; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_two_names_of_one_weight() -> None:
