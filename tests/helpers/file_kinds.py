@@ -9,6 +9,7 @@ their arguments are literals.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def file_kind(
     return pytest.mark.file_kind(group, name, recognised=recognised, result=result, says=says)
 
 
+@functools.cache
 def declared() -> list[FileKind]:
     """All rows, in the order of GROUPS, then of files and lines."""
     found = [row for path in sorted((ROOT / "tests").rglob("test_*.py")) for row in _rows_of(path)]

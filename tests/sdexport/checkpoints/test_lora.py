@@ -466,7 +466,7 @@ def test_names_of_weights_are_one_short_line(
     (line,) = caplog.messages
     assert line.isprintable() and len(line) < 400
     save_file({f"lora_unet_{name}.alpha": torch.ones(1)}, path)
-    fails(path, "none of its 1 weights fits")
+    fails(path, r"none of its 1 weights fits|expected a LoRA")
 
 
 def test_scale_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,12 @@ from sdexport.checkpoints.lora import Lora
 from sdexport.checkpoints.lora_names import read_names
 from sdexport.engines.errors import CheckpointError
 from tests.helpers.file_kinds import file_kind
-from tests.helpers.lora_files import ATTENTION, random_lora, save_kohya
+from tests.helpers.lora_files import random_lora, save_kohya
 from tests.helpers.original_layout import SMALL, random_modules, unet_layout
 from tests.tolerances import LORA_WEIGHT_ABS
 
 SD1, SD2, SDXL, REFINER = SMALL
+FEW = ("attn1.to_q", "attn2.to_k", "q_proj")
 PLAIN = ("lora_A.weight", "lora_B.weight")
 KOHYA = ("lora_down.weight", "lora_up.weight", "alpha")
 
@@ -157,7 +158,7 @@ def test_two_names_of_one_weight() -> None:
 )
 def test_storage_types(dtype: torch.dtype, tmp_path: Path) -> None:
     """Row C10: equal to the float32 form of the same numbers."""
-    path = save_kohya(tmp_path / "a.safetensors", random_lora(parts_of(SD1), ATTENTION), 1.0)
+    path = save_kohya(tmp_path / "a.safetensors", random_lora(parts_of(SD1), FEW), 1.0)
     stored = {k: v.to(dtype) for k, v in load_file(path).items()}
     save_file(stored, path)
     save_file({k: v.float() for k, v in stored.items()}, tmp_path / "b.safetensors")
@@ -170,7 +171,7 @@ def test_storage_types(dtype: torch.dtype, tmp_path: Path) -> None:
     for key, value in merged[0].items():
         assert torch.allclose(value, merged[1][key], atol=LORA_WEIGHT_ABS, rtol=0), key
         changed += not torch.equal(value, parts_of(SD1)["unet"].state_dict()[key])
-    assert changed > 10
+    assert changed > 5
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool], ids=str)
@@ -182,7 +183,7 @@ def test_storage_types(dtype: torch.dtype, tmp_path: Path) -> None:
     says="so the file is quantised",
 )
 def test_quantised_factors_are_rejected(dtype: torch.dtype, tmp_path: Path, says: str) -> None:
-    path = save_kohya(tmp_path / "a.safetensors", random_lora(parts_of(SD1), ATTENTION), 1.0)
+    path = save_kohya(tmp_path / "a.safetensors", random_lora(parts_of(SD1), FEW), 1.0)
     save_file(
         {k: v if k.endswith("alpha") else v.to(dtype) for k, v in load_file(path).items()}, path
     )
@@ -210,7 +211,7 @@ def test_alpha_of_any_form(alpha: torch.Tensor, tmp_path: Path) -> None:
     says="is a pickle, not a .safetensors file",
 )
 def test_pickles(suffix: str, tmp_path: Path, says: str) -> None:
-    path = save_kohya(tmp_path / "a.safetensors", random_lora(parts_of(SD1), ATTENTION), 1.0)
+    path = save_kohya(tmp_path / "a.safetensors", random_lora(parts_of(SD1), FEW), 1.0)
     pickled = tmp_path / f"a{suffix}"
     for content in (load_file(path), {"state_dict": load_file(path)}):
         torch.save(content, pickled)
@@ -253,7 +254,7 @@ def test_few_step_loras_name_their_settings(
 ) -> None:
     path = tmp_path / "x" / f"{name}.safetensors"
     path.parent.mkdir()
-    save_kohya(path, random_lora(parts_of(SD1), ATTENTION), 1.0)
+    save_kohya(path, random_lora(parts_of(SD1), FEW), 1.0)
     save_file(load_file(path), path, metadata=metadata)
     assert Lora.open(path, 1.0, parts_of(SD1)).layers
     if settings is None:
@@ -285,7 +286,7 @@ def test_other_prediction_type_is_a_warning(
 
     config = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text())
     assert config.get("prediction_type", "epsilon") == "epsilon"
-    path = save_kohya(tmp_path / "a.safetensors", random_lora(modules, ATTENTION), 1.0)
+    path = save_kohya(tmp_path / "a.safetensors", random_lora(modules, FEW), 1.0)
     save_file(load_file(path), path, metadata=metadata)
     open_source(checkpoint, options=Options(lora=(str(path),)))
     expected = f"{path} was trained with the prediction type v_prediction, the checkpoint has epsi"
@@ -294,7 +295,7 @@ def test_other_prediction_type_is_a_warning(
 
 def test_flux_lora_with_clip_weights_on_sd1(tmp_path: Path) -> None:
     """Its text encoder is the same, so its layers fit."""
-    pairs = random_lora({"text_encoder": parts_of(SD1)["text_encoder"]}, ATTENTION)
+    pairs = random_lora({"text_encoder": parts_of(SD1)["text_encoder"]}, FEW)
     path = save_kohya(tmp_path / "a.safetensors", pairs, 1.0)
     flux = {f"lora_unet_double_blocks_0_img_mlp_0.{k}": torch.ones(2, 2) for k in KOHYA[:2]}
     save_file(load_file(path) | {k: v.clone() for k, v in flux.items()}, path)

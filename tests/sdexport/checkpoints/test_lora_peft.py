@@ -33,6 +33,7 @@ PATTERNS: dict[str, Any] = {
     "rank_pattern": {"attn2.to_k": 2, "fc1": 2},
     "alpha_pattern": {"attn2.to_k": 7, "mlp.fc1": 8},
 }
+SLOW = pytest.mark.slow
 LYCORIS = {"r": 3, "alpha": 5}
 
 
@@ -182,20 +183,26 @@ def biased(family: Any) -> dict[str, Any]:
                 result="merged",
             ),
         ),
-        ("Lora", {"r": 4, "lora_alpha": 6, "use_rslora": True, "use_dora": True}),
+        pytest.param(
+            "Lora", {"r": 4, "lora_alpha": 6, "use_rslora": True, "use_dora": True}, marks=SLOW
+        ),
         pytest.param(
             "LoHa",
             LYCORIS,
             marks=file_kind("lora", "LoHa of PEFT", recognised="`peft_type` LOHA", result="merged"),
         ),
-        ("LoHa", LYCORIS | {"use_effective_conv2d": True}),
+        pytest.param("LoHa", LYCORIS | {"use_effective_conv2d": True}, marks=SLOW),
         pytest.param(
             "LoKr",
             {"r": 1, "alpha": 3},
             marks=file_kind("lora", "LoKr of PEFT", recognised="`peft_type` LOKR", result="merged"),
         ),
-        ("LoKr", {"r": 1, "alpha": 3, "decompose_both": True, "decompose_factor": 4}),
-        ("LoKr", {"r": 1, "alpha": 3, "use_effective_conv2d": True}),
+        pytest.param(
+            "LoKr",
+            {"r": 1, "alpha": 3, "decompose_both": True, "decompose_factor": 4},
+            marks=SLOW,
+        ),
+        pytest.param("LoKr", {"r": 1, "alpha": 3, "use_effective_conv2d": True}, marks=SLOW),
         ("LoKr", {"r": 16, "alpha": 3}),
     ],
 )
