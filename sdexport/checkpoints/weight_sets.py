@@ -17,6 +17,7 @@ from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.diffusers_layout import TEXT_ENCODERS
 from sdexport.checkpoints.weight_file import PICKLE_HINT
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def every_file(
     if variant and variant not in names:
         there = ", ".join(sorted(names - {""})) or "none"
         raise CheckpointError(
-            f"{folder}: no component has weights of variant {variant}; variants there: {there}"
+            f"{folder}: no component has weights of variant {one_line(variant, 40)}; "
+            f"variants there: {there}"
         )
     choice: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
     return {part: weight_files(folder, part, **choice) for part in listed}
