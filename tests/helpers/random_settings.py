@@ -36,6 +36,14 @@ FILES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("webp", {"quality": 95}),
     ("webp", {"lossless": True, "mark": False}),
 )
+OPTIONS = (
+    ("use_karras_sigmas", True),
+    ("timestep_spacing", "trailing"),
+    ("solver_order", 1),
+    ("final_sigmas_type", "sigma_min"),
+    ("beta_start", 0.001),
+)
+"""Keys of a scheduler's configuration."""
 Choice = Callable[[random.Random], Any]
 
 
@@ -54,6 +62,11 @@ CHOICES: dict[str, tuple[float, Choice]] = {
     "negative_prompt_2": (0.1, lambda rng: rng.choice(PROMPTS)),
     "num_inference_steps": (0.95, lambda rng: rng.randint(1, 4)),
     "scheduler": (0.7, lambda rng: rng.choice((*schedulers.NAMES, *display_names()))),
+    "schedule": (
+        0.2,
+        lambda rng: rng.choice(("karras", "exponential", "beta", "simple", "trailing")),
+    ),
+    "scheduler_options": (0.15, lambda rng: dict([rng.choice(OPTIONS)])),
     "guidance_scale": (0.8, lambda rng: rng.choice((0, 1, 7, rng.random() * 12))),
     "width": (0.5, lambda rng: rng.choice((64, 72))),
     "height": (0.5, lambda rng: rng.choice((64, 80))),
