@@ -293,7 +293,7 @@ def test_c8_a_package_of_another_parametrisation_is_rejected(class_: str) -> Non
     assert plan(SD, package=package).name == "plms"
 
 
-@pytest.mark.parametrize("config", [{"_class_name": "FooScheduler"}, {"_class_name": ""}, {}])
+@pytest.mark.parametrize("config", [{"_class_name": "FooScheduler"}, {}])
 def test_c8_a_package_with_an_unknown_scheduler_is_warned_about_once(
     config: dict[str, Any], package: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
