@@ -148,11 +148,11 @@ def test_two_names_of_one_weight() -> None:
 @pytest.mark.parametrize(
     "dtype",
     [
-        torch.float64,
         torch.float16,
-        torch.bfloat16,
         torch.float8_e4m3fn,
-        torch.float8_e5m2,
+        pytest.param(torch.float64, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(torch.float8_e5m2, marks=pytest.mark.slow),
     ],
     ids=str,
 )
