@@ -23,7 +23,10 @@ RNG = {"cpu": "CPU", "cuda": "NV"}
 HASH_DIGITS = 10
 """Digits of a SHA-256 that AUTOMATIC1111 shows."""
 
-_IN_OTHER_LINES = ("prompt", "negative_prompt", "prompts", "negative_prompts", "seeds", "external")
+_IN_OTHER_LINES = (
+    *("prompt", "negative_prompt", "prompts", "negative_prompts", "seeds", "external"),
+    *("file", "not_understood"),
+)
 
 
 def infotext(parameters: Parameters) -> str:
