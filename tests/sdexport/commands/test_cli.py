@@ -168,7 +168,7 @@ def test_verify_prints_a_table_and_json(package: Path) -> None:
         *("component", "output", "max", "abs", "cosine", "bound", "share", "verdict")
     ]
     report = json.loads(call("verify", package, "--json").stdout)
-    assert report["passed"] is True and len(report["checks"]) == 15
+    assert report["passed"] is True and len(report["checks"]) == 17
     assert json.loads(call("verify", package, "--json", "--low-memory").stdout) == report
 
 
