@@ -39,6 +39,8 @@ from sdexport.runtime.models.components import UNET, VAE_DECODER
 from sdexport.runtime.models.family import ModelFamily
 from sdexport.runtime.models.latent_space import LatentSpace, latent_space_of
 
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -98,7 +100,7 @@ class Checkpoint:
         if loader is None:
             files = every_file(folder, present, variant=variant, allow_pickle=allow_pickle)
         for part in text_encoders_of(present):
-            _check_tokenizer(folder, tokenizer_folder(part))
+            _check_tokenizer(folder, tokenizer_folder(part), index)
         if warns:
             check_index(folder, index, present)
         scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
@@ -242,7 +244,12 @@ def _config(folder: Path, index: Mapping[str, Any], part: str, *, warns: bool) -
     return SimpleNamespace(**complete)
 
 
-def _check_tokenizer(folder: Path, name: str) -> None:
+def _check_tokenizer(folder: Path, name: str, index: Mapping[str, Any]) -> None:
+    entry = index.get(name)
+    if isinstance(entry, list) and entry[-1:] and entry[-1] not in (None, *_TOKENIZERS):
+        raise CheckpointError(
+            f"{folder}: {name} is {one_line(str(entry), 80)}; only CLIPTokenizer is exported"
+        )
     if not any((folder / name / file).is_file() for file in ("vocab.json", "tokenizer.json")):
         raise CheckpointError(f"{folder}: the tokenizer is missing ({name}/vocab.json)")
 

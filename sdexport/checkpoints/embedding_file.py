@@ -17,11 +17,12 @@ import torch
 
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
-from sdexport.engines.messages import plain
+from sdexport.engines.messages import one_line, plain
 
 logger = logging.getLogger(__name__)
 
 MOST_VECTORS = 75
+_KIND = "a textual-inversion embedding"
 TEXT, TEXT_2 = "text_encoder", "text_encoder_2"
 _ENCODERS = {"clip_l": TEXT, "clip_g": TEXT_2, "clip_h": TEXT}
 _PIVOTAL = {"text_encoders_0": TEXT, "text_encoders_1": TEXT_2}
@@ -33,6 +34,8 @@ _MODELS = {
     1280: "the second text encoder of Stable Diffusion XL",
     4096: "a T5 text encoder, as in Stable Diffusion 3 and Flux",
 }
+_NO_WORD = re.compile(r"\*|emb_params|string_to_param\..*")
+"""Keys that are no words; the file's name is the word."""
 Vectors = Mapping[str, torch.Tensor]
 
 
@@ -132,7 +135,7 @@ def _named(file: WeightFile, widths: Mapping[str, int]) -> list[Word]:
     if not tensors or not usable or (not single and any(re.search(r"\w\.\w", k) for k in tensors)):
         raise _not_an_embedding(file)
     return [
-        _word(file, None if name in ("emb_params", "*") else name, {"": tensor}, widths)
+        _word(file, None if _NO_WORD.fullmatch(name) else name, {"": tensor}, widths)
         for name, tensor in tensors.items()
     ]
 
@@ -209,4 +212,9 @@ def _wrong_width(
 
 
 def _not_an_embedding(file: WeightFile) -> CheckpointError:
-    return CheckpointError(f"{file.path} is {file.kind}; expected a textual-inversion embedding")
+    if file.kind == _KIND:
+        shapes = ", ".join(f"{k} of shape {tuple(v.shape)}" for k, v in file.tensors.items())
+        return CheckpointError(
+            f"{file.path}: expected vectors of one or two dimensions, got {one_line(shapes, 200)}"
+        )
+    return CheckpointError(f"{file.path} is {file.kind}; expected {_KIND}")

@@ -47,7 +47,9 @@ _ARCHITECTURES = {
     "stable-diffusion-v2-512": "epsilon",
 }
 _NAMES = ("modelspec.title", "modelspec.architecture")
-_FEW_STEPS = re.compile(r"turbo|lightning|hyper", re.IGNORECASE)
+_FEW_STEPS = re.compile(r"turbo|lightning|hyper(?![-_ ]?real)", re.IGNORECASE)
+_LCM = re.compile(r"(^|[^a-z])lcm([^a-z]|$)", re.IGNORECASE)
+_PREDICTS_V = re.compile(r"v[-_ ]?pred", re.IGNORECASE)
 _SCHEDULE_REL, _SCHEDULE_ABS = 2**-8, 1e-6
 """Largest difference of a file's alphas_cumprod, possibly in bfloat16, from a schedule."""
 
@@ -103,6 +105,37 @@ def with_prediction(
     if family.scheduler["prediction_type"] != "epsilon" and prediction == "epsilon":
         unet["sample_size"] = _BASE_SIZE
     return replace(family, scheduler=scheduler, unet=unet)
+
+
+def warn_about_name(
+    file: WeightFile, scheduler: Mapping[str, Any], *, spacing: str | None, prediction: str | None
+) -> None:
+    """Warn where the file's name or title says what its weights and its metadata do not.
+
+    Args:
+      scheduler: the configuration that was found for the file.
+      spacing, prediction: as the user chose them.
+    """
+    texts = (file.path.stem, file.metadata.get("modelspec.title", ""))
+    found = scheduler["prediction_type"]
+    if prediction is None and found == "epsilon" and any(map(_PREDICTS_V.search, texts)):
+        logger.warning(
+            "%s: by its name it may predict v, but nothing in it says so; if it does, give "
+            "--prediction-type v_prediction",
+            file.path,
+        )
+    if scheduler.get("timestep_spacing") != "leading" or "LCM" in scheduler["_class_name"]:
+        return
+    if any(map(_LCM.search, texts)):
+        logger.warning(
+            "%s: by its name it is a latent consistency model: generate with --scheduler lcm",
+            file.path,
+        )
+    elif spacing is None and any(map(_FEW_STEPS.search, texts)):
+        logger.warning(
+            "%s: by its name it is made for few steps; if it is, give --timestep-spacing trailing",
+            file.path,
+        )
 
 
 def _stated(file: WeightFile) -> str | None:

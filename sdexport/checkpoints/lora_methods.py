@@ -125,6 +125,8 @@ def _dora(
 
 def _lora(factors: Factors, shape: torch.Size) -> torch.Tensor:
     down, up = factors["down"], factors["up"]
+    if not (down.numel() and up.numel()):
+        raise ValueError(f"shapes {tuple(up.shape)} and {tuple(down.shape)} hold no values")
     if down.ndim < 2 or up.ndim < 2 or up[0, 0].numel() != 1 or up.shape[1] != down.shape[0]:
         raise ValueError(f"shapes {tuple(up.shape)} and {tuple(down.shape)} do not multiply")
     up = up.flatten(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,8 +33,13 @@ from sdexport.engines.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_CHANNELS = 4
 _DEFAULT_SCALE = 0.18215
 """scaling_factor of configurations that have none, as in diffusers."""
+_OF_XL = re.compile(r"sd_?xl|taesdxl|(^|[^a-z])xl([^a-z]|$)")
+_OF_SD = re.compile(r"ft-(mse|ema)|840000|560000|kl-f8|(^|[^a-z])sd-?v?[12]([^a-z]|$)")
+_TEXT_OF_XL, _TEXT_OF_SD = "conditioner.", "cond_stage_model."
+"""What the text encoders of whole checkpoints begin with."""
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -80,10 +86,11 @@ class ReplacementVae:
         for file in files:
             if file.kind not in ("a VAE", "a Stable Diffusion checkpoint"):
                 raise CheckpointError(f"{file.path} is {file.kind}; expected a VAE")
+        _check_channels(path, files, config, own)
         vae = cls(files, class_name, config)
         with parsing(f"{path}: not a usable VAE"):
             vae._check_weights(path)
-        _warn_of_another_family(path, class_name, config, own, is_xl=is_xl)
+        _warn_of_another_family(path, files, config, own, is_xl=is_xl)
         return vae
 
     def write_config(self, folder: Path) -> None:
@@ -170,26 +177,47 @@ def _config_of(
     return own
 
 
+def _of_other_name(name: str, *, is_xl: bool) -> bool:
+    """Whether the name of a file says another family; the weights of both have the same shapes."""
+    if is_xl:
+        is_tiny = "taesd" in name and "taesdxl" not in name
+        return is_tiny or bool(_OF_SD.search(name) and not _OF_XL.search(name))
+    return bool(_OF_XL.search(name))
+
+
 def _same(own: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     return all(own.get(key, value) == value for key, value in config.items())
 
 
-def _warn_of_another_family(
-    path: Path, class_name: str, config: Mapping[str, Any], own: Mapping[str, Any], *, is_xl: bool
+def _check_channels(
+    path: Path, files: Sequence[WeightFile], config: Mapping[str, Any], own: Mapping[str, Any]
 ) -> None:
-    if class_name == CLASS_NAME:
-        name = path.name.lower()
-        if "taesd" in name and ("taesdxl" in name) != is_xl:
-            logger.warning(
-                "%s: by its name it is made for %s; colours may be wrong",
-                path,
-                "SD 1 and 2" if is_xl else "SDXL",
-            )
-        return
-    if own.get("_class_name") == CLASS_NAME:
-        return
+    """Raises: CheckpointError: the latents have another number of channels than needed."""
+    expected = own.get("latent_channels", _DEFAULT_CHANNELS)
+    found = config.get("latent_channels", _DEFAULT_CHANNELS)
+    for file in files:
+        for name, weight in file.tensors.items():
+            if name.endswith("decoder.conv_in.weight") and weight.ndim == 4:
+                found = weight.shape[1]
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: its latents have {found} channels, the checkpoint's {expected}"
+            + ("; it is made for another family, such as SD 3 or Flux" if found == 16 else "")
+        )
+
+
+def _warn_of_another_family(
+    path: Path,
+    files: Sequence[WeightFile],
+    config: Mapping[str, Any],
+    own: Mapping[str, Any],
+    *,
+    is_xl: bool,
+) -> None:
+    other = _TEXT_OF_SD if is_xl else _TEXT_OF_XL
+    family = "SD 1 and 2" if is_xl else "SDXL"
     scale, expected = (c.get("scaling_factor", _DEFAULT_SCALE) for c in (config, own))
-    if scale != expected:
+    if scale != expected and CLASS_NAME not in (config.get("_class_name"), own.get("_class_name")):
         logger.warning(
             "%s: its scaling factor is %s, that of the checkpoint's VAE %s; "
             "it may be made for another family",
@@ -197,3 +225,9 @@ def _warn_of_another_family(
             scale,
             expected,
         )
+    elif any(name.startswith(other) for file in files for name in file.tensors):
+        logger.warning(
+            "%s is a whole checkpoint, made for %s; colours may be wrong with its VAE", path, family
+        )
+    elif _of_other_name(path.name.lower(), is_xl=is_xl):
+        logger.warning("%s: by its name it is made for %s; colours may be wrong", path, family)

@@ -6,6 +6,7 @@ so that the exporter handles one kind of checkpoint. The folder is deleted with 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import weakref
@@ -14,13 +15,20 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.config_files import update_config
+from sdexport.checkpoints.config_files import read_config, update_config
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.checkpoints.file_prediction import check_prediction_type, check_timestep_spacing
+from sdexport.checkpoints.file_prediction import (
+    check_prediction_type,
+    check_timestep_spacing,
+    warn_about_name,
+)
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
 
+logger = logging.getLogger(__name__)
+
 Loader = Callable[[str], Any]
+_DDIM = "DDIMScheduler"
 _CONFIG_SUFFIXES = (".json", ".txt")
 _LARGEST_CONFIG = 50_000_000
 
@@ -123,6 +131,12 @@ def _from_file(source: str | Path, folder: Path, options: Options) -> _Draft:
         prediction_type=options.prediction_type,
         ema=options.ema,
     )
+    warn_about_name(
+        opened.file,
+        opened.family.scheduler,
+        spacing=options.timestep_spacing,
+        prediction=options.prediction_type,
+    )
     if not (opened.has_vae or options.vae):
         raise CheckpointError(f"{source} holds no VAE; give --vae FOLDER_OR_FILE")
     opened.write_configs(folder, options.tokenizer)
@@ -159,7 +173,22 @@ def _change_scheduler(draft: _Draft, options: Options) -> _Draft:
     }
     if changes:
         update_config(draft.folder / "scheduler" / "scheduler_config.json", changes)
+    _replace_pndm(draft.folder)
     return draft
+
+
+def _replace_pndm(folder: Path) -> None:
+    """PNDM, the default of SD 1, has no formula for models that predict the sample; DDIM has."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    config, index = read_config(path), read_config(folder / "model_index.json")
+    entry = index.get("scheduler")
+    name = entry[-1] if isinstance(entry, list) and entry else config.get("_class_name")
+    if name == "PNDMScheduler" and config.get("prediction_type") == "sample":
+        logger.warning(
+            "PNDMScheduler cannot run a model that predicts the sample; %s is used instead", _DDIM
+        )
+        update_config(path, {"_class_name": _DDIM, "clip_sample": False})
+        update_config(folder / "model_index.json", {"scheduler": ["diffusers", _DDIM]})
 
 
 def _replace_vae(draft: _Draft, options: Options) -> _Draft:

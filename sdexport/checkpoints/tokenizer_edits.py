@@ -26,9 +26,10 @@ def add_tokens(folder: Path, tokens: Mapping[str, Path]) -> dict[str, int]:
     tokenizer = ClipTokenizer.from_folder(folder, error=CheckpointError)
     with parsing(f"{folder}: the tokenizer is damaged"):
         known = known_tokens(folder)
-        for token, path in tokens.items():
-            if token in known:
-                raise token_exists(path, token)
+    for token, path in tokens.items():
+        if token in known:
+            raise token_exists(path, token)
+    with parsing(f"{folder}: the tokenizer is damaged"):
         ids = {token: tokenizer.vocab_size + number for number, token in enumerate(tokens)}
         _write_tokens(folder, ids)
     changed = ClipTokenizer.from_folder(folder, error=CheckpointError)

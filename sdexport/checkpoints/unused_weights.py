@@ -42,6 +42,10 @@ MAY_REMAIN: tuple[tuple[str, str], ...] = (
 _UNSUPPORTED = tuple(
     (re.compile(pattern), meaning)
     for pattern, meaning in (
+        (
+            r"\.(weight_|input_|output_)?(q?scale(_\w+)?|zero_point)$",
+            "a checkpoint quantised in an unknown way",
+        ),
         (r"^noise_augmentor\.|^embedder\.|\.label_emb\.", "an unCLIP (image variation) model"),
         (r"^class_embedding\.", "a model with class conditioning, such as unCLIP"),
         (r"^low_res_model\.", "an upscaling model"),

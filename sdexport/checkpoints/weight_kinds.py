@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from sdexport.engines.messages import plain
+from sdexport.engines.messages import one_line, plain
 
+_NAMED = 5
+"""Entries that a description lists."""
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -43,6 +45,7 @@ _KINDS = tuple(
         (r"motion_modules\.", "an AnimateDiff motion module"),
         (r"^(image_proj|ip_adapter)\.", "an IP-Adapter"),
         (r"^model\.diffusion_model\.", "a diffusion model of another family"),
+        (r"(^|\.)resblocks\.\d+\.(attn|ln_1|mlp)\.", "a CLIP text encoder"),
         (
             r"^((base_)?model\.)*(layers\.\d+\.(self_attn|attention|mlp)|embed_tokens|h\.\d+)\."
             r"|^(transformer|gpt_neox)\.|^lm_head\.|^blk\.\d+\.",
@@ -73,7 +76,9 @@ def kind_of_weights(names: Iterable[object], tensors: Mapping[str, torch.Tensor]
     if len(tensors) == 1 and all(value.ndim <= 2 for value in tensors.values()):
         return "a textual-inversion embedding"
     if not tensors:
-        return "a file without weights"
+        entries = ", ".join(one_line(name, 20) for name in listed[:_NAMED])
+        more = ", ..." if len(listed) > _NAMED else ""
+        return "a file without weights" + (f" by name, only {entries}{more}" if listed else "")
     return f"a file of {len(tensors)} unknown weights such as {plain(min(tensors))}"
 
 

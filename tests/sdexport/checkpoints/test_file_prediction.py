@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from sdexport.checkpoints.file_family import family_of
 from sdexport.checkpoints.file_metadata import check_metadata
+from sdexport.checkpoints.file_prediction import warn_about_name
 from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.sources import Options, open_source
@@ -17,6 +19,7 @@ from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.schedulers.noise_schedules import alphas_cumprod, betas
 from tests.helpers.file_kinds import file_kind
+from tests.helpers.linked_folder import linked_folder
 from tests.helpers.original_layout import SMALL, original_layout, random_modules
 
 SD1, SD2, SDXL, REFINER = SMALL
@@ -174,6 +177,56 @@ def test_c6_options_for_a_folder(spacing: str, prediction: str, checkpoint: Path
     options = Options(timestep_spacing=spacing, prediction_type=prediction)
     config = open_source(checkpoint, options=options).scheduler_config
     assert (config["timestep_spacing"], config["prediction_type"]) == (spacing, prediction)
+
+
+@file_kind(
+    "checkpoint",
+    "single file whose name alone says few steps, LCM or v-prediction",
+    recognised="words such as turbo, lightning, lcm or vpred in the file's name",
+    result="loaded as the file says, with a warning that names the option",
+)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sdxl_lightning_4step", "made for few steps; if it is, give --timestep-spacing trailing"),
+        ("sd_xl_turbo_1.0_fp16", "made for few steps"),
+        ("Hyper-SDXL-1step", "made for few steps"),
+        ("dreamshaper_8LCM", "a latent consistency model"),
+        ("dreamshaper-lcm", "by its name it is a latent consistency model"),
+        ("noobaiXL_vPred10", "by its name it may predict v"),
+        ("HyperRealism", ""),
+        ("sd_xl_base_1.0", ""),
+    ],
+)
+def test_c6_names_that_say_more_than_the_file(
+    name: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = WeightFile(tmp_path / f"{name}.safetensors", {}, {}, {})
+    warn_about_name(file, SDXL.scheduler, spacing=None, prediction=None)
+    assert message in caplog.text and bool(message) == bool(caplog.records)
+    caplog.clear()
+    warn_about_name(file, SDXL.scheduler, spacing="trailing", prediction="v_prediction")
+    assert not caplog.records or "latent consistency" in message
+
+
+def test_c6_sample_prediction_replaces_pndm(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PNDM is the scheduler of most folders of SD 1, and does not run such models."""
+    folder = linked_folder(checkpoint, tmp_path / "pndm")
+    for path, values in (
+        ("scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler"}),
+        ("model_index.json", {"scheduler": ["diffusers", "PNDMScheduler"]}),
+    ):
+        target = folder / path
+        content = json.loads(target.read_text())
+        target.unlink()
+        target.write_text(json.dumps(content | values))
+    opened = open_source(folder, options=Options(prediction_type="sample"))
+    assert opened.scheduler_config["_class_name"] == "DDIMScheduler"
+    assert opened.scheduler_config["prediction_type"] == "sample"
+    assert opened.index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    assert caplog.text.count("DDIMScheduler is used instead") == 1
 
 
 def test_c6_unknown_spacing(checkpoint: Path) -> None:

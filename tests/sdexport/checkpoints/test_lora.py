@@ -447,6 +447,9 @@ def test_damaged_lora_is_named(path: Path) -> None:
     fails(path, "a part of its LoRA is missing: lora_up; the LoRA is damaged")
     save_file(tensors | {up: torch.ones(16, 7)}, path)
     fails(path, r"shapes \(16, 7\) and \(3, \d+\) do not multiply")
+    empty = {up: torch.ones(16, 0), down: torch.ones(0, tensors[down].shape[1])}
+    save_file(tensors | empty, path)
+    fails(path, r"shapes \(16, 0\) and \(0, \d+\) hold no values")
     save_file(tensors | {down: tensors[down] * torch.nan}, path)
     fails(path, "holds NaN or infinity")
     save_file(tensors | {down.replace("lora_down.weight", "alpha"): torch.tensor(torch.inf)}, path)

@@ -250,6 +250,7 @@ OTHER_MODELS = {
     "a T5 text encoder": {"encoder.block.0.layer.0.SelfAttention.q.weight": ZEROS},
     "a textual-inversion embedding": {"emb_params": ZEROS},
     "a UNet alone": {"down_blocks.0.resnets.0.conv1.weight": ZEROS},
+    "a CLIP text enc": {"transformer.resblocks.0.attn.in_proj_weight": ZEROS, "ln": ZEROS},
     "a CLIP text encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": ZEROS},
     "a diffusion model of another family": {"model.diffusion_model.head.modulation": ZEROS},
     "a file without weights": {},
@@ -265,6 +266,22 @@ def test_another_model_is_identified(kind: str, tmp_path: Path) -> None:
     ) as e:
         SingleFile.open(tmp_path / "a.safetensors")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "entries"),
+    [
+        ({768: ({"0.weight": ZEROS}, {"0.weight": ZEROS}), "name": "style"}, "768, name"),
+        ({"model": {"a.weight": ZEROS}, "ema": {"a.weight": ZEROS}}, "model, ema"),
+    ],
+)
+def test_entries_of_another_pickle_are_named(
+    content: dict[Any, Any], entries: str, tmp_path: Path
+) -> None:
+    """Hypernetworks, and files with several models in them."""
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=f"a file without weights by name, only {entries};"):
+        SingleFile.open(tmp_path / "a.pt", allow_pickle=True)
 
 
 def test_vae_alone_is_identified(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from sdexport import Package
 from sdexport.checkpoints.source_index import package_index
 from sdexport.checkpoints.sources import open_source
+from sdexport.engines.errors import CheckpointError
 from sdexport.exporter import export
 from tests.helpers.file_kinds import file_kind
 from tests.helpers.linked_folder import linked_folder
@@ -73,6 +74,16 @@ def test_c7_components_that_are_not_there_are_not_named(
     empty: dict[str, Any] = {"safety_checker": [None, None], "image_encoder": None}
     open_source(change(folder, **empty, requires_safety_checker=True))
     assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["CLIPTokenizerFast", "T5Tokenizer"])
+def test_c7_tokenizer_of_another_class(name: str, folder: Path) -> None:
+    change(folder, tokenizer=["transformers", name])
+    if name == "CLIPTokenizerFast":
+        open_source(folder)
+    else:
+        with pytest.raises(CheckpointError, match=r"T5Tokenizer.*only CLIPTokenizer is exported"):
+            open_source(folder)
 
 
 def test_c7_package_names_only_what_it_holds(

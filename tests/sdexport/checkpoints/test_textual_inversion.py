@@ -28,7 +28,7 @@ from sdexport.checkpoints.textual_inversion import (
 )
 from sdexport.checkpoints.tokenizer_edits import add_tokens
 from sdexport.demo_model import MODEL_DIR
-from sdexport.engines.errors import SDExportError
+from sdexport.engines.errors import InvalidArgumentError, SDExportError
 from tests.helpers.embedding_vectors import WIDTH, vectors
 from tests.helpers.original_layout import SMALL, random_modules
 
@@ -193,7 +193,8 @@ def test_errors(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> Non
     fails(checkpoint, "nowhere", "no embedding at nowhere: expected FILE, FOLDER or FILE:WORD")
     fails(checkpoint, str(files["a1111.pt"]), "is a pickle.*--allow-pickle")
     fails(checkpoint, str(good), "has a token '<cat-toy>' already; give another word", str(good))
-    fails(checkpoint, f"{good}:a", "has a token 'a' already")
+    with pytest.raises(InvalidArgumentError, match=r"embeds.*: the tokenizer has a token 'a'"):
+        open_source(checkpoint, options=Options(embedding=(f"{good}:a",)))
     fails(checkpoint, f"{good}:<|endoftext|>", "already")
     fails(checkpoint, f"{good}: ", "' ' is not a word")
     fails(checkpoint, f"{good}:a\nb", "is not a word")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import save_file
 
 from sdexport.checkpoints.sources import Options, open_source
@@ -196,6 +196,54 @@ def test_c14_weights_left_over(name: str, says: str, checkpoint: Path, tmp_path:
     save_file({**tensors, name: torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=rf"1 weight \({re.escape(name)}\) {says}"):
         open_source(base, options=Options(vae=tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "message"),
+    [
+        ("sdxl_vae", {}, "by its name it is made for SDXL; colours may be wrong"),
+        ("model", {"conditioner.embedders.0.x": torch.ones(1)}, "whole checkpoint, made for SDXL"),
+        ("vae-ft-mse-840000-ema-pruned", {}, ""),
+    ],
+)
+def test_c14_vae_of_another_family(
+    name: str,
+    extra: dict[str, torch.Tensor],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The VAEs of SD 1 and SDXL have the same shapes, and other latents."""
+    vae = random_modules(SMALL[0], seed=5)["vae"]
+    vae.save_pretrained(tmp_path / "vae")
+    path = tmp_path / f"{name}.safetensors"
+    layout = vae_layout(vae).items()
+    save_file({f"first_stage_model.{k}": v.contiguous() for k, v in layout} | extra, path)
+    open_source(_with_vae(checkpoint, tmp_path), options=Options(vae=path))
+    assert message in caplog.text and bool(message) == bool(caplog.records)
+
+
+@file_kind(
+    "vae",
+    "VAE with other latents (SD 3, Flux: 16 channels)",
+    recognised="`latent_channels` of its configuration, or the shape of `decoder.conv_in.weight`",
+    result="rejected",
+    says="its latents have 16 channels, the checkpoint's 4",
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_c14_vae_with_other_latents(
+    folder: bool, says: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = {**SMALL[0].vae, "latent_channels": 16}
+    vae = AutoencoderKL(**config)
+    if folder:
+        vae.save_pretrained(tmp_path / "flux")
+    path = tmp_path / "flux" if folder else tmp_path / "ae.safetensors"
+    if not folder:
+        save_file({k: v.contiguous() for k, v in vae_layout(vae).items()}, path)
+    with pytest.raises(CheckpointError, match=f"{path}: {says}.*such as SD 3 or Flux"):
+        open_source(checkpoint, options=Options(vae=path))
 
 
 def _with_vae(checkpoint: Path, folder: Path) -> Path:

@@ -95,6 +95,9 @@ def test_c3_weights_left_over(family: object, prefix: str, says: str, tmp_path: 
         ("bundle_emb.word.string_to_param.*", "embeddings"),
         ("low_res_model.betas", "an upscaling model"),
         ("depth_model.model.weight", "a depth-to-image model"),
+        (f"{UNET}label_emb.0.0.weight_scale_recip", "quantised in an unknown way"),
+        (f"{UNET}label_emb.0.0.scale_inv", "quantised in an unknown way"),
+        ("input_blocks.1.0.emb_layers.1.scale_weight", "quantised in an unknown way"),
     ],
 )
 def test_c3_known_parts_are_named(name: str, meaning: str) -> None:
