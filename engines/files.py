@@ -52,7 +52,7 @@ def read_json(path: Path, error: type[SDExportError]) -> dict[str, Any]:
     Raises: FileNotFoundError: no such file. OSError: it cannot be read.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as cause:
         raise error(f"{path} is damaged: {one_line(cause)}") from cause
     if not isinstance(value, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
@@ -61,15 +61,18 @@ NOT_TAKEN = {
 """Names from diffusers and other programs that a call does not take: why, or what to use."""
 
 
-def reject_unknown(unknown: Iterable[str], known: Collection[str]) -> None:
+def reject_unknown(unknown: Mapping[str, object], known: Collection[str]) -> None:
     """Reject arguments that a pipeline call does not have.
 
     Args:
-      unknown: their names.
+      unknown: their values by name. None is allowed for those of diffusers and other programs,
+        where it says that they are not used.
       known: the names that it has.
     Raises: InvalidArgumentError: there is one; names the nearest, or what to do instead.
     """
-    for name in unknown:
+    for name, value in unknown.items():
+        if name in NOT_TAKEN and value is None:
+            continue
         if name in NOT_TAKEN:
             raise InvalidArgumentError(f"a pipeline takes no argument {name}: {NOT_TAKEN[name]}")
         similar = difflib.get_close_matches(name.lower(), known, 1)

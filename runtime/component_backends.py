@@ -8,6 +8,7 @@ from typing import Any
 
 from sdexport.engines.backends import AUTO, check_backend
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
 from sdexport.engines.session_options import SESSION_OPTIONS, check_options
 from sdexport.runtime.models.families import components
 
@@ -64,6 +65,10 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
     if isinstance(backends, str):
         BackendSpec.parse(backends)
         return backends
+    if not isinstance(backends, Mapping) or not all(map(_is_text, backends.values())):
+        raise InvalidArgumentError(
+            f"backend must be a name, or names by component, got {shown(backends)}"
+        )
     for component, backend in backends.items():
         BackendSpec.parse(backend)
         if component not in (*present, OTHERS):
@@ -72,6 +77,10 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
                 f"the package has {', '.join(present)}"
             )
     return backends
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def check_session_options(backends: Backends, options: Iterable[str]) -> None:

@@ -51,6 +51,7 @@ class PipelineStages(ClosesOnExit):
             checks.integer("max_batch", max_batch, 1, 2**31)
         if vae_tile is not None and checks.integer("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
             raise InvalidArgumentError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
+        checks.boolean("low_memory", low_memory)
         self.package = package
         self.max_batch, self.vae_tile = max_batch, vae_tile
         self._family, self._space = package.family, package.manifest.latent_space

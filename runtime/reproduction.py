@@ -136,7 +136,7 @@ def _other_settings(parameters: Parameters, settings: Mapping[str, Any]) -> list
     then, now = parameters.model_hash, settings["model_hash"]
     if then is None or now is None:
         if parameters.model != settings["model"]:
-            found.append(f"model {parameters.model} then, {settings['model']} now")
+            found.append(f"model {parameters.model or 'unknown'} then, {settings['model']} now")
         else:
             found.append("the model's hash is not known")
     elif not _same_hash(then, now):

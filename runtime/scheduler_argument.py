@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.files import read_json
 from sdexport.engines.messages import shown
@@ -124,7 +126,10 @@ def _checked_options(options: object) -> dict[str, Any]:
             raise InvalidArgumentError(
                 f"scheduler_options: {name} is an argument of its own; give {instead}=..."
             )
-    return dict(options)
+    return {
+        name: value.item() if isinstance(value, np.generic) else value  # a Python number
+        for name, value in options.items()
+    }
 
 
 def _name_and_config(

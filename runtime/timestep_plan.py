@@ -120,7 +120,7 @@ def make_scheduler(
         raise InvalidArgumentError(f"{twice[0]} is given twice: also in scheduler_options")
     if choice.built is not None:
         return _checked(choice.built, num_inference_steps, given | ({"eta": eta} if eta else {}))
-    checks.integer("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
+    num_inference_steps = checks.integer("num_inference_steps", num_inference_steps, 1, MAX_STEPS)
     options = {**choice.options, **given}
     # a list says how many steps there are
     steps = None if any(options.get(key) is not None for key in lists) else num_inference_steps

@@ -128,8 +128,16 @@ def create(
             f"scheduler configuration: expected an object with keys, got {shown(config)}"
         )
     base, keys = preset(found.name)
-    keys = {**keys, **schedule_keys(base, chosen_schedule(found, schedule))}
+    chosen = chosen_schedule(found, schedule)
+    levels = schedule_keys(base, chosen)
+    keys = {**keys, **levels}
     _check_options(base, options)
+    for key, value in levels.items():
+        if value is not None and options.get(key) not in (None, value):
+            raise InvalidArgumentError(
+                f"schedule '{chosen}' sets {key} to {value}, and the scheduler's options to "
+                f"{shown(options[key])}; give one of them"
+            )
     _check_parametrisation(base, config)
     ignored = [key for key in config.keys() - known_keys() if not key.startswith("_")]
     if ignored:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from sdexport.commands.shared_options import (
     without_none,
 )
 from sdexport.commands.verbosity import verbosity_options
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -123,6 +127,8 @@ def _prompt_source(prompt: str | None, prompts_file: str | None) -> tuple[str | 
         return None, "-"
     if prompts_file is None and prompt and prompt[0] == "@" and Path(prompt[1:]).is_file():
         return None, prompt[1:]
+    if prompts_file is None and prompt and re.fullmatch(r"@\S+", prompt):
+        _log.warning("there is no file %s, so that %s is read as a prompt", prompt[1:], prompt)
     return prompt, prompts_file
 
 

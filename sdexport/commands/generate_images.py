@@ -8,6 +8,7 @@ from typing import Any
 
 from sdexport.commands.generate_jobs import Job, check_overwrite
 from sdexport.commands.progress import Progress
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.images.preview import PreviewWriter
@@ -45,7 +46,15 @@ def generate_images(
             mark = saved_as.get("mark", True)
             writer = PreviewWriter(pipe, previews, method=preview_with, prefix=prefix, mark=mark)
         on_step = _StepCounter(shown, len(jobs), writer)
-        result = pipe(**{"seed": job.seed, **job.arguments}, on_step=on_step).only(job.batch_index)
+        try:
+            results = pipe(**{"seed": job.seed, **job.arguments}, on_step=on_step)
+        except InvalidArgumentError as error:
+            if len(jobs) == 1:
+                raise
+            raise InvalidArgumentError(
+                f"image {number + 1} of {len(jobs)}, {job.path}: {error}"
+            ) from error
+        result = results.only(job.batch_index)
         save_image(result.images[0], job.path, **saved_as)
         parameters = result.parameters[0]
         entry = {"path": str(job.path)} | parameters.to_dict() | {"seconds": dict(result.seconds)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import string
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,17 @@ _NOT_SETTINGS = {
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
 """Arguments of the pipeline that a line of JSON cannot hold."""
+_SHORT_NAMES = {
+    "steps": "num_inference_steps",
+    "size": "width and height",
+    "negative": "negative_prompt",
+    "cfg_scale": "guidance_scale",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "denoising_strength": "strength",
+    "mask": "mask_image",
+}
+"""Names of the command line and of other programs, and what a line of JSON calls them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def read_rows(source: str) -> list[dict[str, Any]]:
     if len(data) > MAX_BYTES:
         raise InvalidArgumentError(f"{name}: prompts of more than {MAX_BYTES >> 20} MB")
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"{name}: not a text in UTF-8: {one_line(error)}") from None
     rows = [
@@ -81,6 +92,8 @@ def read_rows(source: str) -> list[dict[str, Any]]:
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
+    if re.match(r'\[\s*\{\s*"', line):
+        raise InvalidArgumentError(f"{where}: a list of JSON objects; give each its own line")
     if not line.startswith("{"):
         return {"prompt": line}
     try:
@@ -89,13 +102,18 @@ def _row(line: str, where: str) -> dict[str, Any]:
         raise InvalidArgumentError(f"{where}: not valid JSON: {one_line(error)}") from None
     known = set(call_argument_names()) - _NOT_SETTINGS | {"output"}
     for key in row.keys() - known:
-        similar = difflib.get_close_matches(key, known, 1)
+        similar = [_SHORT_NAMES[key]] if key in _SHORT_NAMES else get_close_matches(key, known, 1)
         hint = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(sorted(known))}"
         raise InvalidArgumentError(f"{where}: unknown setting '{key:.40}'; {hint}")
     if not isinstance(row.get("prompt"), str):
         raise InvalidArgumentError(f'{where}: expected a text as "prompt"')
     if not isinstance(row.get("output", ""), str):
         raise InvalidArgumentError(f'{where}: expected a file name as "output"')
+    if row.get("seed") not in (None, -1):
+        try:
+            check_seed(row["seed"])
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{where}: {error}") from None
     return dict(row)
 
 
@@ -156,8 +174,11 @@ def _seed_or_random(seed: Any) -> int:
 def _path(template: str, fields: Mapping[str, Any], *, several: bool) -> Path:
     """The file of one image.
 
-    Raises: InvalidArgumentError: a field that there is not, or one that cannot be formatted.
+    Raises: InvalidArgumentError: no name, a field that there is not, or one that cannot be
+      formatted.
     """
+    if not template.strip():
+        raise InvalidArgumentError("--output is empty; give a file or a folder")
     if template.endswith(("/", os.sep)) or Path(template).is_dir():
         template = str(Path(template) / IN_FOLDER)
     if "{" not in template and several:
@@ -181,7 +202,7 @@ class _Names(string.Formatter):
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
         if field_name not in kwargs:
-            raise KeyError(f"no setting '{field_name:.40}'")
+            raise ValueError(f"no setting '{field_name:.40}'")
         return kwargs[field_name], field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
@@ -223,7 +244,7 @@ def _check_paths(paths: Sequence[Path], *, force: bool) -> None:
 
 def check_overwrite(path: Path, *, force: bool) -> None:
     """Raises: FileExistsError: the file exists, and --force was not given."""
-    if path.exists() and not force:
+    if (path.exists() or path.is_symlink()) and not force:
         raise FileExistsError(f"{path} exists; use --force to overwrite it")
 
 

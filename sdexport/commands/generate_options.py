@@ -139,7 +139,7 @@ IMAGE_OPTIONS = (
     click.option(
         "--resize",
         "resize_mode",
-        type=click.Choice(["stretch", "crop", "fill"]),
+        type=click.Choice(["stretch", "crop", "fill"], case_sensitive=False),
         help="How --image and --mask are brought to the size. Default stretch.",
     ),
 )

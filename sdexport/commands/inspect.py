@@ -13,6 +13,8 @@ from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import engine_dir_option, json_option, print_json
 from sdexport.commands.verbosity import verbosity_options
 
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+
 
 @click.command()
 @click.argument("path", metavar="PACKAGE|IMAGE", type=click.Path(path_type=Path))
@@ -26,6 +28,8 @@ def inspect(path: Path, engine_dir: Path | None, as_json: bool) -> None:
     and whether they still fit. Of an image the settings that it carries are printed; 'sdexport
     generate --like IMAGE' uses them.
     """
+    if path.suffix.lower() in _IMAGES and not path.exists():
+        raise FileNotFoundError(f"no image at {path}")
     if path.is_file():
         from sdexport.commands.inspect_image import inspect_image
 

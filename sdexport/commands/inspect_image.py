@@ -14,6 +14,9 @@ from sdexport.runtime.images.infotext import label
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
 
+_LONGEST = 400
+"""Characters that are printed of a setting that is not understood."""
+
 
 def inspect_image(path: Path, *, as_json: bool) -> None:
     """Print the settings of an image, those that are not the default.
@@ -43,7 +46,7 @@ def settings_lines(parameters: Parameters) -> list[str]:
     for name, what in parameters.external.items():
         lines.append(f"not in the settings, and needed to reproduce the image: {name}, {what}")
     for name, value in parameters.not_understood.items():
-        lines.append(f"not understood: {_shown(name)}: {_shown(value)}")
+        lines.append(f"not understood: {_shown(name)}: {_shown(value)[:_LONGEST]}")
     return lines
 
 

@@ -72,11 +72,17 @@ def _starting_with(text: str, names: Any) -> list[CompletionItem]:
 
 
 def into_scheduler_options(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Collect --scheduler-option and the options for one key each as scheduler_options."""
+    """Collect --scheduler-option and the options for one key each as scheduler_options.
+
+    Raises: click.UsageError: a key has two values.
+    """
     pairs = value if param.multiple else [(str(param.name), value)]
-    found = {key: given for key, given in pairs if given is not None}
-    if found:
-        ctx.params.setdefault("scheduler_options", {}).update(found)
+    for key, given in pairs:
+        if given is None:
+            continue
+        found = ctx.params.setdefault("scheduler_options", {})
+        if found.setdefault(key, given) != given:
+            raise click.UsageError(f"{key} is both {found[key]} and {given}; give one of them", ctx)
 
 
 SCHEDULER_OPTIONS = (
@@ -93,14 +99,14 @@ SCHEDULER_OPTIONS = (
     ),
     click.option(
         "--timestep-spacing",
-        type=click.Choice(["linspace", "leading", "trailing"]),
+        type=click.Choice(["linspace", "leading", "trailing"], case_sensitive=False),
         callback=into_scheduler_options,
         expose_value=False,
         help="Instead of the package's; trailing for SDXL Turbo and Lightning.",
     ),
     click.option(
         "--prediction-type",
-        type=click.Choice(["epsilon", "v_prediction", "sample"]),
+        type=click.Choice(["epsilon", "v_prediction", "sample"], case_sensitive=False),
         callback=into_scheduler_options,
         expose_value=False,
         help="What the UNet predicts, if the package says something else.",

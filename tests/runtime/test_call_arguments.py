@@ -37,6 +37,24 @@ def test_arguments_of_other_programs_are_rejected_by_name(pipe: Pipeline, name: 
     assert "\n" not in str(caught.value)
 
 
+def test_arguments_of_other_programs_may_be_none(pipe: Pipeline) -> None:
+    """Code for diffusers passes what it does not use as None."""
+    unused: dict[str, Any] = dict.fromkeys(NOT_TAKEN)
+    assert pipe("a star", seed=1, **FAST, **unused).images
+    with pytest.raises(InvalidArgumentError, match="did you mean num_inference_steps"):
+        pipe("a star", num_inference_step=None)  # type: ignore[arg-type]
+
+
+def test_numpy_integers_are_integers(pipe: Pipeline) -> None:
+    fast = {**FAST, "scheduler": "dpmsolver++", "seed": 1}
+    order = {"solver_order": 3}
+    python = pipe("a star", scheduler_options=order, **fast)
+    fast["num_inference_steps"] = np.int32(2)
+    found = pipe("a star", scheduler_options={"solver_order": np.int64(3)}, **fast)
+    assert found.parameters == python.parameters
+    assert found.images[0].tobytes() == python.images[0].tobytes()
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [

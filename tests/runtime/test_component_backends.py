@@ -267,3 +267,9 @@ def test_plan_that_was_not_built_says_how(package: Path) -> None:
         pytest.raises(FileNotFoundError, match="build it: sdexport build PACKAGE --backend tens"),
     ):
         pipe.session("unet")
+
+
+@pytest.mark.parametrize("backend", [None, 5, ["onnxruntime"], {"unet": None}])
+def test_backends_that_are_no_names(backend: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="backend must be a name, or names by component"):
+        check_backends(backend, ("unet",))  # type: ignore[arg-type]

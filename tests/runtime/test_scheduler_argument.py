@@ -238,6 +238,12 @@ def test_a_wrong_file_gets_one_line(content: bytes, message: str, tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_windows_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(json.dumps(SD | {"_class_name": "EulerDiscreteScheduler"}), "utf-8-sig")
+    assert plan(file).name == "euler"
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.json"):
         plan(tmp_path / "missing.json")

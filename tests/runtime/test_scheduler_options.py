@@ -115,3 +115,10 @@ def test_two_schedules_are_rejected() -> None:
     assert schedulers.create("dpm++_2m_karras", SD, 5, schedule="Karras").timesteps.size == 5
     automatic = schedulers.create("DPM++ 2M", SD, 5, schedule="Automatic")
     assert automatic.config.schedule == "karras"  # type: ignore[attr-defined]
+
+
+def test_a_schedule_and_an_option_that_contradict_it() -> None:
+    with pytest.raises(InvalidArgumentError, match="'leading' sets timestep_spacing to leading"):
+        schedulers.create("euler", SD, 4, schedule="leading", timestep_spacing="trailing")
+    assert schedulers.create("euler", SD, 4, schedule="leading", timestep_spacing="leading")
+    assert schedulers.create("euler", SD, 4, schedule="karras", timestep_spacing="trailing")

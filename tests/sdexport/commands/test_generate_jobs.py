@@ -76,7 +76,11 @@ def test_field_case_n7_prompts_of_standard_input_and_at(
         (b'x\n{"prompt": "a", "stesp": 3}', "line 2: unknown setting 'stesp'; known are"),
         (b'{"prompt": "a", "num_inference_step": 3}', "did you mean num_inference_steps?"),
         (b'{"prompt": 3}', 'expected a text as "prompt"'),
-        (b'{"steps": 3}', "unknown setting 'steps'"),
+        (b'{"steps": 3}', "unknown setting 'steps'; did you mean num_inference_steps?"),
+        (b'{"prompt": "a", "size": "64x64"}', "did you mean width and height?"),
+        (b'[{"prompt": "a"}, {"prompt": "b"}]', "line 1: a list of JSON objects"),
+        (b'a\n{"prompt": "a", "seed": "5"}', "line 2: seed: expected an integer"),
+        (b'{"prompt": "a", "output": ""}', "--output is empty"),
         (b'{"prompt": "a", "output": 3}', 'expected a file name as "output"'),
         (b'{"prompt": "a", "seed": "one"}', "seed: expected"),
         (b'{"prompt": "a", "seed": 1.5}', "seed: expected"),
@@ -97,6 +101,38 @@ def test_prompts_that_cannot_be_read(
     assert saved(tmp_path) == ["p.jsonl"]
 
 
+def test_only_line_feeds_end_a_prompt(tmp_path: Path) -> None:
+    """JSON holds U+2028 and the like unescaped; editors do not end a line there."""
+    file = tmp_path / "p.jsonl"
+    file.write_text('a\x0bb\u2028c\r\n{"prompt": "d\u2028e\x85f"}', encoding="utf-8")
+    assert [row["prompt"] for row in read_rows(str(file))] == ["a\x0bb\u2028c", "d\u2028e\x85f"]
+
+
+def test_an_error_in_one_of_many_prompts_names_the_image(
+    base: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text('a\n{"prompt": "b", "clip_skip": 77}')
+    result = call(*base, "--prompts", "p.txt", "-o", "{index}.png")
+    assert result.exit_code == 1
+    assert "error: image 2 of 2, 1.png: clip_skip must be" in result.stderr
+    assert saved(tmp_path) == ["0.png", "p.txt"]
+
+
+def test_at_without_a_file_is_a_prompt_with_a_warning(
+    base: tuple[object, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = call(*base, "@prompts.text", "-o", tmp_path / "a.png")
+    assert result.exit_code == 0
+    assert "there is no file prompts.text, so that @prompts.text is read as a prompt" in caplog.text
+
+
+def test_a_link_to_nothing_is_not_overwritten(base: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("missing.png")
+    result = call(*base, "a", "-o", tmp_path / "a.png")
+    assert result.exit_code == 1 and "a.png exists; use --force" in result.stderr
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -105,6 +141,8 @@ def test_prompts_that_cannot_be_read(
         ["--prompts", "p.txt", "--save-embeds", "e.npz"],
         ["a", "--size", "64x64", "--width", "64"],
         ["a", "-n", "0"],
+        ["a", "--timestep-spacing", "trailing", "--scheduler-option", "timestep_spacing=leading"],
+        ["a", "--scheduler-option", "solver_order=2", "--scheduler-option", "solver_order=3"],
     ],
 )
 def test_options_that_exclude_each_other(package: Path, tmp_path: Path, options: list[str]) -> None:

@@ -173,6 +173,11 @@ def test_like_and_prompt_sources(package: Path, tmp_path: Path, image: Path) -> 
         assert inspected.stderr.count("\n") == 1
 
 
+def test_inspect_of_an_image_that_is_missing(tmp_path: Path) -> None:
+    result = call("inspect", tmp_path / "none.JPG")
+    assert result.exit_code == 1 and result.stderr == f"error: no image at {tmp_path}/none.JPG\n"
+
+
 def test_inspect_image(image: Path) -> None:
     """N4."""
     shown = succeed("inspect", image).stdout
