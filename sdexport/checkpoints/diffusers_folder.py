@@ -90,6 +90,7 @@ class Checkpoint:
           not supported. ConnectionError: the hub cannot be reached.
         """
         folder, found = locate(source, revision, variant=variant, allow_pickle=allow_pickle)
+        _check_is_pipeline(folder)
         index = read_config(folder / "model_index.json")
         with parsing(folder):
             present = _components(folder, index)
@@ -193,6 +194,18 @@ class Checkpoint:
         if class_name == "AutoencoderKL":
             return vae_state(tensors, vars(self.configs[part]))
         return tensors
+
+
+def _check_is_pipeline(folder: Path) -> None:
+    """Raises: CheckpointError: the folder has no model_index.json, but single files."""
+    if (folder / "model_index.json").is_file():
+        return
+    found = sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".ckpt"))
+    if found and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no model_index.json, so it is no folder of diffusers; to export a "
+            f"single file, give its path ({one_line(found[0], 80)} is there)"
+        )
 
 
 def _components(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.messages import one_line
+
+logger = logging.getLogger(__name__)
 
 LARGEST_SCALE = 100.0
 _NAMES = ("pytorch_lora_weights", "adapter_model")
@@ -57,6 +61,10 @@ def lora_sources(text: str) -> list[LoraSource]:
     if not path.is_dir():
         return [LoraSource(path, scale)]
     if found := _in_folder(path):
+        others = sorted(p.name for p in path.glob("*.safetensors") if p.stem != found.stem)
+        if others:
+            names = ", ".join(one_line(name, 80) for name in others)
+            logger.warning("%s: %s is merged; not used: %s", path, found.name, names)
         return [LoraSource(found, scale)]
     parts = [(part, _in_folder(path / part)) for part in _COMPONENTS]
     sources = [LoraSource(file, scale, part) for part, file in parts if file is not None]

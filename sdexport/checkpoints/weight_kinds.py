@@ -45,7 +45,11 @@ _KINDS = tuple(
         (r"motion_modules\.", "an AnimateDiff motion module"),
         (r"^(image_proj|ip_adapter)\.", "an IP-Adapter"),
         (r"^model\.diffusion_model\.", "a diffusion model of another family"),
-        (r"(^|\.)resblocks\.\d+\.(attn|ln_1|mlp)\.", "a CLIP text encoder"),
+        (
+            r"(^|\.)resblocks\.\d+\.(attn|ln_1|mlp)\."
+            r"|^encoder\.layers\.\d+\.(self_attn|layer_norm1|mlp)\.",
+            "a CLIP text encoder",
+        ),
         (
             r"^((base_)?model\.)*(layers\.\d+\.(self_attn|attention|mlp)|embed_tokens|h\.\d+)\."
             r"|^(transformer|gpt_neox)\.|^lm_head\.|^blk\.\d+\.",

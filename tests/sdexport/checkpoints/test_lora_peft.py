@@ -252,6 +252,15 @@ def test_folder_with_several_files(folder: Path, says: str) -> None:
         lora_sources(str(folder))
 
 
+def test_other_files_of_a_folder_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The training scripts of diffusers write an embedding into the same folder."""
+    lora_sources(str(folder))
+    assert not caplog.records
+    (folder / "my_emb.safetensors").write_bytes(b"")
+    lora_sources(str(folder))
+    assert "adapter_model.safetensors is merged; not used: my_emb.safetensors" in caplog.text
+
+
 @file_kind(
     "lora",
     "folder without a LoRA",

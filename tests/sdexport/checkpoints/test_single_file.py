@@ -251,6 +251,7 @@ OTHER_MODELS = {
     "a textual-inversion embedding": {"emb_params": ZEROS},
     "a UNet alone": {"down_blocks.0.resnets.0.conv1.weight": ZEROS},
     "a CLIP text enc": {"transformer.resblocks.0.attn.in_proj_weight": ZEROS, "ln": ZEROS},
+    "a CLIP text": {"encoder.layers.0.self_attn.q_proj.weight": ZEROS, "final": ZEROS},
     "a CLIP text encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": ZEROS},
     "a diffusion model of another family": {"model.diffusion_model.head.modulation": ZEROS},
     "a file without weights": {},

@@ -76,6 +76,14 @@ def test_c7_components_that_are_not_there_are_not_named(
     assert not caplog.text
 
 
+def test_c9_folder_around_a_single_file(tmp_path: Path) -> None:
+    (tmp_path / "dream.safetensors").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"single file, give its path \(dream\.safetensors is"
+    ):
+        open_source(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["CLIPTokenizerFast", "T5Tokenizer"])
 def test_c7_tokenizer_of_another_class(name: str, folder: Path) -> None:
     change(folder, tokenizer=["transformers", name])
