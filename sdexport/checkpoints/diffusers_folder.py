@@ -263,8 +263,11 @@ def _check_tokenizer(folder: Path, name: str, index: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{folder}: {name} is {one_line(str(entry), 80)}; only CLIPTokenizer is exported"
         )
-    if not any((folder / name / file).is_file() for file in ("vocab.json", "tokenizer.json")):
-        raise CheckpointError(f"{folder}: the tokenizer is missing ({name}/vocab.json)")
+    if (folder / name / "tokenizer.json").is_file():
+        return
+    for file in ("vocab.json", "merges.txt"):
+        if not (folder / name / file).is_file():
+            raise CheckpointError(f"{folder}: the tokenizer is missing ({name}/{file})")
 
 
 def _fingerprint(files: Mapping[str, Iterable[Path]]) -> str:

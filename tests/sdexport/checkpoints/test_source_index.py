@@ -76,6 +76,13 @@ def test_c7_components_that_are_not_there_are_not_named(
     assert not caplog.text
 
 
+def test_tokenizer_without_merges(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer is missing \(tokenizer/merges\.txt\)"):
+        open_source(folder)
+
+
 def test_c9_folder_around_a_single_file(tmp_path: Path) -> None:
     (tmp_path / "dream.safetensors").write_bytes(b"")
     with pytest.raises(
