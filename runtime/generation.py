@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from sdexport.runtime.images.inpainting import pasted
 from sdexport.runtime.initial_latents import InitialLatents, initial_latents
 from sdexport.runtime.inputs import ImageInputs
 from sdexport.runtime.models.conditioning import (
+    SIZE_ARGUMENTS,
     ConditioningRequest,
     SizeConditioning,
     conditioning_values,
@@ -33,6 +35,8 @@ from sdexport.runtime.text.prompt_conditions import (
 from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, Text
 from sdexport.runtime.text.prompt_texts import StepRange
 from sdexport.runtime.timestep_plan import TimestepPlan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,17 @@ def _conditioning(
         scored=bool(index.get("requires_aesthetics_score")),
         pooled=pooled,
     )
-    return conditioning_values(
+    found = conditioning_values(
         family.conditioning, pipeline.session(family.denoiser).inputs, request
     )
+    sizes = [
+        name
+        for name in SIZE_ARGUMENTS
+        if call.arguments[name] not in (None, getattr(SizeConditioning, name, None))
+    ]
+    if sizes and "time_ids" not in found:
+        logger.warning("%s: no effect, as the model takes no sizes; SDXL does", ", ".join(sizes))
+    return found
 
 
 def _initial_latents(pipeline: PipelineStages, call: CheckedCall) -> InitialLatents:

@@ -132,12 +132,7 @@ def create(
     levels = schedule_keys(base, chosen)
     keys = {**keys, **levels}
     _check_options(base, options)
-    for key, value in levels.items():
-        if value is not None and options.get(key) not in (None, value):
-            raise InvalidArgumentError(
-                f"schedule '{chosen}' sets {key} to {value}, and the scheduler's options to "
-                f"{shown(options[key])}; give one of them"
-            )
+    _check_schedule(chosen, levels, options)
     _check_parametrisation(base, config)
     ignored = [key for key in config.keys() - known_keys() if not key.startswith("_")]
     if ignored:
@@ -174,6 +169,26 @@ def chosen_schedule(name: SamplerName, schedule: str | None) -> str | None:
             f"scheduler '{name}' and schedule '{found}' name two schedules; give one of them"
         )
     return AUTOMATIC_SCHEDULES.get(name.name) if found == AUTOMATIC else found
+
+
+def _check_schedule(
+    schedule: str | None, keys: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Raise InvalidArgumentError if options contradict the schedule that was chosen.
+
+    Args:
+      keys: what selects the schedule.
+    """
+    if schedule is None:
+        return
+    keys = {key: value for key, value in keys.items() if value is not None}
+    flags = {f"use_{name}_sigmas": name == schedule for name in ("karras", "exponential", "beta")}
+    for key, value in {**flags, **keys}.items():
+        if options.get(key) not in (None, value):
+            raise InvalidArgumentError(
+                f"schedule '{schedule}' sets {key} to {value}, and the scheduler's options to "
+                f"{shown(options[key])}; give one of them"
+            )
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:

@@ -45,6 +45,15 @@ def test_arguments_of_other_programs_may_be_none(pipe: Pipeline) -> None:
         pipe("a star", num_inference_step=None)  # type: ignore[arg-type]
 
 
+def test_size_conditioning_that_the_model_lacks_is_named(
+    pipe: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe("a star", seed=1, crops_coords_top_left=(0, 0), aesthetic_score=6.0, **FAST)
+    assert "no effect" not in caplog.text
+    pipe("a star", seed=1, original_size=(64, 64), aesthetic_score=5.0, **FAST)
+    assert "original_size, aesthetic_score: no effect" in caplog.text
+
+
 def test_numpy_integers_are_integers(pipe: Pipeline) -> None:
     fast = {**FAST, "scheduler": "dpmsolver++", "seed": 1}
     order = {"solver_order": 3}

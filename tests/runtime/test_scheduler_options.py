@@ -120,5 +120,11 @@ def test_two_schedules_are_rejected() -> None:
 def test_a_schedule_and_an_option_that_contradict_it() -> None:
     with pytest.raises(InvalidArgumentError, match="'leading' sets timestep_spacing to leading"):
         schedulers.create("euler", SD, 4, schedule="leading", timestep_spacing="trailing")
+    for name, schedule in (("euler", "karras"), ("Euler Karras", None), ("euler", "trailing")):
+        with pytest.raises(InvalidArgumentError, match="sets use_exponential_sigmas to False"):
+            schedulers.create(name, SD, 4, schedule=schedule, use_exponential_sigmas=True)
+    with pytest.raises(InvalidArgumentError, match="'karras' sets use_karras_sigmas to True"):
+        schedulers.create("Euler Karras", SD, 4, use_karras_sigmas=False)
+    assert schedulers.create("Euler Karras", SD, 4, use_karras_sigmas=True, use_beta_sigmas=False)
     assert schedulers.create("euler", SD, 4, schedule="leading", timestep_spacing="leading")
     assert schedulers.create("euler", SD, 4, schedule="karras", timestep_spacing="trailing")
