@@ -181,7 +181,7 @@ def _check_schedule(
     """
     if schedule is None:
         return
-    keys = {key: value for key, value in keys.items() if value is not None}
+    keys = {key: value for key, value in keys.items() if value not in (None, False)}
     flags = {f"use_{name}_sigmas": name == schedule for name in ("karras", "exponential", "beta")}
     for key, value in {**flags, **keys}.items():
         if options.get(key) not in (None, value):

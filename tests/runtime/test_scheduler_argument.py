@@ -93,6 +93,11 @@ def run(made: TimestepPlan) -> np.ndarray:
         (HEUN, "karras", {"clip_sample": True}),
         ({**TURBO, "interpolation_type": "log_linear"}, None, {}),
         ({"_class_name": "DDIMScheduler", "set_alpha_to_one": True}, None, {"eta": 1.0}),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+            None,
+            {"use_lu_lambdas": True},
+        ),
     ],
 )
 def test_what_is_recorded_chooses_the_same_scheduler(
