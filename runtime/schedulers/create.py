@@ -279,6 +279,10 @@ def _keys_of_schedules(name: str) -> dict[str, Mapping[str, Any]]:
     }
 
 
+_SHOWN = 16
+"""Names in the message about an unknown one."""
+
+
 def _unknown(name: str) -> str:
     """What is wrong with the name of a scheduler, and the most similar one."""
     suggestions = display_names()
@@ -286,8 +290,8 @@ def _unknown(name: str) -> str:
     if why is not None:
         return f"scheduler '{name:.60}' of {why[0]} is not supported: {why[1]}{hint}"
     return (
-        f"unknown scheduler '{name:.60}'{hint}; choose one of {', '.join(NAMES)} "
-        f"and {len(suggestions) - len(NAMES)} more, which `sdexport schedulers` lists"
+        f"unknown scheduler '{name:.60}'{hint}; choose one of {', '.join(NAMES[:_SHOWN])} "
+        f"and {len(suggestions) - _SHOWN} more, which `sdexport schedulers` lists"
     )
 
 
