@@ -144,6 +144,8 @@ def build_need(package: Package, components: Sequence[str], backend: str) -> int
     if backend not in _BUILDS:
         return None
     names = components or list(package.manifest.components)
+    if not set(names) <= package.manifest.components.keys():
+        return None  # the builder says which there are
     return PYTHON + round(_BUILDS[backend] * max(_weights(package, name) for name in names))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -112,3 +113,16 @@ def torch_sessions(checkpoint: Path, modules: dict[str, Any]) -> dict[str, Any]:
 
     configs = Checkpoint.open(checkpoint).configs
     return {part.name: TorchSession(part, modules[part.source]) for part in parts(configs)}
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The levels and filters of loggers, which the command line sets for its process."""
+    loggers = [logging.getLogger(name) for name in ("", "sdexport", "sdexport.runtime")]
+    levels = [logger.level for logger in loggers]
+    filters = {handler: list(handler.filters) for handler in loggers[0].handlers}
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler, before in filters.items():
+        handler.filters[:] = before

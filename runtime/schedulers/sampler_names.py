@@ -3,7 +3,7 @@
 >>> from sdexport.runtime.schedulers.sampler_names import find_sampler, to_automatic1111
 >>> find_sampler("DPM++ 2M SDE Karras")
 SamplerName(name='dpm++_2m_sde', schedule='karras')
->>> to_automatic1111("dpm++_2m_sde", {"use_karras_sigmas": True})
+>>> to_automatic1111("dpm++_2m_sde", {"schedule": "karras"})
 ('DPM++ 2M SDE', 'Karras')
 """
 

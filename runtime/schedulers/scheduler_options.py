@@ -2,7 +2,7 @@
 
 >>> from sdexport.runtime.schedulers.scheduler_options import options_of, parse_option
 >>> [option.name for option in options_of("ddim")][-2:]
-['rescale_betas_zero_snr', 'eta']
+['set_alpha_to_one', 'eta']
 >>> parse_option("solver_order", "3")
 3
 """
