@@ -5,9 +5,13 @@ Status 0: done. 1: an error, in one line on stderr. 2: wrong usage. 130: Ctrl-C.
 
 from __future__ import annotations
 
+import difflib
 import io
+import logging
+import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -17,6 +21,7 @@ from sdexport.commands import bench, build, demo, export, generate, inspect, sch
 from sdexport.commands.verbosity import is_set, set_up_logging, verbosity_options
 from sdexport.runtime.version import __version__
 
+_log = logging.getLogger(__name__)
 ISSUES = "https://github.com/sdexport/sdexport/issues"
 
 
@@ -82,9 +87,29 @@ def main() -> None:
     """
     set_up_logging()
     interrupts.install()
+    _warn_of_unknown_variables()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold any character
             stream.reconfigure(errors="backslashreplace")
+
+
+def _warn_of_unknown_variables() -> None:
+    """Name each variable of the environment that looks like an option and is none."""
+    known = {variable for command in (main, *main.commands.values()) for variable in _of(command)}
+    for variable in sorted(os.environ):
+        if variable.startswith(f"{PREFIX}_") and variable not in known:
+            similar = difflib.get_close_matches(variable, known, 1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            _log.warning("the environment variable %s sets no option%s", variable, hint)
+
+
+def _of(command: click.Command) -> Iterator[str]:
+    """The environment variables of a command's options: by long name, and click's own."""
+    start = PREFIX if command is main else f"{PREFIX}_{command.name}"
+    for option in command.params:
+        names = [name[2:] for name in option.opts if name.startswith("--")]
+        for name in (*names[:1], option.name or ""):
+            yield f"{start}_{name}".upper().replace("-", "_")
 
 
 for _command in (

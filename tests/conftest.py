@@ -116,13 +116,19 @@ def torch_sessions(checkpoint: Path, modules: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The levels and filters of loggers, which the command line sets for its process."""
-    loggers = [logging.getLogger(name) for name in ("", "sdexport", "sdexport.runtime")]
-    levels = [logger.level for logger in loggers]
-    filters = {handler: list(handler.filters) for handler in loggers[0].handlers}
+def _logging_of_its_own() -> Iterator[None]:
+    """Each test begins without the levels and filters that the command line sets."""
+
+    def reset() -> None:
+        for name, level in {
+            "": "WARNING",
+            "sdexport": "NOTSET",
+            "sdexport.runtime": "NOTSET",
+        }.items():
+            logging.getLogger(name).setLevel(level)
+        for handler in logging.getLogger().handlers:
+            handler.filters.clear()
+
+    reset()
     yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    for handler, before in filters.items():
-        handler.filters[:] = before
+    reset()

@@ -67,7 +67,11 @@ def generate(
     PROMPT is the text; - reads prompts from standard input, and @FILE from a file, as --prompts
     does. The settings of each image are written to its file, as AUTOMATIC1111 does.
     """
-    from sdexport.commands.generate_images import generate_images, save_embeds_of
+    from sdexport.commands.generate_images import (
+        check_previews,
+        generate_images,
+        save_embeds_of,
+    )
     from sdexport.commands.generate_jobs import jobs_of, read_rows
     from sdexport.commands.generate_like import Reference
     from sdexport.runtime.pipeline import load_pipeline
@@ -106,6 +110,8 @@ def generate(
         if reference:
             reference.warn_of_differences(pipe.settings, jobs)
         check_images(pipe, jobs, opened_with, ignore=ignore_memory)
+        if previews:
+            check_previews(previews, jobs, force=force)
         if save_embeds:
             save_embeds_of(pipe, save_embeds, jobs[0].arguments, force=force)
         report = generate_images(

@@ -42,7 +42,7 @@ def generate_images(
     for number, job in enumerate(jobs):
         writer = None
         if previews is not None:
-            prefix = f"{job.path.stem}-" if len(jobs) > 1 else ""
+            prefix = _prefix(job, jobs)
             mark = saved_as.get("mark", True)
             writer = PreviewWriter(pipe, previews, method=preview_with, prefix=prefix, mark=mark)
         on_step = _StepCounter(shown, len(jobs), writer)
@@ -64,6 +64,18 @@ def generate_images(
         nth = f"{number + 1} of {len(jobs)}: " if len(jobs) > 1 else ""
         on_image(f"{nth}{job.path} (seed {job.seed})")
     return report
+
+
+def check_previews(folder: Path, jobs: Sequence[Job], *, force: bool) -> None:
+    """Raises: FileExistsError: previews of these images are there, without `force`."""
+    for job in jobs:
+        for name in ("step-000.png", "steps.webp"):
+            check_overwrite(folder / f"{_prefix(job, jobs)}{name}", force=force)
+
+
+def _prefix(job: Job, jobs: Sequence[Job]) -> str:
+    """The start of the names of an image's previews."""
+    return f"{job.path.stem}-" if len(jobs) > 1 else ""
 
 
 class _StepCounter:

@@ -31,6 +31,12 @@ pytest.importorskip("peft", reason="diffusers fuses LoRA files through peft")
 SD1, _, SDXL, _ = SMALL
 
 
+@pytest.fixture(autouse=True)
+def _text_encoders_without_additions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other parity tests give CLIPTextModel the attribute that diffusers' clip_skip needs."""
+    monkeypatch.delattr(transformers.CLIPTextModel, "text_model", raising=False)
+
+
 def fused_by_diffusers(
     family: Any, modules: dict[str, Any], files: list[tuple[Path, float]]
 ) -> Any:

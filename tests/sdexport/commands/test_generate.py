@@ -115,6 +115,11 @@ def test_size_is_that_of_the_image_and_previews_are_numbered(
     assert pixels(tmp_path / "a-1.png").shape == (56, 96, 3)  # 60x100, rounded down
     assert len(list(previews.iterdir())) == 6
     assert pixels(previews / "a-1-step-001.png").shape == (56, 192, 3)
+    base = ("generate", package, "a red circle", "-o", tmp_path / "b.png", "--steps", 2)
+    assert call(*base, "--previews", previews).exit_code == 0
+    again = call(*base[:4], tmp_path / "c.png", *base[5:], "--previews", previews)
+    assert again.exit_code == 1 and "step-000.png exists; use --force" in again.stderr
+    assert not (tmp_path / "c.png").exists()
 
 
 def test_guidance_eta_weights_and_clip_skip_are_the_pipelines(

@@ -243,6 +243,12 @@ def test_environment_variables_set_options(package: Path, tmp_path: Path) -> Non
     assert bad.exit_code == 2 and "'wide' is not a size" in bad.stderr
 
 
+def test_environment_variable_of_no_option_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    call("demo", "--help", env={"SDEXPORT_GENERATE_STEP": "3", "SDEXPORT_GENERATE_SEED": "3"})
+    (message,) = caplog.messages
+    assert "SDEXPORT_GENERATE_STEP sets no option; did you mean SDEXPORT_GENERATE_STEPS?" in message
+
+
 def test_every_setting_of_the_pipeline_can_be_in_a_line(tmp_path: Path) -> None:
     """A new argument is accepted in JSON lines, or is named among those that cannot be there."""
     names = set(call_argument_names())
