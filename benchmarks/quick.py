@@ -41,7 +41,7 @@ BOUNDS = {
     "tokenizer, new words": 0.8,
     "noise": 0.7,
     "noise in NumPy": 2.2,
-    "image without engines": 6.0,
+    "image without engines": 4.0,
     "text_encoder": 1.0,
     "unet": 0.9,
     "vae_decoder": 1.4,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -145,8 +145,7 @@ def _automatic1111_names(plan: TimestepPlan) -> dict[str, str]:
     found = find_sampler(plan.name)
     if found is None:
         return {}
-    keys = asdict(plan.scheduler.config)
-    sampler, schedule = to_automatic1111(found.name, keys, plan.schedule)
+    sampler, schedule = to_automatic1111(found.name, vars(plan.scheduler.config), plan.schedule)
     return {"sampler": sampler, "schedule_type": schedule}
 
 

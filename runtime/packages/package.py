@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -147,7 +148,7 @@ class Package:
         names = [(record.path.removeprefix(f"{name}/"), record.sha256) for record in files]
         return combined_digest([(name, digest) for name, digest in names if name in used])
 
-    @property
+    @cached_property  # each image carries it
     def digest(self) -> str | None:
         """SHA-256 of sdexport.json, which lists the hash of every file; None without one."""
         if not self.manifest.every_file:

@@ -324,12 +324,14 @@ def known_keys() -> frozenset[str]:
     return SchedulerConfig.known_keys() | WITHOUT_EFFECT
 
 
+@functools.cache
 def option_names(name: str) -> tuple[str, ...]:
     """Keyword arguments of the class of a scheduler in NAMES or ALIASES."""
     parameters = inspect.signature(build_class(name)).parameters
     return tuple(key for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY)
 
 
+@functools.cache
 def key_names(name: str) -> tuple[str, ...]:
     """Keys of the configuration that change something, of a scheduler in NAMES or ALIASES.
 
@@ -350,6 +352,7 @@ def class_name(name: str) -> str:
     return _SCHEDULERS[_base(name)][1]
 
 
+@functools.cache
 def config_class(name: str) -> type[SchedulerConfig]:
     """The class of a scheduler's configuration, for a scheduler in NAMES or ALIASES."""
     found: type[SchedulerConfig] = typing.get_type_hints(build_class(name))["config"]
