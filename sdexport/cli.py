@@ -5,7 +5,6 @@ Status 0: done. 1: an error, in one line on stderr. 2: wrong usage. 130: Ctrl-C.
 
 from __future__ import annotations
 
-import difflib
 import io
 import logging
 import os
@@ -95,21 +94,27 @@ def main() -> None:
 
 def _warn_of_unknown_variables() -> None:
     """Name each variable of the environment that looks like an option and is none."""
-    known = {variable for command in (main, *main.commands.values()) for variable in _of(command)}
+    known = {
+        variable
+        for command in (main, *main.commands.values())
+        for option in command.params
+        for variable in _variables(command, option)
+    }
     for variable in sorted(os.environ):
         if variable.startswith(f"{PREFIX}_") and variable not in known:
+            import difflib  # only for this message
+
             similar = difflib.get_close_matches(variable, known, 1)
             hint = f"; did you mean {similar[0]}?" if similar else ""
             _log.warning("the environment variable %s sets no option%s", variable, hint)
 
 
-def _of(command: click.Command) -> Iterator[str]:
-    """The environment variables of a command's options: by long name, and click's own."""
+def _variables(command: click.Command, option: click.Parameter) -> Iterator[str]:
+    """The environment variables of an option: by its long name first, then click's own."""
     start = PREFIX if command is main else f"{PREFIX}_{command.name}"
-    for option in command.params:
-        names = [name[2:] for name in option.opts if name.startswith("--")]
-        for name in (*names[:1], option.name or ""):
-            yield f"{start}_{name}".upper().replace("-", "_")
+    long_names = [name[2:] for name in option.opts if name.startswith("--")]
+    for name in (*long_names[:1], option.name or ""):
+        yield f"{start}_{name}".upper().replace("-", "_")
 
 
 for _command in (
@@ -125,5 +130,4 @@ for _command in (
     main.add_command(_command)
     for _option in _command.params:
         if isinstance(_option, click.Option):  # named as on the command line: ..._GENERATE_STEPS
-            _long = next(name for name in _option.opts if name.startswith("--"))
-            _option.envvar = f"{PREFIX}_{_command.name}_{_long[2:]}".upper().replace("-", "_")
+            _option.envvar = next(_variables(_command, _option))

@@ -12,8 +12,6 @@ import click
 from sdexport.engines.available_memory import available_bytes
 from sdexport.engines.errors import OutOfMemoryError
 
-REFERENCE_SIZE = 256
-"""Largest width and height of reference images, in pixels."""
 SURELY = 1.25
 """A need of so many times the available memory is an error: estimates are within a quarter."""
 LARGE = 4
@@ -108,8 +106,9 @@ def check_verification(
 def verification_calls(package: Any) -> list[Any]:
     """The calls of a verification: every graph on small inputs, then the reference image."""
     from sdexport.runtime.memory_need import Call, image_calls
+    from sdexport.verification.verifier import LARGEST_SIDE
 
-    height, width = (min(side, REFERENCE_SIZE) for side in package.manifest.default_size)
+    height, width = (min(side, LARGEST_SIDE) for side in package.manifest.default_size)
     graphs = [Call(graph, 2, 8, 8) for graph in package.graphs]
     return graphs + image_calls(package, width=width, height=height)
 

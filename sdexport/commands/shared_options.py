@@ -134,6 +134,7 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_options(command: Callable[..., None], options: Sequence[Any]) -> Callable[..., None]:
+    """Add options to a command, which lists them in this order."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -23,13 +23,13 @@ from sdexport.runtime.models.components import (
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.schedulers import canonical_name
 from sdexport.runtime.text.tokenizer import ClipTokenizer
+from sdexport.verification.verifier import LARGEST_SIDE
 
 PROMPT = "a photograph of a red bird on a blue chair"
 NEGATIVE_PROMPT = "blurry"
 STEPS = 4
 GUIDANCE_SCALE = 7.5
 SEED = 20260101
-LARGEST_SIDE = 256
 _MASKED = slice(2, 5)
 """Tokens of a prompt that are masked in the reference of the graph with an attention mask."""
 

@@ -29,6 +29,8 @@ from sdexport.verification.report import Check
 
 REFERENCE_IMAGE = "image"
 """Name of the reference image's file in reference/."""
+LARGEST_SIDE = 256
+"""Largest width and height of a reference image, in pixels."""
 
 Progress = Callable[[str], object]
 """Called with what is checked next: "hashes", the name of a component, or "image"."""
