@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from sdexport import load_pipeline
 from sdexport.engines import EngineError, Session, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import model_digest, sidecar_path
-from sdexport.engines.files import sha256_of
 from sdexport.engines.trt.library import library
 from sdexport.engines.trt.scratch_memory import shared_activations
 from tests.helpers.altered_models import with_other_weights
+from tests.helpers.changed_package import accept_files
 from tests.helpers.fake_tensorrt import PROFILE, Context, FakeCuda, Status, install, write_plan
 from tests.helpers.unet_sessions import feeds
 from tests.tolerances import FAKE_ENGINE_ABS, FAKE_ENGINE_DIFFERENCE_ABS, FAKE_ENGINE_REL
@@ -254,12 +253,9 @@ def test_pipeline_uses_the_engines_of_another_package(
     gpu: FakeCuda, package: Path, package_copy: Path, tmp_path: Path, log: list[Any]
 ) -> None:
     """Two packages of one graph: --engine-dir names the engines of the other."""
-    path, manifest = package_copy / "unet" / "model.onnx", package_copy / "sdexport.json"
+    path = package_copy / "unet" / "model.onnx"
     with_other_weights(path, path)
-    values = json.loads(manifest.read_text())
-    for record in values["components"]["unet"]["files"]:
-        record |= {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest.write_text(json.dumps(values))
+    accept_files(package_copy)
     folder = tmp_path / "engines" / TRT
     folder.mkdir(parents=True)
     options = {"refittable": True}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +17,7 @@ from sdexport.runtime.models.components import Role
 from sdexport.runtime.models.conditioning import ConditioningInput, ConditioningRequest
 from sdexport.runtime.models.families import FAMILIES, components, family_named, family_of
 from sdexport.runtime.models.stable_diffusion import STABLE_DIFFUSION
+from tests.helpers.changed_package import accept_files, edit_manifest
 
 ENCODERS = {
     "stable-diffusion": ["text_encoder"],
@@ -53,12 +52,8 @@ def add_input(package: Path) -> None:
     graph.node.append(helper.make_node("Reshape", ["aspect", "shape"], ["shaped"]))
     graph.node.append(helper.make_node("Add", ["plain", "shaped"], ["out_sample"]))
     onnx.save(model, path)
-    manifest = json.loads((package / "sdexport.json").read_text())
-    manifest["family"] = "made-up"
-    for record in manifest["components"]["unet"]["files"]:
-        content = (package / record["path"]).read_bytes()
-        record |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (package / "sdexport.json").write_text(json.dumps(manifest))
+    accept_files(package)
+    edit_manifest(package, lambda manifest: manifest.update(family="made-up"))
 
 
 def test_made_up_family_generates_with_one_more_input(

@@ -13,12 +13,7 @@ import pytest
 
 from sdexport import Package, PackageError, load_pipeline
 from sdexport.engines.files import sha256_of
-
-
-def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    data = json.loads((folder / "sdexport.json").read_text())
-    change(data)
-    (folder / "sdexport.json").write_text(json.dumps(data))
+from tests.helpers.changed_package import accept_files, edit_manifest
 
 
 def test_load_reads_the_manifest(package: Path) -> None:
@@ -111,11 +106,7 @@ def test_load_graph_with_data_outside(package_copy: Path) -> None:
     tensor.ClearField("raw_data")
     path.write_bytes(model.SerializeToString())
 
-    def accept(manifest: dict[str, Any]) -> None:
-        record = manifest["components"]["vae_encoder"]["files"][0]
-        record["size"] = path.stat().st_size
-
-    edit_manifest(package_copy, accept)
+    accept_files(package_copy, "vae_encoder/model.onnx")
     with pytest.raises(PackageError, match=r"secret\.bin' points outside of the package"):
         Package.load(package_copy, verify=False)
 
@@ -157,13 +148,7 @@ def test_load_manifest_that_is_no_json(package_copy: Path, content: str) -> None
 
 def test_tokenizer_damaged(package_copy: Path) -> None:
     (package_copy / "tokenizer" / "merges.txt").write_text("a b c\n")
-    size = (package_copy / "tokenizer" / "merges.txt").stat().st_size
-
-    def accept(manifest: dict[str, Any]) -> None:
-        record = next(r for r in manifest["files"] if r["path"] == "tokenizer/merges.txt")
-        record["size"] = size
-
-    edit_manifest(package_copy, accept)
+    accept_files(package_copy)
     with pytest.raises(PackageError, match="merge 1 is not a pair"):
         load_pipeline(package_copy, verify=False)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from sdexport import Package, PackageError, Pipeline, load_pipeline
 from sdexport.runtime import component_sessions
 from sdexport.runtime.component_engines import engine_path, open_component, resolve_backend
 from sdexport.runtime.text.token_embeds import build_inputs_embeds, replace_tokens, token_mask
+from tests.helpers.changed_package import accept_files, edit_manifest
 from tests.helpers.text import tokenizer
 from tests.tolerances import BLENDED_EMBEDS_REL, EMBEDS_ABS, EMBEDS_REL
 
@@ -206,13 +205,6 @@ def test_pipeline_opens_the_token_graphs_when_needed_and_closes_them(
     assert all(session._closed for session in opened.values())
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = folder / "sdexport.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
 def test_package_without_the_token_graphs(package_copy: Path) -> None:
     """In an older package, or one of Optimum, words can be replaced but not blended."""
 
@@ -220,7 +212,7 @@ def test_package_without_the_token_graphs(package_copy: Path) -> None:
         text = data["components"]["text_encoder"]
         text["files"] = [r for r in text["files"] if "model.onnx" in r["path"]]
 
-    edit(package_copy, forget)
+    edit_manifest(package_copy, forget)
     with load_pipeline(package_copy) as old:
         expected = old.encode([PROMPT.replace("red", "blue")])
         np.testing.assert_array_equal(old.encode([PROMPT], token_embeds={"red": "blue"}), expected)
@@ -244,15 +236,7 @@ def test_package_checks_the_external_data_of_token_graphs(package_copy: Path) ->
     next(entry for entry in tensor.external_data if entry.key == "location").value = "other"
     path.write_bytes(model.SerializeToString())
     shutil.copyfile(package_copy / "text_encoder" / "model.onnx_data", path.with_name("other"))
-    record = {"path": "text_encoder/inputs_embeds.onnx", "size": path.stat().st_size}
-    edit(
-        package_copy,
-        lambda data: [
-            r.update(record)
-            for r in data["components"]["text_encoder"]["files"]
-            if r["path"] == record["path"]
-        ],
-    )
+    accept_files(package_copy)
     with pytest.raises(PackageError, match=r"text_encoder/other is not listed"):
         Package.load(package_copy, verify=False)
 

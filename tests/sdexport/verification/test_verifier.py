@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +14,8 @@ from sdexport.verification.comparison import compare
 from sdexport.verification.report import Check, table
 from sdexport.verification.verifier import verify
 from tests.helpers.altered_models import alter_weight
+from tests.helpers.changed_package import accept_files, edit_manifest
 from tests.tolerances import FLOAT64_REL
-
-
-def accept_hashes(folder: Path) -> None:
-    """Make the manifest agree with the altered files, as an attacker would."""
-    from sdexport.engines.files import sha256_of
-
-    data = json.loads((folder / "sdexport.json").read_text())
-    for record in [*data["files"], *(r for c in data["components"].values() for r in c["files"])]:
-        path = folder / record["path"]
-        record["size"], record["sha256"] = path.stat().st_size, sha256_of(path)
-    (folder / "sdexport.json").write_text(json.dumps(data))
 
 
 def failed(checks: list[Check]) -> set[str]:
@@ -57,7 +47,7 @@ def test_verify_passes_an_untouched_package(package: Path) -> None:
 def test_verify_finds_altered_weights(package_copy: Path, component: str) -> None:
     """Even with matching hashes: one weight tensor is scaled by 1.1."""
     alter_weight(package_copy / component / "model.onnx", 1.1)
-    accept_hashes(package_copy)
+    accept_files(package_copy)
     assert component in failed(verify(package_copy))
     assert failed(verify(package_copy)) <= {component, "image"}
 
@@ -65,7 +55,7 @@ def test_verify_finds_altered_weights(package_copy: Path, component: str) -> Non
 @pytest.mark.parametrize("graph", ["token_embedding", "inputs_embeds", "attention_mask"])
 def test_verify_finds_altered_weights_of_further_graphs(package_copy: Path, graph: str) -> None:
     alter_weight(package_copy / "text_encoder" / f"{graph}.onnx", 1.1)
-    accept_hashes(package_copy)
+    accept_files(package_copy)
     assert failed(verify(package_copy)) == {f"text_encoder.{graph}"}
 
 
@@ -82,7 +72,7 @@ def test_verify_finds_altered_bytes(package_copy: Path) -> None:
 def test_verify_finds_an_altered_scheduler(package_copy: Path) -> None:
     path = package_copy / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.013"))
-    accept_hashes(package_copy)
+    accept_files(package_copy)
     assert failed(verify(package_copy)) == {"image"}
 
 
@@ -90,16 +80,17 @@ def test_verify_finds_an_altered_scheduler(package_copy: Path) -> None:
 def test_verify_names_damaged_references(package_copy: Path, name: str, row: str) -> None:
     path = package_copy / "reference" / f"{name}.npz"
     path.write_bytes(path.read_bytes()[:300])
-    accept_hashes(package_copy)
+    accept_files(package_copy)
     checks = verify(package_copy)
     assert failed(checks) == {row}
     assert f"reference/{name}.npz is damaged" in table(checks)
 
 
 def test_verify_needs_references(package_copy: Path) -> None:
-    data = json.loads((package_copy / "sdexport.json").read_text())
-    data["files"] = [r for r in data["files"] if not r["path"].startswith("reference/")]
-    (package_copy / "sdexport.json").write_text(json.dumps(data))
+    def forget(data: dict[str, Any]) -> None:
+        data["files"] = [r for r in data["files"] if not r["path"].startswith("reference/")]
+
+    edit_manifest(package_copy, forget)
     for path in (package_copy / "reference").iterdir():
         path.unlink()
     with pytest.raises(PackageError, match="holds no reference outputs"):
