@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdexport.engines.errors import SDExportError
-from sdexport.engines.messages import one_line
+from sdexport.engines.guarded_files import JSON_LIMIT, parsing, read_guarded
 
 
 @contextmanager
@@ -44,17 +44,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def read_json(path: Path, error: type[SDExportError]) -> dict[str, Any]:
+def read_json(
+    path: Path,
+    error: type[SDExportError],
+    *,
+    folder: Path | None = None,
+    limit: int = JSON_LIMIT,
+) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
       error: raised if the file is not UTF-8, not JSON, or holds something else than an object.
+      folder, limit: see open_guarded.
     Raises: FileNotFoundError: no such file. OSError: it cannot be read.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as cause:
-        raise error(f"{path} is damaged: {one_line(cause)}") from cause
+    content = read_guarded(path, error=error, folder=folder, limit=limit)
+    with parsing(error, path):
+        value = json.loads(content.decode("utf-8-sig"))
     if not isinstance(value, dict):
         raise error(f"{path} is damaged: it holds no JSON object")
     return value

@@ -76,16 +76,16 @@ def open_component(
       engine_dir: where engines are, instead of the package's own engines folder.
       options: of the backend's session.
     Raises: EngineError: it cannot be opened. PackageError: the graph lacks an input or output that
-      the component must have.
+      the component must have, or the package changed on disk since it was loaded.
     """
-    path = package.model_path(graph)
+    path, files = package.model_path(graph), package.model_files(graph)
     backend = resolve_backend(package, graph, backend, engine_dir)
     engine = engine_path(package, graph, backend, engine_dir)
     if backend in PLAN_BACKENDS or (backend == PREPARED_BACKEND and engine.exists()):
         options |= {"plan": engine, "digest": package.model_digest(graph)}
     component, _, further = graph.partition(".")
     try:
-        session = open_session(path, backend, **options)
+        session = open_session(path, backend, files=files, **options)
     except EngineError as error:
         raise _with_advice(error, package.manifest.components[component], backend) from error
     spec = package.family.component(component)

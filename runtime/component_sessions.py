@@ -69,7 +69,8 @@ class ComponentSessions:
             if component in self._external:
                 return self._external[component]
             if self._low_memory:
-                return _TemporarySession(self, component, self._package.model_path(component))
+                with self._package.model_files(component).unchanged():
+                    return _TemporarySession(self, component, self._package.model_path(component))
             return self._open(component)
 
     def backend_names(self) -> str:

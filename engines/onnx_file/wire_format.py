@@ -9,11 +9,15 @@ Source: https://protobuf.dev/programming-guides/encoding, and onnx.proto for the
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+
+from sdexport.engines.errors import EngineError
+from sdexport.engines.guarded_files import open_guarded
 
 
 class Model(IntEnum):
@@ -240,12 +244,14 @@ class Slice:
 def open_model(path: Path) -> Iterator[Slice]:
     """Map an ONNX file into memory, as its ModelProto.
 
-    Raises: FileNotFoundError: no such file. ValueError: it is empty.
+    Raises: FileNotFoundError: no such file. EngineError: it is no regular file. ValueError: it is
+      empty.
     """
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path.name} is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        yield Slice(data, 0, len(data), path.name)
+    with open_guarded(path, error=EngineError) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ValueError(f"{path.name} is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield Slice(data, 0, len(data), path.name)
 
 
 def varint(data: mmap.mmap, at: int, end: int, name: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.ort.onnxruntime_session import CPU, OnnxRuntimeSession, Provider
 from sdexport.engines.ort.prepared.prepared_session import open_prepared
 from sdexport.engines.session import Session
@@ -20,13 +21,14 @@ def open_onnxruntime(
     prepacking: bool = True,
     plan: str | Path | None = None,
     digest: str | None = None,
+    files: CheckedFiles = UNCHECKED,
 ) -> Session:
     """Open an ONNX graph in ONNX Runtime, or the graph that was prepared from it.
 
     The prepared graph is used only with the default providers, optimization and prepacking.
 
     Args:
-      path, providers, threads, optimization, prepacking: see OnnxRuntimeSession.
+      path, providers, threads, optimization, prepacking, files: see OnnxRuntimeSession.
       plan: where `sdexport build` writes the prepared graph; the file may be missing.
       digest: sidecar.model_digest of `path`, to check that the prepared graph was built from it.
     Raises: see OnnxRuntimeSession.
@@ -39,6 +41,7 @@ def open_onnxruntime(
         threads=threads,
         optimization=optimization,
         prepacking=prepacking,
+        files=files,
     )
     defaults = (providers, optimization, prepacking) == (CPU, "all", True)
     if plan is not None and defaults and Path(plan).exists():

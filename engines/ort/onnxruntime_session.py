@@ -14,6 +14,7 @@ from sdexport.engines.errors import (
     MissingDependencyError,
     engine_error,
 )
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.session import (
     ANY_SIZE,
@@ -97,8 +98,9 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
       threads: threads inside one operator; None leaves it to ONNX Runtime (every core).
       optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
       prepacking: False uses weights where they are mapped: no copy, slower products.
+      files: those that are opened; their identity is compared before and after that.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded, or
-      a provider is not in this installation or does not start.
+      a provider is not in this installation or does not start. PackageError: the files changed.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         threads: int | None = None,
         optimization: str = "all",
         prepacking: bool = True,
+        files: CheckedFiles = UNCHECKED,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
@@ -116,7 +119,8 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         wanted = [p if isinstance(p, str) else p[0] for p in providers]
         _check_available(name, wanted)
         options = session_options(threads, optimization, prepacking)
-        session = load(name, path, options, providers)
+        with files.unchanged():
+            session = load(name, path, options, providers)
         _check_started(name, wanted, session.get_providers())
         super().__init__(
             session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
@@ -135,12 +139,14 @@ def open_cuda(
     threads: int | None = None,
     optimization: str = "all",
     provider_options: Mapping[str, Any] | None = None,
+    files: CheckedFiles = UNCHECKED,
 ) -> OnnxRuntimeSession:
     """Open an ONNX graph in ONNX Runtime on an NVIDIA GPU; nodes without a kernel run on the CPU.
 
     Args:
       device: number of the GPU.
       provider_options: further options of the CUDA provider, by ONNX Runtime's names.
+      files: see OnnxRuntimeSession.
     Raises: see OnnxRuntimeSession.
     """
     options = {"device_id": str(device), **(provider_options or {})}
@@ -149,6 +155,7 @@ def open_cuda(
         providers=[("CUDAExecutionProvider", options), "CPUExecutionProvider"],
         threads=threads,
         optimization=optimization,
+        files=files,
     )
 
 

@@ -18,6 +18,7 @@ from sdexport.engines.errors import (
     MissingDependencyError,
     engine_error,
 )
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase, check_count
@@ -77,8 +78,11 @@ class OpenVinoSession(SessionBase):
       rewrite: False turns the rewrites of docs/openvino-rewrites.md off. They apply to fixed shapes
         on a CPU. In f32 they need more memory for weights, and add rounding errors of about 1e-5
         of the output's scale.
+      files: those that are opened, here and by calls that compile; their identity is compared
+        before and after that.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded,
-      there is no such device, or the cache folder cannot be written.
+      there is no such device, or the cache folder cannot be written. PackageError: the files
+      changed.
     """
 
     def __init__(
@@ -92,14 +96,17 @@ class OpenVinoSession(SessionBase):
         cache_dir: str | Path | None = None,
         static: bool = True,
         rewrite: bool = True,
+        files: CheckedFiles = UNCHECKED,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
         config = _config(precision, threads, streams)
-        inputs, outputs = graph_specs(path)
+        with files.unchanged():
+            inputs, outputs = graph_specs(path)
         if cache_dir is not None:
             config["CACHE_DIR"] = str(_created(Path(str(cache_dir)), name))
         self._path, self._device, self._config = path, str(device), config
+        self._files = files
         self._precision = precision
         self._rewrites = rewrite and device == "CPU"
         super().__init__(name, inputs, outputs)
@@ -109,7 +116,7 @@ class OpenVinoSession(SessionBase):
         with self._explained():
             self._core: Any = ov.Core()
             self._core.get_property(self._device, "FULL_DEVICE_NAME")  # fails if there is none
-            self._model: Any = self._core.read_model(str(path))
+            self._model: Any = self._read_file()
         if not static:
             self._compiled = self._compile(None)
 
@@ -189,7 +196,11 @@ class OpenVinoSession(SessionBase):
     def _read(self) -> Any:
         """The model that was read first, then, as rewrites change it, a new one in each call."""
         model, self._model = self._model, None
-        return model if model is not None else self._core.read_model(str(self._path))
+        return model if model is not None else self._read_file()
+
+    def _read_file(self) -> Any:
+        with self._files.unchanged():
+            return self._core.read_model(str(self._path))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ import numpy as np
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.profiles import narrowest
 from sdexport.engines.errors import EngineError
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase
@@ -52,6 +53,8 @@ class TensorRtSession(SessionBase):
       device: number of the GPU.
       cuda_graphs: launch the whole engine at once from the second or third call of a shape on.
       runtime_cache: TensorRT-RTX: file for compiled kernels; by default next to the plan.
+      files: the ONNX file and its weights; their identity is compared before and after they are
+        opened.
     Raises: FileNotFoundError: no plan. MissingDependencyError: the library or cuda-bindings is not
       installed. EngineError: no GPU, or a plan that does not fit; the message names the command
       that builds one.
@@ -67,6 +70,7 @@ class TensorRtSession(SessionBase):
         device: int = 0,
         cuda_graphs: bool = True,
         runtime_cache: str | Path | None = None,
+        files: CheckedFiles = UNCHECKED,
     ) -> None:
         path, plan, lib = Path(path), Path(plan), library(backend)
         component = plan.stem
@@ -76,16 +80,18 @@ class TensorRtSession(SessionBase):
             gpu = cuda_device.gpu(device)
         except EngineError as error:
             raise EngineError(f"{component}: {error}") from error
-        check_fits(sidecar, path, backend, gpu, digest)
-        inputs, outputs = graph_specs(path)
+        with files.unchanged():
+            check_fits(sidecar, path, backend, gpu, digest)
+            inputs, outputs = graph_specs(path)
         super().__init__(component, inputs, outputs)
         self._trt, self._device, self._profiles = trt, device, sidecar.profiles
         self._graph_sha256 = sidecar.graph_sha256
         self._library, self._messages = lib.name, Messages(trt, component)
         cuda_device.use_device(device)
-        self._runtime, self._engine = load_engine(
-            trt, lib, plan, path, sidecar, digest, self._messages
-        )
+        with files.unchanged():
+            self._runtime, self._engine = load_engine(
+                trt, lib, plan, path, sidecar, digest, self._messages
+            )
         check_names(trt, self._engine, sidecar, [s.name for s in (*inputs, *outputs)])
         self._config: Any = None
         self._cache: RuntimeCache | None = None

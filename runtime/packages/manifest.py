@@ -148,7 +148,7 @@ class Manifest:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """The JSON object in a file of the package; PackageError if it is missing or damaged."""
     try:
-        return read_json_object(folder / name, PackageError)
+        return read_json_object(folder / name, PackageError, folder=folder)
     except FileNotFoundError:
         raise PackageError(f"{folder} is incomplete: {name} is missing") from None
 

@@ -6,15 +6,17 @@ A folder that Optimum exported (without sdexport.json) loads too; it carries no 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
-from sdexport.engines.files import sha256_of
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, FileIdentity, open_guarded
 from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.runtime.models.components import TOKEN_GRAPHS, UNET
 from sdexport.runtime.models.families import family_named
@@ -39,6 +41,8 @@ class Package:
     """A package on disk whose files were checked; made by `Package.load`.
 
     scheduler_config, model_index: the JSON objects of those files.
+    files: the identity of each file when it was checked; whatever is opened later must still be
+      that file.
 
     Example:
         >>> from sdexport import Package
@@ -51,6 +55,7 @@ class Package:
     manifest: Manifest
     scheduler_config: Mapping[str, Any] = field(repr=False)
     model_index: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    files: CheckedFiles = field(default=UNCHECKED, repr=False, compare=False)
 
     @classmethod
     def load(
@@ -70,11 +75,13 @@ class Package:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"no package at {folder}: there is no such folder")
+        identities: dict[Path, FileIdentity] = {}
         has_manifest = (folder / MANIFEST).is_file()
         if has_manifest:
             manifest = read_manifest(folder)
             for record in manifest.every_file:
-                _check_file(folder, record, verify=verify)
+                path = _inside(folder, record.path)
+                identities[path] = _check_file(folder, record, verify=verify)
                 on_bytes(record.size)
         elif (folder / UNET.name / "model.onnx").is_file():
             manifest = manifest_of_optimum(folder)
@@ -83,14 +90,17 @@ class Package:
                 f"{folder} is not a package: it has no {MANIFEST}; make one with 'sdexport export'"
             )
         external = _external_files(folder, manifest)
+        opened = _files_opened(folder, manifest, external)
         if has_manifest:
-            _check_all_listed(folder, manifest, external)
-        for path in external:
-            if not _inside(folder, path).is_file():
-                raise PackageError(f"{folder} is incomplete: {path} is missing")
+            _check_all_listed(folder, manifest, opened)
+        else:
+            identities = {path: _identity(folder, path) for path in opened}
+        files = CheckedFiles(identities)
         has_index = (folder / MODEL_INDEX).is_file()
-        model_index = read_json(folder, MODEL_INDEX) if has_index else {}
-        return cls(folder, manifest, read_json(folder, SCHEDULER_CONFIG), model_index)
+        with files.unchanged():
+            model_index = read_json(folder, MODEL_INDEX) if has_index else {}
+            scheduler_config = read_json(folder, SCHEDULER_CONFIG)
+        return cls(folder, manifest, scheduler_config, model_index, files)
 
     @property
     def family(self) -> ModelFamily:
@@ -102,7 +112,9 @@ class Package:
 
         Raises: PackageError: its files are missing or damaged.
         """
-        return ClipTokenizer.from_folder(self.folder / self.family.component(component).tokenizer)
+        folder = self.folder / self.family.component(component).tokenizer
+        with self.files.within(folder).unchanged():
+            return ClipTokenizer.from_folder(folder)
 
     def config(self, component: str) -> Mapping[str, Any]:
         """A component's config.json; empty if there is none.
@@ -110,7 +122,10 @@ class Package:
         Raises: PackageError: it is damaged.
         """
         name = f"{component}/config.json"
-        return read_json(self.folder, name) if (self.folder / name).is_file() else {}
+        if not (self.folder / name).is_file():
+            return {}
+        with self.files.of([self.folder / name]).unchanged():
+            return read_json(self.folder, name)
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -134,6 +149,17 @@ class Package:
                 "the text encoder; 'sdexport export' writes it"
             )
         return self.folder / _file(graph)
+
+    def model_files(self, graph: str) -> CheckedFiles:
+        """The files of a component or of one of `graphs`, as they were checked.
+
+        Raises: PackageError: the package has no such component or graph, or it changed on disk.
+        """
+        path = self.model_path(graph)
+        name = graph.partition(".")[0]
+        with self.files.of([path]).unchanged():
+            locations = _locations(self.folder, graph)
+        return self.files.of([path, *(self.folder / name / each for each in sorted(locations))])
 
     def model_digest(self, graph: str) -> str:
         """`model_digest` of the sidecar module, from the manifest's hashes if there is a manifest.
@@ -171,30 +197,54 @@ def _inside(folder: Path, path: str) -> Path:
     return target
 
 
-def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> None:
-    path = _inside(folder, record.path)
-    if not path.is_file():
-        raise PackageError(f"{folder} is incomplete: {record.path} is missing")
-    size = path.stat().st_size
-    if size != record.size:
-        raise PackageError(
-            f"{folder}: {record.path} is truncated or altered: {size} bytes, not {record.size}"
-        )
-    if verify and sha256_of(path) != record.sha256:
-        raise PackageError(f"{folder}: {record.path} was altered: its SHA-256 does not match")
-
-
-def _check_all_listed(folder: Path, manifest: Manifest, external: list[str]) -> None:
-    """Every file that is read from a package must be listed with its hash."""
-    listed = {record.path for record in manifest.every_file}
-    read = [folder / SCHEDULER_CONFIG, folder / MODEL_INDEX, *(folder / path for path in external)]
-    for pattern in ("tokenizer*/*", "*/config.json", "reference/*.npz"):
-        read += folder.glob(pattern)
-    for path in read:
-        if path.is_file() and path.relative_to(folder).as_posix() not in listed:
+def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> FileIdentity:
+    """The identity of a file that has the size and, with `verify`, the hash of its record."""
+    with _opened(folder, folder / record.path) as file:
+        identity = FileIdentity.of(os.fstat(file.fileno()))
+        if identity.size != record.size:
             raise PackageError(
-                f"{folder}: {path.relative_to(folder).as_posix()} is not listed in {MANIFEST}"
+                f"{folder}: {record.path} is truncated or altered: {identity.size} bytes, "
+                f"not {record.size}"
             )
+        if verify and hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+            raise PackageError(f"{folder}: {record.path} was altered: its SHA-256 does not match")
+        return identity
+
+
+def _identity(folder: Path, path: Path) -> FileIdentity:
+    with _opened(folder, path) as file:
+        return FileIdentity.of(os.fstat(file.fileno()))
+
+
+def _opened(folder: Path, path: Path) -> BufferedReader:
+    """A file of the package; PackageError if it is missing."""
+    try:
+        return open_guarded(path, error=PackageError, folder=folder)
+    except FileNotFoundError:
+        missing = path.relative_to(folder).as_posix()
+        raise PackageError(f"{folder} is incomplete: {missing} is missing") from None
+
+
+def _files_opened(folder: Path, manifest: Manifest, external: list[str]) -> list[Path]:
+    """Every file that may be opened once a package is loaded."""
+    graphs = [
+        _file(graph) for name, each in manifest.components.items() for graph in _graphs(name, each)
+    ]
+    opened = [folder / path for path in (*graphs, *external, SCHEDULER_CONFIG)]
+    for pattern in (MODEL_INDEX, "tokenizer*/*", "*/config.json", "reference/*.npz"):
+        opened += (path for path in folder.glob(pattern) if not path.is_dir())
+    return opened
+
+
+def _check_all_listed(folder: Path, manifest: Manifest, opened: list[Path]) -> None:
+    """Every file that is opened must be listed with its hash."""
+    listed = {record.path for record in manifest.every_file}
+    for path in opened:
+        name = path.relative_to(folder).as_posix()
+        if name not in listed:
+            if not path.exists():
+                raise PackageError(f"{folder} is incomplete: {name} is missing")
+            raise PackageError(f"{folder}: {name} is not listed in {MANIFEST}")
 
 
 def _external_files(folder: Path, manifest: Manifest) -> list[str]:
@@ -204,6 +254,7 @@ def _external_files(folder: Path, manifest: Manifest) -> list[str]:
         for name, component in manifest.components.items()
         for graph in _graphs(name, component)
         for location in _locations(folder, graph)
+        if _inside(folder, f"{name}/{location}")
     ]
 
 

@@ -303,10 +303,13 @@ def test_build_on_a_full_disk(package: Path, tmp_path: Path) -> None:
 def test_build_into_a_folder_that_cannot_be_written(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    really_open = os.open
     for number in (errno.EACCES, errno.EROFS):
 
-        def fail(*arguments: Any, number: int = number) -> int:
-            raise OSError(number, os.strerror(number), str(arguments[0]))
+        def fail(path: Any, flags: int, *rest: Any, number: int = number, **more: Any) -> int:
+            if flags & os.O_CREAT:
+                raise OSError(number, os.strerror(number), str(path))
+            return really_open(path, flags, *rest, **more)
 
         monkeypatch.setattr(os, "open", fail)
         with pytest.raises(EngineError, match=r"; --engine-dir puts engines elsewhere$"):
