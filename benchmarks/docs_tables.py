@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.checkpoints import NAMES
-from sdexport.verification.report import METRICS
+from sdexport.verification.report import MEASURES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -53,13 +53,13 @@ def precisions(report: dict[str, Any]) -> str:
         f"The demo model in every precision, {report['prompts']} held-out prompts with one object, "
         f"{report['steps']} steps, guidance scale {report['guidance_scale']:g} (`python -m "
         "benchmarks.precision`). PSNR is against the images of fp32, median and minimum.\n",
-        "| precision | backend | graphs | lowest cosine to PyTorch | correct, lms | correct, ddim "
+        "| precision | backend | graphs | largest relative L2 error | correct, lms | correct, ddim "
         "| PSNR, lms | PSNR, ddim |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in report["precisions"].items():
-        size, cosine = f"{found['graphs_mb']:.1f} MB", f"{min(found['cosine'].values()):.6f}"
-        lines.append(_row(name, found["backend"], size, cosine, *_shown(found, name == "fp32")))
+        size, error = f"{found['graphs_mb']:.1f} MB", f"{max(found['relative_l2'].values()):.1e}"
+        lines.append(_row(name, found["backend"], size, error, *_shown(found, name == "fp32")))
     for name, found in report.get("arithmetic", {}).items():
         backend = f"openvino, precision={name}"
         lines.append(_row("fp32", backend, "", "", *_shown(found)))
@@ -141,7 +141,7 @@ def full_size(reports: list[dict[str, Any]]) -> str:
         *components, image = report["checks"]
         worst = max(components, key=lambda check: check["share"])
         memory = "with --low-memory" if report.get("low_memory") else None
-        largest = (METRICS[c["metric"]].format(c["error"]) for c in (worst, image))
+        largest = map(_nearest, (worst, image))
         lines.append(
             _row(
                 ", ".join(filter(None, (report["family"], _remark(report), memory))),
@@ -152,6 +152,20 @@ def full_size(reports: list[dict[str, Any]]) -> str:
             )
         )
     return "\n".join(lines)
+
+
+_EARLIER = {"relative": "{:.2e}", "of 255": "{:g}/255"}
+_EARLIER |= {"1 - cosine": "1-cos {:.1e}", "PSNR": "{:.1f} dB"}
+"""The metrics of results that were written before MEASURES."""
+
+
+def _nearest(check: dict[str, Any]) -> str:
+    """The measure of a check that is nearest to its limit."""
+    if "metric" in check:
+        return _EARLIER[check["metric"]].format(check["error"])
+    measure = max(check["measures"], key=lambda each: each["share"])
+    name, form = MEASURES[measure["kind"]]
+    return f"{name} {form.format(measure['value'])}"
 
 
 def gpu(report: dict[str, Any]) -> str:

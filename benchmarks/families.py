@@ -48,10 +48,8 @@ def measure(family: str) -> dict[str, Any]:
             rows = [v for k, v in verification.items() if not k.startswith("image.")]
             found[precision] = {
                 "picture_of_255": int(np.abs(generated - expected).max()),
-                "component_relative": max(
-                    (r["error"] for r in rows if r["metric"] == "relative"), default=None
-                ),
-                "component_one_minus_cosine": max(1 - r["cosine"] for r in rows),
+                "component_max_abs": max(r["max_abs"] for r in rows),
+                "component_relative_l2": max(r["relative_l2"] for r in rows),
                 "psnr_db": psnr(generated, expected),
             }
     return found

@@ -105,14 +105,14 @@ def _compare_images(
 def _against_pytorch(folder: Path, backend: str) -> dict[str, Any]:
     """Size of the graphs, and the results of `verify`."""
     manifest = Package.load(folder).manifest
-    checks = [check for check in verify(folder, backend) if check.metric != "files"]
+    checks = [check for check in verify(folder, backend) if check.output != "files"]
     graphs = sum(r.size for c in manifest.components.values() for r in c.files)
     *components, image = checks
     return {
         "backend": backend,
         "graphs_mb": graphs / 1e6,
-        "cosine": {f"{check.name}.{check.output}": check.cosine for check in components},
-        "picture": {"metric": image.metric, "value": image.error},
+        "relative_l2": {f"{c.name}.{c.output}": c.value("relative_l2") for c in components},
+        "picture_rms_of_255": image.value("image_rms"),
         "passed": all(check.passed for check in checks),
         "nodes": {name: dict(c.nodes) for name, c in manifest.components.items()},
     }

@@ -290,10 +290,9 @@ def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
     return {f"{c.name}.{c.output}": _figures(c) for c in checks}
 
 
-def _figures(check: Check) -> dict[str, float | str]:
+def _figures(check: Check) -> dict[str, float]:
     return {
-        "metric": check.metric,
-        "error": float(f"{check.error:.1e}"),
-        "cosine": float(f"{check.cosine:.6f}"),
-        "bound": check.bound,
+        measure.kind: float(f"{measure.value:.1e}")
+        for measure in check.measures
+        if measure.value is not None
     }

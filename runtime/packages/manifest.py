@@ -185,5 +185,5 @@ def _records(entries: list[dict[str, Any]]) -> tuple[FileRecord, ...]:
 
 def _figures(values: Mapping[str, Any]) -> dict[str, Any]:
     if not all(isinstance(value, (int, float)) for k, value in values.items() if k != "metric"):
-        raise TypeError("verification must hold numbers")
+        raise TypeError("verification must hold numbers")  # "metric": of older packages
     return dict(values)

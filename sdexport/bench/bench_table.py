@@ -49,6 +49,7 @@ def _shown(measured: Mapping[str, Any], factor: float, form: str) -> str:
 def _verdict(check: Mapping[str, Any]) -> str:
     if check["passed"] is None:
         return "no reference"
-    errors = [c["error"] for c in check["checks"] if c["metric"] == "relative" and c["error"]]
+    measures = [measure for c in check["checks"] for measure in c["measures"]]
+    errors = [m["value"] for m in measures if m["kind"] == "max_abs" and m["value"]]
     worst = f"{max(errors):.1e}" if errors else "-"
     return f"ok {worst}" if check["passed"] else f"differs {worst}"

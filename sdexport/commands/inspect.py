@@ -14,6 +14,12 @@ from sdexport.commands.shared_options import engine_dir_option, json_option, pri
 from sdexport.commands.verbosity import verbosity_options
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+_ERRORS = (
+    ("relative_l2", "relative L2"),
+    ("max_abs", "largest difference"),
+    ("image_max", "of 255 at most"),
+    ("image_rms", "RMS of 255"),
+)
 
 
 @click.command()
@@ -88,8 +94,9 @@ def _component_lines(manifest: Any, name: str) -> list[str]:
     for key, figures in (manifest.verification or {}).items():
         component_name, _, output = key.partition(".")
         if component_name == name:
-            error = f"{figures['metric']} {figures['error']:.1e}"
-            lines.append(f"  {output} compared with PyTorch: {error}")
+            errors = [f"{name} {figures[kind]:.2g}" for kind, name in _ERRORS if kind in figures]
+            if errors:  # older packages hold other figures
+                lines.append(f"  {output} compared with PyTorch: {', '.join(errors)}")
     return lines
 
 

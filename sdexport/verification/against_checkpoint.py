@@ -29,8 +29,9 @@ from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.verification.comparison import FAILURES, compare_outputs, failed_check
+from sdexport.verification.limits import Arithmetics, Limits, graph_limits
 from sdexport.verification.reference import TorchSession
-from sdexport.verification.report import Check
+from sdexport.verification.report import Check, Measure
 from sdexport.verification.verifier import Progress
 
 LARGEST_LATENTS = 32
@@ -69,9 +70,11 @@ def verify_against(
     denoiser = checkpoint.family.with_role(Role.DENOISER)
     levels = len(checkpoint.configs[denoiser.source].block_out_channels)
     step = 1 if package.manifest.files else 2 ** (levels - 1)  # Optimum's graphs need even latents
+    runs = Arithmetics(package, backend, session_options)
     loaded: tuple[str, Any] = ("", None)
     for part in every:
         progress(part.name)
+        limits = graph_limits(package.manifest, part.name, runs.of_graph(part.name))
         config = checkpoint.configs[part.source]
         trials = _sizes(part, checkpoint, step)
         feeds = [_feeds(part, sizes, config, rng) for sizes in trials]
@@ -85,7 +88,7 @@ def verify_against(
             ComponentSessions(package, backend, session_options, {}, low_memory=True)
         ) as graphs:
             for each, expected in zip(feeds, references, strict=True):
-                checks += _compare(graphs, package, part, each, expected)
+                checks += _compare(graphs, package, part, each, expected, limits)
     return checks
 
 
@@ -136,9 +139,14 @@ def _feeds(
 
 
 def _compare(
-    graphs: ComponentSessions, package: Package, part: Part, feeds: Feeds, expected: Feeds
+    graphs: ComponentSessions,
+    package: Package,
+    part: Part,
+    feeds: Feeds,
+    expected: Feeds,
+    limits: Limits,
 ) -> list[Check]:
-    precision, sizes = package.manifest.components[part.name].precision, _sizes_of(feeds)
+    sizes = _sizes_of(feeds)
     inputs, outputs = graph_specs(package.model_path(part.name))
     if unknown := [spec.name for spec in inputs if spec.name not in feeds]:
         return [failed_check(part.name, f"unknown input {unknown[0]}", inputs=sizes)]
@@ -148,7 +156,7 @@ def _compare(
         return [failed_check(part.name, str(error), inputs=sizes)]
     present = {spec.name for spec in outputs} | part.component.outputs
     wanted = {name: value for name, value in expected.items() if name in present}
-    return compare_outputs(part.name, precision, wanted, actual, inputs=sizes)
+    return compare_outputs(part.name, wanted, actual, limits, inputs=sizes)
 
 
 def _fitted(value: np.ndarray, spec: TensorSpec) -> np.ndarray:
@@ -206,7 +214,9 @@ def _configuration(package: Package, checkpoint: Checkpoint) -> Check:
         if _words(package.tokenizer(part)) != _words(expected):
             differs.append(where)
     note = f"differs: {', '.join(differs)}" if differs else ""
-    return Check("configuration", "files", float(len(differs)), None, 1e-9, note, "files")
+    return Check(
+        "configuration", "files", (Measure("altered_files", float(len(differs)), 0.0),), note
+    )
 
 
 def _words(tokenizer: ClipTokenizer) -> tuple[Any, ...]:

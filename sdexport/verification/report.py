@@ -7,52 +7,96 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-METRICS = {
-    "relative": "{:.2e}",
-    "1 - cosine": "1-cos {:.1e}",
-    "of 255": "{:g}/255",
-    "PSNR": "{:.1f} dB",
-    "files": "{:g}",
+MEASURES = {
+    "relative_l2": ("relative L2", "{:.1e}"),
+    "max_abs": ("max abs", "{:.1e}"),
+    "graph_relative_l2": ("relative L2 from export", "{:.1e}"),
+    "graph_max_abs": ("max abs from export", "{:.1e}"),
+    "image_max": ("largest of 255", "{:g}"),
+    "image_rms": ("RMS of 255", "{:.2g}"),
+    "altered_files": ("altered files", "{:g}"),
 }
-"""How the error of each metric is formatted: the largest difference relative to the reference's
-largest value, 1 - cosine, steps of 255 in an image, decibels between images, altered files."""
+"""The name and the format of each measure. All are 0 for a perfect result.
+
+relative_l2: the norm of the difference from PyTorch's output, over the norm of that output.
+max_abs: the largest difference from PyTorch's output, over the largest value of that output.
+graph_relative_l2, graph_max_abs: the same, from the output of the graph itself at export.
+image_max, image_rms: largest and root mean square difference of the pixels, in steps of 255.
+altered_files: the number of files whose hash is not the manifest's.
+"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a row, and its limit.
+
+    kind: one of MEASURES.
+    value: what was measured, 0 or more; None for NaN or infinity.
+    limit: the largest value that passes.
+    """
+
+    kind: str
+    value: float | None
+    limit: float
+
+    @property
+    def share(self) -> float:
+        """The value as a share of its limit; above 1 the check fails."""
+        if self.value is None or math.isnan(self.value):
+            return math.inf
+        if self.value == 0:
+            return 0.0
+        return self.value / self.limit if self.limit > 0 else math.inf
+
+    @property
+    def label(self) -> str:
+        """The name of the measure in a report."""
+        return MEASURES[self.kind][0]
+
+    def formatted(self, value: float | None) -> str:
+        """A value or limit of this measure as text."""
+        return "-" if value is None else MEASURES[self.kind][1].format(value)
+
+    def __str__(self) -> str:
+        shown = self.formatted(self.value)
+        return f"{self.label} {shown} of the limit {self.formatted(self.limit)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measure as JSON values."""
+        share = self.share if math.isfinite(self.share) else None
+        return asdict(self) | {"share": share, "passed": self.share <= 1}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the report: an error that was measured, and its bound.
+    """One row of the report: what was measured, each with its limit.
 
     name: of the component, "image", "package" or "configuration".
     output: of the component; "pixels" or "files".
-    error: in units of `metric`; None if nothing could be measured, and `note` says why.
-    cosine: of the reference and the actual values, -1..1; None if nothing was compared.
-    bound: the largest error that passes (the smallest, for PSNR).
-    note: why the check failed, if not because of the bound.
-    metric: one of METRICS.
+    measures: empty if nothing could be measured, and `note` says why.
+    note: why the check failed, if not because of a limit.
     inputs: their sizes, if there are several trials.
     """
 
     name: str
     output: str
-    error: float | None
-    cosine: float | None
-    bound: float
+    measures: tuple[Measure, ...] = ()
     note: str = ""
-    metric: str = "relative"
     inputs: str = ""
 
     @property
+    def worst(self) -> Measure | None:
+        """The measure that is nearest to its limit, or furthest beyond it."""
+        return max(self.measures, key=lambda measure: measure.share, default=None)
+
+    @property
     def share(self) -> float | None:
-        """The error as a share of its bound; above 1 the check fails."""
-        if self.error is None:
-            return None
-        if self.metric == "PSNR":  # higher is better
-            return self.bound / self.error if self.error > 0 else math.inf
-        return self.error / self.bound
+        """The largest share of a limit; above 1 the check fails. None: nothing was measured."""
+        return None if self.worst is None else self.worst.share
 
     @property
     def passed(self) -> bool:
-        """Whether the error was measured and is within its bound."""
+        """Whether something was measured, and everything that was is within its limit."""
         return not self.note and self.share is not None and self.share <= 1
 
     @property
@@ -60,27 +104,30 @@ class Check:
         """Either "ok", or FAILED and the reason."""
         if self.passed:
             return "ok"
-        beyond = "" if self.error is None or self.metric == "files" else self._beyond()
-        return f"FAILED {self.note or beyond}".rstrip()
+        beyond = [str(measure) for measure in self.measures if measure.share > 1]
+        return f"FAILED {self.note or ', '.join(beyond)}".rstrip()
 
-    def _beyond(self) -> str:
-        word = "under" if self.metric == "PSNR" else "over"
-        return f"{self.formatted(self.error)} is {word} {self.formatted(self.bound)}"
-
-    def formatted(self, value: float | None) -> str:
-        """An error or a bound of this row with its unit."""
-        return "-" if value is None else METRICS[self.metric].format(value)
+    def value(self, kind: str) -> float | None:
+        """The value of one of MEASURES; None if it was not measured."""
+        return next((m.value for m in self.measures if m.kind == kind), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON values."""
-        return asdict(self) | {"share": self.share, "passed": self.passed}
+        share = self.share if self.share is not None and math.isfinite(self.share) else None
+        return {
+            "name": self.name,
+            "output": self.output,
+            "inputs": self.inputs,
+            "measures": [measure.to_dict() for measure in self.measures],
+            "share": share,
+            "passed": self.passed,
+            "note": self.note,
+        }
 
 
 def table(checks: Sequence[Check]) -> str:
     """The report as aligned text."""
-    rows: list[tuple[str, ...]] = [
-        ("component", "inputs", "output", "max abs", "cosine", "bound", "share", "verdict")
-    ]
+    rows: list[tuple[str, ...]] = [("component", "inputs", "output", "nearest to its limit", "")]
     rows += map(_cells, checks)
     if not any(check.inputs for check in checks):
         rows = [(name, *rest) for name, _, *rest in rows]
@@ -92,14 +139,6 @@ def table(checks: Sequence[Check]) -> str:
 
 
 def _cells(check: Check) -> tuple[str, ...]:
-    measured = check.error is not None and check.metric != "files"
-    return (
-        check.name,
-        check.inputs,
-        check.output,
-        check.formatted(check.error) if measured else "-",
-        f"{check.cosine:.7f}" if check.cosine is not None else "-",
-        check.formatted(check.bound) if measured else "-",
-        f"{check.share:.1%}" if measured else "-",
-        check.verdict,
-    )
+    measured = check.worst is not None and check.output != "files"
+    shown = str(check.worst) if measured else "-"
+    return (check.name, check.inputs, check.output, shown, check.verdict)

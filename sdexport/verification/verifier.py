@@ -25,7 +25,8 @@ from sdexport.verification.comparison import (
     failed_check,
     failed_image,
 )
-from sdexport.verification.report import Check
+from sdexport.verification.limits import Arithmetics, graph_limits, image_limits
+from sdexport.verification.report import Check, Measure
 
 REFERENCE_IMAGE = "image"
 """Name of the reference image's file in reference/."""
@@ -83,14 +84,15 @@ def verify_package(
     references = {p.stem: p for p in sorted((package.folder / "reference").glob("*.npz"))}
     if not references:
         raise PackageError(f"{package.folder} holds no reference outputs (reference/*.npz)")
+    runs = Arithmetics(package, backend, options)
     with Pipeline(package, backend, **options) as pipeline:
         for name in package.graphs:
             if name in package.manifest.components:
                 progress(name)
             if runs_on(package, name, backend_of(backend, name).name, options.get("engine_dir")):
-                checks += _component_checks(pipeline, name, references.get(name))
+                checks += _component_checks(pipeline, name, references.get(name), runs)
         progress("image")
-        checks.append(_image_check(pipeline, references.get(REFERENCE_IMAGE)))
+        checks.append(_image_check(pipeline, references.get(REFERENCE_IMAGE), runs))
     return checks
 
 
@@ -99,12 +101,13 @@ def _hash_check(package: Package, name: str) -> Check:
     records = manifest.files if name == "package" else manifest.components[name].files
     altered = [r.path for r in records if sha256_of(package.folder / r.path) != r.sha256]
     note = f"altered: {', '.join(altered)}" if altered else ""
-    return Check(name, "files", float(len(altered)), None, 1e-9, note, "files")
+    return Check(name, "files", (Measure("altered_files", float(len(altered)), 0.0),), note)
 
 
-def _component_checks(pipeline: Pipeline, name: str, path: Path | None) -> list[Check]:
+def _component_checks(
+    pipeline: Pipeline, name: str, path: Path | None, runs: Arithmetics
+) -> list[Check]:
     """Run a graph on its reference inputs and compare every output."""
-    precision = pipeline.package.manifest.components[name.partition(".")[0]].precision
     if path is None:
         return [failed_check(name, "no reference output")]
     try:
@@ -115,10 +118,11 @@ def _component_checks(pipeline: Pipeline, name: str, path: Path | None) -> list[
     expected = _with_prefix(arrays, "output.")
     if not expected:
         return [failed_check(name, "the reference output is empty")]
-    return compare_outputs(name, precision, expected, outputs)
+    limits = graph_limits(pipeline.package.manifest, name, runs.of_graph(name))
+    return compare_outputs(name, expected, outputs, limits)
 
 
-def _image_check(pipeline: Pipeline, path: Path | None) -> Check:
+def _image_check(pipeline: Pipeline, path: Path | None, runs: Arithmetics) -> Check:
     """Generate the reference image again and compare the pixels."""
     if path is None:
         return failed_image("no reference image")
@@ -127,8 +131,8 @@ def _image_check(pipeline: Pipeline, path: Path | None) -> Check:
         result = pipeline(**arguments)
     except FAILURES as error:
         return failed_image(str(error))
-    components = pipeline.package.manifest.components.values()
-    return compare_images(expected, np.asarray(result.images[0]), (c.precision for c in components))
+    limits = image_limits(pipeline.package.manifest, runs.of_components())
+    return compare_images(expected, np.asarray(result.images[0]), limits)
 
 
 def _image_arguments(

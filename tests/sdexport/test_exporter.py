@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from sdexport import exporter as export_module
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines.errors import CheckpointError, VerificationError
 from sdexport.exporter import export
-from tests.tolerances import COSINE_REL
+from sdexport.verification.limits import RANGES
+from tests.tolerances import COMPONENT_REL
 
 
 @pytest.fixture
@@ -32,7 +34,8 @@ def test_manifest_tells_what_was_exported(package: Path) -> None:
     assert {c.opset for c in manifest.components.values()} == {23}
     assert manifest.tools.keys() >= {"torch", "onnx", "sdexport"}
     assert manifest.verification is not None
-    assert manifest.verification["unet.out_sample"]["cosine"] == pytest.approx(1.0, rel=COSINE_REL)
+    figures = manifest.verification["unet.out_sample"]
+    assert 0 < figures["relative_l2"] <= COMPONENT_REL and 0 < figures["max_abs"] <= COMPONENT_REL
     text = (package / "sdexport.json").read_text(encoding="utf-8")
     assert str(package.parent) not in text and "/home" not in text
 
@@ -172,10 +175,11 @@ def test_failure_leaves_nothing(
 def test_export_that_does_not_verify_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdexport.verification.comparison.COMPONENT_BOUND", 1e-12)
+    strict = replace(RANGES["fp32"], max_abs=(1e-12, 1e-12))
+    monkeypatch.setitem(RANGES, "fp32", strict)
     with pytest.raises(
         VerificationError,
-        match=r"do not reproduce PyTorch.*unet out_sample: FAILED [^\n]* is over 1.00e-12",
+        match=r"do not reproduce PyTorch.*unet out_sample: FAILED [^\n]* of the limit 1.0e-12",
     ):
         export(checkpoint, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,13 @@ from sdexport.runtime.models.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from sdexport.verification.verifier import verify
 from tests.helpers.families import build
 from tests.helpers.low_precision import export_from_graphs, typed
-from tests.tolerances import ACCURACY_POINTS, INT8_IMAGE_PSNR, LOWER_COSINE, LOWER_IMAGE_PSNR
+from tests.tolerances import (
+    ACCURACY_POINTS,
+    INT8_IMAGE_PSNR,
+    LOWER_COMPONENT_L2,
+    LOWER_IMAGE_PSNR,
+    LOWER_IMAGE_RMS,
+)
 
 LOWER = ("fp16", "bf16", "int8")
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -65,12 +71,12 @@ def float_types(path: Path) -> dict[str, int]:
 def test_low_precision_package_reproduces_pytorch(
     low_precision: dict[str, Path], name: str, backend: str
 ) -> None:
-    checks = [c for c in verify(low_precision[name], backend) if c.metric != "files"]
+    checks = [c for c in verify(low_precision[name], backend) if c.output != "files"]
     assert len(checks) == 12 and all(check.passed for check in checks)
     *components, image = checks
     for check in components:
-        assert check.cosine is not None and 1 - check.cosine <= LOWER_COSINE[name], check
-    assert image.metric == "PSNR" and (image.error or 0) >= LOWER_IMAGE_PSNR[name]
+        assert (check.value("relative_l2") or 0) <= LOWER_COMPONENT_L2[name], check
+    assert 0 < (image.value("image_rms") or 0) <= LOWER_IMAGE_RMS[name]
 
 
 @pytest.mark.parametrize("name", LOWER)

@@ -11,7 +11,7 @@ import pytest
 from sdexport import MissingDependencyError, PackageError
 from sdexport.runtime import component_sessions
 from sdexport.verification.comparison import compare
-from sdexport.verification.report import Check, table
+from sdexport.verification.report import Check, Measure, table
 from sdexport.verification.verifier import verify
 from tests.helpers.altered_models import alter_weight
 from tests.helpers.changed_package import accept_files, edit_manifest
@@ -109,16 +109,19 @@ def test_verify_fails_without_the_backend(package: Path, monkeypatch: pytest.Mon
 
 
 def test_compare_by_hand() -> None:
-    error, cosine = compare(np.array([3.0, -4.0]), np.array([3.0, -3.0]))
-    assert (error, cosine) == (
-        pytest.approx(0.25, rel=FLOAT64_REL),
-        pytest.approx(21 / (5 * 18**0.5), rel=FLOAT64_REL),
-    )
+    errors = compare(np.array([3.0, -4.0]), np.array([3.0, -3.0]))
+    assert errors == (pytest.approx(0.2, rel=FLOAT64_REL), pytest.approx(0.25, rel=FLOAT64_REL))
     assert compare(np.zeros(3), np.zeros(3)) == (0.0, 0.0)
-    assert compare(np.ones(2), np.array([1.0, np.nan])) == (None, 0.0)
+    assert compare(np.zeros(3), np.ones(3)) == (pytest.approx(3**0.5, rel=FLOAT64_REL), 1.0)
+    assert compare(np.ones(2), np.array([1.0, np.nan])) is None
+    assert compare(np.array([1.0, np.inf]), np.ones(2)) is None
 
 
 def test_check_of_nothing_does_not_pass() -> None:
-    assert not Check("unet", "-", None, None, 1e-3).passed
-    assert not Check("unet", "x", float("nan"), None, 1e-3).passed
-    assert not Check("unet", "x", float("inf"), None, 1e-3).passed
+    assert not Check("unet", "-").passed
+    for value in (None, float("nan"), float("inf")):
+        one = Measure("max_abs", value, 1e-3)
+        assert not Check("unet", "x", (Measure("relative_l2", 0.0, 1e-3), one)).passed
+    good = Measure("max_abs", 1e-3, 1e-3)
+    assert Check("unet", "x", (good,)).passed
+    assert not Check("unet", "x", (good,), "NaN or infinity").passed

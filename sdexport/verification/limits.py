@@ -1,0 +1,132 @@
+"""The limits of verification: one table, with the reason of each number.
+
+A limit is what the export measured on this package times FACTOR, but never below the floor nor
+above the ceiling of the arithmetic that runs. The manifest is untrusted: a forged one can widen a
+limit up to the ceiling and no further. A package whose manifest holds no such figures, as those of
+sdexport 0.x, is held to the ceiling alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdexport.runtime.component_backends import Backends, backend_of
+from sdexport.runtime.component_engines import resolve_backend
+from sdexport.runtime.packages.manifest import Manifest
+from sdexport.runtime.packages.package import Package
+
+FACTOR = 4.0
+"""A backend, a processor or a number of threads other than the export's sums in another order."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Floor and ceiling of each measure of one arithmetic."""
+
+    relative_l2: tuple[float, float]
+    max_abs: tuple[float, float]
+    image_max: tuple[float, float]
+    image_rms: tuple[float, float]
+
+
+_SINGLE = Range((3e-6, 3e-5), (1e-5, 5e-5), (1, 1), (0.3, 0.3))
+RANGES: Mapping[str, Range] = {
+    "fp32": _SINGLE,
+    "fp16": Range((1e-3, 5e-3), (2e-3, 1e-2), (2, 16), (0.5, 4.5)),
+    "bf16": Range((1e-2, 3e-2), (2e-2, 6e-2), (8, 64), (2.0, 14.0)),
+    "int8": Range((1e-2, 3e-2), (2e-2, 6e-2), (8, 64), (2.0, 14.0)),
+    "i8": Range((3e-2, 1e-1), (6e-2, 2e-1), (16, 128), (4.0, 20.0)),
+}
+"""By arithmetic: the precision of a component, or a lower one that the backend computes in."""
+_OPENVINO = {"f32": "fp32", "f16": "bf16", "bf16": "bf16", "i8": "i8"}
+"""OpenVINO's option `precision`; f16 is computed in bfloat16 where the processor lacks float16."""
+_ORDER = ("fp32", "fp16", "bf16", "int8", "i8")
+"""From the most to the least precise."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one graph's outputs.
+
+    range_: of the arithmetic that runs. measured: what the export measured, by output and measure.
+    """
+
+    range_: Range
+    measured: Mapping[str, Mapping[str, float]]
+
+    def of_output(self, output: str) -> dict[str, float]:
+        """Measure -> limit."""
+        return {
+            kind: _limit(getattr(self.range_, kind), self.measured.get(output, {}).get(kind))
+            for kind in ("relative_l2", "max_abs")
+        }
+
+
+class Arithmetics:
+    """The arithmetic of each graph: that of its precision, or a lower one of the backend.
+
+    Args:
+      backend, options: as `verify` gets them.
+    """
+
+    def __init__(self, package: Package, backend: Backends, options: Mapping[str, Any]) -> None:
+        self._package, self._backend, self._options = package, backend, options
+
+    def of_graph(self, graph: str) -> str:
+        """One of RANGES, for a component or a token graph."""
+        requested = backend_of(self._backend, graph)
+        engine_dir = self._options.get("engine_dir")
+        name = resolve_backend(self._package, graph, requested.name, engine_dir)
+        options = {**self._options, **requested.options}
+        own = own_arithmetic(self._package.manifest, graph)
+        asked = str(options.get("precision", "f32")) if name == "openvino" else "f32"
+        return max(own, _OPENVINO.get(asked, own), key=_ORDER.index)
+
+    def of_components(self) -> str:
+        """The least precise of all components."""
+        names = self._package.manifest.components
+        return max((self.of_graph(name) for name in names), key=_ORDER.index)
+
+
+def own_arithmetic(manifest: Manifest, graph: str) -> str:
+    """That of the precision of a component or of a token graph."""
+    precision = manifest.components[graph.partition(".")[0]].precision
+    return precision if precision in RANGES else "fp32"
+
+
+def graph_limits(manifest: Manifest, graph: str, arithmetic: str) -> Limits:
+    """The limits of a graph's outputs in an arithmetic."""
+    as_measured = arithmetic == own_arithmetic(manifest, graph)
+    return Limits(RANGES[arithmetic], _figures(manifest, f"{graph}.") if as_measured else {})
+
+
+def image_limits(manifest: Manifest, arithmetic: str) -> dict[str, float]:
+    """The limits of the image.
+
+    Args:
+      arithmetic: the least precise of all components.
+    """
+    own = max((own_arithmetic(manifest, name) for name in manifest.components), key=_ORDER.index)
+    measured = _figures(manifest, "image.").get("pixels", {}) if arithmetic == own else {}
+    return {
+        kind: _limit(getattr(RANGES[arithmetic], kind), measured.get(kind))
+        for kind in ("image_max", "image_rms")
+    }
+
+
+def _figures(manifest: Manifest, prefix: str) -> dict[str, Mapping[str, float]]:
+    return {
+        key.removeprefix(prefix): figures
+        for key, figures in (manifest.verification or {}).items()
+        if key.startswith(prefix)
+    }
+
+
+def _limit(span: tuple[float, float], measured: float | None) -> float:
+    floor, ceiling = span
+    if measured is None or not math.isfinite(measured):
+        return ceiling
+    return min(max(FACTOR * measured, floor), ceiling)
