@@ -59,7 +59,7 @@ class Parameters:
       prompts, negative_prompts, seeds: those of the whole batch; None where all images have the
         same prompt, or one seed.
       external: arguments that a text cannot hold, such as latents: what identifies them.
-      model: name of the package's folder. model_hash: SHA-256 of its manifest; None without one.
+      model: name of the package's folder. model_hash: digest of its manifest; None without one.
       backend, precision: for all components, or by component.
       options: of the backends' sessions.
       sampler, schedule_type: AUTOMATIC1111's names for what the scheduler does.

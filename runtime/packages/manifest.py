@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,10 +16,12 @@ import numpy as np
 from sdexport.engines import TensorSpec
 from sdexport.engines.errors import PackageError
 from sdexport.engines.files import read_json as read_json_object
+from sdexport.engines.guarded_files import parsing
+from sdexport.engines.messages import shown
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.latent_space import LatentSpace
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "sdexport.json"
 
 
@@ -90,13 +94,19 @@ class Manifest:
         """The files of the components, then all others."""
         return (*(r for c in self.components.values() for r in c.files), *self.files)
 
+    @cached_property  # each image carries it
+    def digest(self) -> str:
+        """`manifest_digest` of the content, which sdexport.json holds too."""
+        return manifest_digest(self._content())
+
     def to_json(self) -> str:
         """The content of sdexport.json."""
-        values = asdict(self)
-        for key in ("latents_mean", "latents_std"):
-            if values[key] is None:  # most models have none
-                del values[key]
+        values = self._content() | {"digest": self.digest}
         return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        """JSON values without the digest; what there is none of is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -159,13 +169,11 @@ def read_manifest(folder: Path) -> Manifest:
     version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise PackageError(
-            f"{folder}: format_version {version!r} is unknown to this sdexport, which reads "
+            f"{folder}: format_version {shown(version)} is unknown to this sdexport, which reads "
             f"{FORMAT_VERSION}; export the checkpoint again or update sdexport"
         )
-    try:
-        manifest = Manifest.from_dict(data)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise PackageError(f"{folder}: {MANIFEST} is damaged: {error!r}") from error
+    with parsing(PackageError, f"{folder}: {MANIFEST}"):
+        manifest = _checked(data)
     known = {spec.name for spec in family_named(manifest.family).components}
     unknown = [name for name in manifest.components if name not in known]
     if unknown:
@@ -176,6 +184,33 @@ def read_manifest(folder: Path) -> Manifest:
     for name, component in manifest.components.items():
         if f"{name}/model.onnx" not in {record.path for record in component.files}:
             raise PackageError(f"{folder}: {MANIFEST} lists no {name}/model.onnx")
+    return manifest
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 over the content of a manifest, as 64 hexadecimal digits.
+
+    It is taken of the JSON text without white space, with sorted keys and without the entry
+    "digest", in which the manifest holds it.
+
+    Raises: ValueError: a number that is not finite.
+    """
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checked(data: Mapping[str, Any]) -> Manifest:
+    """The manifest with this content, whose digest is right.
+
+    Raises: ValueError: it was altered. Others: see Manifest.from_dict.
+    """
+    digest = data["digest"]
+    if digest != manifest_digest(data):
+        raise ValueError("its content does not match its own digest, so it was altered")
+    manifest = Manifest.from_dict({k: v for k, v in data.items() if k != "digest"})
+    if digest != manifest.digest:  # such as "3" for 3, or null
+        raise ValueError("it holds values in a form that sdexport does not write")
     return manifest
 
 

@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -174,12 +173,10 @@ class Package:
         names = [(record.path.removeprefix(f"{name}/"), record.sha256) for record in files]
         return combined_digest([(name, digest) for name, digest in names if name in used])
 
-    @cached_property  # each image carries it
+    @property
     def digest(self) -> str | None:
-        """SHA-256 of sdexport.json, which lists the hash of every file; None without one."""
-        if not self.manifest.every_file:
-            return None
-        return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()
+        """The manifest's digest, which covers the hash of every file; None without a manifest."""
+        return self.manifest.digest if self.manifest.every_file else None
 
     @property
     def size(self) -> int:

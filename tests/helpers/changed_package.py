@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.engines.files import sha256_of
+from sdexport.runtime.packages.manifest import manifest_digest
 
 Change = Callable[[dict[str, Any]], object]
 
 
 def edit_manifest(folder: Path, change: Change) -> None:
-    """Change the content of sdexport.json, and nothing else in it."""
+    """Change the content of sdexport.json, and the digest with it."""
     path = folder / "sdexport.json"
     data = json.loads(path.read_text(encoding="utf-8"))
     change(data)
+    data["digest"] = manifest_digest(data)
     path.write_text(json.dumps(data), encoding="utf-8")
 
 

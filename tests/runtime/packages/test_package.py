@@ -13,6 +13,7 @@ import pytest
 
 from sdexport import Package, PackageError, load_pipeline
 from sdexport.engines.files import sha256_of
+from sdexport.runtime.packages.manifest import manifest_digest
 from tests.helpers.changed_package import accept_files, edit_manifest
 
 
@@ -68,7 +69,7 @@ def test_load_altered(package_copy: Path) -> None:
     assert Package.load(package_copy, verify=False)
 
 
-@pytest.mark.parametrize("version", [None, 0, 1, 3, "2", 10**40])
+@pytest.mark.parametrize("version", [None, 0, 1, 2, 4, "3", 10**40])
 def test_load_unknown_version(package_copy: Path, version: object) -> None:
     edit_manifest(package_copy, lambda m: m.update(format_version=version))
     with pytest.raises(PackageError, match=r"format_version .* is unknown to this sdexport"):
@@ -121,7 +122,8 @@ def test_load_graph_with_data_outside(package_copy: Path) -> None:
         (lambda m: m.update(surprise=1), "sdexport.json is damaged"),
         (lambda m: m.update(files=[{"path": 3}]), "sdexport.json is damaged"),
         (lambda m: m.update(scaling_factor=0), "scaling_factor must be positive"),
-        (lambda m: m.update(scaling_factor=float("nan")), "scaling_factor must be positive"),
+        (lambda m: m.update(scaling_factor="0.18"), "in a form that sdexport does not write"),
+        (lambda m: m.update(latents_mean=None), "in a form that sdexport does not write"),
         (lambda m: m.update(latent_channels=10**9), "sizes must be positive"),
         (lambda m: m.update(tools=None), "sdexport.json is damaged"),
         (lambda m: m.update(source=[]), "sdexport.json is damaged"),
@@ -137,6 +139,53 @@ def test_load_damaged_manifest(
     edit_manifest(package_copy, change)
     with pytest.raises(PackageError, match=message):
         Package.load(package_copy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"latent_channels": 4', '"latent_channels": 5'),
+        ('"prediction_type": "epsilon"', '"prediction_type": "epsilom"'),
+        ('"onnxruntime"', '"openvino"'),
+        ('"sha256": "', '"sha256": "0'),
+        ('"bound": ', '"bound": 1'),
+        ('"digest": "', '"digest": "0'),
+        ('"digest": "', '"digest": 1, "": "'),
+        ("{", '{"note": "", '),
+    ],
+)
+def test_load_manifest_that_was_edited(package_copy: Path, old: str, new: str) -> None:
+    path = package_copy / "sdexport.json"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(PackageError, match=r"does not match its own digest, so it was altered"):
+        Package.load(package_copy, verify=False)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+def test_load_manifest_with_numbers_that_are_not_finite(package_copy: Path, number: str) -> None:
+    path = package_copy / "sdexport.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"latent_channels": 4', f'"latent_channels": {number}'))
+    with pytest.raises(PackageError, match=r"sdexport\.json is damaged"):
+        Package.load(package_copy)
+
+
+def test_load_manifest_without_digest(package_copy: Path) -> None:
+    path = package_copy / "sdexport.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    del data["digest"]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(PackageError, match=r"sdexport\.json is damaged: no 'digest'"):
+        Package.load(package_copy)
+
+
+def test_digest_is_that_of_the_manifest(package: Path) -> None:
+    data = json.loads((package / "sdexport.json").read_text(encoding="utf-8"))
+    assert Package.load(package, verify=False).digest == data["digest"] == manifest_digest(data)
+    again = dict(reversed(data.items()))
+    assert manifest_digest(again) == data["digest"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])

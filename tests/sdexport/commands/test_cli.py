@@ -189,7 +189,7 @@ def test_inspect_prints_components_and_json(package: Path) -> None:
     for part in ("unet: fp32, opset 23", "<- sample: float32 (batch, 4, height, width)", "128x128"):
         assert part in result.stdout
     report = json.loads(call("inspect", package, "--json").stdout)
-    assert report["format_version"] == 2 and report["size"] > 10e6
+    assert report["format_version"] == 3 and report["size"] > 10e6
 
 
 def test_export_errors_are_one_line(package: Path, checkpoint: Path, tmp_path: Path) -> None:

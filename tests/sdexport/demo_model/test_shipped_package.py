@@ -21,7 +21,7 @@ from tests.tolerances import (
     assert_close,
 )
 
-FROM_INSTALLED_VERSIONS = {"tools", "verification", "verified_with"}
+FROM_INSTALLED_VERSIONS = {"tools", "verification", "verified_with", "digest"}
 """Entries of the manifest that depend on the versions that are installed, and on the processor."""
 
 
