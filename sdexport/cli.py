@@ -17,6 +17,7 @@ import click
 
 from sdexport import interrupts
 from sdexport.commands import bench, build, demo, export, generate, inspect, schedulers, verify
+from sdexport.commands.output import echo, escaped_streams, escaped_usage_errors
 from sdexport.commands.verbosity import is_set, set_up_logging, verbosity_options
 from sdexport.runtime.version import __version__
 
@@ -30,9 +31,18 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order in which people need them
 
+    def main(self, *arguments: Any, **extra: Any) -> Any:
+        with escaped_streams():
+            return super().main(*arguments, **extra)
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with escaped_usage_errors():
+            return super().make_context(*arguments, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with escaped_usage_errors():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click handles these; a pipe breaks when its reader, such as head, ends
         except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  the last stop
@@ -46,12 +56,12 @@ def _report(error: BaseException) -> int:
         return status
     debug = is_set("debug")
     if debug:
-        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        echo(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
     message, is_bug = _explain(error)
-    click.echo(f"error: {message}", err=True)
+    echo(f"error: {message}", err=True)
     if is_bug:
         how = "report it, with this traceback," if debug else "run again with --debug and report it"
-        click.echo(f"Please {how} at {ISSUES}", err=True)
+        echo(f"Please {how} at {ISSUES}", err=True)
     return 1
 
 
@@ -88,6 +98,7 @@ def main() -> None:
     interrupts.install()
     _warn_of_unknown_variables()
     for stream in (sys.stdout, sys.stderr):
+        stream = getattr(stream, "stream", stream)
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold any character
             stream.reconfigure(errors="backslashreplace")
 

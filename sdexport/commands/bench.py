@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
 from sdexport.commands.scheduler_types import SchedulerType
 from sdexport.commands.shared_options import (
@@ -90,6 +91,6 @@ def bench(
     if as_json:
         print_json(report)
     else:
-        click.echo(table(report))
+        echo(*table(report).split("\n"))
     if not any(row.get("opened") for row in report["backends"].values()):
         raise EngineError("no backend could be measured; the report says why")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sdexport.commands.memory_check import check_build, ignore_memory_option
+from sdexport.commands.output import echo
 from sdexport.commands.progress import Progress, progress
 from sdexport.commands.shared_options import FILE, FOLDER, json_option, print_json, without_none
 from sdexport.commands.verbosity import verbosity_options
@@ -123,7 +124,7 @@ def build(
     for one in built:
         how = f"{one.seconds:.1f} s" if one.built else "kept"
         size = one.sidecar.size / 1e6
-        click.echo(f"{one.sidecar.component:<14}{size:8.1f} MB  {how:<10} {one.plan}")
+        echo(f"{one.sidecar.component:<14}{size:8.1f} MB  {how:<10} {one.plan}")
 
 
 def _run(package: Any, arguments: dict[str, Any], shown: Progress) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sdexport.commands.export import run_export
+from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import FOLDER, json_option, print_json, require_passed
 from sdexport.commands.verbosity import verbosity_options
@@ -47,8 +48,8 @@ def demo(folder: Path, from_checkpoint: bool, force: bool, as_json: bool) -> Non
     if as_json:
         print_json(report)
     else:
-        click.echo(report["table"])
+        echo(*report["table"].split("\n"))
         for stage, seconds in report["seconds"].items():
-            click.echo(f"{stage:<9}{seconds:7.1f} s")
-        click.echo(f"package: {report['package']}\nsheet:   {report['sheet']}")
+            echo(f"{stage:<9}{seconds:7.1f} s")
+        echo(f"package: {report['package']}", f"sheet:   {report['sheet']}")
     require_passed(report["passed"])

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sdexport.commands.memory_check import check_memory, ignore_memory_option
+from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
@@ -81,11 +82,11 @@ def export(
             }
         )
     else:
-        click.echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
+        echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
     if manifest.verified_with is None:
         backend = verifying_backends(precision)[0]
         extra = "cpu" if backend == "onnxruntime" else backend
-        click.echo(
+        echo(
             f"not verified: run pip install 'sdexport[{extra}]', then "
             f"sdexport verify {package} --backend {backend}",
             err=True,

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import engine_dir_option, json_option, print_json
 from sdexport.commands.verbosity import verbosity_options
@@ -56,14 +57,11 @@ def _inspect_package(package: Path, engine_dir: Path | None, *, as_json: bool) -
         report = json.loads(loaded.manifest.to_json())
         print_json(report | {"size": loaded.size, "engines": engines})
         return
-    for line in _package_lines(loaded):
-        click.echo(line)
+    echo(*_package_lines(loaded))
     for name in loaded.manifest.components:
-        for line in ("", *_component_lines(loaded.manifest, name)):
-            click.echo(line)
+        echo("", *_component_lines(loaded.manifest, name))
     for engine in engines:
-        for line in ("", *_engine_lines(engine)):
-            click.echo(line)
+        echo("", *_engine_lines(engine))
 
 
 def _package_lines(package: Any) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import click
-
+from sdexport.commands.output import echo
 from sdexport.commands.shared_options import print_json
+from sdexport.engines.printable_text import escaped
 from sdexport.runtime.images.infotext import label
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
@@ -28,8 +27,7 @@ def inspect_image(path: Path, *, as_json: bool) -> None:
         file = {"file": parameters.file, "not_understood": dict(parameters.not_understood)}
         print_json({"path": str(path)} | parameters.to_dict() | file)
         return
-    for line in settings_lines(parameters):
-        click.echo(line)
+    echo(*settings_lines(parameters))
 
 
 def settings_lines(parameters: Parameters) -> list[str]:
@@ -58,5 +56,4 @@ def _shown(value: Any) -> str:
         return ", ".join(map(_shown, value))
     if hasattr(value, "items"):
         return ", ".join(f"{_shown(key)} {_shown(entry)}" for key, entry in value.items()) or "none"
-    text = str(value)
-    return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1]
+    return escaped(str(value))

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import click
-
+from sdexport.commands.output import echo
 from sdexport.commands.verbosity import is_set
+from sdexport.engines.printable_text import escaped
 
 REDRAW, LINE = 1.0, 5.0
 """Seconds between two updates of a bar's clock, and between two plain lines."""
@@ -41,7 +41,7 @@ class Progress:
     def begin(self, what: str) -> None:
         """Name the step that begins, and count it."""
         self._what = what
-        self._bar.set_description(what)
+        self._bar.set_description(escaped(what))
         self.advance()
 
     def advance(self, count: int = 1) -> None:
@@ -53,14 +53,14 @@ class Progress:
     def show(self, what: str, share: float) -> None:
         """Name the current step, and set how much of the total is done, 0 to 1."""
         self._what, self._done = what, round((self.total or 0) * share)
-        self._bar.set_description(what)
+        self._bar.set_description(escaped(what))
         self._bar.n = self._done
         self._bar.refresh()
 
     def print(self, line: str) -> None:
         """Print a line of results on stdout without the bar in it."""
         self._bar.clear()
-        click.echo(line)
+        echo(line)
         self._bar.refresh()
 
     def tick(self) -> None:
@@ -69,7 +69,7 @@ class Progress:
             self._bar.refresh()
         elif not self._quiet:
             what = f"{self._command}: {self._what}" if self._what else self._command
-            click.echo(f"{what} ({self._count()}{self._seconds():.0f} s)", err=True)
+            echo(f"{what} ({self._count()}{self._seconds():.0f} s)", err=True)
 
     @property
     def period(self) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sdexport.commands.output import echo
 from sdexport.commands.scheduler_types import SchedulerType
 from sdexport.commands.shared_options import json_option, print_json
 from sdexport.commands.verbosity import verbosity_options
@@ -30,8 +31,7 @@ def schedulers(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    for line in _lines(found):
-        click.echo(line)
+    echo(*_lines(found))
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:

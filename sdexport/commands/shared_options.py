@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from sdexport.commands.output import json_document
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -167,7 +169,7 @@ def print_json(value: object) -> None:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2, allow_nan=False)
-    click.echo(text)
+    click.echo(json_document(text))
 
 
 def session_arguments(session_options: Sequence[tuple[str, Any]], **own: Any) -> dict[str, Any]:

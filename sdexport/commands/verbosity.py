@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from sdexport.commands.output import OneLineFormatter
+
 _OPTIONS = (
     (("-q", "--quiet"), "Print errors only: no progress, no warnings."),
     (("-v", "--verbose"), "Also print what is chosen and found along the way."),
@@ -39,7 +41,9 @@ def set_up_logging() -> None:
     """
     # Pillow's hint at a decompression bomb, from half the size on that it rejects
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    printed = logging.StreamHandler()
+    printed.setFormatter(OneLineFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[printed])  # unless there are handlers already
     for handler in logging.getLogger().handlers:
         if not any(isinstance(known, _Once) for known in handler.filters):
             handler.addFilter(_Once())

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sdexport.commands.memory_check import check_verification, ignore_memory_option
+from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
@@ -81,9 +82,9 @@ def verify(
     if as_json:
         print_json({"passed": passed, **used_seed, "checks": [check.to_dict() for check in checks]})
     else:
-        click.echo(table(checks))
+        echo(*table(checks).split("\n"))
         if used_seed:
-            click.echo(f"random inputs: --seed {used_seed['seed']}")
+            echo(f"random inputs: --seed {used_seed['seed']}")
     require_passed(passed)
 
 

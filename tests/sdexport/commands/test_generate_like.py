@@ -200,6 +200,6 @@ def test_inspect_image_of_another_program(tmp_path: Path) -> None:
     save_image(image, tmp_path / "a.jpg")
     shown = succeed("inspect", tmp_path / "a.jpg").stdout
     assert "\x1b" not in shown, "no terminal codes"
-    assert "a\\u001b[31mred\\nstar" in shown
+    assert "a\\x1b[31mred\\nstar" in shown
     assert "not understood: Sampler: DPM fast\n" in shown
     assert "not understood: Hires upscale: 2\n" in shown
