@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import WorkerError
+from sdexport.engines.exit_actions import UNDO
 from sdexport.engines.messages import one_line
 
 Handlers = Mapping[str, Callable[..., Any]]
@@ -34,6 +35,8 @@ PATIENCE = 1800.0
 """Default time limit of a response, in seconds."""
 _LONGEST_ERROR = 500
 _SECONDS_TO_END = 20
+_SECONDS_TO_DIE = 0.2
+"""After a kill, before the files are deleted that it may write."""
 
 
 class Worker(ClosesOnExit):
@@ -66,6 +69,7 @@ class Worker(ClosesOnExit):
             encoding="utf-8",
             env={**os.environ, **(environment or {})},
         )
+        self._unregister = UNDO.add(self._kill_and_wait)
 
     def request(self, do: str, **arguments: Any) -> Any:
         """Send a request and wait for its response.
@@ -120,6 +124,10 @@ class Worker(ClosesOnExit):
         self._killed = True
         self._process.kill()
 
+    def _kill_and_wait(self) -> None:
+        self.kill()
+        self._process.wait(timeout=_SECONDS_TO_DIE)
+
     def close(self) -> None:
         """End the process; closing twice is allowed."""
         if self._errors.closed:
@@ -135,6 +143,7 @@ class Worker(ClosesOnExit):
             process.wait()
         process.stdout.close()
         self._errors.close()
+        self._unregister()
 
     def _why_gone(self, overdue: bool) -> str:
         self._process.kill()

@@ -89,13 +89,14 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX
 @click.group(cls=_Group, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="sdexport")
 @verbosity_options
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Export Stable Diffusion checkpoints to ONNX and run them without PyTorch.
 
     Start with `sdexport demo`, which needs no checkpoint, or with `sdexport export`.
     """
     set_up_logging()
-    interrupts.install()
+    context.with_resource(interrupts.handled())
     _warn_of_unknown_variables()
     for stream in (sys.stdout, sys.stderr):
         stream = getattr(stream, "stream", stream)

@@ -7,8 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from sdexport.engines.exit_actions import UNDO, delete
 from sdexport.runtime.packages.manifest import MANIFEST
 
 
@@ -36,8 +38,9 @@ def package_folder(destination: Path, *, force: bool) -> Iterator[Path]:
     destination.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
-        folder.chmod(0o777 & ~_umask())
-        yield folder
+        with UNDO.during(partial(delete, folder)):
+            folder.chmod(0o777 & ~_umask())
+            yield folder
         _move_into_place(folder, destination, force=force)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,9 @@ from sdexport.engines.cache.lock import locked
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
 from sdexport.engines.cache.staleness import key_differences
 from sdexport.engines.errors import EngineError
+from sdexport.engines.exit_actions import delete
 from sdexport.engines.files import sha256_of, write_atomically
+from sdexport.engines.temporary_files import TEMPORARY, temporary_folder
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,11 @@ def build_once(
         present = _present(plan, wanted, rebuild_stale)
         if present is not None:
             return Built(plan, present, False, 0.0)
-        for abandoned in plan.parent.glob(f".{plan.stem}.*.part"):  # by a builder that was killed
-            shutil.rmtree(abandoned, ignore_errors=True)
-        part = Path(tempfile.mkdtemp(".part", f".{plan.stem}.", plan.parent))
-        try:
+        for abandoned in plan.parent.glob(f".{plan.stem}.*{TEMPORARY}"):  # of a killed process
+            delete(abandoned)
+        with temporary_folder(f".{plan.stem}.", plan.parent, TEMPORARY) as part:
             build(part)
             sidecar = _into_place(part / plan.name, plan, wanted)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return Built(plan, sidecar, True, time.perf_counter() - started)
 
 
@@ -102,14 +99,14 @@ def _present(plan: Path, wanted: Sidecar, rebuild_stale: bool) -> Sidecar | None
 
     Raises: EngineError: it is stale and must not be replaced.
     """
-    if not plan.exists():
+    if not (plan.exists() and sidecar_path(plan).exists()):  # without it, a build was killed
         return None
     try:
         sidecar = Sidecar.read(plan)
         differences = key_differences(sidecar, wanted)
         if not differences:
             return sidecar
-    except (EngineError, FileNotFoundError) as error:
+    except EngineError as error:
         differences = [str(error)]
     if not rebuild_stale:
         raise EngineError(

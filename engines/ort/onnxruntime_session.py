@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sdexport.engines.errors import (
     MissingDependencyError,
     engine_error,
 )
+from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.session import (
@@ -181,7 +183,8 @@ class _OnDevice(BoundSession):
                 binding.bind_cpu_input(name, np.ascontiguousarray(checked[name]))
             for spec in self.outputs:
                 binding.bind_output(spec.name, "cpu")
-            session.run_with_iobinding(binding)
+            with cancellable() as options:
+                session.run_with_iobinding(binding, options)
             values = binding.copy_outputs_to_cpu()
         except Exception as error:
             raise engine_error(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
@@ -238,10 +241,23 @@ def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> di
     Raises: EngineError: it failed.
     """
     try:
-        values = session.run(outputs, dict(feeds))
+        with cancellable() as options:
+            values = session.run(outputs, dict(feeds), options)
     except Exception as error:
         raise engine_error(f"{name}: ONNX Runtime failed: {one_line(error)}") from error
     return dict(zip(outputs, values, strict=True))
+
+
+@contextmanager
+def cancellable() -> Iterator[Any]:
+    """Options of a run that fails after its current node when a command is interrupted."""
+    options = ort.RunOptions()
+
+    def cancel() -> None:
+        options.terminate = True
+
+    with CANCEL.during(cancel):
+        yield options
 
 
 def _check_available(name: str, wanted: Sequence[str]) -> None:

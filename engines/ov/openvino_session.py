@@ -18,6 +18,7 @@ from sdexport.engines.errors import (
     MissingDependencyError,
     engine_error,
 )
+from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure
 from sdexport.engines.onnx_file.graph_specs import graph_specs
@@ -143,7 +144,8 @@ class OpenVinoSession(SessionBase):
             }
             if session is not None and bound.constants:
                 values |= session.computed_once(compiled)
-            request.infer({name: _tensor(value) for name, value in values.items()})
+            with CANCEL.during(request.cancel):
+                request.infer({name: _tensor(value) for name, value in values.items()})
             outputs = {
                 spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs
             }

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.files import atomic_write
+from sdexport.engines.files import write_atomically
 from sdexport.engines.messages import one_line, shown
 from sdexport.runtime import checks
 from sdexport.runtime.images import xmp
@@ -47,10 +47,21 @@ class GeneratedImage(Image.Image):
     """
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:  # noqa: A002
-        """Write the image as Pillow does, with its settings; see PIL.Image.Image.save."""
+        """Write the image as Pillow does, with its settings; see PIL.Image.Image.save.
+
+        A PNG, JPEG or WebP file is written atomically, as `save_image` does.
+        """
         wanted = _known_format(format or FORMATS.get(Path(_name(fp)).suffix.lower()))
-        metadata = _metadata(self, wanted, mark=True) if wanted in FORMATS.values() else {}
-        super().save(fp, format, **(metadata | params))
+        if wanted not in FORMATS.values():
+            super().save(fp, format, **params)
+            return
+        options = _metadata(self, wanted, mark=True) | params
+        if not isinstance(fp, (str, PathLike)):
+            super().save(fp, format, **options)
+            return
+        content = io.BytesIO()
+        super().save(content, wanted, **options)
+        write_atomically(Path(fp), content.getvalue())
 
 
 def to_image(pixels: np.ndarray, parameters: Parameters | None = None) -> Image.Image:
@@ -109,13 +120,12 @@ def save_image(
     how = _encoder_options(wanted, quality, lossless=lossless)
     saved_as = {"format": wanted.lower(), **how, "mark": mark}
     metadata = _metadata(image, wanted, mark=mark, saved_as=saved_as, name=_name(path))
-    options = how | metadata
+    # Pillow's encoders seek, which not every file can, and hide that a disk is full
+    content = io.BytesIO()
+    _encode(image, content, wanted, how | metadata)
     if isinstance(path, (str, PathLike)):
-        with atomic_write(Path(path)) as file:
-            _encode(image, file, wanted, options)
+        write_atomically(Path(path), content.getvalue())
         return
-    content = io.BytesIO()  # Pillow's encoders seek, which not every file can
-    _encode(image, content, wanted, options)
     try:
         path.write(content.getvalue())
     except (AttributeError, TypeError) as error:

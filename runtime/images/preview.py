@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.files import atomic_write
+from sdexport.engines.files import write_atomically
 from sdexport.engines.messages import shown
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.images import xmp
@@ -87,16 +88,17 @@ def save_animation(
     options: dict[str, Any] = {"quality": 90} if kind == "webp" else {}
     if kind == "webp" and mark:
         options["xmp"] = xmp.packet(source_type=xmp.GENERATED)
-    with atomic_write(path) as file:
-        frames[0].save(
-            file,
-            format=kind.upper(),
-            save_all=True,
-            append_images=list(frames[1:]),
-            duration=times,
-            loop=0,
-            **options,
-        )
+    content = io.BytesIO()
+    frames[0].save(
+        content,
+        format=kind.upper(),
+        save_all=True,
+        append_images=list(frames[1:]),
+        duration=times,
+        loop=0,
+        **options,
+    )
+    write_atomically(path, content.getvalue())
 
 
 class PreviewWriter:

@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sdexport.checkpoints.file_prediction import (
 )
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
+from sdexport.engines.exit_actions import UNDO, delete
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ def open_source(
     if not is_file and not options.changes:
         return _open_folder(source, revision, options)
     folder = Path(tempfile.mkdtemp(prefix="sdexport-"))
+    unregister = UNDO.add(partial(delete, folder))
     try:
         if is_file:
             draft = _from_file(source, folder, options)
@@ -94,12 +97,17 @@ def open_source(
             folder, loader=draft.loader, origin=draft.origin, label=str(source)
         )
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete_folder(folder, unregister)
         if isinstance(error, SDExportError) and str(folder) in str(error):
             raise type(error)(str(error).replace(str(folder), str(source))) from error
         raise
-    weakref.finalize(checkpoint, shutil.rmtree, folder, ignore_errors=True)
+    weakref.finalize(checkpoint, _delete_folder, folder, unregister)
     return checkpoint
+
+
+def _delete_folder(folder: Path, unregister: Callable[[], object]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    unregister()
 
 
 @dataclass(frozen=True)

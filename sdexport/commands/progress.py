@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from sdexport.commands.output import echo
 from sdexport.commands.verbosity import is_set
+from sdexport.engines.exit_actions import UNDO
 from sdexport.engines.printable_text import escaped
 
 REDRAW, LINE = 1.0, 5.0
@@ -106,7 +107,8 @@ def progress(total: int | None, command: str, unit: str = "it") -> Iterator[Prog
     clock = threading.Thread(target=run_clock, daemon=True)
     clock.start()
     try:
-        yield shown
+        with UNDO.during(shown.close):
+            yield shown
     finally:
         done.set()
         clock.join()
