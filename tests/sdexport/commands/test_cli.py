@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
@@ -121,13 +120,12 @@ def test_generate_into_a_folder_that_is_read_only(
 
 
 def test_generate_disk_full(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Image.Image, file: IO[bytes], **_: object) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device", file.name)
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(os, "fsync", full)
     result = call("generate", package, "x", "-o", tmp_path / "a.png", "--steps", 1)
-    assert_one_line_error(result, "No space left on device")
+    assert_one_line_error(result, f"{tmp_path / 'a.png'}: No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
