@@ -7,7 +7,7 @@ SETUP = pyproject.toml setup.py constraints.txt runtime/noise/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
-.PHONY: demo test test-slow test-interop perf lint docs demo-package dist bench bench-quick release clean
+.PHONY: demo test test-slow test-interop fuzz fuzz-nightly perf lint docs demo-package dist bench bench-quick release clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --from-checkpoint --force
@@ -21,6 +21,14 @@ test-slow: $(VENV)/test
 # Our packages in Optimum and its folders here, compared; makes .venv-interop, which needs PyPI.
 test-interop: $(VENV)/test
 	$(BIN)/python -m tests.interop.run --venv .venv-interop
+
+# Hostile inputs, guided by coverage; needs Atheris, which is for Linux and Python up to 3.13.
+# `make fuzz ARGS="--seconds 600 tokenizer"` runs one target for ten minutes.
+fuzz: $(VENV)/fuzz
+	$(BIN)/python -m tests.fuzz.run --json .fuzz/report.json $(ARGS)
+
+fuzz-nightly: $(VENV)/fuzz
+	$(BIN)/python -m tests.fuzz.run --seconds 480 --jobs 4 --json .fuzz/report.json
 
 # Performance ratios, on a machine that does nothing else.
 perf: $(VENV)/test
@@ -72,6 +80,10 @@ $(VENV)/test: $(SETUP) | $(BIN)/python
 	$(PIP) --no-deps k-diffusion
 	touch $@
 
+$(VENV)/fuzz: $(SETUP) | $(BIN)/python
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,fuzz]"
+	touch $@
+
 $(VENV)/lint: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
@@ -85,5 +97,5 @@ $(VENV)/bench: $(SETUP) | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-interop $(DEMO) $(BENCH) build dist site *.egg-info runtime/noise/*.so runtime/noise/*.pyd .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+	rm -rf $(VENV) .venv-interop .fuzz $(DEMO) $(BENCH) build dist site *.egg-info runtime/noise/*.so runtime/noise/*.pyd .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
 		.hypothesis .coverage

@@ -20,7 +20,8 @@ from sdexport.verification.report import MEASURES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "verification.md")
+_NAMES = ("performance.md", "verification.md", "security.md")
+PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_file()]
 COMMAND = "python -m benchmarks.docs_tables"
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
@@ -193,6 +194,22 @@ def gpu(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def fuzzing(report: dict[str, Any]) -> str:
+    """Inputs of each fuzz target, and what they reach."""
+    hours = sum(target["seconds"] for target in report["targets"]) / 3600
+    lines = [
+        f"{report['inputs']:,} inputs in {hours:.1f} hours of one core, with Atheris "
+        f"{report['atheris']} (`make fuzz`). Edges are the branches of this project's code "
+        "that were taken; the corpus is the inputs that each take a new one.\n",
+        "| target | inputs | edges | corpus | open findings |",
+        "|---|---|---|---|---|",
+    ]
+    for each in report["targets"]:
+        figures = f"{each['inputs']:,}", each["coverage"], each["corpus"], len(each["findings"])
+        lines.append(_row(f"`{each['target']}`", *figures))
+    return "\n".join(lines)
+
+
 def _us(row: dict[str, Any]) -> float:
     return float(row.get("events", row["host"])["median_us"])
 
@@ -250,6 +267,8 @@ def all_tables() -> dict[str, str]:
         found["precision"] = precisions(_read("precision"))
     if _has("gpu"):
         found["gpu"] = gpu(_read("gpu"))
+    if _has("fuzz"):
+        found["fuzz"] = fuzzing(_read("fuzz"))
     if timed := tables.reports(RESULTS, "latency"):
         found["targets"] = tables.targets(timed)
         found["figures"] = tables.figures(RESULTS)

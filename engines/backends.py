@@ -12,6 +12,7 @@ from typing import Any
 
 from sdexport.engines import cuda_device
 from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
+from sdexport.engines.messages import shown
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Session
 from sdexport.engines.session_options import FILE_OPTIONS, check_options
@@ -89,7 +90,9 @@ def check_backend(name: str) -> str:
     Raises: InvalidArgumentError: it is not.
     """
     if name not in BACKENDS:
-        raise InvalidArgumentError(f"unknown backend '{name}'; choose one of {', '.join(BACKENDS)}")
+        raise InvalidArgumentError(
+            f"unknown backend {shown(name)}; choose one of {', '.join(BACKENDS)}"
+        )
     return name
 
 

@@ -18,9 +18,17 @@ from __future__ import annotations
 
 import re
 
+from sdexport.engines.printable_text import escaped
+
 
 class SDExportError(Exception):
-    """Base class of the errors that sdexport raises on purpose."""
+    """Base class of the errors that sdexport raises on purpose.
+
+    The message is one line without control characters, whatever it quotes from a file.
+    """
+
+    def __str__(self) -> str:
+        return escaped(" ".join(super().__str__().split("\n")))
 
 
 class PackageError(SDExportError):

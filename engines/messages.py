@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from sdexport.engines.printable_text import escaped
+
 
 def one_line(error: BaseException | str, limit: int | None = None) -> str:
-    """The text of an error on one line, cut to `limit` characters; its type if it has no text."""
-    text = " ".join(str(error).split())
+    """The text of an error on one line, cut to `limit` characters; its type if it has no text.
+
+    Control characters are escaped: the text may quote a file.
+    """
+    text = escaped(" ".join(str(error).split()))
     return text[:limit] or type(error).__name__
 
 

@@ -356,3 +356,16 @@ def assert_close(
 MEMORY_ESTIMATE = 0.25
 """Relative error of an estimated memory peak. The peaks of one command differ by a tenth from run
 to run and from processor to processor, and decide only between a warning and an error."""
+
+# Fuzzing
+
+FUZZ_SECONDS = 1.0
+"""Processor time of reading one untrusted input, of a few kilobytes. Readers are linear, so they
+need milliseconds; what is quadratic or worse takes seconds for the inputs that repeat a part."""
+
+FUZZ_SLOWNESS = 4.0
+"""How many times slower Python runs while coverage is recorded. Measured: 2.5 for the tokenizer."""
+
+FUZZ_BYTES = 200 * 2**20
+"""Memory that reading one such input may need at its peak. Files that legitimately need more are
+larger than what is tried."""

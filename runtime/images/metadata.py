@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.files import write_atomically
-from sdexport.engines.messages import one_line, shown
+from sdexport.engines.messages import one_line, plain, shown
 from sdexport.runtime import checks
 from sdexport.runtime.images import xmp
 from sdexport.runtime.images.embedded_text import (
@@ -157,7 +157,7 @@ def image_format(path: Any, stated: str | None = None) -> str:
     if stated is None:
         if by_name is None and isinstance(path, (str, PathLike)):
             raise InvalidArgumentError(
-                f"{name}: use a name that ends in .png, .jpg, .jpeg or .webp"
+                f"{plain(name, 300)}: use a name that ends in .png, .jpg, .jpeg or .webp"
             )
         return by_name or "PNG"
     wanted = _known_format(stated)

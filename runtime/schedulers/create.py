@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.messages import shown
+from sdexport.engines.messages import plain, shown
 from sdexport.runtime.schedulers import schedule_names
 from sdexport.runtime.schedulers.program_names import CLASSES_OF_OTHER_MODELS, PRESETS
 from sdexport.runtime.schedulers.sampler_names import (
@@ -136,11 +138,13 @@ def create(
     _check_parametrisation(base, config)
     ignored = [key for key in config.keys() - known_keys() if not key.startswith("_")]
     if ignored:
-        logger.warning("%s ignores %s", class_name(base), ", ".join(sorted(ignored)))
+        names = ", ".join(plain(key) for key in sorted(ignored))
+        logger.warning("%s ignores %s", class_name(base), names)
     if num_inference_steps is None:
         num_inference_steps = _count(options)
     arguments = {key: options.pop(key) for key in option_names(base) if key in options}
-    return build_class(base)({**config, **keys, **options}, num_inference_steps, **arguments)
+    with np.errstate(all="ignore"):  # what is not finite is rejected
+        return build_class(base)({**config, **keys, **options}, num_inference_steps, **arguments)
 
 
 def sampler_of(name: str) -> SamplerName:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
 from sdexport.runtime.schedulers import noise_schedules
 from sdexport.runtime.schedulers.schedule_arguments import is_number, is_whole, number_list
 
@@ -103,7 +104,7 @@ class SchedulerConfig:
             value = getattr(self, key)
             if value is not None and value not in allowed:
                 raise InvalidArgumentError(
-                    f"unknown {key} '{value}'; choose one of {', '.join(allowed)}"
+                    f"unknown {key} {shown(value)}; choose one of {', '.join(allowed)}"
                 )
         trained, count = self.trained_betas, self.num_train_timesteps
         if trained is not None and not (len(trained) == count and all(0 < b < 1 for b in trained)):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.messages import shown
+from sdexport.engines.messages import plain, shown
 from sdexport.runtime.text.prompt_embeds import Text
 from sdexport.runtime.text.prompt_parts import tags, without_tags
 
@@ -21,8 +21,8 @@ ALIASES = {
     **{"a1111": AUTOMATIC1111, "auto1111": AUTOMATIC1111, "webui": AUTOMATIC1111},
     **{"sdwebui": AUTOMATIC1111, "forge": AUTOMATIC1111, "comfy": COMFYUI, "invokeai": COMPEL},
 }
-_SHOWN = 60
-
+_NAMED = 5
+"""Tags that a warning names; it counts the others."""
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _SYNTAX: tuple[tuple[str, str, frozenset[str]], ...] = (
     (r"\[[^\[\]]*\|[^\[\]]*\]", AUTOMATIC1111, frozenset({AUTOMATIC1111})),
@@ -89,9 +89,15 @@ def read_tags(texts: Iterable[Text], style: str) -> list[Text]:
         logger.warning(
             "prompt: %s not applied and left out: LoRAs cannot be loaded from a prompt; "
             "merge them with --lora when you export",
-            f"{', '.join(named)} {'is' if len(named) == 1 else 'are'}",
+            f"{_listed(named)} {'is' if len(named) == 1 else 'are'}",
         )
     return read
+
+
+def _listed(tags: Collection[str]) -> str:
+    """The first of some tags, and how many others there are."""
+    more = f" and {len(tags) - _NAMED} more" if len(tags) > _NAMED else ""
+    return f"{', '.join(plain(tag) for tag in list(tags)[:_NAMED])}{more}"
 
 
 def warn_about_unread_syntax(texts: Iterable[str], style: str) -> None:
@@ -103,9 +109,9 @@ def warn_about_unread_syntax(texts: Iterable[str], style: str) -> None:
         first, suggested = next(iter(found.items()))
         others = f" and {len(found) - 1} more" if len(found) > 1 else ""
         logger.warning(
-            "prompt: '%s'%s read as words, not as syntax; use --prompt-style %s "
+            "prompt: %s%s read as words, not as syntax; use --prompt-style %s "
             "(prompt_style='%s') if it is meant as such",
-            first if len(first) <= _SHOWN else f"{first[: _SHOWN - 3]}...",
+            shown(first),
             f"{others} are" if others else " is",
             suggested,
             suggested,

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdexport.engines.errors import SDExportError
 from sdexport.engines.files import read_json
-from sdexport.engines.messages import one_line, shown
+from sdexport.engines.messages import one_line, plain, shown
 from sdexport.runtime.text import bpe
 from sdexport.runtime.text.added_tokens import AddedToken
 from sdexport.runtime.text.special_tokens import (
@@ -82,7 +82,7 @@ def _read(folder: Path, error: type[SDExportError]) -> TokenizerFiles:
     known = {token.content for token in added.values()}
     missing = required(roles) - known - vocab.keys()
     if missing:
-        raise ValueError(f"the vocabulary has no {', '.join(sorted(missing))}")
+        raise ValueError(f"the vocabulary has no {', '.join(map(plain, sorted(missing)))}")
     tokens = [added[number] for number in sorted(added)]
     special = [*roles.values(), *special_tokens(config)]
     return TokenizerFiles(

@@ -194,8 +194,8 @@ def _check_size(path: Path) -> None:
 
 
 def _read_pickle(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.messages import one_line
+from sdexport.engines.messages import one_line, plain
 from sdexport.runtime.images.metadata import check_output
 from sdexport.runtime.noise.torch_generator import check_seed
 from sdexport.runtime.pipeline import call_argument_names
@@ -192,7 +192,8 @@ def _path(template: str, fields: Mapping[str, Any], *, several: bool) -> Path:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError) as error:
         known = ", ".join(key for key, value in texts.items() if not isinstance(value, Path))
         raise InvalidArgumentError(
-            f"--output {template}: {one_line(error)}; in braces may stand one of {known}"
+            f"--output {plain(template, 300)}: {one_line(error)}; "
+            f"in braces may stand one of {known}"
         ) from None
     return Path(name)
 

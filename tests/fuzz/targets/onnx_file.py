@@ -1,0 +1,39 @@
+"""Our reader of ONNX files: external data, tensor specs and digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdexport.engines.errors import EngineError
+from sdexport.engines.onnx_file.external_data import external_data_locations
+from sdexport.engines.onnx_file.graph_digest import graph_digest
+from sdexport.engines.onnx_file.graph_specs import graph_specs
+from tests.fuzz import mutators
+from tests.fuzz.harness import Target
+
+
+def run(folder: Path, data: bytes) -> None:
+    path = folder / "unet" / "model.onnx"
+    errors: list[Exception] = []
+    for read in (external_data_locations, graph_specs, graph_digest):
+        try:
+            read(path)
+        except (ValueError, EngineError) as error:  # documented
+            errors.append(error)
+    if errors:
+        raise errors[-1]
+
+
+def write(folder: Path, data: bytes) -> None:
+    (folder / "unet").mkdir(exist_ok=True)
+    (folder / "unet" / "model.onnx").write_bytes(data)
+
+
+TARGET = Target(
+    "onnx_file",
+    run,
+    names=("unet", "model.onnx"),
+    write=write,
+    mutate=mutators.protobuf,
+    errors=(EngineError, ValueError),
+)
