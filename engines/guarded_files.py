@@ -26,6 +26,12 @@ JSON_LIMIT = 4 * MIB
 25 times the file's size in memory."""
 TOKENIZER_LIMIT = 8 * MIB
 """Bytes of one file of a tokenizer. CLIP's largest has 3.6 MB."""
+REFERENCE_LIMIT = 256 * MIB
+"""Bytes of one file of reference arrays; an export writes a few MB, also of SDXL."""
+ARRAYS_LIMIT = 1024 * MIB
+"""Bytes of a file of arrays that a user gives, such as prompt embeddings: 1,600 rows of SDXL."""
+IMAGE_LIMIT = 512 * MIB
+"""Bytes of an image file: 67 million pixels of 3 channels and 16 bits, uncompressed."""
 
 _READ = (
     os.O_RDONLY
@@ -127,6 +133,8 @@ def open_guarded(
     """
     try:
         descriptor = _opened(path, None, error) if folder is None else _inside(path, folder, error)
+    except SDExportError:  # which may be a ValueError
+        raise
     except ValueError as cause:  # a NUL in the name
         raise error(f"{path!s:.200} is no file name: {one_line(cause)}") from cause
     file = os.fdopen(descriptor, "rb")

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.guarded_files import IMAGE_LIMIT, open_guarded
 from sdexport.engines.messages import one_line, shown
+from sdexport.runtime.images.image_limits import (
+    FORMATS,
+    check_file,
+    check_given,
+    check_opened,
+    format_of,
+)
 from sdexport.runtime.images.pixel_levels import ArrayLike, split_batch, to_array, to_levels
 
 ImageInput = str | Path | Image.Image | ArrayLike
@@ -33,8 +43,9 @@ def load_images(source: ImageSources, name: str = "image") -> list[Image.Image]:
       name: what an error message calls the argument.
     Raises:
       FileNotFoundError: there is no such file.
-      InvalidArgumentError: a file that cannot be read as an image; an array of another shape or
-        with other values; an empty list.
+      InvalidArgumentError: a file that cannot be read as an image, is of another format than
+        FORMATS or beyond a limit of image_limits; an array of another shape or with other values;
+        an empty list.
     """
     return [image for each in listed(source, name) for image in _load(each, name)]
 
@@ -86,40 +97,77 @@ def open_image(source: str | Path | Image.Image, name: str) -> tuple[Image.Image
     """The pixels of a file's first frame or of a Pillow image, upright, in their own mode.
 
     Returns: the image, and what an error message calls it.
-    Raises: FileNotFoundError: no such file. InvalidArgumentError: it cannot be read.
+    Raises: FileNotFoundError: no such file. InvalidArgumentError: it cannot be read, is of another
+      format than FORMATS, or beyond a limit of image_limits.
     """
     if isinstance(source, Image.Image):
         called = f"{name} of mode {source.mode}"
+        try:
+            check_given(source)
+        except ValueError as error:
+            raise _unreadable(called, error) from error
         return _upright(source, called), called
+    with opened_file(source) as opened:
+        return _upright(opened, str(source), own=True), str(source)
+
+
+@contextmanager
+def opened_file(source: str | Path) -> Iterator[Image.Image]:
+    """An image file that is checked and not decoded yet; closed afterwards.
+
+    Raises: see open_image.
+    """
+    path = Path(source)
     try:
-        if Path(source).exists() and not Path(source).is_file():  # nor a link to one
-            raise ValueError("it is not a regular file")
-        opened = Image.open(source)
+        file = open_guarded(path, error=InvalidArgumentError, limit=IMAGE_LIMIT)
     except FileNotFoundError:
         hint = "; addresses are not opened, download it" if ":/" in str(source) else ""
         raise FileNotFoundError(f"no image at {source}{hint}") from None
-    except UnidentifiedImageError as error:
-        raise InvalidArgumentError(
-            f"{source} cannot be read as an image: unknown format; save it as PNG, JPEG or WebP"
-        ) from error
-    except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
-        raise _unreadable(str(source), error) from error
-    with opened:
-        return _upright(opened, str(source)), str(source)
+    with file:
+        try:
+            opened = open_checked(file)
+        except UnidentifiedImageError as error:
+            raise InvalidArgumentError(
+                f"{source} cannot be read as an image: unknown format; save it as PNG, JPEG or WebP"
+            ) from error
+        except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
+            raise _unreadable(str(source), error) from error
+        with opened:
+            yield opened
 
 
-def _upright(image: Image.Image, called: str) -> Image.Image:
+def open_checked(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Let Pillow open a file of one of `formats`, which its content says, within the limits.
+
+    Raises: UnidentifiedImageError: another format. ValueError: beyond a limit. Anything else that
+      Pillow raises for a damaged file.
+    """
+    file.seek(0)
+    kind = format_of(file.read(16))
+    if kind is None or kind not in formats:
+        raise UnidentifiedImageError(f"expected {', '.join(formats)}")
+    check_file(file, kind)
+    opened = Image.open(file, formats=(kind,))
+    check_opened(opened)
+    return opened
+
+
+def _upright(image: Image.Image, called: str, *, own: bool = False) -> Image.Image:
+    """The image with its pixels, rotated as EXIF says; itself if it is our `own`, else a copy."""
     if not all(image.size):
         raise InvalidArgumentError(f"{called}: no pixels, its size is {image.width}x{image.height}")
     try:
         image.load()
-    except Exception as error:  # Pillow reads the pixels only now; see open_image
+    except Exception as error:  # Pillow reads the pixels only now; see open_checked
         raise _unreadable(called, error) from error
     try:
+        if own:
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
         return ImageOps.exif_transpose(image)
     except Exception as error:  # noqa: BLE001  damaged EXIF data, in as many ways as pixels
         _log.warning("%s: its EXIF orientation cannot be read: %s", called, one_line(error, 120))
-        return image.copy()
+        return image if own else image.copy()
 
 
 def _to_rgb(image: Image.Image, called: str) -> Image.Image:
@@ -137,7 +185,7 @@ def _to_rgb(image: Image.Image, called: str) -> Image.Image:
             _log.warning(
                 "%s has transparent pixels; their stored colours are used, as by diffusers", called
             )
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # modes without a conversion
         raise _unreadable(called, error) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,11 +13,15 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.guarded_files import IMAGE_LIMIT, open_guarded
 from sdexport.engines.messages import one_line, shown
 from sdexport.runtime.images.embedded_text import embedded_texts
+from sdexport.runtime.images.loading import open_checked
 from sdexport.runtime.images.parameters import TYPES, Parameters
 from sdexport.runtime.images.read_infotext import read_infotext
 from sdexport.runtime.images.recorded_values import convert
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def read_parameters(source: str | PathLike[str] | BinaryIO | Image.Image) -> Parameters:
@@ -58,14 +63,20 @@ def _texts(source: Any, name: str) -> tuple[str | None, str | None]:
         return _checked(embedded_texts, source, name)
     if not isinstance(source, (str, PathLike)) and not hasattr(source, "read"):
         raise InvalidArgumentError(f"image: expected a file or a Pillow image, got {shown(source)}")
-    path = Path(source) if isinstance(source, (str, PathLike)) else source
-    if isinstance(path, Path) and not path.exists():
-        raise FileNotFoundError(f"no image at {path}")
-    return _checked(_read, path, name)
+    if not isinstance(source, (str, PathLike)):
+        return _checked(_read, source, name)
+    try:
+        file = open_guarded(Path(source), error=InvalidArgumentError, limit=IMAGE_LIMIT)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image at {source}") from None
+    with file:
+        return _checked(_read, file, name)
 
 
-def _read(path: Any) -> tuple[str | None, str | None]:
-    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
+def _read(file: Any) -> tuple[str | None, str | None]:
+    if not (hasattr(file, "seekable") and file.seekable()):
+        file = BytesIO(file.read(IMAGE_LIMIT))
+    with open_checked(file, _FORMATS) as opened:
         found = embedded_texts(opened)
         if found == (None, None) and opened.format == "PNG":
             opened.load()
@@ -76,8 +87,6 @@ def _read(path: Any) -> tuple[str | None, str | None]:
 def _checked(read: Any, source: Any, name: str) -> tuple[str | None, str | None]:
     try:
         texts: tuple[str | None, str | None] = read(source)
-    except IsADirectoryError:
-        raise
     except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
         raise InvalidArgumentError(
             f"{name} cannot be read as an image: {one_line(error, 200)}"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from sdexport.engines.array_files import read_arrays
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.files import atomic_write
+from sdexport.engines.guarded_files import ARRAYS_LIMIT
 from sdexport.engines.messages import one_line, shown
 
-MAX_FILE_BYTES = 2**30
 _META = "meta"
 _ARRAYS = (
     "prompt_embeds",
@@ -123,42 +122,25 @@ def load_embeds(path: str | Path) -> PromptEmbeds:
 
     Raises:
       FileNotFoundError: there is no such file.
-      InvalidArgumentError: the file is truncated, damaged or larger than MAX_FILE_BYTES, or holds
+      InvalidArgumentError: the file is truncated, damaged or larger than ARRAYS_LIMIT, or holds
         something else than prompt embeddings.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        try:
-            return _read(file)
-        except Exception as error:  # what a damaged zip file can raise is not documented
-            raise InvalidArgumentError(
-                f"{path} cannot be read as prompt embeddings: {one_line(error)}"
-            ) from error
+    arrays = read_arrays(
+        path, error=InvalidArgumentError, limit=ARRAYS_LIMIT, names=(*_ARRAYS, _META)
+    )
+    try:
+        return _from_arrays(arrays)
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"{path} holds no valid prompt embeddings: {one_line(error)}"
+        ) from error
 
 
-def _read(file: BinaryIO) -> PromptEmbeds:
-    _check_sizes(file)
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as data:
-        arrays = {name: data[name] for name in data.files if name in (*_ARRAYS, _META)}
+def _from_arrays(arrays: dict[str, np.ndarray]) -> PromptEmbeds:
     if "prompt_embeds" not in arrays:
         raise ValueError("there are no prompt_embeds")
     meta = json.loads(str(arrays.pop(_META, "{}")))
     if not isinstance(meta, dict):
         raise ValueError("the notes are not a JSON object")
     return PromptEmbeds(**arrays, meta=meta)
-
-
-def _check_sizes(content: BinaryIO) -> None:
-    """Raises: ValueError: the file is too large, or an array's header claims too large a shape."""
-    with zipfile.ZipFile(content) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_FILE_BYTES:
-            raise ValueError(f"{size} bytes are more than {MAX_FILE_BYTES}")
-        for entry in archive.infolist():
-            with archive.open(entry) as file:
-                if np.lib.format.read_magic(file) != (1, 0):
-                    raise ValueError(f"{entry.filename} is not an array as written by save_embeds")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if math.prod(shape) * dtype.itemsize > entry.file_size:
-                raise ValueError(f"{entry.filename} is truncated")

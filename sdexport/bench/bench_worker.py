@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from sdexport.bench.workload import prompt_components
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.array_files import read_array, read_arrays
+from sdexport.engines.errors import InvalidArgumentError, WorkerError
 from sdexport.engines.process_memory import resident_mb, timed
 from sdexport.engines.worker_process import serve
 from sdexport.runtime.packages.package import Package
@@ -29,6 +30,8 @@ LIBRARIES = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
 }
+LARGEST = 2**32 - 1
+"""Bytes of a file of arrays, which the benchmark itself wrote."""
 
 
 class BenchWorker:
@@ -98,7 +101,10 @@ class BenchWorker:
     ) -> dict[str, Any]:
         """Generate once with these arguments of the pipeline; also returns seconds per stage."""
         if latents is not None:
-            arguments = {**arguments, "latents": np.load(latents)}
+            arguments = {
+                **arguments,
+                "latents": read_array(Path(latents), error=WorkerError, limit=LARGEST),
+            }
         result, measured = timed(lambda: self.pipe(**arguments))
         if output:
             np.save(output, np.asarray(result.images[0]))
@@ -108,8 +114,7 @@ class BenchWorker:
 @functools.cache
 def load_arrays(path: str) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, which is read once."""
-    with np.load(path, allow_pickle=False) as data:
-        return dict(data)
+    return read_arrays(Path(path), error=WorkerError, limit=LARGEST)
 
 
 def _versions(backend: str) -> dict[str, str]:

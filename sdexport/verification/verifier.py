@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.array_files import read_arrays
 from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
+from sdexport.engines.guarded_files import REFERENCE_LIMIT
 from sdexport.engines.messages import one_line
 from sdexport.runtime.component_backends import Backends, backend_of
 from sdexport.runtime.component_engines import runs_on
@@ -32,7 +34,6 @@ REFERENCE_IMAGE = "image"
 """Name of the reference image's file in reference/."""
 LARGEST_SIDE = 256
 """Largest width and height of a reference image, in pixels."""
-
 Progress = Callable[[str], object]
 """Called with what is checked next: "hashes", the name of a component, or "image"."""
 
@@ -169,8 +170,10 @@ def _with_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            return dict(data)
-    except Exception as error:  # whatever a damaged archive makes NumPy raise
-        raise PackageError(f"reference/{path.name} is damaged: {one_line(error)}") from error
+    return read_arrays(
+        path,
+        error=PackageError,
+        limit=REFERENCE_LIMIT,
+        folder=path.parents[1],
+        called=f"reference/{path.name}",
+    )

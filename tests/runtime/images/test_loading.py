@@ -285,18 +285,18 @@ def test_load_image_of_damaged_files_succeeds_or_raises_one_line(
 
 
 def test_load_image_rejects_folders_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read as an image"):
+    with pytest.raises(ValueError, match="is a folder, not a file"):
         load_image(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no image at .*gone\.png"):
         load_image(tmp_path / "gone.png")
     with pytest.raises(FileNotFoundError, match=r"no image at https.*; addresses are not opened"):
         load_image("https://example.com/a.png")
-    with pytest.raises(ValueError, match="cannot be read as an image"):
+    with pytest.raises(ValueError, match="is no file name"):
         load_image("a\0b")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         for path in (tmp_path / "pipe", Path(os.devnull)):
-            with pytest.raises(ValueError, match="as an image: it is not a regular file"):
+            with pytest.raises(ValueError, match="not a regular file"):
                 load_image(path)
 
 
@@ -324,7 +324,7 @@ def test_load_image_rejects_a_decompression_bomb(tmp_path: Path) -> None:
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    with pytest.raises(ValueError, match="decompression bomb"):
+    with pytest.raises(ValueError, match="60000x60000 pixels, and at most 67,108,864"):
         load_image(tmp_path / "bomb.png")
 
 

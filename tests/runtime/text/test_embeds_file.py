@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -98,18 +98,18 @@ ONE = np.ones((1, 1, 1), np.float32)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a zip file"),
-        (b"\x80\x04nonsense", "not a zip file"),
-        (GOOD[: len(GOOD) // 2], "not a zip file"),
-        (GOOD[:200] + b"\0" * 40 + GOOD[240:], "CRC"),
+        (b"", "not a ZIP archive"),
+        (b"\x80\x04nonsense", "not a ZIP archive"),
+        (GOOD[: len(GOOD) // 2], "not a ZIP archive"),
+        (GOOD[:200] + b"\0" * 40 + GOOD[240:], "checksum"),
         (npz(other=ONE), "there are no prompt_embeds"),
         (npz(prompt_embeds=np.ones((1, 1, 1))), "expected a float32"),
         (npz(prompt_embeds=ONE * np.nan), "finite"),
-        (npz(prompt_embeds=np.array([[[{}]]], dtype=object)), "Object arrays cannot be loaded"),
+        (npz(prompt_embeds=np.array([[[{}]]], dtype=object)), "not an array of numbers"),
         (npz(prompt_embeds=ONE, meta=np.array("[]")), "the notes are not a JSON object"),
         (npz(prompt_embeds=ONE, meta=np.array("{")), "Expecting property name"),
-        (zipped(prompt_embeds=b"\x93NUMPY\x01\x00"), "EOF|magic|header"),
-        (zipped(prompt_embeds=b"no array at all"), "prompt_embeds: expected a float32|magic"),
+        (zipped(prompt_embeds=b"\x93NUMPY\x01\x00"), "format"),
+        (zipped(prompt_embeds=b"no array at all"), "format"),
     ],
 )
 def test_load_rejects_damaged_files(tmp_path: Path, content: bytes, message: str) -> None:
@@ -117,7 +117,9 @@ def test_load_rejects_damaged_files(tmp_path: Path, content: bytes, message: str
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         load_embeds(path)
-    assert "embeds.npz cannot be read as prompt embeddings" in str(caught.value)
+    assert re.search(
+        r"embeds\.npz (is damaged|holds no valid prompt embeddings): ", str(caught.value)
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -125,18 +127,9 @@ def test_load_rejects_files_that_would_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "embeds.npz"
-    np.savez_compressed(path, prompt_embeds=np.zeros((1, 77, 80), np.float32))
-    assert path.stat().st_size < 2000
-    monkeypatch.setattr(embeds_file, "MAX_FILE_BYTES", 2000)
-    with pytest.raises(ValueError, match="bytes are more than 2000"):
-        load_embeds(path)
-    header = json.dumps({"descr": "<f4", "fortran_order": False, "shape": [1, 77, 10**12]})
-    text = header.replace('"', "'").replace("false", "False").replace("[", "(").replace("]", ")")
-    text = text.ljust(117) + "\n"
-    path.write_bytes(
-        zipped(prompt_embeds=b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
-    )
-    with pytest.raises(ValueError, match=r"prompt_embeds.npy is truncated"):
+    path.write_bytes(GOOD)
+    monkeypatch.setattr(embeds_file, "ARRAYS_LIMIT", 2000)
+    with pytest.raises(ValueError, match="bytes; at most 2,000 are read"):
         load_embeds(path)
 
 
@@ -150,7 +143,7 @@ def test_load_of_a_damaged_file_raises_or_returns_embeddings(
     try:
         assert load_embeds(path).prompt_embeds.shape == (1, 77, 8)
     except InvalidArgumentError as error:
-        assert "cannot be read as prompt embeddings" in str(error)
+        assert "damaged.npz is damaged" in str(error)
 
 
 def test_load_of_a_missing_file(tmp_path: Path) -> None:
