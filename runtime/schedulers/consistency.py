@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
 from sdexport.runtime.schedulers.schedule_arguments import (
     CustomSchedule,
     custom_schedule,
@@ -60,7 +61,7 @@ def consistency_timesteps(
     count = config.original_inference_steps if original_steps is None else original_steps
     if not is_whole(count) or not 1 <= count <= train_steps:
         raise InvalidArgumentError(
-            f"original_inference_steps must be 1 to {train_steps}, got {count!r}"
+            f"original_inference_steps must be 1 to {train_steps}, got {shown(count)}"
         )
     share = number_option("strength", strength, 0, 1)
     if timesteps is not None:

@@ -33,7 +33,7 @@ from sdexport.checkpoints.weight_origins import origins
 from sdexport.checkpoints.weight_sets import every_file
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
-from sdexport.engines.messages import one_line
+from sdexport.engines.messages import one_line, shown
 from sdexport.runtime.models import families
 from sdexport.runtime.models.components import UNET, VAE_DECODER
 from sdexport.runtime.models.family import ModelFamily
@@ -213,7 +213,7 @@ def _components(folder: Path, index: Mapping[str, Any]) -> tuple[str, ...]:
     pipeline = index.get("_class_name")
     if pipeline not in families.pipelines():
         raise CheckpointError(
-            f"{folder}: pipelines of class {pipeline!r} are not supported; "
+            f"{folder}: pipelines of class {shown(pipeline)} are not supported; "
             f"expected one of {', '.join(families.pipelines())}"
         )
     present = present_components(index)
@@ -234,7 +234,7 @@ def _config(folder: Path, index: Mapping[str, Any], part: str, *, warns: bool) -
     named, (library, known) = index.get(part), CLASSES[part]
     if named not in [[library, name] for name in known]:
         raise CheckpointError(
-            f"{folder}: {part} is {named!r}; only {' and '.join(known)} is exported as {part}"
+            f"{folder}: {part} is {shown(named)}; only {' and '.join(known)} is exported as {part}"
         )
     values = read_config(folder / part / "config.json")
     if part in TEXT_ENCODERS:

@@ -23,6 +23,7 @@ from sdexport.checkpoints.published_configs import (
 )
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.messages import shown
 from sdexport.runtime.schedulers.noise_schedules import SPACINGS, alphas_cumprod
 from sdexport.runtime.schedulers.scheduler_config import PREDICTION_TYPES, SchedulerConfig
 
@@ -67,7 +68,7 @@ def check_timestep_spacing(timestep_spacing: str | None) -> None:
 def _check(what: str, value: str | None, allowed: tuple[str, ...]) -> None:
     if value not in (None, *allowed):
         listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-        raise InvalidArgumentError(f"{what} must be {listed}, got {value!r}")
+        raise InvalidArgumentError(f"{what} must be {listed}, got {shown(value)}")
 
 
 def with_prediction(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
-from sdexport.engines.messages import one_line
+from sdexport.engines.messages import one_line, shown
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def parse_lora(text: str) -> tuple[Path, float]:
         scale = math.nan
     if not abs(scale) <= LARGEST_SCALE:  # true for NaN as well
         raise InvalidArgumentError(
-            f"{name}: expected a scale of -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}, got {number!r}"
+            f"{name}: expected a scale of -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}, "
+            f"got {shown(number)}"
         )
     return Path(name), scale
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdexport.checkpoints.config_files import parsing, read_config, write_config
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.messages import shown
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
@@ -36,7 +37,7 @@ def add_tokens(folder: Path, tokens: Mapping[str, Path]) -> dict[str, int]:
     for token, number in ids.items():
         if changed.encode(token) != [number]:
             raise InvalidArgumentError(
-                f"{tokens[token]}: the tokenizer cannot tell {token!r} from other words; "
+                f"{tokens[token]}: the tokenizer cannot tell {shown(token)} from other words; "
                 "give another word as FILE:WORD"
             )
     return ids
@@ -86,5 +87,5 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
 def token_exists(path: Path, token: str) -> InvalidArgumentError:
     """The error for a token of an embedding file that exists already."""
     return InvalidArgumentError(
-        f"{path}: the tokenizer has a token {token!r} already; give another word as FILE:WORD"
+        f"{path}: the tokenizer has a token {shown(token)} already; give another word as FILE:WORD"
     )

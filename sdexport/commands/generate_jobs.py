@@ -230,14 +230,15 @@ def _check_paths(paths: Sequence[Path], *, force: bool) -> None:
     for folder in {path.parent for path in paths}:
         first = next(path for path in paths if path.parent == folder)
         if not folder.is_dir():
-            raise FileNotFoundError(f"{first}: there is no folder {folder}")
+            raise FileNotFoundError(f"{_shown(first)}: there is no folder {_shown(folder)}")
         if not os.access(folder, os.W_OK):
-            raise PermissionError(f"{first}: the folder {folder} cannot be written")
+            raise PermissionError(f"{_shown(first)}: the folder cannot be written")
     seen: set[Path] = set()
     for path in paths:
         if path in seen:
             raise InvalidArgumentError(
-                f"--output gives the name {path} to several images; add {{index}} or {{seed}}"
+                f"--output gives the name {_shown(path)} to several images; "
+                "add {index} or {seed}"
             )
         seen.add(path)
         check_overwrite(path, force=force)
@@ -246,7 +247,11 @@ def _check_paths(paths: Sequence[Path], *, force: bool) -> None:
 def check_overwrite(path: Path, *, force: bool) -> None:
     """Raises: FileExistsError: the file exists, and --force was not given."""
     if (path.exists() or path.is_symlink()) and not force:
-        raise FileExistsError(f"{path} exists; use --force to overwrite it")
+        raise FileExistsError(f"{_shown(path)} exists; use --force to overwrite it")
+
+
+def _shown(path: Path) -> str:
+    return plain(str(path), 300)
 
 
 def embeds_arguments(path: Path) -> dict[str, np.ndarray | None]:

@@ -78,7 +78,7 @@ class Finding:
     @property
     def signature(self) -> str:
         """Kind and place, for comparing findings."""
-        return f"{self.kind} at {self.where}"
+        return f"{self.kind} at {self.where}" if self.where else self.kind
 
     @property
     def name(self) -> str:
@@ -136,8 +136,7 @@ class Checker:
         problem = self._wrong_error(error) or _wrong_message(messages)
         if problem:
             kind, detail = problem
-            where = _place(error) if error is not None else kind
-            return Finding(kind, detail, where, data), seconds
+            return Finding(kind, detail, _place(error), data), seconds
         return None, seconds
 
     def _wrong_error(self, error: BaseException | None) -> tuple[str, str] | None:
