@@ -41,6 +41,7 @@ from sdexport.verification.reference import (
     ImageRecorder,
     TorchSession,
     record_component,
+    record_float32_outputs,
     record_token_graphs,
 )
 from sdexport.verification.report import Check
@@ -141,6 +142,7 @@ def _write_package(
         progress(component, stage, total)
 
     components, preview = _write_components(checkpoint, folder, opset, precision, begin, recorder)
+    record_float32_outputs(folder, {name: c.precision for name, c in components.items()})
     tools = {"sdexport": __version__, "python": platform.python_version()}
     tools |= {name: metadata.version(name) for name in _TOOLS}
     manifest = describe(checkpoint, folder, components, tools=tools, preview=preview)

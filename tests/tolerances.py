@@ -106,6 +106,9 @@ MIXED_TOKENS_L2 = 4.5e-2
 """Relative L2 error of text encoders in a lower precision whose tokens were mixed, against
 transformers in float32. Their weights are random, so errors are larger than the demo model's."""
 
+FLOAT32_PRODUCT_REL = 1e-6
+"""A sum of eight float32 products against NumPy's: two or three units in the last place."""
+
 GPU_COMPONENT_REL = 5e-3
 """A float32 graph on a GPU against PyTorch on the CPU. TF32 keeps 10 bits of mantissa in products,
 2**-11 each, and the errors of some sixty layers add up. Not measured (no hardware)."""

@@ -35,6 +35,7 @@ class Graph(IntEnum):
     INITIALIZER = 5
     INPUT = 11
     OUTPUT = 12
+    VALUE_INFO = 13
     SPARSE_INITIALIZER = 15
 
 
@@ -48,16 +49,23 @@ class Function(IntEnum):
 class Node(IntEnum):
     """Fields of NodeProto."""
 
+    INPUT = 1
+    OUTPUT = 2
+    NAME = 3
+    OP_TYPE = 4
     ATTRIBUTE = 5
 
 
 class Attribute(IntEnum):
     """Fields of AttributeProto."""
 
+    NAME = 1
+    INTEGER = 3
     TENSOR = 5
     GRAPH = 6
     TENSORS = 10
     GRAPHS = 11
+    TYPE = 20
     SPARSE_TENSOR = 22
     SPARSE_TENSORS = 23
 
@@ -180,13 +188,29 @@ class Slice:
 
         Raises: ValueError: not a well-formed message.
         """
+        for number, wire, _, value in self._spans():
+            if wire == _LENGTH_DELIMITED:
+                yield number, value
+
+    def every_field(self) -> Iterator[tuple[int, Slice, Slice]]:
+        """Number, value and whole encoding of each field of a message, of every wire type.
+
+        Raises: ValueError: not a well-formed message.
+        """
+        for number, _, start, value in self._spans():
+            yield number, value, Slice(self.data, start, value.end, self.name)
+
+    def _spans(self) -> Iterator[tuple[int, int, int, Slice]]:
+        """Number, wire type, first byte and value of each field."""
         data, end, name = self.data, self.end, self.name
         at = self.start
         while at < end:
+            start = at
             tag, at = varint(data, at, end, name)
             wire = tag & 7
             if not 8 <= tag < 2**32:  # readers disagree about such tags: one could hide a field
                 raise ValueError(f"{name} is not an ONNX model, or is damaged (field tag {tag})")
+            value_at = at
             if wire == _VARINT:
                 _, at = varint(data, at, end, name)
             elif wire == _FIXED64:
@@ -194,13 +218,13 @@ class Slice:
             elif wire == _FIXED32:
                 at += 4
             elif wire == _LENGTH_DELIMITED:
-                length, at = varint(data, at, end, name)
-                if at + length > end:
-                    break
-                yield tag >> 3, Slice(data, at, at + length, name)
-                at += length
+                length, value_at = varint(data, at, end, name)
+                at = value_at + length
             else:
                 raise ValueError(f"{name} is not an ONNX model, or is damaged (wire type {wire})")
+            if at > end:
+                break
+            yield tag >> 3, wire, start, Slice(data, value_at, at, name)
         if at != end:
             raise ValueError(f"{name} is truncated or damaged: a field runs past the end")
 

@@ -29,7 +29,7 @@ from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.verification.comparison import FAILURES, compare_outputs, failed_check
-from sdexport.verification.limits import Arithmetics, Limits, graph_limits
+from sdexport.verification.limits import Arithmetics, Limits, ceilings
 from sdexport.verification.reference import TorchSession
 from sdexport.verification.report import Check, Measure
 from sdexport.verification.verifier import Progress
@@ -74,7 +74,7 @@ def verify_against(
     loaded: tuple[str, Any] = ("", None)
     for part in every:
         progress(part.name)
-        limits = graph_limits(package.manifest, part.name, runs.of_graph(part.name))
+        limits = ceilings(runs.of_graph(part.name))
         config = checkpoint.configs[part.source]
         trials = _sizes(part, checkpoint, step)
         feeds = [_feeds(part, sizes, config, rng) for sizes in trials]

@@ -88,3 +88,8 @@ def compare_images(expected: np.ndarray, actual: np.ndarray, limits: Mapping[str
 def failed_image(note: str) -> Check:
     """A row for an image that could not be generated, and why."""
     return Check("image", "pixels", (), note)
+
+
+def with_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a reference file whose names begin with a prefix, by the rest of the name."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

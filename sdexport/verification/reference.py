@@ -12,6 +12,7 @@ import torch
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import SessionBase
+from sdexport.engines.errors import MissingDependencyError
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime import schedulers
@@ -23,6 +24,7 @@ from sdexport.runtime.models.components import (
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.schedulers import canonical_name
 from sdexport.runtime.text.tokenizer import ClipTokenizer
+from sdexport.verification.float32_outputs import float32_differences
 from sdexport.verification.verifier import LARGEST_SIDE
 
 PROMPT = "a photograph of a red bird on a blue chair"
@@ -130,6 +132,25 @@ def record_token_graphs(
     for name, arrays in recorded.items():
         path = folder / f"{session.name}.{name}.npz"
         write_arrays(path, {"input.input_ids": input_ids} | arrays)
+
+
+def record_float32_outputs(folder: Path, precisions: Mapping[str, str]) -> None:
+    """Add what graphs of a lower precision compute in float32 to their reference outputs.
+
+    Nothing is added where ONNX Runtime is not installed.
+
+    Args:
+      folder: of the package, with every graph and the reference outputs.
+      precisions: of each component.
+    """
+    for path in sorted((folder / "reference").glob("*.npz")):
+        if precisions.get(path.stem.partition(".")[0], "fp32") != "fp32":
+            with np.load(path, allow_pickle=False) as data:
+                arrays = dict(data)
+            try:
+                write_arrays(path, arrays | float32_differences(folder, path.stem, arrays))
+            except MissingDependencyError:
+                return
 
 
 class ImageRecorder:

@@ -10,8 +10,8 @@ from typing import Any
 MEASURES = {
     "relative_l2": ("relative L2", "{:.1e}"),
     "max_abs": ("max abs", "{:.1e}"),
-    "graph_relative_l2": ("relative L2 from export", "{:.1e}"),
-    "graph_max_abs": ("max abs from export", "{:.1e}"),
+    "float32_relative_l2": ("relative L2 in float32", "{:.1e}"),
+    "float32_max_abs": ("max abs in float32", "{:.1e}"),
     "image_max": ("largest of 255", "{:g}"),
     "image_rms": ("RMS of 255", "{:.2g}"),
     "altered_files": ("altered files", "{:g}"),
@@ -20,7 +20,8 @@ MEASURES = {
 
 relative_l2: the norm of the difference from PyTorch's output, over the norm of that output.
 max_abs: the largest difference from PyTorch's output, over the largest value of that output.
-graph_relative_l2, graph_max_abs: the same, from the output of the graph itself at export.
+float32_relative_l2, float32_max_abs: the same, of the graph computed in float32 from its weights as
+they are stored, and from what that gave at export; see float32_outputs.py.
 image_max, image_rms: largest and root mean square difference of the pixels, in steps of 255.
 altered_files: the number of files whose hash is not the manifest's.
 """

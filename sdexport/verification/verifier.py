@@ -26,7 +26,9 @@ from sdexport.verification.comparison import (
     compare_outputs,
     failed_check,
     failed_image,
+    with_prefix,
 )
+from sdexport.verification.float32_outputs import with_float32
 from sdexport.verification.limits import Arithmetics, graph_limits, image_limits
 from sdexport.verification.report import Check, Measure
 
@@ -70,6 +72,7 @@ def verify_package(
     backend: Backends = "onnxruntime",
     *,
     hashes: bool = True,
+    only: str | None = None,
     progress: Progress = lambda what: None,
     **options: Any,
 ) -> list[Check]:
@@ -77,6 +80,7 @@ def verify_package(
 
     Args:
       hashes: False skips them, for files that were just written.
+      only: a component, to compare its outputs alone, without the image.
     """
     checks = []
     if hashes:
@@ -88,10 +92,14 @@ def verify_package(
     runs = Arithmetics(package, backend, options)
     with Pipeline(package, backend, **options) as pipeline:
         for name in package.graphs:
+            if only is not None and name.partition(".")[0] != only:
+                continue
             if name in package.manifest.components:
                 progress(name)
             if runs_on(package, name, backend_of(backend, name).name, options.get("engine_dir")):
                 checks += _component_checks(pipeline, name, references.get(name), runs)
+        if only is not None:
+            return checks
         progress("image")
         checks.append(_image_check(pipeline, references.get(REFERENCE_IMAGE), runs))
     return checks
@@ -113,14 +121,16 @@ def _component_checks(
         return [failed_check(name, "no reference output")]
     try:
         arrays = _read_arrays(path)
-        outputs = pipeline.session(name).run(_with_prefix(arrays, "input."))
+        outputs = pipeline.session(name).run(with_prefix(arrays, "input."))
     except FAILURES as error:
         return [failed_check(name, str(error))]
-    expected = _with_prefix(arrays, "output.")
+    expected = with_prefix(arrays, "output.")
     if not expected:
         return [failed_check(name, "the reference output is empty")]
-    limits = graph_limits(pipeline.package.manifest, name, runs.of_graph(name))
-    return compare_outputs(name, expected, outputs, limits)
+    package, arithmetic = pipeline.package, runs.of_graph(name)
+    limits = graph_limits(package.manifest, name, arithmetic)
+    checks = compare_outputs(name, expected, outputs, limits)
+    return with_float32(checks, package, name, arrays, arithmetic)
 
 
 def _image_check(pipeline: Pipeline, path: Path | None, runs: Arithmetics) -> Check:
@@ -163,10 +173,6 @@ def _image_arguments(
         if name in recorded:
             arguments[argument] = recorded[name]
     return expected, arguments
-
-
-def _with_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,161 @@
+"""A graph with its weights as they are stored, and float32 in place of float16 and bfloat16.
+
+Every weight of a lower precision is followed by a Cast, and every type that a node names becomes
+float32. The data of weights is not read. Outputs then depend on the weights and the nodes alone,
+and hardly on the engine or the processor.
+
+Source: https://protobuf.dev/programming-guides/encoding, and onnx.proto for the field numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sdexport.engines.errors import EngineError
+from sdexport.engines.onnx_file.wire_format import (
+    Attribute,
+    DataType,
+    Graph,
+    Model,
+    Node,
+    Slice,
+    Tensor,
+    open_model,
+)
+
+STORED = ".stored"
+"""Added to the name of a weight of a lower precision."""
+_LOWER = (DataType.FLOAT16, DataType.BFLOAT16)
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
+"""Attributes of nodes that hold a TensorProto.DataType."""
+_LENGTH_DELIMITED = 2
+_MAX_DEPTH = 100
+
+
+def in_float32(path: Path) -> bytes:
+    """The model of a file as described above, as a ModelProto.
+
+    Its external data stays where it is.
+
+    Raises: EngineError: not a well-formed ONNX model. FileNotFoundError: no such file.
+    """
+    try:
+        with open_model(path) as model:
+            return b"".join(
+                _field(number, _graph(value)) if number == Model.GRAPH else whole.content()
+                for number, value, whole in model.every_field()
+            )
+    except ValueError as error:
+        raise EngineError(f"{path.parent.name or path.stem}: {path.name}: {error}") from None
+
+
+def _graph(graph: Slice, depth: int = 0) -> bytes:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"{graph.name} is nested too deeply for a protocol buffer")
+    casts, parts = [], []
+    for number, value, whole in graph.every_field():
+        if number == Graph.VALUE_INFO:
+            continue
+        if number == Graph.INITIALIZER and value.integer(Tensor.DATA_TYPE) in _LOWER:
+            name = value.text(Tensor.NAME)
+            casts.append(_field(Graph.NODE, _cast(name)))
+            parts.append(_field(number, _renamed(value, name + STORED)))
+        elif number == Graph.NODE:
+            parts.append(_field(number, _node(value, depth)))
+        else:
+            parts.append(whole.content())
+    return b"".join((*casts, *parts))
+
+
+def _renamed(tensor: Slice, name: str) -> bytes:
+    kept = [whole for number, _, whole in tensor.every_field() if number != Tensor.NAME]
+    return b"".join((*(each.content() for each in kept), _text(Tensor.NAME, name)))
+
+
+def _cast(name: str) -> bytes:
+    to = b"".join(
+        (
+            _text(Attribute.NAME, "to"),
+            _number(Attribute.INTEGER, DataType.FLOAT),
+            _number(Attribute.TYPE, 2),  # INT
+        )
+    )
+    return b"".join(
+        (
+            _text(Node.INPUT, name + STORED),
+            _text(Node.OUTPUT, name),
+            _text(Node.NAME, f"{name}.float32"),
+            _text(Node.OP_TYPE, "Cast"),
+            _field(Node.ATTRIBUTE, to),
+        )
+    )
+
+
+def _node(node: Slice, depth: int) -> bytes:
+    return b"".join(
+        _field(number, _attribute(value, depth)) if number == Node.ATTRIBUTE else whole.content()
+        for number, value, whole in node.every_field()
+    )
+
+
+def _attribute(attribute: Slice, depth: int) -> bytes:
+    named = attribute.text(Attribute.NAME) in _TYPE_ATTRIBUTES
+    lower = named and attribute.integer(Attribute.INTEGER) in _LOWER
+    return b"".join(_attribute_fields(attribute, lower, depth))
+
+
+def _attribute_fields(attribute: Slice, lower: bool, depth: int) -> Iterator[bytes]:
+    for number, value, whole in attribute.every_field():
+        if number == Attribute.INTEGER and lower:
+            yield _number(number, DataType.FLOAT)
+        elif number in (Attribute.TENSOR, Attribute.TENSORS):
+            yield _field(number, _constant(value))
+        elif number in (Attribute.GRAPH, Attribute.GRAPHS):
+            yield _field(number, _graph(value, depth + 1))
+        else:
+            yield whole.content()
+
+
+def _constant(tensor: Slice) -> bytes:
+    """A tensor in an attribute, converted to float32."""
+    dtype = tensor.integer(Tensor.DATA_TYPE)
+    if dtype not in _LOWER:
+        return tensor.content()
+    raw = [value for number, value in tensor.fields() if number == Tensor.RAW_DATA]
+    if len(raw) != 1:
+        raise ValueError("a constant of a lower precision has no raw data")
+    if dtype == DataType.FLOAT16:
+        values = np.frombuffer(raw[0].content(), "<f2").astype("<f4")
+    else:
+        values = (np.frombuffer(raw[0].content(), "<u2").astype("<u4") << 16).view("<f4")
+    kept = [
+        whole.content()
+        for number, _, whole in tensor.every_field()
+        if number not in (Tensor.DATA_TYPE, Tensor.RAW_DATA)
+    ]
+    converted = _field(Tensor.RAW_DATA, values.tobytes())
+    return b"".join((*kept, _number(Tensor.DATA_TYPE, DataType.FLOAT), converted))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(content)) + content
+
+
+def _text(number: int, text: str) -> bytes:
+    return _field(number, text.encode())
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

@@ -1,0 +1,48 @@
+"""A graph of any precision in ONNX Runtime, computed in float32 from its weights as stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdexport.engines.errors import engine_error
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
+from sdexport.engines.messages import one_line
+from sdexport.engines.onnx_file.float32_graph import in_float32
+from sdexport.engines.ort.onnxruntime_session import (
+    CPU,
+    OnnxRuntimeBase,
+    ort,
+    session_options,
+    tensor_specs,
+)
+from sdexport.engines.session import Session
+
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Session:
+    """Open an ONNX graph so that its outputs depend on its weights and nodes alone.
+
+    Nothing is optimised, and no product is computed in less than float32: two processors agree to
+    about 1e-6. It needs less memory than an ordinary session, and more time for each call.
+
+    Args:
+      path: the .onnx file; its external data is in the same folder.
+      files: those that are opened; their identity is compared before and after that.
+    Raises: FileNotFoundError: no such file. EngineError: it cannot be loaded. PackageError: the
+      files changed. MissingDependencyError: ONNX Runtime is not installed.
+    """
+    path = Path(path)
+    name = path.parent.name or path.stem
+    options = session_options(None, "none", prepacking=False)
+    options.add_session_config_entry(_DATA_FOLDER, str(path.resolve().parent))
+    with files.unchanged():
+        model = in_float32(path)
+        try:
+            session = ort.InferenceSession(model, options, providers=list(CPU))
+        except Exception as error:  # its exception classes have no other base
+            raise engine_error(
+                f"{name}: ONNX Runtime cannot load {path.name} in float32: {one_line(error)}"
+            ) from error
+    specs = map(tensor_specs, (session.get_inputs(), session.get_outputs()))
+    return OnnxRuntimeBase(session, name, *specs)
