@@ -25,9 +25,9 @@ from typing import NoReturn
 
 from sdexport.engines.exit_actions import CANCEL, UNDO
 
-GRACE = 0.5
+GRACE = 0.4
 """Seconds in which a command unwinds after a signal, before it is ended."""
-_CLEANING = 0.3
+_CLEANING = 0.25
 """Seconds for deleting temporary files; what is left then is deleted by the next run."""
 _DELAY = 0.05
 """Seconds before a dropped signal is raised again; by then the callback that dropped it is over."""
