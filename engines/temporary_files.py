@@ -110,7 +110,8 @@ def _locked_copy(file: BinaryIO) -> Iterator[None]:
             fcntl.flock(copy, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(copy)
+        with suppress(OSError):  # its content was flushed before
+            os.close(copy)
 
 
 def _is_file(path: Path, file: int) -> bool:

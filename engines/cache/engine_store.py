@@ -49,11 +49,11 @@ def build_once(
     """
     started = time.perf_counter()
     with _writable(plan), locked(plan.with_suffix(".lock"), f"{plan.stem}: {plan.name}"):
+        for abandoned in plan.parent.glob(f".{plan.stem}.*{TEMPORARY}"):  # of a killed process
+            delete(abandoned)
         present = _present(plan, wanted, rebuild_stale)
         if present is not None:
             return Built(plan, present, False, 0.0)
-        for abandoned in plan.parent.glob(f".{plan.stem}.*{TEMPORARY}"):  # of a killed process
-            delete(abandoned)
         with temporary_folder(f".{plan.stem}.", plan.parent, TEMPORARY) as part:
             build(part)
             sidecar = _into_place(part / plan.name, plan, wanted)
