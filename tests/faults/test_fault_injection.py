@@ -16,7 +16,7 @@ import pytest
 from tests.faults.fault_server import KINDS, FaultServer, compiled_shim, sample
 from tests.faults.scenarios import SCENARIOS
 
-IN_CI = {"image a.png": 2, "embeddings": 1, "engine": 2, "copy --force": 1}
+IN_CI = {"image a.png": 2, "embeddings": 1, "engine": 2}
 """Scenarios that run with each change, and how many calls of each name then fail."""
 LARGE = {"export": 3, "export --force": 3, "build": 3}
 """Scenarios in which so many calls of each name fail; there are hundreds of them."""
