@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from sdexport.engines.session import TensorSpec
 from sdexport.runtime.models.components import TOKEN_GRAPHS
 from sdexport.runtime.packages.manifest import ComponentRecord
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.packages.trust import check_engine
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,18 @@ def engine_path(
     return folder / backend / f"{graph}.{suffix}"
 
 
+def usable_engine(
+    package: Package, graph: str, backend: str, engine_dir: str | Path | None = None
+) -> Path | None:
+    """The built engine of a graph; None if there is none that may be used.
+
+    Those in the package's own folder may not if its signature is required: see Trust.built_engines.
+    """
+    path = engine_path(package, graph, backend, engine_dir)
+    is_trusted = engine_dir is not None or package.trust.built_engines
+    return path if is_trusted and os.path.lexists(path) else None
+
+
 def resolve_backend(
     package: Package, graph: str, backend: str, engine_dir: str | Path | None = None
 ) -> str:
@@ -47,7 +61,7 @@ def resolve_backend(
     """
     if backend == AUTO or not runs_on(package, graph, backend, engine_dir):
         requested = backend
-        backend = choose(plan_of=lambda name: engine_path(package, graph, name, engine_dir))
+        backend = choose(plan_of=lambda name: usable_engine(package, graph, name, engine_dir))
         _log.info("%s: %s takes %s", graph, requested, backend)
     return backend
 
@@ -58,7 +72,7 @@ def runs_on(
     """Whether a backend can open a graph: False for a token graph without the engine it needs."""
     if "." not in graph or backend not in PLAN_BACKENDS:
         return True
-    return engine_path(package, graph, backend, engine_dir).is_file()
+    return usable_engine(package, graph, backend, engine_dir) is not None
 
 
 def open_component(
@@ -81,7 +95,7 @@ def open_component(
     path, files = package.model_path(graph), package.model_files(graph)
     backend = resolve_backend(package, graph, backend, engine_dir)
     engine = engine_path(package, graph, backend, engine_dir)
-    if backend in PLAN_BACKENDS or (backend == PREPARED_BACKEND and engine.exists()):
+    if _opens_engine(package, engine, backend, engine_dir):
         options |= {"plan": engine, "digest": package.model_digest(graph)}
     component, _, further = graph.partition(".")
     try:
@@ -97,6 +111,29 @@ def open_component(
         session.close()
         raise
     return session
+
+
+def _opens_engine(
+    package: Package, engine: Path, backend: str, engine_dir: str | Path | None
+) -> bool:
+    """Whether a backend opens a built engine, which may be missing if it needs one.
+
+    Raises: PackageError: it needs one, and may not use that of the package's own folder.
+      EngineError: the package's own prepared graph asks for sizes that no model needs.
+    """
+    is_own = engine_dir is None and os.path.lexists(engine)
+    if is_own and not package.trust.built_engines and backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
+        message = (
+            f"{engine} is not covered by a signature; 'sdexport build --engine-dir DIR' builds "
+            "engines that are used with --engine-dir DIR (engine_dir)"
+        )
+        if backend in PLAN_BACKENDS:
+            raise PackageError(message)
+        _log.warning("%s", message)
+        return False
+    if backend == PREPARED_BACKEND and is_own:
+        check_engine(engine)
+    return backend in PLAN_BACKENDS or (backend == PREPARED_BACKEND and os.path.lexists(engine))
 
 
 def _check_names(

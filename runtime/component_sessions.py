@@ -21,7 +21,7 @@ from sdexport.runtime.component_backends import (
     check_backends,
     check_session_options,
 )
-from sdexport.runtime.component_engines import engine_path, open_component, resolve_backend
+from sdexport.runtime.component_engines import open_component, resolve_backend, usable_engine
 from sdexport.runtime.images.recorded_values import plain, same_or_each
 from sdexport.runtime.packages.package import Package
 
@@ -120,7 +120,7 @@ class ComponentSessions:
             name
             for name, backend in backends.items()
             if backend != EXTERNAL
-            and engine_path(self._package, name, self._backend(name), engine_dir).exists()
+            and usable_engine(self._package, name, self._backend(name), engine_dir)
         )
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdexport.engines import PREPARED_BACKEND
 from sdexport.runtime.component_backends import Backends, backend_of
-from sdexport.runtime.component_engines import engine_path, resolve_backend
+from sdexport.runtime.component_engines import resolve_backend, usable_engine
 from sdexport.runtime.models.components import TOKEN_EMBEDDING, Role
 from sdexport.runtime.packages.package import Package
 
@@ -159,7 +159,7 @@ def _form(package: Package, component: str, backends: Backends, options: Mapping
         return f"{backend} {precision}" if options.get("device", "CPU") == "CPU" else ""
     if backend != PREPARED_BACKEND or options.get("providers", CPU) not in (CPU, [CPU], (CPU,)):
         return backend
-    if engine_path(package, component, backend, options.get("engine_dir")).is_file():
+    if usable_engine(package, component, backend, options.get("engine_dir")):
         return f"{backend} prepared"
     return f"{backend} {package.manifest.components[component].precision}"
 

@@ -24,6 +24,7 @@ from sdexport.runtime.images.loading import ImageSources
 from sdexport.runtime.models.conditioning import SIZE_ARGUMENTS, SizeConditioning
 from sdexport.runtime.noise.image_noise import Generators, ImageNoise, Seeds
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.packages.signature import TrustedKey
 from sdexport.runtime.pipeline_stages import PipelineStages
 from sdexport.runtime.reproduction import (
     arguments_like,
@@ -388,7 +389,13 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def load_pipeline(
-    folder: str | Path, backend: Backends = "onnxruntime", *, verify: bool = True, **options: Any
+    folder: str | Path,
+    backend: Backends = "onnxruntime",
+    *,
+    verify: bool = True,
+    trusted_key: TrustedKey | None = None,
+    trust: str = "warn",
+    **options: Any,
 ) -> Pipeline:
     """Load a package to generate images with it.
 
@@ -396,6 +403,7 @@ def load_pipeline(
       folder: a package, or a folder that Optimum exported.
       backend: "onnxruntime", "openvino", "auto" and others; see Pipeline.
       verify: compare every file with its SHA-256 first.
+      trusted_key, trust: whose signature is required, and what graphs may hold; see Package.load.
       options: of Pipeline (max_batch, vae_tile, low_memory), `engine_dir`, and of the backends'
         sessions (such as threads); sdexport.engines.session_options lists those of each backend.
     Raises: FileNotFoundError, PackageError: see Package.load. InvalidArgumentError: an unknown
@@ -409,4 +417,5 @@ def load_pipeline(
         >>> image.size
         (128, 128)
     """
-    return Pipeline(Package.load(folder, verify=verify), backend, **options)
+    package = Package.load(folder, verify=verify, trusted_key=trusted_key, trust=trust)
+    return Pipeline(package, backend, **options)

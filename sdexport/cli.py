@@ -16,7 +16,17 @@ from typing import Any
 import click
 
 from sdexport import interrupts
-from sdexport.commands import bench, build, demo, export, generate, inspect, schedulers, verify
+from sdexport.commands import (
+    bench,
+    build,
+    demo,
+    export,
+    generate,
+    inspect,
+    schedulers,
+    sign,
+    verify,
+)
 from sdexport.commands.output import echo, escaped_streams, escaped_usage_errors
 from sdexport.commands.verbosity import is_set, set_up_logging, verbosity_options
 from sdexport.runtime.version import __version__
@@ -136,6 +146,7 @@ for _command in (
     inspect.inspect,
     build.build,
     bench.bench,
+    sign.sign,
     schedulers.schedulers,
     demo.demo,
 ):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -54,6 +54,7 @@ class Node(IntEnum):
     NAME = 3
     OP_TYPE = 4
     ATTRIBUTE = 5
+    DOMAIN = 7
 
 
 class Attribute(IntEnum):
@@ -63,6 +64,7 @@ class Attribute(IntEnum):
     INTEGER = 3
     TENSOR = 5
     GRAPH = 6
+    INTS = 8
     TENSORS = 10
     GRAPHS = 11
     TYPE = 20
@@ -75,16 +77,22 @@ class SparseTensor(IntEnum):
 
     VALUES = 1
     INDICES = 2
+    DIMS = 3
 
 
 class Tensor(IntEnum):
     """Fields of TensorProto."""
 
+    DIMS = 1
     DATA_TYPE = 2
     FLOAT_DATA = 4
+    INT32_DATA = 5
+    STRING_DATA = 6
+    INT64_DATA = 7
     NAME = 8
     RAW_DATA = 9
     DOUBLE_DATA = 10
+    UINT64_DATA = 11
     EXTERNAL_DATA = 13
     DATA_LOCATION = 14
 
@@ -142,29 +150,6 @@ class DataType(IntEnum):
     DOUBLE = 11
     BFLOAT16 = 16
 
-
-INNER: Mapping[type[IntEnum], Mapping[int, type[IntEnum]]] = {
-    Model: {Model.GRAPH: Graph, Model.FUNCTIONS: Function},
-    Graph: {
-        Graph.NODE: Node,
-        Graph.INITIALIZER: Tensor,
-        Graph.SPARSE_INITIALIZER: SparseTensor,
-    },
-    Function: {Function.NODE: Node, Function.ATTRIBUTE_PROTO: Attribute},
-    Node: {Node.ATTRIBUTE: Attribute},
-    Attribute: {
-        Attribute.TENSOR: Tensor,
-        Attribute.GRAPH: Graph,
-        Attribute.TENSORS: Tensor,
-        Attribute.GRAPHS: Graph,
-        Attribute.SPARSE_TENSOR: SparseTensor,
-        Attribute.SPARSE_TENSORS: SparseTensor,
-    },
-    SparseTensor: {SparseTensor.VALUES: Tensor, SparseTensor.INDICES: Tensor},
-    Tensor: {Tensor.EXTERNAL_DATA: Entry},
-    Entry: {},
-}
-"""By message and field: the message in that field. All the ways from a model to its tensors."""
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 """Wire types."""
@@ -278,7 +263,7 @@ def open_model(path: Path) -> Iterator[Slice]:
             yield Slice(data, 0, len(data), path.name)
 
 
-def varint(data: mmap.mmap, at: int, end: int, name: str) -> tuple[int, int]:
+def varint(data: bytes | mmap.mmap, at: int, end: int, name: str) -> tuple[int, int]:
     """The number that begins at a byte, and where the next one begins.
 
     Raises: ValueError: it has no end.

@@ -28,7 +28,10 @@ from sdexport.runtime.packages.manifest import (
     read_json,
     read_manifest,
 )
+from sdexport.runtime.packages.minisign import Signature
 from sdexport.runtime.packages.optimum import manifest_of_optimum
+from sdexport.runtime.packages.signature import TrustedKey
+from sdexport.runtime.packages.trust import UNTRUSTED, WARN, Trust
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 MODEL_INDEX = "model_index.json"
@@ -42,6 +45,8 @@ class Package:
     scheduler_config, model_index: the JSON objects of those files.
     files: the identity of each file when it was checked; whatever is opened later must still be
       that file.
+    signature: what was verified with the key that was required; None if none was.
+    trust: what was required; see Trust.built_engines.
 
     Example:
         >>> from sdexport import Package
@@ -55,6 +60,8 @@ class Package:
     scheduler_config: Mapping[str, Any] = field(repr=False)
     model_index: Mapping[str, Any] = field(default_factory=dict, repr=False)
     files: CheckedFiles = field(default=UNCHECKED, repr=False, compare=False)
+    signature: Signature | None = None
+    trust: Trust = field(default=UNTRUSTED, repr=False)
 
     @classmethod
     def load(
@@ -62,28 +69,39 @@ class Package:
         folder: str | Path,
         *,
         verify: bool = True,
+        trusted_key: TrustedKey | None = None,
+        trust: str = WARN,
         on_bytes: Callable[[int], object] = lambda size: None,
     ) -> Self:
         """Read a package and check it: paths, sizes, and with `verify` the hash of every file.
 
         Args:
+          trusted_key: the package must be signed with this key: a public key of minisign, its file
+            or its base64. Engines in the package's own folder are not used then: no signature
+            covers them.
+          trust: what happens to graphs with unknown operators, which `trusted_key` did not sign:
+            "warn", or "signed" to reject them, and to use no engines in the package's own folder.
           on_bytes: called with the size of each file that was checked, for a progress bar.
-        Raises: FileNotFoundError: no such folder. PackageError: not a package, one of another
+        Raises: FileNotFoundError: no such folder. InvalidArgumentError: no public key, or one
+          without `verify`. PackageError: not a package, not signed, or one of another
           format version, or one that is incomplete, altered, or points outside of its folder.
         """
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"no package at {folder}: there is no such folder")
+        required = Trust.checked(trust, trusted_key, verify=verify)
         identities: dict[Path, FileIdentity] = {}
         has_manifest = (folder / MANIFEST).is_file()
         if has_manifest:
             manifest = read_manifest(folder)
+            signature = required.signature(folder, manifest)
             for record in manifest.every_file:
                 path = _inside(folder, record.path)
                 identities[path] = _check_file(folder, record, verify=verify)
                 on_bytes(record.size)
         elif (folder / UNET.name / "model.onnx").is_file():
             manifest = manifest_of_optimum(folder)
+            signature = required.signature(folder, None)
         else:
             raise PackageError(
                 f"{folder} is not a package: it has no {MANIFEST}; make one with 'sdexport export'"
@@ -99,7 +117,9 @@ class Package:
         with files.unchanged():
             model_index = read_json(folder, MODEL_INDEX) if has_index else {}
             scheduler_config = read_json(folder, SCHEDULER_CONFIG)
-        return cls(folder, manifest, scheduler_config, model_index, files)
+        package = cls(folder, manifest, scheduler_config, model_index, files, signature, required)
+        required.check_graphs(folder, {name: package.model_path(name) for name in package.graphs})
+        return package
 
     @property
     def family(self) -> ModelFamily:

@@ -10,12 +10,19 @@ import click
 from sdexport.commands.memory_check import check_build, ignore_memory_option
 from sdexport.commands.output import echo
 from sdexport.commands.progress import Progress, progress
-from sdexport.commands.shared_options import FILE, FOLDER, json_option, print_json, without_none
+from sdexport.commands.shared_options import (
+    FILE,
+    FOLDER,
+    json_option,
+    print_json,
+    trust_options,
+    without_none,
+)
 from sdexport.commands.verbosity import verbosity_options
 
 _FOR_ONNXRUNTIME = {
     *("package", "backend", "components", "engine_dir", "rebuild_stale", "as_json"),
-    *("ignore_memory",),
+    *("ignore_memory", "trusted_key", "trust"),
     *("quiet", "verbose", "debug"),
 }
 """Parameters that --backend onnxruntime has; the others are for TensorRT only."""
@@ -80,6 +87,7 @@ class SpanType(click.ParamType[Any]):
 @click.option("--timing-cache", type=FILE, help="Keep the builder's measurements in this file.")
 @click.option("--engine-dir", type=FOLDER, help="Write here instead of PACKAGE/engines.")
 @click.option("--rebuild-stale", is_flag=True, help="Replace engines that no longer fit.")
+@trust_options
 @ignore_memory_option
 @json_option
 @verbosity_options
@@ -90,6 +98,8 @@ def build(
     engine_dir: Path | None,
     timing_cache: Path | None,
     rebuild_stale: bool,
+    trusted_key: str | None,
+    trust: str,
     ignore_memory: bool,
     as_json: bool,
     **for_tensorrt: Any,
@@ -114,7 +124,7 @@ def build(
     }
     if backend != "onnxruntime":
         arguments |= {"timing_cache": timing_cache, **_tensorrt_arguments(for_tensorrt)}
-    loaded = Package.load(package)
+    loaded = Package.load(package, trusted_key=trusted_key, trust=trust)
     check_build(loaded, components, backend, ignore=ignore_memory)
     with progress(100, "build") as shown:
         built = _run(loaded, arguments, shown)

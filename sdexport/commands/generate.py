@@ -20,6 +20,7 @@ from sdexport.commands.shared_options import (
     json_option,
     print_json,
     session_arguments,
+    trust_options,
     without_none,
 )
 from sdexport.commands.verbosity import verbosity_options
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 @click.argument("prompt", required=False)
 @generate_options
 @backend_options
+@trust_options
 @ignore_memory_option
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @json_option
@@ -57,6 +59,8 @@ def generate(
     session_options: tuple[tuple[str, Any], ...],
     engine_dir: Path | None,
     low_memory: bool,
+    trusted_key: str | None,
+    trust: str,
     ignore_memory: bool,
     force: bool,
     as_json: bool,
@@ -104,7 +108,7 @@ def generate(
         jobs = reference.jobs(jobs)
         opened_with = reference.pipeline_arguments(opened_with)
     with (
-        load_pipeline(package, **opened_with) as pipe,
+        load_pipeline(package, trusted_key=trusted_key, trust=trust, **opened_with) as pipe,
         progress(None, "generate") as shown,
     ):
         if reference:

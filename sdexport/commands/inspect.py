@@ -11,7 +11,12 @@ import click
 
 from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
-from sdexport.commands.shared_options import engine_dir_option, json_option, print_json
+from sdexport.commands.shared_options import (
+    engine_dir_option,
+    json_option,
+    print_json,
+    trust_options,
+)
 from sdexport.commands.verbosity import verbosity_options
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -26,9 +31,12 @@ _ERRORS = (
 @click.command()
 @click.argument("path", metavar="PACKAGE|IMAGE", type=click.Path(path_type=Path))
 @engine_dir_option
+@trust_options
 @json_option
 @verbosity_options
-def inspect(path: Path, engine_dir: Path | None, as_json: bool) -> None:
+def inspect(
+    path: Path, engine_dir: Path | None, trusted_key: str | None, trust: str, as_json: bool
+) -> None:
     """Show what a package contains, or the settings of an image.
 
     Of a package the hash of every file is checked, and engines that were built for it are listed,
@@ -42,26 +50,39 @@ def inspect(path: Path, engine_dir: Path | None, as_json: bool) -> None:
 
         inspect_image(path, as_json=as_json)
     else:
-        _inspect_package(path, engine_dir, as_json=as_json)
+        _inspect_package(path, engine_dir, as_json=as_json, trusted_key=trusted_key, trust=trust)
 
 
-def _inspect_package(package: Path, engine_dir: Path | None, *, as_json: bool) -> None:
+def _inspect_package(
+    package: Path, engine_dir: Path | None, *, as_json: bool, **required: Any
+) -> None:
     from sdexport.builds.built_engines import built_engines
     from sdexport.runtime.packages.package import Package
+    from sdexport.runtime.packages.signature import signer
 
     total = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
     with progress(total, "hashes", "B") as shown:
-        loaded = Package.load(package, on_bytes=shown.advance)
+        loaded = Package.load(package, on_bytes=shown.advance, **required)
     engines = built_engines(loaded, engine_dir)
     if as_json:
         report = json.loads(loaded.manifest.to_json())
-        print_json(report | {"size": loaded.size, "engines": engines})
+        signature = {"checked": loaded.signature is not None, "key_id": signer(loaded)}
+        print_json(report | {"size": loaded.size, "engines": engines, "signature": signature})
         return
     echo(*_package_lines(loaded))
     for name in loaded.manifest.components:
         echo("", *_component_lines(loaded.manifest, name))
     for engine in engines:
         echo("", *_engine_lines(engine))
+
+
+def _signed(package: Any) -> str:
+    from sdexport.runtime.packages.signature import signer
+
+    if package.signature is not None:
+        return f"with key {package.signature}"
+    key_id = signer(package)
+    return f"with key {key_id}, not checked: --key checks it" if key_id else "no"
 
 
 def _package_lines(package: Any) -> list[str]:
@@ -77,6 +98,7 @@ def _package_lines(package: Any) -> list[str]:
         "prediction": manifest.prediction_type,
         "scheduler": str(package.scheduler_config.get("_class_name", "unknown")),
         "verified": f"with {manifest.verified_with}" if manifest.verified_with else "not yet",
+        "signed": _signed(package),
         "made with": _pairs(manifest.tools) or "unknown",
     }
     return [f"{name:<11}{value}" for name, value in values.items()]

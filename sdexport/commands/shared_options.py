@@ -78,10 +78,27 @@ _BACKEND_OPTIONS = (
 _NOT_OF_SESSIONS = {
     *("folder", "package", "graph", "path", "backend", "sessions", "plan", "digest"),
     *("verify", "hashes", "progress", "low_memory", "max_batch", "vae_tile"),
-    *("source", "revision", "options", "seed"),
+    *("source", "revision", "options", "seed", "trusted_key", "trust"),
 }
 """Arguments of the functions that open and verify packages, which --option must not set."""
 
+_TRUST_OPTIONS = (
+    click.option(
+        "--key",
+        "trusted_key",
+        metavar="KEY",
+        help="Take the package only if it was signed with this key: a public key of minisign or of "
+        "'sdexport sign', its file or its text. Engines in PACKAGE/engines are not used then.",
+    ),
+    click.option(
+        "--trust",
+        type=click.Choice(["warn", "signed"]),
+        default="warn",
+        show_default=True,
+        help="What happens if graphs hold unknown operators and --key did not sign them: a "
+        "warning, or an error. With signed, engines in PACKAGE/engines are not used either.",
+    ),
+)
 _SOURCE_OPTIONS = (
     click.option("--revision", help="Branch, tag or commit, for a model id of the hub."),
     click.option(
@@ -128,6 +145,11 @@ _SOURCE_OPTIONS = (
 def backend_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which backends run the components, and how they are opened."""
     return with_options(command, _BACKEND_OPTIONS)
+
+
+def trust_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say whose signature a package needs; see `trust_arguments`."""
+    return with_options(command, _TRUST_OPTIONS)
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:

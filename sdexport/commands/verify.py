@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sdexport.commands.shared_options import (
     require_passed,
     session_arguments,
     source_options,
+    trust_options,
 )
 from sdexport.commands.verbosity import verbosity_options
 
@@ -37,6 +39,7 @@ from sdexport.commands.verbosity import verbosity_options
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random inputs of --against.")
 @source_options
+@trust_options
 @ignore_memory_option
 @json_option
 @verbosity_options
@@ -49,6 +52,8 @@ def verify(
     ignore_memory: bool,
     against: str | None,
     seed: int | None,
+    trusted_key: str | None,
+    trust: str,
     as_json: bool,
     **of_source: Any,
 ) -> None:
@@ -65,7 +70,9 @@ def verify(
     opened_with = session_arguments(session_options, engine_dir=engine_dir)
     if against is None:
         _require_against(of_source | {"seed": seed})
-    loaded = Package.load(package, verify=False)
+    loaded = Package.load(
+        package, verify=trusted_key is not None, trusted_key=trusted_key, trust=trust
+    )
     checks: list[Any] = []
     used_seed: dict[str, int] = {}
     if against is not None:
@@ -80,8 +87,12 @@ def verify(
         checks = [*_replay(loaded, backend, low_memory=low_memory, **opened_with), *checks]
     passed = all(check.passed for check in checks)
     if as_json:
-        print_json({"passed": passed, **used_seed, "checks": [check.to_dict() for check in checks]})
+        signed = {"signature": asdict(loaded.signature)} if loaded.signature else {}
+        rows = [check.to_dict() for check in checks]
+        print_json({"passed": passed, **used_seed, **signed, "checks": rows})
     else:
+        if loaded.signature:
+            echo(f"signed with key {loaded.signature}")
         echo(*table(checks).split("\n"))
         if used_seed:
             echo(f"random inputs: --seed {used_seed['seed']}")
