@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sdexport import load_pipeline
+from sdexport import Package, load_pipeline
 from sdexport.cli import main
 from sdexport.exporter import export
 from sdexport.verification.verifier import verify
@@ -39,6 +39,7 @@ def test_family_exports_verifies_and_generates(family: str, tmp_path: Path) -> N
     assert set(totals) == {len(totals)}
     assert manifest.verification is not None and "image.pixels" in manifest.verification
     assert all(check.passed for check in verify(package))
+    Package.load(package, trust="signed")  # operators of the table alone
     shown = CliRunner().invoke(main, ["inspect", str(package)])
     assert shown.exit_code == 0 and manifest.family in shown.stdout
     assert all(name in shown.stdout for name in manifest.components)

@@ -13,6 +13,8 @@ import pytest
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import open_session
+from sdexport.engines.onnx_file.graph_survey import survey
+from sdexport.engines.onnx_file.operators import unknown_parts
 from sdexport.graphs.precision import conversion
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import parts
@@ -86,3 +88,5 @@ def test_graphs_are_accepted(
             warnings.simplefilter("error")
             assert_valid(path)
             assert_parsed_by_tensorrt_rtx(path)
+        found = survey(path)
+        assert (found.problems, unknown_parts(found)) == ([], [])
