@@ -84,9 +84,16 @@ class PublicKey:
         Raises: InvalidArgumentError: it is neither. FileNotFoundError: no such file.
         """
         text = source.strip() if isinstance(source, str) else ""
-        if len(text) == _base64_length(_PUBLIC.size) and text.startswith("RW"):  # "Ed" in base64
+        length = _base64_length(_PUBLIC.size)
+        if len(text) == length and text.startswith("RW"):  # "Ed" in base64
             return cls._parse(text.encode(errors="replace"), "the key")
-        return cls._parse(_key_line(Path(source), "public"), str(source))
+        try:
+            line = _key_line(Path(source), "public")
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{source!s:.200}: no such file, and no public key of {length} characters"
+            ) from None
+        return cls._parse(line, str(source))
 
     @classmethod
     def _parse(cls, line: bytes, what: str) -> Self:

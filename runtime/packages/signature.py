@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdexport.engines.errors import PackageError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.files import write_atomically
 from sdexport.engines.guarded_files import JSON_LIMIT, parsing, read_guarded
+from sdexport.engines.messages import shown
 from sdexport.runtime.packages.manifest import MANIFEST, Manifest, manifest_digest
 from sdexport.runtime.packages.minisign import (
     SIGNATURE_LIMIT,
@@ -38,7 +39,11 @@ def public_key(key: TrustedKey) -> PublicKey:
 
     Raises: InvalidArgumentError: it is no public key. FileNotFoundError: no such file.
     """
-    return key if isinstance(key, PublicKey) else PublicKey.read(key)
+    if isinstance(key, PublicKey):
+        return key
+    if not isinstance(key, str | Path) or not str(key).strip():
+        raise InvalidArgumentError(f"trusted_key must be a file or a public key, got {shown(key)}")
+    return PublicKey.read(key)
 
 
 def check_signature(folder: Path, manifest: Manifest, key: TrustedKey) -> Signature:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdexport.engines.printable_text import escaped
+
 
 def table(report: Mapping[str, Any]) -> str:
     """The report of `bench` as aligned text, with a row for each backend.
@@ -26,6 +28,7 @@ def table(report: Mapping[str, Any]) -> str:
         rows.append([*cells, _verdict(row["check"])])
         errors = {**row["components"], "image": row["image"]}
         notes += [f"{label}: {n}: {e['error']}" for n, e in errors.items() if "error" in e]
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -34,7 +37,7 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['package']}: {work['width']}x{work['height']}, batch {work['batch']}, "
         f"{work['num_inference_steps']} steps; medians of {work['repeats']} after a warm-up"
     )
-    return "\n".join([title, "", *lines, *notes])
+    return "\n".join([escaped(title), "", *lines, *map(escaped, notes)])
 
 
 def component_names(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sdexport.engines.printable_text import escaped
+
 MEASURES = {
     "relative_l2": ("relative L2", "{:.1e}"),
     "max_abs": ("max abs", "{:.1e}"),
@@ -142,4 +144,4 @@ def table(checks: Sequence[Check]) -> str:
 def _cells(check: Check) -> tuple[str, ...]:
     measured = check.worst is not None and check.output != "files"
     shown = str(check.worst) if measured else "-"
-    return (check.name, check.inputs, check.output, shown, check.verdict)
+    return tuple(map(escaped, (check.name, check.inputs, check.output, shown, check.verdict)))

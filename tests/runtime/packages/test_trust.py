@@ -141,8 +141,11 @@ def test_signing_a_package_that_changed_since(signed: Path) -> None:
 def test_arguments_of_trust_are_checked(unsigned: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="trust must be one of warn, signed, got 'all'"):
         Package.load(unsigned, trust="all")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="no such file, and no public key of 56 char"):
         Package.load(unsigned, trusted_key="no.pub")
+    for key in ("", " ", 5, b"RW", ["a.pub"]):
+        with pytest.raises(InvalidArgumentError, match="trusted_key must be a file or a public"):
+            Package.load(unsigned, trusted_key=key)  # type: ignore[arg-type]
 
 
 def test_folders_without_a_manifest_cannot_be_signed(signed: Path) -> None:

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from sdexport.bench import bench_table
 from sdexport.cli import main
 from sdexport.commands.output import EscapedStream, OneLineFormatter, json_document
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.printable_text import escaped
+from sdexport.verification.report import Check, table
 from tests.helpers.changed_package import accept_files, edit_manifest
 
 ROOT = Path(__file__).parents[3]
@@ -179,6 +181,15 @@ def test_warnings_tracebacks_and_library_output_are_escaped(tmp_path: Path) -> N
         assert part in text
     for character in ("\x1b", "\x9b", "\u202e", "\u2028", "\x85"):
         assert character not in text
+
+
+def test_tables_have_a_line_for_each_row() -> None:
+    checks = [Check("unet", HOSTILE, note=HOSTILE), Check(HOSTILE, "sample", inputs=HOSTILE)]
+    assert_harmless(table(checks))
+    assert table(checks).count("\n") == len(checks)
+    work = {"width": 8, "height": 8, "batch": 1, "num_inference_steps": 1, "repeats": 1}
+    report = {"package": HOSTILE, "work": work, "backends": {HOSTILE: {"error": HOSTILE}}}
+    assert_harmless(bench_table.table(report))
 
 
 def test_escaped_keeps_texts_of_every_script() -> None:
