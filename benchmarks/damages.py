@@ -28,7 +28,7 @@ from sdexport import Package
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
 from sdexport.verification.report import Check
-from sdexport.verification.verifier import verify, verify_package
+from sdexport.verification.verifier import verify_package
 from tests.helpers.damages import (
     COMPONENTS,
     EFFECT,
@@ -165,13 +165,17 @@ def _combinations() -> Iterator[tuple[str, str]]:
 
 
 def healthy(work: Path, families: tuple[str, ...] = (DEMO, *FAMILIES)) -> dict[str, Any]:
-    """A row for each family, precision, backend and kind of session."""
+    """A row for each family, precision, backend and kind of session.
+
+    The demo model meets all RUNS; each other family a third of them in each precision, in turn.
+    """
     rows = []
-    for family in families:
-        for precision, folder in packages(work, family).items():
-            for backend, options in RUNS:
+    for index, family in enumerate(families):
+        for number, (precision, folder) in enumerate(packages(work, family).items()):
+            for backend, options in RUNS if family == DEMO else RUNS[(index + number) % 3 :: 3]:
                 if (precision, backend) != ("bf16", "onnxruntime"):
-                    checks = verify(folder, backend, **options)
+                    package = Package.load(folder, verify=False)
+                    checks = verify_package(package, backend, hashes=False, **options)
                     row = {"family": family, "precision": precision, "backend": backend}
                     rows.append(row | {"options": options} | _nearest(checks))
                     _log.info("%s", rows[-1])

@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.checkpoints import NAMES
+from sdexport.verification.limits import FACTOR, FLOAT32_LIMITS, RANGES
 from sdexport.verification.report import MEASURES
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +264,12 @@ def all_tables() -> dict[str, str]:
         found["families"] = families(_read("families"), by_model)
     if whole := [report for report in full if "checks" in report]:
         found["full_size"] = full_size(whole)
+    found["limits"] = limits()
+    if _has("damages"):
+        raw = _read("damages-raw") if _has("damages-raw") else None
+        found["damages"] = damages(_read("damages"), raw)
+    if _has("healthy"):
+        found["healthy"] = healthy(_read("healthy"))
     if _has("precision"):
         found["precision"] = precisions(_read("precision"))
     if _has("gpu"):
@@ -273,6 +280,86 @@ def all_tables() -> dict[str, str]:
         found["targets"] = tables.targets(timed)
         found["figures"] = tables.figures(RESULTS)
     return found
+
+
+def limits() -> str:
+    """The table of sdexport.verification.limits."""
+    lines = [
+        f"A limit is {FACTOR:g} times what the export measured, and within these (floor to "
+        "ceiling; the reasons are in `sdexport/verification/limits.py`):\n",
+        "| arithmetic | relative L2 | max abs | image: largest of 255 | image: RMS of 255 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in RANGES.items():
+        spans = (found.relative_l2, found.max_abs, found.image_max, found.image_rms)
+        shown = (f"{a:g} to {b:g}" if a != b else f"{a:g}" for a, b in spans)
+        lines.append(_row(_ARITHMETIC.get(name, name), *shown))
+    exact = (f"{limit:g}" for limit in FLOAT32_LIMITS.values())
+    lines.append(_row("float32, of a graph of a lower precision", *exact, "", ""))
+    return "\n".join(lines)
+
+
+_ARITHMETIC = {"i8": "OpenVINO with `precision=i8`", "bf16": "bf16, also OpenVINO's bf16 and f16"}
+
+
+def damages(report: dict[str, Any], raw: dict[str, Any] | None) -> str:
+    """How many damages of each kind and component were found, and by which margin."""
+    drawn = sum(report["rejected"].values())
+    lines = [
+        f"{report['damages']} seeded damages of the demo model, each in every precision on ONNX "
+        f"Runtime and OpenVINO (bf16 on OpenVINO alone), with all hashes made to agree (`python -m "
+        f"benchmarks.damages`): **{report['caught']} of {report['runs']} runs caught**, each with "
+        f"the damaged component's name. {drawn} draws were rejected because in float32, on other "
+        f"inputs, no output changes by {report['least_effect']:g} in relative L2, or because no "
+        'second layer has the same shape. "As it ran" counts those that fail without the '
+        "float32 comparison too.\n",
+        "| damage | runs | caught | as it ran | smallest share of the limit |",
+        "|---|---|---|---|---|",
+    ]
+    for key in ("kind", "component", "precision", "backend"):
+        for name in dict.fromkeys(row[key] for row in report["rows"]):
+            rows = [row for row in report["rows"] if row[key] == name]
+            caught = sum(row["caught"] for row in rows)
+            as_run = sum(row["caught_as_it_ran"] for row in rows)
+            least = min(row["share_of_limit"] for row in rows)
+            lines.append(_row(name, len(rows), caught, as_run, f"{least:.1f}"))
+    if raw is not None:
+        lines.append(
+            f"\nWithout rejecting any draw: {raw['caught']} of {raw['runs']} runs of "
+            f"{raw['damages']} draws."
+        )
+    return "\n".join(lines)
+
+
+def healthy(report: dict[str, Any]) -> str:
+    """How many healthy runs failed, and the largest share of each limit."""
+    lines = [
+        f"{report['runs']} healthy runs (every model family, precision and backend, 1 to 4 "
+        f"threads, every kind of session): **{report['false_alarms']} false alarms**. The largest "
+        "share of a limit, by precision of the package and backend:\n",
+        _row("measure", *_PAIRS),
+        f"|{'---|' * (len(_PAIRS) + 1)}",
+    ]
+    for kind in [k for k in MEASURES if k != "altered_files"]:
+        cells = []
+        for pair in _PAIRS:
+            found = [
+                row["nearest"][kind]
+                for row in report["rows"]
+                if f"{row['precision']}, {row['backend']}" == pair and kind in row["nearest"]
+            ]
+            worst = max(found, key=lambda each: each["share"], default=None)
+            cells.append(f"{worst['share']:.0%} ({worst['value']:.2g})" if worst else "")
+        lines.append(_row(MEASURES[kind][0], *cells))
+    return "\n".join(lines)
+
+
+_PAIRS = [
+    f"{precision}, {backend}"
+    for precision in ("fp32", "fp16", "bf16", "int8")
+    for backend in ("onnxruntime", "openvino")
+    if (precision, backend) != ("bf16", "onnxruntime")
+]
 
 
 def _has(name: str) -> bool:

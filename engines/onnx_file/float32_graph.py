@@ -53,21 +53,30 @@ def in_float32(path: Path) -> bytes:
 
 
 def _graph(graph: Slice, depth: int = 0) -> bytes:
+    """The graph with each Cast right before the first node that uses it, which saves memory."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"{graph.name} is nested too deeply for a protocol buffer")
-    casts, parts = [], []
+    lower = {
+        value.text(Tensor.NAME): None
+        for number, value in graph.fields()
+        if number == Graph.INITIALIZER and value.integer(Tensor.DATA_TYPE) in _LOWER
+    }
+    waiting, parts = dict(lower), []
     for number, value, whole in graph.every_field():
         if number == Graph.VALUE_INFO:
             continue
-        if number == Graph.INITIALIZER and value.integer(Tensor.DATA_TYPE) in _LOWER:
-            name = value.text(Tensor.NAME)
-            casts.append(_field(Graph.NODE, _cast(name)))
+        if number == Graph.INITIALIZER and (name := value.text(Tensor.NAME)) in lower:
             parts.append(_field(number, _renamed(value, name + STORED)))
         elif number == Graph.NODE:
+            for field, each in value.fields():
+                if field == Node.INPUT and (used := each.content().decode()) in waiting:
+                    del waiting[used]
+                    parts.append(_field(Graph.NODE, _cast(used)))
             parts.append(_field(number, _node(value, depth)))
         else:
             parts.append(whole.content())
-    return b"".join((*casts, *parts))
+    others = (_field(Graph.NODE, _cast(name)) for name in waiting)  # used by subgraphs
+    return b"".join((*others, *parts))
 
 
 def _renamed(tensor: Slice, name: str) -> bytes:

@@ -109,6 +109,16 @@ class Graph:
         found = [n for n in self._nodes if self.weight(n) is not None]
         return [n for n in found if self.bias(n)] if kind == "bias dropped" else found
 
+    def node_with(self, weight: str) -> str:
+        """The node whose weight has a name, in whatever way it is stored."""
+        names = [n for n, node in self._nodes.items() if any(weight in i for i in node.input)]
+        layers = [n for n in names if self._nodes[n].op_type in _WEIGHT_OF]
+        if not layers:  # int8: the node behind DequantizeLinear
+            uses = (use for n in names for o in self._nodes[n].output for use in self._uses[o])
+            layers = [use.name for use in uses if use.op_type in _WEIGHT_OF]
+        (found,) = layers
+        return found
+
     def shape(self, node: str) -> tuple[int, ...]:
         weight = self.weight(node)
         return () if weight is None else weight.read()[0].shape
