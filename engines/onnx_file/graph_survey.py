@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -95,6 +96,8 @@ class GraphSurvey:
 
 
 _REMEMBERED = 64
+_SETTLED = 2 * 10**9
+"""Nanoseconds after which a second change of a file shows in its time of change."""
 _surveyed: dict[tuple[Path, FileIdentity], GraphSurvey] = {}
 """Results by file, as long as the files do not change."""
 
@@ -108,12 +111,14 @@ def survey(path: str | Path) -> GraphSurvey:
     path = Path(path)
     with open_model(path) as model:
         key = path, FileIdentity.of(path.stat())
-        if key not in _surveyed:
-            found = _Survey(path.name).model(model.data, model.start, model.end)
+        if key in _surveyed:
+            return _surveyed[key]
+        found = _Survey(path.name).model(model.data, model.start, model.end)
+        if time.time_ns() - key[1].mtime_ns > _SETTLED:
             if len(_surveyed) >= _REMEMBERED:
                 _surveyed.clear()
             _surveyed[key] = found
-        return _surveyed[key]
+        return found
 
 
 @dataclass

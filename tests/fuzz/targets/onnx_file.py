@@ -1,24 +1,29 @@
-"""Our reader of ONNX files: external data, tensor specs and digest."""
+"""Our reader of ONNX files: external data, tensor specs, digest, and the survey of a graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.runtime.packages.trust import SIGNED, Trust
 from tests.fuzz import mutators
 from tests.fuzz.harness import Target
+
+
+def check(path: Path) -> None:
+    Trust(None, SIGNED).check_graphs(path.parents[1], {"unet": path})
 
 
 def run(folder: Path, data: bytes) -> None:
     path = folder / "unet" / "model.onnx"
     errors: list[Exception] = []
-    for read in (external_data_locations, graph_specs, graph_digest):
+    for read in (external_data_locations, graph_specs, graph_digest, check):
         try:
             read(path)
-        except (ValueError, EngineError) as error:  # documented
+        except (ValueError, EngineError, PackageError) as error:  # documented
             errors.append(error)
     if errors:
         raise errors[-1]
@@ -35,5 +40,5 @@ TARGET = Target(
     names=("unet", "model.onnx"),
     write=write,
     mutate=mutators.protobuf,
-    errors=(EngineError, ValueError),
+    errors=(EngineError, PackageError, ValueError),
 )
