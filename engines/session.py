@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -49,6 +50,39 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype} ({', '.join(map(str, self.shape))})"
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """The file that a session runs.
+
+    path: None if it runs no file. form: "" for the ONNX file itself, or what was built from it:
+    "prepared" or "plan".
+    unused: why another file that was built for the graph is not run; "" if there is no such file.
+    """
+
+    path: Path | None = None
+    form: str = ""
+    unused: str = ""
+
+
+NO_FILE = GraphSource()
+
+
+def named_sizes(
+    specs: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
+    """The size of each named dimension.
+
+    Args:
+      shapes: of the arrays, by input.
+    """
+    return {
+        dimension: size
+        for spec in specs
+        for dimension, size in zip(spec.shape, shapes[spec.name], strict=True)
+        if isinstance(dimension, str)
+    }
 
 
 class Session(Protocol):
@@ -102,6 +136,20 @@ class Session(Protocol):
         """
         ...
 
+    def source(self, feeds: Feeds) -> GraphSource:
+        """The file that `run` executes for these feeds; the session may have several.
+
+        Raises: InvalidArgumentError: it takes no inputs of these sizes.
+        """
+        ...
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The nearest sizes of named dimensions that the file which was built for the graph takes.
+
+        Returns: `sizes` themselves if it takes all, or if none was built.
+        """
+        ...
+
     def trim(self, room: int | None = None) -> bool:
         """Free memory that can be filled again on demand; the session stays open.
 
@@ -136,6 +184,7 @@ class SessionBase(ClosesOnExit):
         self.outputs = tuple(outputs)
         self._refits = 0
         self._closed = False
+        self._source = NO_FILE
 
     @property
     def refits(self) -> int:
@@ -152,6 +201,12 @@ class SessionBase(ClosesOnExit):
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return BoundSession(self, constants, shared)
+
+    def source(self, feeds: Feeds) -> GraphSource:
+        return self._source
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return dict(sizes)
 
     def trim(self, room: int | None = None) -> bool:
         return False
@@ -198,6 +253,12 @@ class BoundSession(SessionBase):
     @property
     def mapped(self) -> int | None:
         return self._parent.mapped
+
+    def source(self, feeds: Feeds) -> GraphSource:
+        return self._parent.source(self._all_feeds(feeds))
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return self._parent.nearest_sizes(sizes)
 
     def trim(self, room: int | None = None) -> bool:
         return self._parent.trim(room)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdexport.engines import AUTO, EngineError, Session, SessionBase
 from sdexport.engines.onnx_file.graph_specs import graph_specs
-from sdexport.engines.session import Feeds
+from sdexport.engines.session import Feeds, GraphSource
 from sdexport.engines.session_options import SESSION_OPTIONS
 from sdexport.runtime.component_backends import (
     Backends,
@@ -84,11 +84,31 @@ class ComponentSessions:
     def run(self, component: str, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run a component alone in memory: the others are trimmed or closed first."""
         with self._lock:
+            return self.alone(component).run(feeds)
+
+    def alone(self, component: str) -> Session:
+        """The open session of a component; the others are trimmed or closed first."""
+        with self._lock:
             self._check_open()
             if self._last != component:
                 self._make_room(component)
             self._last = component
-            return self._open(component).run(feeds)
+            return self._open(component)
+
+    def opened_with(self, component: str) -> BackendSpec:
+        """The backend that runs a component or a token graph, with all options of its session.
+
+        Raises: MissingDependencyError: no backend is installed.
+        """
+        requested, backend = backend_of(self._backends, component), self._backend(component)
+        options = {**self._options, **requested.options}
+        several = not isinstance(self._backends, str) or backend != requested.name != AUTO
+        if several:  # not every backend has every option
+            known = {"engine_dir", *SESSION_OPTIONS[backend]}
+            if backend == requested.name:
+                known.update(requested.options)
+            options = {name: value for name, value in options.items() if name in known}
+        return BackendSpec(backend, options)
 
     def settings(self) -> dict[str, Any]:
         """The settings that may change an image's last bits: of Parameters, by name of the field.
@@ -142,15 +162,10 @@ class ComponentSessions:
 
     def _open(self, component: str) -> Session:
         if component not in self._opened:
-            requested, backend = backend_of(self._backends, component), self._backend(component)
-            options = {**self._options, **requested.options}
-            several = not isinstance(self._backends, str) or backend != requested.name != AUTO
-            if several:  # not every backend has every option
-                known = {"engine_dir", *SESSION_OPTIONS[backend]}
-                if backend == requested.name:
-                    known.update(requested.options)
-                options = {name: value for name, value in options.items() if name in known}
-            self._opened[component] = open_component(self._package, component, backend, **options)
+            spec = self.opened_with(component)
+            self._opened[component] = open_component(
+                self._package, component, spec.name, **spec.options
+            )
         return self._opened[component]
 
     def _spec(self, component: str) -> BackendSpec:
@@ -179,6 +194,12 @@ class _TemporarySession(SessionBase):
     def __init__(self, components: ComponentSessions, component: str, path: Path) -> None:
         super().__init__(component, *graph_specs(path))
         self._components = components
+
+    def source(self, feeds: Feeds) -> GraphSource:
+        return self._components.alone(self.name).source(feeds)
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return self._components.alone(self.name).nearest_sizes(sizes)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self._components.run(self.name, feeds)

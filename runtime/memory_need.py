@@ -45,12 +45,13 @@ class _Cost:
 _COSTS: Mapping[str, _Cost] = {
     "onnxruntime fp32": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
     "onnxruntime fp16": _Cost(1.62, 1.15, 1, 20, 7.6, 4),
-    "onnxruntime prepared": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
+    f"{PREPARED_BACKEND} prepared": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
     "openvino f32": _Cost(2.6, 2.6, 0, 80, 4.6, 4),
     "openvino bf16": _Cost(1.9, 1.85, 0, 40, 4.2, 4),
     "openvino f16": _Cost(1.9, 1.85, 0, 40, 4.2, 4),
     "openvino i8": _Cost(1.75, 1.75, 0, 40, 4.2, 4),
 }
+_PREPARED = f"{PREPARED_BACKEND} prepared"
 _BUILDS = {PREPARED_BACKEND: 1.45, "tensorrt-rtx": 1.9}
 """Bytes that a build needs for each byte of a component's float32 weights."""
 _STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -59,12 +60,16 @@ _STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class Call:
-    """A component that is run: on so many rows, of so many latent cells in height and width."""
+    """A component that is run: on so many rows, of so many latent cells in height and width.
+
+    unprepared: by the package's own graph although it is prepared, and closed again.
+    """
 
     component: str
     rows: int
     height: int
     width: int
+    unprepared: bool = False
 
 
 def image_calls(
@@ -122,9 +127,16 @@ def memory_need(
     opened: set[str] = set()
     for call in calls:
         component = call.component.partition(".")[0]
-        cost = _COSTS.get(_form(package, component, backends, options or {}))
+        form = _form(package, component, backends, options or {})
+        if call.unprepared and form != _PREPARED:
+            continue
+        cost = _COSTS.get(_own_form(package, component) if call.unprepared else form)
         if cost is None:
             return None
+        if call.unprepared:
+            opening = round(cost.opening * _weights(package, component))
+            peak = max(peak, kept + opening + _activations(package, call, cost))
+            continue
         weights = _weights(package, component) if low_memory or call.component not in opened else 0
         if call.component.endswith(TOKEN_EMBEDDING):
             weights = 0  # a table, which is mapped
@@ -160,8 +172,13 @@ def _form(package: Package, component: str, backends: Backends, options: Mapping
     if backend != PREPARED_BACKEND or options.get("providers", CPU) not in (CPU, [CPU], (CPU,)):
         return backend
     if usable_engine(package, component, backend, options.get("engine_dir")):
-        return f"{backend} prepared"
-    return f"{backend} {package.manifest.components[component].precision}"
+        return _PREPARED
+    return _own_form(package, component)
+
+
+def _own_form(package: Package, component: str) -> str:
+    """The form in which ONNX Runtime keeps the weights of the package's own graph."""
+    return f"{PREPARED_BACKEND} {package.manifest.components[component].precision}"
 
 
 def _weights(package: Package, component: str) -> int:

@@ -11,7 +11,7 @@ from sdexport.engines import Session
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, scheduler_argument, timestep_plan
-from sdexport.runtime.component_backends import Backends
+from sdexport.runtime.component_backends import Backends, BackendSpec
 from sdexport.runtime.component_sessions import ComponentSessions, chunks, finite
 from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
 from sdexport.runtime.guidance import Guidance
@@ -49,8 +49,8 @@ class PipelineStages(ClosesOnExit):
         unit = package.manifest.downscale
         if max_batch is not None:
             checks.integer("max_batch", max_batch, 1, 2**31)
-        if vae_tile is not None and checks.integer("vae_tile", vae_tile, 8 * unit, MAX_SIDE) % unit:
-            raise InvalidArgumentError(f"vae_tile must be a multiple of {unit}, got {vae_tile}")
+        if vae_tile is not None:
+            check_tile(vae_tile, unit)
         checks.boolean("low_memory", low_memory)
         self.package = package
         self.max_batch, self.vae_tile = max_batch, vae_tile
@@ -73,6 +73,13 @@ class PipelineStages(ClosesOnExit):
           or the pipeline is closed.
         """
         return self._components[component]
+
+    def opened_with(self, component: str) -> BackendSpec:
+        """The backend that runs a component, with all options of its session.
+
+        Raises: MissingDependencyError: no backend is installed.
+        """
+        return self._components.opened_with(component)
 
     def __repr__(self) -> str:
         height, width = self.package.manifest.default_size
@@ -274,3 +281,14 @@ class PipelineStages(ClosesOnExit):
             max_batch=self.max_batch,
             cache_interval=cache_interval,
         )
+
+
+def check_tile(vae_tile: object, downscale: int) -> int:
+    """The side of the VAE's tiles itself.
+
+    Raises: InvalidArgumentError: it is no multiple of `downscale`, or out of range.
+    """
+    side = checks.integer("vae_tile", vae_tile, 8 * downscale, MAX_SIDE)
+    if side % downscale:
+        raise InvalidArgumentError(f"vae_tile must be a multiple of {downscale}, got {side}")
+    return side

@@ -13,6 +13,11 @@ from sdexport.runtime.component_sessions import chunks, finite
 from sdexport.runtime.composition import timestep_input
 from sdexport.runtime.loop_state import LoopState
 
+STEP_INPUTS = ("sample", "timestep")
+"""Inputs of the denoiser that change from step to step; all others are bound."""
+SHARED_INPUTS = ("sample",)
+"""Inputs that are the same for the unconditional and the conditional half of a guided batch."""
+
 
 class Predictor:
     """The guided prediction for all images of a batch.
@@ -75,7 +80,7 @@ class Predictor:
                 return np.concatenate([values[rows], conditional]) if guided else conditional
 
             inputs = {"encoder_hidden_states": self._embeds, **self._conditioning}
-            shared = ("sample",) if guided else ()  # by the unconditional and conditional half
+            shared = SHARED_INPUTS if guided else ()
             constants = {name: rows_of(values) for name, values in inputs.items()}  # type: ignore[arg-type]
             self._bound[key] = self._unet.bind(shared=shared, **constants)
         return self._bound[key]

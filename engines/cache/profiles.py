@@ -139,3 +139,16 @@ def narrowest(component: str, profiles: Sequence[Profile], sizes: Mapping[str, i
         return math.prod(span.max - span.min + 1 for span in profiles[index].values())
 
     return min(fitting, key=combinations)
+
+
+def nearest(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of a profile that are nearest to `sizes`: themselves if one contains them."""
+
+    def clamped(profile: Profile) -> dict[str, int]:
+        spans = {name: profile.get(name, Span(size, size, size)) for name, size in sizes.items()}
+        return {name: min(max(sizes[name], span.min), span.max) for name, span in spans.items()}
+
+    def distance(found: Mapping[str, int]) -> float:
+        return sum(abs(math.log(found[name] / size)) for name, size in sizes.items())
+
+    return min(map(clamped, profiles), key=distance)

@@ -11,6 +11,8 @@ from sdexport.engines.ort.onnxruntime_session import CPU, OnnxRuntimeSession, Pr
 from sdexport.engines.ort.prepared.prepared_session import open_prepared
 from sdexport.engines.session import Session
 
+NEEDS_DEFAULTS = "prepared graphs run only with the default providers, optimization and prepacking"
+
 
 def open_onnxruntime(
     path: str | Path,
@@ -45,7 +47,6 @@ def open_onnxruntime(
     )
     defaults = (providers, optimization, prepacking) == (CPU, "all", True)
     if plan is not None and defaults and Path(plan).exists():
-        session = open_prepared(Path(plan), original=original, digest=digest, threads=threads)
-        if session is not None:
-            return session
-    return original()
+        return open_prepared(Path(plan), original=original, digest=digest, threads=threads)
+    exists = plan is not None and Path(plan).exists()
+    return original(unused=NEEDS_DEFAULTS if exists else "")

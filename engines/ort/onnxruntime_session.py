@@ -22,6 +22,7 @@ from sdexport.engines.session import (
     ANY_SIZE,
     BoundSession,
     Feeds,
+    GraphSource,
     Session,
     SessionBase,
     TensorSpec,
@@ -101,6 +102,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
       optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
       prepacking: False uses weights where they are mapped: no copy, slower products.
       files: those that are opened; their identity is compared before and after that.
+      unused: why a graph that was prepared from this one is not run; see GraphSource.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded, or
       a provider is not in this installation or does not start. PackageError: the files changed.
     """
@@ -114,6 +116,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         optimization: str = "all",
         prepacking: bool = True,
         files: CheckedFiles = UNCHECKED,
+        unused: str = "",
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
@@ -127,6 +130,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         super().__init__(
             session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
         )
+        self._source = GraphSource(path, unused=unused)
         self.device = _DEVICES.get(wanted[0], "cpu") if wanted else "cpu"
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:

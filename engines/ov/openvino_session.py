@@ -22,7 +22,14 @@ from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure
 from sdexport.engines.onnx_file.graph_specs import graph_specs
-from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase, check_count
+from sdexport.engines.session import (
+    BoundSession,
+    Feeds,
+    GraphSource,
+    Session,
+    SessionBase,
+    check_count,
+)
 from sdexport.engines.telemetry import import_openvino
 
 try:
@@ -111,6 +118,7 @@ class OpenVinoSession(SessionBase):
         self._precision = precision
         self._rewrites = rewrite and device == "CPU"
         super().__init__(name, inputs, outputs)
+        self._source = GraphSource(path)
         self._lock = threading.Lock()
         self._compiled: _Compiled | None = None
         self._splits = self._rewrites

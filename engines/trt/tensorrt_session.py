@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines import cuda_device
-from sdexport.engines.cache.profiles import narrowest
+from sdexport.engines.cache.profiles import narrowest, nearest
 from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
-from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase
+from sdexport.engines.session import (
+    BoundSession,
+    Feeds,
+    GraphSource,
+    Session,
+    SessionBase,
+    named_sizes,
+)
 from sdexport.engines.trt.execution_context import Shape
 from sdexport.engines.trt.library import library
 from sdexport.engines.trt.plan import (
@@ -84,6 +91,7 @@ class TensorRtSession(SessionBase):
             check_fits(sidecar, path, backend, gpu, digest)
             inputs, outputs = graph_specs(path)
         super().__init__(component, inputs, outputs)
+        self._source = GraphSource(plan, "plan")
         self._trt, self._device, self._profiles = trt, device, sidecar.profiles
         self._graph_sha256 = sidecar.graph_sha256
         self._library, self._messages = lib.name, Messages(trt, component)
@@ -107,6 +115,14 @@ class TensorRtSession(SessionBase):
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return _Uploaded(self, constants, shared)
+
+    def source(self, feeds: Feeds) -> GraphSource:
+        shapes = {name: value.shape for name, value in feeds.items()}
+        narrowest(self.name, self._profiles, named_sizes(self.inputs, shapes))
+        return super().source(feeds)
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return nearest(self._profiles, sizes)
 
     def refit(self, path: str | Path) -> None:
         """Replace the weights by those of another ONNX file of the same graph.
@@ -172,12 +188,7 @@ class TensorRtSession(SessionBase):
         if found is not None:
             self._shapes.move_to_end(key)
             return found
-        sizes = {
-            dimension: size
-            for spec in self.inputs
-            for dimension, size in zip(spec.shape, shapes[spec.name], strict=True)
-            if isinstance(dimension, str)
-        }
+        sizes = named_sizes(self.inputs, shapes)
         index = narrowest(self.name, self._profiles, sizes)
         while len(self._shapes) >= MOST_SHAPES:
             self._shapes.popitem(last=False)[1].close()

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport.commands.generate_jobs import Job, check_overwrite
+from sdexport.commands.generate_jobs import Job
+from sdexport.commands.output_files import check_overwrite
 from sdexport.commands.progress import Progress
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.denoise import DenoiseStep

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.commands.output_files import check_folder_of, check_overwrite, shown_path
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import one_line, plain
 from sdexport.runtime.images.metadata import check_output
@@ -229,29 +230,16 @@ def _check_paths(paths: Sequence[Path], *, force: bool) -> None:
     """
     for folder in {path.parent for path in paths}:
         first = next(path for path in paths if path.parent == folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{_shown(first)}: there is no folder {_shown(folder)}")
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(f"{_shown(first)}: the folder cannot be written")
+        check_folder_of(first)
     seen: set[Path] = set()
     for path in paths:
         if path in seen:
             raise InvalidArgumentError(
-                f"--output gives the name {_shown(path)} to several images; "
+                f"--output gives the name {shown_path(path)} to several images; "
                 "add {index} or {seed}"
             )
         seen.add(path)
         check_overwrite(path, force=force)
-
-
-def check_overwrite(path: Path, *, force: bool) -> None:
-    """Raises: FileExistsError: the file exists, and --force was not given."""
-    if (path.exists() or path.is_symlink()) and not force:
-        raise FileExistsError(f"{_shown(path)} exists; use --force to overwrite it")
-
-
-def _shown(path: Path) -> str:
-    return plain(str(path), 300)
 
 
 def embeds_arguments(path: Path) -> dict[str, np.ndarray | None]:

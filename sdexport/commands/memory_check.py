@@ -104,12 +104,19 @@ def check_verification(
 
 
 def verification_calls(package: Any) -> list[Any]:
-    """The calls of a verification: every graph on small inputs, then the reference image."""
-    from sdexport.runtime.memory_need import Call, image_calls
-    from sdexport.verification.verifier import LARGEST_SIDE
+    """The calls of a verification: every graph on small inputs, then the reference image.
 
-    height, width = (min(side, LARGEST_SIDE) for side in package.manifest.default_size)
-    graphs = [Call(graph, 2, 8, 8) for graph in package.graphs]
+    A prepared denoiser runs as the package's own graph too, for the sizes that it does not take.
+    """
+    from sdexport.runtime.memory_need import Call, image_calls
+    from sdexport.verification.replay import reference_size
+
+    height, width = reference_size(package)
+    graphs = []
+    for graph in package.graphs:
+        graphs.append(Call(graph, 2, 8, 8))
+        if graph == package.family.denoiser:
+            graphs.append(Call(graph, 2, 8, 8, unprepared=True))
     return graphs + image_calls(package, width=width, height=height)
 
 

@@ -6,14 +6,16 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sdexport.commands.memory_check import check_verification, ignore_memory_option
 from sdexport.commands.output import echo
+from sdexport.commands.output_files import check_output_file
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
+    FILE,
     FOLDER,
     backend_options,
     backends_of,
@@ -26,11 +28,18 @@ from sdexport.commands.shared_options import (
     trust_options,
 )
 from sdexport.commands.verbosity import verbosity_options
+from sdexport.engines.errors import PackageError
+
+if TYPE_CHECKING:
+    from sdexport.verification.verification_result import Verification
 
 
 @click.command()
 @click.argument("package", type=FOLDER)
 @backend_options
+@click.option(
+    "--tile", "vae_tile", type=int, help="Also check the VAE in tiles of this many pixels."
+)
 @click.option(
     "--against",
     metavar="SOURCE",
@@ -40,6 +49,12 @@ from sdexport.commands.verbosity import verbosity_options
 @click.option("--seed", type=click.IntRange(min=0), help="Of the random inputs of --against.")
 @source_options
 @trust_options
+@click.option(
+    "--html",
+    type=FILE,
+    help="Also write a report with the images to this HTML file, which needs no other file.",
+)
+@click.option("--force", is_flag=True, help="Overwrite an existing HTML file.")
 @ignore_memory_option
 @json_option
 @verbosity_options
@@ -49,11 +64,14 @@ def verify(
     session_options: tuple[tuple[str, Any], ...],
     engine_dir: Path | None,
     low_memory: bool,
+    vae_tile: int | None,
     ignore_memory: bool,
     against: str | None,
     seed: int | None,
     trusted_key: str | None,
     trust: str,
+    html: Path | None,
+    force: bool,
     as_json: bool,
     **of_source: Any,
 ) -> None:
@@ -62,41 +80,63 @@ def verify(
     PACKAGE contains inputs and outputs of PyTorch that were recorded when it was exported, so
     PyTorch is not needed here. The exit status is 0 only if every check passes.
     """
-    from sdexport.runtime.packages.manifest import MANIFEST
+    from sdexport.engines.files import write_atomically
     from sdexport.runtime.packages.package import Package
-    from sdexport.verification.report import table
+    from sdexport.verification.verification_result import Verification
+    from sdexport.verification.verifier import check_has_references
 
     backend = backends_of(backends)
     opened_with = session_arguments(session_options, engine_dir=engine_dir)
     if against is None:
         _require_against(of_source | {"seed": seed})
+    if html is not None:
+        check_output_file(html, force=force)
     loaded = Package.load(
         package, verify=trusted_key is not None, trusted_key=trusted_key, trust=trust
     )
-    checks: list[Any] = []
+    missing = ""
+    try:
+        check_has_references(loaded)
+    except PackageError as error:
+        if against is None:
+            raise
+        missing = str(error)
     used_seed: dict[str, int] = {}
+    compared: list[Any] = []
     if against is not None:
         used_seed["seed"] = secrets.randbelow(2**31) if seed is None else seed
-        checks = _compare_with_checkpoint(
+        compared = _compare_with_checkpoint(
             loaded, backend, against, of_source, **used_seed, **opened_with
         )
-    if against is None or (package / MANIFEST).is_file():  # Optimum's folders have no references
+    found = Verification((), ("hashes and reference outputs, the package has none",))
+    if not missing:
         check_verification(
             loaded, opened_with, backend, low_memory=low_memory, ignore=ignore_memory
         )
-        checks = [*_replay(loaded, backend, low_memory=low_memory, **opened_with), *checks]
-    passed = all(check.passed for check in checks)
+        how = {"low_memory": low_memory, "vae_tile": vae_tile}
+        found = _replay(loaded, backend, **how, **opened_with)
+    found = found.with_checks(compared)
+    _print(found, used_seed, loaded.signature, as_json=as_json)
+    if html is not None:
+        write_atomically(html, found.html())
+    require_passed(found.passed)
+
+
+def _print(
+    found: Verification, used_seed: Mapping[str, int], signature: Any, *, as_json: bool
+) -> None:
+    from sdexport.verification.advice import advice
+    from sdexport.verification.text_report import report_lines
+
     if as_json:
-        signed = {"signature": asdict(loaded.signature)} if loaded.signature else {}
-        rows = [check.to_dict() for check in checks]
-        print_json({"passed": passed, **used_seed, **signed, "checks": rows})
-    else:
-        if loaded.signature:
-            echo(f"signed with key {loaded.signature}")
-        echo(*table(checks).split("\n"))
-        if used_seed:
-            echo(f"random inputs: --seed {used_seed['seed']}")
-    require_passed(passed)
+        signed = {"signature": asdict(signature)} if signature else {}
+        print_json({**found.to_dict(), **used_seed, **signed, "advice": advice(found)})
+        return
+    if signature:
+        echo(f"signed with key {signature}")
+    if used_seed:
+        echo(f"random inputs: --seed {used_seed['seed']}")
+    echo(*report_lines(found))
 
 
 def _require_against(options: Mapping[str, Any]) -> None:
@@ -106,7 +146,7 @@ def _require_against(options: Mapping[str, Any]) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} needs --against SOURCE")
 
 
-def _replay(package: Any, backend: Any, **options: Any) -> list[Any]:
+def _replay(package: Any, backend: Any, **options: Any) -> Verification:
     """Compare with the reference outputs in the package."""
     from sdexport.verification.verifier import verify_package
 

@@ -16,7 +16,7 @@ from sdexport.demo_model import MODEL_DIR, PACKAGE_DIR
 from sdexport.package_folder import package_folder
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.pipeline import load_pipeline
-from sdexport.verification.report import table
+from sdexport.verification.text_report import report_lines
 from sdexport.verification.verifier import verify
 
 PROMPTS = (
@@ -71,9 +71,9 @@ def run(
     return {
         "package": str(package),
         "sheet": str(sheet),
-        "passed": all(check.passed for check in checks),
+        "passed": checks.passed,
         "seconds": dict(zip(("package", "verify", "generate"), seconds, strict=True)),
-        "table": table(checks),
+        "table": "\n".join(report_lines(checks)),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -93,3 +94,16 @@ def failed_image(note: str) -> Check:
 def with_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The arrays of a reference file whose names begin with a prefix, by the rest of the name."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def statistics(expected: np.ndarray | None, actual: np.ndarray | None) -> dict[str, float | None]:
+    """Mean, standard deviation, smallest and largest value of each; None where not finite."""
+    found: dict[str, float | None] = {}
+    for name, values in {"expected": expected, "actual": actual}.items():
+        if values is None or not values.size:
+            continue
+        for kind in ("mean", "std", "min", "max"):
+            with np.errstate(all="ignore"):
+                number = float(getattr(values.astype(np.float64), kind)())
+            found[f"{name}_{kind}"] = number if math.isfinite(number) else None
+    return found

@@ -25,7 +25,7 @@ from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.schedulers import canonical_name
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.verification.float32_outputs import float32_differences
-from sdexport.verification.verifier import LARGEST_SIDE
+from sdexport.verification.replay import LARGEST_SIDE
 
 PROMPT = "a photograph of a red bird on a blue chair"
 NEGATIVE_PROMPT = "blurry"

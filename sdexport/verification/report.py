@@ -1,21 +1,20 @@
-"""The rows of a verification report, and the report as a table."""
+"""The rows of a verification report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from sdexport.engines.printable_text import escaped
 
 MEASURES = {
     "relative_l2": ("relative L2", "{:.1e}"),
     "max_abs": ("max abs", "{:.1e}"),
     "float32_relative_l2": ("relative L2 in float32", "{:.1e}"),
     "float32_max_abs": ("max abs in float32", "{:.1e}"),
-    "image_max": ("largest of 255", "{:g}"),
-    "image_rms": ("RMS of 255", "{:.2g}"),
+    "image_max": ("largest difference", "{:g}/255"),
+    "image_rms": ("RMS difference", "{:.2g}/255"),
     "altered_files": ("altered files", "{:g}"),
 }
 """The name and the format of each measure. All are 0 for a perfect result.
@@ -57,8 +56,11 @@ class Measure:
         return MEASURES[self.kind][0]
 
     def formatted(self, value: float | None) -> str:
-        """A value or limit of this measure as text."""
-        return "-" if value is None else MEASURES[self.kind][1].format(value)
+        """A value or limit of this measure as text, such as 3e-6."""
+        if value is None or value == 0:
+            return "-" if value is None else "0"
+        text = MEASURES[self.kind][1].format(value)
+        return re.sub(r"(?:\.0)?e([+-])0*", lambda found: f"e{found[1].strip('+')}", text)
 
     def __str__(self) -> str:
         shown = self.formatted(self.value)
@@ -79,6 +81,13 @@ class Check:
     measures: empty if nothing could be measured, and `note` says why.
     note: why the check failed, if not because of a limit.
     inputs: their sizes, if there are several trials.
+    way: how a graph was run, such as "bound inputs"; "" for a plain call.
+    file: that was run, within the package where it is. form: "" for an ONNX graph of the package,
+      else "prepared" or "plan".
+    backend: that ran it, with the options that change its arithmetic.
+    compared_with: "" for PyTorch's reference outputs, else where the expected outputs come from.
+    remark: what else there is to say, such as why a prepared graph was not run.
+    statistics: mean, std, min and max of the expected and the actual values; None: not finite.
     """
 
     name: str
@@ -86,6 +95,13 @@ class Check:
     measures: tuple[Measure, ...] = ()
     note: str = ""
     inputs: str = ""
+    way: str = ""
+    file: str = ""
+    form: str = ""
+    backend: str = ""
+    compared_with: str = ""
+    remark: str = ""
+    statistics: Mapping[str, float | None] = field(default_factory=dict, repr=False)
 
     @property
     def worst(self) -> Measure | None:
@@ -125,23 +141,11 @@ class Check:
             "share": share,
             "passed": self.passed,
             "note": self.note,
+            "way": self.way,
+            "file": self.file,
+            "form": self.form,
+            "backend": self.backend,
+            "compared_with": self.compared_with,
+            "remark": self.remark,
+            "statistics": dict(self.statistics),
         }
-
-
-def table(checks: Sequence[Check]) -> str:
-    """The report as aligned text."""
-    rows: list[tuple[str, ...]] = [("component", "inputs", "output", "nearest to its limit", "")]
-    rows += map(_cells, checks)
-    if not any(check.inputs for check in checks):
-        rows = [(name, *rest) for name, _, *rest in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def _cells(check: Check) -> tuple[str, ...]:
-    measured = check.worst is not None and check.output != "files"
-    shown = str(check.worst) if measured else "-"
-    return tuple(map(escaped, (check.name, check.inputs, check.output, shown, check.verdict)))

@@ -5,37 +5,44 @@ The reference outputs were recorded when the package was exported (reference/*.n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdexport.engines import PLAN_BACKENDS, PREPARED_BACKEND
 from sdexport.engines.array_files import read_arrays
 from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.guarded_files import REFERENCE_LIMIT
-from sdexport.engines.messages import one_line
-from sdexport.runtime.component_backends import Backends, backend_of
-from sdexport.runtime.component_engines import runs_on
+from sdexport.engines.messages import one_line, plain
+from sdexport.runtime.component_backends import Backends
+from sdexport.runtime.component_engines import engine_path
+from sdexport.runtime.packages.manifest import MANIFEST
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
+from sdexport.runtime.pipeline_stages import check_tile
 from sdexport.verification.comparison import (
     FAILURES,
     compare_images,
     compare_outputs,
     failed_check,
     failed_image,
+    statistics,
     with_prefix,
 )
+from sdexport.verification.environment import environment, shown_backend, within
 from sdexport.verification.float32_outputs import with_float32
 from sdexport.verification.limits import Arithmetics, graph_limits, image_limits
+from sdexport.verification.replay import RUN, GraphReplayer, Reference, Replay, reference_size
 from sdexport.verification.report import Check, Measure
+from sdexport.verification.verification_result import ImagePair, Verification
 
 REFERENCE_IMAGE = "image"
 """Name of the reference image's file in reference/."""
-LARGEST_SIDE = 256
-"""Largest width and height of a reference image, in pixels."""
+
 Progress = Callable[[str], object]
 """Called with what is checked next: "hashes", the name of a component, or "image"."""
 
@@ -46,16 +53,16 @@ def verify(
     *,
     progress: Progress = lambda what: None,
     **options: Any,
-) -> list[Check]:
+) -> Verification:
     """Check every file's hash, run every component on its reference inputs, generate the image.
 
     Args:
       folder: the package.
       backend, options: how components are opened; see sdexport.engines.open_session.
       progress: see Progress.
-    Returns: one row for each hash check and each output; it passed if all have `passed`.
-    Raises: FileNotFoundError: no such folder. PackageError: not a package, or files are missing.
-      MissingDependencyError: the backend is not installed.
+    Returns: the checks, as a sequence, with `passed`, `failed`, `not_checked` and `html()`.
+    Raises: FileNotFoundError: no such folder. PackageError: not a package, files are missing, or it
+      holds no reference outputs. MissingDependencyError: the backend is not installed.
 
     Example:
         >>> import sdexport
@@ -74,35 +81,77 @@ def verify_package(
     hashes: bool = True,
     only: str | None = None,
     progress: Progress = lambda what: None,
+    low_memory: bool = False,
+    vae_tile: int | None = None,
+    max_batch: int | None = None,
     **options: Any,
-) -> list[Check]:
+) -> Verification:
     """Like `verify`, for a package that is loaded already.
 
     Args:
       hashes: False skips them, for files that were just written.
       only: a component, to compare its outputs alone, without the image.
+      low_memory, vae_tile, max_batch: see Pipeline.
     """
+    if vae_tile is not None:
+        check_tile(vae_tile, package.manifest.downscale)
+    references = check_has_references(package)
     checks = []
     if hashes:
         progress("hashes")
         checks = [_hash_check(package, name) for name in ("package", *package.manifest.components)]
-    references = {p.stem: p for p in sorted((package.folder / "reference").glob("*.npz"))}
-    if not references:
-        raise PackageError(f"{package.folder} holds no reference outputs (reference/*.npz)")
-    runs = Arithmetics(package, backend, options)
-    with Pipeline(package, backend, **options) as pipeline:
+    image = references.get(REFERENCE_IMAGE)
+    tiled = vae_tile is not None and vae_tile < max(reference_size(package))
+    arithmetics = Arithmetics(package, backend, options)
+    with Pipeline(
+        package,
+        backend,
+        low_memory=low_memory,
+        vae_tile=None if tiled else vae_tile,
+        max_batch=max_batch,
+        **options,
+    ) as pipeline:
+        replayer = GraphReplayer(
+            pipeline, backend, options, low_memory=low_memory, vae_tile=vae_tile if tiled else None
+        )
         for name in package.graphs:
             if only is not None and name.partition(".")[0] != only:
                 continue
             if name in package.manifest.components:
                 progress(name)
-            if runs_on(package, name, backend_of(backend, name).name, options.get("engine_dir")):
-                checks += _component_checks(pipeline, name, references.get(name), runs)
+            checks += _graph_checks(package, replayer, name, references.get(name), arithmetics)
         if only is not None:
-            return checks
+            return Verification(tuple(checks), tuple(replayer.not_checked))
         progress("image")
-        checks.append(_image_check(pipeline, references.get(REFERENCE_IMAGE), runs))
-    return checks
+        row, images = _image_check(pipeline, image, arithmetics)
+        where = environment(pipeline)
+    checks.append(row)
+    engine_dir = options.get("engine_dir")
+    not_checked = [*replayer.not_checked, *_engines_not_run(package, replayer.files, engine_dir)]
+    if tiled:
+        not_checked.append("the image in tiles: its reference was generated in one piece")
+    return Verification(tuple(checks), tuple(not_checked), images, where)
+
+
+def check_has_references(package: Package) -> dict[str, Path]:
+    """The files of reference outputs, by the graph's name or REFERENCE_IMAGE.
+
+    Raises: PackageError: there are none, or nothing says what belongs to the package, so that
+      nothing can be verified.
+    """
+    if not package.manifest.every_file:
+        raise PackageError(
+            f"nothing was verified: {package.folder} has neither hashes nor reference outputs (it "
+            f"has no {MANIFEST}, as a folder that Optimum exported); compare it with its "
+            "checkpoint: --against SOURCE"
+        )
+    references = {p.stem: p for p in sorted((package.folder / "reference").glob("*.npz"))}
+    if not references:
+        raise PackageError(
+            f"nothing was verified: {package.folder} holds no reference outputs (reference/*.npz); "
+            "export the checkpoint again"
+        )
+    return references
 
 
 def _hash_check(package: Package, name: str) -> Check:
@@ -113,37 +162,103 @@ def _hash_check(package: Package, name: str) -> Check:
     return Check(name, "files", (Measure("altered_files", float(len(altered)), 0.0),), note)
 
 
-def _component_checks(
-    pipeline: Pipeline, name: str, path: Path | None, runs: Arithmetics
+def _graph_checks(
+    package: Package,
+    replayer: GraphReplayer,
+    graph: str,
+    path: Path | None,
+    arithmetics: Arithmetics,
 ) -> list[Check]:
-    """Run a graph on its reference inputs and compare every output."""
+    """Run a graph as a pipeline does, and compare every output."""
     if path is None:
-        return [failed_check(name, "no reference output")]
+        return [failed_check(graph, "no reference output")]
     try:
         arrays = _read_arrays(path)
-        outputs = pipeline.session(name).run(with_prefix(arrays, "input."))
     except FAILURES as error:
-        return [failed_check(name, str(error))]
-    expected = with_prefix(arrays, "output.")
-    if not expected:
-        return [failed_check(name, "the reference output is empty")]
-    package, arithmetic = pipeline.package, runs.of_graph(name)
-    limits = graph_limits(package.manifest, name, arithmetic)
-    checks = compare_outputs(name, expected, outputs, limits)
-    return with_float32(checks, package, name, arrays, arithmetic)
+        return [failed_check(graph, str(error))]
+    reference = Reference(with_prefix(arrays, "input."), with_prefix(arrays, "output."))
+    if not reference.outputs:
+        return [failed_check(graph, "the reference output is empty")]
+    if any(value.dtype.kind not in "fiub" for value in arrays.values()):
+        return [failed_check(graph, f"reference/{path.name} is damaged: it holds no numbers")]
+    checks: list[Check] = []
+    try:
+        for replay in replayer.replays(graph, reference):
+            checks += _rows(package, replay, arrays, arithmetics.of_graph(graph))
+    except FAILURES as error:  # it cannot be opened
+        checks.append(failed_check(graph, str(error)))
+    return checks
 
 
-def _image_check(pipeline: Pipeline, path: Path | None, runs: Arithmetics) -> Check:
+def _rows(
+    package: Package, replay: Replay, arrays: Mapping[str, np.ndarray], arithmetic: str
+) -> list[Check]:
+    """A row for each expected output of a replay.
+
+    Args:
+      arrays: of the graph's reference file. arithmetic: that it ran in; see limits.py.
+    """
+    graph = replay.graph
+    if replay.error:
+        checks = [failed_check(graph, replay.error)]
+    else:
+        limits = graph_limits(package.manifest, graph, arithmetic)
+        checks = compare_outputs(graph, replay.expected, replay.actual, limits)
+    if not replay.error and replay.way == RUN and not replay.compared_with:
+        checks = with_float32(checks, package, graph, arrays, arithmetic)
+    source = replay.source
+    return [
+        replace(
+            check,
+            way=replay.way,
+            inputs=replay.inputs if replay.compared_with else "",
+            file=within(package.folder, source.path),
+            form=source.form,
+            backend=shown_backend(replay.backend),
+            compared_with=replay.compared_with,
+            remark=source.unused,
+            statistics=statistics(
+                replay.expected.get(check.output), replay.actual.get(check.output)
+            ),
+        )
+        for check in checks
+    ]
+
+
+def _engines_not_run(
+    package: Package, files: Collection[Path], engine_dir: str | Path | None
+) -> Iterator[str]:
+    """The engines and prepared graphs of a package that were not run, by backend."""
+    for backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
+        pattern = engine_path(package, "*", backend, engine_dir)
+        found = [path for path in sorted(pattern.parent.glob(pattern.name)) if path not in files]
+        if found:
+            names = ", ".join(plain(path.name) for path in found)
+            yield f"{within(package.folder, pattern.parent)} was not run: {names}"
+
+
+def _image_check(
+    pipeline: Pipeline, path: Path | None, arithmetics: Arithmetics
+) -> tuple[Check, ImagePair | None]:
     """Generate the reference image again and compare the pixels."""
     if path is None:
-        return failed_image("no reference image")
+        return failed_image("no reference image"), None
+    images = None
     try:
         expected, arguments = _image_arguments(path, _read_arrays(path))
-        result = pipeline(**arguments)
+        images = ImagePair(expected, caption=_caption(arguments))
+        generated = np.asarray(pipeline(**arguments).images[0])
     except FAILURES as error:
-        return failed_image(str(error))
-    limits = image_limits(pipeline.package.manifest, runs.of_components())
-    return compare_images(expected, np.asarray(result.images[0]), limits)
+        return failed_image(str(error)), images
+    limits = image_limits(pipeline.package.manifest, arithmetics.of_components())
+    return compare_images(expected, generated, limits), replace(images, generated=generated)
+
+
+def _caption(arguments: Mapping[str, Any]) -> str:
+    """How the image is generated, in words."""
+    names = ("scheduler", "num_inference_steps", "guidance_scale")
+    settings = ", ".join(f"{name} {arguments[name]}" for name in names)
+    return f"\u201c{arguments['prompt']}\u201d, {settings}"
 
 
 def _image_arguments(
@@ -155,6 +270,8 @@ def _image_arguments(
     """
     try:
         (expected,) = recorded["generated"]
+        if expected.dtype != np.uint8 or expected.ndim != 3 or expected.shape[2] != 3:
+            raise ValueError(f"generated: {expected.dtype} {expected.shape} is no image")
         arguments: dict[str, Any] = {
             "prompt": str(recorded["prompt"]),
             "negative_prompt": str(recorded["negative_prompt"]),

@@ -179,7 +179,7 @@ def test_export_that_does_not_verify_is_refused(
     monkeypatch.setitem(RANGES, "fp32", strict)
     with pytest.raises(
         VerificationError,
-        match=r"do not reproduce PyTorch.*unet out_sample: FAILED [^\n]* of the limit 1.0e-12",
+        match=r"do not reproduce PyTorch.*unet out_sample: FAILED [^\n]* of the limit 1e-12",
     ):
         export(checkpoint, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,22 +23,23 @@ from sdexport.engines.ort.onnxruntime_session import (
     session_options,
 )
 from sdexport.engines.ort.prepared import prepared_graph as prepared
-from sdexport.engines.session import Feeds, Session
+from sdexport.engines.session import Feeds, GraphSource, Session
 
 _log = logging.getLogger(__name__)
 
 
 def open_prepared(
-    plan: Path, *, original: Callable[[], Session], digest: str | None, threads: int | None
-) -> Session | None:
-    """Open a prepared graph; None, after a warning, if it cannot be used.
+    plan: Path, *, original: Callable[..., Session], digest: str | None, threads: int | None
+) -> Session:
+    """Open a prepared graph; or the original one, after a warning, if it cannot be used.
 
     It cannot be used if it was built from another file, with another version or for another
     processor, or if it is damaged.
 
     Args:
       plan: the graph that `sdexport build` prepared.
-      original: opens the graph that it was built from, for sizes that it does not take.
+      original: opens the graph that it was built from, for sizes that it does not take too; its
+        argument `unused` says why the prepared one is not run.
       digest: sidecar.model_digest of the original file; None is not compared.
       threads: see OnnxRuntimeSession.
     """
@@ -57,7 +58,7 @@ def open_prepared(
         "; ".join(reasons),
         plan.stem,
     )
-    return None
+    return original(unused=f"{plan.name} was prepared for it and is not used: {'; '.join(reasons)}")
 
 
 class PreparedSession(OnnxRuntimeBase):
@@ -87,6 +88,7 @@ class PreparedSession(OnnxRuntimeBase):
             [prepared.data_path(plan)], lambda: load(name, plan, options, CPU)
         )
         super().__init__(session, name, sidecar.inputs, sidecar.outputs)
+        self._prepared = GraphSource(plan, "prepared")
         self._open_original = original
         self._original: Session | None = None
         self._input_names = [value.name for value in session.get_inputs()]
@@ -109,11 +111,29 @@ class PreparedSession(OnnxRuntimeBase):
         del mapping
         return freed
 
+    def source(self, feeds: Feeds) -> GraphSource:
+        return self._prepared if self._takes(feeds) else self._unprepared().source(feeds)
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        found = dict(sizes)
+        for spec in self.inputs:
+            for dimension in spec.shape[2:] if spec.name in self._multiples else ():
+                if dimension in found:
+                    multiple = self._multiples[spec.name]
+                    found[str(dimension)] = -(-found[str(dimension)] // multiple) * multiple
+        return found
+
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        for name, multiple in self._multiples.items():
-            if any(size % multiple for size in feeds[name].shape[2:]):
-                return self._unprepared().run(feeds)
+        if not self._takes(feeds):
+            return self._unprepared().run(feeds)
         return super()._compute({name: feeds[name] for name in self._input_names})
+
+    def _takes(self, feeds: Feeds) -> bool:
+        return not any(
+            size % multiple
+            for name, multiple in self._multiples.items()
+            for size in feeds[name].shape[2:]
+        )
 
     def _check_names(self) -> None:
         """Raises: EngineError: the graph has other inputs or outputs than the sidecar."""

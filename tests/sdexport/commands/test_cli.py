@@ -162,9 +162,16 @@ def test_commands_on_a_truncated_package(package_copy: Path, tmp_path: Path) -> 
 def test_verify_prints_a_table_and_json(package: Path) -> None:
     result = call("verify", package)
     assert result.exit_code == 0 and "FAILED" not in result.stdout
-    assert result.stdout.splitlines()[0].split("  ")[0] == "component"
+    first, head, *_, empty, last = result.stdout.splitlines()
+    assert first.startswith("on onnxruntime, ") and empty == ""
+    assert head.split() == ["check", "output", "error", "file"]
+    assert last == "passed: 19 checks"
     report = json.loads(call("verify", package, "--json").stdout)
-    assert report["passed"] is True and len(report["checks"]) == 17
+    assert list(report) == ["passed", "checks", "not_checked", "about", "advice"]
+    assert report["passed"] is True and len(report["checks"]) == 19
+    shared = next(c for c in report["checks"] if c["way"] == "bound and shared inputs")
+    assert (shared["file"], shared["backend"]) == ("unet/model.onnx", "onnxruntime")
+    assert shared["statistics"].keys() >= {"expected_mean", "actual_mean", "actual_max"}
     assert json.loads(call("verify", package, "--json", "--low-memory").stdout) == report
 
 
@@ -175,7 +182,11 @@ def test_verify_fails_on_altered_weights(package_copy: Path) -> None:
     path.write_bytes(data)
     result = call("verify", package_copy)
     assert result.exit_code == 1
-    assert "FAILED altered: vae_decoder/model.onnx" in result.stdout
+    row, last = result.stdout.splitlines()[2], result.stdout.splitlines()[-1]
+    assert row.startswith("FAILED  vae_decoder")
+    assert row.endswith("altered: vae_decoder/model.onnx")
+    assert last.startswith("FAILED: ") and "vae_decoder" in last
+    assert "what to do: vae_decoder: files are not those that were exported" in result.stdout
     assert result.stderr == "error: the package does not reproduce the reference outputs\n"
     report = call("verify", package_copy, "--json")
     assert report.exit_code == 1 and json.loads(report.stdout)["passed"] is False

@@ -17,7 +17,8 @@ from sdexport.checkpoints.sources import Options
 from sdexport.cli import main
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.verification.against_checkpoint import verify_against
-from sdexport.verification.report import Check, table
+from sdexport.verification.report import Check
+from sdexport.verification.text_report import table
 from tests.helpers.altered_models import alter_weight
 from tests.helpers.families import build
 from tests.helpers.lora_files import random_lora, save_peft

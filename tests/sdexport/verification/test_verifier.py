@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sdexport import MissingDependencyError, PackageError
+from sdexport import InvalidArgumentError, MissingDependencyError, PackageError
 from sdexport.runtime import component_sessions
 from sdexport.verification.comparison import compare
-from sdexport.verification.report import Check, Measure, table
+from sdexport.verification.report import Check, Measure
+from sdexport.verification.text_report import table
 from sdexport.verification.verifier import verify
 from tests.helpers.altered_models import alter_weight
 from tests.helpers.changed_package import accept_files, edit_manifest
 from tests.tolerances import FLOAT64_REL
 
 
-def failed(checks: list[Check]) -> set[str]:
+def failed(checks: Sequence[Check]) -> set[str]:
     return {check.name for check in checks if not check.passed}
 
 
@@ -66,7 +69,7 @@ def test_verify_finds_altered_bytes(package_copy: Path) -> None:
     path.write_bytes(data)
     checks = verify(package_copy)
     assert "unet" in failed(checks)
-    assert "FAILED altered: unet/model.onnx" in table(checks)
+    assert "altered: unet/model.onnx" in table(checks).splitlines()[1]
 
 
 def test_verify_finds_an_altered_scheduler(package_copy: Path) -> None:
@@ -93,8 +96,55 @@ def test_verify_needs_references(package_copy: Path) -> None:
     edit_manifest(package_copy, forget)
     for path in (package_copy / "reference").iterdir():
         path.unlink()
-    with pytest.raises(PackageError, match="holds no reference outputs"):
+    with pytest.raises(PackageError, match=r"nothing was verified: .* no reference outputs"):
         verify(package_copy)
+
+
+def test_verify_says_that_nothing_of_an_optimum_folder_was_verified(
+    package: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(package, tmp_path / "optimum")
+    (folder / "sdexport.json").unlink()
+    shutil.rmtree(folder / "reference")
+    with pytest.raises(PackageError, match=r"nothing was verified: .* --against SOURCE"):
+        verify(folder)
+
+
+def _reference(folder: Path, name: str, **changes: np.ndarray) -> None:
+    """Change arrays of a reference; "." in a name is written as two underscores."""
+    path = folder / "reference" / f"{name}.npz"
+    with np.load(path) as data:
+        arrays = dict(data)
+    np.savez(path, **arrays | {key.replace("__", "."): value for key, value in changes.items()})
+    accept_files(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("unet", {"output__out_sample": np.array("x")}, "it holds no numbers"),
+        ("unet", {"input__sample": np.zeros((0, 4, 10, 13), np.float32)}, "empty array"),
+        ("unet", {"input__sample": np.zeros((2, 3, 10, 13), np.float32)}, "expected float32"),
+        ("unet", {"input__sample": np.zeros((2, 4), np.float32)}, "expected float32"),
+        ("unet", {"input__more": np.zeros(1, np.float32)}, "no input 'more'"),
+        ("image", {"generated": np.zeros((1, 8, 8), np.uint8)}, "is no image"),
+        ("image", {"generated": np.zeros((1, 64, 64, 3), np.float32)}, "is no image"),
+    ],
+    ids=range(7),
+)
+def test_verify_names_wrong_references(
+    package_copy: Path, name: str, change: dict[str, np.ndarray], message: str
+) -> None:
+    _reference(package_copy, name, **change)
+    found = verify(package_copy)
+    assert failed(found) == {name}
+    assert message in table(found) and found.html()
+
+
+@pytest.mark.parametrize("tile", [3, 65, "64", 0])
+def test_verify_checks_the_tile_before_the_work(package: Path, tile: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="vae_tile"):
+        verify(package, vae_tile=tile)
 
 
 def test_verify_fails_without_the_backend(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
