@@ -77,7 +77,7 @@ _BACKEND_OPTIONS = (
 )
 _NOT_OF_SESSIONS = {
     *("folder", "package", "graph", "path", "backend", "sessions", "plan", "digest"),
-    *("verify", "hashes", "progress", "low_memory", "max_batch", "vae_tile"),
+    *("verify", "hashes", "only", "progress", "low_memory", "max_batch", "vae_tile"),
     *("source", "revision", "options", "seed", "trusted_key", "trust"),
 }
 """Arguments of the functions that open and verify packages, which --option must not set."""

@@ -179,7 +179,8 @@ def _graph_checks(
     reference = Reference(with_prefix(arrays, "input."), with_prefix(arrays, "output."))
     if not reference.outputs:
         return [failed_check(graph, "the reference output is empty")]
-    if any(value.dtype.kind not in "fiub" for value in arrays.values()):
+    values = (*reference.inputs.values(), *reference.outputs.values())
+    if any(value.dtype.kind not in "fiub" for value in values):
         return [failed_check(graph, f"reference/{path.name} is damaged: it holds no numbers")]
     checks: list[Check] = []
     try:
