@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.engines.files import sha256_of
+from sdexport.engines.files import sha256_of, write_atomically
 from sdexport.graphs.precision import Conversion
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, FileRecord, Manifest
@@ -57,8 +57,8 @@ def describe(
 
 
 def write(manifest: Manifest, folder: Path) -> None:
-    """Write sdexport.json, which makes the folder a package."""
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    """Write sdexport.json in place of that of an unfinished export."""
+    write_atomically(folder / MANIFEST, manifest.to_json())
 
 
 def _graph_files(folder: Path) -> list[Path]:
@@ -72,6 +72,7 @@ def _record(folder: Path, file: Path) -> FileRecord:
 
 def _records(folder: Path, *, except_for: set[str]) -> tuple[FileRecord, ...]:
     """The files that no component lists: configurations, tokenizers, reference outputs."""
-    files = (f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+    found = (f for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+    files = (f for f in found if f != folder / MANIFEST)
     rest = (f for f in files if f.parent.name not in except_for or not f.suffix.startswith(".onnx"))
     return tuple(_record(folder, f) for f in sorted(rest, key=lambda f: f.as_posix()))

@@ -40,7 +40,7 @@ def _acquire(path: Path, what: str) -> int:
     while True:
         file = _opened(path)
         try:
-            _try_lock(file)
+            try_lock(file)
         except OSError as error:
             holder = os.read(file, 20).decode("ascii", "replace").strip()
             os.close(file)
@@ -71,7 +71,11 @@ def _opened(path: Path) -> int:
     raise EngineError(f"{path} is not a lock file of sdexport: delete it, and build again")
 
 
-def _try_lock(file: int) -> None:
+def try_lock(file: int) -> None:
+    """Lock an open file until it is closed, or until the process ends.
+
+    Raises: OSError: another process holds it, or the file system has no locks.
+    """
     if sys.platform == "win32":
         import msvcrt
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sdexport import Package
+from sdexport import Package, PackageError
 from sdexport import exporter as export_module
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines.errors import CheckpointError, VerificationError
@@ -197,7 +197,7 @@ def test_killed_export_leaves_no_package(checkpoint: Path, tmp_path: Path, numbe
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob(".package.*/reference/text_encoder.npz")):
+        while not list(tmp_path.glob(".package.*/package/reference/text_encoder.npz")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)
@@ -210,7 +210,10 @@ def test_killed_export_leaves_no_package(checkpoint: Path, tmp_path: Path, numbe
         assert process.returncode == 128 + signal.SIGTERM
         assert list(tmp_path.iterdir()) == []
     else:
-        assert not list(tmp_path.rglob("sdexport.json"))
+        (left,) = tmp_path.iterdir()
+        for folder in (left, left / "package"):
+            with pytest.raises(PackageError, match="is an unfinished export"):
+                Package.load(folder)
 
 
 def test_parent_that_is_a_file(checkpoint: Path, tmp_path: Path) -> None:

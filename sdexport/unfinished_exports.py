@@ -1,0 +1,155 @@
+"""The hidden folder in which an export works, and deleting those of exports that were killed.
+
+The folder holds a marker file, which the running export keeps locked: the lock ends with its
+process, however that ends. A folder whose marker is not locked belongs to no process any more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sdexport.engines.cache.lock import try_lock
+from sdexport.engines.errors import PackageError, SDExportError
+from sdexport.engines.exit_actions import delete
+from sdexport.engines.guarded_files import JSON_LIMIT, open_guarded, read_limited
+from sdexport.engines.temporary_files import shortened
+from sdexport.runtime.packages.unfinished import UNFINISHED, marker_content
+
+logger = logging.getLogger(__name__)
+
+PACKAGE, REPLACED = "package", "replaced"
+"""Folders in the hidden folder: the new package, and where nothing can be exchanged the old one."""
+_LOCK_TRIES, _LOCK_PAUSE = 20, 0.05
+_ABANDONED_AFTER = 3600.0
+"""Seconds after which a folder without a complete marker is deleted; writing it takes none."""
+
+
+@contextmanager
+def hidden_folder(destination: Path) -> Iterator[Path]:
+    """Create the folder next to `destination`, and delete it when the block ends.
+
+    Raises: OSError: it cannot be created.
+    """
+    parent = destination.parent
+    folder = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=parent))
+    marker: int | None = None
+    try:
+        marker = _mark(folder, destination)
+        yield folder
+    finally:
+        delete_hidden(folder, marker)
+
+
+def sweep(destination: Path) -> None:
+    """Delete what killed exports to the same destination left behind.
+
+    If one was killed between the two moves of `replace_folder`, the package that it was about to
+    replace is moved back first.
+    """
+    pattern = re.compile(re.escape(_prefix(destination)) + "[a-z0-9_]{8}")
+    with suppress(OSError):  # whatever stays is tried again by the next export
+        for folder in destination.parent.iterdir():
+            if pattern.fullmatch(folder.name) and not folder.is_symlink() and folder.is_dir():
+                _sweep(folder, destination)
+
+
+def _sweep(folder: Path, destination: Path) -> None:
+    try:
+        with open_guarded(
+            folder / UNFINISHED, error=PackageError, folder=folder, limit=JSON_LIMIT
+        ) as file:
+            content = read_limited(file, folder / UNFINISHED, error=PackageError, limit=JSON_LIMIT)
+            marker = os.dup(file.fileno())
+    except FileNotFoundError:
+        if _is_abandoned(folder):
+            with suppress(OSError):
+                folder.rmdir()  # fails if anything is in it
+        return
+    except (OSError, SDExportError):  # locked on Windows; no regular file
+        return
+    try:
+        try_lock(marker)
+        if _destination_of(content) == destination.name or (not content and _is_abandoned(folder)):
+            if (folder / REPLACED).is_dir() and not os.path.lexists(destination):
+                (folder / REPLACED).rename(destination)
+                logger.warning("%s: moved back what an interrupted export replaced", destination)
+            delete_hidden(folder, marker)
+            marker = -1
+    except OSError:  # its export is running
+        pass
+    finally:
+        if marker >= 0:
+            os.close(marker)
+
+
+def _prefix(destination: Path) -> str:
+    """How names of hidden folders for a destination begin; a long name is cut."""
+    return f".{shortened(destination.name)}."
+
+
+def _mark(folder: Path, destination: Path) -> int:
+    """Write the marker file. Returns: its descriptor, which holds the lock.
+
+    Its content is written under the lock. Where nothing can be locked it names no destination, so
+    nobody takes the folder for an abandoned one.
+    """
+    marker = os.open(
+        folder / UNFINISHED, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644
+    )
+    try:
+        os.write(marker, marker_content(destination.name if _lock(marker) else None))
+    except BaseException:
+        os.close(marker)
+        raise
+    return marker
+
+
+def _lock(marker: int) -> bool:
+    for _ in range(_LOCK_TRIES):
+        with suppress(OSError):  # another export looks at it; or nothing can be locked here
+            try_lock(marker)
+            return True
+        time.sleep(_LOCK_PAUSE)
+    return False
+
+
+def _destination_of(content: bytes) -> str | None:
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return values.get("destination") if isinstance(values, dict) else None
+
+
+def _is_abandoned(folder: Path) -> bool:
+    with suppress(OSError):
+        return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
+    return False
+
+
+def delete_hidden(folder: Path, marker: int | None = None) -> None:
+    """Delete the folder, the marker last; links in it are not followed.
+
+    Args:
+      marker: the descriptor of the marker file, which is closed.
+    """
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.name != UNFINISHED:
+                delete(path)
+    if marker is not None:
+        os.close(marker)  # Windows deletes no open file
+    with suppress(OSError):
+        if not {each.name for each in folder.iterdir()} - {UNFINISHED}:
+            (folder / UNFINISHED).unlink(missing_ok=True)
+            folder.rmdir()
+    if folder.exists():
+        logger.warning("%s could not be deleted; the next export tries again", folder)
