@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from sdexport.engines.errors import engine_error
-from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
+from sdexport.engines.errors import EngineError, engine_error
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, open_guarded
 from sdexport.engines.messages import one_line
+from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.engines.onnx_file.float32_graph import in_float32
 from sdexport.engines.ort.onnxruntime_session import (
     CPU,
@@ -36,9 +40,10 @@ def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Sessio
     name = path.parent.name or path.stem
     options = session_options(None, "none", prepacking=False)
     options.add_session_config_entry(_DATA_FOLDER, str(path.resolve().parent))
-    with files.unchanged():
+    with files.unchanged(), ExitStack() as mapped:
         model = in_float32(path)
         try:
+            _give_linked_data(path, options, mapped)
             session = ort.InferenceSession(model, options, providers=list(CPU))
         except Exception as error:  # its exception classes have no other base
             raise engine_error(
@@ -46,3 +51,17 @@ def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Sessio
             ) from error
     specs = map(tensor_specs, (session.get_inputs(), session.get_outputs()))
     return OnnxRuntimeBase(session, name, *specs)
+
+
+def _give_linked_data(path: Path, options: Any, mapped: ExitStack) -> None:
+    """Map data files that are links, as in a hub's cache: ONNX Runtime follows none to them."""
+    names = [each for each in external_data_locations(path) if (path.parent / each).is_symlink()]
+    data = []
+    for name in names:
+        file = mapped.enter_context(open_guarded(path.parent / name, error=EngineError))
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.callback(content.close)
+        data.append(content)
+    if names:
+        sizes = [len(content) for content in data]
+        options.add_external_initializers_from_files_in_memory(names, data, sizes)
