@@ -79,7 +79,7 @@ class Sidecar:
             raise FileNotFoundError(f"no engine {plan}")
         if not path.is_file():
             raise FileNotFoundError(f"no sidecar {path}: the build of the engine did not finish")
-        data = read_json(path, EngineError)
+        data = read_json(path, EngineError, strict=True)
         try:
             version = data.pop("format_version")
             if version != FORMAT_VERSION:

@@ -25,7 +25,15 @@ class Model(IntEnum):
 
     GRAPH = 7
     OPSET_IMPORT = 8
+    METADATA_PROPS = 14
     FUNCTIONS = 25
+
+
+class Opset(IntEnum):
+    """Fields of OperatorSetIdProto."""
+
+    DOMAIN = 1
+    VERSION = 2
 
 
 class Graph(IntEnum):

@@ -20,6 +20,7 @@ from sdexport.engines.guarded_files import parsing
 from sdexport.engines.messages import shown
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.latent_space import LatentSpace
+from sdexport.runtime.packages.unfinished import check_manifest_finished
 
 FORMAT_VERSION = 3
 MANIFEST = "sdexport.json"
@@ -155,17 +156,18 @@ class Manifest:
         return manifest
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str, *, strict: bool = False) -> dict[str, Any]:
     """The JSON object in a file of the package; PackageError if it is missing or damaged."""
     try:
-        return read_json_object(folder / name, PackageError, folder=folder)
+        return read_json_object(folder / name, PackageError, folder=folder, strict=strict)
     except FileNotFoundError:
         raise PackageError(f"{folder} is incomplete: {name} is missing") from None
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read sdexport.json; PackageError if it is missing, damaged or of an unknown version."""
-    data = read_json(folder, MANIFEST)
+    data = read_json(folder, MANIFEST, strict=True)
+    check_manifest_finished(folder, data)
     version = data.get("format_version")
     if version != FORMAT_VERSION:
         raise PackageError(
@@ -181,9 +183,6 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: {MANIFEST} lists components that {manifest.family} does not have: "
             f"{', '.join(unknown)}"
         )
-    for name, component in manifest.components.items():
-        if f"{name}/model.onnx" not in {record.path for record in component.files}:
-            raise PackageError(f"{folder}: {MANIFEST} lists no {name}/model.onnx")
     return manifest
 
 

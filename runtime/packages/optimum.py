@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdexport.engines.errors import PackageError
+from sdexport.engines.guarded_files import parsing
 from sdexport.runtime.models.components import UNET, VAE_DECODER
 from sdexport.runtime.models.families import components, family_of
 from sdexport.runtime.models.latent_space import latent_size_of, latent_space_of
@@ -20,18 +21,18 @@ def manifest_of_optimum(folder: Path) -> Manifest:
     vae = read_json(folder, f"{VAE_DECODER.name}/config.json")
     scheduler = read_json(folder, "scheduler/scheduler_config.json")
     present = [name for name in components() if (folder / name / "model.onnx").is_file()]
-    try:
+    configs = f"{folder}: {UNET.name} or {VAE_DECODER.name} config.json"
+    with parsing(PackageError, configs):
         space = latent_space_of(vae)
         downscale, latent_channels = space.downscale, space.channels
         height, width = latent_size_of(unet)
         default_size = (height * downscale, width * downscale)
         if min(latent_channels, space.scaling_factor, *default_size) <= 0:
             raise ValueError("sizes must be positive")
-        family = family_of(unet, present, latent_channels)
-    except (TypeError, ValueError, OverflowError, PackageError) as error:
-        raise PackageError(
-            f"{folder}: {UNET.name} or {VAE_DECODER.name} config.json: {error}"
-        ) from error
+        try:
+            family = family_of(unet, present, latent_channels)
+        except PackageError as error:
+            raise PackageError(f"{folder}: {error}") from error
     return Manifest(
         family=family.name,
         source={"type": "optimum"},

@@ -6,36 +6,50 @@ A folder that Optimum exported (without sdexport.json) loads too; it carries no 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, FileIdentity, open_guarded
 from sdexport.engines.onnx_file.external_data import external_data_locations
-from sdexport.runtime.models.components import TOKEN_GRAPHS, UNET
+from sdexport.runtime.models.components import UNET
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.family import ModelFamily
+from sdexport.runtime.packages.agreement import check_agreement
+from sdexport.runtime.packages.listed_files import (
+    MODEL_INDEX,
+    SCHEDULER_CONFIG,
+    check_all_listed,
+    check_records,
+    graph_file,
+    graphs_of,
+    inside,
+)
 from sdexport.runtime.packages.manifest import (
     MANIFEST,
-    ComponentRecord,
     FileRecord,
     Manifest,
     read_json,
     read_manifest,
 )
 from sdexport.runtime.packages.minisign import Signature
+from sdexport.runtime.packages.missing_manifest import check_never_had_one
 from sdexport.runtime.packages.optimum import manifest_of_optimum
 from sdexport.runtime.packages.signature import TrustedKey
 from sdexport.runtime.packages.trust import UNTRUSTED, WARN, Trust
+from sdexport.runtime.packages.unfinished import check_finished
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
-MODEL_INDEX = "model_index.json"
-SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+logger = logging.getLogger(__name__)
+
+_TRIES = 20
+"""Loads of a package that another process replaces each time."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,7 @@ class Package:
     scheduler_config, model_index: the JSON objects of those files.
     files: the identity of each file when it was checked; whatever is opened later must still be
       that file.
+    hashes_checked: whether the hash of every file was compared with the manifest's.
     signature: what was verified with the key that was required; None if none was.
     trust: what was required; see Trust.built_engines.
 
@@ -60,6 +75,7 @@ class Package:
     scheduler_config: Mapping[str, Any] = field(repr=False)
     model_index: Mapping[str, Any] = field(default_factory=dict, repr=False)
     files: CheckedFiles = field(default=UNCHECKED, repr=False, compare=False)
+    hashes_checked: bool = False
     signature: Signature | None = None
     trust: Trust = field(default=UNTRUSTED, repr=False)
 
@@ -84,32 +100,47 @@ class Package:
           on_bytes: called with the size of each file that was checked, for a progress bar.
         Raises: FileNotFoundError: no such folder. InvalidArgumentError: no public key, or one
           without `verify`. PackageError: not a package, not signed, or one of another
-          format version, or one that is incomplete, altered, or points outside of its folder.
+          format version, or one that is unfinished, incomplete, altered, or points outside of its
+          folder.
         """
         folder = Path(folder)
+        required = Trust.checked(trust, trusted_key, verify=verify)
+        for _ in range(_TRIES):
+            before = _folder_identity(folder)
+            try:
+                package = cls._load(folder, verify, required, on_bytes)
+            except (PackageError, FileNotFoundError):
+                if _folder_identity(folder) == before:
+                    raise
+            else:
+                if _folder_identity(folder) == before:
+                    return package
+        raise PackageError(f"{folder}: the package changes on disk all the time; load it again")
+
+    @classmethod
+    def _load(
+        cls, folder: Path, verify: bool, required: Trust, on_bytes: Callable[[int], object]
+    ) -> Self:
+        """`load`, for a folder that may be replaced by another one in the meantime."""
         if not folder.is_dir():
             raise FileNotFoundError(f"no package at {folder}: there is no such folder")
-        required = Trust.checked(trust, trusted_key, verify=verify)
-        identities: dict[Path, FileIdentity] = {}
-        has_manifest = (folder / MANIFEST).is_file()
+        check_finished(folder)
+        has_manifest = os.path.lexists(folder / MANIFEST)
         if has_manifest:
             manifest = read_manifest(folder)
             signature = required.signature(folder, manifest)
-            for record in manifest.every_file:
-                path = _inside(folder, record.path)
-                identities[path] = _check_file(folder, record, verify=verify)
-                on_bytes(record.size)
+            identities = _check_listed(folder, manifest, verify, on_bytes)
         elif (folder / UNET.name / "model.onnx").is_file():
-            manifest = manifest_of_optimum(folder)
             signature = required.signature(folder, None)
+            check_never_had_one(folder)
+            manifest = manifest_of_optimum(folder)
         else:
             raise PackageError(
                 f"{folder} is not a package: it has no {MANIFEST}; make one with 'sdexport export'"
             )
-        external = _external_files(folder, manifest)
-        opened = _files_opened(folder, manifest, external)
+        opened = _files_opened(folder, manifest)
         if has_manifest:
-            _check_all_listed(folder, manifest, opened)
+            _check_opened(folder, manifest, opened)
         else:
             identities = {path: _identity(folder, path) for path in opened}
         files = CheckedFiles(identities)
@@ -117,9 +148,26 @@ class Package:
         with files.unchanged():
             model_index = read_json(folder, MODEL_INDEX) if has_index else {}
             scheduler_config = read_json(folder, SCHEDULER_CONFIG)
-        package = cls(folder, manifest, scheduler_config, model_index, files, signature, required)
+        checked = verify and has_manifest
+        package = cls(
+            folder, manifest, scheduler_config, model_index, files, checked, signature, required
+        )
+        if has_manifest:
+            check_agreement(package)
+        else:
+            logger.warning(
+                "%s has no %s, as Optimum's folders have none: nothing was verified, because there "
+                "are no hashes and no reference outputs",
+                folder,
+                MANIFEST,
+            )
         required.check_graphs(folder, {name: package.model_path(name) for name in package.graphs})
         return package
+
+    @property
+    def kind(self) -> str:
+        """Either "package", or "optimum": no manifest, so no hashes and no reference outputs."""
+        return "package" if self.manifest.every_file else "optimum"
 
     @property
     def family(self) -> ModelFamily:
@@ -149,7 +197,7 @@ class Package:
     @property
     def graphs(self) -> tuple[str, ...]:
         """Every component, followed by its token graphs such as "text_encoder.inputs_embeds"."""
-        found = [_graphs(name, entry) for name, entry in self.manifest.components.items()]
+        found = [graphs_of(name, entry) for name, entry in self.manifest.components.items()]
         return tuple(graph for graphs in found for graph in graphs)
 
     def model_path(self, graph: str) -> Path:
@@ -167,7 +215,7 @@ class Package:
                 f"{self.folder} has no {name}/{further}.onnx, so tokens cannot be changed before "
                 "the text encoder; 'sdexport export' writes it"
             )
-        return self.folder / _file(graph)
+        return self.folder / graph_file(graph)
 
     def model_files(self, graph: str) -> CheckedFiles:
         """The files of a component or of one of `graphs`, as they were checked.
@@ -204,14 +252,26 @@ class Package:
         return sum(record.size for record in self.manifest.every_file)
 
 
-def _inside(folder: Path, path: str) -> Path:
-    """The file at a path within the package; PackageError if it leads out of the folder."""
-    pure = PurePosixPath(path)
-    target = folder / pure
-    outside = pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\:\0")
-    if outside or not target.resolve().is_relative_to(folder.resolve()):
-        raise PackageError(f"{folder}: '{path}' points outside of the package")
-    return target
+def _folder_identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from one that took its place; None if there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_listed(
+    folder: Path, manifest: Manifest, verify: bool, on_bytes: Callable[[int], object]
+) -> dict[Path, FileIdentity]:
+    """The identity of every file that the manifest lists, after checking that those are all."""
+    check_records(folder, manifest)
+    identities = {}
+    for record in manifest.every_file:
+        identities[folder / record.path] = _check_file(folder, record, verify=verify)
+        on_bytes(record.size)
+    check_all_listed(folder, manifest)
+    return identities
 
 
 def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> FileIdentity:
@@ -242,18 +302,21 @@ def _opened(folder: Path, path: Path) -> BufferedReader:
         raise PackageError(f"{folder} is incomplete: {missing} is missing") from None
 
 
-def _files_opened(folder: Path, manifest: Manifest, external: list[str]) -> list[Path]:
+def _files_opened(folder: Path, manifest: Manifest) -> list[Path]:
     """Every file that may be opened once a package is loaded."""
     graphs = [
-        _file(graph) for name, each in manifest.components.items() for graph in _graphs(name, each)
+        graph_file(graph)
+        for name, component in manifest.components.items()
+        for graph in graphs_of(name, component)
     ]
+    external = _external_files(folder, manifest)
     opened = [folder / path for path in (*graphs, *external, SCHEDULER_CONFIG)]
     for pattern in (MODEL_INDEX, "tokenizer*/*", "*/config.json", "reference/*.npz"):
         opened += (path for path in folder.glob(pattern) if not path.is_dir())
     return opened
 
 
-def _check_all_listed(folder: Path, manifest: Manifest, opened: list[Path]) -> None:
+def _check_opened(folder: Path, manifest: Manifest, opened: list[Path]) -> None:
     """Every file that is opened must be listed with its hash."""
     listed = {record.path for record in manifest.every_file}
     for path in opened:
@@ -269,27 +332,14 @@ def _external_files(folder: Path, manifest: Manifest) -> list[str]:
     return [
         f"{name}/{location}"
         for name, component in manifest.components.items()
-        for graph in _graphs(name, component)
+        for graph in graphs_of(name, component)
         for location in _locations(folder, graph)
-        if _inside(folder, f"{name}/{location}")
+        if inside(folder, f"{name}/{location}")
     ]
-
-
-def _graphs(name: str, component: ComponentRecord) -> list[str]:
-    """A component and its token graphs."""
-    files = [record.path for record in component.files]
-    further = [f"{name}.{graph}" for graph in TOKEN_GRAPHS]
-    return [name, *(graph for graph in further if _file(graph) in files)]
-
-
-def _file(graph: str) -> str:
-    """The path of a graph within a package."""
-    name, _, further = graph.partition(".")
-    return f"{name}/{further or 'model'}.onnx"
 
 
 def _locations(folder: Path, graph: str) -> set[str]:
     try:
-        return external_data_locations(_inside(folder, _file(graph)))
+        return external_data_locations(folder / graph_file(graph))
     except ValueError as error:
         raise PackageError(f"{folder}: {graph}: {error}") from error

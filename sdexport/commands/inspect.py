@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,15 @@ def _inspect_package(
     from sdexport.runtime.packages.package import Package
     from sdexport.runtime.packages.signature import signer
 
-    total = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
+    found = (file.lstat() for file in package.rglob("*"))
+    total = sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
     with progress(total, "hashes", "B") as shown:
         loaded = Package.load(package, on_bytes=shown.advance, **required)
     engines = built_engines(loaded, engine_dir)
     if as_json:
         report = json.loads(loaded.manifest.to_json())
+        report |= {"kind": loaded.kind, "digest": loaded.digest}
+        report |= {"hashes_checked": loaded.hashes_checked}
         signature = {"checked": loaded.signature is not None, "key_id": signer(loaded)}
         print_json(report | {"size": loaded.size, "engines": engines, "signature": signature})
         return
@@ -92,6 +96,9 @@ def _package_lines(package: Any) -> list[str]:
         "family": manifest.family,
         "source": _pairs(manifest.source),
         "size": f"{package.size / 1e6:.1f} MB",
+        "files": f"every hash matches; digest {package.digest}"
+        if package.hashes_checked
+        else "not verified: there are no hashes and no reference outputs, as in Optimum's folders",
         "images": f"{width}x{height} by default, multiples of {manifest.downscale}",
         "latents": f"{manifest.latent_channels} channels, scaling {manifest.scaling_factor:.5g}"
         + (", normalised" if manifest.latents_mean else ""),

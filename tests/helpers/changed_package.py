@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,34 @@ def edit_manifest(folder: Path, change: Change) -> None:
     change(data)
     data["digest"] = manifest_digest(data)
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def as_optimum_folder(folder: Path) -> Path:
+    """Take from a package what Optimum does not write, also the exporter's notes in the graphs."""
+    (folder / "sdexport.json").unlink()
+    shutil.rmtree(folder / "reference")
+    for path in folder.glob("*/*.onnx"):
+        if path.name != "model.onnx":
+            path.unlink()
+    remove_notes(folder)
+    return folder
+
+
+def remove_notes(folder: Path) -> None:
+    """Take the exporter's notes out of the graphs of a package, such as the family."""
+    for path in folder.glob("*/model.onnx"):
+        replace_notes(path, {})
+
+
+def replace_notes(path: Path, notes: Mapping[str, str]) -> None:
+    """Give a graph the metadata that an exporter writes."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    del model.metadata_props[:]
+    for key, value in notes.items():
+        model.metadata_props.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
 
 
 def accept_files(folder: Path, *names: str) -> None:

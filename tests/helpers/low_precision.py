@@ -29,11 +29,12 @@ def graphs_of(package: Path) -> Iterator[None]:
 
 
 def _convert(
-    package: Path, part: Any, module: Any, path: Path, *, change: Any, **_: object
+    package: Path, part: Any, module: Any, path: Path, *, change: Any, notes: Any, **_: object
 ) -> None:
     path.parent.mkdir(parents=True)
     model = typed(onnx.load(package / part.name / "model.onnx"))
     change(model)
+    model.metadata_props.update(notes)
     separate = part.name == "text_encoder"
     ir.save(model, path, external_data="model.onnx_data" if separate else None)
 

@@ -19,6 +19,7 @@ from sdexport.demo_model import MODEL_DIR
 from sdexport.runtime.text.compel_embeds import encode_compel
 from sdexport.runtime.text.compel_parser import parse_compel
 from sdexport.runtime.text.prompt_embeds import TextEmbeds
+from tests.helpers.changed_package import as_optimum_folder
 from tests.tolerances import COMPONENT_REL, assert_close
 
 compel = pytest.importorskip("compel")
@@ -196,7 +197,7 @@ def test_images_of_a_prompt_without_syntax_are_the_plain_ones(pipe: Pipeline) ->
 def test_package_without_the_masked_graph_says_so(pipe: Pipeline, package_copy: Path) -> None:
     from sdexport import PackageError, load_pipeline
 
-    (package_copy / "sdexport.json").unlink()  # as a folder that Optimum exported
+    as_optimum_folder(package_copy)
     with load_pipeline(package_copy) as optimum:
         assert optimum.encode(["a (red)1.5 circle"], prompt_style="compel").shape == (1, 77, 96)
         with pytest.raises(PackageError, match=r"has no text_encoder/attention_mask\.onnx"):

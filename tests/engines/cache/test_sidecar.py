@@ -93,6 +93,13 @@ JSON = st.recursive(
 )
 
 
+def test_sidecar_with_a_key_twice_is_damaged(tmp_path: Path) -> None:
+    text = SIDECAR.to_json().replace("{", '{"backend": "openvino", ', 1)
+    plan = write(tmp_path, text)
+    with pytest.raises(EngineError, match="the key 'backend' is there twice"):
+        Sidecar.read(plan)
+
+
 @given(name=st.sampled_from(sorted(json.loads(SIDECAR.to_json()))), value=JSON)
 @example(name="files", value={"": 1})
 @example(name="files", value={"0": 1})

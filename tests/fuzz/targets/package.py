@@ -62,7 +62,7 @@ def write_small_package(package: Path) -> Path:
 
     def component(name: str) -> ComponentRecord:
         model = package / name / "model.onnx"
-        return ComponentRecord((record(model),), "fp32", 17, *graph_specs(model))
+        return ComponentRecord((record(model),), "fp32", 18, *graph_specs(model))
 
     others = [p for p in sorted(package.rglob("*")) if p.is_file() and p.suffix != ".onnx"]
     manifest = Manifest(

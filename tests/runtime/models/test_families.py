@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from sdexport.runtime.models.components import Role
 from sdexport.runtime.models.conditioning import ConditioningInput, ConditioningRequest
 from sdexport.runtime.models.families import FAMILIES, components, family_named, family_of
 from sdexport.runtime.models.stable_diffusion import STABLE_DIFFUSION
-from tests.helpers.changed_package import accept_files, edit_manifest
+from tests.helpers.changed_package import accept_files, edit_manifest, remove_notes
 
 ENCODERS = {
     "stable-diffusion": ["text_encoder"],
@@ -52,8 +53,15 @@ def add_input(package: Path) -> None:
     graph.node.append(helper.make_node("Reshape", ["aspect", "shape"], ["shaped"]))
     graph.node.append(helper.make_node("Add", ["plain", "shaped"], ["out_sample"]))
     onnx.save(model, path)
+    remove_notes(package)
     accept_files(package)
-    edit_manifest(package, lambda manifest: manifest.update(family="made-up"))
+
+    def describe(manifest: dict[str, Any]) -> None:
+        manifest["family"] = "made-up"
+        entry = {"name": "aspect", "dtype": "float32", "shape": ["batch", 1]}
+        manifest["components"]["unet"]["inputs"].append(entry)
+
+    edit_manifest(package, describe)
 
 
 def test_made_up_family_generates_with_one_more_input(

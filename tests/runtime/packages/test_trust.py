@@ -20,7 +20,7 @@ from sdexport.demo_model import PACKAGE_DIR
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.packages.minisign import PublicKey, SecretKey
 from sdexport.runtime.packages.signature import SIGNATURE, sign_package, signer
-from tests.helpers.changed_package import accept_files, edit_manifest
+from tests.helpers.changed_package import accept_files, as_optimum_folder, edit_manifest
 
 KEY = SecretKey.generate()
 OTHER = SecretKey.generate()
@@ -57,7 +57,7 @@ def test_signed_packages_load(signed: Path, tmp_path: Path) -> None:
 
 def alter_manifest(folder: Path) -> None:
     """A change that the manifest's own digest agrees with, as an attacker would make it."""
-    edit_manifest(folder, lambda manifest: manifest["source"].update(type="mine"))
+    edit_manifest(folder, lambda manifest: manifest["tools"].update(torch="mine"))
 
 
 def alter_file(folder: Path) -> None:
@@ -149,10 +149,10 @@ def test_arguments_of_trust_are_checked(unsigned: Path) -> None:
 
 
 def test_folders_without_a_manifest_cannot_be_signed(signed: Path) -> None:
-    (signed / "sdexport.json").unlink()
-    shutil.rmtree(signed / "reference")
+    as_optimum_folder(signed)
     with pytest.raises(PackageError, match=r"is not signed: it has no sdexport\.json"):
         load(signed)
+    (signed / SIGNATURE).unlink()
     with pytest.raises(PackageError, match=r"has no sdexport\.json, which is what a signature"):
         sign_package(Package.load(signed), KEY)
 
@@ -260,7 +260,7 @@ def test_weights_in_files_with_odd_names(unsigned: Path) -> None:
 
     edit_manifest(unsigned, add)
     accept_files(unsigned, f"vae_encoder/{name}")
-    with pytest.raises(PackageError, match=r"weights in a file of the name 'weights\\x1b"):
+    with pytest.raises(PackageError, match=r"lists 'vae_encoder/weights\\x1b"):
         Package.load(unsigned)
 
 

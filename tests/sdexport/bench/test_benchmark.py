@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from sdexport.engines import backends
 from sdexport.engines.backends import available
 from sdexport.engines.errors import WorkerError
 from sdexport.runtime.component_backends import BackendSpec
+from tests.helpers.changed_package import as_optimum_folder
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,7 @@ def test_bench_reports_backends_that_cannot_run(report: dict[str, Any]) -> None:
 
 
 def test_bench_needs_no_reference_outputs(package_copy: Path) -> None:
-    shutil.rmtree(package_copy / "reference")
-    (package_copy / "sdexport.json").unlink()
+    as_optimum_folder(package_copy)
     found = bench(package_copy, [BackendSpec("onnxruntime")], size=(64, 64), repeats=1)
     assert found["backends"]["onnxruntime"]["check"]["passed"] is None
     assert "no reference" in table(found)

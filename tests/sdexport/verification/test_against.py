@@ -20,6 +20,7 @@ from sdexport.verification.against_checkpoint import verify_against
 from sdexport.verification.report import Check
 from sdexport.verification.text_report import table
 from tests.helpers.altered_models import alter_weight
+from tests.helpers.changed_package import as_optimum_folder
 from tests.helpers.families import build
 from tests.helpers.lora_files import random_lora, save_peft
 
@@ -120,7 +121,7 @@ def test_against_another_family_or_size(package: Path, tmp_path: Path) -> None:
 
 
 def test_against_reads_a_folder_without_manifest(package_copy: Path, checkpoint: Path) -> None:
-    (package_copy / "sdexport.json").unlink()
+    as_optimum_folder(package_copy)
     result = call("verify", package_copy, "--against", checkpoint, "--seed", 1)
     assert result.exit_code == 0, result.output
     assert "unet" in result.stdout and "image" not in result.stdout

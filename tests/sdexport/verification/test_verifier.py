@@ -17,7 +17,7 @@ from sdexport.verification.report import Check, Measure
 from sdexport.verification.text_report import table
 from sdexport.verification.verifier import verify
 from tests.helpers.altered_models import alter_weight
-from tests.helpers.changed_package import accept_files, edit_manifest
+from tests.helpers.changed_package import accept_files, as_optimum_folder, edit_manifest
 from tests.tolerances import FLOAT64_REL
 
 
@@ -104,8 +104,7 @@ def test_verify_says_that_nothing_of_an_optimum_folder_was_verified(
     package: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(package, tmp_path / "optimum")
-    (folder / "sdexport.json").unlink()
-    shutil.rmtree(folder / "reference")
+    as_optimum_folder(folder)
     with pytest.raises(PackageError, match=r"nothing was verified: .* --against SOURCE"):
         verify(folder)
 

@@ -1,0 +1,56 @@
+"""Telling a package that has lost its manifest from a folder that Optimum exported.
+
+Otherwise deleting sdexport.json would turn every check off.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sdexport.engines.errors import PackageError
+from sdexport.engines.onnx_file.graph_notes import graph_notes
+from sdexport.runtime.models.components import TOKEN_GRAPHS
+from sdexport.runtime.models.families import components
+from sdexport.runtime.packages.listed_files import REFERENCE
+from sdexport.runtime.packages.manifest import MANIFEST
+
+_OURS = "sdexport"
+"""The metadata entry in which every exported graph says the version, and what file names of the
+exporter begin with."""
+
+
+def check_never_had_one(folder: Path) -> None:
+    """Check a folder without manifest.
+
+    Raises: PackageError: it was exported by sdexport, so it had a manifest.
+    """
+    sign = _sign(folder)
+    if sign:
+        raise PackageError(
+            f"{folder}: {MANIFEST} is missing, but {sign}: a package without its manifest cannot "
+            "be checked; copy it again as a whole, or run 'sdexport export'"
+        )
+
+
+def _sign(folder: Path) -> str | None:
+    """What shows that sdexport exported a folder, in words."""
+    for entry in sorted(path.name for path in folder.iterdir()):
+        name = entry.casefold()
+        if name == REFERENCE:
+            return f"there is {entry}/"
+        if name.startswith(f"{_OURS}."):
+            return f"there is {entry!a}"
+    for name in components():
+        for graph in TOKEN_GRAPHS:
+            if os.path.lexists(folder / name / f"{graph}.onnx"):
+                return f"there is {name}/{graph}.onnx"
+        path = folder / name / "model.onnx"
+        if path.is_file():
+            try:
+                metadata = graph_notes(path).metadata
+            except ValueError as error:
+                raise PackageError(f"{folder}: {name}: {error}") from error
+            if _OURS in metadata:
+                return f"{name}/model.onnx was exported by sdexport"
+    return None
