@@ -8,7 +8,7 @@ processor, so damage shows. The export records these outputs next to PyTorch's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import numpy as np
 from sdexport.engines.errors import MissingDependencyError, PackageError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.verification.comparison import FAILURES, compare, with_prefix
-from sdexport.verification.limits import FLOAT32, FLOAT32_LIMITS, own_arithmetic
+from sdexport.verification.limits import FLOAT32, float32_limits, own_arithmetic
 from sdexport.verification.report import Check, Measure
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def with_float32(
         return list(checks)
     except FAILURES as error:
         return [replace(check, note=check.note or str(error)) for check in checks]
-    return [_with_measures(check, arrays, outputs, graph) for check in checks]
+    limits = float32_limits(package.manifest, graph)
+    return [_with_measures(check, arrays, outputs, graph, limits) for check in checks]
 
 
 def _warn(graph: str, why: str) -> None:
@@ -101,6 +102,7 @@ def _with_measures(
     arrays: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
     graph: str,
+    limits: Callable[[str], Mapping[str, float]],
 ) -> Check:
     actual = outputs.get(check.output)
     try:
@@ -111,8 +113,8 @@ def _with_measures(
         return check  # whose note says that the output is missing or of another shape
     errors = compare(expected, actual) or (None, None)
     measures = [
-        Measure(kind, error, FLOAT32_LIMITS[kind])
-        for kind, error in zip(FLOAT32_LIMITS, errors, strict=True)
+        Measure(kind, error, limit)
+        for (kind, limit), error in zip(limits(check.output).items(), errors, strict=True)
     ]
     return replace(check, measures=(*check.measures, *measures))
 
