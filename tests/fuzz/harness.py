@@ -52,6 +52,7 @@ class Target:
       mutate: makes a similar input.
       errors: the documented ones.
       longest: bytes of an input.
+      needs: a package that may not be installed.
       random_inputs: how many are tried in the suite.
     """
 
@@ -63,6 +64,7 @@ class Target:
     mutate: Callable[[bytes, random.Random], bytes] = mutators.binary
     errors: tuple[type[Exception], ...] = (SDExportError, OSError)
     longest: int = 4096
+    needs: str | None = None
     random_inputs: int = 100
 
 

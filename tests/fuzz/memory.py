@@ -45,6 +45,7 @@ class PeakMemory:
     def measured(self) -> Iterator[Peak]:
         """Measure a block exactly."""
         found = Peak()
+        gc.collect()
         before = self._begin()
         yield found
         if self._supported:
@@ -53,7 +54,6 @@ class PeakMemory:
 
     def _begin(self) -> int:
         if self._supported:
-            gc.collect()
             _RESET.write_text("5")  # the peak becomes the present size
             self._base = _peak()
         return self._base

@@ -19,7 +19,11 @@ def run(folder: Path, data: bytes) -> None:
     with contextlib.redirect_stdout(written), contextlib.redirect_stderr(io.StringIO()):
         for options in ([], ["--json"]):
             with escaped_streams():
-                inspect.main([str(folder / "package"), *options], standalone_mode=False)
+                inspect.main(
+                    [str(folder / "package"), *options],
+                    standalone_mode=False,
+                    help_option_names=["-h", "--help"],  # click keeps the option of the first call
+                )
     text = written.getvalue()
     assert escaped(text, keep="\n") == text
 

@@ -23,6 +23,7 @@ from sdexport.runtime.packages.manifest import (
     Manifest,
     read_manifest,
 )
+from sdexport.runtime.packages.trust import SIGNED
 from sdexport.runtime.scheduler_argument import default_scheduler
 from sdexport.runtime.schedulers.create import known_keys
 from tests.fuzz import mutators
@@ -104,6 +105,8 @@ def write(folder: Path, data: bytes) -> None:
 
 
 def run(folder: Path, data: bytes) -> None:
+    with contextlib.suppress(PackageError):
+        Package.load(folder / "package", trust=SIGNED)
     package = Package.load(folder / "package")
     errors = []
     try:

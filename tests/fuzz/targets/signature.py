@@ -41,7 +41,8 @@ WORDS = ("untrusted comment: ", "trusted comment: ", "RUR", "RWR", "=", "\n", "\
 TARGET = Target(
     "signature",
     run,
-    names=("file", "cryptography"),
+    names=("file",),
+    needs="cryptography",
     write=write,
     mutate=mutators.text(WORDS),
     errors=(InvalidArgumentError, PackageError),
