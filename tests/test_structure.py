@@ -94,3 +94,26 @@ def test_slowest_files_exist() -> None:
 )
 def test_bare_tolerances_are_found(code: str, lines: list[int]) -> None:
     assert list(bare_tolerances(ast.parse(code))) == lines
+
+
+def errors_without_memory(tree: ast.AST) -> Iterator[int]:
+    """Lines that turn every exception into another one, also a MemoryError."""
+    for node in ast.walk(tree):
+        passed = False
+        for handler in node.handlers if isinstance(node, ast.Try) else ():
+            names = {n.id for n in ast.walk(handler.type or ast.Tuple()) if isinstance(n, ast.Name)}
+            passed = passed or "MemoryError" in names
+            raised = [n for n in ast.walk(handler) if isinstance(n, ast.Raise) and n.exc]
+            if "Exception" in names and raised and not passed:
+                yield handler.lineno
+
+
+@pytest.mark.parametrize("folder", ["engines", "runtime", "sdexport"])
+def test_memory_errors_pass_through(folder: str) -> None:
+    """A file is not damaged because the memory does not suffice to read it."""
+    found = [
+        f"{path.relative_to(TESTS.parent)}:{line}"
+        for path in sorted((TESTS.parent / folder).rglob("*.py"))
+        for line in errors_without_memory(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not found, "put `except MemoryError: raise` before `except Exception`"

@@ -45,6 +45,8 @@ def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Sessio
         try:
             _give_linked_data(path, options, mapped)
             session = ort.InferenceSession(model, options, providers=list(CPU))
+        except MemoryError:
+            raise
         except Exception as error:  # its exception classes have no other base
             raise engine_error(
                 f"{name}: ONNX Runtime cannot load {path.name} in float32: {one_line(error)}"

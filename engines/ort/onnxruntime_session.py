@@ -190,6 +190,8 @@ class _OnDevice(BoundSession):
             with cancellable() as options:
                 session.run_with_iobinding(binding, options)
             values = binding.copy_outputs_to_cpu()
+        except MemoryError:
+            raise
         except Exception as error:
             raise engine_error(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
@@ -233,6 +235,8 @@ def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> 
     """
     try:
         return ort.InferenceSession(str(path), options, providers=list(providers))
+    except MemoryError:
+        raise
     except Exception as error:  # its exception classes have no other base
         raise engine_error(
             f"{name}: ONNX Runtime cannot load {path.name}: {one_line(error)}"
@@ -247,6 +251,8 @@ def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> di
     try:
         with cancellable() as options:
             values = session.run(outputs, dict(feeds), options)
+    except MemoryError:
+        raise
     except Exception as error:
         raise engine_error(f"{name}: ONNX Runtime failed: {one_line(error)}") from error
     return dict(zip(outputs, values, strict=True))

@@ -48,6 +48,8 @@ def _user_comment(image: Image.Image) -> str | None:
         return None
     try:
         value = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's EXIF reader raises anything for damaged data
         raise ValueError(f"its EXIF data is damaged: {one_line(error)}") from error
     if isinstance(value, str):

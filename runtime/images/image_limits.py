@@ -112,6 +112,8 @@ def check_given(image: Any) -> None:
 def _is_decoded(image: Any) -> bool:
     try:
         return not image.tile and image.im is not None
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001  Pillow raises AssertionError before the pixels are there
         return False
 

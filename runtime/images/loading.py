@@ -130,6 +130,8 @@ def opened_file(source: str | Path) -> Iterator[Image.Image]:
             raise InvalidArgumentError(
                 f"{source} cannot be read as an image: unknown format; save it as PNG, JPEG or WebP"
             ) from error
+        except MemoryError:
+            raise
         except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
             raise _unreadable(str(source), error) from error
         with opened:
@@ -158,6 +160,8 @@ def _upright(image: Image.Image, called: str, *, own: bool = False) -> Image.Ima
         raise InvalidArgumentError(f"{called}: no pixels, its size is {image.width}x{image.height}")
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow reads the pixels only now; see open_checked
         raise _unreadable(called, error) from error
     try:
@@ -165,6 +169,8 @@ def _upright(image: Image.Image, called: str, *, own: bool = False) -> Image.Ima
             ImageOps.exif_transpose(image, in_place=True)
             return image
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001  damaged EXIF data, in as many ways as pixels
         _log.warning("%s: its EXIF orientation cannot be read: %s", called, one_line(error, 120))
         return image if own else image.copy()
@@ -186,6 +192,8 @@ def _to_rgb(image: Image.Image, called: str) -> Image.Image:
                 "%s has transparent pixels; their stored colours are used, as by diffusers", called
             )
         return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # modes without a conversion
         raise _unreadable(called, error) from error
 

@@ -67,6 +67,8 @@ def _normalized(image: Image.Image, called: str) -> Image.Image:
             black = Image.new("RGBA", image.size, "black")
             image = Image.alpha_composite(black, image)
         rgb = image.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # modes without a conversion
         raise InvalidArgumentError(
             f"{called} cannot be read as a mask: {one_line(error)}"

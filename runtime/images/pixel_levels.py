@@ -29,6 +29,8 @@ def to_array(source: ArrayLike, name: str) -> np.ndarray:
     """
     try:
         return np.asarray(source)
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises TypeError or RuntimeError, others anything
         kind = type(source).__name__
         raise InvalidArgumentError(

@@ -87,6 +87,8 @@ def _read(file: Any) -> tuple[str | None, str | None]:
 def _checked(read: Any, source: Any, name: str) -> tuple[str | None, str | None]:
     try:
         texts: tuple[str | None, str | None] = read(source)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
         raise InvalidArgumentError(
             f"{name} cannot be read as an image: {one_line(error, 200)}"

@@ -131,6 +131,8 @@ def load_embeds(path: str | Path) -> PromptEmbeds:
     )
     try:
         return _from_arrays(arrays)
+    except MemoryError:
+        raise
     except Exception as error:
         raise InvalidArgumentError(
             f"{path} holds no valid prompt embeddings: {one_line(error)}"

@@ -72,6 +72,8 @@ class Lora:
                 layer = Layer.of(tensors, shape, partial(settings.ratio, part, name))
             except CheckpointError:
                 raise
+            except MemoryError:
+                raise
             except Exception as error:  # shapes that do not fit may raise anything in PyTorch
                 problem = one_line(error, 200)
                 where = f"{part}: {name}"

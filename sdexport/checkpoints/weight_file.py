@@ -206,6 +206,8 @@ def _read_pickle(path: Path) -> Any:
             f"{path} holds more than weights ({what}); it is not loaded, "
             "convert it to .safetensors if you trust it"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
             f"{path} is truncated, damaged or not a file of PyTorch weights: {one_line(error, 200)}"

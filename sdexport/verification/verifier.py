@@ -285,6 +285,8 @@ def _image_arguments(
             "seed": None if "latents" in recorded else int(recorded["seed"]),
             "strength": float(recorded["strength"]) if "strength" in recorded else None,
         }
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a wrong array makes NumPy raise
         raise PackageError(f"reference/{path.name} is damaged: {one_line(error)}") from error
     for argument, name in (("image", "image"), ("mask_image", "mask")):
