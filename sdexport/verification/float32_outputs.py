@@ -60,10 +60,11 @@ def with_float32(
     graph: str,
     arrays: Mapping[str, np.ndarray],
     arithmetic: str,
+    not_checked: list[str],
 ) -> list[Check]:
     """The rows of a graph; if it ran in less than float32, its outputs in float32 are measured too.
 
-    What cannot be measured is named in a warning.
+    What cannot be measured is named in a warning, and added to `not_checked`.
 
     Args:
       checks: of the graph as it ran, a row for each output.
@@ -74,13 +75,13 @@ def with_float32(
     if arithmetic == FLOAT32:
         return list(checks)
     if own_arithmetic(package.manifest, graph) != FLOAT32 and not _is_recorded(arrays):
-        _warn(graph, "the package was exported by an older version; export it again")
+        _warn(graph, "the package was exported by an older version; export it again", not_checked)
         return list(checks)
     try:
         with _open(package.model_path(graph), package.model_files(graph)) as session:
             outputs = session.run(with_prefix(arrays, "input."))
     except MissingDependencyError:
-        _warn(graph, "ONNX Runtime is not installed")
+        _warn(graph, "ONNX Runtime is not installed", not_checked)
         return list(checks)
     except FAILURES as error:
         return [replace(check, note=check.note or str(error)) for check in checks]
@@ -88,9 +89,10 @@ def with_float32(
     return [_with_measures(check, arrays, outputs, graph, limits) for check in checks]
 
 
-def _warn(graph: str, why: str) -> None:
+def _warn(graph: str, why: str, not_checked: list[str]) -> None:
     if "." not in graph:  # once for each component
         _log.warning("%s: not compared in float32, which shows small damage: %s", graph, why)
+        not_checked.append(f"{graph} in float32: {why}")
 
 
 def _is_recorded(arrays: Mapping[str, np.ndarray]) -> bool:

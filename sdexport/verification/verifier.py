@@ -185,19 +185,25 @@ def _graph_checks(
     checks: list[Check] = []
     try:
         for replay in replayer.replays(graph, reference):
-            checks += _rows(package, replay, arrays, arithmetics.of_graph(graph))
+            arithmetic = arithmetics.of_graph(graph)
+            checks += _rows(package, replay, arrays, arithmetic, replayer.not_checked)
     except FAILURES as error:  # it cannot be opened
         checks.append(failed_check(graph, str(error)))
     return checks
 
 
 def _rows(
-    package: Package, replay: Replay, arrays: Mapping[str, np.ndarray], arithmetic: str
+    package: Package,
+    replay: Replay,
+    arrays: Mapping[str, np.ndarray],
+    arithmetic: str,
+    not_checked: list[str],
 ) -> list[Check]:
     """A row for each expected output of a replay.
 
     Args:
       arrays: of the graph's reference file. arithmetic: that it ran in; see limits.py.
+      not_checked: what cannot be compared is added to it.
     """
     graph = replay.graph
     if replay.error:
@@ -206,7 +212,7 @@ def _rows(
         limits = graph_limits(package.manifest, graph, arithmetic)
         checks = compare_outputs(graph, replay.expected, replay.actual, limits)
     if not replay.error and replay.way == RUN and not replay.compared_with:
-        checks = with_float32(checks, package, graph, arrays, arithmetic)
+        checks = with_float32(checks, package, graph, arrays, arithmetic, not_checked)
     source = replay.source
     return [
         replace(

@@ -12,7 +12,7 @@ import pytest
 
 from sdexport import Package
 from sdexport.verification.float32_outputs import DIFFERENCE, SCALE
-from sdexport.verification.report import Check
+from sdexport.verification.verification_result import Verification
 from sdexport.verification.verifier import verify_package
 from tests.helpers.changed_package import accept_files
 
@@ -25,7 +25,7 @@ def half_copy(half_package: Path, tmp_path: Path) -> Path:
     return shutil.copytree(half_package, tmp_path / "half")
 
 
-def change(folder: Path, component: str, function: Callable[[Arrays], object]) -> list[Check]:
+def change(folder: Path, component: str, function: Callable[[Arrays], object]) -> Verification:
     """Change the reference outputs of a component, and verify it."""
     path = folder / "reference" / f"{component}.npz"
     with np.load(path) as data:
@@ -96,9 +96,12 @@ def test_missing_float32_outputs_are_named_in_a_warning(
             del arrays[name]
 
     with caplog.at_level(logging.WARNING, "sdexport"):
-        (check,) = change(half_copy, "vae_encoder", remove)
+        found = change(half_copy, "vae_encoder", remove)
+    (check,) = found
     assert check.passed and {measure.kind for measure in check.measures} == KINDS - {
         "float32_relative_l2",
         "float32_max_abs",
     }
     assert "vae_encoder: not compared in float32, which shows small damage" in caplog.text
+    (line,) = found.not_checked
+    assert line.startswith("vae_encoder in float32: ")
