@@ -45,7 +45,8 @@ def test_bench_times_components_and_images(report: dict[str, Any]) -> None:
 def test_bench_compares_each_backend_with_pytorch(report: dict[str, Any]) -> None:
     exact = report["backends"]["onnxruntime"]["check"]
     assert exact["passed"] and {c["name"] for c in exact["checks"]} >= {"unet", "image"}
-    assert not report["backends"]["openvino,precision=bf16"]["check"]["passed"]
+    lower = report["backends"]["openvino,precision=bf16"]["check"]
+    assert lower["passed"] and _unet_error(lower) > 100 * _unet_error(exact)
     assert "differs" in table(report)
 
 
@@ -138,3 +139,9 @@ def test_summary_stays_within_its_samples() -> None:
 def test_machine_and_backends_are_known_here() -> None:
     assert machine()["cpu"] and isinstance(machine()["cpu_flags"], list)
     assert "onnxruntime" in available()
+
+
+def _unet_error(check: dict[str, Any]) -> float:
+    """The first measure of the UNet's output, which ran in the backend's own arithmetic."""
+    row = next(c for c in check["checks"] if c["name"] == "unet" and c["output"] == "out_sample")
+    return float(row["measures"][0]["value"])
