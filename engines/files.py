@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import IO, Any, BinaryIO
 
 from sdexport.engines.errors import SDExportError
 from sdexport.engines.guarded_files import JSON_LIMIT, parsing, read_guarded
-from sdexport.engines.messages import shown
+from sdexport.engines.json_text import parse_json
 from sdexport.engines.temporary_files import TEMPORARY, temporary_file
 
 
@@ -119,32 +118,15 @@ def read_json(
     Args:
       error: raised if the file is not UTF-8, not JSON, or holds something else than an object.
       folder, limit: see open_guarded.
-      strict: reject keys that are repeated, of which most readers take the last and some the first,
-        and NaN and infinity, which are not JSON.
+      strict: see parse_json.
     Raises: FileNotFoundError: no such file. OSError: it cannot be read.
     """
     content = read_guarded(path, error=error, folder=folder, limit=limit)
     with parsing(error, path):
-        value = json.loads(content.decode("utf-8-sig"), **(_STRICT if strict else {}))
+        value = parse_json(content.decode("utf-8-sig"), strict=strict)
     if not isinstance(value, dict):
         raise error(f"{path} is damaged: it holds no JSON object")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the key {shown(name)} is there twice")
-        found[name] = value
-    return found
-
-
-def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON")
-
-
-_STRICT: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _not_finite}
 
 
 def sha256_of(path: Path) -> str:

@@ -24,7 +24,7 @@ MIB = 2**20
 JSON_LIMIT = 4 * MIB
 """Bytes of a manifest, sidecar or configuration. The largest known has 0.3 MB; parsing takes up to
 25 times the file's size in memory."""
-TOKENIZER_LIMIT = 8 * MIB
+TOKENIZER_LIMIT = 6 * MIB
 """Bytes of one file of a tokenizer. CLIP's largest has 3.6 MB."""
 REFERENCE_LIMIT = 256 * MIB
 """Bytes of one file of reference arrays; an export writes a few MB, also of SDXL."""

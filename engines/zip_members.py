@@ -22,9 +22,15 @@ _END = struct.Struct("<4s4H2LH")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _COMMENT = 2**16 - 1
+_END_64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
+_16_BITS, _32_BITS = 2**16 - 1, 2**32 - 1
+"""Values that stand for one in a field of 64 bits."""
 _ENCRYPTED = 0x2041
 """Flags of encrypted members: bits 0, 6 and 13."""
 STORED, DEFLATED = 0, 8
+_LONGEST_ENTRY = 1024
+"""Bytes of a member's entry in the directory, with its name."""
 _PIECE = 2**18
 
 
@@ -56,7 +62,7 @@ def read_directory(file: BinaryIO, limit: int) -> list[ZipMember]:
     count, size, start = _end_of_directory(file, length)
     if count > limit:
         raise ValueError(f"it has {count} members; at most {limit} are read")
-    if start + size > length or size > count * (_ENTRY.size + 3 * _COMMENT):
+    if start + size > length or size > count * _LONGEST_ENTRY:
         raise ValueError("the directory of the archive is damaged")
     file.seek(start)
     members = list(_entries(file.read(size), count))
@@ -76,9 +82,24 @@ def _end_of_directory(file: BinaryIO, length: int) -> tuple[int, int, int]:
     if place < 0 or len(end) - place < _END.size:
         raise ValueError("it is not a ZIP archive, or truncated")
     _, disk, first_disk, here, count, size, start, _ = _END.unpack_from(end, place)
-    if disk or first_disk or here != count or 0xFFFFFFFF in (size, start):
-        raise ValueError("it is an archive of several parts or of more than 4 GB")
+    if disk or first_disk or here != count:
+        raise ValueError("it is an archive of several parts")
+    if count == _16_BITS or _32_BITS in (size, start):
+        return _end_of_large(file, length - tail + place)
     return count, size, start
+
+
+def _end_of_large(file: BinaryIO, place: int) -> tuple[int, int, int]:
+    """`_end_of_directory` of an archive of more than 4 GB, whose usual end is at `place`."""
+    file.seek(max(0, place - _LOCATOR.size))
+    locator = file.read(_LOCATOR.size)
+    if len(locator) == _LOCATOR.size and locator[:4] == b"PK\x06\x07":
+        file.seek(min(_LOCATOR.unpack(locator)[2], place))
+        end = file.read(_END_64.size)
+        if len(end) == _END_64.size and end[:4] == b"PK\x06\x06":
+            count, size, start = _END_64.unpack(end)[7:10]
+            return count, size, start
+    raise ValueError("the directory of the archive is damaged")
 
 
 def _entries(directory: bytes, count: int) -> Iterator[ZipMember]:
@@ -89,8 +110,11 @@ def _entries(directory: bytes, count: int) -> Iterator[ZipMember]:
         values = _ENTRY.unpack_from(directory, place)
         mark, flags, method = values[0], values[3], values[4]
         checksum, compressed, size, name_length, extra, comment = values[7:13]
-        name = directory[place + _ENTRY.size : place + _ENTRY.size + name_length].decode("utf-8")
-        member = ZipMember(name, method, checksum, compressed, size, start=values[16])
+        after = place + _ENTRY.size + name_length
+        name = directory[place + _ENTRY.size : after].decode("utf-8")
+        further = directory[after : after + extra]
+        size, compressed, begin = _in_64_bits(further, size, compressed, values[16])
+        member = ZipMember(name, method, checksum, compressed, size, begin)
         if mark != b"PK\x01\x02" or len(name.encode()) != name_length:
             raise ValueError("the directory of the archive is damaged")
         if flags & _ENCRYPTED:
@@ -100,7 +124,21 @@ def _entries(directory: bytes, count: int) -> Iterator[ZipMember]:
         if method == STORED and compressed != size:
             raise ValueError(f"{plain(name)}: its sizes contradict each other")
         yield member
-        place += _ENTRY.size + name_length + extra + comment
+        place = after + extra + comment
+
+
+def _in_64_bits(extra: bytes, *values: int) -> list[int]:
+    """Size, compressed size and start; those that are _32_BITS are in an extra field (4.5.3)."""
+    found = list(values)
+    if _32_BITS not in found:
+        return found
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<2H", extra)
+        if kind == 1:
+            wide = iter(struct.unpack(f"<{min(length, 24) // 8}Q", extra[4:][: length // 8 * 8]))
+            return [next(wide, value) if value == _32_BITS else value for value in found]
+        extra = extra[4 + length :]
+    return found
 
 
 class MemberReader:

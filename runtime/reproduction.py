@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import InvalidArgumentError, SDExportError
 from sdexport.engines.messages import shown
 from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.input_digest import identify
@@ -103,7 +103,7 @@ def _find(name: str, recorded: tuple[InputImage, ...], folder: Path | None) -> A
 def _is(path: Path, recorded: InputImage) -> bool:
     try:
         (found,) = identify(path) or ()
-    except (OSError, ValueError, SyntaxError):  # no image
+    except (OSError, SDExportError):  # no image
         return False
     return _same_hash(found.sha256, recorded.sha256)
 

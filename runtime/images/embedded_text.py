@@ -15,7 +15,7 @@ JSON_KEY = "sdexport"
 """Keyword of the exact settings, as JSON."""
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 """Where JPEG and WebP files have AUTOMATIC1111's text."""
-MAX_CHARACTERS = 4 * 2**20
+MAX_CHARACTERS = 2 * 2**20
 """Of a text with settings."""
 _ENCODINGS = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "ascii", b"\0" * 8: "utf-8"}
 

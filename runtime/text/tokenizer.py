@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _CACHED_WORDS = 20_000
 _SHOWN = 200
+_LONGEST = 1_000_000
+"""Characters of a prompt whose textual inversions are written out."""
 
 
 class ClipTokenizer:
@@ -74,6 +76,7 @@ class ClipTokenizer:
             for token, number in self._added.items()
             if token.rpartition("_")[2].isdecimal() and token.rpartition("_")[0] in self._added
         }
+        self._several = [token for token in self._added if f"{token}_1" in self._added]
         self.bos_id, self.eos_id = self._id(vocab, bos_token), self._id(vocab, eos_token)
         self.pad_id = self._id(vocab, pad_token)
         self.vocab_size = max(*vocab.values(), *self._added.values()) + 1
@@ -164,13 +167,20 @@ class ClipTokenizer:
 
         A textual inversion of several vectors is an added token together with added tokens of the
         same name and a number.
+
+        Raises: InvalidArgumentError: the result is unreasonably long.
         """
-        for token in self._added:
-            if token in text and f"{token}_1" in self._added:
+        for token in self._several:
+            if token in text:
                 numbered = itertools.takewhile(
                     self._added.__contains__, (f"{token}_{i}" for i in itertools.count(1))
                 )
                 text = text.replace(token, " ".join((token, *numbered)))
+                if len(text) > _LONGEST:
+                    raise InvalidArgumentError(
+                        f"prompt: with its textual inversions written out it has more than "
+                        f"{_LONGEST:,} characters"
+                    )
         return text
 
     def continues(self, number: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sdexport.engines.errors import SDExportError
 from sdexport.engines.files import read_json
+from sdexport.engines.guarded_files import TOKENIZER_LIMIT, read_guarded
 from sdexport.engines.messages import one_line, plain, shown
 from sdexport.runtime.text import bpe
 from sdexport.runtime.text.added_tokens import AddedToken
@@ -30,6 +31,10 @@ from sdexport.runtime.text.special_tokens import (
 
 DEFAULT_LENGTH = 77
 MAX_LENGTH = 100_000
+MAX_TOKENS = 300_000
+"""In a vocabulary, and so many merges; CLIP has 49,408."""
+MAX_ADDED, MAX_CHARACTERS = 20_000, 400_000
+"""Added tokens, and characters of all of them: 20,000 vectors of textual inversions."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,12 @@ def _read(folder: Path, error: type[SDExportError]) -> TokenizerFiles:
         raise ValueError(f"the vocabulary has no {', '.join(map(plain, sorted(missing)))}")
     tokens = [added[number] for number in sorted(added)]
     special = [*roles.values(), *special_tokens(config)]
+    tokens += [token for token in special if token.content not in known]
+    _check_added(tokens)
     return TokenizerFiles(
         vocab,
         merges,
-        [*tokens, *(token for token in special if token.content not in known)],
+        tokens,
         bos_token=roles["bos_token"].content,
         eos_token=roles["eos_token"].content,
         unk_token=roles["unk_token"].content,
@@ -102,7 +109,7 @@ def _vocabulary(
 ) -> tuple[dict[str, Any], list[str], list[Any]]:
     """The vocabulary, the merges, and the entries of `added_tokens` in tokenizer.json."""
     if (folder / "tokenizer.json").is_file():
-        data = read_json(folder / "tokenizer.json", error)
+        data = read_json(folder / "tokenizer.json", error, limit=TOKENIZER_LIMIT)
         model = data.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
             raise ValueError("tokenizer.json: it holds no byte-pair model")
@@ -113,8 +120,8 @@ def _vocabulary(
             )
         return model["vocab"], _merge_lines(model.get("merges")), listed
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab = read_json(folder / "vocab.json", error)
-        return vocab, _read_merges(folder / "merges.txt"), []
+        vocab = read_json(folder / "vocab.json", error, limit=TOKENIZER_LIMIT)
+        return vocab, _read_merges(folder / "merges.txt", error), []
     raise error(f"no tokenizer in {folder}: expected vocab.json and merges.txt, or tokenizer.json")
 
 
@@ -122,12 +129,14 @@ def _optional_json(path: Path, error: type[SDExportError]) -> dict[str, Any]:
     return read_json(path, error) if path.is_file() else {}
 
 
-def _read_merges(path: Path) -> list[str]:
+def _read_merges(path: Path, error: type[SDExportError]) -> list[str]:
     """The lines of merges.txt, without its version lines."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name}: it is not UTF-8 text") from error
+        text = read_guarded(path, error=error, limit=TOKENIZER_LIMIT).decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise ValueError(f"{path.name}: it is not UTF-8 text") from cause
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    _check_count("merges", text.count("\n"))
     lines = [line for line in text.split("\n") if line]
     if lines and lines[0].startswith("#version"):
         del lines[0]
@@ -141,6 +150,7 @@ def _merge_lines(merges: Any) -> list[str]:
     """The merges of tokenizer.json: "left right" or ["left", "right"] each."""
     if not isinstance(merges, list):
         raise ValueError(f"tokenizer.json: expected a list of merges, got {shown(merges)}")
+    _check_count("merges", len(merges))
     lines = [entry if isinstance(entry, str) else _join_pair(entry) for entry in merges]
     _check_pairs("tokenizer.json", lines, merges)
     return lines
@@ -151,6 +161,21 @@ def _join_pair(pair: Any) -> str:
     return " ".join(pair) if is_pair else ""
 
 
+def _check_count(what: str, count: int) -> None:
+    if count > MAX_TOKENS:
+        raise ValueError(f"it has {count:,} {what}, and at most {MAX_TOKENS:,} are read")
+
+
+def _check_added(tokens: list[AddedToken]) -> None:
+    """Every added token becomes part of one pattern, which takes time and memory to compile."""
+    characters = sum(len(token.content) for token in tokens)
+    if len(tokens) > MAX_ADDED or characters > MAX_CHARACTERS:
+        raise ValueError(
+            f"it has {len(tokens):,} added tokens of {characters:,} characters; at most "
+            f"{MAX_ADDED:,} of {MAX_CHARACTERS:,} are read"
+        )
+
+
 def _check_pairs(file: str, lines: list[str], merges: list[Any]) -> None:
     spaces = list(map(str.count, lines, itertools.repeat(" ")))
     if spaces.count(1) != len(spaces):
@@ -159,6 +184,7 @@ def _check_pairs(file: str, lines: list[str], merges: list[Any]) -> None:
 
 
 def _check_vocab(vocab: Mapping[str, Any]) -> None:
+    _check_count("tokens", len(vocab))
     ids = vocab.values()
     if not set(map(type, ids)) <= {int} or (vocab and not (is_id(min(ids)) and is_id(max(ids)))):
         token, number = next(item for item in vocab.items() if not is_id(item[1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.guarded_files import JSON_LIMIT, read_guarded
+from sdexport.engines.json_text import parse_json
 from sdexport.engines.messages import shown
 
 PEFT_HEADER = "lora_adapter_metadata"
@@ -36,9 +37,10 @@ class PeftSettings:
         text = metadata.get(PEFT_HEADER)
         sidecar = path.with_name("adapter_config.json")
         if text is None and path.stem == "adapter_model" and sidecar.is_file():
-            text = sidecar.read_text(encoding="utf-8", errors="replace")
+            content = read_guarded(sidecar, error=CheckpointError, limit=JSON_LIMIT)
+            text = content.decode("utf-8", "replace")
         with parsing(f"{path}: its LoRA settings are damaged"):
-            values = json.loads(text) if text else {}
+            values = parse_json(text) if text else {}
             if not isinstance(values, dict):
                 raise CheckpointError(f"{path}: its LoRA settings are damaged: no JSON object")
             settings = cls(path, values)

@@ -15,6 +15,7 @@ import torch
 
 from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
+from sdexport.engines.json_text import parse_json
 from sdexport.engines.messages import one_line
 
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
@@ -40,6 +41,7 @@ _BY_LAYER = re.compile(r"\.(input_scale|scale_input|comfy_quant)$")
 """Marks of a layer, and scales for computing in float8, which float32 does not need."""
 _MARKER = re.compile(r"(^|\.)scaled_fp8$")
 _COMFY = ".comfy_quant"
+_LONGEST_MARK = 65_536
 _METADATA = "_quantization_metadata"
 
 
@@ -140,10 +142,12 @@ def _formats(
     """Each quantised layer with its format, from marks next to the layers and from the metadata."""
     for name, value in tensors.items():
         if name.endswith(_COMFY):
+            if value.numel() > _LONGEST_MARK:
+                raise ValueError(f"{one_line(name, 80)} is too long for a format")
             settings = json.loads(bytes(value.to(torch.uint8).flatten().tolist()))
             yield name.removesuffix(_COMFY), str(settings["format"])
     if _METADATA in metadata:
-        for layer, settings in json.loads(metadata[_METADATA])["layers"].items():
+        for layer, settings in parse_json(metadata[_METADATA])["layers"].items():
             yield str(layer), str(settings["format"])
 
 

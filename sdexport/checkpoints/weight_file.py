@@ -7,11 +7,6 @@ is a program; it is opened only on request, and then by PyTorch's loader for wei
 from __future__ import annotations
 
 import functools
-import json
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,20 +16,20 @@ import torch
 from safetensors import safe_open
 
 from sdexport.checkpoints.config_files import parsing
+from sdexport.checkpoints.pickle_file import read_pickle, tensors_in
 from sdexport.checkpoints.quantised_weights import dequantised
+from sdexport.checkpoints.safetensors_header import begins_as_safetensors, check_header
 from sdexport.checkpoints.weight_kinds import kind_of_other_file, kind_of_weights
 from sdexport.checkpoints.weight_origins import NamedWeight
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
+from sdexport.engines.guarded_files import open_guarded
 from sdexport.engines.messages import one_line
 
 PICKLE_HINT = (
     "a pickle can run programs; give --allow-pickle to read its weights alone, "
     "or convert it to .safetensors"
 )
-_LARGEST_HEADER = 100_000_000
-_CONTAINERS: list[Any] = [torch.nn.ParameterDict]
-"""Classes of PyTorch that a pickle may hold: the first textual-inversion files have this one."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +56,12 @@ class WeightFile:
           or damaged; a pickle without `allow_pickle`, or one that holds more than weights.
         """
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no file of weights at {path}")
-        with path.open("rb") as stream:
-            head = stream.read(512)
-        if _begins_as_safetensors(head):  # first: its length may begin as a pickle does
+        try:
+            with open_guarded(path, error=CheckpointError) as stream:
+                head = stream.read(512)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no file of weights at {path}") from None
+        if begins_as_safetensors(head):  # first: its length may begin as a pickle does
             return cls._open_safetensors(path)
         if not head:
             raise CheckpointError(f"{path} is empty (0 bytes); download it again")
@@ -79,14 +75,15 @@ class WeightFile:
 
     @classmethod
     def _open_safetensors(cls, path: Path) -> WeightFile:
-        _check_size(path)
+        with open_guarded(path, error=CheckpointError) as stream:
+            check_header(path, stream)
         with parsing(f"{path} is damaged"), safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return cls(path, tensors, opened.metadata() or {}, tensors)
 
     @classmethod
     def _open_pickle(cls, path: Path) -> WeightFile:
-        content = _read_pickle(path)
+        content = read_pickle(path)
         state = _state_of(content)
         tensors = {
             str(name): value.detach()
@@ -154,61 +151,4 @@ def _others(content: Any, state: Any) -> tuple[str, ...]:
 
 
 def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_tensors, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_tensors, value))
-    return torch.is_tensor(value)
-
-
-def _begins_as_safetensors(head: bytes) -> bool:
-    """The length of a header, and the header's opening brace."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER
-
-
-def _check_size(path: Path) -> None:
-    """Tell an incomplete download from a file of another kind."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        head = stream.read(9)
-        if not _begins_as_safetensors(head):
-            raise CheckpointError(
-                f"{path} is not a .safetensors file: it does not begin with its header; "
-                "download it again, or convert it to .safetensors"
-            )
-        length = int.from_bytes(head[:8], "little")
-        if length > size - 8:
-            raise CheckpointError(
-                f"{path} is truncated: its header alone has {length + 8:,} bytes, "
-                f"the file {size:,}; download it again"
-            )
-        stream.seek(8)
-        with parsing(f"{path} is damaged: its header cannot be read"):
-            header = json.loads(stream.read(length))
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-            expected = 8 + length + max(map(int, ends), default=0)
-    if size < expected:
-        raise CheckpointError(
-            f"{path} is truncated: expected {expected:,} bytes, got {size:,}; download it again"
-        )
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        zipped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_CONTAINERS):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it calls {found[1]}" if found else "it is not a plain set of tensors"
-        raise CheckpointError(
-            f"{path} holds more than weights ({what}); it is not loaded, "
-            "convert it to .safetensors if you trust it"
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged pickle may raise anything
-        raise CheckpointError(
-            f"{path} is truncated, damaged or not a file of PyTorch weights: {one_line(error, 200)}"
-        ) from error
+    return any(True for _ in tensors_in(value))

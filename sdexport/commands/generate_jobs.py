@@ -25,8 +25,8 @@ from sdexport.runtime.text.embeds_file import load_embeds
 
 IN_FOLDER = "{index:04d}-{seed}.png"
 """Name of an image where the output is a folder."""
-MAX_BYTES = 2**28
-"""Of a file of prompts."""
+MAX_BYTES, MAX_LINES, MAX_LINE = 2**24, 100_000, 2**20
+"""Bytes and lines of a file of prompts, and bytes of one line."""
 _NOT_SETTINGS = {
     *("on_step", "guidance_function", "latents", "token_embeds", "num_images_per_prompt"),
     *("generator", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
@@ -78,10 +78,14 @@ def read_rows(source: str) -> list[dict[str, Any]]:
             data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise InvalidArgumentError(f"{name}: prompts of more than {MAX_BYTES >> 20} MB")
+    if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:
+        raise InvalidArgumentError(f"{name}: more than {MAX_LINES:,} lines; split it")
     try:
         lines = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"{name}: not a text in UTF-8: {one_line(error)}") from None
+    if max(map(len, lines)) > MAX_LINE:
+        raise InvalidArgumentError(f"{name}: a line of more than {MAX_LINE:,} characters")
     rows = [
         _row(line.strip(), f"{name}, line {number}")
         for number, line in enumerate(lines, 1)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sdexport.engines.available_memory import available_bytes
-from sdexport.engines.errors import OutOfMemoryError
+from sdexport.engines.errors import OutOfMemoryError, SDExportError
 
 SURELY = 1.25
 """A need of so many times the available memory is an error: estimates are within a quarter."""
@@ -144,12 +144,12 @@ def _size(package: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, bool, b
 
 def _image_size(path: Path, own: tuple[int, int]) -> tuple[int, int] | None:
     """(width, height) of an image file, with a warning if it is large; None if it is none."""
-    from PIL import Image
+    from sdexport.runtime.images.loading import opened_file
 
     try:
-        with Image.open(path) as image:
+        with opened_file(path) as image:
             width, height = image.size
-    except Exception:  # noqa: BLE001  the pipeline reads it again and says what is wrong
+    except (SDExportError, OSError):  # the pipeline reads it again and says what is wrong
         return None
     if width * height > LARGE * own[0] * own[1]:
         _log.warning(

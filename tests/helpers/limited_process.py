@@ -53,9 +53,10 @@ def outcomes(calls: Sequence[tuple[str, Path | str]]) -> list[Outcome]:
         input=requests,
         capture_output=True,
         text=True,
-        timeout=300,
-        check=True,
+        timeout=600,
+        check=False,
     )
+    assert result.returncode == 0, result.stderr
     return [Outcome(*each) for each in json.loads(result.stdout.splitlines()[-1])]
 
 
