@@ -199,6 +199,14 @@ def _check_webp(file: BinaryIO) -> None:
         check_size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
 
 
+def _check_bmp(file: BinaryIO) -> None:
+    head = file.read(26)
+    if len(head) == 26:
+        old = head[14] == 12
+        width, height = struct.unpack("<HH" if old else "<ii", head[18 : 22 if old else 26])
+        check_size(width, abs(height))
+
+
 def _check_tiff(file: BinaryIO) -> None:
     """The first directory: its fields do not say that they are larger than the file."""
     length = file.seek(0, os.SEEK_END)
@@ -210,14 +218,19 @@ def _check_tiff(file: BinaryIO) -> None:
     file.seek(_unpack(order + ("Q" if big else "L"), head[8 if big else 4 :]))
     count = _unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
     _limit_parts(count)
-    total = 0
+    total, sides = 0, {}
     for _ in range(count):
         if len(field := file.read(entry.size)) < entry.size:
-            return
-        _, kind, values, _ = entry.unpack(field)
+            break
+        tag, kind, values, value = entry.unpack(field)
+        if kind in (3, 4) and values == 1:
+            sides[tag] = _unpack(order + "HL"[kind - 3], value)
         total += values * _BYTES_OF_TYPE.get(kind, 0)
         if total > length or (kind not in _TEXT_TYPES and values > _MAX_VALUES):
             raise ValueError("its directory asks for more than the file can hold")
+    for width, height in ((256, 257), (322, 323)):  # of the image, and of a tile
+        if width in sides and height in sides:
+            check_size(sides[width], sides[height])
 
 
 def _unpack(layout: str, data: bytes) -> int:
@@ -231,8 +244,7 @@ def _check_tiff_pixels(image: Any) -> None:
     compression = image.info.get("compression", "raw")
     if compression not in _TIFF_COMPRESSIONS:
         raise ValueError(f"TIFF compression {compression} is not read; save it with deflate or LZW")
-    tags = image.tag_v2
-    sides = [tags.get(tag, 1) for tag in (322, 323)]  # TileWidth and TileLength
+    sides = [image.tag_v2.get(tag, 1) for tag in (322, 323)]  # of a tile, in another type
     if not all(isinstance(side, int) for side in sides):
         raise ValueError("its tiles have no size")
     check_size(*sides)
@@ -249,4 +261,5 @@ _CHECKS = {
     "GIF": _check_gif,
     "WEBP": _check_webp,
     "TIFF": _check_tiff,
+    "BMP": _check_bmp,
 }

@@ -108,7 +108,7 @@ def open_image(source: str | Path | Image.Image, name: str) -> tuple[Image.Image
             raise _unreadable(called, error) from error
         return _upright(source, called), called
     with opened_file(source) as opened:
-        return _upright(opened, str(source), own=True), str(source)
+        return _upright(opened, str(source)), str(source)
 
 
 @contextmanager
@@ -154,8 +154,8 @@ def open_checked(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Imag
     return opened
 
 
-def _upright(image: Image.Image, called: str, *, own: bool = False) -> Image.Image:
-    """The image with its pixels, rotated as EXIF says; itself if it is our `own`, else a copy."""
+def _upright(image: Image.Image, called: str) -> Image.Image:
+    """A copy of the image with its pixels, rotated as EXIF says."""
     if not all(image.size):
         raise InvalidArgumentError(f"{called}: no pixels, its size is {image.width}x{image.height}")
     try:
@@ -165,15 +165,12 @@ def _upright(image: Image.Image, called: str, *, own: bool = False) -> Image.Ima
     except Exception as error:  # Pillow reads the pixels only now; see open_checked
         raise _unreadable(called, error) from error
     try:
-        if own:
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  damaged EXIF data, in as many ways as pixels
         _log.warning("%s: its EXIF orientation cannot be read: %s", called, one_line(error, 120))
-        return image if own else image.copy()
+        return image.copy()
 
 
 def _to_rgb(image: Image.Image, called: str) -> Image.Image:
@@ -183,8 +180,10 @@ def _to_rgb(image: Image.Image, called: str) -> Image.Image:
             pixels = np.clip(pixels, 0, 65535)
         return Image.fromarray(to_levels(pixels, called, signed=True)).convert("RGB")
     if image.mode.startswith("I"):
-        levels = np.asarray(image) / 257
-        image = Image.fromarray(np.rint(levels).astype(np.uint8))
+        levels = np.asarray(image).astype(np.uint32)
+        levels += 128  # rounds to the nearest
+        levels //= 257
+        image = Image.fromarray(levels.astype(np.uint8))
     try:
         image = with_alpha(image)
         if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):

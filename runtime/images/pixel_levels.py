@@ -94,8 +94,9 @@ def to_levels(
         )
     if white == 255 and values.dtype == np.uint8:
         return values
-    scale = values.astype(np.float64 if kind != "f" else values.dtype) * (255 / white)
-    return np.clip(np.rint(scale), 0, 255).astype(np.uint8)
+    scaled = values.astype(np.float64 if kind != "f" else values.dtype)
+    scaled *= 255 / white
+    return np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled).astype(np.uint8)
 
 
 def _white(high: float, kind: str, *, zero_one: bool) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def _main() -> None:
     calls = json.load(sys.stdin)
     for name, _ in calls:
         module, _, attribute = name.partition(":")
-        functions[name] = getattr(importlib.import_module(module), attribute)
+        functions[name] = operator.attrgetter(attribute)(importlib.import_module(module))
     for name, path in calls:
         found.append(_forked(functions[name], path))
     sys.stdout.write(json.dumps(found) + "\n")
