@@ -10,6 +10,7 @@ from typing import Any
 
 from sdexport.engines.errors import CheckpointError, MissingDependencyError
 from sdexport.engines.files import read_json, write_atomically
+from sdexport.engines.guarded_files import JSON_LIMIT
 from sdexport.engines.messages import one_line
 
 
@@ -28,13 +29,13 @@ def parsing(what: object) -> Iterator[None]:
         raise CheckpointError(f"{what}: {one_line(error, 1000)}") from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint.
+def read_config(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint, of at most `limit` bytes.
 
     Raises: CheckpointError: the file is missing or damaged.
     """
     try:
-        return read_json(path, CheckpointError)
+        return read_json(path, CheckpointError, limit=limit)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} is missing; expected a complete checkpoint in diffusers' layout"

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdexport.checkpoints.config_files import parsing, read_config, write_config
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.guarded_files import TOKENIZER_LIMIT
 from sdexport.engines.messages import shown
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
@@ -46,7 +47,7 @@ def add_tokens(folder: Path, tokens: Mapping[str, Path]) -> dict[str, int]:
 def known_tokens(folder: Path) -> set[str]:
     """Every token of a tokenizer's vocabulary, and those that were added."""
     if (folder / "tokenizer.json").is_file():
-        data = read_config(folder / "tokenizer.json")
+        data = read_config(folder / "tokenizer.json", TOKENIZER_LIMIT)
         return {*data["model"]["vocab"], *(t["content"] for t in data.get("added_tokens", []))}
     decoder = _optional(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     added = {
@@ -66,7 +67,7 @@ def _write_tokens(folder: Path, ids: Mapping[str, int]) -> None:
     else:
         _write(folder / "added_tokens.json", _optional(folder / "added_tokens.json") | dict(ids))
     if (folder / "tokenizer.json").is_file():
-        data = read_config(folder / "tokenizer.json")
+        data = read_config(folder / "tokenizer.json", TOKENIZER_LIMIT)
         added = data.setdefault("added_tokens", [])
         added.extend({"id": number} | _entry(token) for token, number in ids.items())
         _write(folder / "tokenizer.json", data)
@@ -77,7 +78,7 @@ def _entry(token: str) -> dict[str, Any]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_config(path) if path.is_file() else {}
+    return read_config(path, TOKENIZER_LIMIT) if path.is_file() else {}
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

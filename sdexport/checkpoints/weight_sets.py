@@ -47,7 +47,7 @@ class WeightSet:
             return [self.path]
         weight_map = read_config(self.path).get("weight_map", {})
         names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        if not all(isinstance(name, str) and name and Path(name).name == name for name in names):
             raise CheckpointError(f"{self.path} is damaged: it names files outside of its folder")
         return sorted(self.path.with_name(str(name)) for name in set(names))
 

@@ -88,6 +88,9 @@ def test_field_case_n7_prompts_of_standard_input_and_at(
         (b'{"prompt": "a", "guidance_scale": NaN}', "guidance_scale must be 0 or more"),
         (b'{"prompt": "a", "num_images_per_prompt": 2}', "unknown setting 'num_images_per_prompt'"),
         (b'{"a": ' + b"[" * 100_000, "not valid JSON"),
+        (b"a" * (2**24 + 1), "prompts of more than 16 MB"),
+        (b"a\n" * 100_001, "more than 100,000 lines; split it"),
+        (b"\n" * 3 + b"a" * (2**20 + 1), "a line of more than 1,048,576 characters"),
     ],
 )
 def test_prompts_that_cannot_be_read(
