@@ -79,7 +79,7 @@ SAFETENSORS = {
     ),
     "two of one name": (
         header(b'{"a":%s,"a":%s}' % ((json.dumps(ONE).encode(),) * 2), bytes(4)),
-        "two entries are named 'a'",
+        "the key 'a' is there twice",
     ),
     "a shape beyond its bytes": (header({"a": entry([2**40], 0, 4)}, bytes(4)), "is damaged"),
     "a shape that overflows": (header({"a": entry([2**62] * 4, 0, 4)}, bytes(4)), "is damaged"),
