@@ -50,6 +50,8 @@ def read_parameters(source: str | PathLike[str] | BinaryIO | Image.Image) -> Par
             return from_json(settings)
         if text is not None:
             return from_infotext(text)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever wrong values make the readers raise
         raise InvalidArgumentError(
             f"{name}: its settings are damaged: {one_line(error)}"
