@@ -113,13 +113,15 @@ def check_engine(path: Path) -> None:
     """Check a prepared graph in a package's own folder: warn of unknown operators.
 
     Raises: EngineError: it asks for sizes that no model needs, or its weights are not where it
-      says.
+      says, or in another folder.
     """
     try:
         found = survey(path)
     except ValueError:
         return  # opening it says what is wrong
     problems = [*found.problems, *_misplaced(found, path)]
+    outside = [name for name in sorted(found.locations) if Path(name).name != name or "\\" in name]
+    problems += [f"weights in another folder, {shown(name)}" for name in outside]
     if problems:
         raise EngineError(f"{path}: {'; '.join(problems[:_LISTED])}")
     check_operators(str(path), found, WARN)

@@ -22,6 +22,7 @@ from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.component_engines import engine_path
 from sdexport.runtime.packages.manifest import MANIFEST
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.packages.signature import TrustedKey
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.pipeline_stages import check_tile
 from sdexport.verification.comparison import (
@@ -51,6 +52,8 @@ def verify(
     folder: str | Path,
     backend: Backends = "onnxruntime",
     *,
+    trusted_key: TrustedKey | None = None,
+    trust: str = "warn",
     progress: Progress = lambda what: None,
     **options: Any,
 ) -> Verification:
@@ -58,6 +61,7 @@ def verify(
 
     Args:
       folder: the package.
+      trusted_key, trust: whose signature is required, and what graphs may hold; see Package.load.
       backend, options: how components are opened; see sdexport.engines.open_session.
       progress: see Progress.
     Returns: the checks, as a sequence, with `passed`, `failed`, `not_checked` and `html()`.
@@ -70,7 +74,9 @@ def verify(
         >>> all(check.passed for check in checks)
         True
     """
-    package = Package.load(folder, verify=False)
+    package = Package.load(
+        folder, verify=trusted_key is not None, trusted_key=trusted_key, trust=trust
+    )
     return verify_package(package, backend, progress=progress, **options)
 
 

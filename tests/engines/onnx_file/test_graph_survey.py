@@ -198,6 +198,8 @@ def test_many_problems_are_a_few_lines(tmp_path: Path) -> None:
     model = model_of(initializers=[huge(f"w{i}\x1b") for i in range(1000)])
     problems = surveyed(model, tmp_path).problems
     assert len(problems) < 20 and all(text.isprintable() for text in problems)
+    [problem] = surveyed(model_of(initializers=[huge("w" * 10**6)]), tmp_path).problems
+    assert len(problem) < 200
 
 
 def test_a_changed_file_is_surveyed_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sdexport import InvalidArgumentError, Package, PackageError, load_pipeline
+from sdexport import InvalidArgumentError, Package, PackageError, load_pipeline, verify
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.packages.minisign import PublicKey, SecretKey
@@ -50,6 +50,7 @@ def test_signed_packages_load(signed: Path, tmp_path: Path) -> None:
     (tmp_path / "a.pub").write_text(KEY.public.to_text())
     for key in (tmp_path / "a.pub", str(tmp_path / "a.pub"), KEY.public.to_base64()):
         assert Package.load(signed, trusted_key=key, trust="signed").signature
+    assert verify(signed, trusted_key=KEY.public).passed
     with load_pipeline(signed, trusted_key=KEY.public) as pipe:
         assert pipe.package.signature == package.signature
     assert Package.load(signed).signature is None
@@ -112,6 +113,8 @@ def test_packages_that_the_key_did_not_sign(
     signed: Path, change: Callable[[Path], object], message: str
 ) -> None:
     change(signed)
+    with pytest.raises(PackageError, match=message):
+        verify(signed, trusted_key=KEY.public)
     with pytest.raises(PackageError, match=message) as raised:
         load(signed)
     assert "\n" not in str(raised.value)
@@ -296,10 +299,15 @@ def test_prepared_graphs_are_surveyed(unsigned: Path, caplog: pytest.LogCaptureF
     package = Package.load(unsigned)
     open_component(package, "vae_decoder").close()
     assert not caplog.records
-    model = onnx.load(own.plan, load_external_data=False)
+    whole = onnx.load(own.plan, load_external_data=False)
+    model = onnx.ModelProto.FromString(whole.SerializeToString())
     model.graph.initializer.append(huge())
     own.plan.write_bytes(model.SerializeToString())
     with pytest.raises(EngineError, match=r"has no data for its 1\.1e"):
+        open_component(package, "vae_decoder")
+    external("../../unet/model.onnx")(whole)
+    own.plan.write_bytes(whole.SerializeToString())
+    with pytest.raises(EngineError, match=r"weights in another folder, '\.\./\.\./unet/model"):
         open_component(package, "vae_decoder")
 
 
