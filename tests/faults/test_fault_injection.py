@@ -13,17 +13,29 @@ from pathlib import Path
 
 import pytest
 
+from sdexport.runtime.packages.unfinished import UNFINISHED
 from tests.faults.fault_server import KINDS, FaultServer, compiled_shim, sample
 from tests.faults.scenarios import SCENARIOS
 
-IN_CI = {"image a.png": 2, "embeddings": 1, "engine": 2}
+IN_CI = {"image a.png": 1, "engine": 1, "copy --force": 1}
 """Scenarios that run with each change, and how many calls of each name then fail."""
 LARGE = {"export": 3, "export --force": 3, "build": 3}
 """Scenarios in which so many calls of each name fail; there are hundreds of them."""
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    """All files and folders, without a hidden folder in which a marker at most is being created.
+
+    It may be that of an export that has just begun, so exports delete it only an hour later.
+    """
+    begun = {
+        hidden
+        for hidden in folder.glob(".*")
+        if hidden.is_dir()
+        and all(inner.name == UNFINISHED and not inner.stat().st_size for inner in hidden.iterdir())
+    }
+    found = (path for path in folder.rglob("*") if not begun & {path, path.parent})
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def inject(name: str, each: int | None, kinds: Sequence[str], folder: Path) -> Counter[str]:
@@ -53,7 +65,8 @@ def inject(name: str, each: int | None, kinds: Sequence[str], folder: Path) -> C
                 assert state in (final, *scenario.allowed), f"{what}: {state}"
                 assert outcome.error or outcome.killed or state == final, what
                 again = server.run(work)
-                assert not again.error and not again.killed, f"{what}; then {again.error}"
+                done = state == final and again.error.startswith("FileExistsError: ")
+                assert done or not (again.error or again.killed), f"{what}; then {again.error}"
                 assert scenario.state(work) == final, what
                 assert files_in(work) == expected, what
                 injected[f"{whole.calls[number - 1]} {kind}"] += 1
