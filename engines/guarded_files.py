@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Self
 
-from sdexport.engines.errors import PackageError, SDExportError
+from sdexport.engines.errors import InvalidArgumentError, PackageError, SDExportError
 from sdexport.engines.messages import one_line
 
 MIB = 2**20
@@ -171,13 +171,17 @@ def read_limited(
 def parsing(error: type[SDExportError], what: object) -> Iterator[None]:
     """Turn every failure of a parser into `error`: "<what> is damaged: <reason>".
 
-    Errors of sdexport, MemoryError, and an OSError that names a path pass through.
+    Errors of sdexport, MemoryError, and an OSError that names a path pass through. An
+    InvalidArgumentError is about a value in the file, so it is a failure too.
     """
     try:
         yield
-    except (SDExportError, MemoryError):
+    except MemoryError:
         raise
     except Exception as cause:
+        is_own = isinstance(cause, SDExportError) and not isinstance(cause, InvalidArgumentError)
+        if is_own or isinstance(cause, error):
+            raise
         if isinstance(cause, OSError) and cause.filename is not None:
             raise
         reason = f"no {one_line(cause)}" if isinstance(cause, KeyError) else one_line(cause, 300)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.engines.errors import PackageError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.guarded_files import (
     UNCHECKED,
     CheckedFiles,
@@ -184,6 +184,7 @@ def test_parsing_keeps_errors_about_paths_and_turns_all_others() -> None:
         (KeyError("name"), "file is damaged: no 'name'"),
         (OSError("bad archive"), "file is damaged: bad archive"),
         (RecursionError(), "file is damaged: RecursionError"),
+        (InvalidArgumentError("eta is 2"), "file is damaged: eta is 2"),
     ):
         with pytest.raises(PackageError, match=text), parsing(PackageError, "file"):
             raise failure
