@@ -107,8 +107,6 @@ def drawn(
                 accepted.append((damage, size))
                 break
             rejected[f"{kind}: effect below {least:g}"] += 1
-        else:
-            rejected[f"{kind}, {component}: no damage in {_TRIES} draws"] += 1
     return accepted, rejected
 
 
