@@ -13,8 +13,9 @@ from sdexport import Package
 from sdexport.checkpoints.published_configs import FAMILIES
 from sdexport.commands.memory_check import verification_calls
 from sdexport.exporter import TRACING
+from sdexport.runtime import memory_need as module
 from sdexport.runtime.component_backends import parse_backends
-from sdexport.runtime.memory_need import build_need, image_calls, memory_need
+from sdexport.runtime.memory_need import Call, build_need, image_calls, memory_need
 from sdexport.runtime.packages.manifest import ComponentRecord, FileRecord, Manifest
 from tests.tolerances import MEMORY_ESTIMATE
 
@@ -139,6 +140,24 @@ def test_need_grows_with_the_image_and_falls_with_tiles_and_low_memory(package: 
     assert need(2048, batch=4, max_batch=1) == need(2048)
     assert need(4096, vae_tile=512) < need(4096)
     assert need(128, low_memory=True) < need(128)
+
+
+def test_verification_counts_both_graphs_of_a_prepared_denoiser(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the recorded sizes the package's own graph runs, while the prepared one is open."""
+    loaded = Package.load(package, verify=False)
+    calls = verification_calls(loaded)
+    without = [call for call in calls if not call.unprepared]
+    assert len(calls) == len(without) + 1
+    plain = memory_need(loaded, calls)
+    assert plain is not None and plain == memory_need(loaded, without)
+    monkeypatch.setattr(module, "_form", lambda *_: "onnxruntime prepared")
+    until_decoder = calls[: calls.index(Call("vae_decoder", 2, 8, 8))]
+    both = memory_need(loaded, until_decoder)
+    one = memory_need(loaded, [call for call in until_decoder if not call.unprepared])
+    weights = sum(record.size for record in loaded.manifest.components["unet"].files)
+    assert both is not None and one is not None and both - one >= weights
 
 
 def test_unknown_needs(package: Package) -> None:
