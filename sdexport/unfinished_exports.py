@@ -6,6 +6,7 @@ process, however that ends. A folder whose marker is not locked belongs to no pr
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 PACKAGE, REPLACED = "package", "replaced"
 """Folders in the hidden folder: the new package, and where nothing can be exchanged the old one."""
 _LOCK_TRIES, _LOCK_PAUSE = 20, 0.05
-_ABANDONED_AFTER = 3600.0
-"""Seconds after which a folder without a complete marker is deleted; writing it takes none."""
 
 
 @contextmanager
@@ -38,11 +37,17 @@ def hidden_folder(destination: Path) -> Iterator[Path]:
 
     Raises: OSError: it cannot be created.
     """
-    parent = destination.parent
-    folder = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=parent))
     marker: int | None = None
+    while marker is None:
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=destination.parent))
+        try:
+            marker = _mark(folder, destination)
+        except FileNotFoundError:  # another export took it for abandoned
+            continue
+        except BaseException:
+            delete_hidden(folder)
+            raise
     try:
-        marker = _mark(folder, destination)
         yield folder
     finally:
         delete_hidden(folder, marker)
@@ -69,15 +74,14 @@ def _sweep(folder: Path, destination: Path) -> None:
             content = read_limited(file, folder / UNFINISHED, error=PackageError, limit=JSON_LIMIT)
             marker = os.dup(file.fileno())
     except FileNotFoundError:
-        if _is_abandoned(folder):
-            with suppress(OSError):
-                folder.rmdir()  # fails if anything is in it
+        with suppress(OSError):
+            folder.rmdir()  # fails if anything is in it
         return
     except (OSError, SDExportError):  # locked on Windows; no regular file
         return
     try:
         try_lock(marker)
-        if _destination_of(content) == destination.name or (not content and _is_abandoned(folder)):
+        if not content or _destination_of(content) == destination.name:
             if (folder / REPLACED).is_dir() and not os.path.lexists(destination):
                 (folder / REPLACED).rename(destination)
                 logger.warning("%s: moved back what an interrupted export replaced", destination)
@@ -100,12 +104,17 @@ def _mark(folder: Path, destination: Path) -> int:
 
     Its content is written under the lock. Where nothing can be locked it names no destination, so
     nobody takes the folder for an abandoned one.
+
+    Raises: FileNotFoundError: another export has deleted the folder before the file was locked.
     """
     marker = os.open(
         folder / UNFINISHED, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o644
     )
     try:
-        os.write(marker, marker_content(destination.name if _lock(marker) else None))
+        locked = _lock(marker)
+        if not os.path.samestat(os.fstat(marker), (folder / UNFINISHED).lstat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        os.write(marker, marker_content(destination.name if locked else None))
     except BaseException:
         os.close(marker)
         raise
@@ -129,12 +138,6 @@ def _destination_of(content: bytes) -> str | None:
     return values.get("destination") if isinstance(values, dict) else None
 
 
-def _is_abandoned(folder: Path) -> bool:
-    with suppress(OSError):
-        return time.time() - folder.stat().st_mtime > _ABANDONED_AFTER
-    return False
-
-
 def delete_hidden(folder: Path, marker: int | None = None) -> None:
     """Delete the folder, the marker last; links in it are not followed.
 
@@ -145,11 +148,14 @@ def delete_hidden(folder: Path, marker: int | None = None) -> None:
         for path in list(folder.iterdir()):
             if path.name != UNFINISHED:
                 delete(path)
-    if marker is not None:
-        os.close(marker)  # Windows deletes no open file
+    if marker is not None and os.name == "nt":  # where no open file can be deleted
+        os.close(marker)
+        marker = None
     with suppress(OSError):
         if not {each.name for each in folder.iterdir()} - {UNFINISHED}:
             (folder / UNFINISHED).unlink(missing_ok=True)
             folder.rmdir()
+    if marker is not None:  # until now nobody else could lock it
+        os.close(marker)
     if folder.exists():
         logger.warning("%s could not be deleted; the next export tries again", folder)

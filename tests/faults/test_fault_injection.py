@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from sdexport.runtime.packages.unfinished import UNFINISHED
 from tests.faults.fault_server import KINDS, FaultServer, compiled_shim, sample
 from tests.faults.scenarios import SCENARIOS
 
@@ -24,18 +23,7 @@ LARGE = {"export": 3, "export --force": 3, "build": 3}
 
 
 def files_in(folder: Path) -> list[str]:
-    """All files and folders, without a hidden folder in which a marker at most is being created.
-
-    It may be that of an export that has just begun, so exports delete it only an hour later.
-    """
-    begun = {
-        hidden
-        for hidden in folder.glob(".*")
-        if hidden.is_dir()
-        and all(inner.name == UNFINISHED and not inner.stat().st_size for inner in hidden.iterdir())
-    }
-    found = (path for path in folder.rglob("*") if not begun & {path, path.parent})
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def inject(name: str, each: int | None, kinds: Sequence[str], folder: Path) -> Counter[str]:

@@ -8,18 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sdexport import Package, PackageError, folder_exchange
+from sdexport import Package, PackageError, folder_exchange, unfinished_exports
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.folder_exchange import exchange
 from sdexport.package_folder import package_folder
 from sdexport.runtime.packages.unfinished import UNFINISHED
-from sdexport.unfinished_exports import hidden_folder
+from sdexport.unfinished_exports import hidden_folder, sweep
 from tests.helpers.changed_package import accept_files, edit_manifest
 
 KILLED_WHILE_WRITING = """
@@ -176,7 +178,7 @@ def test_links_with_names_of_hidden_folders_are_not_followed(tmp_path: Path) -> 
     assert (real / "photo.jpg").exists() and not inner.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"destination": 3}', "[" * 10_000, "{}"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"destination": 3}', "[" * 10_000, "{}"])
 def test_damaged_markers_delete_nothing(tmp_path: Path, content: str) -> None:
     folder = tmp_path / ".package.abcdefgh"
     folder.mkdir()
@@ -186,15 +188,45 @@ def test_damaged_markers_delete_nothing(tmp_path: Path, content: str) -> None:
 
 
 def test_folder_that_was_abandoned_early_is_swept(tmp_path: Path) -> None:
-    """Killed before its marker was written, more than an hour ago."""
+    """Killed before its marker was written."""
     empty, unmarked = tmp_path / ".package.abcdefgh", tmp_path / ".package.ijklmnop"
     for folder in (empty, unmarked):
         folder.mkdir()
     (unmarked / UNFINISHED).touch()
-    for folder in (empty, unmarked):
-        os.utime(folder, (time.time() - 7200,) * 2)
     write(tmp_path / "package", "x")
     assert [each.name for each in tmp_path.iterdir()] == ["package"]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_export_whose_folder_was_taken_for_abandoned_makes_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    """Between creating the folder and locking its marker, another process may sweep it."""
+    destination = tmp_path / "package"
+    swept: list[Path] = []
+    lock, make = unfinished_exports._lock, tempfile.mkdtemp
+
+    def sweep_first(folder: Path) -> None:
+        if not swept:
+            swept.append(folder)
+            sweep(destination)
+            assert not folder.exists()
+
+    def make_and_lose(**options: Any) -> str:
+        folder = make(**options)
+        if early:
+            sweep_first(Path(folder))
+        return folder
+
+    def lose_and_lock(marker: int) -> bool:
+        if not early:
+            sweep_first(next(tmp_path.glob(".package.*")))
+        return lock(marker)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    monkeypatch.setattr(unfinished_exports, "_lock", lose_and_lock)
+    write(destination, "x")
+    assert swept and [each.name for each in tmp_path.iterdir()] == ["package"]
 
 
 @pytest.mark.parametrize("name", ["ü" * 120, "m" * 240, "a[b]*?", "-x", "日" * 80])
