@@ -22,7 +22,7 @@ SESSION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Backend -> the options that its sessions take; docs/backends.md says what they do."""
-FILE_OPTIONS = ("plan", "digest", "files")
+FILE_OPTIONS = ("plan", "digest", "package", "files")
 """Options that say which files are opened; a package's pipeline sets them itself."""
 
 

@@ -16,6 +16,8 @@ from sdexport.engines import (
     choose,
     open_session,
 )
+from sdexport.engines.cache.engine_files import checked_files
+from sdexport.engines.cache.sidecar import Sidecar, combined_digest
 from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.session import TensorSpec
 from sdexport.runtime.models.components import TOKEN_GRAPHS
@@ -49,6 +51,32 @@ def usable_engine(
     path = engine_path(package, graph, backend, engine_dir)
     is_trusted = engine_dir is not None or package.trust.built_engines
     return path if is_trusted and os.path.lexists(path) else None
+
+
+def check_own_folders(package: Package, backend: str, engine_dir: str | Path | None) -> None:
+    """Check that the package's own folders of engines are no links, which lead out of it.
+
+    Raises: EngineError: one is.
+    """
+    engines = package.folder / "engines"
+    for folder in (engines, engines / backend) if engine_dir is None else ():
+        if folder.is_symlink():
+            raise EngineError(f"{folder} is a link; pass its target with --engine-dir (engine_dir)")
+
+
+def package_binding(package: Package) -> str:
+    """What an engine is bound to besides its graph: Sidecar.package_sha256.
+
+    A digest over the paths and hashes of the package's files without reference/, which nothing
+    that runs depends on. So it is the same for two exports of the same files, whatever exported
+    them. "" for a folder without a manifest.
+    """
+    files = [
+        (record.path, record.sha256)
+        for record in package.manifest.every_file
+        if not record.path.startswith("reference/")
+    ]
+    return combined_digest(files) if files else ""
 
 
 def resolve_backend(
@@ -96,7 +124,12 @@ def open_component(
     backend = resolve_backend(package, graph, backend, engine_dir)
     engine = engine_path(package, graph, backend, engine_dir)
     if _opens_engine(package, engine, backend, engine_dir):
-        options |= {"plan": engine, "digest": package.model_digest(graph)}
+        check_own_folders(package, backend, engine_dir)
+        options |= {
+            "plan": engine,
+            "digest": package.model_digest(graph),
+            "package": package_binding(package),
+        }
     component, _, further = graph.partition(".")
     try:
         session = open_session(path, backend, files=files, **options)
@@ -113,13 +146,23 @@ def open_component(
     return session
 
 
+def _is_intact(engine: Path) -> bool:
+    """Whether the files of an engine are those of its sidecar."""
+    try:
+        checked_files(engine, Sidecar.read(engine))
+    except (EngineError, OSError):
+        return False
+    return True
+
+
 def _opens_engine(
     package: Package, engine: Path, backend: str, engine_dir: str | Path | None
 ) -> bool:
     """Whether a backend opens a built engine, which may be missing if it needs one.
 
     Raises: PackageError: it needs one, and may not use that of the package's own folder.
-      EngineError: the package's own prepared graph asks for sizes that no model needs.
+      EngineError: the package's own prepared graph asks for sizes that no model needs, though
+      its hash is that of its sidecar.
     """
     is_own = engine_dir is None and os.path.lexists(engine)
     if is_own and not package.trust.built_engines and backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
@@ -132,7 +175,11 @@ def _opens_engine(
         _log.warning("%s", message)
         return False
     if backend == PREPARED_BACKEND and is_own:
-        check_engine(engine)
+        try:
+            check_engine(engine)
+        except EngineError:
+            if _is_intact(engine):  # else opening it says what is wrong, and takes another graph
+                raise
     return backend in PLAN_BACKENDS or (backend == PREPARED_BACKEND and os.path.lexists(engine))
 
 

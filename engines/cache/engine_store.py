@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.lock import locked
-from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
+from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
 from sdexport.engines.cache.staleness import key_differences
 from sdexport.engines.errors import EngineError
 from sdexport.engines.exit_actions import delete
-from sdexport.engines.files import sha256_of, write_atomically
+from sdexport.engines.files import write_atomically
 from sdexport.engines.temporary_files import TEMPORARY, temporary_folder
 
 
@@ -40,12 +41,12 @@ def build_once(
 
     Args:
       plan: the file to write; its sidecar and further files of `build` go to the same folder.
-      wanted: the sidecar without sizes and hashes.
+      wanted: the sidecar without `files`.
       build: writes the engine, under the name of `plan`, into the folder that is its argument;
         names of further files there must begin with the component's name.
       rebuild_stale: replace an engine that was built from or for something else.
     Raises: EngineError: another process builds the same engine, the folder cannot be written, or
-      the present engine is stale. Errors of `build` pass through; no files are left then.
+      the present engine is stale or damaged. Errors of `build` pass through, and leave no files.
     """
     started = time.perf_counter()
     with _writable(plan), locked(plan.with_suffix(".lock"), f"{plan.stem}: {plan.name}"):
@@ -63,12 +64,8 @@ def build_once(
 def _into_place(new: Path, plan: Path, wanted: Sidecar) -> Sidecar:
     """Move the files of a new engine to where they belong, and write the sidecar last."""
     others = sorted(file for file in new.parent.iterdir() if file != new)
-    sidecar = replace(
-        wanted,
-        plan_size=new.stat().st_size,
-        plan_sha256=sha256_of(new),
-        files={file.name: file.stat().st_size for file in others},
-    )
+    files = {file.name: StoredFile.of(file) for file in (new, *others)}
+    sidecar = replace(wanted, files=files)
     # in this order a crash in between leaves no engine with the sidecar of another one
     sidecar_path(plan).unlink(missing_ok=True)
     for file in (*others, new):
@@ -97,14 +94,15 @@ def _writable(plan: Path) -> Iterator[None]:
 def _present(plan: Path, wanted: Sidecar, rebuild_stale: bool) -> Sidecar | None:
     """The sidecar of the present engine if it is up to date; None if it must be built.
 
-    Raises: EngineError: it is stale and must not be replaced.
+    Raises: EngineError: it is stale or damaged, and must not be replaced.
     """
-    if not (plan.exists() and sidecar_path(plan).exists()):  # without it, a build was killed
+    if not (os.path.lexists(plan) and os.path.lexists(sidecar_path(plan))):  # a build was killed
         return None
     try:
         sidecar = Sidecar.read(plan)
         differences = key_differences(sidecar, wanted)
         if not differences:
+            checked_files(plan, sidecar)
             return sidecar
     except EngineError as error:
         differences = [str(error)]

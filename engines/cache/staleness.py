@@ -18,6 +18,7 @@ class Requirements:
 
     backend: that opens it. library: the name of the backend's library, for messages.
     onnx_sha256: see sidecar.model_digest.
+    package_sha256: of the package that the file belongs to, "" if it has no manifest.
     graph_sha256: returns onnx_file.graph_digest of the same file, or "" if weights can never be put
       into engines of this backend; called only for an engine of another file.
     library_version: the installed one; a version-compatible plan fits every version.
@@ -27,6 +28,7 @@ class Requirements:
     backend: str
     library: str
     onnx_sha256: str | None
+    package_sha256: str | None
     graph_sha256: Callable[[], str]
     library_version: str | None
     problems: Callable[[Sidecar], list[str]] | None
@@ -35,7 +37,8 @@ class Requirements:
 def stale_reasons(sidecar: Sidecar, required: Requirements) -> list[str]:
     """Why an engine cannot be used for an ONNX file on this machine, in words; [] if it can.
 
-    An engine of another file of the same graph can be used if weights can be put into it.
+    An engine of another file of the same graph, or of another package, can be used if weights can
+    be put into it.
     """
     reasons = _model_reasons(sidecar, required)
     if sidecar.backend != required.backend:
@@ -56,6 +59,7 @@ def key_differences(sidecar: Sidecar, wanted: Sidecar) -> list[str]:
         backend=wanted.backend,
         library=wanted.backend,
         onnx_sha256=wanted.onnx_sha256,
+        package_sha256=wanted.package_sha256,
         graph_sha256=lambda: wanted.graph_sha256 if "refittable" in wanted.options else "",
         library_version=wanted.library_version,
         problems=lambda present: _value_differences(present.target, wanted.target),
@@ -72,13 +76,26 @@ def key_differences(sidecar: Sidecar, wanted: Sidecar) -> list[str]:
 
 def _model_reasons(sidecar: Sidecar, required: Requirements) -> list[str]:
     if required.onnx_sha256 in (None, sidecar.onnx_sha256):
-        return []
+        reason = other_package(sidecar, required.package_sha256)
+        return [reason] if reason and not sidecar.options.get("refittable") else []
     hint = ""
     if sidecar.graph_sha256 == required.graph_sha256():
         if sidecar.options.get("refittable"):
             return []
         hint = ", of the same graph: --refittable would take its weights"
     return [f"it was built from another ONNX file{hint}"]
+
+
+def other_package(sidecar: Sidecar, package_sha256: str | None) -> str:
+    """In words, if an engine was built for another package with the same ONNX file; else ""."""
+    if package_sha256 in (None, sidecar.package_sha256):
+        return ""
+    built_for, present = map(_package_name, (sidecar.package_sha256, str(package_sha256)))
+    return f"it was built for {built_for} with the same ONNX file, here is {present}"
+
+
+def _package_name(digest: str) -> str:
+    return f"the package {digest:.12}" if digest else "a folder without sdexport.json"
 
 
 def _version_reasons(sidecar: Sidecar, required: Requirements) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ def open_onnxruntime(
     prepacking: bool = True,
     plan: str | Path | None = None,
     digest: str | None = None,
+    package: str | None = None,
     files: CheckedFiles = UNCHECKED,
 ) -> Session:
     """Open an ONNX graph in ONNX Runtime, or the graph that was prepared from it.
@@ -32,7 +34,7 @@ def open_onnxruntime(
     Args:
       path, providers, threads, optimization, prepacking, files: see OnnxRuntimeSession.
       plan: where `sdexport build` writes the prepared graph; the file may be missing.
-      digest: sidecar.model_digest of `path`, to check that the prepared graph was built from it.
+      digest, package: what that must have been built from; see staleness.Requirements.
     Raises: see OnnxRuntimeSession.
     """
     providers = (providers,) if isinstance(providers, str) else tuple(providers)
@@ -46,7 +48,9 @@ def open_onnxruntime(
         files=files,
     )
     defaults = (providers, optimization, prepacking) == (CPU, "all", True)
-    if plan is not None and defaults and Path(plan).exists():
-        return open_prepared(Path(plan), original=original, digest=digest, threads=threads)
-    exists = plan is not None and Path(plan).exists()
+    exists = plan is not None and os.path.lexists(plan)
+    if plan is not None and exists and defaults:
+        return open_prepared(
+            Path(plan), original=original, digest=digest, package=package, threads=threads
+        )
     return original(unused=NEEDS_DEFAULTS if exists else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines.errors import (
-    EngineError,
     InvalidArgumentError,
     MissingDependencyError,
     engine_error,
@@ -39,10 +39,16 @@ except ImportError as error:
         f"OpenVINO is not installed; run: pip install 'sdexport[openvino]'{import_failure(error)}"
     ) from error
 
+from sdexport.engines.ov.model_cache import cache_folder, checked_cache
 from sdexport.engines.ov.rewrites.rewritten_model import UNBOUND, BoundInputs, rewrite_model
 from sdexport.engines.ov.rewrites.split import ONCE, Shapes
 
 PRECISIONS = ("f32", "bf16", "f16", "i8")
+MOST_KERNELS = 100
+"""Kernels of each kind (convolution, matrix product, ...) that a graph compiled for all shapes
+keeps; the least recently used one is dropped first. A UNet or decoder uses some ten of a kind for
+one size. OpenVINO's own limit is 5000, and each new size of image adds 4 MB."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -80,8 +86,8 @@ class OpenVinoSession(SessionBase):
         image may differ visibly.
       threads: for one call; None leaves it to OpenVINO (every core).
       streams: calls that are computed at the same time; they share the threads.
-      cache_dir: folder for compiled graphs, which are then loaded instead of compiled; it is
-        created if it is missing.
+      cache_dir: folder for compiled graphs, which are then loaded instead of compiled; they go to
+        its subfolder `sdexport`, each with its hash (model_cache.py).
       static: False compiles for all shapes from the start.
       rewrite: False turns the rewrites of docs/openvino-rewrites.md off. They apply to fixed shapes
         on a CPU. In f32 they need more memory for weights, and add rounding errors of about 1e-5
@@ -111,8 +117,9 @@ class OpenVinoSession(SessionBase):
         config = _config(precision, threads, streams)
         with files.unchanged():
             inputs, outputs = graph_specs(path)
-        if cache_dir is not None:
-            config["CACHE_DIR"] = str(_created(Path(str(cache_dir)), name))
+        self._cache = None if cache_dir is None else cache_folder(Path(str(cache_dir)), name)
+        if self._cache is not None:
+            config["CACHE_DIR"] = str(self._cache)
         self._path, self._device, self._config = path, str(device), config
         self._files = files
         self._precision = precision
@@ -125,9 +132,18 @@ class OpenVinoSession(SessionBase):
         with self._explained():
             self._core: Any = ov.Core()
             self._core.get_property(self._device, "FULL_DEVICE_NAME")  # fails if there is none
+            self._bound_memory()
             self._model: Any = self._read_file()
         if not static:
             self._compiled = self._compile(None)
+
+    def _bound_memory(self) -> None:
+        """Limit what OpenVINO keeps for each size that it has seen."""
+        if not self._device.startswith(("GPU", "NPU")):  # AUTO and others may use the CPU
+            try:
+                self._core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": str(MOST_KERNELS)})
+            except RuntimeError as error:
+                _log.info("%s: OpenVINO's cache of kernels is not limited: %s", self.name, error)
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return _Bound(self, constants, shared)
@@ -186,7 +202,7 @@ class OpenVinoSession(SessionBase):
         return self._compile(shapes, bound if self._splits else UNBOUND)
 
     def _compile(self, shapes: Shapes | None, bound: BoundInputs = UNBOUND) -> _Compiled:
-        with self._explained():
+        with self._explained(), checked_cache(self._cache, self.name):
             rewritten = rewrite_model(
                 self._read,
                 self.inputs,
@@ -274,16 +290,6 @@ def _config(precision: str, threads: int | None, streams: int) -> dict[str, Any]
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     return config
-
-
-def _created(folder: Path, name: str) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EngineError(
-            f"{name}: the cache folder {folder} cannot be created: {error.strerror}"
-        ) from error
-    return folder
 
 
 def _half(value: np.ndarray) -> np.ndarray:

@@ -12,18 +12,24 @@ warning(message). Result: {"bytes": N}, or {"failed": KIND, "message": TEXT}.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sdexport.engines.errors import EngineError
+from sdexport.engines.guarded_files import read_guarded
 from sdexport.engines.messages import one_line
 from sdexport.engines.worker_process import Channel
 
 Report = Callable[..., None]
 STEP_INTERVAL = 0.05
 """Least seconds between two reported steps."""
+TIMING_CACHE_LIMIT = 2**28
+"""Bytes of a timing cache."""
 MAX_MESSAGES = 6
 """Most messages reported for one failure: a graph may have the same problem at many nodes."""
 
@@ -151,8 +157,11 @@ def _config(trt: Any, polygraphy_trt: Any, job: Mapping[str, Any], monitor: Any)
         config["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options["workspace"]}
     if options["hardware_compatible"]:
         config["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if job["timing_cache"] and Path(job["timing_cache"]).is_file():
-        config["load_timing_cache"] = job["timing_cache"]
+    if job["timing_cache"]:
+        with suppress(FileNotFoundError):  # it is written after the first build
+            path = Path(job["timing_cache"])
+            content = read_guarded(path, error=EngineError, limit=TIMING_CACHE_LIMIT)
+            config["load_timing_cache"] = io.BytesIO(content)
     return config
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def build_plan(
     profiles: Sequence[Profile],
     options: BuildOptions | None = None,
     digest: str | None = None,
+    package: str = "",
     timing_cache: str | Path | None = None,
     rebuild_stale: bool = False,
     progress: Progress = lambda phase, share: None,
@@ -47,6 +49,7 @@ def build_plan(
       profiles: sizes of every dynamic dimension; with several, sessions use the narrowest that
         fits.
       digest: sdexport.engines.cache.sidecar.model_digest of `onnx`, if it is known already.
+      package: Sidecar.package_sha256 of the package that `onnx` belongs to.
       timing_cache: file that keeps the builder's measurements for later builds.
       rebuild_stale: replace a plan that was built from or for something else.
     Raises: InvalidArgumentError: profiles or options that do not fit. FileNotFoundError: no such
@@ -58,7 +61,10 @@ def build_plan(
     if not onnx.is_file():
         raise FileNotFoundError(f"no model file {onnx}")
     lib = library(backend)
-    wanted = _wanted(onnx, plan.stem, backend, options or BuildOptions(), profiles, digest)
+    wanted = replace(
+        _wanted(onnx, plan.stem, backend, options or BuildOptions(), profiles, digest),
+        package_sha256=package,
+    )
     shapes = [{s.name: input_shapes(s, p) for s in wanted.inputs} for p in profiles]
     job = {
         "module": lib.module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import mmap
 from collections.abc import Iterator, Sequence
@@ -10,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.engines import cuda_device
+from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.sidecar import Sidecar
-from sdexport.engines.cache.staleness import Requirements, Target, stale_reasons
+from sdexport.engines.cache.staleness import Requirements, Target, other_package, stale_reasons
 from sdexport.engines.errors import EngineError
 from sdexport.engines.files import write_atomically
+from sdexport.engines.guarded_files import open_guarded, read_guarded
 from sdexport.engines.messages import one_line
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.trt.build_options import AMPERE_AND_LATER, PORTABLE
 from sdexport.engines.trt.library import Library, library
 
 _log = logging.getLogger(__name__)
+RUNTIME_CACHE_LIMIT = 2**30
+"""Bytes of a file of compiled kernels."""
 
 
 def build_command(backend: str, component: str) -> str:
@@ -49,18 +54,21 @@ def requirements(
     backend: str,
     *,
     digest: str | None,
+    package: str | None,
     version: str | None,
     gpu: cuda_device.Gpu | None,
 ) -> Requirements:
     """What a plan must have been built from, with and for to run an ONNX file here.
 
     Args:
-      digest: sidecar.model_digest of `onnx`. version: of the library. None: not compared.
+      digest, package: see Requirements.onnx_sha256 and package_sha256. version: of the library.
+        None: not compared.
     """
     return Requirements(
         backend=backend,
         library=library(backend).name,
         onnx_sha256=digest,
+        package_sha256=package,
         graph_sha256=lambda: graph_digest(onnx),
         library_version=version,
         problems=None if gpu is None else lambda plan: _target_problems(plan.target, gpu),
@@ -68,11 +76,19 @@ def requirements(
 
 
 def check_fits(
-    sidecar: Sidecar, onnx: Path, backend: str, gpu: cuda_device.Gpu, digest: str | None
+    sidecar: Sidecar,
+    onnx: Path,
+    backend: str,
+    gpu: cuda_device.Gpu,
+    *,
+    digest: str | None,
+    package: str | None,
 ) -> None:
     """Raises: EngineError: the plan was built from, with or for something else; says what."""
     version = library(backend).version()
-    required = requirements(onnx, backend, digest=digest, version=version, gpu=gpu)
+    required = requirements(onnx, backend, digest=digest, package=package, version=version, gpu=gpu)
+    if other := other_package(sidecar, package):
+        _log.info("%s: %s", sidecar.component, other)
     reasons = stale_reasons(sidecar, required)
     if reasons:
         command = build_command(backend, sidecar.component)
@@ -157,13 +173,22 @@ def load_engine(
 
     The weights are put in if the plan has none, or those of another file.
     Returns: the library's runtime, which must be kept as long as the engine, and the engine.
-    Raises: EngineError: the library cannot load it; the message has the library's reason.
+    Raises: EngineError: the plan was altered, or the library cannot load it; the message has the
+      library's reason. PackageError: the plan was replaced meanwhile.
     """
+    try:
+        files = checked_files(plan, sidecar)
+    except EngineError as error:
+        command = build_command(sidecar.backend, sidecar.component)
+        raise EngineError(
+            f"{sidecar.component}: {error}; build it again: {command} --rebuild-stale"
+        ) from error
     with messages.explained(f"{sidecar.component}: {lib.name} does not start", TypeError):
         runtime = trt.Runtime(messages.logger)
     cannot_load = f"{sidecar.component}: {lib.name} cannot load {plan}"
     with (
-        plan.open("rb") as file,
+        files.unchanged(),
+        open_guarded(plan, error=EngineError, folder=plan.parent) as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         messages.explained(cannot_load, RuntimeError),
     ):
@@ -215,19 +240,45 @@ def check_names(trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str]) -
 class RuntimeCache:
     """TensorRT-RTX's compiled kernels in a file, which saves the next process from compiling them.
 
-    A file that does not fit (another driver, another GPU) is ignored, and replaced by `save`.
+    The file begins with a line that holds a digest of the kernels and of the plan that they belong
+    to. One that is damaged, of another plan or not of this machine is ignored, and replaced by
+    `save`.
+
+    Args:
+      path: the file. plan_sha256: of the plan.
     """
 
-    def __init__(self, config: Any, path: Path) -> None:
-        self._path = path
+    def __init__(self, config: Any, path: Path, plan_sha256: str) -> None:
+        self._path, self._plan_sha256 = path, plan_sha256
         self._cache = config.create_runtime_cache()
-        if path.is_file() and not self._cache.deserialize(path.read_bytes()):
+        kernels = self._read()
+        if kernels is not None and not self._cache.deserialize(kernels):
             _log.info("%s does not fit this machine; it will be replaced", path)
         config.set_runtime_cache(self._cache)
 
+    def _read(self) -> bytes | None:
+        """The kernels in the file; None if there is no file that can be used."""
+        try:
+            content = read_guarded(self._path, error=EngineError, limit=RUNTIME_CACHE_LIMIT)
+        except FileNotFoundError:
+            return None
+        except (EngineError, OSError) as error:
+            _log.warning("the cache of compiled kernels is not used: %s", one_line(error))
+            return None
+        line, _, kernels = content.partition(b"\n")
+        if line != self._first_line(kernels):
+            _log.info("%s is damaged or of another plan; it will be replaced", self._path)
+            return None
+        return kernels
+
+    def _first_line(self, kernels: bytes) -> bytes:
+        digest = hashlib.sha256(self._plan_sha256.encode() + kernels).hexdigest()
+        return b"sdexport-runtime-cache 1 " + digest.encode()
+
     def save(self) -> None:
         """Write the file, if the folder can be written."""
+        kernels = bytes(self._cache.serialize())
         try:
-            write_atomically(self._path, bytes(self._cache.serialize()))
+            write_atomically(self._path, self._first_line(kernels) + b"\n" + kernels)
         except OSError as error:
             _log.info("%s cannot be written: %s", self._path, error)

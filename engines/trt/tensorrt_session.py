@@ -56,7 +56,8 @@ class TensorRtSession(SessionBase):
         plan is refittable. Its weights are used if they differ or the plan has none.
       backend: tensorrt or tensorrt-rtx.
       plan: the .plan file, with its sidecar in the same folder.
-      digest: sidecar.model_digest of `path`; None skips the check that the plan was built from it.
+      digest, package: what the plan must have been built from, see staleness.Requirements; None is
+        not compared.
       device: number of the GPU.
       cuda_graphs: launch the whole engine at once from the second or third call of a shape on.
       runtime_cache: TensorRT-RTX: file for compiled kernels; by default next to the plan.
@@ -74,6 +75,7 @@ class TensorRtSession(SessionBase):
         backend: str,
         plan: str | Path,
         digest: str | None = None,
+        package: str | None = None,
         device: int = 0,
         cuda_graphs: bool = True,
         runtime_cache: str | Path | None = None,
@@ -88,7 +90,7 @@ class TensorRtSession(SessionBase):
         except EngineError as error:
             raise EngineError(f"{component}: {error}") from error
         with files.unchanged():
-            check_fits(sidecar, path, backend, gpu, digest)
+            check_fits(sidecar, path, backend, gpu, digest=digest, package=package)
             inputs, outputs = graph_specs(path)
         super().__init__(component, inputs, outputs)
         self._source = GraphSource(plan, "plan")
@@ -106,7 +108,7 @@ class TensorRtSession(SessionBase):
         self._captures = cuda_graphs and not lib.runtime_cache
         if lib.runtime_cache:
             cache = Path(runtime_cache) if runtime_cache else plan.with_suffix(".cache")
-            self._configure(cuda_graphs, cache)
+            self._configure(cuda_graphs, cache, sidecar.files[plan.name].sha256)
         self._shapes: OrderedDict[tuple[tuple[int, ...], ...], Shape] = OrderedDict()
         self._tokens = itertools.count(1)
         self.stream = cuda_device.Stream()
@@ -144,7 +146,7 @@ class TensorRtSession(SessionBase):
         while self._shapes:
             self._shapes.popitem()[1].close()
 
-    def _configure(self, cuda_graphs: bool, cache: Path) -> None:
+    def _configure(self, cuda_graphs: bool, cache: Path, plan_sha256: str) -> None:
         trt = self._trt
         self._config = self._engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(
@@ -153,7 +155,7 @@ class TensorRtSession(SessionBase):
         if cuda_graphs and hasattr(trt, "CudaGraphStrategy"):  # TensorRT-RTX 1.2 and later
             self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         if hasattr(self._config, "create_runtime_cache"):
-            self._cache = RuntimeCache(self._config, cache)
+            self._cache = RuntimeCache(self._config, cache, plan_sha256)
 
     def _context(self) -> Any:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED

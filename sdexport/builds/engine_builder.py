@@ -14,7 +14,7 @@ from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
-from sdexport.runtime.component_engines import engine_path
+from sdexport.runtime.component_engines import engine_path, package_binding
 from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 
@@ -138,6 +138,7 @@ def build_engines(
             profiles=wanted,
             options=options,
             digest=package.model_digest(name),
+            package=package_binding(package),
             timing_cache=timing_cache,
             rebuild_stale=rebuild_stale,
             progress=report_phase,
@@ -171,6 +172,7 @@ def prepare_package(
             engine_path(package, name, PREPARED_BACKEND, engine_dir),
             component=name,
             digest=package.model_digest(name),
+            package=package_binding(package),
             rebuild_stale=rebuild_stale,
         )
         engines.append(engine)

@@ -7,6 +7,7 @@ interrupted and whose memory is free afterwards.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sdexport.engines import PREPARED_BACKEND, EngineError
@@ -36,6 +37,7 @@ def prepare_graph(
     *,
     component: str,
     digest: str | None = None,
+    package: str = "",
     rebuild_stale: bool = False,
 ) -> Built:
     """Prepare a graph for this processor, unless the present one is up to date.
@@ -45,6 +47,7 @@ def prepare_graph(
     Args:
       onnx: the .onnx file. plan: the .onnx to write; weights and sidecar go to the same folder.
       digest: sdexport.engines.cache.sidecar.model_digest of `onnx`, if it is known already.
+      package: Sidecar.package_sha256 of the package that `onnx` belongs to.
       rebuild_stale: replace one that was built from or for something else.
     Raises: FileNotFoundError: no such ONNX file. MissingDependencyError: onnx or ONNX Runtime is
       not installed. EngineError: ONNX Runtime fails, the folder cannot be written, another process
@@ -53,7 +56,7 @@ def prepare_graph(
     onnx, plan = Path(onnx), Path(plan)
     if not onnx.is_file():
         raise FileNotFoundError(f"no model file {onnx}")
-    wanted = _wanted(onnx, component, digest)
+    wanted = replace(_wanted(onnx, component, digest), package_sha256=package)
 
     def build(folder: Path) -> None:
         paths = {"onnx": str(onnx.absolute()), "plan": str(folder / plan.name)}

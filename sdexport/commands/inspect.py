@@ -40,9 +40,9 @@ def inspect(
 ) -> None:
     """Show what a package contains, or the settings of an image.
 
-    Of a package the hash of every file is checked, and engines that were built for it are listed,
-    and whether they still fit. Of an image the settings that it carries are printed; 'sdexport
-    generate --like IMAGE' uses them.
+    Of a package the hash of every file is checked, and of its engines too: they are listed with
+    whether they still fit, or were altered. Of an image the settings that it carries are printed;
+    'sdexport generate --like IMAGE' uses them.
     """
     if path.suffix.lower() in _IMAGES and not path.exists():
         raise FileNotFoundError(f"no image at {path}")
@@ -61,11 +61,12 @@ def _inspect_package(
     from sdexport.runtime.packages.package import Package
     from sdexport.runtime.packages.signature import signer
 
-    found = (file.lstat() for file in package.rglob("*"))
+    folders = [folder for folder in (package, engine_dir) if folder is not None]
+    found = (file.lstat() for folder in folders for file in folder.rglob("*"))
     total = sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
     with progress(total, "hashes", "B") as shown:
         loaded = Package.load(package, on_bytes=shown.advance, **required)
-    engines = built_engines(loaded, engine_dir)
+        engines = built_engines(loaded, engine_dir, on_bytes=shown.advance)
     if as_json:
         report = json.loads(loaded.manifest.to_json())
         report |= {"kind": loaded.kind, "digest": loaded.digest}
@@ -143,11 +144,13 @@ def _engine_lines(engine: Mapping[str, Any]) -> list[str]:
     if options:
         lines.append(f"  options: {', '.join(options)}")
     if not engine["fits"]:
-        return [*lines, f"  stale: {'; '.join(engine['differences'])}"]
+        return [*lines, f"  {engine['state']}: {'; '.join(engine['differences'])}"]
     not_compared = ", ".join(engine["not_compared"])
     lines.append("  fresh" + (f" (not compared: {not_compared})" if not_compared else ""))
     if engine["refits"]:
         lines.append("  takes this package's weights when it is opened")
+    if engine["other_package"]:
+        lines.append(f"  {engine['other_package']}")
     return lines
 
 

@@ -174,7 +174,7 @@ def _engine_state(folder: Path) -> str:
     if not plan.exists() or not sidecar_path(plan).exists():
         return NOTHING
     sidecar = Sidecar.read(plan)
-    assert sidecar.plan_sha256 == sha256_of(plan), "the sidecar of another engine"
+    assert sidecar.files[plan.name].sha256 == sha256_of(plan), "the sidecar of another engine"
     number = sidecar.options["number"]
     weights = plan.with_name("unet.weights").read_text()
     assert weights == f"{number} unet.weights" * 1000, "the weights of another engine"
@@ -192,7 +192,7 @@ def _prepared_state(folder: Path) -> str:
     if not plan.exists() or not sidecar_path(plan).exists():
         return NOTHING
     sidecar = Sidecar.read(plan)
-    assert sidecar.plan_sha256 == sha256_of(plan)
+    assert sidecar.files[plan.name].sha256 == sha256_of(plan)
     return NEW
 
 

@@ -77,7 +77,7 @@ def test_stripped_plan_is_small_and_answers_the_same(
             engine_dir=tmp_path / name,
             options=options,
         )
-        sizes[name] = built.sidecar.plan_size
+        sizes[name] = built.sidecar.size
     assert sizes["stripped"] < sizes["whole"] / 2
     feeds, expected = recorded(package)
     with open_component(loaded, "unet", backend, engine_dir=tmp_path / "stripped") as session:

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdexport import Package
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.profiles import Profile, Span
-from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
+from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
 from sdexport.engines.files import sha256_of
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.runtime.component_engines import package_binding
+from sdexport.runtime.packages.manifest import MANIFEST
 
 VERSION = "9.9.9"
 PROFILE: Profile = {
@@ -233,7 +236,10 @@ def fake_library(gpu: FakeCuda, log: list[Any]) -> types.ModuleType:
     module: Any = types.ModuleType("fake_tensorrt")
     names = ["sample", "timestep", "encoder_hidden_states", "out_sample"]
     cache = types.SimpleNamespace(
-        deserialize=lambda data: bytes(data) == b"kernels", serialize=lambda: b"kernels"
+        deserialize=lambda data: (
+            log.append(("deserialize", bytes(data))) or bytes(data) == b"kernels"
+        ),
+        serialize=lambda: b"kernels",
     )
 
     class ILogger:
@@ -311,13 +317,19 @@ def write_plan(model: Path, plan: Path, backend: str, **changes: Any) -> Path:
         "library_version": VERSION,
         "onnx_sha256": sha256_of(model),
         "graph_sha256": graph_digest(model),
+        "package_sha256": _binding(model.parents[1]),
         "target": {"compute_capabilities": "portable"},
         "profiles": (PROFILE,),
         "options": {},
         "inputs": inputs,
         "outputs": outputs,
-        "plan_size": 4,
-        "plan_sha256": sha256_of(plan),
+        "files": {plan.name: StoredFile.of(plan)},
     }
     sidecar_path(plan).write_text(Sidecar(**values | changes).to_json())
     return plan
+
+
+def _binding(folder: Path) -> str:
+    """What an engine for a package in this folder is bound to; "" if there is no package."""
+    is_package = (folder / MANIFEST).is_file()
+    return package_binding(Package.load(folder, verify=False)) if is_package else ""

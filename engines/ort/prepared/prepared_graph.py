@@ -36,17 +36,18 @@ def target() -> dict[str, str]:
     }
 
 
-def requirements(*, digest: str | None, version: str | None) -> Requirements:
+def requirements(*, digest: str | None, package: str | None, version: str | None) -> Requirements:
     """What a prepared graph must have been built from, with and for to be used here.
 
     Args:
-      digest: sdexport.engines.cache.sidecar.model_digest of the ONNX file.
+      digest, package: see Requirements.onnx_sha256 and package_sha256.
       version: of ONNX Runtime. None: not compared.
     """
     return Requirements(
         backend=BACKEND,
         library="ONNX Runtime",
         onnx_sha256=digest,
+        package_sha256=package,
         graph_sha256=str,  # weights cannot be put into a prepared graph
         library_version=version,
         problems=_problems,

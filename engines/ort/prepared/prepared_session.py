@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import stale_reasons
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, PackageError
+from sdexport.engines.guarded_files import CheckedFiles
 from sdexport.engines.mapped_weights.mapped_files import open_mapped
 from sdexport.engines.messages import one_line
 from sdexport.engines.ort.onnxruntime_session import (
@@ -29,27 +31,33 @@ _log = logging.getLogger(__name__)
 
 
 def open_prepared(
-    plan: Path, *, original: Callable[..., Session], digest: str | None, threads: int | None
+    plan: Path,
+    *,
+    original: Callable[..., Session],
+    digest: str | None,
+    package: str | None,
+    threads: int | None,
 ) -> Session:
     """Open a prepared graph; or the original one, after a warning, if it cannot be used.
 
-    It cannot be used if it was built from another file, with another version or for another
-    processor, or if it is damaged.
+    It cannot be used if it was built from another file, for another package, with another version
+    or for another processor, or if one of its files is damaged, altered or missing.
 
     Args:
       plan: the graph that `sdexport build` prepared.
       original: opens the graph that it was built from, for sizes that it does not take too; its
         argument `unused` says why the prepared one is not run.
-      digest: sidecar.model_digest of the original file; None is not compared.
+      digest, package: see staleness.Requirements; None is not compared.
       threads: see OnnxRuntimeSession.
     """
     try:
         sidecar = Sidecar.read(plan)
-        required = prepared.requirements(digest=digest, version=ort.__version__)
+        required = prepared.requirements(digest=digest, package=package, version=ort.__version__)
         reasons = stale_reasons(sidecar, required)
         if not reasons:
-            return PreparedSession(plan, sidecar, original, threads=threads)
-    except (EngineError, FileNotFoundError) as error:
+            files = checked_files(plan, sidecar)
+            return PreparedSession(plan, sidecar, files, original, threads=threads)
+    except (EngineError, PackageError, OSError) as error:
         reasons = [str(error)]
     _log.warning(
         "%s: its prepared graph is not used: %s; prepare it again: sdexport build PACKAGE "
@@ -65,17 +73,18 @@ class PreparedSession(OnnxRuntimeBase):
     """A graph that was prepared for this processor; see prepared.prepared_graph.
 
     Args:
-      plan: the prepared graph. sidecar: its own.
+      plan: the prepared graph. sidecar: its own. files: both of its files, as they were hashed.
       original: opens the graph that it was built from, for sizes that the prepared one does not
         take.
       threads: see OnnxRuntimeSession.
-    Raises: EngineError: it cannot be loaded.
+    Raises: EngineError: it cannot be loaded. PackageError: a file changed since it was hashed.
     """
 
     def __init__(
         self,
         plan: Path,
         sidecar: Sidecar,
+        files: CheckedFiles,
         original: Callable[[], Session],
         *,
         threads: int | None,
@@ -84,16 +93,17 @@ class PreparedSession(OnnxRuntimeBase):
         options = session_options(threads, "none", True)
         _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        session, self._weights = open_mapped(
-            [prepared.data_path(plan)], lambda: load(name, plan, options, CPU)
-        )
+        with files.unchanged():
+            session, self._weights = open_mapped(
+                [prepared.data_path(plan)], lambda: load(name, plan, options, CPU)
+            )
         super().__init__(session, name, sidecar.inputs, sidecar.outputs)
         self._prepared = GraphSource(plan, "prepared")
         self._open_original = original
         self._original: Session | None = None
         self._input_names = [value.name for value in session.get_inputs()]
         self._check_names()
-        self._mapped = sum(sidecar.files.values())
+        self._mapped = sidecar.size - sidecar.files[plan.name].size
         self._multiples = prepared.multiples(sidecar)
         self._lock = threading.Lock()
 

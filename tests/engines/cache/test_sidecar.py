@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -12,7 +14,14 @@ from hypothesis import strategies as st
 from sdexport import Package
 from sdexport.engines import EngineError, TensorSpec
 from sdexport.engines.cache.profiles import Span
-from sdexport.engines.cache.sidecar import Sidecar, combined_digest, model_digest, sidecar_path
+from sdexport.engines.cache.sidecar import (
+    Sidecar,
+    StoredFile,
+    combined_digest,
+    model_digest,
+    sidecar_path,
+    with_own_digest,
+)
 from sdexport.engines.cache.staleness import key_differences
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 
@@ -27,8 +36,8 @@ SIDECAR = Sidecar(
     options={"refittable": False, "compute_capabilities": []},
     inputs=(TensorSpec("sample", "float32", ("batch", 4)),),
     outputs=(TensorSpec("out_sample", "float32", ("batch", 4)),),
-    plan_size=3,
-    plan_sha256="1" * 64,
+    package_sha256="4" * 64,
+    files={"unet.plan": StoredFile(3, hashlib.sha256(b"abc").hexdigest())},
 )
 
 
@@ -37,6 +46,13 @@ def write(folder: Path, text: str | None = None) -> Path:
     plan.write_bytes(b"abc")
     sidecar_path(plan).write_text(SIDECAR.to_json() if text is None else text)
     return plan
+
+
+def values() -> dict[str, Any]:
+    """The sidecar as JSON values, without its own digest."""
+    data: dict[str, Any] = json.loads(SIDECAR.to_json())
+    del data["sidecar_sha256"]
+    return data
 
 
 def changed(**values: object) -> Sidecar:
@@ -52,6 +68,11 @@ def test_sidecar_survives_a_round_trip(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"onnx_sha256": "2" * 64}, "it was built from another ONNX file"),
+        (
+            {"package_sha256": "5" * 64},
+            "built for the package 444444444444 with the same ONNX file, here is the package 5555",
+        ),
+        ({"package_sha256": ""}, "here is a folder without sdexport.json"),
         ({"library_version": "11.1"}, "built with tensorrt 11.0, here is 11.1"),
         ({"target": {"gpu": "B200", "compute_capability": "8.0"}}, "gpu NVIDIA A100 instead of B2"),
         ({"options": {"refittable": True, "compute_capabilities": []}}, "refittable False instead"),
@@ -86,6 +107,26 @@ def test_sidecar_rejects_garbage(tmp_path: Path, text: str) -> None:
         Sidecar.read(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_sidecar_of_an_older_sdexport(tmp_path: Path, version: int) -> None:
+    text = json.dumps(values() | {"format_version": version, "files": {}})
+    with pytest.raises(EngineError, match=r"unet\.json is of an older sdexport and lacks the hash"):
+        Sidecar.read(write(tmp_path, text))
+
+
+def test_sidecar_with_one_changed_character(tmp_path: Path) -> None:
+    text = SIDECAR.to_json()
+    plan = write(tmp_path, text.replace('"library_version": "11.0"', '"library_version": "11.1"'))
+    with pytest.raises(EngineError, match="its content does not match its own digest"):
+        Sidecar.read(plan)
+
+
+def test_sidecar_must_have_a_hash_of_its_plan(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"it has no hash of unet\.plan"):
+        Sidecar.read(write(tmp_path, with_own_digest(values() | {"files": {}})))
+
+
+FILE = {"size": 3, "sha256": "0" * 64}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -100,21 +141,23 @@ def test_sidecar_with_a_key_twice_is_damaged(tmp_path: Path) -> None:
         Sidecar.read(plan)
 
 
-@given(name=st.sampled_from(sorted(json.loads(SIDECAR.to_json()))), value=JSON)
-@example(name="files", value={"": 1})
-@example(name="files", value={"0": 1})
-@example(name="files", value={"unet.json": float("inf")})
-@example(name="files", value={"unet." + "a" * 300: 1})
-@example(name="files", value={"unet.\0": 1})
-@example(name="files", value={"unet.\ud800": 1})
-@example(name="plan_size", value=float("inf"))
-@example(name="plan_size", value=float("nan"))
+@given(name=st.sampled_from(sorted(values())), value=JSON)
+@example(name="files", value={"": FILE})
+@example(name="files", value={"0": FILE})
+@example(name="files", value={"unet.json": {"size": float("inf"), "sha256": ""}})
+@example(name="files", value={"unet.plan": {"size": float("nan"), "sha256": "0"}})
+@example(name="files", value={"unet.plan": {"size": 3, "sha256": None}})
+@example(name="files", value={"unet." + "a" * 300: FILE})
+@example(name="files", value={"unet.\0": FILE})
+@example(name="files", value={"unet.\ud800": FILE})
+@example(name="files", value={"unet.plan": FILE, "unet.more": FILE})
+@example(name="files", value={})
 def test_sidecar_survives_any_value(
     tmp_path_factory: pytest.TempPathFactory, name: str, value: object
 ) -> None:
-    data = json.loads(SIDECAR.to_json())
+    data = values()
     data[name] = value
-    plan = write(tmp_path_factory.mktemp("s"), json.dumps(data))
+    plan = write(tmp_path_factory.mktemp("s"), with_own_digest(data))
     try:
         key_differences(Sidecar.read(plan), SIDECAR)
     except EngineError as error:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sdexport.engines import EngineError, open_session
+from sdexport.engines.files import sha256_of
 from tests.helpers.unet_sessions import feeds
 from tests.tolerances import BF16_COSINE, COMPONENT_REL, assert_close
 
@@ -109,7 +110,7 @@ def test_openvino_cache_is_written_used_and_survives_damage(
 ) -> None:
     model, cache = package / "unet" / "model.onnx", tmp_path / "new" / "cache"
     run(model, cache_dir=cache)
-    (blob,) = cache.glob("*.blob")
+    (blob,) = cache.rglob("*.blob")
     before = blob.stat().st_mtime_ns
     time.sleep(0.01)
     assert_close(run(model, cache_dir=cache), expected, rel=COMPONENT_REL)
@@ -117,6 +118,47 @@ def test_openvino_cache_is_written_used_and_survives_damage(
     blob.chmod(0o600)
     os.truncate(blob, 1000)
     assert_close(run(model, cache_dir=cache), expected, rel=COMPONENT_REL)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "no hash", "wrong hash", "pipe"])
+def test_openvino_cache_that_was_altered_is_compiled_again(
+    package: Path,
+    expected: np.ndarray,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    """OpenVINO itself reads a blob with another byte, and computes something else."""
+    caplog.set_level("INFO")
+    model = package / "unet" / "model.onnx"
+    first = run(model, cache_dir=tmp_path)
+    (blob,) = tmp_path.rglob("*.blob")
+    digest, content = blob.with_suffix(".sha256"), bytearray(blob.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 0x40
+        blob.chmod(0o600)
+        blob.write_bytes(content)
+    elif damage == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no pipes with a name")
+        blob.unlink()
+        os.mkfifo(blob)
+    elif damage == "no hash":
+        digest.unlink()
+    else:
+        digest.write_text("0" * 64)
+    np.testing.assert_array_equal(run(model, cache_dir=tmp_path), first)
+    assert f"unet: {blob}" in caplog.text and "deleted and compiled again" in caplog.text
+    assert digest.read_text().strip() == sha256_of(blob)
+    caplog.clear()
+    run(model, cache_dir=tmp_path)
+    assert not caplog.messages
+
+
+def test_openvino_cache_leaves_other_files_alone(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.blob").write_bytes(b"of another program")
+    run(package / "unet" / "model.onnx", cache_dir=tmp_path)
+    assert (tmp_path / "other.blob").read_bytes() == b"of another program"
 
 
 def test_openvino_cache_folder_that_cannot_be_created(package: Path, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,12 @@ import pytest
 from sdexport import load_pipeline
 from sdexport.engines import EngineError, Session, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
-from sdexport.engines.cache.sidecar import model_digest, sidecar_path
+from sdexport.engines.cache.sidecar import (
+    StoredFile,
+    model_digest,
+    sidecar_path,
+    with_own_digest,
+)
 from sdexport.engines.trt.library import library
 from sdexport.engines.trt.scratch_memory import shared_activations
 from tests.helpers.altered_models import with_other_weights
@@ -44,6 +52,15 @@ def model(package: Path) -> Path:
 def session(gpu: FakeCuda, model: Path, tmp_path: Path) -> Iterator[Session]:
     with opened(model, tmp_path) as opened_session:
         yield opened_session
+
+
+def accept_plan(plan: Path) -> None:
+    """Write the sidecar anew, for the plan as it is."""
+    path = sidecar_path(plan)
+    values = json.loads(path.read_text())
+    values["files"] = {plan.name: asdict(StoredFile.of(plan))}
+    del values["sidecar_sha256"]
+    path.write_text(with_own_digest(values))
 
 
 def opened(model: Path, folder: Path, backend: str = TRT, **changes: Any) -> Session:
@@ -181,20 +198,47 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
         with opened(model, tmp_path, RTX) as session:
             for _ in range(3):
                 session.run(feeds())
-        assert (tmp_path / "unet.cache").read_bytes() == b"kernels"
+        assert (tmp_path / "unet.cache").read_bytes().endswith(b"\nkernels")
+    assert log.count(("deserialize", b"kernels")) == 1  # by the second session
     assert gpu.counts["cudaGraphLaunch"] == 0
     contexts = [how for what, how in log if what == "context"]
     assert contexts[0].cuda_graph_strategy == "whole"
     assert ("strategy", "user") in log
 
 
+@pytest.mark.parametrize("damage", ["old", "flipped", "other plan", "folder"])
 def test_rtx_cache_that_does_not_fit_is_replaced(
-    gpu: FakeCuda, model: Path, tmp_path: Path
+    gpu: FakeCuda, model: Path, tmp_path: Path, log: list[Any], damage: str
 ) -> None:
-    (tmp_path / "unet.cache").write_bytes(b"old")
+    cache = tmp_path / "unet.cache"
     with opened(model, tmp_path, RTX) as session:
         session.run(feeds())
-    assert (tmp_path / "unet.cache").read_bytes() == b"kernels"
+    kept = cache.read_bytes()
+    cache.unlink()
+    if damage == "folder":
+        cache.mkdir()
+    else:
+        cache.write_bytes({"old": b"kernels", "flipped": kept[:-1] + b"S"}.get(damage, kept))
+    plan = write_plan(model, tmp_path / "unet.plan", RTX)
+    if damage == "other plan":
+        plan.write_bytes(b"plan, newer")
+        accept_plan(plan)
+    with open_session(model, RTX, plan=plan) as session:
+        session.run(feeds())
+    assert ("deserialize", b"kernels") not in log
+    if damage != "folder":
+        assert cache.read_bytes().endswith(b"\nkernels")
+    assert (damage == "other plan") == (damage != "folder" and cache.read_bytes() != kept)
+
+
+def test_rtx_cache_of_a_pipe_is_not_read(
+    gpu: FakeCuda, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no pipes with a name")
+    os.mkfifo(tmp_path / "unet.cache")
+    with opened(model, tmp_path, RTX):
+        assert "unet.cache is not a regular file" in caplog.text
 
 
 def test_stripped_plan_loads_its_weights_from_the_onnx_file(
@@ -277,7 +321,14 @@ def test_pipeline_uses_the_engines_of_another_package(
             r"built on Other \(8\.0\), here is Fake GPU \(8\.9\)",
         ),
         ({"target": {"compute_capabilities": "12.0"}}, r"compute capability 12\.0, here is 8\.9"),
-        ({"plan_size": 5}, "truncated or altered: 4 bytes, not 5"),
+        (
+            {"files": {"unet.plan": StoredFile(5, "0" * 64)}},
+            "truncated or altered: 4 bytes, not 5",
+        ),
+        (
+            {"files": {"unet.plan": StoredFile(4, "0" * 64)}},
+            r"unet\.plan was damaged or altered: its SHA-256 is not the one in unet\.json",
+        ),
     ],
 )
 def test_plan_that_does_not_fit_names_the_build_command(
@@ -301,6 +352,9 @@ def test_plan_missing_or_rejected(gpu: FakeCuda, model: Path, tmp_path: Path) ->
         open_session(model, TRT, plan=tmp_path / "unet.plan")
     plan = write_plan(model, tmp_path / "unet.plan", TRT)
     plan.write_bytes(b"junk")
+    with pytest.raises(EngineError, match=r"unet\.plan was damaged or altered.*--rebuild-stale$"):
+        open_session(model, TRT, plan=plan)
+    accept_plan(plan)
     with pytest.raises(EngineError, match=r"TensorRT cannot load .*: magic tag is wrong$"):
         open_session(model, TRT, plan=plan)
     sidecar_path(plan).write_text("junk")

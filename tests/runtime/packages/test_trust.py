@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdexport import InvalidArgumentError, Package, PackageError, load_pipeline, verify
 from sdexport.demo_model import PACKAGE_DIR
+from sdexport.engines.cache.sidecar import StoredFile, sidecar_path
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.packages.minisign import PublicKey, SecretKey
 from sdexport.runtime.packages.signature import SIGNATURE, sign_package, signer
@@ -303,6 +305,10 @@ def test_prepared_graphs_are_surveyed(unsigned: Path, caplog: pytest.LogCaptureF
     model = onnx.ModelProto.FromString(whole.SerializeToString())
     model.graph.initializer.append(huge())
     own.plan.write_bytes(model.SerializeToString())
+    open_component(package, "vae_decoder").close()
+    assert "vae_decoder.onnx is truncated or altered" in caplog.text
+    files = {name: StoredFile.of(own.plan.with_name(name)) for name in own.sidecar.files}
+    sidecar_path(own.plan).write_text(replace(own.sidecar, files=files).to_json())
     with pytest.raises(EngineError, match=r"has no data for its 1\.1e"):
         open_component(package, "vae_decoder")
     external("../../unet/model.onnx")(whole)

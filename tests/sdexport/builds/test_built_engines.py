@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from sdexport import Package
-from sdexport.builds.built_engines import built_engines
+from sdexport.builds.built_engines import ALTERED, FRESH, STALE, built_engines
 from sdexport.cli import main
 from sdexport.engines import cuda_device
-from sdexport.engines.cache.sidecar import sidecar_path
+from sdexport.engines.cache.sidecar import StoredFile, sidecar_path
 from sdexport.engines.errors import MissingDependencyError
 from tests.helpers.fake_tensorrt import VERSION, install, write_plan
 
@@ -67,7 +67,10 @@ def test_inspect_shows_a_fresh_engine(package: Path, folder: Path) -> None:
         ({"target": {"compute_capabilities": "12.0"}}, "compute capability 12.0, here is 8.9"),
         ({"onnx_sha256": "0" * 64}, "of the same graph: --refittable would take its weights"),
         ({"onnx_sha256": "0" * 64, "graph_sha256": "0" * 64}, "built from another ONNX file"),
-        ({"plan_size": 5}, "truncated or altered: 4 bytes, not 5"),
+        (
+            {"package_sha256": "0" * 64},
+            "built for the package 000000000000 with the same ONNX file",
+        ),
     ],
 )
 def test_inspect_says_what_is_stale(
@@ -77,6 +80,38 @@ def test_inspect_says_what_is_stale(
     entry = look(package, folder)
     assert not entry["fits"] and words in entry["differences"][0]
     assert f"stale: {entry['differences'][0]}" in inspect(package, folder)
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        (StoredFile(5, "0" * 64), "truncated or altered: 4 bytes, not 5"),
+        (StoredFile(4, "0" * 64), "its SHA-256 is not the one in unet.json"),
+    ],
+)
+def test_inspect_says_what_is_altered(
+    package: Path, folder: Path, stored: StoredFile, words: str
+) -> None:
+    write(package, folder, files={"unet.plan": stored})
+    entry = look(package, folder)
+    assert entry["state"] == ALTERED and not entry["fits"]
+    (difference,) = entry["differences"]
+    assert words in difference
+    text = inspect(package, folder)
+    assert f"altered: {difference}" in text and "fresh" not in text
+
+
+def test_inspect_of_an_engine_of_an_older_sdexport(package: Path, folder: Path) -> None:
+    path = sidecar_path(folder / RTX / "unet.plan")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+    assert look(package, folder)["state"] == STALE
+    assert "stale: " in inspect(package, folder)
+
+
+def test_inspect_of_linked_engines(package_copy: Path, folder: Path) -> None:
+    (package_copy / "engines").symlink_to(folder, target_is_directory=True)
+    (entry,) = built_engines(Package.load(package_copy))
+    assert entry["state"] == ALTERED and "is a link; pass its target" in entry["differences"][0]
 
 
 def test_inspect_of_engines_without_sidecar_or_component(package: Path, folder: Path) -> None:
@@ -95,6 +130,9 @@ def test_inspect_of_a_refittable_engine_of_another_package(package: Path, folder
     write(package, folder, onnx_sha256="0" * 64, options={"refittable": True})
     assert look(package, folder)["refits"]
     assert "takes this package's weights when it is opened" in inspect(package, folder)
+    write(package, folder, package_sha256="0" * 64, options={"refittable": True})
+    assert look(package, folder)["state"] == FRESH
+    assert "  it was built for the package 000000000000" in inspect(package, folder)
 
 
 def test_inspect_says_what_it_cannot_compare(

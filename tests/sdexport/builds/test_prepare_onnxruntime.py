@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -23,11 +24,13 @@ from sdexport.builds import prepare_onnxruntime as module
 from sdexport.builds.prepare_onnxruntime import prepare_graph
 from sdexport.cli import main
 from sdexport.engines import EngineError, open_session
+from sdexport.engines.ort.prepared import prepared_session
 from sdexport.engines.worker_process import Worker
 from sdexport.graphs.cpu import winograd_onnx
 from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
 from sdexport.runtime import component_sessions
 from sdexport.runtime.component_engines import open_component
+from tests.helpers.changed_package import accept_files, edit_manifest
 from tests.tolerances import (
     COMPONENT_REL,
     IMAGE_ABS,
@@ -324,6 +327,80 @@ def test_build_refuses_options_of_tensorrt(package: Path, tmp_path: Path) -> Non
     assert result.exit_code == 2 and "--height is for TensorRT" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["vae_decoder.onnx", "vae_decoder.onnx_data"])
+def test_prepared_graph_with_a_flipped_byte_is_not_used(
+    package: Path, engines: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    folder = tmp_path / "onnxruntime"
+    shutil.copytree(engines / "onnxruntime", folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    loaded = Package.load(package, verify=False)
+    with open_component(loaded, "vae_decoder", engine_dir=tmp_path) as session:
+        assert session.mapped is None
+    (message,) = caplog.messages
+    assert f"{folder / name} was damaged or altered" in message
+    assert message.endswith("--component vae_decoder --rebuild-stale")
+    result = build(package, tmp_path, "--component", "vae_decoder")
+    assert result.exit_code == 1 and "was damaged or altered" in result.stderr
+    result = build(package, tmp_path, "--component", "vae_decoder", "--rebuild-stale")
+    assert result.exit_code == 0, result.stderr
+    with open_component(loaded, "vae_decoder", engine_dir=tmp_path) as session:
+        assert session.mapped == (folder / "vae_decoder.onnx_data").stat().st_size
+
+
+def test_prepared_graph_that_is_replaced_while_it_is_opened_is_not_used(
+    package: Path,
+    engines: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = tmp_path / "onnxruntime"
+    shutil.copytree(engines / "onnxruntime", folder)
+    load = prepared_session.load
+
+    def replace_and_load(name: str, path: Path, *arguments: Any) -> Any:
+        shutil.copy(folder / "unet.onnx_data", tmp_path / "copy")
+        os.replace(tmp_path / "copy", folder / "unet.onnx_data")
+        return load(name, path, *arguments)
+
+    monkeypatch.setattr(prepared_session, "load", replace_and_load)
+    loaded = Package.load(package, verify=False)
+    with open_component(loaded, "unet", engine_dir=tmp_path) as session:
+        assert session.mapped is None
+    assert "unet.onnx_data" in caplog.text and "changed on disk" in caplog.text
+
+
+def test_prepared_graph_of_another_package_with_the_same_graph_is_not_used(
+    package_copy: Path, engines: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = package_copy / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text() + "\n")
+    accept_files(package_copy)
+    loaded = Package.load(package_copy)
+    with open_component(loaded, "vae_decoder", engine_dir=engines) as session:
+        assert session.mapped is None
+    assert re.search(r"built for the package \w{12} with the same ONNX file", caplog.text)
+
+
+def test_prepared_graph_fits_another_export_of_the_same_files(
+    package_copy: Path, engines: Path
+) -> None:
+    """What exported them, with which figures and reference outputs, does not matter."""
+    (package_copy / "reference" / "image.npz").unlink()
+    edit_manifest(package_copy, _as_exported_elsewhere)
+    loaded = Package.load(package_copy)
+    with open_component(loaded, "vae_decoder", engine_dir=engines) as session:
+        assert session.mapped
+
+
+def _as_exported_elsewhere(manifest: dict[str, Any]) -> None:
+    manifest["tools"] = {"torch": "another"}
+    manifest["files"] = [f for f in manifest["files"] if f["path"] != "reference/image.npz"]
+
+
 def test_build_of_another_graph_needs_leave(package: Path, tmp_path: Path) -> None:
     plan = tmp_path / "vae_decoder.onnx"
     model = package / "vae_decoder" / "model.onnx"
@@ -335,7 +412,7 @@ def test_build_of_another_graph_needs_leave(package: Path, tmp_path: Path) -> No
     replaced = prepare_graph(
         model, plan, component="vae_decoder", digest="0" * 64, rebuild_stale=True
     )
-    assert replaced.built and replaced.sidecar.size > replaced.sidecar.plan_size
+    assert replaced.built and len(replaced.sidecar.files) == 2
 
 
 def test_build_from_weights_outside_of_the_graph(package: Path, tmp_path: Path) -> None:
