@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from sdexport.engines.exit_actions import CANCEL, UNDO
 
-GRACE = 0.4
+GRACE = 0.3
 """Seconds in which a command unwinds after a signal, before it is ended."""
 _CLEANING = 0.25
 """Seconds for deleting temporary files; what is left then is deleted by the next run."""

@@ -30,8 +30,8 @@ def slow_down(package: Path, how: str) -> None:
     graph = helper.make_graph(
         nodes, "slow", list(model.graph.input), list(model.graph.output), constants
     )
-    opsets = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    opsets = [entry for entry in model.opset_import if not entry.domain]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version), path)
     (path.parent / "model.onnx_data").unlink(missing_ok=True)
     accept_files(package, "unet/model.onnx")
 
