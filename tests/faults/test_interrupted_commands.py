@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM end a command within a second while a library computes.
 
-Measured on two cores: 0.02 to 0.9 s with six processes waiting for them, 0.03 to 1.1 s with thirteen.
+Measured on two cores: 0.02 to 0.9 s with six processes waiting, 0.03 to 1.1 s with thirteen.
 """
 
 from __future__ import annotations
