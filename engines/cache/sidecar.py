@@ -14,6 +14,7 @@ from sdexport.engines.cache.profiles import Profile, Span
 from sdexport.engines.errors import EngineError
 from sdexport.engines.files import read_json, sha256_of
 from sdexport.engines.guarded_files import open_guarded, parsing
+from sdexport.engines.messages import shown
 from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.engines.session import TensorSpec
 
@@ -27,6 +28,8 @@ _TEXTS = (
     "package_sha256",
 )
 OLDER = "is of an older sdexport and lacks the hashes of the engine's files"
+_LONGEST = 200
+"""Characters of one of these."""
 _OWN_DIGEST = "sidecar_sha256"
 
 
@@ -151,8 +154,11 @@ def _typed(data: Mapping[str, Any], stem: str) -> dict[str, Any]:
         if not isinstance(data[name], dict):
             raise TypeError(f"{name} is not an object")
     for name in _TEXTS:
-        if not isinstance(data[name], str):
+        value = data[name]
+        if not isinstance(value, str):
             raise TypeError(f"{name} is not a string")
+        if not value.isprintable() or len(value) > _LONGEST:  # messages quote it
+            raise ValueError(f"{name} is {shown(value)}")
     return {
         "profiles": tuple(
             {str(n): Span.parse(s) for n, s in profile.items()} for profile in data["profiles"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdexport.engines.cache.profiles import Profile, show
 from sdexport.engines.cache.sidecar import Sidecar
+from sdexport.engines.messages import plain
 
 Target = Mapping[str, str]
 
@@ -107,7 +108,8 @@ def _version_reasons(sidecar: Sidecar, required: Requirements) -> list[str]:
 
 def _value_differences(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key.replace('_', ' ')} {present.get(key)} instead of {wanted.get(key)}"
+        f"{plain(key.replace('_', ' '))} {plain(str(present.get(key)))} instead of "
+        f"{plain(str(wanted.get(key)))}"
         for key in dict.fromkeys([*present, *wanted])
         if present.get(key) != wanted.get(key)
     ]

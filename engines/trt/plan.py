@@ -12,9 +12,10 @@ from typing import Any
 
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.engine_files import checked_files
+from sdexport.engines.cache.profiles import check_profiles
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import Requirements, Target, other_package, stale_reasons
-from sdexport.engines.errors import EngineError
+from sdexport.engines.errors import EngineError, InvalidArgumentError
 from sdexport.engines.files import write_atomically
 from sdexport.engines.guarded_files import open_guarded, read_guarded
 from sdexport.engines.messages import one_line
@@ -221,13 +222,17 @@ def refit(trt: Any, engine: Any, onnx: Path, component: str, messages: Messages)
 
 
 def check_names(trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str]) -> None:
-    """Raises: EngineError: the engine has other inputs and outputs than its sidecar."""
+    """Raises: EngineError: engine, inputs, outputs and profiles do not belong together."""
     present = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     if sorted(present) != sorted(names):
         raise EngineError(
             f"{sidecar.component}: the engine has {', '.join(present)}, "
             f"its sidecar {', '.join(names)}"
         )
+    try:
+        check_profiles(sidecar.component, sidecar.inputs, sidecar.profiles)
+    except InvalidArgumentError as error:
+        raise EngineError(f"{error}; its sidecar is damaged") from error
     for spec in (*sidecar.inputs, *sidecar.outputs):
         dtype = trt.nptype(engine.get_tensor_dtype(spec.name))
         if getattr(dtype, "__name__", str(dtype)) != spec.dtype:
