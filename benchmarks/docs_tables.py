@@ -199,7 +199,7 @@ def fuzzing(report: dict[str, Any]) -> str:
     """Inputs of each fuzz target, and what they reach."""
     hours = sum(target["seconds"] for target in report["targets"]) / 3600
     lines = [
-        f"{report['inputs']:,} inputs in {hours:.1f} hours of one core, with Atheris "
+        f"{report['inputs']:,} inputs in {hours:.1f} hours of one process, with Atheris "
         f"{report['atheris']} (`make fuzz`). Edges are the branches of this project's code "
         "that were taken; the corpus is the inputs that each take a new one.\n",
         "| target | inputs | edges | corpus | open findings |",
