@@ -254,7 +254,7 @@ class RuntimeCache:
     """
 
     def __init__(self, config: Any, path: Path, plan_sha256: str) -> None:
-        self._path, self._plan_sha256 = path, plan_sha256
+        self._path, self._plan_sha256, self._writable = path, plan_sha256, True
         self._cache = config.create_runtime_cache()
         kernels = self._read()
         if kernels is not None and not self._cache.deserialize(kernels):
@@ -264,11 +264,14 @@ class RuntimeCache:
     def _read(self) -> bytes | None:
         """The kernels in the file; None if there is no file that can be used."""
         try:
-            content = read_guarded(self._path, error=EngineError, limit=RUNTIME_CACHE_LIMIT)
+            content = read_guarded(
+                self._path, error=EngineError, folder=self._path.parent, limit=RUNTIME_CACHE_LIMIT
+            )
         except FileNotFoundError:
             return None
         except (EngineError, OSError) as error:
             _log.warning("the cache of compiled kernels is not used: %s", one_line(error))
+            self._writable = False
             return None
         line, _, kernels = content.partition(b"\n")
         if line != self._first_line(kernels):
@@ -281,7 +284,9 @@ class RuntimeCache:
         return b"sdexport-runtime-cache 1 " + digest.encode()
 
     def save(self) -> None:
-        """Write the file, if the folder can be written."""
+        """Write the file, if the folder can be written and the file is no link, pipe or folder."""
+        if not self._writable:
+            return
         kernels = bytes(self._cache.serialize())
         try:
             write_atomically(self._path, self._first_line(kernels) + b"\n" + kernels)

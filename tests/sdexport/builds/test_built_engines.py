@@ -123,6 +123,8 @@ def test_inspect_of_engines_without_sidecar_or_component(package: Path, folder: 
     write(package, folder)
     for suffix in (".plan", ".json"):
         (folder / RTX / f"unet{suffix}").rename(folder / RTX / f"text_encoder_2{suffix}")
+    assert "'unet.plan' is not the name of a file of" in look(package, folder)["differences"][0]
+    write_plan(package / "unet" / "model.onnx", folder / RTX / "text_encoder_2.plan", RTX)
     assert look(package, folder)["differences"] == ["the package has no text_encoder_2"]
 
 
