@@ -72,6 +72,11 @@ def test_graphs_say_what_they_are(package: Path) -> None:
         assert model.producer_name == "sdexport"
 
 
+def without_progress(errors: str) -> list[str]:
+    """The lines of stderr that are no progress, which is printed on slow machines."""
+    return [line for line in errors.splitlines() if not line.startswith(("export: ", "export ("))]
+
+
 def test_second_export_has_the_same_bytes(package: Path, checkpoint: Path, tmp_path: Path) -> None:
     """In another process and folder, from another copy of the checkpoint."""
     source = shutil.copytree(checkpoint, tmp_path / "elsewhere")
@@ -79,7 +84,7 @@ def test_second_export_has_the_same_bytes(package: Path, checkpoint: Path, tmp_p
     command = [sys.executable, "-m", "sdexport", "export", str(source), str(again)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith("export: ")] == []
+    assert without_progress(done.stderr) == []
     files = sorted(f.relative_to(package) for f in package.rglob("*") if f.is_file())
     assert files == sorted(f.relative_to(again) for f in again.rglob("*") if f.is_file())
     different = [f for f in files if (package / f).read_bytes() != (again / f).read_bytes()]
@@ -204,7 +209,7 @@ def test_killed_export_leaves_no_package(checkpoint: Path, tmp_path: Path, numbe
         _, errors = process.communicate(timeout=60)
     assert not target.exists()
     if number == signal.SIGINT:
-        assert (process.returncode, errors.decode().strip()) == (130, "")
+        assert (process.returncode, without_progress(errors.decode())) == (130, [])
         assert list(tmp_path.iterdir()) == []
     elif number == signal.SIGTERM:
         assert process.returncode == 128 + signal.SIGTERM
