@@ -103,7 +103,7 @@ def sign_another(folder: Path) -> None:
         (alter_file, "is not valid: what was signed was altered"),
         (alter_white_space, "is not valid: what was signed was altered"),
         (sign_another, "is not valid: what was signed was altered, or is another one"),
-        (replace_signature, f"was made with key {OTHER.public.key_id}, not with"),
+        (replace_signature, "was made with key [0-9A-F]{16}, not with"),
         (link_signature, "is a link"),
         (pipe_signature, "is not a regular file"),
         (lambda folder: (folder / SIGNATURE).write_bytes(b"x" * 10**6), "at most 16,384 are read"),
