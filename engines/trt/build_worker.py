@@ -12,7 +12,6 @@ warning(message). Result: {"bytes": N}, or {"failed": KIND, "message": TEXT}.
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.engines.errors import EngineError
-from sdexport.engines.guarded_files import read_guarded
+from sdexport.engines.guarded_files import open_guarded
 from sdexport.engines.messages import one_line
 from sdexport.engines.worker_process import Channel
 
@@ -160,8 +159,8 @@ def _config(trt: Any, polygraphy_trt: Any, job: Mapping[str, Any], monitor: Any)
     if job["timing_cache"]:
         with suppress(FileNotFoundError):  # it is written after the first build
             path = Path(job["timing_cache"])
-            content = read_guarded(path, error=EngineError, limit=TIMING_CACHE_LIMIT)
-            config["load_timing_cache"] = io.BytesIO(content)
+            open_guarded(path, error=EngineError, limit=TIMING_CACHE_LIMIT).close()
+            config["load_timing_cache"] = str(path)  # Polygraphy locks it by its name
     return config
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sdexport.builds import prepare_onnxruntime as module
 from sdexport.builds.prepare_onnxruntime import prepare_graph
 from sdexport.cli import main
 from sdexport.engines import EngineError, open_session
+from sdexport.engines.cache.sidecar import StoredFile, with_own_digest
 from sdexport.engines.ort.prepared import prepared_session
 from sdexport.engines.worker_process import Worker
 from sdexport.graphs.cpu import winograd_onnx
@@ -41,6 +43,7 @@ from tests.tolerances import (
 
 pytest.importorskip("onnxruntime")
 PROMPT = "a red circle on a blue background"
+FILE = {"size": 1, "sha256": "0" * 64}
 
 
 @pytest.fixture(scope="module")
@@ -389,16 +392,16 @@ def test_prepared_graph_fits_another_export_of_the_same_files(
     package_copy: Path, engines: Path
 ) -> None:
     """What exported them, with which figures and reference outputs, does not matter."""
-    (package_copy / "reference" / "image.npz").unlink()
-    edit_manifest(package_copy, _as_exported_elsewhere)
+    path = package_copy / "reference" / "image.npz"
+    before = path.read_bytes()
+    with np.load(path) as arrays:
+        np.savez_compressed(path, **dict(arrays))
+    assert path.read_bytes() != before
+    accept_files(package_copy, "reference/image.npz")
+    edit_manifest(package_copy, lambda manifest: manifest.update(tools={"torch": "another"}))
     loaded = Package.load(package_copy)
     with open_component(loaded, "vae_decoder", engine_dir=engines) as session:
         assert session.mapped
-
-
-def _as_exported_elsewhere(manifest: dict[str, Any]) -> None:
-    manifest["tools"] = {"torch": "another"}
-    manifest["files"] = [f for f in manifest["files"] if f["path"] != "reference/image.npz"]
 
 
 def test_build_of_another_graph_needs_leave(package: Path, tmp_path: Path) -> None:
@@ -487,7 +490,8 @@ def _plan(engines: Path, folder: Path, component: str = "vae_decoder") -> Path:
 def _edit(plan: Path, **changes: Any) -> None:
     path = plan.with_suffix(".json")
     data = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(data | changes), encoding="utf-8")
+    del data["sidecar_sha256"]
+    path.write_text(with_own_digest(data | changes), encoding="utf-8")
 
 
 def _cut(plan: Path) -> None:
@@ -497,6 +501,8 @@ def _cut(plan: Path) -> None:
 
 def _garbage(plan: Path) -> None:
     plan.write_bytes(b"\0" * plan.stat().st_size)
+    files = [plan, plan.with_name(f"{plan.name}_data")]
+    _edit(plan, files={path.name: asdict(StoredFile.of(path)) for path in files})
 
 
 @pytest.mark.parametrize(
@@ -506,10 +512,10 @@ def _garbage(plan: Path) -> None:
         (lambda plan: _edit(plan, onnx_sha256="0"), "it was built from another ONNX file"),
         (lambda plan: _edit(plan, target={"machine": "abacus"}), "another kind of processor"),
         (lambda plan: _edit(plan, backend="openvino"), "it was built for openvino"),
-        (lambda plan: _edit(plan, files={"../../etc/passwd": 1}), "is not the name of a file"),
-        (lambda plan: _edit(plan, files={"": 1}), "is not the name of a file"),
+        (lambda plan: _edit(plan, files={"../../etc/passwd": FILE}), "is not the name of a file"),
+        (lambda plan: _edit(plan, files={"": FILE}), "is not the name of a file"),
         (
-            lambda plan: _edit(plan, files={"unet.onnx": 1}),
+            lambda plan: _edit(plan, files={"unet.onnx": FILE}),
             "is not the name of a file of vae_decoder",
         ),
         (lambda plan: _edit(plan, files=3), "is damaged"),
