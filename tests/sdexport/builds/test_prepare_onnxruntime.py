@@ -398,7 +398,7 @@ def test_prepared_graph_fits_another_export_of_the_same_files(
         np.savez_compressed(path, **dict(arrays))
     assert path.read_bytes() != before
     accept_files(package_copy, "reference/image.npz")
-    edit_manifest(package_copy, lambda manifest: manifest.update(tools={"torch": "another"}))
+    edit_manifest(package_copy, lambda manifest: manifest["tools"].update(torch="another"))
     loaded = Package.load(package_copy)
     with open_component(loaded, "vae_decoder", engine_dir=engines) as session:
         assert session.mapped
