@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.checkpoints import NAMES
-from sdexport.verification.limits import FACTOR, FLOAT32_LIMITS, RANGES
+from sdexport.verification.limits import FACTOR, FLOAT32_RANGES, RANGES
 from sdexport.verification.report import MEASURES
 
 ROOT = Path(__file__).parents[1]
@@ -294,12 +294,15 @@ def limits() -> str:
         spans = (found.relative_l2, found.max_abs, found.image_max, found.image_rms)
         shown = (f"{a:g} to {b:g}" if a != b else f"{a:g}" for a, b in spans)
         lines.append(_row(_ARITHMETIC.get(name, name), *shown))
-    exact = (f"{limit:g}" for limit in FLOAT32_LIMITS.values())
+    exact = (f"{floor:g} to {ceiling:g}" for floor, ceiling in FLOAT32_RANGES.values())
     lines.append(_row("float32, of a graph of a lower precision", *exact, "", ""))
     return "\n".join(lines)
 
 
-_ARITHMETIC = {"i8": "OpenVINO with `precision=i8`", "bf16": "bf16, also OpenVINO's bf16 and f16"}
+_ARITHMETIC = {
+    "openvino bf16": "OpenVINO with `precision=bf16` or `f16`",
+    "openvino i8": "OpenVINO with `precision=i8`",
+}
 
 
 def damages(report: dict[str, Any], raw: dict[str, Any] | None) -> str:

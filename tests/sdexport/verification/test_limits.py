@@ -16,6 +16,7 @@ from sdexport.verification.limits import (
     ceilings,
     graph_limits,
     image_limits,
+    own_arithmetic,
 )
 from tests.tolerances import FLOAT64_REL
 
@@ -70,10 +71,10 @@ def test_limits_without_figures_are_the_ceilings(package: Path) -> None:
     [
         ("onnxruntime", {}, "fp32"),
         ("openvino", {}, "fp32"),
-        ("openvino", {"precision": "bf16"}, "bf16"),
-        ("openvino", {"precision": "f16"}, "bf16"),
-        ("openvino,precision=i8", {}, "i8"),
-        ({"unet": "openvino,precision=bf16"}, {}, "bf16"),
+        ("openvino", {"precision": "bf16"}, "openvino bf16"),
+        ("openvino", {"precision": "f16"}, "openvino bf16"),
+        ("openvino,precision=i8", {}, "openvino i8"),
+        ({"unet": "openvino,precision=bf16"}, {}, "openvino bf16"),
         ({"vae_decoder": "openvino,precision=bf16"}, {}, "fp32"),
     ],
 )
@@ -92,3 +93,12 @@ def test_arithmetic_is_that_of_the_backend(
 def test_arithmetic_is_that_of_a_lower_package(half_package: Path) -> None:
     loaded = Package.load(half_package)
     assert Arithmetics(loaded, "onnxruntime", {}).of_components() == "fp16"
+
+
+@pytest.mark.parametrize("precision", ["openvino i8", "i8", "unknown", "", "fp64"])
+def test_unknown_precision_is_held_to_float32(package: Path, precision: str) -> None:
+    """A forged manifest cannot name an arithmetic of wider limits."""
+    manifest = Package.load(package).manifest
+    unet = replace(manifest.components["unet"], precision=precision)
+    forged = replace(manifest, components={**manifest.components, "unet": unet})
+    assert own_arithmetic(forged, "unet") == "fp32"
