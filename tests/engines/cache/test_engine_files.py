@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def test_remembered_hashes_are_bounded(
     plan: Path, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_files, "MOST_HASHES", 1)
+    monkeypatch.setattr(engine_files, "_known", OrderedDict())
     checked_files(plan, sidecar)
     assert len(engine_files._known) == 1
 

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdexport import InvalidArgumentError, Package, PackageError, load_pipeline, verify
 from sdexport.demo_model import PACKAGE_DIR
+from sdexport.engines.cache.engine_store import Built
 from sdexport.engines.cache.sidecar import StoredFile, sidecar_path
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.packages.minisign import PublicKey, SecretKey
@@ -294,6 +295,12 @@ def test_engines_inside_of_a_signed_package_are_not_used(
             open_component(package, "unet", "tensorrt")
 
 
+def _agree(engine: Built) -> None:
+    """Write an engine's sidecar anew, with the hashes of its files as they are."""
+    files = {name: StoredFile.of(engine.plan.with_name(name)) for name in engine.sidecar.files}
+    sidecar_path(engine.plan).write_text(replace(engine.sidecar, files=files).to_json())
+
+
 def test_prepared_graphs_are_surveyed(unsigned: Path, caplog: pytest.LogCaptureFixture) -> None:
     from sdexport import EngineError, build
 
@@ -307,12 +314,12 @@ def test_prepared_graphs_are_surveyed(unsigned: Path, caplog: pytest.LogCaptureF
     own.plan.write_bytes(model.SerializeToString())
     open_component(package, "vae_decoder").close()
     assert "vae_decoder.onnx is truncated or altered" in caplog.text
-    files = {name: StoredFile.of(own.plan.with_name(name)) for name in own.sidecar.files}
-    sidecar_path(own.plan).write_text(replace(own.sidecar, files=files).to_json())
+    _agree(own)
     with pytest.raises(EngineError, match=r"has no data for its 1\.1e"):
         open_component(package, "vae_decoder")
     external("../../unet/model.onnx")(whole)
     own.plan.write_bytes(whole.SerializeToString())
+    _agree(own)
     with pytest.raises(EngineError, match=r"weights in another folder, '\.\./\.\./unet/model"):
         open_component(package, "vae_decoder")
 

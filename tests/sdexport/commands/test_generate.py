@@ -272,7 +272,7 @@ def test_embeds_that_do_not_fit_are_one_line(package: Path, tmp_path: Path, widt
     file = tmp_path / "e.npz"
     embeds = np.zeros((1, 77, width), np.float32)
     cases: list[tuple[Any, str]] = [
-        (lambda: file.write_bytes(b"PK\x03\x04half"), "cannot be read as prompt embeddings"),
+        (lambda: file.write_bytes(b"PK\x03\x04half"), "is damaged: it is not a ZIP archive"),
         (
             lambda: save_embeds(file, np.concatenate([embeds] * 2)),
             "embeddings of one prompt, got 2",

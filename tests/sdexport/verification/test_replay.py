@@ -15,7 +15,7 @@ from sdexport.builds.prepare_onnxruntime import prepare_graph
 from sdexport.engines import Session, SessionBase
 from sdexport.engines.session import BoundSession, Feeds, GraphSource
 from sdexport.runtime import component_sessions
-from sdexport.runtime.component_engines import engine_path, open_component
+from sdexport.runtime.component_engines import engine_path, open_component, package_binding
 from sdexport.verification import replay
 from sdexport.verification.advice import advice
 from sdexport.verification.text_report import conclusion, remarks, table
@@ -196,7 +196,8 @@ def prepared(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             loaded = Package.load(package, verify=False)
             plan = engine_path(loaded, "unet", "onnxruntime", folder)
             plan.parent.mkdir()
-            prepare_graph(model, plan, component="unet", digest=loaded.model_digest("unet"))
+            digest, binding = loaded.model_digest("unet"), package_binding(loaded)
+            prepare_graph(model, plan, component="unet", digest=digest, package=binding)
         return made[factor]
 
     return prepare
