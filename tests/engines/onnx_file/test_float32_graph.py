@@ -85,6 +85,10 @@ def test_float32_graph_rounds_nothing_but_the_weights(
     model = onnx.load_from_string(in_float32(path))
     assert [t.name for t in model.graph.initializer] == [f"w{STORED}"]
     assert not model.graph.value_info
+    added = [node.op_type for node in model.graph.node if node.output[0].startswith("w")]
+    assert added == ["Constant", "Shape", "Concat", "Reshape", "Cast"]
+    (shape,) = [node for node in model.graph.node if node.op_type == "Shape"]
+    assert shape.input == ["a"], "the weight is converted before the other factor is there"
 
 
 def test_float32_graph_of_float32_is_the_graph_itself(package: Path) -> None:
