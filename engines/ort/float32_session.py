@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines.errors import EngineError, engine_error
+from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, open_guarded
-from sdexport.engines.messages import one_line
 from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.engines.onnx_file.float32_graph import in_float32
 from sdexport.engines.ort.onnxruntime_session import (
     CPU,
     OnnxRuntimeBase,
+    loading,
     ort,
     session_options,
     tensor_specs,
@@ -42,15 +42,9 @@ def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Sessio
     options.add_session_config_entry(_DATA_FOLDER, str(path.resolve().parent))
     with files.unchanged(), ExitStack() as mapped:
         model = in_float32(path)
-        try:
+        with loading(name, f"{path.name} in float32"):
             _give_linked_data(path, options, mapped)
             session = ort.InferenceSession(model, options, providers=list(CPU))
-        except MemoryError:
-            raise
-        except Exception as error:  # its exception classes have no other base
-            raise engine_error(
-                f"{name}: ONNX Runtime cannot load {path.name} in float32: {one_line(error)}"
-            ) from error
     specs = map(tensor_specs, (session.get_inputs(), session.get_outputs()))
     return OnnxRuntimeBase(session, name, *specs)
 

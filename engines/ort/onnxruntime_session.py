@@ -233,14 +233,23 @@ def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> 
 
     Raises: EngineError: it cannot be loaded.
     """
-    try:
+    with loading(name, path.name):
         return ort.InferenceSession(str(path), options, providers=list(providers))
+
+
+@contextmanager
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turn ONNX Runtime's errors in a block that loads a graph into EngineError.
+
+    Args:
+      name: of the component. what: is loaded, for the message.
+    """
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:  # its exception classes have no other base
-        raise engine_error(
-            f"{name}: ONNX Runtime cannot load {path.name}: {one_line(error)}"
-        ) from error
+        raise engine_error(f"{name}: ONNX Runtime cannot load {what}: {one_line(error)}") from error
 
 
 def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
