@@ -78,6 +78,9 @@ class Package:
     hashes_checked: bool = False
     signature: Signature | None = None
     trust: Trust = field(default=UNTRUSTED, repr=False)
+    _weights: dict[str, set[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def load(
@@ -223,10 +226,8 @@ class Package:
         Raises: PackageError: the package has no such component or graph, or it changed on disk.
         """
         path = self.model_path(graph)
-        name = graph.partition(".")[0]
-        with self.files.of([path]).unchanged():
-            locations = _locations(self.folder, graph)
-        return self.files.of([path, *(self.folder / name / each for each in sorted(locations))])
+        weights = sorted(self._weight_files(graph))
+        return self.files.of([path, *(path.parent / name for name in weights)])
 
     def model_digest(self, graph: str) -> str:
         """`model_digest` of the sidecar module, from the manifest's hashes if there is a manifest.
@@ -237,9 +238,16 @@ class Package:
         files = self.manifest.components[name].files
         if not files:
             return model_digest(path)
-        used = {path.name, *_locations(self.folder, graph)}
+        used = {path.name, *self._weight_files(graph)}
         names = [(record.path.removeprefix(f"{name}/"), record.sha256) for record in files]
         return combined_digest([(name, digest) for name, digest in names if name in used])
+
+    def _weight_files(self, graph: str) -> set[str]:
+        """The names of the files that a graph's weights are in; the graph is read once."""
+        if graph not in self._weights:
+            with self.files.of([self.model_path(graph)]).unchanged():
+                self._weights[graph] = _locations(self.folder, graph)
+        return self._weights[graph]
 
     @property
     def digest(self) -> str | None:
