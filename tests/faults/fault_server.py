@@ -17,10 +17,10 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pytest
+
+from sdexport.engines.closing import ClosesOnExit
 
 SOURCE = Path(__file__).with_name("shim.c")
 KINDS = ("ENOSPC", "EIO", "KILL")
@@ -53,7 +53,7 @@ class Outcome:
         return "killed" if self.killed else self.error or "success"
 
 
-class FaultServer:
+class FaultServer(ClosesOnExit):
     """Runs a scenario of tests/faults/scenarios.py with faults; a context manager."""
 
     def __init__(self, scenario: str, shim: Path, log: Path) -> None:
@@ -78,15 +78,8 @@ class FaultServer:
         calls = self._log.read_text().split() if self._log.exists() else []
         return Outcome(tuple(calls), **answer)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the process."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()

@@ -111,7 +111,7 @@ def _package_state(folder: Path) -> str:
 
 
 def _place_shipped(folder: Path) -> None:
-    """A package that is told from a new one by a file among its engines, which have no hashes."""
+    """A package that differs from a new one by a file in engines/, which has no hash."""
     shutil.copytree(PACKAGE_DIR, folder / "package")
     (folder / "package" / _MARK).parent.mkdir()
     (folder / "package" / _MARK).touch()

@@ -23,6 +23,14 @@ def edit_manifest(folder: Path, change: Change) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
+def edit_manifest_text(folder: Path, old: str, new: str) -> None:
+    """Replace the first `old` in the text of sdexport.json, and leave its digest as it is."""
+    path = folder / "sdexport.json"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
 def as_optimum_folder(folder: Path) -> Path:
     """Take from a package what Optimum does not write, also the exporter's notes in the graphs."""
     (folder / "sdexport.json").unlink()

@@ -15,7 +15,7 @@ import pytest
 from sdexport import Package, PackageError, load_pipeline, verify
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.runtime.packages.unfinished import UNFINISHED
-from tests.helpers.changed_package import accept_files, edit_manifest
+from tests.helpers.changed_package import accept_files, edit_manifest, edit_manifest_text
 from tests.helpers.hub_cache import cached_snapshot
 
 FILES = sorted(f.relative_to(PACKAGE_DIR).as_posix() for f in PACKAGE_DIR.rglob("*.*"))
@@ -94,10 +94,7 @@ def test_manifest_with_paths_of_no_plain_form(folder: Path, path: str) -> None:
     ],
 )
 def test_manifest_with_a_key_twice(folder: Path, old: str, new: str) -> None:
-    path = folder / "sdexport.json"
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    edit_manifest_text(folder, old, new)
     assert "is there twice" in rejected(folder)
 
 

@@ -14,7 +14,12 @@ import pytest
 from sdexport import Package, PackageError, load_pipeline
 from sdexport.engines.files import sha256_of
 from sdexport.runtime.packages.manifest import manifest_digest
-from tests.helpers.changed_package import accept_files, as_optimum_folder, edit_manifest
+from tests.helpers.changed_package import (
+    accept_files,
+    as_optimum_folder,
+    edit_manifest,
+    edit_manifest_text,
+)
 
 
 def test_load_reads_the_manifest(package: Path) -> None:
@@ -155,10 +160,7 @@ def test_load_damaged_manifest(
     ],
 )
 def test_load_manifest_that_was_edited(package_copy: Path, old: str, new: str) -> None:
-    path = package_copy / "sdexport.json"
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    edit_manifest_text(package_copy, old, new)
     with pytest.raises(PackageError, match=r"does not match its own digest, so it was altered"):
         Package.load(package_copy, verify=False)
 
