@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import math
 import pickle
 import shutil
 import sysconfig
@@ -19,7 +18,6 @@ from sdexport import InvalidArgumentError, TorchGenerator
 from sdexport.runtime.noise import _noise_numpy, philox, torch_generator
 from tests.tolerances import (
     BOX_MULLER_ABS,
-    CUDA_NOISE_ABS,
     CUDA_NOISE_PRINTED_ABS,
     NOISE_ABS,
     assert_close,
@@ -219,43 +217,6 @@ def test_cuda_noise_equals_the_published_values() -> None:
     expected = [-0.92466259, -0.42534415, -2.6438457, 0.14518388, -0.12086647, -0.57972564]
     expected += [-0.62285122, -0.32838709, -1.07454231, -0.36314407, -1.67105067, 2.26550497]
     assert_close(TorchGenerator(0, "cuda").randn((12,)), np.array(expected), abs_=NOISE_ABS)
-
-
-def reference_cuda(size: int, threads: int, seed: int, offset: int) -> list[float]:
-    """The CUDA kernel as written, thread by thread: a loop over turns, four numbers per turn."""
-    values = [math.nan] * size
-    for thread in range(threads):
-        for turn, at in enumerate(range(thread, size, 4 * threads)):
-            counter = [offset // 4 + turn, 0, thread, 0]
-            key = [seed & 0xFFFFFFFF, seed >> 32]
-            for _ in range(10):
-                first, second = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
-                counter = [
-                    second >> 32 ^ counter[1] ^ key[0],
-                    second & 0xFFFFFFFF,
-                    first >> 32 ^ counter[3] ^ key[1],
-                    first & 0xFFFFFFFF,
-                ]
-                key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
-            for quarter, place in enumerate(range(at, min(size, at + 4 * threads), threads)):
-                x, y = counter[quarter // 2 * 2 : quarter // 2 * 2 + 2]
-                radius = math.sqrt(-2 * math.log((x + 0.5) / 2**32))
-                angle = 2 * math.pi * (y + 0.5) / 2**32
-                values[place] = radius * (math.cos(angle) if quarter % 2 else math.sin(angle))
-    return values
-
-
-@pytest.mark.parametrize("size", [1, 511, 512, 513, 1100, 1700, 2048, 2049, 5000])
-def test_cuda_noise_of_several_values_per_thread(size: int) -> None:
-    seed = 2**40 + 12345
-    generator = TorchGenerator(
-        seed, "cuda", multiprocessors=1, threads_per_multiprocessor=512 + 100
-    )
-    threads = min(512, -(-size // 256) * 256)
-    turns = -(-size // (4 * threads))
-    for offset in (0, 4 * turns):
-        expected = np.array(reference_cuda(size, threads, seed, offset))
-        assert_close(generator.randn((size,)), expected, abs_=CUDA_NOISE_ABS)
 
 
 def test_cuda_noise_is_the_same_on_every_gpu_with_enough_threads() -> None:
