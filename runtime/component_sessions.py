@@ -91,8 +91,7 @@ class ComponentSessions:
         with self._lock:
             self._check_open()
             if self._last != component:
-                self._make_room(component)
-            self._last = component
+                self.make_room(component)
             return self._open(component)
 
     def opened_with(self, component: str) -> BackendSpec:
@@ -143,6 +142,21 @@ class ComponentSessions:
             and usable_engine(self._package, name, self._backend(name), engine_dir)
         )
 
+    def make_room(self, component: str | None = None) -> None:
+        """Trim or close the other sessions, to make room for the files that this one maps.
+
+        Args:
+          component: None trims or closes all, for a graph that is opened elsewhere.
+        """
+        with self._lock:
+            coming = self._opened.get(component) if component else None
+            room = coming.mapped if coming is not None else None
+            for other, session in list(self._opened.items()):
+                kept = other == component or session.trim(room)
+                if not kept:
+                    self._opened.pop(other).close()
+            self._last = component
+
     def close(self) -> None:
         """Close every session that was opened here; closing twice is allowed."""
         with self._lock:
@@ -150,15 +164,6 @@ class ComponentSessions:
             for session in self._opened.values():
                 session.close()
             self._opened.clear()
-
-    def _make_room(self, component: str) -> None:
-        """Trim or close the other sessions, to make room for the files that this one maps."""
-        coming = self._opened.get(component)
-        room = coming.mapped if coming is not None else None
-        for other, session in list(self._opened.items()):
-            kept = other == component or session.trim(room)
-            if not kept:
-                self._opened.pop(other).close()
 
     def _open(self, component: str) -> Session:
         if component not in self._opened:

@@ -64,15 +64,16 @@ def with_float32(
 ) -> list[Check]:
     """The rows of a graph; if it ran in less than float32, its outputs in float32 are measured too.
 
-    What cannot be measured is named in a warning, and added to `not_checked`.
+    They are added to the rows of its plain run on the recorded inputs. What cannot be measured is
+    named in a warning, and added to `not_checked`.
 
     Args:
-      checks: of the graph as it ran, a row for each output.
+      checks: of the graph as it ran, in every way.
       arrays: of its reference file. For a float32 graph that ran in a lower precision, PyTorch's
         outputs are the expected ones.
       arithmetic: that it ran in; see limits.py.
     """
-    if arithmetic == FLOAT32:
+    if arithmetic == FLOAT32 or not any(map(_is_plain, checks)):
         return list(checks)
     if own_arithmetic(package.manifest, graph) != FLOAT32 and not _is_recorded(arrays):
         _warn(graph, "the package was exported by an older version; export it again", not_checked)
@@ -84,9 +85,18 @@ def with_float32(
         _warn(graph, "ONNX Runtime is not installed", not_checked)
         return list(checks)
     except FAILURES as error:
-        return [replace(check, note=check.note or str(error)) for check in checks]
+        note = str(error)
+        return [replace(c, note=c.note or note) if _is_plain(c) else c for c in checks]
     limits = float32_limits(package.manifest, graph)
-    return [_with_measures(check, arrays, outputs, graph, limits) for check in checks]
+    return [
+        _with_measures(check, arrays, outputs, graph, limits) if _is_plain(check) else check
+        for check in checks
+    ]
+
+
+def _is_plain(check: Check) -> bool:
+    """Whether a row compares a plain run with the recorded output."""
+    return bool(check.measures) and not check.way and not check.compared_with
 
 
 def _warn(graph: str, why: str, not_checked: list[str]) -> None:

@@ -70,7 +70,7 @@ see float32_outputs.py. Two processors sum in another order, as in "fp32" above.
 exported there is only what rounding the record to float16 costs: up to 1.2e-6 in the demo model,
 4e-6 in an int8 text encoder that is 2 % from PyTorch. ONNX Runtime and OpenVINO are 6.7e-7 apart on
 int8 graphs of the demo model. A float32 graph has the limits of "fp32"."""
-_OPENVINO = {"f16": "openvino bf16", "bf16": "openvino bf16", "i8": "openvino i8"}
+OPENVINO = {"f16": "openvino bf16", "bf16": "openvino bf16", "i8": "openvino i8"}
 """The arithmetic of OpenVINO's option `precision`; with f32 it is the package's own."""
 _OWN = ("fp32", "fp16", "bf16", "int8")
 """Precisions of packages. Any other is held to fp32."""
@@ -113,7 +113,7 @@ class Arithmetics:
         name = resolve_backend(self._package, graph, requested.name, engine_dir)
         options = {**self._options, **requested.options}
         own = own_arithmetic(self._package.manifest, graph)
-        return _OPENVINO.get(str(options.get("precision")), own) if name == "openvino" else own
+        return OPENVINO.get(str(options.get("precision")), own) if name == "openvino" else own
 
     def of_components(self) -> str:
         """The least precise of all components."""

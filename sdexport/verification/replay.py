@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines import PLAN_BACKENDS, EngineError, Session
+from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
 from sdexport.engines.session import (
     NO_FILE,
@@ -81,8 +82,8 @@ class Replay:
     error: str = ""
 
 
-class GraphReplayer:
-    """Runs the graphs of a package.
+class GraphReplayer(ClosesOnExit):
+    """Runs the graphs of a package; a context manager.
 
     Args:
       pipeline: that generates the image too.
@@ -105,6 +106,7 @@ class GraphReplayer:
         self._pipeline, self._package = pipeline, pipeline.package
         self._backends, self._options = backends, dict(options)
         self._low_memory, self._tile = low_memory, vae_tile
+        self._alone = self._new_sessions()
         self.not_checked: list[str] = []
         self.files: set[Path] = set()
 
@@ -176,6 +178,7 @@ class GraphReplayer:
         """Run a graph in each way, and the package's own graph plainly."""
         tiled = TILED in ways
         call = self._tiles_of(graph, feeds) if tiled else lambda session: session.run(feeds)
+        self.make_room()
         try:
             expected, where = self._plain(graph, call)
         except (EngineError, MissingDependencyError) as error:
@@ -257,15 +260,29 @@ class GraphReplayer:
         Args:
           last: the image is generated next, so the session may be that of the pipeline.
         """
-        if not self._compiles(graph) or (last and not self._low_memory):
+        if self._low_memory:
+            if self._compiles(graph):
+                self.make_room()
+            yield self._alone[graph]
+        elif last or not self._compiles(graph):
             yield self._pipeline.session(graph)
-            return
-        with closing(
-            ComponentSessions(
-                self._package, self._backends, self._options, {}, low_memory=self._low_memory
-            )
-        ) as own:
-            yield own[graph]
+        else:
+            with closing(self._new_sessions()) as own:
+                yield own[graph]
+
+    def _new_sessions(self) -> ComponentSessions:
+        return ComponentSessions(
+            self._package, self._backends, self._options, {}, low_memory=self._low_memory
+        )
+
+    def make_room(self) -> None:
+        """With low memory, close what is open: a graph is opened elsewhere."""
+        if self._low_memory:
+            self._alone.make_room()
+
+    def close(self) -> None:
+        """Close every session that the pipeline does not close; closing twice is allowed."""
+        self._alone.close()
 
 
 _VAE = (Role.VAE_DECODER, Role.VAE_ENCODER)

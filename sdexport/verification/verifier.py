@@ -36,8 +36,8 @@ from sdexport.verification.comparison import (
 )
 from sdexport.verification.environment import environment, shown_backend, within
 from sdexport.verification.float32_outputs import with_float32
-from sdexport.verification.limits import Arithmetics, graph_limits, image_limits
-from sdexport.verification.replay import RUN, GraphReplayer, Reference, Replay, reference_size
+from sdexport.verification.limits import FLOAT32, Arithmetics, graph_limits, image_limits
+from sdexport.verification.replay import GraphReplayer, Reference, Replay, reference_size
 from sdexport.verification.report import Check, Measure
 from sdexport.verification.verification_result import ImagePair, Verification
 
@@ -109,17 +109,19 @@ def verify_package(
     image = references.get(REFERENCE_IMAGE)
     tiled = vae_tile is not None and vae_tile < max(reference_size(package))
     arithmetics = Arithmetics(package, backend, options)
-    with Pipeline(
-        package,
-        backend,
-        low_memory=low_memory,
-        vae_tile=None if tiled else vae_tile,
-        max_batch=max_batch,
-        **options,
-    ) as pipeline:
-        replayer = GraphReplayer(
+    with (
+        Pipeline(
+            package,
+            backend,
+            low_memory=low_memory,
+            vae_tile=None if tiled else vae_tile,
+            max_batch=max_batch,
+            **options,
+        ) as pipeline,
+        GraphReplayer(
             pipeline, backend, options, low_memory=low_memory, vae_tile=vae_tile if tiled else None
-        )
+        ) as replayer,
+    ):
         for name in package.graphs:
             if only is not None and name.partition(".")[0] != only:
                 continue
@@ -129,6 +131,7 @@ def verify_package(
         if only is not None:
             return Verification(tuple(checks), tuple(replayer.not_checked))
         progress("image")
+        replayer.make_room()
         row, images = _image_check(pipeline, image, arithmetics)
         where = environment(pipeline)
     checks.append(row)
@@ -189,27 +192,22 @@ def _graph_checks(
     if any(value.dtype.kind not in "fiub" for value in values):
         return [failed_check(graph, f"reference/{path.name} is damaged: it holds no numbers")]
     checks: list[Check] = []
+    arithmetic = FLOAT32
     try:
         for replay in replayer.replays(graph, reference):
             arithmetic = arithmetics.of_graph(graph)
-            checks += _rows(package, replay, arrays, arithmetic, replayer.not_checked)
+            checks += _rows(package, replay, arithmetic)
     except FAILURES as error:  # it cannot be opened
-        checks.append(failed_check(graph, str(error)))
-    return checks
+        return [*checks, failed_check(graph, str(error))]
+    replayer.make_room()
+    return with_float32(checks, package, graph, arrays, arithmetic, replayer.not_checked)
 
 
-def _rows(
-    package: Package,
-    replay: Replay,
-    arrays: Mapping[str, np.ndarray],
-    arithmetic: str,
-    not_checked: list[str],
-) -> list[Check]:
+def _rows(package: Package, replay: Replay, arithmetic: str) -> list[Check]:
     """A row for each expected output of a replay.
 
     Args:
-      arrays: of the graph's reference file. arithmetic: that it ran in; see limits.py.
-      not_checked: what cannot be compared is added to it.
+      arithmetic: that it ran in; see limits.py.
     """
     graph = replay.graph
     if replay.error:
@@ -217,8 +215,6 @@ def _rows(
     else:
         limits = graph_limits(package.manifest, graph, arithmetic)
         checks = compare_outputs(graph, replay.expected, replay.actual, limits)
-    if not replay.error and replay.way == RUN and not replay.compared_with:
-        checks = with_float32(checks, package, graph, arrays, arithmetic, not_checked)
     source = replay.source
     return [
         replace(

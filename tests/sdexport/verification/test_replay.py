@@ -312,3 +312,33 @@ def test_openvino_compiles_anew_for_each_way(
     assert [(c.name, c.way, c.inputs) for c in last] == [
         ("unet", replay.SHARED, "2x4x16x16, 77 tokens")
     ]
+
+
+def test_low_memory_opens_one_graph_at_a_time(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two backends, of which one compiles anew, in float32, plainly and for the image."""
+    pytest.importorskip("openvino")
+    from sdexport.engines.ort import float32_session
+
+    opened: list[Any] = []
+    most: set[int] = set()
+
+    def watched(opens: Callable[..., Any]) -> Callable[..., Any]:
+        def open_watched(*arguments: Any, **given: Any) -> Any:
+            opened.append(opens(*arguments, **given))
+            most.add(sum(not session._closed for session in opened))
+            return opened[-1]
+
+        return open_watched
+
+    for module in (component_sessions, replay):
+        monkeypatch.setattr(module, "open_component", watched(open_component))
+    exact = watched(float32_session.open_float32)
+    monkeypatch.setattr(float32_session, "open_float32", exact)
+    loaded = Package.load(package, verify=False)
+    options = {"vae_tile": 64, "low_memory": True, "precision": "bf16"}
+    found = verify_package(loaded, {"vae_decoder": "openvino"}, hashes=False, **options)
+    assert found.passed, table(found)
+    assert any(check.value("float32_max_abs") is not None for check in found)
+    assert most == {1}
