@@ -38,6 +38,9 @@ DIFFUSERS_REJECTS = {
         "leaves none"
     ),
     "cannot reshape tensor of 0 elements": "the same, with guidance",
+    "'IPNDMScheduler' object has no attribute 'add_noise'": (
+        "diffusers starts IPNDM from noise only; images get noise by its own levels"
+    ),
 }
 """Part of diffusers' message -> why we run what diffusers rejects."""
 
