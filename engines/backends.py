@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.engines import cuda_device
-from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
+from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
 from sdexport.engines.messages import shown
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Session
@@ -104,7 +105,8 @@ def is_installed(backend: str) -> bool:
 def choose(*, plan_of: PlanOf = lambda backend: None) -> str:
     """The best backend that is installed here and can run.
 
-    A TensorRT plan on a GPU comes first, then ONNX Runtime on the GPU, then the CPU.
+    A TensorRT plan on a GPU comes first, then ONNX Runtime on the GPU, then the CPU. What is
+    installed for a GPU and cannot run is logged as a warning, once, with the reason.
 
     Args:
       plan_of: returns the plan of a backend, if there is one.
@@ -119,20 +121,43 @@ def choose(*, plan_of: PlanOf = lambda backend: None) -> str:
 
 def available(*, plan_of: PlanOf = lambda backend: None) -> list[str]:
     """Every backend that is installed here and can run, the best first; see `choose`."""
-    on_gpu = [b for b in PLAN_BACKENDS if _installed(b) and _is_file(plan_of(b))]
+    on_gpu = []
+    plans = {backend: plan_of(backend) for backend in PLAN_BACKENDS if _installed(backend)}
+    candidates: list[tuple[str, Path | None]] = [
+        (backend, plan) for backend, plan in plans.items() if plan is not None and plan.is_file()
+    ]
     if _installed("onnxruntime") and _has_cuda_provider():
-        on_gpu.append("onnxruntime-cuda")
-    if on_gpu and cuda_device.absent():
-        on_gpu = []
+        candidates.append(("onnxruntime-cuda", None))
+    absent = cuda_device.absent() if candidates else ""
+    for backend, plan in candidates:
+        if reason := absent or _unusable(backend, plan):
+            _warn_once(f"auto does not take {backend}: {reason}")
+        else:
+            on_gpu.append(backend)
     return [*on_gpu, *(backend for backend in _ON_CPU if _installed(backend))]
+
+
+def _unusable(backend: str, plan: Path | None) -> str:
+    """Why a backend cannot run on this machine's GPU, in words; "" if it can."""
+    if plan is None:
+        from sdexport.engines.ort.cuda_libraries import missing_libraries
+
+        return missing_libraries()
+    from sdexport.engines.trt.plan import gpu_misfit
+
+    try:
+        return gpu_misfit(plan, backend, cuda_device.gpu())
+    except (EngineError, ImportError) as error:
+        return str(error)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)
 
 
 def _installed(backend: str) -> bool:
     return importlib.util.find_spec(_BACKENDS[backend].needs) is not None
-
-
-def _is_file(path: Path | None) -> bool:
-    return path is not None and path.is_file()
 
 
 def _has_cuda_provider() -> bool:

@@ -20,8 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import EngineError, MissingDependencyError, engine_error
-from sdexport.engines.messages import import_failure
+from sdexport.engines.errors import (
+    EngineError,
+    InvalidArgumentError,
+    MissingDependencyError,
+    engine_error,
+)
+from sdexport.engines.messages import import_failure, shown
 
 ALIGNMENT = 256
 
@@ -36,7 +41,7 @@ def runtime() -> Any:
         from cuda.bindings import runtime as module
     except ImportError as error:
         raise MissingDependencyError(
-            "cuda-bindings is not installed; run: pip install 'sdexport[tensorrt-rtx]'"
+            "cuda-bindings is not installed; run: pip install 'cuda-bindings>=12.9'"
             f"{import_failure(error)}"
         ) from error
     return module
@@ -72,12 +77,19 @@ class Gpu:
     memory: int
 
 
+def check_device(device: object) -> None:
+    """Raises: InvalidArgumentError: it is not the number of a GPU."""
+    if isinstance(device, bool) or not isinstance(device, int) or device < 0:
+        raise InvalidArgumentError(f"device must be the number of a GPU, got {shown(device)}")
+
+
 def gpu(device: int = 0) -> Gpu:
     """The GPU with that number.
 
-    Raises: EngineError: there is none, or the driver is too old. MissingDependencyError:
-      cuda-bindings is not installed.
+    Raises: EngineError: there is none, or the driver is too old. InvalidArgumentError: the number
+      is not one. MissingDependencyError: cuda-bindings is not installed.
     """
+    check_device(device)
     rt = runtime()
     try:
         count = call(rt.cudaGetDeviceCount)
@@ -114,6 +126,12 @@ def _driver_hint() -> str:
             f"CUDA {needed // 1000}.0 or later is needed"
         )
     return ""
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free on the GPU of this thread."""
+    free, _ = call(runtime().cudaMemGetInfo)
+    return int(free)
 
 
 def use_device(device: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdexport.engines.cuda_device import absent, check_device
 from sdexport.engines.errors import (
     EngineError,
     InvalidArgumentError,
@@ -18,6 +19,7 @@ from sdexport.engines.errors import (
 from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure, one_line
+from sdexport.engines.ort.cuda_libraries import INSTALL, missing_libraries
 from sdexport.engines.session import (
     ANY_SIZE,
     BoundSession,
@@ -56,7 +58,7 @@ _LEVELS = dict(
         strict=True,
     )
 )
-_DEVICES = {"CUDAExecutionProvider": "cuda", "NvTensorRtRtxExecutionProvider": "cuda"}
+CUDA = "CUDAExecutionProvider"
 
 CPU = ("CPUExecutionProvider",)
 
@@ -67,6 +69,7 @@ class OnnxRuntimeBase(SessionBase):
     """Shared code of ONNX Runtime's sessions."""
 
     device = "cpu"
+    device_id = 0
 
     def __init__(
         self, session: Any, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -123,15 +126,17 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         providers = (providers,) if isinstance(providers, str) else providers
         wanted = [p if isinstance(p, str) else p[0] for p in providers]
         _check_available(name, wanted)
+        missing = missing_libraries() if CUDA in wanted else ""
         options = session_options(threads, optimization, prepacking)
         with files.unchanged():
             session = load(name, path, options, providers)
-        _check_started(name, wanted, session.get_providers())
+        _check_started(name, wanted, session.get_providers(), missing)
         super().__init__(
             session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
         )
         self._source = GraphSource(path, unused=unused)
-        self.device = _DEVICES.get(wanted[0], "cpu") if wanted else "cpu"
+        if wanted and wanted[0] == CUDA:
+            self.device, self.device_id = "cuda", _device_id(providers[0])
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         bound = BoundSession if self.device == "cpu" else _OnDevice
@@ -153,12 +158,18 @@ def open_cuda(
       device: number of the GPU.
       provider_options: further options of the CUDA provider, by ONNX Runtime's names.
       files: see OnnxRuntimeSession.
-    Raises: see OnnxRuntimeSession.
+    Raises: see OnnxRuntimeSession; InvalidArgumentError also for a device_id that is not `device`.
     """
+    check_device(device)
     options = {"device_id": str(device), **(provider_options or {})}
+    if str(options["device_id"]) != str(device):
+        raise InvalidArgumentError(
+            f"device is {device}, and device_id in provider_options {options['device_id']!r:.20}; "
+            "pass device alone"
+        )
     return OnnxRuntimeSession(
         path,
-        providers=[("CUDAExecutionProvider", options), "CPUExecutionProvider"],
+        providers=[(CUDA, options), *CPU],
         threads=threads,
         optimization=optimization,
         files=files,
@@ -171,15 +182,19 @@ class _OnDevice(BoundSession):
     def __init__(self, parent: OnnxRuntimeSession, constants: Feeds, shared: Sequence[str]) -> None:
         super().__init__(parent, constants, shared)
         self._owner = parent
-        self._uploaded: dict[str, Any] = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), parent.device, 0)
-            for name, value in self._constants.items()
-        }
+        where = f"{parent.device} {parent.device_id}"
+        with failing(f"{self.name}: ONNX Runtime cannot copy the bound inputs to {where}"):
+            self._uploaded: dict[str, Any] = {
+                name: ort.OrtValue.ortvalue_from_numpy(
+                    np.ascontiguousarray(value), parent.device, parent.device_id
+                )
+                for name, value in self._constants.items()
+            }
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         session = self._owner._opened()
         checked = self._checked_feeds(feeds)
-        try:
+        with failing(f"{self.name}: ONNX Runtime failed"):
             binding = session.io_binding()
             for name, value in self._uploaded.items():
                 binding.bind_ortvalue_input(name, value)
@@ -190,10 +205,6 @@ class _OnDevice(BoundSession):
             with cancellable() as options:
                 session.run_with_iobinding(binding, options)
             values = binding.copy_outputs_to_cpu()
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise engine_error(f"{self.name}: ONNX Runtime failed: {one_line(error)}") from error
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
 
     def _release(self) -> None:
@@ -234,22 +245,31 @@ def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> 
     Raises: EngineError: it cannot be loaded.
     """
     with loading(name, path.name):
-        return ort.InferenceSession(str(path), options, providers=list(providers))
+        # without `enable_fallback`, a provider that fails raises its error; with it, ONNX Runtime
+        # prints to stdout and goes on with the CPU
+        return ort.InferenceSession(
+            str(path), options, providers=list(providers), enable_fallback=0
+        )
 
 
-@contextmanager
-def loading(name: str, what: str) -> Iterator[None]:
+def loading(name: str, what: str) -> AbstractContextManager[None]:
     """Turn ONNX Runtime's errors in a block that loads a graph into EngineError.
 
     Args:
       name: of the component. what: is loaded, for the message.
     """
+    return failing(f"{name}: ONNX Runtime cannot load {what}")
+
+
+@contextmanager
+def failing(failure: str) -> Iterator[None]:
+    """Turn ONNX Runtime's errors in a block into EngineError; `failure` begins the message."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:  # its exception classes have no other base
-        raise engine_error(f"{name}: ONNX Runtime cannot load {what}: {one_line(error)}") from error
+        raise engine_error(f"{failure}: {one_line(error)}") from error
 
 
 def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
@@ -257,13 +277,8 @@ def compute(name: str, session: Any, outputs: Sequence[str], feeds: Feeds) -> di
 
     Raises: EngineError: it failed.
     """
-    try:
-        with cancellable() as options:
-            values = session.run(outputs, dict(feeds), options)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise engine_error(f"{name}: ONNX Runtime failed: {one_line(error)}") from error
+    with failing(f"{name}: ONNX Runtime failed"), cancellable() as options:
+        values = session.run(outputs, dict(feeds), options)
     return dict(zip(outputs, values, strict=True))
 
 
@@ -283,20 +298,43 @@ def _check_available(name: str, wanted: Sequence[str]) -> None:
     available = ort.get_available_providers()
     for provider in wanted:
         if provider not in available:
-            hint = "; run: pip install 'sdexport[gpu]'" if provider.startswith("CUDA") else ""
+            hint = f"; {INSTALL}" if provider == CUDA else ""
+            if provider.casefold() == "nvtensorrtrtxexecutionprovider":
+                hint = (
+                    ". It is a plugin of ONNX Runtime, which sdexport does not load: use "
+                    "--backend tensorrt-rtx"
+                )
             raise EngineError(
                 f"{name}: ONNX Runtime has no {provider} here; it has {', '.join(available)}{hint}"
             )
 
 
-def _check_started(name: str, wanted: Sequence[str], started: Sequence[str]) -> None:
-    """Raise an error for a provider that did not start: ONNX Runtime goes on without it."""
+def _check_started(name: str, wanted: Sequence[str], started: Sequence[str], missing: str) -> None:
+    """Raise an error for a provider that did not start: ONNX Runtime goes on without it.
+
+    Args:
+      missing: which of CUDA's libraries are, in words; see cuda_libraries.
+    """
     for provider in wanted:
         if provider not in started:
+            reason = "no such device, or a driver that is too old"
+            if provider == CUDA:
+                reason = missing or absent() or reason
             raise EngineError(
-                f"{name}: ONNX Runtime could not start {provider} (no such device, or a driver "
-                f"that is too old); the graph would run on {', '.join(started)}"
+                f"{name}: ONNX Runtime could not start {provider}: {reason}. The graph would run "
+                f"on {', '.join(started)}"
             )
+
+
+def _device_id(provider: Provider) -> int:
+    """The number of the GPU that a provider runs on."""
+    options = {} if isinstance(provider, str) else provider[1]
+    try:
+        return int(options.get("device_id", 0))
+    except ValueError:
+        raise InvalidArgumentError(
+            f"device_id must be the number of a GPU, got {options['device_id']!r:.40}"
+        ) from None
 
 
 def tensor_specs(values: Sequence[Any]) -> list[TensorSpec]:

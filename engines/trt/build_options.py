@@ -8,6 +8,7 @@ from typing import Any
 from sdexport.engines import cuda_device
 from sdexport.engines.errors import EngineError, InvalidArgumentError
 from sdexport.engines.trt.library import Library
+from sdexport.engines.trt.supported_gpus import check_capabilities
 
 PORTABLE = "portable"
 AMPERE_AND_LATER = "8.0 and later"
@@ -55,12 +56,21 @@ class BuildOptions:
         return asdict(self) | {"compute_capabilities": list(self.compute_capabilities)}
 
 
-def check_options(component: str, lib: Library, options: BuildOptions) -> None:
+def check_options(
+    component: str, lib: Library, options: BuildOptions, timing_cache: object = None
+) -> None:
     """Check that a library can build with these options on this machine.
 
-    Raises: InvalidArgumentError: the library does not have an option. EngineError: the build needs
-      a GPU, and there is none.
+    Raises: InvalidArgumentError: the library does not have an option, or cannot build for a compute
+      capability. EngineError: the build needs a GPU, and there is none.
     """
+    if lib.portable and timing_cache:
+        raise InvalidArgumentError(
+            f"{component}: {lib.name} measures nothing when it builds: a timing cache "
+            "(--timing-cache) has no effect, and would make the build need a GPU"
+        )
+    if lib.portable:
+        check_capabilities(component, lib, options.compute_capabilities)
     if lib.portable and options.hardware_compatible:
         raise InvalidArgumentError(
             f"{component}: {lib.name} has no option hardware_compatible; its plans are portable by "
@@ -86,7 +96,7 @@ def target(lib: Library, options: BuildOptions) -> dict[str, str]:
     """The GPUs that a plan is for, as its sidecar has them."""
     if lib.portable:
         return {"compute_capabilities": ", ".join(options.compute_capabilities) or PORTABLE}
-    gpu = cuda_device.gpu()
     if options.hardware_compatible:
         return {"compute_capabilities": AMPERE_AND_LATER}
+    gpu = cuda_device.gpu()
     return {"gpu": gpu.name, "compute_capability": gpu.compute_capability}

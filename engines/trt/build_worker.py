@@ -22,6 +22,7 @@ from typing import Any
 from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import open_guarded
 from sdexport.engines.messages import one_line
+from sdexport.engines.trt.supported_gpus import member
 from sdexport.engines.worker_process import Channel
 
 Report = Callable[..., None]
@@ -180,15 +181,15 @@ def _allow_decomposed_attention(trt: Any, network: Any) -> None:
 
 
 def _set_compute_capabilities(trt: Any, config: Any, names: list[str]) -> None:
-    """Raises: ValueError: the library does not know one of them."""
+    """Set those that were checked before; see supported_gpus.
+
+    Raises: ValueError: the library rejects one of them.
+    """
     if names:
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
-            value = getattr(trt.ComputeCapability, f"SM{name.replace('.', '')}", None)
-            if value is None or not config.set_compute_capability(value, index):
-                known = [n for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
-                dotted = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known)
-                raise ValueError(f"no compute capability {name}; this library knows {dotted}")
+            if not config.set_compute_capability(member(trt, name), index):
+                raise ValueError(f"the library rejects compute capability {name}")
 
 
 def _summary(messages: list[str], error: Exception) -> str:

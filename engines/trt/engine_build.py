@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdexport.engines import cuda_device
 from sdexport.engines.cache.engine_store import Built, build_once
 from sdexport.engines.cache.profiles import Profile, check_profiles, input_shapes
 from sdexport.engines.cache.sidecar import Sidecar, model_digest
-from sdexport.engines.errors import EngineError, WorkerError
+from sdexport.engines.errors import EngineError, MissingDependencyError, WorkerError
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.trt.build_options import BuildOptions, check_options, target
 from sdexport.engines.trt.library import Library, library, polygraphy_version
+from sdexport.engines.trt.plan import target_problems
 from sdexport.engines.worker_process import run_in_worker
 
 _log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ def build_plan(
         fits.
       digest: sdexport.engines.cache.sidecar.model_digest of `onnx`, if it is known already.
       package: Sidecar.package_sha256 of the package that `onnx` belongs to.
-      timing_cache: file that keeps the builder's measurements for later builds.
+      timing_cache: TensorRT: file that keeps the builder's measurements for later builds.
       rebuild_stale: replace a plan that was built from or for something else.
     Raises: InvalidArgumentError: profiles or options that do not fit. FileNotFoundError: no such
       ONNX file. MissingDependencyError: the library or Polygraphy is not installed. EngineError:
@@ -61,10 +63,14 @@ def build_plan(
     if not onnx.is_file():
         raise FileNotFoundError(f"no model file {onnx}")
     lib = library(backend)
+    options = options or BuildOptions()
+    lib.load()
+    check_options(plan.stem, lib, options, timing_cache)
     wanted = replace(
-        _wanted(onnx, plan.stem, backend, options or BuildOptions(), profiles, digest),
+        _wanted(onnx, plan.stem, backend, options, profiles, digest),
         package_sha256=package,
     )
+    _warn_if_not_for_this_gpu(lib, wanted)
     shapes = [{s.name: input_shapes(s, p) for s in wanted.inputs} for p in profiles]
     job = {
         "module": lib.module,
@@ -92,7 +98,6 @@ def _wanted(
     lib = library(backend)
     version = lib.version()
     polygraphy_version()
-    check_options(component, lib, options)
     inputs, outputs = graph_specs(onnx)
     check_profiles(component, inputs, profiles)
     return Sidecar(
@@ -107,6 +112,16 @@ def _wanted(
         inputs=inputs,
         outputs=outputs,
     )
+
+
+def _warn_if_not_for_this_gpu(lib: Library, wanted: Sidecar) -> None:
+    """Log a warning if this machine has a GPU that cannot run the plan: it may be for others."""
+    try:
+        gpu = cuda_device.gpu()
+    except (EngineError, MissingDependencyError):
+        return
+    if problems := target_problems(wanted.target, gpu, lib):
+        _log.warning("%s: this machine cannot run it: %s", wanted.component, "; ".join(problems))
 
 
 def _run_worker(job: Mapping[str, Any], component: str, lib: Library, progress: Progress) -> None:

@@ -6,14 +6,15 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sdexport.engines import cuda_device
-from sdexport.engines.errors import EngineError, engine_error
+from sdexport.engines.errors import EngineError
 from sdexport.engines.session import TensorSpec
-from sdexport.engines.trt.plan import Messages
+from sdexport.engines.trt.library_calls import LibraryCalls
 from sdexport.engines.trt.scratch_memory import Activations
 
 _log = logging.getLogger(__name__)
@@ -45,11 +46,36 @@ class Slot:
         self.host.close()
 
 
+@dataclass(frozen=True)
+class Context:
+    """The library's execution context for one optimization profile of an engine.
+
+    own: the library's object. calls: to call it with.
+    profile: index of the profile, or None if there is only one.
+    most_scratch: bytes of scratch memory that no shape of the profile exceeds.
+    """
+
+    own: Any
+    calls: LibraryCalls
+    profile: int | None
+    most_scratch: int
+
+    def scratch_size(self) -> int:
+        """Bytes of scratch memory for the shapes that are set.
+
+        Raises: EngineError: the library gives no size. It says 0 then, and logs why at best.
+        """
+        failure = "gives no size of its scratch memory"
+        size = int(self.calls.value(failure, self.own.update_device_memory_size_for_shapes))
+        if size < 0 or self.calls.logged_errors() or (size == 0 and self.most_scratch > 0):
+            raise self.calls.error(failure, f"it gave {size} bytes of at most {self.most_scratch}")
+        return size
+
+
 class Shape:
     """An execution context with buffers and, where it captures, a CUDA graph.
 
     Args:
-      profile: index of the optimization profile, or None if there is only one.
       specs: inputs and outputs. shapes: of the inputs.
       captures: record the launch into a CUDA graph on the second call; the library does lazy
         initialization in the first.
@@ -58,8 +84,7 @@ class Shape:
 
     def __init__(
         self,
-        context: Any,
-        profile: int | None,
+        context: Context,
         specs: tuple[Specs, Specs],
         shapes: Mapping[str, tuple[int, ...]],
         stream: cuda_device.Stream,
@@ -68,42 +93,55 @@ class Shape:
         captures: bool,
     ) -> None:
         inputs, outputs = specs
-        self._context, self._stream, self._activations = context, stream, activations
+        self._context: Context | None = context
+        self._stream, self._activations = stream, activations
         self._captures, self._launches, self._generation = captures, 0, -1
         self._graph: cuda_device.Graph | None = None
         self._slots: dict[str, Slot] = {}
         self._outputs = [spec.name for spec in outputs]
         try:
-            if profile is not None:
-                _agree(
-                    context.set_optimization_profile_async(profile, stream.handle),
-                    f"profile {profile}",
-                )
-                stream.synchronize()
-            for spec in inputs:
-                _agree(context.set_input_shape(spec.name, shapes[spec.name]), spec.name)
+            self._set_shapes(context, inputs, shapes)
             self._settle()
-            missing = context.infer_shapes()
-            _agree(not missing, f"the shapes; it also needs {', '.join(missing)}")
             for spec in inputs:
-                self._add(spec, shapes[spec.name])
+                self._add(context, spec, shapes[spec.name])
             for spec in outputs:
-                self._add(spec, tuple(context.get_tensor_shape(spec.name)))
+                self._add(context, spec, _output_shape(context, spec.name))
         except BaseException:
             self.close()
             raise
 
-    def _add(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    def _set_shapes(
+        self, context: Context, inputs: Specs, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        own, value = context.own, context.calls.value
+        if context.profile is not None:
+            failure = f"does not take profile {context.profile}"
+            value(failure, own.set_optimization_profile_async, context.profile, self._stream.handle)
+            self._stream.synchronize()
+        for spec in inputs:
+            shape = shapes[spec.name]
+            value(f"does not take '{spec.name}' {shape}", own.set_input_shape, spec.name, shape)
+        missing = value("does not take these shapes", own.infer_shapes)
+        if missing:
+            raise context.calls.error(
+                "does not take these shapes", f"it also needs {', '.join(missing)}"
+            )
+
+    def _add(self, context: Context, spec: TensorSpec, shape: tuple[int, ...]) -> None:
         slot = self._slots[spec.name] = Slot(spec, shape)
-        _agree(self._context.set_tensor_address(spec.name, slot.device.address), spec.name)
+        failure, address = f"does not take the address of '{spec.name}'", slot.device.address
+        context.calls.value(failure, context.own.set_tensor_address, spec.name, address)
 
     def _settle(self) -> None:
         """Set the context's scratch memory, again if that has moved."""
-        if self._generation == self._activations.generation:
+        context = self._context
+        if context is None or self._generation == self._activations.generation:
             return
-        size = self._context.update_device_memory_size_for_shapes()
+        size = context.scratch_size()
         address = self._activations.reserve(size)
-        self._context.set_device_memory(address, size)
+        context.calls.done(
+            "does not take its scratch memory", context.own.set_device_memory, address, size
+        )
         self._generation = self._activations.generation
         self._drop_graph()
         self._launches = 0
@@ -123,18 +161,18 @@ class Shape:
             self._stream.duplicate(slot.device, source, slot.size)
             slot.token = token
 
-    def launch(self, messages: Messages) -> None:
+    def launch(self) -> None:
         """Queue the engine's work in the stream.
 
         Raises: EngineError: it does not start; the message has the library's reason.
         """
         self._settle()
         if self._graph is None and self._captures and self._launches:
-            self._capture(messages)
+            self._capture()
         if self._graph is not None:
             self._graph.launch(self._stream)
         else:
-            self._execute(messages)
+            self._execute()
         self._launches += 1
 
     def results(self) -> dict[str, np.ndarray]:
@@ -145,13 +183,14 @@ class Shape:
         self._stream.synchronize()
         return {name: np.array(self._slots[name].array) for name in self._outputs}
 
-    def _execute(self, messages: Messages) -> None:
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise engine_error(f"the engine did not start: {messages.take()}")
+    def _execute(self) -> None:
+        assert self._context is not None  # for the type checker: only `close` sets None
+        calls, own = self._context.calls, self._context.own
+        calls.value("does not start the engine", own.execute_async_v3, self._stream.handle)
 
-    def _capture(self, messages: Messages) -> None:
+    def _capture(self) -> None:
         try:
-            self._graph = self._stream.capture(lambda: self._execute(messages))
+            self._graph = self._stream.capture(self._execute)
         except EngineError as error:
             self._captures = False
             _log.info("no CUDA graph for this shape: %s", error)
@@ -171,6 +210,10 @@ class Shape:
             cleanup.callback(self._drop_graph)
 
 
-def _agree(done: object, what: str) -> None:
-    if not done:
-        raise EngineError(f"the engine does not take {what}")
+def _output_shape(context: Context, name: str) -> tuple[int, ...]:
+    """Raises: EngineError: the library does not know it, though all shapes of inputs are set."""
+    failure = f"gives no shape of '{name}'"
+    shape = tuple(context.calls.value(failure, context.own.get_tensor_shape, name))
+    if any(size < 0 for size in shape):
+        raise context.calls.error(failure, f"it gave {shape}")
+    return shape

@@ -1,12 +1,10 @@
-"""Load a plan from disk into an engine: check it, refit it; and TensorRT-RTX's runtime cache."""
+"""Load a plan from disk into an engine: check it, refit it."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import mmap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,15 @@ from sdexport.engines.cache.profiles import check_profiles
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import Requirements, Target, other_package, stale_reasons
 from sdexport.engines.errors import EngineError, InvalidArgumentError
-from sdexport.engines.files import write_atomically
-from sdexport.engines.guarded_files import open_guarded, read_guarded
-from sdexport.engines.messages import one_line
+from sdexport.engines.guarded_files import open_guarded
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.trt.build_options import AMPERE_AND_LATER, PORTABLE
 from sdexport.engines.trt.library import Library, library
+from sdexport.engines.trt.library_calls import LibraryCalls
+from sdexport.engines.trt.supported_gpus import gpu_problem
+from sdexport.engines.trt.weight_streaming import set_weight_budget
 
 _log = logging.getLogger(__name__)
-RUNTIME_CACHE_LIMIT = 2**30
-"""Bytes of a file of compiled kernels."""
 
 
 def build_command(backend: str, component: str) -> str:
@@ -62,17 +59,23 @@ def requirements(
     """What a plan must have been built from, with and for to run an ONNX file here.
 
     Args:
-      digest, package: see Requirements.onnx_sha256 and package_sha256. version: of the library.
-        None: not compared.
+      digest, package: see Requirements.onnx_sha256 and package_sha256. version: of the library, if
+        it is installed. None: not compared.
     """
+    lib = library(backend)
+
+    def problems(plan: Sidecar) -> list[str]:
+        assert gpu is not None  # for the type checker
+        return target_problems(plan.target, gpu, lib if version else None)
+
     return Requirements(
         backend=backend,
-        library=library(backend).name,
+        library=lib.name,
         onnx_sha256=digest,
         package_sha256=package,
         graph_sha256=lambda: graph_digest(onnx),
         library_version=version,
-        problems=None if gpu is None else lambda plan: _target_problems(plan.target, gpu),
+        problems=None if gpu is None else problems,
     )
 
 
@@ -99,8 +102,26 @@ def check_fits(
         )
 
 
-def _target_problems(target: Target, gpu: cuda_device.Gpu) -> list[str]:
-    """Why a plan for some GPUs does not run on this one."""
+def gpu_misfit(plan: Path, backend: str, gpu: cuda_device.Gpu) -> str:
+    """Why a plan cannot run on a GPU, in words; "" if it can, or if its sidecar is damaged."""
+    lib = library(backend)
+    if problem := gpu_problem(lib, gpu):
+        return problem
+    try:
+        sidecar = Sidecar.read(plan)
+    except (EngineError, OSError):
+        return ""  # opening the plan raises it
+    return "; ".join(target_problems(sidecar.target, gpu, lib))
+
+
+def target_problems(target: Target, gpu: cuda_device.Gpu, lib: Library | None) -> list[str]:
+    """Why a plan for some GPUs does not run on this one.
+
+    Args:
+      lib: None if it is not installed: what it can run on is not compared then.
+    """
+    if lib is not None and (problem := gpu_problem(lib, gpu)):
+        return [problem]
     present = gpu.compute_capability
     if "gpu" in target:
         built_on = (target["gpu"], target.get("compute_capability"))
@@ -109,66 +130,25 @@ def _target_problems(target: Target, gpu: cuda_device.Gpu) -> list[str]:
                 f"it was built on {built_on[0]} ({built_on[1]}), here is {gpu.name} ({present})"
             ]
         return []
-    listed = target.get("compute_capabilities", "")
-    if listed in (PORTABLE, AMPERE_AND_LATER):
+    capabilities = target.get("compute_capabilities", "")
+    if capabilities == PORTABLE:
+        return []
+    if capabilities == AMPERE_AND_LATER:
         if int(present.split(".")[0]) < 8:
             return [f"it is for {AMPERE_AND_LATER}, here is {present}"]
         return []
-    if present not in listed.split(", "):
-        return [f"it was built for compute capability {listed}, here is {present}"]
+    if present not in capabilities.split(", "):
+        return [f"it was built for compute capability {capabilities}, here is {present}"]
     return []
-
-
-class Messages:
-    """The library's error messages, collected through a logger of its own class."""
-
-    def __init__(self, trt: Any, component: str) -> None:
-        self.errors: list[str] = []
-        severity = trt.ILogger.Severity
-        errors = self.errors
-
-        class Recorder(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, level: Any, message: str) -> None:
-                text = one_line(message)
-                if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                    errors.append(text)
-                elif level == severity.WARNING:
-                    _log.info("%s: %s", component, text)
-
-        self.logger = Recorder()
-
-    def take(self) -> str:
-        """The messages since the last call, in one line."""
-        text = "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
-        self.errors.clear()
-        return text
-
-    @contextmanager
-    def explained(self, failure: str, *errors: type[Exception]) -> Iterator[None]:
-        """Raise an EngineError, with the library's messages, for exceptions of its bindings.
-
-        Args:
-          failure: begins the message.
-          errors: RuntimeError for failed calls, TypeError for failed constructors.
-        """
-        try:
-            yield
-        except errors as error:
-            reason = self.take() if self.errors else one_line(error)
-            raise EngineError(f"{failure}: {reason}") from error
 
 
 def load_engine(
     trt: Any,
-    lib: Library,
     plan: Path,
     onnx: Path,
     sidecar: Sidecar,
     digest: str | None,
-    messages: Messages,
+    calls: LibraryCalls,
 ) -> tuple[Any, Any]:
     """Load the engine of a plan, with the weights of `onnx`.
 
@@ -184,27 +164,22 @@ def load_engine(
         raise EngineError(
             f"{sidecar.component}: {error}; build it again: {command} --rebuild-stale"
         ) from error
-    with messages.explained(f"{sidecar.component}: {lib.name} does not start", TypeError):
-        runtime = trt.Runtime(messages.logger)
-    cannot_load = f"{sidecar.component}: {lib.name} cannot load {plan}"
+    runtime = calls.value("does not start", trt.Runtime, calls.logger)
     with (
         files.unchanged(),
         open_guarded(plan, error=EngineError, folder=plan.parent) as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        messages.explained(cannot_load, RuntimeError),
     ):
-        engine = runtime.deserialize_cuda_engine(data)
-    if engine is None:
-        raise EngineError(f"{cannot_load}: {messages.take()}")
+        engine = calls.value(f"cannot load {plan}", runtime.deserialize_cuda_engine, data)
     other_weights = digest not in (None, sidecar.onnx_sha256)
     if other_weights or sidecar.options.get("weight_stripped"):
-        refit(trt, engine, onnx, sidecar.component, messages)
+        refit(trt, engine, onnx, sidecar.component, calls)
     if sidecar.options.get("weight_streaming"):
-        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+        set_weight_budget(engine, calls)
     return runtime, engine
 
 
-def refit(trt: Any, engine: Any, onnx: Path, component: str, messages: Messages) -> None:
+def refit(trt: Any, engine: Any, onnx: Path, component: str, calls: LibraryCalls) -> None:
     """Replace the weights of an engine by those of another ONNX file of the same graph.
 
     Raises: EngineError: the engine was not built for it, or the graphs differ.
@@ -212,18 +187,19 @@ def refit(trt: Any, engine: Any, onnx: Path, component: str, messages: Messages)
     if not engine.refittable:
         raise EngineError(f"{component}: the engine is not refittable; build it with --refittable")
     _log.info("%s: the weights come from %s", component, onnx)
-    failure = f"{component}: {onnx} does not refit the engine"
-    with messages.explained(failure, TypeError, RuntimeError):
-        refitter = trt.Refitter(engine, messages.logger)
-        parser = trt.OnnxParserRefitter(refitter, messages.logger)
-        done = parser.refit_from_file(str(onnx)) and refitter.refit_cuda_engine()
-    if not done:
-        raise EngineError(f"{failure}: {messages.take()}")
+    failure = f"does not refit the engine with {onnx}"
+    refitter = calls.value(failure, trt.Refitter, engine, calls.logger)
+    parser = calls.value(failure, trt.OnnxParserRefitter, refitter, calls.logger)
+    calls.value(failure, parser.refit_from_file, str(onnx))
+    calls.value(failure, refitter.refit_cuda_engine)
 
 
-def check_names(trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str]) -> None:
+def check_names(
+    trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str], calls: LibraryCalls
+) -> None:
     """Raises: EngineError: engine, inputs, outputs and profiles do not belong together."""
-    present = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    indices = range(engine.num_io_tensors)
+    present = [calls.value("has no such tensor", engine.get_tensor_name, i) for i in indices]
     if sorted(present) != sorted(names):
         raise EngineError(
             f"{sidecar.component}: the engine has {', '.join(present)}, "
@@ -234,61 +210,10 @@ def check_names(trt: Any, engine: Any, sidecar: Sidecar, names: Sequence[str]) -
     except InvalidArgumentError as error:
         raise EngineError(f"{error}; its sidecar is damaged") from error
     for spec in (*sidecar.inputs, *sidecar.outputs):
-        dtype = trt.nptype(engine.get_tensor_dtype(spec.name))
+        own = calls.value(f"has no type of '{spec.name}'", engine.get_tensor_dtype, spec.name)
+        dtype = calls.value(f"has '{spec.name}' in a type without NumPy's like", trt.nptype, own)
         if getattr(dtype, "__name__", str(dtype)) != spec.dtype:
             raise EngineError(
                 f"{sidecar.component}: '{spec.name}' is {dtype} in the engine and {spec.dtype} in "
                 "its sidecar"
             )
-
-
-class RuntimeCache:
-    """TensorRT-RTX's compiled kernels in a file, which saves the next process from compiling them.
-
-    The file begins with a line that holds a digest of the kernels and of the plan that they belong
-    to. One that is damaged, of another plan or not of this machine is ignored, and replaced by
-    `save`.
-
-    Args:
-      path: the file. plan_sha256: of the plan.
-    """
-
-    def __init__(self, config: Any, path: Path, plan_sha256: str) -> None:
-        self._path, self._plan_sha256, self._writable = path, plan_sha256, True
-        self._cache = config.create_runtime_cache()
-        kernels = self._read()
-        if kernels is not None and not self._cache.deserialize(kernels):
-            _log.info("%s does not fit this machine; it will be replaced", path)
-        config.set_runtime_cache(self._cache)
-
-    def _read(self) -> bytes | None:
-        """The kernels in the file; None if there is no file that can be used."""
-        try:
-            content = read_guarded(
-                self._path, error=EngineError, folder=self._path.parent, limit=RUNTIME_CACHE_LIMIT
-            )
-        except FileNotFoundError:
-            return None
-        except (EngineError, OSError) as error:
-            _log.warning("the cache of compiled kernels is not used: %s", one_line(error))
-            self._writable = False
-            return None
-        line, _, kernels = content.partition(b"\n")
-        if line != self._first_line(kernels):
-            _log.info("%s is damaged or of another plan; it will be replaced", self._path)
-            return None
-        return kernels
-
-    def _first_line(self, kernels: bytes) -> bytes:
-        digest = hashlib.sha256(self._plan_sha256.encode() + kernels).hexdigest()
-        return b"sdexport-runtime-cache 1 " + digest.encode()
-
-    def save(self) -> None:
-        """Write the file, if the folder can be written and the file is no link, pipe or folder."""
-        if not self._writable:
-            return
-        kernels = bytes(self._cache.serialize())
-        try:
-            write_atomically(self._path, self._first_line(kernels) + b"\n" + kernels)
-        except OSError as error:
-            _log.info("%s cannot be written: %s", self._path, error)

@@ -27,17 +27,11 @@ from sdexport.engines.session import (
     SessionBase,
     named_sizes,
 )
-from sdexport.engines.trt.execution_context import Shape
+from sdexport.engines.trt.execution_context import Context, Shape
 from sdexport.engines.trt.library import library
-from sdexport.engines.trt.plan import (
-    Messages,
-    RuntimeCache,
-    check_fits,
-    check_names,
-    load_engine,
-    read_sidecar,
-    refit,
-)
+from sdexport.engines.trt.library_calls import LibraryCalls
+from sdexport.engines.trt.plan import check_fits, check_names, load_engine, read_sidecar, refit
+from sdexport.engines.trt.runtime_cache import RuntimeCache
 from sdexport.engines.trt.scratch_memory import shared_activations
 
 _log = logging.getLogger(__name__)
@@ -96,13 +90,12 @@ class TensorRtSession(SessionBase):
         self._source = GraphSource(plan, "plan")
         self._trt, self._device, self._profiles = trt, device, sidecar.profiles
         self._graph_sha256 = sidecar.graph_sha256
-        self._library, self._messages = lib.name, Messages(trt, component)
+        self._calls = LibraryCalls(trt, lib.name, component)
         cuda_device.use_device(device)
         with files.unchanged():
-            self._runtime, self._engine = load_engine(
-                trt, lib, plan, path, sidecar, digest, self._messages
-            )
-        check_names(trt, self._engine, sidecar, [s.name for s in (*inputs, *outputs)])
+            self._runtime, self._engine = load_engine(trt, plan, path, sidecar, digest, self._calls)
+        names = [spec.name for spec in (*inputs, *outputs)]
+        check_names(trt, self._engine, sidecar, names, self._calls)
         self._config: Any = None
         self._cache: RuntimeCache | None = None
         self._captures = cuda_graphs and not lib.runtime_cache
@@ -140,39 +133,54 @@ class TensorRtSession(SessionBase):
             cuda_device.use_device(self._device)
             self._drop_shapes()  # recorded CUDA graphs may refer to the old weights
             self._refits += 1
-            refit(self._trt, self._engine, path, self.name, self._messages)
+            refit(self._trt, self._engine, path, self.name, self._calls)
 
     def _drop_shapes(self) -> None:
         while self._shapes:
             self._shapes.popitem()[1].close()
 
     def _configure(self, cuda_graphs: bool, cache: Path, plan_sha256: str) -> None:
-        trt = self._trt
-        self._config = self._engine.create_runtime_config()
-        self._config.set_execution_context_allocation_strategy(
-            trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        if cuda_graphs and hasattr(trt, "CudaGraphStrategy"):  # TensorRT-RTX 1.2 and later
-            self._config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        if hasattr(self._config, "create_runtime_cache"):
-            self._cache = RuntimeCache(self._config, cache, plan_sha256)
+        """Options of TensorRT-RTX's execution contexts.
 
-    def _context(self) -> Any:
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(
-            strategy if self._config is None else self._config
+        With lazy specialization, the default, the library compiles kernels in a thread of its own,
+        which logs. A destructor holds Python's lock while it waits for that thread, and the thread
+        waits for the lock to call the logger.
+        """
+        trt, engine = self._trt, self._engine
+        done, value = self._calls.done, self._calls.value
+        self._config = config = value("gives no configuration", engine.create_runtime_config)
+        done(
+            "does not let the caller give scratch memory",
+            config.set_execution_context_allocation_strategy,
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED,
         )
-        if context is None:
-            raise EngineError(f"{self.name}: no execution context: {self._messages.take()}")
-        return context
+        done(
+            "does not compile kernels eagerly",
+            setattr,
+            config,
+            "dynamic_shapes_kernel_specialization_strategy",
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER,
+        )
+        if cuda_graphs:
+            whole = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            done("does not use CUDA graphs", setattr, config, "cuda_graph_strategy", whole)
+        self._cache = RuntimeCache(config, cache, plan_sha256, self._calls)
+
+    def _context(self, profile: int) -> Context:
+        how = self._config
+        if how is None:
+            how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        value, engine, failure = self._calls.value, self._engine, "gives no execution context"
+        most = int(value(failure, engine.get_device_memory_size_for_profile_v2, profile))
+        own = value(failure, engine.create_execution_context, how)
+        return Context(own, self._calls, profile if len(self._profiles) > 1 else None, most)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self.compute(feeds, {})
 
     def compute(self, feeds: Feeds, constants: Mapping[str, Constant]) -> dict[str, np.ndarray]:
         """Run with checked feeds, and with constants that are on the device already."""
-        failed = self._messages.explained(f"{self.name}: {self._library} failed", RuntimeError)
-        with self._activations.lock, failed:
+        with self._activations.lock:
             self._check_open()
             cuda_device.use_device(self._device)
             shape = self._shape(feeds, constants)
@@ -180,7 +188,7 @@ class TensorRtSession(SessionBase):
                 shape.upload(name, array)
             for name, constant in constants.items():
                 shape.place(name, constant.buffer, constant.token)
-            shape.launch(self._messages)
+            shape.launch()
             return shape.results()
 
     def _shape(self, feeds: Feeds, constants: Mapping[str, Constant]) -> Shape:
@@ -195,8 +203,7 @@ class TensorRtSession(SessionBase):
         while len(self._shapes) >= MOST_SHAPES:
             self._shapes.popitem(last=False)[1].close()
         shape = Shape(
-            self._context(),
-            index if len(self._profiles) > 1 else None,
+            self._context(index),
             (self.inputs, self.outputs),
             shapes,
             self.stream,

@@ -121,8 +121,8 @@ def _plan_requirements(package: Package, backend: str) -> tuple[RequirementsFor,
     gpu: cuda_device.Gpu | None = None
     try:
         version = lib.version()
-    except MissingDependencyError:
-        not_compared.append(f"{lib.name} is not installed")
+    except MissingDependencyError as error:
+        not_compared.append(str(error).partition(";")[0])
     try:
         gpu = cuda_device.gpu()
     except (EngineError, MissingDependencyError):

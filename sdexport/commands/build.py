@@ -77,14 +77,14 @@ class SpanType(click.ParamType[Any]):
     "--compute-capability",
     "compute_capabilities",
     multiple=True,
-    help="tensorrt-rtx: such as 8.9. Repeatable; default portable.",
+    help="tensorrt-rtx: such as 8.9. Repeatable; default every GPU that it supports.",
 )
 @click.option(
     "--optimization-level", type=click.IntRange(0, 5), help="How long the builder searches."
 )
 @click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Limit of scratch memory.")
 @click.option("--weight-streaming", is_flag=True, help="Allow weights to stay in host memory.")
-@click.option("--timing-cache", type=FILE, help="Keep the builder's measurements in this file.")
+@click.option("--timing-cache", type=FILE, help="tensorrt: keep its measurements here.")
 @click.option("--engine-dir", type=FOLDER, help="Write here instead of PACKAGE/engines.")
 @click.option("--rebuild-stale", is_flag=True, help="Replace engines that no longer fit.")
 @trust_options

@@ -18,6 +18,8 @@ from sdexport.engines import EngineError, cuda_device, open_session
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
+from sdexport.engines.trt.library import library
+from sdexport.engines.trt.supported_gpus import gpu_problem
 from sdexport.runtime.component_engines import engine_path, open_component
 from tests.helpers.altered_models import with_other_weights
 from tests.tolerances import GPU_COMPONENT_REL, GPU_LATENTS_REL, assert_close
@@ -25,6 +27,13 @@ from tests.tolerances import GPU_COMPONENT_REL, GPU_LATENTS_REL, assert_close
 pytestmark = pytest.mark.gpu
 SIZES = EngineSizes(Span(1, 1, 2), Span(64, 128, 192), Span(64, 128, 192))
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def skip_unless_supported(backend: str) -> None:
+    """Skip a test of a library that is not installed, or does not run on this GPU."""
+    pytest.importorskip(MODULES[backend])
+    if problem := gpu_problem(library(backend), cuda_device.gpu()):
+        pytest.skip(problem)
 
 
 def test_cuda_copies_captures_and_refuses() -> None:
@@ -46,7 +55,7 @@ def test_picture_on_the_gpu_is_near(
 ) -> None:
     loaded = Package.load(package, verify=False)
     if backend in MODULES:
-        pytest.importorskip(MODULES[backend])
+        skip_unless_supported(backend)
         build(loaded, backend=backend, sizes=SIZES, engine_dir=tmp_path)
     else:
         pytest.importorskip("onnxruntime")
@@ -64,7 +73,7 @@ def test_picture_on_the_gpu_is_near(
 def test_stripped_plan_is_small_and_answers_the_same(
     package: Path, tmp_path: Path, backend: str
 ) -> None:
-    pytest.importorskip(MODULES[backend])
+    skip_unless_supported(backend)
     loaded = Package.load(package, verify=False)
     sizes = {}
     for name in ("whole", "stripped"):
@@ -94,7 +103,7 @@ def recorded(package: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
 @pytest.mark.parametrize("backend", MODULES)
 def test_refit_answers_as_the_other_weights_do(package: Path, tmp_path: Path, backend: str) -> None:
     """An engine of other weights, opened for this package, and changed while it is open."""
-    pytest.importorskip(MODULES[backend])
+    skip_unless_supported(backend)
     other, loaded = tmp_path / "unet" / "model.onnx", Package.load(package, verify=False)
     other.parent.mkdir()
     with_other_weights(loaded.model_path("unet"), other)

@@ -1,16 +1,26 @@
-"""TensorRT and CUDA that compute in host memory: what a session asks of them can be watched.
+"""TensorRT that computes in host memory, as strict as its bindings.
 
 The "engine" knows one graph, that of a UNet's names and shapes:
 out_sample = sample * (1 + t / 1000)
 + the mean of encoder_hidden_states.
+
+- Every method, constructor and property exists in the installed `tensorrt_rtx` and takes these
+  arguments: each call is compared with the signature that the bindings' docstring has. Where the
+  module is not installed, nothing is compared.
+- A failed constructor raises TypeError, a failed method what `fails` says; the reason goes to the
+  logger. Objects have no attributes of their own.
+- Destructors log. An object that is destroyed before what was made with it is a fault, see World.
+- The automatic budget of weight streaming is a signed number of 32 bits.
 """
 
 from __future__ import annotations
 
-import ctypes
 import enum
+import functools
+import importlib
 import sys
 import types
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,271 +38,371 @@ from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.runtime.component_engines import package_binding
 from sdexport.runtime.packages.manifest import MANIFEST
+from tests.helpers.binding_signatures import METHOD, Surface, mismatch, surface
+from tests.helpers.fake_cuda import FakeCuda, Status
 
-VERSION = "9.9.9"
+__all__ = ["PROFILE", "VERSION", "FakeCuda", "Status", "install", "write_plan"]
+VERSION = "99.9.9"
 PROFILE: Profile = {
     "batch": Span(1, 2, 8),
     "height": Span(1, 16, 64),
     "width": Span(1, 16, 64),
     "sequence": Span(1, 77, 231),
 }
+NAMES = ["sample", "timestep", "encoder_hidden_states", "out_sample"]
+RTX_ONLY = (
+    *("ComputeCapability", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy"),
+    *("IRuntimeCache",),
+)
+"""What TensorRT's own module lacks."""
+DESTROYED = "destroyed before"
 
 
-class Status(enum.IntEnum):
-    cudaSuccess = 0  # noqa: N815
-    cudaErrorMemoryAllocation = 2  # noqa: N815
-    cudaErrorNoDevice = 100  # noqa: N815
-    cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
+@functools.cache
+def real_surface() -> Surface | None:
+    """What the installed tensorrt_rtx offers; None if it is not installed."""
+    try:
+        return surface(importlib.import_module("tensorrt_rtx"))
+    except ImportError:
+        return None
 
 
-class FakeCuda:
-    """CUDA's runtime functions. counts: calls of each; fails: function name -> status."""
+_REAL = real_surface()  # before a test replaces the module
 
-    cudaStreamNonBlocking = 1  # noqa: N815
-    cudaMemcpyKind = types.SimpleNamespace(  # noqa: N815
-        cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h", cudaMemcpyDeviceToDevice="d2d"
-    )
-    cudaStreamCaptureMode = types.SimpleNamespace(  # noqa: N815
-        cudaStreamCaptureModeThreadLocal=1
-    )
+
+class Bound:
+    """Base of the stand-ins for the library's classes: checks calls, and plays their failures."""
+
+    _keeps: Bound | None = None
+    """An object that is destroyed after this one."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ != __name__:
+            return  # a subclass in Python, such as a logger
+        for name, function in list(vars(cls).items()):
+            if callable(function) and (name == "__init__" or not name.startswith("_")):
+                setattr(cls, name, _checked(cls.__name__, name, function))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        own = _class_of(self)
+        if not name.startswith("_") and own in FAKES:
+            member = None if _REAL is None else _REAL[own].get(name)
+            if _REAL is not None and (member is None or not member.writable):
+                raise AttributeError(f"{own} has no property {name} that can be set")
+            self._world.play(f"{own}.{name}", (value,))
+        object.__setattr__(self, name, value)
+
+    @property
+    def _world(self) -> World:
+        return current_world()
+
+
+def _class_of(thing: Bound) -> str:
+    return type(thing).__name__
+
+
+def _checked(owner: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def checked(self: Any, *arguments: Any) -> Any:
+        called = owner if name == "__init__" else f"{owner}.{name}"
+        if _REAL is not None:
+            member = _REAL[owner].get(name)
+            if member is None or member.kind != METHOD:
+                raise AttributeError(f"tensorrt_rtx has no {owner}.{name}")
+            if problem := mismatch(member.signatures, arguments):
+                raise TypeError(f"{name}(): incompatible function arguments: {problem}")
+        played = current_world().play(called, arguments)
+        return function(self, *arguments) if played is None else played.result
+
+    return checked
+
+
+class Failure:
+    """How a call fails: it raises `error`, or returns `result`; `logged` goes to the logger."""
+
+    def __init__(
+        self, result: object = None, error: Exception | None = None, logged: str = ""
+    ) -> None:
+        self.result, self.error, self.logged = result, error, logged
+
+
+class World:
+    """The state of one stand-in library.
+
+    fails: "Class.method", "Class" or "Class.property" -> how it fails.
+    calls: how often each was called, with its number of arguments.
+    faults: of the rules of destruction.
+    """
+
+    def __init__(self, gpu: FakeCuda, log: list[Any]) -> None:
+        self.gpu, self.log = gpu, log
+        self.fails: dict[str, Failure] = {}
+        self.calls: Counter[tuple[str, int]] = Counter()
+        self.faults: list[str] = []
+        self.logger: Any = None
+        self.weights, self.scratch = 0, 2**30
+        self.serialized: object = b"kernels"
+
+    def play(self, called: str, arguments: tuple[object, ...]) -> Failure | None:
+        self.calls[called, len(arguments)] += 1
+        failure = self.fails.get(called)
+        if failure is None:
+            return None
+        if failure.logged:
+            self.logger.log(self.logger.Severity.ERROR, failure.logged)
+        if failure.error is not None:
+            raise failure.error
+        return failure
+
+    def made(self, thing: Bound, keeps: Bound | None = None, *needed: Bound) -> None:
+        """Register an object.
+
+        Args:
+          keeps: what it holds, so that this is destroyed after it (keep_alive of pybind11).
+          needed: what the caller must hold as long as it.
+        """
+        thing._keeps = keeps
+        names = [_class_of(other) for other in needed]
+        references, name, logger = list(map(weakref.ref, needed)), _class_of(thing), self.logger
+
+        def destroyed() -> None:
+            for reference, other in zip(references, names, strict=True):
+                if reference() is None:
+                    self.faults.append(f"{other} was {DESTROYED} its {name}")
+            logger.log(logger.Severity.WARNING, f"destroying {name}")
+
+        weakref.finalize(thing, destroyed).atexit = False
+
+
+_world: list[World] = []
+
+
+def current_world() -> World:
+    return _world[-1]
+
+
+class ILogger(Bound):
+    class Severity(enum.Enum):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
     def __init__(self) -> None:
-        self.memory: dict[int, Any] = {}
-        self.kinds: dict[int, str] = {}
-        self.counts: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.fails: dict[str, Status] = {}
-        self.capturing: list[Callable[[], None]] | None = None
-        self.open: set[object] = set()
-        self.compute_capability = (8, 9)
-
-    def __getattribute__(self, name: str) -> Any:
-        value = super().__getattribute__(name)
-        if not name.startswith("cuda") or not callable(value):
-            return value
-
-        def counted(*arguments: Any) -> Any:
-            self.counts[name] += 1
-            if name in self.fails:
-                if name == "cudaStreamEndCapture":
-                    self.capturing = None
-                return (self.fails[name], None)
-            return value(*arguments)
-
-        counted.__name__ = name
-        return counted
-
-    def cudaGetErrorString(self, status: Status) -> Any:  # noqa: N802
-        return Status.cudaSuccess, f"words for {status.name}".encode()
-
-    def cudaGetLastError(self) -> Any:  # noqa: N802
-        return (Status.cudaSuccess,)
-
-    def cudaGetDeviceCount(self) -> Any:  # noqa: N802
-        return Status.cudaSuccess, 1
-
-    def cudaDriverGetVersion(self) -> Any:  # noqa: N802
-        return Status.cudaSuccess, 12040
-
-    def cudaRuntimeGetVersion(self) -> Any:  # noqa: N802
-        return Status.cudaSuccess, 13000
-
-    def cudaGetDeviceProperties(self, device: int) -> Any:  # noqa: N802
-        major, minor = self.compute_capability
-        return Status.cudaSuccess, types.SimpleNamespace(
-            name=b"Fake GPU", major=major, minor=minor, totalGlobalMem=2**30
-        )
-
-    def cudaSetDevice(self, device: int) -> Any:  # noqa: N802
-        return (Status.cudaSuccess,)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> Any:  # noqa: N802
-        handle = self.counts["cudaStreamCreateWithFlags"]
-        self.open.add(handle)
-        return Status.cudaSuccess, handle
-
-    def cudaStreamDestroy(self, stream: int) -> Any:  # noqa: N802
-        self.open.remove(stream)
-        return (Status.cudaSuccess,)
-
-    def cudaStreamSynchronize(self, stream: int) -> Any:  # noqa: N802
-        assert self.capturing is None
-        return (Status.cudaSuccess,)
-
-    def _allocate(self, size: int, kind: str) -> Any:
-        buffer = (ctypes.c_ubyte * size)(*([0xA5] * min(size, 16)))
-        address = ctypes.addressof(buffer)
-        self.memory[address], self.kinds[address] = buffer, kind
-        return Status.cudaSuccess, address
-
-    def cudaMalloc(self, size: int) -> Any:  # noqa: N802
-        return self._allocate(size, "device")
-
-    def cudaMallocHost(self, size: int) -> Any:  # noqa: N802
-        return self._allocate(size, "host")
-
-    def _free(self, address: int, kind: str) -> Any:
-        assert self.kinds.pop(address) == kind
-        del self.memory[address]
-        return (Status.cudaSuccess,)
-
-    def cudaFree(self, address: int) -> Any:  # noqa: N802
-        return self._free(address, "device")
-
-    def cudaFreeHost(self, address: int) -> Any:  # noqa: N802
-        return self._free(address, "host")
-
-    def cudaMemcpyAsync(  # noqa: N802
-        self, target: int, source: int, size: int, kind: str, stream: int
-    ) -> Any:
-        wanted = {"h2d": ("device", "host"), "d2h": ("host", "device"), "d2d": ("device",) * 2}
-        assert (self.kinds[target], self.kinds[source]) == wanted[kind]
-        assert size <= min(len(self.memory[target]), len(self.memory[source]))
-        self.bytes[kind] += size
-        ctypes.memmove(target, source, size)
-        return (Status.cudaSuccess,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> Any:  # noqa: N802
-        self.capturing = []
-        return (Status.cudaSuccess,)
-
-    def cudaStreamEndCapture(self, stream: int) -> Any:  # noqa: N802
-        graph, self.capturing = self.capturing, None
-        return Status.cudaSuccess, graph
-
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> Any:  # noqa: N802
-        self.open.add("graph")
-        return Status.cudaSuccess, list(graph)
-
-    def cudaGraphDestroy(self, graph: Any) -> Any:  # noqa: N802
-        return (Status.cudaSuccess,)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> Any:  # noqa: N802
-        self.open.discard("graph")
-        return (Status.cudaSuccess,)
-
-    def cudaGraphLaunch(self, graph: Any, stream: int) -> Any:  # noqa: N802
-        for work in graph:
-            work()
-        return (Status.cudaSuccess,)
+        current_world().logger = self
 
 
-class Context:
-    def __init__(self, gpu: FakeCuda) -> None:
-        self.gpu, self.shapes, self.addresses = gpu, {}, {}  # type: ignore[var-annotated]
-        self.profile = 0
-        self.scratch = (0, 0)
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
-    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self.profile = index
+
+class CudaGraphStrategy(enum.Enum):
+    DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
+
+
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY, EAGER, NONE = range(3)
+
+
+class ComputeCapability(enum.Enum):
+    NONE, CURRENT = range(2)
+    SM75, SM80, SM86, SM89, SM120, SM121 = 75, 80, 86, 89, 120, 121
+
+
+class DataType(enum.Enum):
+    FLOAT, HALF, INT8, INT32, BOOL, UINT8, FP8, BF16, INT64 = range(9)
+
+
+def nptype(trt_type: DataType) -> type:
+    found = {DataType.FLOAT: np.float32, DataType.HALF: np.float16, DataType.INT64: np.int64}
+    if trt_type not in found:
+        raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+    return found[trt_type]
+
+
+class Dims:
+    """A shape, which is no tuple."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self._sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, index: int) -> int:
+        return self._sizes[index]
+
+
+class IExecutionContext(Bound):
+    _profile, _memory = 0, (0, 0)
+
+    def __new__(cls) -> IExecutionContext:  # the bindings have no constructor
+        context = super().__new__(cls)
+        context._shapes, context._addresses = {}, {}
+        return context
+
+    _shapes: dict[str, tuple[int, ...]]
+    _addresses: dict[str, int]
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._profile = profile_index
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = tuple(shape)
+        self._shapes[name] = tuple(shape)
         return True
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return 1000 * int(np.prod(self.shapes["sample"]))
+        return 1000 * int(np.prod(self._shapes["sample"]))
 
-    def set_device_memory(self, address: int, size: int) -> None:
-        self.scratch = address, size
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0 or size >= 0
+        self._memory = memory, size
 
     def infer_shapes(self) -> list[str]:
-        return [n for n in ("sample", "timestep", "encoder_hidden_states") if n not in self.shapes]
+        return [name for name in NAMES[:3] if name not in self._shapes]
 
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.shapes["sample" if name == "out_sample" else name]
+    def get_tensor_shape(self, name: str) -> Dims:
+        return Dims(self._shapes["sample" if name == "out_sample" else name])
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        assert name in NAMES
+        self._addresses[name] = memory
         return True
 
-    def execute_async_v3(self, stream: int) -> bool:
-        if self.gpu.fails.get("execute"):
-            return False
-        scratch, addresses = self.scratch, dict(self.addresses)
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        gpu, (address, size) = self._world.gpu, self._memory
+        assert ("stream", stream_handle) in gpu.open
+        addresses, shapes = dict(self._addresses), dict(self._shapes)
+        shapes["out_sample"] = shapes["sample"]
 
         def work() -> None:
-            assert len(self.gpu.memory[scratch[0]]) >= scratch[1]
-            values = {n: self._array(n, addresses[n]) for n in addresses}
+            assert len(gpu.memory[address]) >= size
+            values = {n: gpu.array(addresses[n], shapes[n]) for n in addresses}
             text = values["encoder_hidden_states"].mean(axis=(1, 2))[:, None, None, None]
             scale = np.float32(1) + values["timestep"] / np.float32(1000)
             values["out_sample"][:] = values["sample"] * scale + text
 
-        if self.gpu.capturing is not None:
-            self.gpu.capturing.append(work)
+        if gpu.capturing is not None:
+            gpu.capturing.append(work)
         else:
             work()
         return True
 
-    def _array(self, name: str, address: int) -> np.ndarray:
-        shape = self.get_tensor_shape(name)
-        raw = self.gpu.memory[address]
-        return np.frombuffer(raw, np.float32, int(np.prod(shape))).reshape(shape)
+
+class IRuntimeCache(Bound):
+    def deserialize(self, blob: Any) -> bool:
+        self._world.log.append(("deserialize", bytes(blob)))
+        return bytes(blob) == b"kernels"
+
+    def serialize(self) -> Any:
+        return self._world.serialized
 
 
-def fake_library(gpu: FakeCuda, log: list[Any]) -> types.ModuleType:
-    """A module with the parts of tensorrt and tensorrt_rtx that a session uses."""
-    module: Any = types.ModuleType("fake_tensorrt")
-    names = ["sample", "timestep", "encoder_hidden_states", "out_sample"]
-    cache = types.SimpleNamespace(
-        deserialize=lambda data: (
-            log.append(("deserialize", bytes(data))) or bytes(data) == b"kernels"
-        ),
-        serialize=lambda: b"kernels",
-    )
+class IRuntimeConfig(Bound):
+    cuda_graph_strategy = CudaGraphStrategy.DISABLED
+    dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
-    class ILogger:
-        Severity = types.SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2, INFO=3)
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._world.log.append(("strategy", strategy))
 
-    class Engine:
-        num_io_tensors = len(names)
-        refittable = True
+    def create_runtime_cache(self) -> IRuntimeCache:
+        cache = IRuntimeCache()
+        self._world.made(cache)
+        return cache
 
-        def get_tensor_name(self, index: int) -> str:
-            return names[index]
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self._cache = weakref.ref(cache)
+        self._world.log.append(("cache", cache))
+        return True
 
-        def get_tensor_dtype(self, name: str) -> str:
-            return "float32"
 
-        def create_runtime_config(self) -> Any:
-            return types.SimpleNamespace(
-                set_execution_context_allocation_strategy=lambda s: log.append(("strategy", s)),
-                create_runtime_cache=lambda: cache,
-                set_runtime_cache=lambda c: log.append(("cache", c)),
-            )
+class ICudaEngine(Bound):
+    num_io_tensors = len(NAMES)
+    refittable = True
+    weight_streaming_budget_v2 = 0
+    weight_streaming_scratch_memory_size = 0
 
-        def create_execution_context(self, how: Any) -> Context:
-            log.append(("context", how))
-            return Context(gpu)
+    @property
+    def streamable_weights_size(self) -> int:
+        return self._world.weights
 
-    class Runtime:
-        def __init__(self, logger: Any) -> None:
-            self.logger = logger
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self._world.scratch
 
-        def deserialize_cuda_engine(self, data: Any) -> Engine | None:
-            if bytes(data[:4]) == b"plan":
-                return Engine()
-            self.logger.log(ILogger.Severity.ERROR, "magic tag\nis wrong")
-            return None
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return self._world.scratch
 
-    class Refitter:
-        def __init__(self, *arguments: Any) -> None:
-            self.logger = arguments[-1]
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return int(np.int64(self._world.weights).astype(np.int32))
 
-        def refit_from_file(self, path: str) -> bool:
-            log.append(("refit", Path(path).name))
-            return True
+    def get_tensor_name(self, index: int) -> str:
+        return NAMES[index]
 
-        def refit_cuda_engine(self) -> bool:
-            return True
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType.FLOAT
 
+    def create_runtime_config(self) -> IRuntimeConfig:
+        config = IRuntimeConfig()
+        self._world.made(config, self)
+        return config
+
+    def create_execution_context(self, how: Any) -> IExecutionContext:
+        context = IExecutionContext()
+        self._world.log.append(("context", how))
+        configured = (how,) if isinstance(how, IRuntimeConfig) else ()
+        cache = getattr(how, "_cache", lambda: None)()
+        self._world.made(context, self, *configured, *([] if cache is None else [cache]))
+        return context
+
+
+class Runtime(Bound):
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._world.made(self)
+
+    def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:
+        if bytes(serialized_engine[:4]) == b"plan":
+            engine = ICudaEngine()
+            self._world.made(engine, self)
+            return engine
+        self._logger.log(ILogger.Severity.ERROR, "magic tag\nis wrong")
+        return None
+
+
+class Refitter(Bound):
+    _parser: OnnxParserRefitter | None = None
+
+    def __init__(self, engine: ICudaEngine, logger: Any) -> None:
+        self._world.made(self, engine)
+
+    def refit_cuda_engine(self) -> bool:
+        return True
+
+
+class OnnxParserRefitter(Bound):
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self._world.made(self)
+        refitter._parser = self  # as in the bindings: it is not the parser that holds the refitter
+
+    def refit_from_file(self, model: str) -> bool:
+        self._world.log.append(("refit", Path(model).name))
+        return True
+
+
+PARTS = (
+    *(ILogger, Runtime, ICudaEngine, IExecutionContext, IRuntimeConfig, IRuntimeCache),
+    *(Refitter, OnnxParserRefitter, DataType, ComputeCapability, CudaGraphStrategy),
+    *(ExecutionContextAllocationStrategy, DynamicShapesKernelSpecializationStrategy, nptype),
+)
+FAKES = {part.__name__ for part in PARTS}
+
+
+def fake_library(*, rtx: bool) -> types.ModuleType:
+    """The parts of tensorrt_rtx, or of tensorrt, that a session uses."""
+    module: Any = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     module.__version__ = VERSION
-    module.ILogger, module.Runtime = ILogger, Runtime
-    module.Refitter = module.OnnxParserRefitter = Refitter
-    module.ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="user")
-    module.CudaGraphStrategy = types.SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
-    module.nptype = lambda dtype: np.float32
+    for part in PARTS:
+        if rtx or part.__name__ not in RTX_ONLY:
+            setattr(module, part.__name__, part)
     found: types.ModuleType = module
     return found
 
@@ -301,9 +411,9 @@ def install(monkeypatch: pytest.MonkeyPatch, log: list[Any] | None = None) -> Fa
     """Replace the modules that sessions import by the fakes."""
     gpu = FakeCuda()
     monkeypatch.setattr(cuda_device, "runtime", lambda: gpu)
-    library = fake_library(gpu, [] if log is None else log)
+    monkeypatch.setattr(sys.modules[__name__], "_world", [World(gpu, [] if log is None else log)])
     for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, library)
+        monkeypatch.setitem(sys.modules, name, fake_library(rtx=name == "tensorrt_rtx"))
     return gpu
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from sdexport.builds.prepare_onnxruntime import prepare_graph
-from sdexport.engines import PLAN_BACKENDS, Session, open_session
+from sdexport.engines import PLAN_BACKENDS, Session, cuda_device, open_session
 from sdexport.engines.cache.profiles import Profile, Span
 from sdexport.engines.trt.engine_build import build_plan
+from sdexport.engines.trt.library import library
+from sdexport.engines.trt.supported_gpus import gpu_problem
 from tests.helpers.fake_tensorrt import install, write_plan
 
 OPENERS = [
@@ -62,6 +64,8 @@ def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
         return open_session(model, backend, plan=plan)
     pytest.importorskip(MODULES.get(opener, opener))
     if opener in PLAN_BACKENDS:
+        if problem := gpu_problem(library(opener), cuda_device.gpu()):
+            pytest.skip(problem)
         return open_session(model, opener, plan=_built(request, model, opener))
     return open_session(model, opener)
 

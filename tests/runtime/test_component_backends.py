@@ -250,6 +250,7 @@ def test_auto_takes_the_best(
         sdexport.engines.backends, "_has_cuda_provider", lambda: "cuda" in installed
     )
     monkeypatch.setattr(cuda_device, "absent", lambda: "" if gpu else "no GPU")
+    monkeypatch.setattr(sdexport.engines.backends, "_unusable", lambda name, plan: "")
     path = package / "unet" / "model.onnx"
     assert choose(plan_of=lambda backend: path if plan else None) == best
 

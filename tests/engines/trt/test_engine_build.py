@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,19 @@ from sdexport.engines import EngineError, cuda_device
 from sdexport.engines.cache.lock import locked
 from sdexport.engines.cache.profiles import Profile, Span
 from sdexport.engines.cache.sidecar import Sidecar, model_digest, sidecar_path
+from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.build_worker import MAX_MESSAGES, _summary
 from sdexport.engines.trt.engine_build import Built, build_plan
 from sdexport.engines.trt.library import LIBRARIES
+from sdexport.engines.trt.supported_gpus import listed
 from sdexport.engines.worker_process import run_in_worker
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 pytest.importorskip("polygraphy")
 
+HEADER, TARGETS = 64, 32
+"""Bytes of the header of a plan of TensorRT-RTX 1.7, and the one that holds its targets."""
 PROFILE: Profile = {"batch": Span(1, 2, 4), "sequence": Span(77, 77, 77)}
 
 
@@ -194,9 +200,6 @@ def test_build_failure_names_the_node(tmp_path: Path) -> None:
 
 
 def test_build_failure_has_the_builders_message(package: Path, tmp_path: Path) -> None:
-    options = BuildOptions(compute_capabilities=("9.9",))
-    with pytest.raises(EngineError, match=r"cannot build: no compute capability 9\.9; .* 8\.9"):
-        build(package, tmp_path / "text_encoder.plan", options=options)
     with pytest.raises(EngineError, match=r"^text_encoder: TensorRT-RTX cannot build: [^\n]+$"):
         build(
             package,
@@ -316,8 +319,74 @@ def test_build_into_a_folder_that_cannot_be_written(
             build(package, tmp_path / "text_encoder.plan")
 
 
-def test_build_timing_cache_is_written(package: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "timing.cache"
-    for plan in ("a.plan", "b.plan"):
-        assert build(package, tmp_path / plan, timing_cache=cache).built
-    assert cache.exists()
+def test_build_rejects_a_timing_cache(package: Path, tmp_path: Path) -> None:
+    """TensorRT-RTX's documentation: it has no effect, and makes a build need a GPU."""
+    with pytest.raises(InvalidArgumentError, match=r"a: .*--timing-cache\) has no effect"):
+        build(package, tmp_path / "a.plan", timing_cache=tmp_path / "timing.cache")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "words"),
+    [
+        (("9.0",), r"cannot build for compute capability '9\.0'; it knows 8\.0, 8\.6, 8\.9, 12\.0"),
+        (("8.9", "9.9"), r"cannot build for compute capability '9\.9'"),
+        (("7.5",), r"7\.5 \(Turing\) takes only some graphs .*--backend onnxruntime-cuda"),
+        (("8.6", "7.5"), r"7\.5 \(Turing\)"),
+        (("",), "cannot build for compute capability ''"),
+        (("8.9\n",), r"cannot build for compute capability '8\.9\\n'"),
+        (("sm_89",), "cannot build for compute capability 'sm_89'"),
+        (("NONE",), "cannot build for compute capability 'NONE'"),
+        (("8.9", "8.9"), r"given twice: 8\.9, 8\.9"),
+    ],
+)
+def test_build_rejects_compute_capabilities(
+    package: Path, tmp_path: Path, capabilities: tuple[str, ...], words: str
+) -> None:
+    options = BuildOptions(compute_capabilities=capabilities)
+    with pytest.raises(InvalidArgumentError, match=words):
+        build(package, tmp_path / "a.plan", options=options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "options", "words"),
+    [
+        ("9.0", {}, r"does not run on NVIDIA H200 \(compute capability 9\.0\)"),
+        ("8.6", {"compute_capabilities": ("8.9",)}, r"capability 8\.9, here is 8\.6"),
+        ("8.9", {}, ""),
+    ],
+)
+def test_build_warns_if_this_machine_cannot_run_the_engine(
+    package: Path,
+    plan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: str,
+    options: dict[str, Any],
+    words: str,
+) -> None:
+    here = cuda_device.Gpu("NVIDIA H200", capability, 2**37)
+    monkeypatch.setattr(cuda_device, "gpu", lambda: here)
+    if options:
+        changes = {"target": {"compute_capabilities": "8.9"}, "options": BuildOptions(**options)}
+        sidecar = replace(
+            Sidecar.read(plan), target=changes["target"], options=changes["options"].key()
+        )
+        sidecar_path(plan).write_text(sidecar.to_json())
+    build(package, plan, options=BuildOptions(**options))
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == bool(words)
+    assert not words or re.search(
+        rf"^text_encoder: this machine cannot run it: .*{words}", warnings[0]
+    )
+
+
+def test_portable_is_what_the_library_targets_by_default(package: Path, built: Any) -> None:
+    """The header of a plan has a bit for each compute capability, and one more; see the docs."""
+    header = built[0].plan.read_bytes()[:HEADER]
+    lib = LIBRARIES["tensorrt-rtx"]
+    bits = [name for name in lib.load().ComputeCapability.__members__ if name.startswith("SM")]
+    targets = header[TARGETS]
+    listed_here = [f"{n[2:-1]}.{n[-1]}" for i, n in enumerate(bits) if targets >> i & 1]
+    assert tuple(listed_here) == listed(lib)

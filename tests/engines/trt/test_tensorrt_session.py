@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,23 @@ from sdexport.engines.cache.sidecar import (
     sidecar_path,
     with_own_digest,
 )
+from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError, OutOfMemoryError
+from sdexport.engines.trt import library_calls
 from sdexport.engines.trt.library import library
+from sdexport.engines.trt.library_calls import LibraryCalls
 from sdexport.engines.trt.scratch_memory import shared_activations
+from sdexport.engines.trt.weight_streaming import RESERVE
 from tests.helpers.altered_models import with_other_weights
 from tests.helpers.changed_package import accept_files
-from tests.helpers.fake_tensorrt import PROFILE, Context, FakeCuda, Status, install, write_plan
+from tests.helpers.fake_tensorrt import (
+    PROFILE,
+    Failure,
+    FakeCuda,
+    Status,
+    current_world,
+    install,
+    write_plan,
+)
 from tests.helpers.unet_sessions import feeds
 from tests.tolerances import FAKE_ENGINE_ABS, FAKE_ENGINE_DIFFERENCE_ABS, FAKE_ENGINE_REL
 
@@ -39,8 +51,10 @@ def log() -> list[Any]:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, log: list[Any]) -> FakeCuda:
-    return install(monkeypatch, log)
+def gpu(monkeypatch: pytest.MonkeyPatch, log: list[Any]) -> Iterator[FakeCuda]:
+    yield install(monkeypatch, log)
+    gc.collect()
+    assert current_world().faults == []
 
 
 @pytest.fixture
@@ -182,7 +196,7 @@ def test_narrowest_profile_is_used(gpu: FakeCuda, model: Path, tmp_path: Path) -
     with opened(model, tmp_path, profiles=(PROFILE, static)) as session:
         session.run(feeds(batch=2))
         session.run(feeds(batch=1))
-        profiles = [shape._context.profile for shape in session._shapes.values()]  # type: ignore[attr-defined]
+        profiles = [shape._context.own._profile for shape in session._shapes.values()]  # type: ignore[attr-defined]
     assert profiles == [1, 0]
 
 
@@ -202,8 +216,9 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_cache(
     assert log.count(("deserialize", b"kernels")) == 1  # by the second session
     assert gpu.counts["cudaGraphLaunch"] == 0
     contexts = [how for what, how in log if what == "context"]
-    assert contexts[0].cuda_graph_strategy == "whole"
-    assert ("strategy", "user") in log
+    assert contexts[0].cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+    assert contexts[0].dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    assert [how.name for what, how in log if what == "strategy"] == ["USER_MANAGED"] * 2
 
 
 @pytest.mark.parametrize("damage", ["old", "flipped", "other plan", "folder"])
@@ -314,7 +329,7 @@ def test_pipeline_uses_the_engines_of_another_package(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"library_version": "1.0"}, r"built with TensorRT 1\.0, here is 9\.9\.9"),
+        ({"library_version": "1.0"}, r"built with TensorRT 1\.0, here is 99\.9\.9"),
         ({"backend": RTX}, "it was built for tensorrt-rtx"),
         (
             {"target": {"gpu": "Other", "compute_capability": "8.0"}},
@@ -362,37 +377,236 @@ def test_plan_missing_or_rejected(gpu: FakeCuda, model: Path, tmp_path: Path) ->
         open_session(model, TRT, plan=plan)
 
 
-def test_library_that_does_not_start(
-    gpu: FakeCuda, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+NULL = TypeError("pybind11::init(): factory function returned nullptr")
+RAISED = RuntimeError("thrown\nwords")
+OPENING = {
+    "Runtime": [NULL],
+    "Runtime.deserialize_cuda_engine": [None, RAISED],
+    "ICudaEngine.get_tensor_name": [None, RAISED],
+    "ICudaEngine.get_tensor_dtype": [None, RAISED],
+}
+OPENING_RTX = {
+    "ICudaEngine.create_runtime_config": [None, RAISED],
+    "IRuntimeConfig.set_execution_context_allocation_strategy": [RAISED],
+    "IRuntimeConfig.cuda_graph_strategy": [RAISED],
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": [RAISED],
+}
+REFITTING = {
+    "Refitter": [NULL],
+    "OnnxParserRefitter": [NULL],
+    "OnnxParserRefitter.refit_from_file": [False, RAISED],
+    "Refitter.refit_cuda_engine": [False, RAISED],
+}
+RUNNING = {
+    "ICudaEngine.create_execution_context": [None, RAISED],
+    "ICudaEngine.get_device_memory_size_for_profile_v2": [RAISED],
+    "IExecutionContext.set_optimization_profile_async": [False, RAISED],
+    "IExecutionContext.set_input_shape": [False, RAISED],
+    "IExecutionContext.infer_shapes": [None, ["sample"], RAISED],
+    "IExecutionContext.update_device_memory_size_for_shapes": [0, -1, RAISED],
+    "IExecutionContext.set_device_memory": [RAISED],
+    "IExecutionContext.get_tensor_shape": [None, (2, -1, 8, 8), RAISED],
+    "IExecutionContext.set_tensor_address": [False, RAISED],
+    "IExecutionContext.execute_async_v3": [False, RAISED],
+}
+
+
+def cases(calls: dict[str, list[Any]]) -> list[Any]:
+    return [pytest.param(c, how, id=f"{c}-{how}") for c, ways in calls.items() for how in ways]
+
+
+def fails(call: str, how: Any, work: Callable[[], object]) -> None:
+    """Make a call fail, with and without a message in the library's log."""
+    error = how if isinstance(how, Exception) else None
+    own = "it gave|it also needs|out_sample" if error is None else "pybind11|thrown words"
+    for logged, reason in (("its own words", "its own words"), ("", own)):
+        current_world().fails[call] = Failure(how, error, logged)
+        with pytest.raises(EngineError, match=rf"^unet: TensorRT(-RTX)? [^:].*: .*({reason})"):
+            work()
+    current_world().fails.clear()
+
+
+@pytest.mark.parametrize(("call", "how"), cases(OPENING | REFITTING))
+@pytest.mark.parametrize("backend", [TRT, RTX])
+def test_library_call_that_fails_while_opening(
+    gpu: FakeCuda, model: Path, tmp_path: Path, backend: str, call: str, how: Any
 ) -> None:
-    """A failed constructor of the bindings raises TypeError."""
+    plan = write_plan(model, tmp_path / "unet.plan", backend, options={"weight_stripped": True})
+    fails(call, how, lambda: open_session(model, backend, plan=plan))
+    open_session(model, backend, plan=plan).close()
+    gc.collect()
+    assert gpu.memory == {} and gpu.open == set()
 
-    def fail(logger: Any) -> None:
-        raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    plan = write_plan(model, tmp_path / "unet.plan", TRT)
-    monkeypatch.setattr(library(TRT).load(), "Runtime", fail)
-    with pytest.raises(EngineError, match=r"^unet: TensorRT does not start: pybind11"):
-        open_session(model, TRT, plan=plan)
+@pytest.mark.parametrize(("call", "how"), cases(OPENING_RTX))
+def test_library_call_of_rtx_that_fails_while_opening(
+    gpu: FakeCuda, model: Path, tmp_path: Path, call: str, how: Any
+) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", RTX)
+    fails(call, how, lambda: open_session(model, RTX, plan=plan))
+    open_session(model, RTX, plan=plan).close()
+
+
+@pytest.mark.parametrize(("call", "how"), cases(RUNNING))
+@pytest.mark.parametrize("backend", [TRT, RTX])
+def test_library_call_that_fails_while_running(
+    gpu: FakeCuda, model: Path, tmp_path: Path, backend: str, call: str, how: Any
+) -> None:
+    two_profiles = (PROFILE, {**PROFILE, "batch": Span(1, 1, 1)})
+    with opened(model, tmp_path, backend, profiles=two_profiles) as session:
+        fails(call, how, lambda: session.run(feeds()))
+        assert np.isfinite(session.run(feeds())["out_sample"]).all()
+        kept = len(gpu.memory)
+        fails(call, how, lambda: session.run(feeds(height=8, batch=2)))
+        if call != "IExecutionContext.execute_async_v3":  # its buffers are for the next call
+            assert len(gpu.memory) <= kept
+    gc.collect()
+    assert gpu.memory == {} and gpu.open == set()
+
+
+def test_library_that_runs_out_of_memory(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    with opened(model, tmp_path) as session:
+        words = "Requested amount of GPU memory could not be allocated."
+        current_world().fails["ICudaEngine.create_execution_context"] = Failure(logged=words)
+        with pytest.raises(OutOfMemoryError, match="a smaller size"):
+            session.run(feeds())
+
+
+def test_scratch_memory_of_an_engine_that_needs_none(session: Session, gpu: FakeCuda) -> None:
+    current_world().scratch = 0
+    size = "IExecutionContext.update_device_memory_size_for_shapes"
+    current_world().fails[size] = Failure(0)
+    assert np.isfinite(session.run(feeds())["out_sample"]).all()
+    current_world().fails[size] = Failure(0, logged="no profile is set")
+    with pytest.raises(EngineError, match="gives no size of its scratch memory: no profile is set"):
+        session.run(feeds(height=8))
 
 
 @pytest.mark.parametrize(
-    "call",
-    ["set_optimization_profile_async", "set_input_shape", "infer_shapes", "execute_async_v3"],
+    ("call", "how"),
+    cases(
+        {
+            "IRuntimeConfig.create_runtime_cache": [None, RAISED],
+            "IRuntimeConfig.set_runtime_cache": [False, RAISED],
+        }
+    ),
 )
-def test_library_call_that_raises(
-    gpu: FakeCuda, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+def test_rtx_without_its_cache_runs_and_says_why(
+    gpu: FakeCuda,
+    model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    how: Any,
 ) -> None:
-    def fail(*arguments: Any) -> None:
-        raise RuntimeError("the\nreason")
-
-    two_profiles = (PROFILE, {**PROFILE, "batch": Span(1, 1, 1)})
-    with opened(model, tmp_path, profiles=two_profiles) as session:
-        with monkeypatch.context() as patched:
-            patched.setattr(Context, call, fail)
-            with pytest.raises(EngineError, match=r"^unet: TensorRT failed: the reason$"):
-                session.run(feeds())
+    error = how if isinstance(how, Exception) else None
+    current_world().fails[call] = Failure(how, error, "another version")
+    with opened(model, tmp_path, RTX) as session:
         assert np.isfinite(session.run(feeds())["out_sample"]).all()
+    assert "does not use the cache of compiled kernels: another version" in caplog.text
+    assert not (tmp_path / "unet.cache").exists()
+
+
+@pytest.mark.parametrize("how", [None, RAISED])
+def test_rtx_cache_that_cannot_be_written_out(
+    gpu: FakeCuda, model: Path, tmp_path: Path, how: Any
+) -> None:
+    error = how if isinstance(how, Exception) else None
+    with opened(model, tmp_path, RTX) as session:
+        session.run(feeds())
+        current_world().fails["IRuntimeCache.serialize"] = Failure(how, error)
+    assert not (tmp_path / "unet.cache").exists()
+    assert gpu.memory == {}
+
+
+GIGABYTE = 10**9
+
+
+@pytest.mark.parametrize(
+    ("weights", "free", "budget"),
+    [
+        (5 * GIGABYTE, 20 * GIGABYTE, 5 * GIGABYTE),  # all of them: nothing is streamed
+        (12 * GIGABYTE, 8 * GIGABYTE, 8 * GIGABYTE - 2**30 - RESERVE),
+        (5 * GIGABYTE, 2**30, 0),
+    ],
+)
+def test_weights_are_streamed_as_far_as_the_memory_does_not_suffice(
+    gpu: FakeCuda, model: Path, tmp_path: Path, weights: int, free: int, budget: int
+) -> None:
+    """5 GB in the library's 32-bit proposal would be 705 MB."""
+    gpu.free, current_world().weights = free, weights
+    with opened(model, tmp_path, options={"weight_streaming": True}) as session:
+        assert session._engine.weight_streaming_budget_v2 == budget  # type: ignore[attr-defined]
+
+
+def test_weights_whose_budget_is_rejected(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    call = "ICudaEngine.weight_streaming_budget_v2"
+    current_world().weights = GIGABYTE
+    current_world().fails[call] = Failure(logged="a context exists")
+    with pytest.raises(
+        EngineError, match=r"rejects a budget of 1000000000 bytes .*: a context exists"
+    ):
+        opened(model, tmp_path, options={"weight_streaming": True})
+
+
+@pytest.mark.parametrize(("backend", "version"), [(TRT, "10.8.0.43"), (RTX, "1.5.0.114")])
+def test_library_that_is_too_old(
+    gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, backend: str, version: str
+) -> None:
+    monkeypatch.setattr(library(backend).load(), "__version__", version)
+    with pytest.raises(
+        MissingDependencyError, match=rf"{version} is installed, .* or later .*--up"
+    ):
+        library(backend).load()
+
+
+def test_logger_never_raises(gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library calls it from destructors, where an exception ends the process."""
+    calls = LibraryCalls(library(RTX).load(), "TensorRT-RTX", "unet")
+    severity = calls.logger.Severity
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(library_calls, "one_line", fail)
+    for level in (severity.ERROR, severity.WARNING, severity.INFO, None, 7):
+        calls.logger.log(level, "words")
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (11, 0), (8, 7), (7, 5), (13, 0)])
+def test_portable_plan_on_a_gpu_that_the_library_does_not_know(
+    gpu: FakeCuda, model: Path, tmp_path: Path, capability: tuple[int, int]
+) -> None:
+    gpu.compute_capability, gpu.name = capability, b"NVIDIA H200"
+    shown = ".".join(map(str, capability))
+    words = rf"does not run on NVIDIA H200 \(compute capability {shown}\), only on 8\.0, 8\.6, 8\.9"
+    with pytest.raises(EngineError, match=words):
+        opened(model, tmp_path, RTX)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)])
+def test_portable_plan_on_a_gpu_that_the_library_knows(
+    gpu: FakeCuda, model: Path, tmp_path: Path, capability: tuple[int, int]
+) -> None:
+    gpu.compute_capability = capability
+    opened(model, tmp_path, RTX).close()
+
+
+@pytest.mark.parametrize("device", [-1, True, "0", 1.0, None])
+def test_device_that_is_no_number_of_a_gpu(
+    gpu: FakeCuda, model: Path, tmp_path: Path, device: Any
+) -> None:
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    with pytest.raises(InvalidArgumentError, match="device must be the number of a GPU, got"):
+        open_session(model, TRT, plan=plan, device=device)
+
+
+def test_session_on_the_second_gpu(gpu: FakeCuda, model: Path, tmp_path: Path) -> None:
+    gpu.devices = 2
+    plan = write_plan(model, tmp_path / "unet.plan", TRT)
+    with open_session(model, TRT, plan=plan, device=1) as session:
+        session.run(feeds())
+        assert {device for _, device in gpu.kinds.values()} == {1}
 
 
 def test_every_cuda_call_is_checked(session: Session, gpu: FakeCuda) -> None:
@@ -429,8 +643,8 @@ def test_failed_capture_runs_without_a_graph(session: Session, gpu: FakeCuda) ->
 
 
 def test_engine_that_does_not_start(session: Session, gpu: FakeCuda) -> None:
-    gpu.fails = {"execute": Status.cudaErrorNoDevice}
-    with pytest.raises(EngineError, match="the engine did not start: it gave no reason"):
+    current_world().fails["IExecutionContext.execute_async_v3"] = Failure(False)
+    with pytest.raises(EngineError, match="does not start the engine: it gave no reason"):
         session.run(feeds())
 
 
@@ -451,6 +665,6 @@ def test_cuda_without_bindings_names_the_pip_command(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     cuda_device.runtime.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install 'sdexport\[tensorrt-rtx\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'cuda-bindings>=12\.9'"):
         cuda_device.runtime()
     assert "cuda-bindings" in cuda_device.absent()

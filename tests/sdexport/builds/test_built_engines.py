@@ -63,7 +63,7 @@ def test_inspect_shows_a_fresh_engine(package: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"library_version": "1.0"}, "built with TensorRT-RTX 1.0, here is 9.9.9"),
+        ({"library_version": "1.0"}, "built with TensorRT-RTX 1.0, here is 99.9.9"),
         ({"target": {"compute_capabilities": "12.0"}}, "compute capability 12.0, here is 8.9"),
         ({"onnx_sha256": "0" * 64}, "of the same graph: --refittable would take its weights"),
         ({"onnx_sha256": "0" * 64, "graph_sha256": "0" * 64}, "built from another ONNX file"),
