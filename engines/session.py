@@ -15,6 +15,7 @@ import numpy as np
 
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import EngineError, InvalidArgumentError
+from sdexport.engines.run_record import note_run
 
 Feeds = Mapping[str, np.ndarray]
 """Arrays by the name of their input."""
@@ -197,6 +198,7 @@ class SessionBase(ClosesOnExit):
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
         check_feeds(self.name, self.inputs, feeds)
+        note_run(self.name, self._source.form)
         return self._compute(feeds)
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
@@ -242,7 +244,7 @@ class BoundSession(SessionBase):
                     f"{parent.name}: no input '{name}' to share between the halves of the batch"
                 )
         super().__init__(parent.name, tuple(rest.values()), parent.outputs)
-        self._parent = parent
+        self._parent, self._source = parent, parent._source
         self._constants: Feeds = copies
         self._shared = frozenset(shared)
 

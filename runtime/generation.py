@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sdexport.engines.run_record import recorded_runs
 from sdexport.runtime.denoise import DenoiseStep, denoise
 from sdexport.runtime.guidance import Guidance
 from sdexport.runtime.images.inpainting import pasted
@@ -75,6 +76,25 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
     Raises: InvalidArgumentError: embeddings, or names of a callback's arrays, that do not fit.
       EngineError: a component failed, or its output is not finite.
     """
+    with recorded_runs() as ran:
+        latents, decoded, clock = _run_stages(pipeline, call)
+    parameters = image_parameters(
+        call.arguments,
+        call.prompts,
+        call.negatives,
+        call.images,
+        call.plan,
+        call.noise,
+        call.guidance_scale,
+        pipeline.settings | {"engines": pipeline.components_in(ran)},
+    )
+    return Result.from_decoded(decoded, latents, parameters, clock)
+
+
+def _run_stages(
+    pipeline: PipelineStages, call: CheckedCall
+) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[float]]:
+    """The latents, the images, and the time before and after each stage."""
     clock = [time.perf_counter()]
     embeds, pooled = _encode(pipeline, call)
     guided = call.guidance.is_guided or needs_negatives(embeds)
@@ -99,17 +119,7 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
     samples = _decode(pipeline, latents, call.arguments["output_type"])
     decoded = pasted(samples, call.images.paste_back)
     clock.append(time.perf_counter())
-    parameters = image_parameters(
-        call.arguments,
-        call.prompts,
-        call.negatives,
-        call.images,
-        call.plan,
-        call.noise,
-        call.guidance_scale,
-        pipeline.settings,
-    )
-    return Result.from_decoded(decoded, latents, parameters, clock)
+    return latents, decoded, clock
 
 
 def _encode(

@@ -30,6 +30,7 @@ from sdexport.runtime.reproduction import (
     arguments_like,
     differences,
     folder_of,
+    other_engines,
     parameters_of,
     warn_of_differences,
 )
@@ -304,7 +305,9 @@ class Pipeline(PipelineStages):
         arguments = arguments_like(parameters, changes, folder_of(source))
         name = str(source) if isinstance(source, (str, PathLike)) else "image"
         warn_of_differences(name, differences(parameters, self.settings, arguments))
-        return self(**{**arguments, "return_dict": True}).only(parameters.batch_index)
+        result: Result = self(**{**arguments, "return_dict": True}).only(parameters.batch_index)
+        warn_of_differences(name, other_engines(parameters, result.parameters[0].engines))
+        return result
 
     def warm_up(
         self,

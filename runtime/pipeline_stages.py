@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,11 @@ class PipelineStages(ClosesOnExit):
             "max_batch": self.max_batch,
             **self._components.settings(),
         }
+
+    def components_in(self, sessions: Collection[str]) -> tuple[str, ...]:
+        """The components that some sessions are of, by their names."""
+        names = {name.partition(".")[0] for name in sessions}
+        return tuple(name for name in self.package.manifest.components if name in names)
 
     @property
     def default_scheduler(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _same_hash(one: str, other: str) -> bool:
 def differences(
     parameters: Parameters, settings: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> list[str]:
-    """What is not as it was when an image was generated, each as a phrase.
+    """What is not as it was when an image was generated, each as a phrase; see also other_engines.
 
     Args:
       settings: of the pipeline that generates it again.
@@ -142,12 +142,24 @@ def _other_settings(parameters: Parameters, settings: Mapping[str, Any]) -> list
     elif not _same_hash(then, now):
         names = f"{parameters.model} ({then[:HASH_DIGITS]}) then, {settings['model']}"
         found.append(f"model {names} ({now[:HASH_DIGITS]}) now")
-    for name in ("backend", "precision", "options", "engines", "vae_tile", "max_batch", "version"):
+    for name in ("backend", "precision", "options", "vae_tile", "max_batch", "version"):
         before, after = getattr(parameters, name), now_of[name]
         if before != after:
             title = name.replace("_", " ")
             found.append(f"{title} {_shown(before)} then, {_shown(after)} now")
     return found
+
+
+def other_engines(parameters: Parameters, engines: Sequence[str]) -> list[str]:
+    """Whether other components ran built engines than when an image was generated, as a phrase.
+
+    Args:
+      engines: of the image that was generated again, after which they are known.
+    """
+    then, now = parameters.engines, tuple(engines)
+    if set(then) == set(now):
+        return []
+    return [f"built engines of {_shown(then)} ran then, of {_shown(now)} now"]
 
 
 def _other_inputs(parameters: Parameters, arguments: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.messages import shown
+from sdexport.engines.run_record import note_runs, recorded_runs
 from sdexport.engines.session import Feeds
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import finite
@@ -291,12 +292,19 @@ def _layer_count(package: Package, name: str) -> int:
         raise PackageError(f"{package.folder}: {error}") from error
 
 
+class _Outputs(NamedTuple):
+    """The outputs of a text encoder, and what built file it ran; see run_record."""
+
+    arrays: list[np.ndarray]
+    ran: frozenset[str]
+
+
 class _RowCache:
     """The outputs of the text encoders for the last rows of tokens."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._cached: OrderedDict[tuple[object, ...], list[np.ndarray]] = OrderedDict()
+        self._cached: OrderedDict[tuple[object, ...], _Outputs] = OrderedDict()
         self._lock = threading.Lock()
 
     def outputs(
@@ -310,11 +318,15 @@ class _RowCache:
         with self._lock:
             if key in self._cached:
                 self._cached.move_to_end(key)
-                return self._cached[key]
-        results = session.run(row)
-        found = [finite(results[output], name, "the prompt") for output in outputs]
-        with self._lock:
-            self._cached[key] = found
-            while len(self._cached) > self._limit:
-                self._cached.popitem(last=False)
-        return found
+            cached = self._cached.get(key)
+        if cached is None:
+            with recorded_runs() as ran:
+                results = session.run(row)
+            arrays = [finite(results[output], name, "the prompt") for output in outputs]
+            cached = _Outputs(arrays, frozenset(ran))
+            with self._lock:
+                self._cached[key] = cached
+                while len(self._cached) > self._limit:
+                    self._cached.popitem(last=False)
+        note_runs(cached.ran)
+        return cached.arrays

@@ -33,6 +33,7 @@ from sdexport.package_folder import check_destination, package_folder
 from sdexport.package_writer import describe, describe_component, write
 from sdexport.preview_fit import fit_preview
 from sdexport.runtime.models.components import Role
+from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
@@ -147,7 +148,10 @@ def _write_package(
     tools |= {name: metadata.version(name) for name in _TOOLS}
     manifest = describe(checkpoint, folder, components, tools=tools, preview=preview)
     if backend is not None:
-        package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
+        surveys = GraphSurveys(folder)
+        package = Package(
+            folder, manifest, checkpoint.scheduler_config, checkpoint.index, surveys=surveys
+        )
         figures = _verified(package, backend, begin)
         manifest = replace(manifest, verification=figures, verified_with=backend)
     write(manifest, folder)

@@ -15,7 +15,7 @@ from sdexport.engines.errors import EngineError
 from sdexport.engines.files import read_json, sha256_of
 from sdexport.engines.guarded_files import open_guarded, parsing
 from sdexport.engines.messages import shown
-from sdexport.engines.onnx_file.external_data import external_data_locations
+from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.session import TensorSpec
 
 FORMAT_VERSION = 3
@@ -131,7 +131,7 @@ def model_digest(path: Path) -> str:
     Raises: EngineError: not a well-formed ONNX file.
     """
     try:
-        locations = sorted(external_data_locations(path))
+        locations = sorted(survey(path).locations)
     except ValueError as error:
         raise EngineError(f"{path.parent.name}: {error}") from error
     return combined_digest(

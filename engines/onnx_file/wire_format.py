@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from io import BufferedReader
 from pathlib import Path
 
 from sdexport.engines.errors import EngineError
@@ -264,11 +265,20 @@ def open_model(path: Path) -> Iterator[Slice]:
     Raises: FileNotFoundError: no such file. EngineError: it is no regular file. ValueError: it is
       empty.
     """
-    with open_guarded(path, error=EngineError) as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise ValueError(f"{path.name} is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield Slice(data, 0, len(data), path.name)
+    with open_guarded(path, error=EngineError) as file, mapped_model(file, path.name) as model:
+        yield model
+
+
+@contextmanager
+def mapped_model(file: BufferedReader, name: str) -> Iterator[Slice]:
+    """The same for a file that is open.
+
+    Raises: ValueError: it is empty.
+    """
+    if os.fstat(file.fileno()).st_size == 0:
+        raise ValueError(f"{name} is empty")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield Slice(data, 0, len(data), name)
 
 
 def varint(data: bytes | mmap.mmap, at: int, end: int, name: str) -> tuple[int, int]:

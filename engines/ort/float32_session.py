@@ -9,8 +9,8 @@ from typing import Any
 
 from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, open_guarded
-from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.engines.onnx_file.float32_graph import in_float32
+from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.ort.onnxruntime_session import (
     CPU,
     OnnxRuntimeBase,
@@ -51,7 +51,7 @@ def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Sessio
 
 def _give_linked_data(path: Path, options: Any, mapped: ExitStack) -> None:
     """Map data files that are links, as in a hub's cache: ONNX Runtime follows none to them."""
-    names = [each for each in external_data_locations(path) if (path.parent / each).is_symlink()]
+    names = [each for each in survey(path).locations if (path.parent / each).is_symlink()]
     data = []
     for name in names:
         file = mapped.enter_context(open_guarded(path.parent / name, error=EngineError))

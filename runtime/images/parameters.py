@@ -63,7 +63,7 @@ class Parameters:
       backend, precision: for all components, or by component.
       options: of the backends' sessions.
       sampler, schedule_type: AUTOMATIC1111's names for what the scheduler does.
-      engines: components that ran an engine or graph that was built before.
+      engines: components that ran an engine or graph that was built before, for this image.
       version: of sdexport.
       file: how the file was written: "format", "quality", "lossless" and "mark" of save_image.
       not_understood: settings in the file that are none of these, by their name there.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdexport.engines import TensorSpec
-from sdexport.engines.errors import EngineError, PackageError
+from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import parsing
-from sdexport.engines.messages import one_line, shown
-from sdexport.engines.onnx_file.graph_notes import graph_notes
-from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.messages import shown
+from sdexport.engines.onnx_file.graph_specs import specs_of
 from sdexport.runtime.models.components import UNET, VAE_DECODER, VAE_ENCODER
 from sdexport.runtime.models.latent_space import downscale_of, latent_size_of
 from sdexport.runtime.packages.listed_files import SCHEDULER_CONFIG, graph_file
@@ -84,24 +84,23 @@ def _of_denoiser(package: Package, name: str, file: str) -> Iterator[_Values]:
 
 def _of_graph(package: Package, name: str) -> Iterator[_Values]:
     manifest, record, path = package.manifest, package.manifest.components[name], graph_file(name)
-    with package.files.of([package.folder / path]).unchanged():
-        try:
-            inputs, outputs = graph_specs(package.folder / path)
-            notes = graph_notes(package.folder / path)
-        except (EngineError, ValueError) as error:
-            raise PackageError(f"{package.folder}: {one_line(error)}") from error
+    graph = package.surveys.of(name)
+    try:
+        inputs, outputs = (specs_of(values, Path(path)) for values in (graph.inputs, graph.outputs))
+    except ValueError as error:
+        raise PackageError(f"{package.folder}: {name}: {error}") from error
     for what, listed, found in (
         ("inputs", record.inputs, inputs),
         ("outputs", record.outputs, outputs),
     ):
         here, there = set(map(_spec, listed)), set(map(_spec, found))
         yield what, path, sorted(here - there), sorted(there - here)
-    if notes.opset is not None:
-        yield "opset", path, record.opset, notes.opset
+    if graph.opset is not None:
+        yield "opset", path, record.opset, graph.opset
     ours = {"component": name, "family": manifest.family, "precision": record.precision}
     ours |= {"sdexport": manifest.tools.get("sdexport", "")}
     ours |= {f"source.{key}": value for key, value in manifest.source.items()}
-    for key, value in notes.metadata.items():
+    for key, value in graph.metadata.items():
         if key in ours or key.startswith("source."):
             yield key, path, ours.get(key), value
 

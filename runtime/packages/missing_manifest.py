@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 
 from sdexport.engines.errors import PackageError
-from sdexport.engines.onnx_file.graph_notes import graph_notes
 from sdexport.runtime.models.components import TOKEN_GRAPHS
 from sdexport.runtime.models.families import components
+from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.listed_files import REFERENCE
 from sdexport.runtime.packages.manifest import MANIFEST
 
@@ -20,12 +20,12 @@ _OURS = "sdexport"
 exporter begin with."""
 
 
-def check_never_had_one(folder: Path) -> None:
+def check_never_had_one(folder: Path, surveys: GraphSurveys) -> None:
     """Check a folder without manifest.
 
     Raises: PackageError: it was exported by sdexport, so it had a manifest.
     """
-    sign = _sign(folder)
+    sign = _sign(folder, surveys)
     if sign:
         raise PackageError(
             f"{folder}: {MANIFEST} is missing, but {sign}: a package without its manifest cannot "
@@ -33,7 +33,7 @@ def check_never_had_one(folder: Path) -> None:
         )
 
 
-def _sign(folder: Path) -> str | None:
+def _sign(folder: Path, surveys: GraphSurveys) -> str | None:
     """What shows that sdexport exported a folder, in words."""
     for entry in sorted(path.name for path in folder.iterdir()):
         name = entry.casefold()
@@ -45,12 +45,6 @@ def _sign(folder: Path) -> str | None:
         for graph in TOKEN_GRAPHS:
             if os.path.lexists(folder / name / f"{graph}.onnx"):
                 return f"there is {name}/{graph}.onnx"
-        path = folder / name / "model.onnx"
-        if path.is_file():
-            try:
-                metadata = graph_notes(path).metadata
-            except ValueError as error:
-                raise PackageError(f"{folder}: {name}: {error}") from error
-            if _OURS in metadata:
-                return f"{name}/model.onnx was exported by sdexport"
+        if surveys.path(name).is_file() and _OURS in surveys.of(name).metadata:
+            return f"{name}/model.onnx was exported by sdexport"
     return None

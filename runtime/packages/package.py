@@ -17,11 +17,11 @@ from typing import Any, Self
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, FileIdentity, open_guarded
-from sdexport.engines.onnx_file.external_data import external_data_locations
 from sdexport.runtime.models.components import UNET
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.family import ModelFamily
 from sdexport.runtime.packages.agreement import check_agreement
+from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.listed_files import (
     MODEL_INDEX,
     SCHEDULER_CONFIG,
@@ -62,6 +62,7 @@ class Package:
     hashes_checked: whether the hash of every file was compared with the manifest's.
     signature: what was verified with the key that was required; None if none was.
     trust: what was required; see Trust.built_engines.
+    surveys: what the graphs consist of, as they were when they were checked.
 
     Example:
         >>> from sdexport import Package
@@ -78,9 +79,7 @@ class Package:
     hashes_checked: bool = False
     signature: Signature | None = None
     trust: Trust = field(default=UNTRUSTED, repr=False)
-    _weights: dict[str, set[str]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    surveys: GraphSurveys = field(repr=False, compare=False, kw_only=True)
 
     @classmethod
     def load(
@@ -128,20 +127,20 @@ class Package:
         if not folder.is_dir():
             raise FileNotFoundError(f"no package at {folder}: there is no such folder")
         check_finished(folder)
-        has_manifest = os.path.lexists(folder / MANIFEST)
+        has_manifest, surveys = os.path.lexists(folder / MANIFEST), GraphSurveys(folder)
         if has_manifest:
             manifest = read_manifest(folder)
             signature = required.signature(folder, manifest)
             identities = _check_listed(folder, manifest, verify, on_bytes)
         elif (folder / UNET.name / "model.onnx").is_file():
             signature = required.signature(folder, None)
-            check_never_had_one(folder)
+            check_never_had_one(folder, surveys)
             manifest = manifest_of_optimum(folder)
         else:
             raise PackageError(
                 f"{folder} is not a package: it has no {MANIFEST}; make one with 'sdexport export'"
             )
-        opened = _files_opened(folder, manifest)
+        opened = _files_opened(manifest, surveys)
         if has_manifest:
             _check_opened(folder, manifest, opened)
         else:
@@ -153,7 +152,15 @@ class Package:
             scheduler_config = read_json(folder, SCHEDULER_CONFIG)
         checked = verify and has_manifest
         package = cls(
-            folder, manifest, scheduler_config, model_index, files, checked, signature, required
+            folder,
+            manifest,
+            scheduler_config,
+            model_index,
+            files,
+            checked,
+            signature,
+            required,
+            surveys=surveys,
         )
         if has_manifest:
             check_agreement(package)
@@ -164,7 +171,7 @@ class Package:
                 folder,
                 MANIFEST,
             )
-        required.check_graphs(folder, {name: package.model_path(name) for name in package.graphs})
+        required.check_graphs(surveys, package.graphs)
         return package
 
     @property
@@ -226,7 +233,7 @@ class Package:
         Raises: PackageError: the package has no such component or graph, or it changed on disk.
         """
         path = self.model_path(graph)
-        weights = sorted(self._weight_files(graph))
+        weights = sorted(self.surveys.of(graph).locations)
         return self.files.of([path, *(path.parent / name for name in weights)])
 
     def model_digest(self, graph: str) -> str:
@@ -238,16 +245,9 @@ class Package:
         files = self.manifest.components[name].files
         if not files:
             return model_digest(path)
-        used = {path.name, *self._weight_files(graph)}
+        used = {path.name, *self.surveys.of(graph).locations}
         names = [(record.path.removeprefix(f"{name}/"), record.sha256) for record in files]
         return combined_digest([(name, digest) for name, digest in names if name in used])
-
-    def _weight_files(self, graph: str) -> set[str]:
-        """The names of the files that a graph's weights are in; the graph is read once."""
-        if graph not in self._weights:
-            with self.files.of([self.model_path(graph)]).unchanged():
-                self._weights[graph] = _locations(self.folder, graph)
-        return self._weights[graph]
 
     @property
     def digest(self) -> str | None:
@@ -310,15 +310,15 @@ def _opened(folder: Path, path: Path) -> BufferedReader:
         raise PackageError(f"{folder} is incomplete: {missing} is missing") from None
 
 
-def _files_opened(folder: Path, manifest: Manifest) -> list[Path]:
+def _files_opened(manifest: Manifest, surveys: GraphSurveys) -> list[Path]:
     """Every file that may be opened once a package is loaded."""
-    graphs = [
-        graph_file(graph)
-        for name, component in manifest.components.items()
-        for graph in graphs_of(name, component)
-    ]
-    external = _external_files(folder, manifest)
-    opened = [folder / path for path in (*graphs, *external, SCHEDULER_CONFIG)]
+    folder, opened = surveys.folder, list[Path]()
+    for name, component in manifest.components.items():
+        graphs = graphs_of(name, component)
+        opened += map(surveys.path, graphs)
+        weights = {each for graph in graphs for each in surveys.of(graph).locations}
+        opened += (inside(folder, f"{name}/{each}") for each in sorted(weights))
+    opened.append(folder / SCHEDULER_CONFIG)
     for pattern in (MODEL_INDEX, "tokenizer*/*", "*/config.json", "reference/*.npz"):
         opened += (path for path in folder.glob(pattern) if not path.is_dir())
     return opened
@@ -333,21 +333,3 @@ def _check_opened(folder: Path, manifest: Manifest, opened: list[Path]) -> None:
             if not path.exists():
                 raise PackageError(f"{folder} is incomplete: {name} is missing")
             raise PackageError(f"{folder}: {name} is not listed in {MANIFEST}")
-
-
-def _external_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of weights that the graphs of a package refer to."""
-    return [
-        f"{name}/{location}"
-        for name, component in manifest.components.items()
-        for graph in graphs_of(name, component)
-        for location in _locations(folder, graph)
-        if inside(folder, f"{name}/{location}")
-    ]
-
-
-def _locations(folder: Path, graph: str) -> set[str]:
-    try:
-        return external_data_locations(folder / graph_file(graph))
-    except ValueError as error:
-        raise PackageError(f"{folder}: {graph}: {error}") from error

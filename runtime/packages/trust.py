@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,6 +13,7 @@ from sdexport.engines.messages import shown
 from sdexport.engines.onnx_file.graph_survey import GraphSurvey, survey
 from sdexport.engines.onnx_file.operators import unknown_parts
 from sdexport.engines.printable_text import escaped
+from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.manifest import MANIFEST, Manifest
 from sdexport.runtime.packages.minisign import PublicKey, Signature
 from sdexport.runtime.packages.signature import TrustedKey, check_signature, public_key
@@ -68,25 +69,20 @@ class Trust:
             raise PackageError(f"{folder} is not signed: it has no {MANIFEST}")
         return check_signature(folder, manifest, self.key)
 
-    def check_graphs(self, folder: Path, graphs: Mapping[str, Path]) -> None:
+    def check_graphs(self, surveys: GraphSurveys, graphs: Iterable[str]) -> None:
         """Check the graphs of a package before a library opens them.
 
-        Args:
-          graphs: the file of each graph, by name.
         Raises: PackageError: a graph asks for sizes that no model needs, or its weights are not
           where it says; or it holds unknown operators, the policy is "signed", and no key signed
           the package.
         """
-        for name, path in graphs.items():
-            try:
-                found = survey(path)
-            except ValueError as error:
-                raise PackageError(f"{folder}: {name}: {error}") from error
-            problems = [*found.problems, *_misplaced(found, path)]
+        for name in graphs:
+            what, found = f"{surveys.folder}: {name}", surveys.of(name)
+            problems = [*found.problems, *_misplaced(found, surveys.path(name))]
             if problems:
-                raise PackageError(f"{folder}: {name}: {'; '.join(problems[:_LISTED])}")
+                raise PackageError(f"{what}: {'; '.join(problems[:_LISTED])}")
             if self.key is None:
-                check_operators(f"{folder}: {name}", found, self.policy)
+                check_operators(what, found, self.policy)
 
 
 UNTRUSTED = Trust(None, WARN)
@@ -112,13 +108,13 @@ def check_operators(what: str, found: GraphSurvey, policy: str) -> None:
 def check_engine(path: Path) -> None:
     """Check a prepared graph in a package's own folder: warn of unknown operators.
 
-    Raises: EngineError: it asks for sizes that no model needs, or its weights are not where it
-      says, or in another folder.
+    Raises: EngineError: it is no well-formed ONNX file, asks for sizes that no model needs, or its
+      weights are not where it says, or in another folder.
     """
     try:
         found = survey(path)
-    except ValueError:
-        return  # opening it says what is wrong
+    except ValueError as error:  # a library may read it all the same
+        raise EngineError(f"{path.parent}: {error}") from error
     problems = [*found.problems, *_misplaced(found, path)]
     outside = [name for name in sorted(found.locations) if Path(name).name != name or "\\" in name]
     problems += [f"weights in another folder, {shown(name)}" for name in outside]

@@ -127,6 +127,8 @@ def generate(
             shown=shown,
             on_image=(lambda line: None) if as_json else shown.print,
         )
+        if reference:
+            reference.warn_of_engines(report)
     if as_json:
         print_json({"images": report})
 

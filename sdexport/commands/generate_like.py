@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,12 @@ from sdexport.runtime.component_backends import BackendSpec
 from sdexport.runtime.images.metadata import image_format
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
-from sdexport.runtime.reproduction import arguments_like, differences, warn_of_differences
+from sdexport.runtime.reproduction import (
+    arguments_like,
+    differences,
+    other_engines,
+    warn_of_differences,
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,17 @@ class Reference:
         Args:
           settings: of the pipeline; see `Pipeline.settings`.
         """
-        found = [differences(self.parameters, settings, job.arguments) for job in jobs]
+        self._warn(differences(self.parameters, settings, job.arguments) for job in jobs)
+
+    def warn_of_engines(self, report: Sequence[Mapping[str, Any]]) -> None:
+        """The same for engines that were built, of which it is known afterwards whether they ran.
+
+        Args:
+          report: the settings of each image.
+        """
+        self._warn(other_engines(self.parameters, image.get("engines", ())) for image in report)
+
+    def _warn(self, found: Iterable[list[str]]) -> None:
         different = dict.fromkeys(phrase for phrases in found for phrase in phrases)
         warn_of_differences(str(self.path), list(different))
 

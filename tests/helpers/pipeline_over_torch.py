@@ -8,6 +8,7 @@ from typing import Any
 from sdexport import Package, Pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.graphs.wrappers import parts
+from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.verification.reference import TorchSession
 
@@ -33,6 +34,12 @@ def over_torch(folder: Path) -> Pipeline:
         files=(),
         tools={},
     )
-    package = Package(folder, manifest, checkpoint.scheduler_config, checkpoint.index)
+    package = Package(
+        folder,
+        manifest,
+        checkpoint.scheduler_config,
+        checkpoint.index,
+        surveys=GraphSurveys(folder),
+    )
     sessions: Any = {part.name: TorchSession(part, modules[part.source]) for part in every}
     return Pipeline(package, sessions=sessions)

@@ -16,6 +16,7 @@ from sdexport.exporter import TRACING
 from sdexport.runtime import memory_need as module
 from sdexport.runtime.component_backends import parse_backends
 from sdexport.runtime.memory_need import Call, build_need, image_calls, memory_need
+from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.manifest import ComponentRecord, FileRecord, Manifest
 from tests.tolerances import MEMORY_ESTIMATE
 
@@ -87,7 +88,7 @@ def package_of(row: dict[str, Any], folder: Path) -> Package:
         files=(),
         tools={},
     )
-    return Package(folder, manifest, {}, {})
+    return Package(folder, manifest, {}, {}, surveys=GraphSurveys(folder))
 
 
 def estimate(row: dict[str, Any], package: Package) -> int | None:

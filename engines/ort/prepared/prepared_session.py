@@ -25,6 +25,7 @@ from sdexport.engines.ort.onnxruntime_session import (
     session_options,
 )
 from sdexport.engines.ort.prepared import prepared_graph as prepared
+from sdexport.engines.run_record import note_run
 from sdexport.engines.session import Feeds, GraphSource, Session
 
 _log = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ class PreparedSession(OnnxRuntimeBase):
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         if not self._takes(feeds):
             return self._unprepared().run(feeds)
+        note_run(self.name, self._prepared.form)
         return super()._compute({name: feeds[name] for name in self._input_names})
 
     def _takes(self, feeds: Feeds) -> bool:

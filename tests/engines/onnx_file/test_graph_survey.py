@@ -36,7 +36,7 @@ def test_survey_counts_what_onnx_reads(path: Path) -> None:
     nodes = onnx.load(path, load_external_data=False).graph.node
     assert sum(found.operators.values()) == len(nodes)
     assert set(found.operators) == {(node.domain, node.op_type) for node in nodes}
-    assert (found.problems, found.functions, found.depth, unknown_parts(found)) == ([], 0, 0, [])
+    assert (found.problems, found.functions, found.depth, unknown_parts(found)) == ((), 0, 0, [])
 
 
 def body(*nodes: NodeProto) -> GraphProto:
@@ -180,7 +180,7 @@ def test_absurd_sizes_are_problems(tmp_path: Path, model: ModelProto, problem: s
     ids=lambda tensor: TensorProto.DataType.Name(tensor.data_type),
 )
 def test_tensors_of_every_type_are_fine(tmp_path: Path, tensor: TensorProto) -> None:
-    assert surveyed(model_of(initializers=[tensor]), tmp_path).problems == []
+    assert surveyed(model_of(initializers=[tensor]), tmp_path).problems == ()
 
 
 def test_values_are_read_from_every_place_of_the_same_name(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sdexport.engines.onnx_file.external_data import external_data_locations
+from sdexport.engines.onnx_file.graph_survey import survey
 
 
 def outside(name: str, location: str) -> TensorProto:
@@ -43,7 +43,7 @@ def write_model(path: Path) -> None:
 def test_external_data_is_found_in_all_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     write_model(path)
-    assert external_data_locations(path) == {
+    assert survey(path).locations == {
         "in_graph.bin",
         "../in_attribute.bin",
         "in_subgraph.bin",
@@ -51,7 +51,7 @@ def test_external_data_is_found_in_all_tensors(tmp_path: Path) -> None:
 
 
 def test_external_data_none_in_the_package(package: Path) -> None:
-    assert external_data_locations(package / "unet" / "model.onnx") == set()
+    assert survey(package / "unet" / "model.onnx").locations == set()
     assert onnx.load(package / "unet" / "model.onnx", load_external_data=False).graph.node
 
 
@@ -65,7 +65,7 @@ def test_external_data_garbage_is_a_value_error(
     data = path.read_bytes()
     path.write_bytes(data[: cut % len(data)] + garbage)
     try:
-        locations = external_data_locations(path)
+        locations = survey(path).locations
     except ValueError as error:
         assert "model.onnx" in str(error)
     else:
@@ -77,4 +77,4 @@ def test_external_data_rejects_other_files(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.onnx"):
-        external_data_locations(path)
+        survey(path)

@@ -23,7 +23,7 @@ from sdexport.runtime.packages.manifest import (
     Manifest,
     read_manifest,
 )
-from sdexport.runtime.packages.trust import SIGNED
+from sdexport.runtime.packages.trust import SIGNED, Trust
 from sdexport.runtime.scheduler_argument import default_scheduler
 from sdexport.runtime.schedulers.create import known_keys
 from tests.fuzz import mutators
@@ -105,9 +105,9 @@ def write(folder: Path, data: bytes) -> None:
 
 
 def run(folder: Path, data: bytes) -> None:
-    with contextlib.suppress(PackageError):
-        Package.load(folder / "package", trust=SIGNED)
     package = Package.load(folder / "package")
+    with contextlib.suppress(PackageError):
+        Trust(None, SIGNED).check_graphs(package.surveys, package.graphs)
     errors = []
     try:
         config = package.scheduler_config
@@ -119,7 +119,7 @@ def run(folder: Path, data: bytes) -> None:
     for name in package.manifest.components:
         package.config(name)
         if name.startswith("text_encoder"):
-            tokenizer.use(package.tokenizer(name))
+            package.tokenizer(name)("a red <cat>")
     package.manifest.to_json()
     if errors:
         raise errors[0]
@@ -183,5 +183,5 @@ TARGET = Target(
     write=write,
     mutate=mutate,
     errors=(PackageError, InvalidArgumentError),
-    longest=32_768,
+    longest=16_384,
 )

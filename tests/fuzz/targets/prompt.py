@@ -67,5 +67,5 @@ TARGET = Target(
     prepare=prepare,
     mutate=mutators.text(WORDS),
     errors=(InvalidArgumentError,),
-    longest=1024,
+    longest=512,
 )

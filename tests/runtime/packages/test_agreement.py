@@ -12,7 +12,7 @@ import pytest
 
 from sdexport import Package, PackageError
 from sdexport.demo_model import PACKAGE_DIR
-from sdexport.engines.onnx_file.graph_notes import graph_notes
+from sdexport.engines.onnx_file.graph_survey import survey
 from tests.helpers.changed_package import accept_files, edit_manifest, remove_notes
 
 Change = Callable[[dict[str, Any]], object]
@@ -121,7 +121,7 @@ def test_graphs_without_notes_are_compared_by_inputs_and_outputs_alone(folder: P
 
 
 def test_notes_of_a_graph() -> None:
-    notes = graph_notes(PACKAGE_DIR / "unet" / "model.onnx")
+    notes = survey(PACKAGE_DIR / "unet" / "model.onnx")
     assert notes.opset == 23 and notes.metadata["precision"] == "fp16"
 
 
@@ -132,9 +132,9 @@ def test_long_notes_are_left_out_and_many_are_rejected(tmp_path: Path) -> None:
     model.metadata_props.add(key="long", value="y" * 50_000_000)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    assert "long" not in graph_notes(path).metadata
+    assert "long" not in survey(path).metadata
     for number in range(300):
         model.metadata_props.add(key=str(number), value="")
     onnx.save(model, path)
     with pytest.raises(ValueError, match="more than 256 metadata entries"):
-        graph_notes(path)
+        survey(path)

@@ -322,6 +322,11 @@ def test_prepared_graphs_are_surveyed(unsigned: Path, caplog: pytest.LogCaptureF
     _agree(own)
     with pytest.raises(EngineError, match=r"weights in another folder, '\.\./\.\./unet/model"):
         open_component(package, "vae_decoder")
+    group = b"\x0b\x0c"  # a field that protocol buffers skip and the survey does not take
+    own.plan.write_bytes(whole.SerializeToString() + group)
+    _agree(own)
+    with pytest.raises(EngineError, match=r"vae_decoder\.onnx is not an ONNX model, or is damaged"):
+        open_component(package, "vae_decoder")
 
 
 def test_public_key_objects_are_taken(signed: Path) -> None:

@@ -553,6 +553,32 @@ def test_prepared_graph_that_does_not_fit_is_not_used(
     assert message in caplog.text and "--component vae_decoder --rebuild-stale" in caplog.text
 
 
+def test_image_says_which_prepared_graphs_ran_for_it(
+    package: Path, engines: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def engines_of(image: Any, **arguments: Any) -> tuple[str, ...]:
+        call = {"prompt": PROMPT, "num_inference_steps": 1, "seed": 1, **arguments}
+        return image(**call).parameters[0].engines
+
+    folder = tmp_path / "onnxruntime"
+    shutil.copytree(engines / "onnxruntime", folder)
+    all_but_encoder = ("text_encoder", "unet", "vae_decoder")
+    with load_pipeline(package, engine_dir=tmp_path) as pipe:
+        for _ in range(2):  # the second takes the text encoder's outputs from the cache
+            assert engines_of(pipe) == all_but_encoder
+        assert engines_of(pipe, output_type="latent") == ("text_encoder", "unet")
+    _edit(folder / "unet.onnx", onnx_sha256="0" * 64)
+    for low_memory in (False, True):
+        with load_pipeline(package, engine_dir=tmp_path, low_memory=low_memory) as pipe:
+            result = pipe(PROMPT, num_inference_steps=1, seed=1)
+            assert result.parameters[0].engines == ("text_encoder", "vae_decoder")
+    with load_pipeline(package, engine_dir=engines) as pipe:
+        caplog.clear()
+        pipe.like(result.parameters[0])
+    (message,) = [text for text in caplog.messages if "may differ" in text]
+    assert "built engines of text_encoder vae_decoder ran then, of text_encoder unet" in message
+
+
 @pytest.mark.parametrize(
     "options", [{"optimization": "basic"}, {"prepacking": False}, {"providers": []}], ids=str
 )

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from sdexport.engines import open_session
-from sdexport.engines.onnx_file.external_data import external_data_locations
+from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.graphs import trace as trace_module
 from sdexport.graphs.trace import trace
 from tests.helpers.torch_components import assert_equal_to_torch, part_named
@@ -29,7 +29,7 @@ def test_large_weights_go_to_model_onnx_data(
     path = tmp_path / "text_encoder" / "model.onnx"
     trace(part, modules["text_encoder"], path, opset=23)
     assert sorted(f.name for f in path.parent.iterdir()) == ["model.onnx", "model.onnx_data"]
-    assert external_data_locations(path) == {"model.onnx_data"}
+    assert survey(path).locations == {"model.onnx_data"}
     with open_session(path) as session:
         assert_equal_to_torch(part, session, torch_sessions["text_encoder"])
 

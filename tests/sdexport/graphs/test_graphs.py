@@ -89,4 +89,4 @@ def test_graphs_are_accepted(
             assert_valid(path)
             assert_parsed_by_tensorrt_rtx(path)
         found = survey(path)
-        assert (found.problems, unknown_parts(found)) == ([], [])
+        assert (found.problems, unknown_parts(found)) == ((), [])
