@@ -47,7 +47,15 @@ PRECISIONS = ("f32", "bf16", "f16", "i8")
 MOST_KERNELS = 100
 """Kernels of each kind (convolution, matrix product, ...) that a graph compiled for all shapes
 keeps; the least recently used one is dropped first. A UNet or decoder uses some ten of a kind for
-one size. OpenVINO's own limit is 5000, and each new size of image adds 4 MB."""
+one size. OpenVINO's own limit is 5000, and each new size of image adds 4 MB.
+
+The price is paid where many sizes alternate: each kernel of a size that was dropped is made again.
+For 40 sizes of the demo model in random order, 2 steps, a limit of 100 costs 14 % more CPU time for
+an image than one of 5000 (10 ms), 300 costs 11 %, 500 6 %. After 200 sizes the process has 353, 405
+and 457 MB with these three, and only with 100 has it stopped growing: the limit is that of each
+kind, and kinds that a size uses once or twice reach it last. There is no limit that has both. 100
+it is, because the price is in milliseconds and does not grow with the image: SD 1.5's UNet takes
+0.1 s once for a size, on one core, where one call takes 0.6 s at 128 by 128 pixels."""
 _log = logging.getLogger(__name__)
 
 
