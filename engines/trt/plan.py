@@ -89,7 +89,10 @@ def check_fits(
     package: str | None,
 ) -> None:
     """Raises: EngineError: the plan was built from, with or for something else; says what."""
-    version = library(backend).version()
+    lib = library(backend)
+    if problem := gpu_problem(lib, gpu):
+        raise EngineError(f"{sidecar.component}: {problem}; use --backend onnxruntime-cuda")
+    version = lib.version()
     required = requirements(onnx, backend, digest=digest, package=package, version=version, gpu=gpu)
     if other := other_package(sidecar, package):
         _log.info("%s: %s", sidecar.component, other)
@@ -131,14 +134,14 @@ def target_problems(target: Target, gpu: cuda_device.Gpu, lib: Library | None) -
             ]
         return []
     capabilities = target.get("compute_capabilities", "")
-    if capabilities == PORTABLE:
+    if capabilities == PORTABLE and lib is not None and lib.portable:
         return []
-    if capabilities == AMPERE_AND_LATER:
+    if capabilities in (PORTABLE, AMPERE_AND_LATER):
         if int(present.split(".")[0]) < 8:
             return [f"it is for {AMPERE_AND_LATER}, here is {present}"]
         return []
     if present not in capabilities.split(", "):
-        return [f"it was built for compute capability {capabilities}, here is {present}"]
+        return [f"it was built for compute capability {capabilities or 'none'}, here is {present}"]
     return []
 
 
