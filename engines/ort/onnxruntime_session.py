@@ -126,11 +126,12 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         providers = (providers,) if isinstance(providers, str) else providers
         wanted = [p if isinstance(p, str) else p[0] for p in providers]
         _check_available(name, wanted)
-        missing = missing_libraries() if CUDA in wanted else ""
+        if CUDA in wanted and (missing := missing_libraries()):
+            raise EngineError(f"{name}: ONNX Runtime cannot start {CUDA}: {missing}")
         options = session_options(threads, optimization, prepacking)
         with files.unchanged():
             session = load(name, path, options, providers)
-        _check_started(name, wanted, session.get_providers(), missing)
+        _check_started(name, wanted, session.get_providers())
         super().__init__(
             session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
         )
@@ -309,17 +310,12 @@ def _check_available(name: str, wanted: Sequence[str]) -> None:
             )
 
 
-def _check_started(name: str, wanted: Sequence[str], started: Sequence[str], missing: str) -> None:
-    """Raise an error for a provider that did not start: ONNX Runtime goes on without it.
-
-    Args:
-      missing: which of CUDA's libraries are, in words; see cuda_libraries.
-    """
+def _check_started(name: str, wanted: Sequence[str], started: Sequence[str]) -> None:
+    """Raise an error for a provider that did not start: ONNX Runtime goes on without it."""
     for provider in wanted:
         if provider not in started:
-            reason = "no such device, or a driver that is too old"
-            if provider == CUDA:
-                reason = missing or absent() or reason
+            reason = absent() if provider == CUDA else ""
+            reason = reason or "no such device, or a driver that is too old"
             raise EngineError(
                 f"{name}: ONNX Runtime could not start {provider}: {reason}. The graph would run "
                 f"on {', '.join(started)}"

@@ -129,20 +129,29 @@ def test_provider_that_fails_is_not_replaced_silently(ort: FakeOnnxRuntime, deco
     assert ort.arguments["enable_fallback"] == 0
 
 
-def test_provider_that_does_not_start_names_the_missing_library(
+def test_provider_that_does_not_start_says_why(
     ort: FakeOnnxRuntime, decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ort.starts = False
     gpu = install(monkeypatch)
-    for missing, status, words in (
-        (MISSING, Status.cudaSuccess, "libcublasLt.so.13 cannot be loaded; run: pip install"),
-        ("", Status.cudaErrorNoDevice, "no NVIDIA GPU can be used: cudaGetDeviceCount: words for"),
-        ("", Status.cudaSuccess, "no such device, or a driver that is too old"),
+    for fails, words in (
+        ({"cudaGetDeviceCount": Status.cudaErrorNoDevice}, "no NVIDIA GPU can be used: cuda"),
+        ({}, "no such device, or a driver that is too old"),
     ):
-        monkeypatch.setattr(onnxruntime_session, "missing_libraries", lambda m=missing: m)
-        gpu.fails = {"cudaGetDeviceCount": status} if status else {}
+        gpu.fails = fails
         with pytest.raises(EngineError, match=f"could not start {CUDA}: {words}"):
             open_session(decoder, "onnxruntime-cuda")
+
+
+def test_missing_library_is_named_before_the_graph_is_loaded(
+    ort: FakeOnnxRuntime, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime would print three lines in colour."""
+    monkeypatch.setattr(onnxruntime_session, "missing_libraries", lambda: MISSING)
+    words = rf"^vae_decoder: ONNX Runtime cannot start {CUDA}: libcublasLt\.so\.13 cannot be loaded"
+    with pytest.raises(EngineError, match=words):
+        open_session(decoder, "onnxruntime-cuda")
+    assert ort.arguments == {}
 
 
 @pytest.fixture

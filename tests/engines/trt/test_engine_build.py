@@ -27,6 +27,7 @@ from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.build_worker import MAX_MESSAGES, _summary
 from sdexport.engines.trt.engine_build import Built, build_plan
 from sdexport.engines.trt.library import LIBRARIES
+from sdexport.engines.trt.library_calls import LibraryCalls
 from sdexport.engines.trt.supported_gpus import listed
 from sdexport.engines.worker_process import run_in_worker
 
@@ -380,6 +381,17 @@ def test_build_warns_if_this_machine_cannot_run_the_engine(
     assert not words or re.search(
         rf"^text_encoder: this machine cannot run it: .*{words}", warnings[0]
     )
+
+
+def test_real_library_explains_what_it_rejects() -> None:
+    """Its runtime starts without a GPU, and its own words are in the error."""
+    module = LIBRARIES["tensorrt-rtx"].load()
+    calls = LibraryCalls(module, "TensorRT-RTX", "unet")
+    runtime = calls.value("does not start", module.Runtime, calls.logger)
+    with pytest.raises(EngineError, match=r"^unet: TensorRT-RTX cannot load it: .*magicTag"):
+        calls.value("cannot load it", runtime.deserialize_cuda_engine, b"no plan" * 100)
+    with pytest.raises(EngineError, match=r"does not refit: .*incompatible constructor arguments"):
+        calls.value("does not refit", module.Refitter, None, calls.logger)
 
 
 def test_portable_is_what_the_library_targets_by_default(package: Path, built: Any) -> None:
