@@ -335,26 +335,46 @@ def damages(report: dict[str, Any], raw: dict[str, Any] | None) -> str:
 
 
 def healthy(report: dict[str, Any]) -> str:
-    """How many healthy runs failed, and the largest share of each limit."""
+    """How many healthy runs failed, the largest share of each limit, and what was run."""
+    rows = report["rows"]
+    families = list(dict.fromkeys(row["family"] for row in rows))
     lines = [
-        f"{report['runs']} healthy runs (every model family, precision and backend, 1 to 4 "
-        f"threads, every kind of session): **{report['false_alarms']} false alarms**. The largest "
-        "share of a limit, by precision of the package and backend:\n",
+        f"{report['runs']} verifications of healthy packages, of {len(families)} models (the demo "
+        f"model and a small random checkpoint of each family; `python -m benchmarks.damages "
+        f"healthy`): **{report['false_alarms']} false alarms**. The largest share of a limit and "
+        "the largest value, by precision of the package and backend:\n",
         _row("measure", *_PAIRS),
         f"|{'---|' * (len(_PAIRS) + 1)}",
     ]
     for kind in [k for k in MEASURES if k != "altered_files"]:
         cells = []
         for pair in _PAIRS:
-            found = [
-                row["nearest"][kind]
-                for row in report["rows"]
-                if f"{row['precision']}, {row['backend']}" == pair and kind in row["nearest"]
-            ]
-            worst = max(found, key=lambda each: each["share"], default=None)
-            cells.append(f"{worst['share']:.0%} ({worst['value']:.2g})" if worst else "")
+            found = [row["nearest"][kind] for row in _of(rows, pair) if kind in row["nearest"]]
+            share = max((each["share"] for each in found), default=0)
+            value = max((each["value"] for each in found), default=0)
+            shown = f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+            cells.append(f"{share:.0%} ({shown})" if found else "")
         lines.append(_row(MEASURES[kind][0], *cells))
+    lines += ["\nRuns of each model:\n", _row("model", *_PAIRS), f"|{'---|' * (len(_PAIRS) + 1)}"]
+    for family in families:
+        of_family = [row for row in rows if row["family"] == family]
+        lines.append(_row(family, *(len(_of(of_family, pair)) for pair in _PAIRS)))
+    lines.append(_row("all", *(len(_of(rows, pair)) for pair in _PAIRS)))
+    lines.append("\nRuns with each option of the sessions:\n")
+    for backend in ("onnxruntime", "openvino"):
+        options = [_shown_options(row) for row in rows if row["backend"] == backend]
+        counted = (f"{name} {options.count(name)}" for name in dict.fromkeys(options))
+        lines.append(f"- {backend}: {', '.join(counted)}")
     return "\n".join(lines)
+
+
+def _of(rows: list[dict[str, Any]], pair: str) -> list[dict[str, Any]]:
+    return [row for row in rows if f"{row['precision']}, {row['backend']}" == pair]
+
+
+def _shown_options(row: dict[str, Any]) -> str:
+    shown = (f"{name}={str(value).lower()}" for name, value in row["options"].items())
+    return f"`{','.join(shown)}`" if row["options"] else "none"
 
 
 _PAIRS = [

@@ -54,6 +54,11 @@ _COSTS: Mapping[str, _Cost] = {
 _PREPARED = f"{PREPARED_BACKEND} prepared"
 _BUILDS = {PREPARED_BACKEND: 1.45, "tensorrt-rtx": 1.9}
 """Bytes that a build needs for each byte of a component's float32 weights."""
+_LOWER = (f"{OPENVINO} bf16", f"{OPENVINO} f16", f"{OPENVINO} i8")
+"""Forms that compute any package in less than float32."""
+_IN_FLOAT32 = 1.2
+"""Bytes that a graph in float32 needs for each stored byte: most are mapped, and weights are
+converted one at a time."""
 _STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Bytes of a weight in a package of a precision."""
 
@@ -63,6 +68,8 @@ class Call:
     """A component that is run: on so many rows, of so many latent cells in height and width.
 
     unprepared: by the package's own graph although it is prepared, and closed again.
+    in_float32: from its weights as they are stored, if it otherwise runs in a lower precision, and
+      closed again; verification does that.
     """
 
     component: str
@@ -70,6 +77,7 @@ class Call:
     height: int
     width: int
     unprepared: bool = False
+    in_float32: bool = False
 
 
 def image_calls(
@@ -128,6 +136,10 @@ def memory_need(
     for call in calls:
         component = call.component.partition(".")[0]
         form = _form(package, component, backends, options or {})
+        if call.in_float32:
+            base = PYTHON if low_memory else kept
+            peak = max(peak, base + _in_float32(package, call, form))
+            continue
         if call.unprepared and form != _PREPARED:
             continue
         cost = _COSTS.get(_own_form(package, component) if call.unprepared else form)
@@ -174,6 +186,17 @@ def _form(package: Package, component: str, backends: Backends, options: Mapping
     if usable_engine(package, component, backend, options.get("engine_dir")):
         return _PREPARED
     return _own_form(package, component)
+
+
+def _in_float32(package: Package, call: Call, form: str) -> int:
+    """Bytes of a session that computes a graph in float32; 0 if it runs in float32 anyway."""
+    component = call.component.partition(".")[0]
+    precision = package.manifest.components[component].precision
+    if precision == "fp32" and form not in _LOWER:
+        return 0
+    stored = _weights(package, component) * _STORED.get(precision, _FLOAT) // _FLOAT
+    activations = _activations(package, call, _COSTS[f"{PREPARED_BACKEND} fp32"])
+    return round(_IN_FLOAT32 * stored) + activations
 
 
 def _own_form(package: Package, component: str) -> str:

@@ -107,6 +107,7 @@ def verification_calls(package: Any) -> list[Any]:
     """The calls of a verification: every graph on small inputs, then the reference image.
 
     A prepared denoiser runs as the package's own graph too, for the sizes that it does not take.
+    Graphs that run in a lower precision are computed in float32 as well.
     """
     from sdexport.runtime.memory_need import Call, image_calls
     from sdexport.verification.replay import reference_size
@@ -117,6 +118,7 @@ def verification_calls(package: Any) -> list[Any]:
         graphs.append(Call(graph, 2, 8, 8))
         if graph == package.family.denoiser:
             graphs.append(Call(graph, 2, 8, 8, unprepared=True))
+        graphs.append(Call(graph, 2, 8, 8, in_float32=True))
     return graphs + image_calls(package, width=width, height=height)
 
 

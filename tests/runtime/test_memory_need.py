@@ -161,6 +161,28 @@ def test_verification_counts_both_graphs_of_a_prepared_denoiser(
     assert both is not None and one is not None and both - one >= weights
 
 
+def test_verification_counts_graphs_in_float32_where_they_run_in_less(package: Path) -> None:
+    """They need the stored weights and little more, next to what is open."""
+    loaded = Package.load(package, verify=False)
+    calls = verification_calls(loaded)
+    without = [call for call in calls if not call.in_float32]
+    assert len(calls) == len(without) + len(loaded.graphs)
+
+    def need(backend: str, chosen: list[Call], **options: Any) -> int:
+        found = memory_need(loaded, chosen, parse_backends([backend]), **options)
+        assert found is not None
+        return found
+
+    for backend in ("onnxruntime", "openvino", "openvino,precision=f32"):
+        assert need(backend, calls) == need(backend, without)
+    unet = [call for call in calls if call.component == "unet"][:3]
+    alone = [call for call in unet if not call.in_float32]
+    stored = sum(record.size for record in loaded.manifest.components["unet"].files)
+    for backend in ("openvino,precision=bf16", "unet=openvino,precision=i8"):
+        assert need(backend, unet) >= need(backend, alone) + stored
+        assert need(backend, unet, low_memory=True) == need(backend, alone, low_memory=True)
+
+
 def test_unknown_needs(package: Package) -> None:
     """GPUs are not estimated; an Optimum folder without configurations is."""
     loaded = Package.load(package, verify=False)
