@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from sdexport.engines.trt.library import LIBRARIES
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINNED = dict(
@@ -95,3 +97,14 @@ def test_every_link_to_the_project_begins_with_its_home() -> None:
     ]
     assert ("SECURITY.md", home) in found
     assert {link for _, link in found} == {home}
+
+
+def test_gpu_extra_brings_what_a_gpu_needs() -> None:
+    """cuda-bindings find the GPU; ONNX Runtime needs the libraries of CUDA and cuDNN."""
+    extras = PROJECT["optional-dependencies"]
+    (runtime,) = (item for item in extras["gpu"] if item.startswith("onnxruntime-gpu"))
+    assert "[cuda,cudnn]" in runtime
+    for name in ("gpu", "tensorrt", "tensorrt-rtx"):
+        assert "cuda-bindings>=12.9" in extras[name]
+    for name, lib in LIBRARIES.items():
+        assert any(item.endswith(f">={lib.oldest}") for item in extras[name])
