@@ -13,7 +13,7 @@ from typing import Any
 
 from sdexport.engines import cuda_device
 from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
-from sdexport.engines.messages import shown
+from sdexport.engines.messages import one_line, shown
 from sdexport.engines.ort.prepared import prepared_graph as prepared
 from sdexport.engines.session import Session
 from sdexport.engines.session_options import FILE_OPTIONS, check_options
@@ -131,7 +131,7 @@ def available(*, plan_of: PlanOf = lambda backend: None) -> list[str]:
     absent = cuda_device.absent() if candidates else ""
     for backend, plan in candidates:
         if reason := absent or _unusable(backend, plan):
-            _warn_once(f"auto does not take {backend}: {reason}")
+            _warn_once(f"auto does not take {backend}: {one_line(reason)}")
         else:
             on_gpu.append(backend)
     return [*on_gpu, *(backend for backend in _ON_CPU if _installed(backend))]

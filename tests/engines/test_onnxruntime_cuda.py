@@ -248,10 +248,11 @@ def test_auto_on_a_gpu_that_tensorrt_rtx_does_not_know(
 def test_auto_with_a_plan_for_other_gpus(
     auto: FakeCuda, package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, target = package / "unet" / "model.onnx", {"compute_capabilities": "12.0"}
-    plan = write_plan(model, tmp_path / "unet.plan", "tensorrt-rtx", target=target)
-    assert choose(plan_of=lambda name: plan) == "onnxruntime-cuda"
-    assert "it was built for compute capability 12.0, here is 8.9" in caplog.text
+    for capabilities, words in (("12.0", "12.0"), ("\x1b[31m", "\\x1b[31m")):
+        model, target = package / "unet" / "model.onnx", {"compute_capabilities": capabilities}
+        plan = write_plan(model, tmp_path / "unet.plan", "tensorrt-rtx", target=target)
+        assert choose(plan_of=lambda name, plan=plan: plan) == "onnxruntime-cuda"
+        assert f"it was built for compute capability {words}, here is 8.9" in caplog.messages[-1]
 
 
 def test_auto_without_a_library_says_why_it_takes_the_cpu(
