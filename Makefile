@@ -78,6 +78,7 @@ $(VENV)/demo: $(SETUP) | $(BIN)/python
 $(VENV)/test: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
 	$(PIP) --no-deps k-diffusion
+	-$(BIN)/python -m tests.helpers.software_gpu
 	touch $@
 
 $(VENV)/fuzz: $(SETUP) | $(BIN)/python

@@ -301,6 +301,7 @@ def limits() -> str:
 
 _ARITHMETIC = {
     "openvino bf16": "OpenVINO with `precision=bf16` or `f16`",
+    "webgpu fp16": "fp16 on WebGPU, on a GPU that computes in float16",
     "openvino i8": "OpenVINO with `precision=i8`",
 }
 

@@ -37,6 +37,9 @@ _BACKENDS = {
     "onnxruntime-cuda": _Backend(
         "sdexport.engines.ort.onnxruntime_session", "open_cuda", "onnxruntime"
     ),
+    "webgpu": _Backend(
+        "sdexport.engines.webgpu.webgpu_session", "WebGpuSession", "onnxruntime_ep_webgpu"
+    ),
     "openvino": _Backend("sdexport.engines.ov.openvino_session", "OpenVinoSession", "openvino"),
     "tensorrt": _Backend("sdexport.engines.trt.tensorrt_session", "open_tensorrt", "tensorrt"),
     "tensorrt-rtx": _Backend(

@@ -14,6 +14,7 @@ SESSION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "onnxruntime": _ONNXRUNTIME,
         "onnxruntime-cuda": ("device", "threads", "optimization", "provider_options"),
+        "webgpu": ("device", "threads"),
         "openvino": (
             *("device", "precision", "threads", "streams", "cache_dir", "static", "rewrite"),
         ),

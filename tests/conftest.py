@@ -22,6 +22,7 @@ from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
 from sdexport.runtime.noise import torch_generator
+from tests.helpers import software_gpu as software_gpu_helper
 from tests.helpers.low_precision import export_from_graphs
 from tests.helpers.shared import made_once
 
@@ -74,6 +75,22 @@ def half_package(package: Path, checkpoint: Path, tmp_path_factory: pytest.TempP
     """The demo model in fp16, converted from the graphs of `package`."""
     make = partial(export_from_graphs, package, checkpoint, "fp16")
     return made_once(tmp_path_factory, "half_package", make)
+
+
+@pytest.fixture(scope="session")
+def software_gpu() -> Iterator[None]:
+    """WebGPU on a GPU in software, for the whole process; skips where there is none."""
+    with pytest.MonkeyPatch.context() as patch:
+        software_gpu_helper.use(patch)
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
+    without_gpu = [text for text in skipped if software_gpu_helper.NO_GPU in text]
+    if without_gpu:
+        reason = software_gpu_helper.missing()
+        terminalreporter.write_line(f"{len(without_gpu)} tests of WebGPU were skipped: {reason}")
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ Every weight of a lower precision is followed by a Cast, and every type that a n
 float32. The data of weights is not read. Outputs then depend on the weights and the nodes alone,
 and hardly on the engine or the processor.
 
-A Cast depends on nothing but the weight, so an engine would convert all weights before the first
-product: 3.4 GB for SD 1.5's UNet. The shape of each weight is therefore computed with another input
-of the node that uses it, in a way that adds nothing to it: the engine waits for that input.
+A Cast depends on nothing but the weight, so an engine converts all weights before the first
+product: 3.4 GB for SD 1.5's UNet. Unless that is wanted, the shape of each weight is computed with
+another input of the node that uses it, in a way that adds nothing to it: the engine waits for that
+input.
 
 Source: https://protobuf.dev/programming-guides/encoding, and onnx.proto for the field numbers.
 """
@@ -29,36 +30,60 @@ from sdexport.engines.onnx_file.wire_format import (
     Tensor,
     open_model,
 )
+from sdexport.engines.onnx_file.wire_writer import (
+    field,
+    int_attribute,
+    integer,
+    ints_attribute,
+    text,
+)
+from sdexport.engines.onnx_file.wire_writer import node as new_node
 
 STORED = ".stored"
 """Added to the name of a weight of a lower precision."""
 _LOWER = (DataType.FLOAT16, DataType.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
 """Attributes of nodes that hold a TensorProto.DataType."""
-_LENGTH_DELIMITED = 2
-_INT, _INTS = 2, 7
-"""AttributeProto.AttributeType."""
 _MAX_DEPTH = 100
 
 
-def in_float32(path: Path) -> bytes:
+def in_float32(path: Path, *, at_once: bool = False) -> bytes:
     """The model of a file as described above, as a ModelProto.
 
     Its external data stays where it is.
 
+    Args:
+      at_once: all weights may be converted before the first product.
     Raises: EngineError: not a well-formed ONNX model. FileNotFoundError: no such file.
     """
     try:
         with open_model(path) as model:
             return b"".join(
-                _field(number, _graph(value)) if number == Model.GRAPH else whole.content()
+                field(number, _graph(value, at_once)) if number == Model.GRAPH else whole.content()
                 for number, value, whole in model.every_field()
             )
     except ValueError as error:
         raise EngineError(f"{path.parent.name or path.stem}: {path.name}: {error}") from None
 
 
-def _graph(graph: Slice, depth: int = 0) -> bytes:
+def lower_precisions(path: Path) -> set[int]:
+    """Data types of the weights of a lower precision that a file's graph has.
+
+    Raises: EngineError: not a well-formed ONNX model. FileNotFoundError: no such file.
+    """
+    try:
+        with open_model(path) as model:
+            weights = (
+                value
+                for number, value in model.only(Model.GRAPH).fields()
+                if number == Graph.INITIALIZER
+            )
+            return {each.integer(Tensor.DATA_TYPE) or 0 for each in weights} & {*_LOWER}
+    except ValueError as error:
+        raise EngineError(f"{path.parent.name or path.stem}: {path.name}: {error}") from None
+
+
+def _graph(graph: Slice, at_once: bool, depth: int = 0) -> bytes:
     if depth > _MAX_DEPTH:
         raise ValueError(f"{graph.name} is nested too deeply for a protocol buffer")
     lower: dict[str, list[int]] = {}
@@ -74,14 +99,15 @@ def _graph(graph: Slice, depth: int = 0) -> bytes:
         if number == Graph.VALUE_INFO:
             continue
         if number == Graph.INITIALIZER and (name := value.text(Tensor.NAME)) in lower:
-            parts.append(_field(number, _renamed(value, name + STORED)))
+            parts.append(field(number, _renamed(value, name + STORED)))
         elif number == Graph.NODE:
             names = [each.content().decode() for at, each in value.fields() if at == Node.INPUT]
-            other = next((name for name in names if name and name not in constants), "")
+            waited = () if at_once else names
+            other = next((name for name in waited if name and name not in constants), "")
             for used in names:
                 if used in waiting:
                     parts += _converted(used, waiting.pop(used), other)
-            parts.append(_field(number, _node(value, depth)))
+            parts.append(field(number, _node(value, at_once, depth)))
         else:
             parts.append(whole.content())
     unused = [part for name in waiting for part in _converted(name, [], "")]  # by subgraphs only
@@ -104,7 +130,7 @@ def _dims(tensor: Slice) -> list[int]:
 
 def _renamed(tensor: Slice, name: str) -> bytes:
     kept = [whole for number, _, whole in tensor.every_field() if number != Tensor.NAME]
-    return b"".join((*(each.content() for each in kept), _text(Tensor.NAME, name)))
+    return b"".join((*(each.content() for each in kept), text(Tensor.NAME, name)))
 
 
 def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
@@ -120,61 +146,40 @@ def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
             f"{name}.{each}" for each in ["dims", "none", "shape", "waited"]
         )
         nodes = [
-            _new("Constant", [], known, _ints("value_ints", dims)),
-            _new("Shape", [other], nothing, _int("start", 0), _int("end", 0)),  # no dimension
-            _new("Concat", [known, nothing], shape, _int("axis", 0)),
-            _new("Reshape", [source, shape], waited),
+            new_node("Constant", [], known, ints_attribute("value_ints", dims)),
+            new_node(
+                "Shape", [other], nothing, int_attribute("start", 0), int_attribute("end", 0)
+            ),  # no dimension
+            new_node("Concat", [known, nothing], shape, int_attribute("axis", 0)),
+            new_node("Reshape", [source, shape], waited),
         ]
         source = waited
-    return [*nodes, _new("Cast", [source], name, _int("to", DataType.FLOAT))]
+    return [*nodes, new_node("Cast", [source], name, int_attribute("to", DataType.FLOAT))]
 
 
-def _new(kind: str, inputs: list[str], output: str, *attributes: bytes) -> bytes:
-    return _field(
-        Graph.NODE,
-        b"".join(
-            (
-                *(_text(Node.INPUT, name) for name in inputs),
-                _text(Node.OUTPUT, output),
-                _text(Node.NAME, f"{output}.{kind}"),
-                _text(Node.OP_TYPE, kind),
-                *(_field(Node.ATTRIBUTE, attribute) for attribute in attributes),
-            )
-        ),
-    )
-
-
-def _int(name: str, value: int) -> bytes:
-    fields = (_text(Attribute.NAME, name), _number(Attribute.INTEGER, value))
-    return b"".join((*fields, _number(Attribute.TYPE, _INT)))
-
-
-def _ints(name: str, values: list[int]) -> bytes:
-    fields = (_number(Attribute.INTS, value) for value in values)
-    return b"".join((_text(Attribute.NAME, name), *fields, _number(Attribute.TYPE, _INTS)))
-
-
-def _node(node: Slice, depth: int) -> bytes:
+def _node(node: Slice, at_once: bool, depth: int) -> bytes:
     return b"".join(
-        _field(number, _attribute(value, depth)) if number == Node.ATTRIBUTE else whole.content()
+        field(number, _attribute(value, at_once, depth))
+        if number == Node.ATTRIBUTE
+        else whole.content()
         for number, value, whole in node.every_field()
     )
 
 
-def _attribute(attribute: Slice, depth: int) -> bytes:
+def _attribute(attribute: Slice, at_once: bool, depth: int) -> bytes:
     named = attribute.text(Attribute.NAME) in _TYPE_ATTRIBUTES
     lower = named and attribute.integer(Attribute.INTEGER) in _LOWER
-    return b"".join(_attribute_fields(attribute, lower, depth))
+    return b"".join(_attribute_fields(attribute, lower, at_once, depth))
 
 
-def _attribute_fields(attribute: Slice, lower: bool, depth: int) -> Iterator[bytes]:
+def _attribute_fields(attribute: Slice, lower: bool, at_once: bool, depth: int) -> Iterator[bytes]:
     for number, value, whole in attribute.every_field():
         if number == Attribute.INTEGER and lower:
-            yield _number(number, DataType.FLOAT)
+            yield integer(number, DataType.FLOAT)
         elif number in (Attribute.TENSOR, Attribute.TENSORS):
-            yield _field(number, _constant(value))
+            yield field(number, _constant(value))
         elif number in (Attribute.GRAPH, Attribute.GRAPHS):
-            yield _field(number, _graph(value, depth + 1))
+            yield field(number, _graph(value, at_once, depth + 1))
         else:
             yield whole.content()
 
@@ -196,26 +201,5 @@ def _constant(tensor: Slice) -> bytes:
         for number, _, whole in tensor.every_field()
         if number not in (Tensor.DATA_TYPE, Tensor.RAW_DATA)
     ]
-    converted = _field(Tensor.RAW_DATA, values.tobytes())
-    return b"".join((*kept, _number(Tensor.DATA_TYPE, DataType.FLOAT), converted))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(content)) + content
-
-
-def _text(number: int, text: str) -> bytes:
-    return _field(number, text.encode())
-
-
-def _number(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value >= 0x80:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
+    converted = field(Tensor.RAW_DATA, values.tobytes())
+    return b"".join((*kept, integer(Tensor.DATA_TYPE, DataType.FLOAT), converted))

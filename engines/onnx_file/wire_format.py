@@ -70,6 +70,7 @@ class Attribute(IntEnum):
     """Fields of AttributeProto."""
 
     NAME = 1
+    FLOAT = 2
     INTEGER = 3
     TENSOR = 5
     GRAPH = 6
@@ -168,7 +169,7 @@ _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 class Slice:
     """Bytes of a file that hold a message or a value; `name` is the file's, for messages."""
 
-    data: mmap.mmap
+    data: bytes | mmap.mmap
     start: int
     end: int
     name: str

@@ -39,14 +39,27 @@ def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Sessio
     path = Path(path)
     name = path.parent.name or path.stem
     options = session_options(None, "none", prepacking=False)
-    options.add_session_config_entry(_DATA_FOLDER, str(path.resolve().parent))
     with files.unchanged(), ExitStack() as mapped:
         model = in_float32(path)
+        give_external_data(name, path, options, mapped)
         with loading(name, f"{path.name} in float32"):
-            _give_linked_data(path, options, mapped)
             session = ort.InferenceSession(model, options, providers=list(CPU))
     specs = map(tensor_specs, (session.get_inputs(), session.get_outputs()))
     return OnnxRuntimeBase(session, name, *specs)
+
+
+def give_external_data(name: str, path: Path, options: Any, mapped: ExitStack) -> None:
+    """Tell a session that gets a changed copy of a file's model where the external data is.
+
+    Args:
+      name: of the component.
+      options: of the session.
+      mapped: keeps files open until the session is loaded.
+    Raises: EngineError: the data cannot be opened.
+    """
+    options.add_session_config_entry(_DATA_FOLDER, str(path.resolve().parent))
+    with loading(name, path.name):
+        _give_linked_data(path, options, mapped)
 
 
 def _give_linked_data(path: Path, options: Any, mapped: ExitStack) -> None:

@@ -140,7 +140,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
             self.device, self.device_id = "cuda", _device_id(providers[0])
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
-        bound = BoundSession if self.device == "cpu" else _OnDevice
+        bound = BoundSession if self.device == "cpu" else OnDevice
         return bound(self, constants, shared)
 
 
@@ -177,10 +177,10 @@ def open_cuda(
     )
 
 
-class _OnDevice(BoundSession):
+class OnDevice(BoundSession):
     """Bound inputs in device memory; each call uploads only the others."""
 
-    def __init__(self, parent: OnnxRuntimeSession, constants: Feeds, shared: Sequence[str]) -> None:
+    def __init__(self, parent: OnnxRuntimeBase, constants: Feeds, shared: Sequence[str]) -> None:
         super().__init__(parent, constants, shared)
         self._owner = parent
         where = f"{parent.device} {parent.device_id}"

@@ -26,6 +26,7 @@ from sdexport.runtime.pipeline import Pipeline
 LIBRARIES = {
     "onnxruntime": ("onnxruntime",),
     "onnxruntime-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "webgpu": ("onnxruntime-ep-webgpu",),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),

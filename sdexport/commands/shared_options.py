@@ -67,8 +67,8 @@ _BACKEND_OPTIONS = (
         "backends",
         type=BackendType(),
         multiple=True,
-        help="onnxruntime (default), onnxruntime-cuda, openvino, tensorrt, tensorrt-rtx or auto, "
-        "perhaps with options: openvino,precision=bf16. For one component: unet=openvino. "
+        help="onnxruntime (default), onnxruntime-cuda, webgpu, openvino, tensorrt, tensorrt-rtx or "
+        "auto, perhaps with options: openvino,precision=bf16. For one component: unet=openvino. "
         "Repeatable.",
     ),
     session_option,

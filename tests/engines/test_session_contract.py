@@ -117,6 +117,8 @@ def test_session_agrees_with_the_reference_output(
 ) -> None:
     if "fake" in request.node.callspec.id:
         pytest.skip("the stand-in computes something else")
+    if "webgpu" in request.node.callspec.id:
+        pytest.skip("the small graph computes something else; test_webgpu_package.py has the UNet")
     with np.load(package / "reference" / "unet.npz") as arrays:
         inputs = {k.removeprefix("input."): arrays[k] for k in arrays if k.startswith("input.")}
         expected = arrays["output.out_sample"]

@@ -15,11 +15,13 @@ from sdexport.engines.trt.engine_build import build_plan
 from sdexport.engines.trt.library import library
 from sdexport.engines.trt.supported_gpus import gpu_problem
 from tests.helpers.fake_tensorrt import install, write_plan
+from tests.helpers.small_unet import write_small_unet
 
 OPENERS = [
     "onnxruntime",
     "onnxruntime-prepared",
     "openvino",
+    "webgpu",
     "torch",
     "fake-tensorrt",
     "fake-tensorrt-rtx",
@@ -46,9 +48,16 @@ def feeds(batch: int = 1, height: int = 16, width: int = 16) -> dict[str, np.nda
 
 
 def open_unet(request: pytest.FixtureRequest, opener: str) -> Session:
-    """The demo UNet as a session; skips the test if the backend is not installed."""
+    """The demo UNet as a session; skips the test if the backend is not installed.
+
+    A GPU in software is slow: WebGPU gets a small graph in its place.
+    """
     if opener == "torch":
         return _torch(request)
+    if opener == "webgpu":
+        request.getfixturevalue("software_gpu")
+        small = request.getfixturevalue("tmp_path") / "unet" / "model.onnx"
+        return open_session(write_small_unet(small), opener)
     package: Path = request.getfixturevalue("package")
     model = package / "unet" / "model.onnx"
     if opener == "onnxruntime-cuda":

@@ -78,8 +78,9 @@ def test_pipeline_refuses_backends_at_once(package: Path) -> None:
         (
             "onnxruntime",
             {"device": "cuda"},
-            "onnxruntime takes no option 'device', an option of onnxruntime-cuda, openvino, "
-            "tensorrt, tensorrt-rtx; it takes providers, threads, optimization, prepacking, engine",
+            "onnxruntime takes no option 'device', an option of onnxruntime-cuda, webgpu, "
+            "openvino, tensorrt, tensorrt-rtx; it takes providers, threads, optimization, "
+            "prepacking, engine",
         ),
         ("onnxruntime", {"thread": 1}, "takes no option 'thread'; did you mean threads"),
         ("onnxruntime", {"low_memmory": True}, "did you mean low_memory"),
@@ -121,7 +122,7 @@ def test_docs_have_the_same_table_of_options() -> None:
     page = Path(__file__).parents[2] / "docs" / "backends.md"
     rows = [row.split("|") for row in page.read_text(encoding="utf-8").splitlines() if "|" in row]
     found = {}
-    for row in rows[2:6]:
+    for row in rows[2:7]:
         names = re.findall("`([a-z_]+)`", row[3])
         found |= {backend: tuple(names) for backend in re.findall("`([^`]+)`", row[1])}
     for backend, options in SESSION_OPTIONS.items():

@@ -187,6 +187,6 @@ def test_unknown_needs(package: Package) -> None:
     """GPUs are not estimated; an Optimum folder without configurations is."""
     loaded = Package.load(package, verify=False)
     calls = image_calls(loaded, width=64, height=64)
-    for backend in ("onnxruntime-cuda", "openvino,device=GPU", "unet=tensorrt-rtx"):
+    for backend in ("onnxruntime-cuda", "webgpu", "openvino,device=GPU", "unet=tensorrt-rtx"):
         assert memory_need(loaded, calls, parse_backends([backend])) is None
     assert build_need(loaded, (), "tensorrt") is None

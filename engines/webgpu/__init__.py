@@ -1,0 +1,1 @@
+"""ONNX Runtime on any vendor's GPU through WebGPU: Vulkan, Direct3D 12 or Metal."""
