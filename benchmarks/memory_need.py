@@ -1,10 +1,12 @@
 """Memory that commands need, as estimated beforehand and as measured.
 
     python -m benchmarks.memory_need PACKAGE [--size 256] [--backend NAME[,OPTION=VALUE...]]
-                                     [--command generate|verify|build] [--low-memory] [--json FILE]
+                                     [--command generate|verify|build|float32] [--low-memory]
+                                     [--json FILE]
 
 Adds a row to the JSON file: the bytes and configurations from which the estimate is made, the
-measured peak, and the estimate.
+measured peak, and the estimate. "float32" is the session alone with which a verification computes
+the denoiser in float32.
 """
 
 from __future__ import annotations
@@ -21,8 +23,18 @@ from benchmarks.full_size import measure
 from sdexport.bench.workload import PROMPT
 from sdexport.commands.memory_check import verification_calls
 from sdexport.runtime.component_backends import parse_backends
-from sdexport.runtime.memory_need import build_need, image_calls, memory_need
+from sdexport.runtime.memory_need import Call, build_need, image_calls, memory_need
 from sdexport.runtime.packages.package import Package
+
+COMMANDS = ("generate", "verify", "build", "float32")
+_IN_FLOAT32 = """
+import sys
+import numpy as np
+from sdexport.engines.ort.float32_session import open_float32
+with np.load(sys.argv[2]) as arrays, open_float32(sys.argv[1]) as session:
+    session.run({spec.name: arrays[f"input.{spec.name}"] for spec in session.inputs})
+"""
+"""Computes a graph in float32 on its reference inputs."""
 
 
 def estimate(
@@ -31,7 +43,9 @@ def estimate(
     """The estimated peak of a command, in bytes."""
     if command == "build":
         return build_need(package, (), backend)
-    if command == "verify":
+    if command == "float32":
+        calls = [Call(package.family.denoiser, 2, 8, 8, in_float32=True)]
+    elif command == "verify":
         calls = verification_calls(package)
     else:
         refines = package.family.starts_from_image
@@ -57,7 +71,12 @@ def run(folder: Path, command: str, size: int, backend: str, low_memory: bool) -
                 further += ["--image", source, "--strength", 1]
             else:
                 further += ["--size", f"{size}x{size}"]
-        peak = measure("-m", "sdexport", command, folder, *further)["peak_gb"]
+        if command == "float32":
+            name = package.family.denoiser
+            files = package.model_path(name), folder / "reference" / f"{name}.npz"
+            peak = measure("-c", _IN_FLOAT32, *files)["peak_gb"]
+        else:
+            peak = measure("-m", "sdexport", command, folder, *further)["peak_gb"]
     stored = {
         name: sum(f.stat().st_size for f in (folder / name).iterdir() if f.is_file())
         for name in package.manifest.components
@@ -82,7 +101,7 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("--size", type=int, default=256, help="width and height in pixels")
     parser.add_argument("--backend", default="onnxruntime")
-    parser.add_argument("--command", choices=("generate", "verify", "build"), default="generate")
+    parser.add_argument("--command", choices=COMMANDS, default="generate")
     parser.add_argument("--low-memory", action="store_true")
     parser.add_argument("--json", type=Path, help="add the row to this file")
     args = parser.parse_args()

@@ -99,7 +99,9 @@ def estimate(row: dict[str, Any], package: Package) -> int | None:
         )
     if row["command"] == "build":
         return build_need(package, (), row["backend"])
-    if row["command"] == "verify":
+    if row["command"] == "float32":
+        calls = [Call(package.family.denoiser, 2, 8, 8, in_float32=True)]
+    elif row["command"] == "verify":
         calls = verification_calls(package)
     else:
         side, from_image = row["size"], package.family.starts_from_image
@@ -123,7 +125,7 @@ def test_every_family_and_command_was_measured() -> None:
         "stable-diffusion-xl",
         "stable-diffusion-xl-refiner",
     }
-    assert {row["command"] for row in ROWS} == {"generate", "verify", "build", "export"}
+    assert {row["command"] for row in ROWS} == {"generate", "verify", "build", "export", "float32"}
     assert {row["backend"].partition(",")[0] for row in ROWS} == {"onnxruntime", "openvino"}
 
 
