@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
+from benchmarks import gpu_table, tables
 from benchmarks.checkpoints import NAMES
 from sdexport.verification.limits import FACTOR, FLOAT32_RANGES, RANGES
 from sdexport.verification.report import MEASURES
@@ -170,31 +168,6 @@ def _nearest(check: dict[str, Any]) -> str:
     return f"{name} {form.format(measure['value'])}"
 
 
-def gpu(report: dict[str, Any]) -> str:
-    """Milliseconds of a UNet call and seconds of an image, for each backend that ran."""
-    machine, lines = report["environment"], []
-    name, versions = machine["gpu"].get("name", "no GPU"), machine["versions"]
-    known = ", ".join(f"{k} {v}" for k, v in versions.items() if v)
-    lines.append(f"On {name} (`python -m benchmarks.gpu`; random weights; {known}):")
-    for model in dict.fromkeys(key.split(".")[0] for key in report if "." in key):
-        calls = _tasks(report, f"{model}.unet.", "host")
-        lines += _gpu_table(
-            f"{model}: UNet call in ms, by CUDA events if there are any, else by the host's clock; "
-            "in brackets the share of the measured arithmetic limit",
-            "batch x pixels",
-            calls,
-            lambda row: f"{_us(row) / 1000:.2f} ({row['shares']['arithmetic']:.0%})",
-        )
-        images = _tasks(report, f"{model}.picture.", "seconds")
-        lines += _gpu_table(
-            f"{model}: whole image, s",
-            "steps",
-            images,
-            lambda row: f"{statistics.median(row['seconds']):.2f}",
-        )
-    return "\n".join(lines)
-
-
 def fuzzing(report: dict[str, Any]) -> str:
     """Inputs of each fuzz target, and what they reach."""
     hours = sum(target["seconds"] for target in report["targets"]) / 3600
@@ -209,35 +182,6 @@ def fuzzing(report: dict[str, Any]) -> str:
         figures = f"{each['inputs']:,}", each["coverage"], each["corpus"], len(each["findings"])
         lines.append(_row(f"`{each['target']}`", *figures))
     return "\n".join(lines)
-
-
-def _us(row: dict[str, Any]) -> float:
-    return float(row.get("events", row["host"])["median_us"])
-
-
-def _tasks(report: dict[str, Any], prefix: str, measured: str) -> dict[str, dict[str, Any]]:
-    """Last part of a task's name -> backend -> figures."""
-    found: dict[str, dict[str, Any]] = {}
-    for key, task in report.items():
-        if key.startswith(prefix):
-            rows = {b: r for b, r in task.items() if isinstance(r, dict) and measured in r}
-            found[key.removeprefix(prefix).replace("compiled.", "compiled: ")] = rows
-    return found
-
-
-def _gpu_table(
-    title: str,
-    first: str,
-    tasks: dict[str, dict[str, Any]],
-    show: Callable[[dict[str, Any]], str],
-) -> list[str]:
-    backends = list(dict.fromkeys(backend for rows in tasks.values() for backend in rows))
-    if not backends:
-        return []
-    lines = [f"\n{title}:\n", _row(first, *backends), f"|{'---|' * (len(backends) + 1)}"]
-    for name, rows in tasks.items():
-        lines.append(_row(name, *(show(rows[b]) if b in rows else "-" for b in backends)))
-    return lines
 
 
 def _stage(figures: dict[str, Any]) -> str:
@@ -273,7 +217,7 @@ def all_tables() -> dict[str, str]:
     if _has("precision"):
         found["precision"] = precisions(_read("precision"))
     if _has("gpu"):
-        found["gpu"] = gpu(_read("gpu"))
+        found["gpu"] = gpu_table.table(_read("gpu"))
     if _has("fuzz"):
         found["fuzz"] = fuzzing(_read("fuzz"))
     if timed := tables.reports(RESULTS, "latency"):

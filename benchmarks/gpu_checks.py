@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sdexport import TorchGenerator
 from sdexport.engines import Session, cuda_device
 
 Feeds = dict[str, np.ndarray]
@@ -56,6 +57,40 @@ def check_cuda() -> dict[str, Any]:
         thing.close()
         thing.close()
     return {"copied": copied, "replayed": replayed, "gb_per_s": seconds, "out_of_memory": refused}
+
+
+NOISE_SEEDS = (0, 42, 2**32, 2**63 + 5, -1)
+NOISE_SIZES = (1, 3, 255, 256, 257, 16384, 4 * 64 * 96, 65536, 5)
+
+
+def check_noise(device: str) -> dict[str, Any]:
+    """The largest difference of our noise from that of PyTorch on this device, by seed.
+
+    The sizes follow each other in one generator; on a GPU also some that give each thread several
+    values.
+    """
+    import torch
+
+    gpu: dict[str, int] = {}
+    numbers = list(NOISE_SIZES)
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {
+            "multiprocessors": properties.multi_processor_count,
+            "threads_per_multiprocessor": properties.max_threads_per_multi_processor,
+        }
+        threads = gpu["multiprocessors"] * gpu["threads_per_multiprocessor"]
+        numbers += [int(factor * threads) - 3 for factor in (1, 2, 3.5, 4.01, 9)]
+    largest: dict[str, float] = {}
+    for seed in NOISE_SEEDS:
+        theirs = torch.Generator(device)
+        theirs.manual_seed(seed)
+        ours = TorchGenerator(seed, device=device, **gpu)
+        for size in numbers:
+            expected = torch.randn(size, generator=theirs, device=device).cpu().numpy()
+            difference = float(np.abs(ours.randn((size,)) - expected).max())
+            largest[str(seed)] = max(largest.get(str(seed), 0.0), difference)
+    return {"sizes": numbers, **gpu, "largest_difference": largest}
 
 
 def contract(session: Session, feeds: Feeds, expected: Feeds) -> dict[str, Any]:

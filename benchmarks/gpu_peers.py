@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_models import Model
+from benchmarks.gpu_names import COMPILED, ORT, ORT_GRAPH, TORCH_GRAPH, TORCHES
+from benchmarks.gpu_ort import GraphSession
+from benchmarks.gpu_torch_graph import GraphedForward
 from sdexport import Package, Pipeline
 from sdexport.bench.workload import prompt_of
 from sdexport.checkpoints.diffusers_folder import Checkpoint
@@ -22,7 +25,6 @@ from sdexport.graphs.wrappers import Part, parts
 from sdexport.runtime import schedulers
 from sdexport.runtime.component_engines import open_component
 
-TORCH, COMPILED = "torch", "torch-compile"
 Feeds = dict[str, np.ndarray]
 
 
@@ -42,10 +44,11 @@ class Runner:
 
 
 class Peers:
-    """Opens a model's components with any backend, and keeps them open until `close`.
+    """Opens a model's components with any contender, and keeps them open until `close`.
 
     Args:
-      device: "cuda", or "cpu" to test the benchmark itself.
+      device: "cuda", or "cpu" to test the benchmark itself: then the contenders are what runs there
+        instead, through the same code.
     """
 
     def __init__(
@@ -55,29 +58,32 @@ class Peers:
         self.package, self.engine_dir = package, engine_dir
         self.half = torch.float16 if device == "cuda" else torch.float32
         self.parts: Mapping[str, Part] = {part.name: part for part in parts(source.configs)}
+        self.variant = "as exported"
+        """Of gpu_ort.VARIANTS."""
         self._loaded: dict[str, Any] = {}
         self._on_device: dict[tuple[str, torch.dtype], Any] = {}
         self._open: dict[tuple[str, str], tuple[Session, Any]] = {}
-        self._compiled: dict[str, Any] = {}
-        # for the float32 reference; float16 is not affected
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._graphed: set[str] = set()
 
     def close(self) -> None:
         """Free GPU memory; modules in host memory are kept."""
         with ExitStack() as last:
             for session, _ in self._open.values():
                 last.callback(session.close)
-            for kept in (self._open, self._on_device, self._compiled):
+            for kept in (self._open, self._on_device):
                 kept.clear()
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
-    def feeds(self, component: str, batch: int, side: int) -> Feeds:
-        """Random inputs for images of that width and height."""
+    def sizes(self, batch: int, side: int) -> dict[str, int]:
+        """The named dimensions of inputs and outputs for images of that width and height."""
         cells = side // self.source.downscale
         sizes = {"batch": batch, "sequence": 77, "height": cells, "width": cells}
-        sizes |= {"image_height": side, "image_width": side}
-        example = self.parts[component].example(sizes, seed=batch)
+        return sizes | {"image_height": side, "image_width": side}
+
+    def feeds(self, component: str, batch: int, side: int) -> Feeds:
+        """Random inputs for images of that width and height."""
+        example = self.parts[component].example(self.sizes(batch, side), seed=batch)
         return {name: tensor.numpy() for name, tensor in example.items()}
 
     def loaded(self, source: str) -> Any:
@@ -103,8 +109,8 @@ class Peers:
         Sessions get arrays in host memory, with the embeddings bound, as in the denoising loop.
         PyTorch's inputs are on the device, and its outputs stay there.
         """
-        if backend in (TORCH, COMPILED):
-            return self._torch(component, feeds, self.half, compiled=backend == COMPILED)
+        if backend in TORCHES:
+            return self._torch(component, feeds, self.half, graphed=backend == TORCH_GRAPH)
         session, stream = self.session(component, backend)
         constants = {
             n: v for n, v in feeds.items() if n not in ("sample", "timestep", "latent_sample")
@@ -116,37 +122,67 @@ class Peers:
 
     def reference(self, component: str, feeds: Feeds) -> Feeds:
         """PyTorch's outputs in float32, without TF32."""
-        outputs = self._torch(component, feeds, torch.float32, compiled=False).outputs()
+        switches = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = [switch.allow_tf32 for switch in switches]
+        try:
+            for switch in switches:
+                switch.allow_tf32 = False
+            outputs = self._torch(component, feeds, torch.float32).outputs()
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.allow_tf32 = value
         if self.half != torch.float32:
             del self._on_device[self.parts[component].source, torch.float32]
             torch.cuda.empty_cache()
         return outputs
 
     def session(self, component: str, backend: str) -> tuple[Session, Any]:
+        """An open session, and the CUDA stream that it uses."""
+        if backend == ORT_GRAPH and component not in ("unet", "vae_decoder"):
+            backend = ORT  # called once for an image, and with other shapes
         key = component, backend
         if key not in self._open:
-            options: dict[str, Any] = {}
-            stream = None
-            if (
-                backend == "onnxruntime-cuda"
-            ):  # our own stream, so that events can be recorded in it
-                stream = torch.cuda.Stream()
-                pointer = str(stream.cuda_stream)
-                options["provider_options"] = {"user_compute_stream": pointer}
-            package = Package.load(self.package, verify=False)
-            session: Any = open_component(
-                package, component, backend, engine_dir=self.engine_dir, **options
-            )
+            stream = torch.cuda.Stream() if self.device == "cuda" else None
+            if backend == ORT_GRAPH:
+                batch = 2 if component == "unet" else 1
+                session: Any = GraphSession(
+                    self.package / component / "model.onnx",
+                    self.sizes(batch, self.model.side),
+                    folder=self.package.parent / "rewritten",
+                    device=self.device,
+                    variant=self.variant,
+                    stream=stream,
+                )
+            else:
+                session = self.plain_session(component, backend, stream)
             if backend in PLAN_BACKENDS and self.device == "cuda":
                 stream = torch.cuda.ExternalStream(session.stream.handle)
             self._open[key] = session, stream
         return self._open[key]
 
-    def _torch(self, component: str, feeds: Feeds, dtype: torch.dtype, *, compiled: bool) -> Runner:
+    def plain_session(self, component: str, backend: str, stream: Any = None) -> Session:
+        """A session of one of our backends, which the caller closes."""
+        options: dict[str, Any] = {}
+        if backend == ORT and stream is not None:  # ours, so that events can be recorded in it
+            options["provider_options"] = {"user_compute_stream": str(stream.cuda_stream)}
+        if backend == ORT and self.device != "cuda":
+            backend = "onnxruntime"
+        package = Package.load(self.package, verify=False)
+        return open_component(package, component, backend, engine_dir=self.engine_dir, **options)
+
+    def close_session(self, component: str, backend: str) -> None:
+        """Free a session, so that it is opened anew."""
+        session, _ = self._open.pop((component, backend))
+        session.close()
+
+    def _torch(
+        self, component: str, feeds: Feeds, dtype: torch.dtype, *, graphed: bool = False
+    ) -> Runner:
         part = self.parts[component]
-        module = part.wrap(self.module(part.source, dtype)).eval()
-        if compiled:
-            module = self._compiled.setdefault(component, _compiled(module, self.device))
+        source = self.module(part.source, dtype)
+        if graphed:
+            self._graph(part.source, source)
+        module = part.wrap(source).eval()
         tensors = {}
         for name, value in feeds.items():
             tensor = torch.from_numpy(value).to(self.device)
@@ -166,13 +202,19 @@ class Peers:
 
         return Runner(call, outputs, torch.cuda.current_stream() if self.device == "cuda" else None)
 
+    def _graph(self, name: str, module: Any) -> None:
+        """Let a UNet replay a CUDA graph of itself; other modules run once for an image."""
+        if name == "unet" and name not in self._graphed:
+            self._graphed.add(name)
+            module.forward = GraphedForward(module.forward, self.device)
+
     def image_function(self, backend: str) -> Callable[[int, int], np.ndarray]:
         """A function from (steps, number of the prompt) to an image, (side, side, 3) uint8."""
-        if backend in (TORCH, COMPILED):
-            return self._diffusers(compiled=backend == COMPILED)
+        if backend in TORCHES:
+            return self._diffusers(backend)
         pipe = Pipeline(
             Package.load(self.package, verify=False),
-            backend,
+            ORT if backend == ORT_GRAPH else backend,  # for what is not among the sessions
             sessions={name: self.session(name, backend)[0] for name in self._text_to_image()},
         )
 
@@ -196,7 +238,7 @@ class Peers:
     def _text_to_image(self) -> list[str]:
         return [name for name in self.parts if name != "vae_encoder"]
 
-    def _diffusers(self, *, compiled: bool) -> Callable[[int, int], np.ndarray]:
+    def _diffusers(self, backend: str) -> Callable[[int, int], np.ndarray]:
         import diffusers
         from transformers import CLIPTokenizer
 
@@ -206,7 +248,9 @@ class Peers:
             components[name] = self.module(name, self.half)
             components[where] = CLIPTokenizer.from_pretrained(str(self.source.folder / where))
         unet = self.module("unet", self.half)
-        components["unet"] = _compiled(unet, self.device) if compiled else unet
+        if backend == TORCH_GRAPH:
+            self._graph("unet", unet)
+        components["unet"] = compiled(unet, self.device) if backend == COMPILED else unet
         components["vae"] = self.module("vae", self.half)
         scheduler = getattr(diffusers, schedulers.class_name(self.model.scheduler))
         components["scheduler"] = scheduler.from_config(dict(self.source.scheduler_config))
@@ -242,6 +286,7 @@ def _like(module: Any, weights: Mapping[str, Any]) -> Any:
     return copy.deepcopy(module, memo=memo)
 
 
-def _compiled(module: Any, device: str) -> Any:
-    options = {"mode": "max-autotune"} if device == "cuda" else {"backend": "eager"}
+def compiled(module: Any, device: str) -> Any:
+    """With CUDA graphs, but without the search for the fastest kernels, which takes minutes."""
+    options = {"mode": "reduce-overhead"} if device == "cuda" else {"backend": "eager"}
     return torch.compile(module, dynamic=False, **options)

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.gpu_peers import Peers, Runner
 from sdexport.bench.measure import summary
+from sdexport.engines.process_memory import resident_mb
 
 WARM_UP = 3
 
@@ -120,3 +121,19 @@ def shares(row: Mapping[str, Any], work: Mapping[str, float], limit: Mapping[str
         "arithmetic": work["flops"] / seconds / limit["flops_per_s"],
         "bandwidth": work["bytes"] / seconds / limit["bytes_per_s"],
     }
+
+
+def device_bytes(device: str) -> int:
+    """Memory in use: on a GPU all of the device's, also that of other processes; else ours.
+
+    PyTorch and ONNX Runtime keep what they have freed, so the figure after some work is the peak.
+    """
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return int(total - free)
+    return int(1e6 * (resident_mb()["resident_mb"] or 0))
+
+
+def torch_peak() -> int | None:
+    """The largest memory of PyTorch's tensors on the GPU, in bytes; None without a GPU."""
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None

@@ -1,6 +1,6 @@
 """CUDA, ONNX Runtime and TensorRT on the GPU that is there; the contract tests run there too.
 
-Not yet run: no GPU was at hand.
+Not run yet (no hardware).
 """
 
 from __future__ import annotations
