@@ -280,7 +280,7 @@ main(sys.argv[1:])
 
 def test_build_command_on_a_full_disk_leaves_no_files(package: Path, tmp_path: Path) -> None:
     """No file may grow beyond 1 MB, which ends a write as a full disk does."""
-    arguments = ["build", package, "--backend", "tensorrt-rtx", "--component", "text_encoder"]
+    arguments = ["build", package, "--backend", "tensorrt-rtx", "--component", "text_encoder", "-q"]
     command = [sys.executable, "-c", FULL, *arguments, "--engine-dir", tmp_path / "engines"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
