@@ -40,6 +40,7 @@ SLOWEST_FIRST = (
     "parity/test_component_parity.py",
     "sdexport/demo_model/test_demo_model.py",
     "sdexport/builds/test_prepare_onnxruntime.py",
+    "sdexport/verification/test_webgpu_package.py",
     "engines/test_session_contract.py",
     "sdexport/verification/test_against.py",
 )

@@ -38,7 +38,7 @@ NO_GPU = "no software GPU"
 """How the reason of a skipped test begins."""
 SETTINGS = ("VK_ICD_FILENAMES", "VK_DRIVER_FILES")
 ALLOWED = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
-SECONDS = 300
+SECONDS = 90
 """For a command of apt."""
 
 
@@ -93,12 +93,16 @@ def fetch() -> str:
         (archive,) = work.glob("*.deb")
         if not run(["dpkg-deb", "--extract", str(archive), "."], work):
             return f"{archive.name} cannot be unpacked"
-        for name in (DRIVER, LIBRARY, LOADER):
-            found = next(work.rglob(name), None)
-            if found is None:
-                return f"{archive.name} has no {name}"
-            UNPACKED.mkdir(exist_ok=True)
-            shutil.copyfile(found, UNPACKED / name)
+        found = [next(work.rglob(name), None) for name in (DRIVER, LIBRARY, LOADER)]
+        if None in found:
+            return f"{archive.name} has no SwiftShader"
+        shutil.rmtree(UNPACKED, ignore_errors=True)
+        partial = UNPACKED.with_name(f"{UNPACKED.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for each in filter(None, found):
+            shutil.copy(each, partial)
+        partial.rename(UNPACKED)
     return ""
 
 
