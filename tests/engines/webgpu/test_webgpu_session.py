@@ -13,15 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, load_model_from_string
+from onnx import TensorProto, load, load_model_from_string, save
 
 from sdexport.engines import EngineError, open_session
 from sdexport.engines.backends import available
-from sdexport.engines.errors import InvalidArgumentError, MissingDependencyError
+from sdexport.engines.errors import (
+    InvalidArgumentError,
+    MissingDependencyError,
+    OutOfMemoryError,
+)
 from sdexport.engines.onnx_file.float32_graph import lower_precisions
 from sdexport.engines.ort.float32_session import open_float32
 from sdexport.engines.webgpu import webgpu_library as library
 from sdexport.engines.webgpu.vulkan_devices import VulkanDevice, vulkan_devices
+from sdexport.engines.webgpu.webgpu_session import _out_of_memory as out_of_memory
 from tests.helpers.small_attention import attention_feeds, write_attention
 from tests.helpers.small_unet import write_small_unet
 from tests.helpers.unet_sessions import feeds
@@ -193,11 +198,19 @@ def test_process_has_one_gpu(software_gpu: None, tmp_path: Path) -> None:
         open_session(model, "webgpu", device="low-power")
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "external"), [("float16", False), ("float16", True), ("bfloat16", False)]
+)
 def test_lower_precision_is_computed_in_float32_where_the_gpu_lacks_it(
-    software_gpu: None, tmp_path: Path, precision: str, caplog: pytest.LogCaptureFixture
+    software_gpu: None,
+    tmp_path: Path,
+    precision: str,
+    external: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = write_small_unet(tmp_path / "unet" / "model.onnx", precision=precision)
+    if external:
+        save(load(model), model, save_as_external_data=True, location="data", size_threshold=64)
     assert len(lower_precisions(model)) == 1 and not library.computes_float16()
     with (
         caplog.at_level(logging.INFO),
@@ -260,6 +273,15 @@ def test_sessions_that_nobody_closed_are_freed(software_gpu: None, tmp_path: Pat
     gc.collect()
     with open_session(model, "webgpu") as again:
         np.testing.assert_array_equal(again.run(feeds())["out_sample"], expected)
+
+
+def test_invalid_buffer_is_a_want_of_memory() -> None:
+    memory = "unet: the GPU's memory does not suffice"
+    with pytest.raises(OutOfMemoryError, match=memory), out_of_memory("unet"):
+        raise EngineError("unet: ONNX Runtime failed: [Invalid Buffer (unlabeled)] is invalid")
+    with pytest.raises(EngineError, match="terminated") as caught, out_of_memory("unet"):
+        raise EngineError("unet: terminated")
+    assert not isinstance(caught.value, MemoryError)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08\x07", b"not a model", b"\xff" * 9])
