@@ -50,6 +50,7 @@ _SHAPE_OPERATORS = frozenset(
 """Operators that compute sizes and embed the time step: ONNX Runtime keeps those on small tensors
 on the CPU, which costs nothing."""
 _BAD_BUFFER = ("[Invalid Buffer", "maxStorageBufferBindingSize")
+"""In messages about a buffer that could not be allocated, or is larger than the GPU allows."""
 _ADVICE = {
     "Attention": "sdexport export --opset 18 writes attention as operators that it has",
 }
@@ -89,7 +90,7 @@ class WebGpuSession(OnnxRuntimeBase):
         options = session_options(threads, "all", prepacking=True)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         gpu = start(check_device(device))
-        with files.unchanged():
+        with files.unchanged(), _out_of_memory(name):
             session = _load(name, path, options, gpu)
         _report_cpu_nodes(name, session)
         super().__init__(
