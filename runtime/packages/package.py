@@ -222,8 +222,8 @@ class Package:
             )
         if graph not in self.graphs:
             raise PackageError(
-                f"{self.folder} has no {name}/{further}.onnx, so tokens cannot be changed before "
-                "the text encoder; 'sdexport export' writes it"
+                f"{self.folder} has no {name}/{further}.onnx, which replaced token embeddings and "
+                "weights below 1 in Compel's style need; 'sdexport export' writes it"
             )
         return self.folder / graph_file(graph)
 

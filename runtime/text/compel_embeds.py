@@ -48,11 +48,10 @@ def encode_compel(
     embeds = [each.embeds(text) for each, text in zip(encoders, texts, strict=True)]
     pooled = [each.pooled(text) for each, text in zip(encoders, texts, strict=True)]
     rows = max(length, *map(len, embeds))
+    no_pooled = any(each is None for each in pooled)
     return TextEmbeds(
         np.stack([e.padded(each, rows) for e, each in zip(encoders, embeds, strict=True)]),
-        np.concatenate([each for each in pooled if each is not None])
-        if None not in pooled
-        else None,
+        None if no_pooled else np.concatenate([each for each in pooled if each is not None]),
         tuple(map(len, embeds)),
     )
 

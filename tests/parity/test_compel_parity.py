@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,9 @@ from sdexport.runtime.text.compel_embeds import encode_compel
 from sdexport.runtime.text.compel_parser import parse_compel
 from sdexport.runtime.text.prompt_embeds import TextEmbeds
 from tests.helpers.changed_package import as_optimum_folder
+from tests.helpers.families import build
+from tests.helpers.family_pipelines import Both
+from tests.helpers.shared import made_once
 from tests.tolerances import COMPONENT_REL, assert_close
 
 compel = pytest.importorskip("compel")
@@ -202,3 +206,16 @@ def test_package_without_the_masked_graph_says_so(pipe: Pipeline, package_copy: 
         assert optimum.encode(["a (red)1.5 circle"], prompt_style="compel").shape == (1, 77, 96)
         with pytest.raises(PackageError, match=r"has no text_encoder/attention_mask\.onnx"):
             optimum.encode(["a (red)0.5 circle"], prompt_style="compel")
+
+
+def test_sdxl_embeddings_equal_the_library(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Both text encoders, and the pooled embeddings, in which the syntax is text."""
+    both = Both(made_once(tmp_path_factory, "random-sdxl", partial(build, "sdxl")))
+    texts = ["a (red)1.5 circle++ on blue", "a red circle", '("red", "blue star").and()']
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = compel.CompelForSDXL(both.base)(texts)
+    found = both.ours.text_encoders.encode(texts, prompt_style="compel")
+    assert found.pooled is not None
+    assert_close(found.embeds, expected.embeds.detach().numpy(), rel=COMPONENT_REL)
+    assert_close(found.pooled, expected.pooled_embeds.detach().numpy(), rel=COMPONENT_REL)
