@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_table, tables
+from benchmarks import gpu_table, security_tables, tables
 from benchmarks.checkpoints import NAMES
+from benchmarks.tables import table_row
 from sdexport.verification.limits import FACTOR, FLOAT32_RANGES, RANGES
 from sdexport.verification.report import MEASURES
 
@@ -41,9 +42,9 @@ def evaluation(report: dict[str, Any]) -> str:
     for name in ("lms", "ddim"):
         single, pair = report[f"single.{name}"], report[f"pair.{name}"]
         columns = ("colour", "background", "shape", "size", "all")
-        lines.append(_row(single["prompts"], name, *(f"{single[c]:.1%}" for c in columns)))
+        lines.append(table_row(single["prompts"], name, *(f"{single[c]:.1%}" for c in columns)))
         columns = ("background", "objects", "relation", "all")
-        pairs.append(_row(pair["prompts"], name, *(f"{pair[c]:.1%}" for c in columns)))
+        pairs.append(table_row(pair["prompts"], name, *(f"{pair[c]:.1%}" for c in columns)))
     return "\n".join(lines + pairs)
 
 
@@ -59,10 +60,10 @@ def precisions(report: dict[str, Any]) -> str:
     ]
     for name, found in report["precisions"].items():
         size, error = f"{found['graphs_mb']:.1f} MB", f"{max(found['relative_l2'].values()):.1e}"
-        lines.append(_row(name, found["backend"], size, error, *_shown(found, name == "fp32")))
+        lines.append(table_row(name, found["backend"], size, error, *_shown(found, name == "fp32")))
     for name, found in report.get("arithmetic", {}).items():
         backend = f"openvino, precision={name}"
-        lines.append(_row("fp32", backend, "", "", *_shown(found)))
+        lines.append(table_row("fp32", backend, "", "", *_shown(found)))
     return "\n".join(lines)
 
 
@@ -121,7 +122,7 @@ def families(small: dict[str, Any], full: dict[tuple[str, str], dict[str, Any]])
             shown[model] = name
         decibels = "equal" if half["psnr_db"] is None else f"{half['psnr_db']:.0f} dB"
         images = found["fp32"]["picture_of_255"], f"{half['picture_of_255']}, {decibels}"
-        lines.append(_row(name, *images, *costs))
+        lines.append(table_row(name, *images, *costs))
     return "\n".join(lines)
 
 
@@ -143,7 +144,7 @@ def full_size(reports: list[dict[str, Any]]) -> str:
         memory = "with --low-memory" if report.get("low_memory") else None
         largest = map(_nearest, (worst, image))
         lines.append(
-            _row(
+            table_row(
                 ", ".join(filter(None, (report["family"], _remark(report), memory))),
                 report["source"],
                 f"{report['precision']}, {report['package_gb']:.2f} GB",
@@ -168,29 +169,9 @@ def _nearest(check: dict[str, Any]) -> str:
     return f"{name} {form.format(measure['value'])}"
 
 
-def fuzzing(report: dict[str, Any]) -> str:
-    """Inputs of each fuzz target, and what they reach."""
-    hours = sum(target["seconds"] for target in report["targets"]) / 3600
-    lines = [
-        f"{report['inputs']:,} inputs in {hours:.1f} hours of one process, with Atheris "
-        f"{report['atheris']} (`make fuzz`). Edges are the branches of this project's code "
-        "that were taken; the corpus is the inputs that each take a new one.\n",
-        "| target | inputs | edges | corpus | open findings |",
-        "|---|---|---|---|---|",
-    ]
-    for each in report["targets"]:
-        figures = f"{each['inputs']:,}", each["coverage"], each["corpus"], len(each["findings"])
-        lines.append(_row(f"`{each['target']}`", *figures))
-    return "\n".join(lines)
-
-
 def _stage(figures: dict[str, Any]) -> str:
     memory = f"{figures['peak_gb']:.1f} ({figures['anonymous_gb']:.1f}) GB"
     return f"{figures['seconds']:.0f} s, {memory}"
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _remark(report: dict[str, Any]) -> str | None:
@@ -219,7 +200,15 @@ def all_tables() -> dict[str, str]:
     if _has("gpu"):
         found["gpu"] = gpu_table.table(_read("gpu"))
     if _has("fuzz"):
-        found["fuzz"] = fuzzing(_read("fuzz"))
+        found["fuzz"] = security_tables.fuzzing(_read("fuzz"))
+    if _has("faults"):
+        found["faults"] = security_tables.faults(_read("faults"))
+    if _has("soak"):
+        report = _read("soak")
+        found["soak"] = security_tables.soak(report)
+        found["concurrency"] = security_tables.concurrency(report)
+    if _has("interruption"):
+        found["interruption"] = security_tables.interruption(_read("interruption"))
     if timed := tables.reports(RESULTS, "latency"):
         found["targets"] = tables.targets(timed)
         found["figures"] = tables.figures(RESULTS)
@@ -237,9 +226,9 @@ def limits() -> str:
     for name, found in RANGES.items():
         spans = (found.relative_l2, found.max_abs, found.image_max, found.image_rms)
         shown = (f"{a:g} to {b:g}" if a != b else f"{a:g}" for a, b in spans)
-        lines.append(_row(_ARITHMETIC.get(name, name), *shown))
+        lines.append(table_row(_ARITHMETIC.get(name, name), *shown))
     exact = (f"{floor:g} to {ceiling:g}" for floor, ceiling in FLOAT32_RANGES.values())
-    lines.append(_row("float32, of a graph of a lower precision", *exact, "", ""))
+    lines.append(table_row("float32, of a graph of a lower precision", *exact, "", ""))
     return "\n".join(lines)
 
 
@@ -270,7 +259,7 @@ def damages(report: dict[str, Any], raw: dict[str, Any] | None) -> str:
             caught = sum(row["caught"] for row in rows)
             as_run = sum(row["caught_as_it_ran"] for row in rows)
             least = min(row["share_of_limit"] for row in rows)
-            lines.append(_row(name, len(rows), caught, as_run, f"{least:.1f}"))
+            lines.append(table_row(name, len(rows), caught, as_run, f"{least:.1f}"))
     if raw is not None:
         lines.append(
             f"\nWithout rejecting any draw: {raw['caught']} of {raw['runs']} runs of "
@@ -288,7 +277,7 @@ def healthy(report: dict[str, Any]) -> str:
         f"model and a small random checkpoint of each family; `python -m benchmarks.damages "
         f"healthy`): **{report['false_alarms']} false alarms**. The largest share of a limit and "
         "the largest value, by precision of the package and backend:\n",
-        _row("measure", *_PAIRS),
+        table_row("measure", *_PAIRS),
         f"|{'---|' * (len(_PAIRS) + 1)}",
     ]
     for kind in [k for k in MEASURES if k != "altered_files"]:
@@ -299,12 +288,16 @@ def healthy(report: dict[str, Any]) -> str:
             value = max((each["value"] for each in found), default=0)
             shown = f"{value:.0f}" if value >= 100 else f"{value:.2g}"
             cells.append(f"{share:.0%} ({shown})" if found else "")
-        lines.append(_row(MEASURES[kind][0], *cells))
-    lines += ["\nRuns of each model:\n", _row("model", *_PAIRS), f"|{'---|' * (len(_PAIRS) + 1)}"]
+        lines.append(table_row(MEASURES[kind][0], *cells))
+    lines += [
+        "\nRuns of each model:\n",
+        table_row("model", *_PAIRS),
+        f"|{'---|' * (len(_PAIRS) + 1)}",
+    ]
     for family in families:
         of_family = [row for row in rows if row["family"] == family]
-        lines.append(_row(family, *(len(_of(of_family, pair)) for pair in _PAIRS)))
-    lines.append(_row("all", *(len(_of(rows, pair)) for pair in _PAIRS)))
+        lines.append(table_row(family, *(len(_of(of_family, pair)) for pair in _PAIRS)))
+    lines.append(table_row("all", *(len(_of(rows, pair)) for pair in _PAIRS)))
     lines.append("\nRuns with each option of the sessions:\n")
     for backend in ("onnxruntime", "openvino"):
         options = [_shown_options(row) for row in rows if row["backend"] == backend]

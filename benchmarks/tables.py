@@ -61,7 +61,7 @@ def latency(report: Mapping[str, Any]) -> str:
     lines = [
         f"{_title(report)}, batch 1 with guidance, rounds: {_rounds(rows)}; "
         f"seconds, median (p20 to p80); an image takes {report['num_inference_steps']} steps.\n",
-        _row("", *("image" if case == "picture" else case for case in cases)),
+        table_row("", *("image" if case == "picture" else case for case in cases)),
         "|---|" + "---:|" * len(cases),
     ]
     notes = []
@@ -69,7 +69,7 @@ def latency(report: Mapping[str, Any]) -> str:
         if "error" in row:
             notes.append(f"- {name}: {row['error']}")
             continue
-        lines.append(_row(name, *(_seconds(row["cases"].get(case, {})) for case in cases)))
+        lines.append(table_row(name, *(_seconds(row["cases"].get(case, {})) for case in cases)))
         notes += [f"- {name}, {c}: {f['error']}" for c, f in row["cases"].items() if "error" in f]
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
@@ -89,10 +89,13 @@ def memory(found: Sequence[Mapping[str, Any]]) -> str:
     """Peak memory of one image in a fresh process."""
     titles = [_title(r) for r in found]
     names = list(dict.fromkeys(name for report in found for name in report["rows"]))
-    lines = ["Peak memory of a fresh process that generates one image, in GB.\n", _row("", *titles)]
+    lines = [
+        "Peak memory of a fresh process that generates one image, in GB.\n",
+        table_row("", *titles),
+    ]
     lines.append("|---|" + "---:|" * len(titles))
     for name in names:
-        lines.append(_row(name, *(_gigabytes(r["rows"].get(name, {})) for r in found)))
+        lines.append(table_row(name, *(_gigabytes(r["rows"].get(name, {})) for r in found)))
     return "\n".join([*lines, "", *_of_optimum(found)])
 
 
@@ -121,13 +124,13 @@ def roofline(report: Mapping[str, Any]) -> str:
         f"{report['model']}, {width}x{height}: share of the machine's limit. Measured limits: "
         f"{limit['fp32_flops'] / 1e9:.0f} GFLOP/s in fp32, {limit['bf16_flops'] / 1e9:.0f} in "
         f"bf16, memory copies {limit['copy_bytes'] / 1e9:.0f} GB/s.\n",
-        _row("", *parts),
+        table_row("", *parts),
         "|---|" + "---:|" * len(parts),
-        _row("GFLOP", *(f"{p['flops'] / 1e9:.1f}" for p in parts.values())),
-        _row("weights, MB", *(f"{p['weight_bytes'] / 1e6:.0f}" for p in parts.values())),
+        table_row("GFLOP", *(f"{p['flops'] / 1e9:.1f}" for p in parts.values())),
+        table_row("weights, MB", *(f"{p['weight_bytes'] / 1e6:.0f}" for p in parts.values())),
     ]
     for name, shares in report.get("shares", {}).items():
-        lines.append(_row(name, *(_share(shares.get(part)) for part in parts)))
+        lines.append(table_row(name, *(_share(shares.get(part)) for part in parts)))
     return "\n".join(lines)
 
 
@@ -156,7 +159,7 @@ def targets(found: Sequence[Mapping[str, Any]]) -> str:
     found = [report for report in found if _is_standard(report)]
     titles = [_title(r) for r in found]
     lines = [
-        _row("speed-up, whole images", "goal", *titles),
+        table_row("speed-up, whole images", "goal", *titles),
         "|---|---:|" + "---:|" * len(titles),
     ]
     for title, ours, theirs, goal in TARGETS:
@@ -169,7 +172,7 @@ def targets(found: Sequence[Mapping[str, Any]]) -> str:
             ]  # fmt: skip
             known = [value for value in best if value is not None]
             cells.append(f"{max(known):.2f}" if known else "-")
-        lines.append(_row(title, f"{goal:g}", *cells))
+        lines.append(table_row(title, f"{goal:g}", *cells))
     return "\n".join(lines)
 
 
@@ -195,7 +198,8 @@ def _title(report: Mapping[str, Any]) -> str:
     return f"{model} {width}x{height}{', compiled' if report.get('slow') else ''}"
 
 
-def _row(*cells: object) -> str:
+def table_row(*cells: object) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 

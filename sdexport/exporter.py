@@ -38,6 +38,7 @@ from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.version import __version__
+from sdexport.unfinished_exports import sweep
 from sdexport.verification.reference import (
     ImageRecorder,
     TorchSession,
@@ -116,6 +117,7 @@ def export(
         raise InvalidArgumentError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
     check_precision(precision, opset)
     destination = Path(os.path.realpath(destination))
+    sweep(destination)
     check_destination(destination, force=force)
     checkpoint = open_source(source, revision=revision, options=options)
     on_memory_need(_memory_need(checkpoint))

@@ -120,9 +120,13 @@ def _password(file: Path | None, *, confirm: bool) -> str:
         raise InvalidArgumentError(
             f"the secret key's password is needed: give --password-file FILE{otherwise}"
         )
-    typed: str = click.prompt(
-        "Password of the secret key", hide_input=True, confirmation_prompt=confirm, err=True
-    )
+    try:
+        typed: str = click.prompt(
+            "Password of the secret key", hide_input=True, confirmation_prompt=confirm, err=True
+        )
+    except SystemExit:  # of SIGTERM; click ends the line after Ctrl-C alone
+        echo(err=True)
+        raise
     return typed
 
 

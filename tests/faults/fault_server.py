@@ -7,10 +7,10 @@ the kind of the fault. It answers with the child's end and its error.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -23,8 +23,15 @@ import pytest
 from sdexport.engines.closing import ClosesOnExit
 
 SOURCE = Path(__file__).with_name("shim.c")
-KINDS = ("ENOSPC", "EIO", "KILL")
+KINDS = ("ENOSPC", "KILL", "EIO", "SHORT", "TORN")
+OF_DATA = ("SHORT", "TORN")
+"""Kinds of faults that only calls which write data have."""
+WRITES = ("write", "pwrite", "pwrite64", "writev", "sendfile", "sendfile64", "copy_file_range")
 _FAILED, _BUG = 1, 3
+_SECONDS = 120
+"""After which a run counts as one that hangs."""
+_LONGEST = 4000
+"""Bytes of an error that are passed on."""
 
 
 def compiled_shim(folder: Path) -> Path:
@@ -32,7 +39,7 @@ def compiled_shim(folder: Path) -> Path:
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("fault injection needs Linux and gcc")
     library = folder / "shim.so"
-    command = ["gcc", "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl", "-lpthread"]
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"]
     subprocess.run(list(map(str, command)), check=True)
     return library
 
@@ -41,7 +48,8 @@ def compiled_shim(folder: Path) -> Path:
 class Outcome:
     """How a run ended. calls: the names of those that counted.
 
-    error: empty if it succeeded. killed: by the fault. bug: the error is none of ours.
+    error: empty if it succeeded. killed: by the fault. bug: the error is none of ours, or the run
+      crashed or hung.
     """
 
     calls: tuple[str, ...]
@@ -74,7 +82,9 @@ class FaultServer(ClosesOnExit):
         request = {"folder": str(folder), "number": number, "kind": kind}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        assert line, f"the server ended with status {self._process.wait()}"
+        answer = json.loads(line)
         calls = self._log.read_text().split() if self._log.exists() else []
         return Outcome(tuple(calls), **answer)
 
@@ -100,7 +110,6 @@ def _serve(scenario: str) -> None:
     from tests.faults.scenarios import SCENARIOS
 
     act = SCENARIOS[scenario].start()
-    reset = ctypes.CDLL(None).fault_reset
     for line in sys.stdin:
         request = json.loads(line)
         reader, writer = os.pipe()
@@ -109,17 +118,19 @@ def _serve(scenario: str) -> None:
             os.environ["FAULT_FOLDER"] = request["folder"]
             os.environ["FAULT_NUMBER"] = str(request["number"])
             os.environ["FAULT_KIND"] = request["kind"]
-            reset()
+            signal.alarm(_SECONDS)
             status, error = _result(act, Path(request["folder"]))
             os.environ["FAULT_FOLDER"] = ""
-            os.write(writer, error.encode()[:4000])
+            os.write(writer, error.encode(errors="replace")[:_LONGEST])
             os._exit(status)
         os.close(writer)
         with os.fdopen(reader, "rb") as stream:
-            error = stream.read().decode()
-        status = os.waitpid(child, 0)[1]
-        ended = {"error": error, "killed": os.WIFSIGNALED(status)}
-        print(json.dumps(ended | {"bug": os.waitstatus_to_exitcode(status) == _BUG}), flush=True)  # noqa: T201
+            error = stream.read().decode(errors="replace")  # the end of it may be cut
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        killed = status == -signal.SIGKILL
+        bug = not killed and status not in (0, _FAILED)
+        error = error or (f"signal {-status}" if bug else "")
+        print(json.dumps({"error": error, "killed": killed, "bug": bug}), flush=True)  # noqa: T201
 
 
 def _result(act: object, folder: Path) -> tuple[int, str]:

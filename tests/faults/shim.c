@@ -2,8 +2,11 @@
 
    FAULT_FOLDER  the folder, without a slash at the end
    FAULT_NUMBER  the call that fails, from 1 on; 0 only counts
-   FAULT_KIND    "ENOSPC" or "EIO": it fails; "KILL": the process is killed instead of the call
-   FAULT_LOG     a file outside of the folder, to which the name of each call is written
+   FAULT_KIND    "ENOSPC" or "EIO": it fails; "KILL": the process is killed instead of the call;
+                 "SHORT": a call that writes data writes a part of it, and says so; "TORN": the same,
+                 but then the process is killed
+   FAULT_LOG     a file outside of the folder, to which the name of each call is written. Its lines
+                 are of one length, and the size of the file numbers the calls of all processes
 
    A file descriptor belongs to the folder if /proc says so. */
 
@@ -12,19 +15,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static long calls;
+enum { LINE = 24 };
 
 static int inside(const char *path) {
     const char *folder = getenv("FAULT_FOLDER");
@@ -65,36 +67,38 @@ static int file_inside(int file) {
     return inside(whole);
 }
 
-/* Whether this call is to fail; errno is set then. */
+static void die(void) {
+    syscall(SYS_kill, getpid(), SIGKILL);
+    for (;;)
+        pause();
+}
+
+enum { NO_FAULT, FAILS, PART, PART_THEN_DIES };
+
+/* What happens to this call; errno is set if it fails. */
 static int fault(const char *name) {
     const char *wanted = getenv("FAULT_NUMBER"), *kind = getenv("FAULT_KIND");
     const char *log = getenv("FAULT_LOG");
-    long number, target = wanted ? atol(wanted) : 0;
-    pthread_mutex_lock(&lock);
-    number = ++calls;
-    if (log) {
-        int file = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0644);
-        if (file >= 0) {
-            char line[64];
-            int length = snprintf(line, sizeof line, "%s\n", name);
-            syscall(SYS_write, file, line, length);
-            syscall(SYS_close, file);
-        }
+    long number = -1, target = wanted ? atol(wanted) : 0;
+    int file = log ? syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0644) : -1;
+    if (file >= 0) {
+        char line[LINE + 1];
+        snprintf(line, sizeof line, "%-*s\n", LINE - 1, name);
+        syscall(SYS_write, file, line, LINE);
+        number = syscall(SYS_lseek, file, 0, SEEK_CUR) / LINE; /* just behind this line */
+        syscall(SYS_close, file);
     }
-    pthread_mutex_unlock(&lock);
     if (number != target || !kind)
-        return 0;
-    if (!strcmp(kind, "KILL")) {
-        syscall(SYS_kill, getpid(), SIGKILL);
-        for (;;)
-            pause();
-    }
+        return NO_FAULT;
+    if (!strcmp(kind, "KILL"))
+        die();
+    if (!strcmp(kind, "SHORT"))
+        return PART;
+    if (!strcmp(kind, "TORN"))
+        return PART_THEN_DIES;
     errno = !strcmp(kind, "ENOSPC") ? ENOSPC : EIO;
-    return 1;
+    return FAILS;
 }
-
-/* For a process that forks: count from zero with other settings. */
-void fault_reset(void) { calls = 0; }
 
 #define ON_FILE(result, name, parameters, arguments)                                               \
     result name parameters {                                                                       \
@@ -119,11 +123,50 @@ void fault_reset(void) { calls = 0; }
         return real arguments;                                                                     \
     }
 
-ON_FILE(ssize_t, write, (int file, const void *data, size_t size), (file, data, size))
-ON_FILE(ssize_t, pwrite, (int file, const void *data, size_t size, off_t at), (file, data, size, at))
-ON_FILE(ssize_t, pwrite64, (int file, const void *data, size_t size, off64_t at),
-        (file, data, size, at))
-ON_FILE(ssize_t, writev, (int file, const struct iovec *parts, int count), (file, parts, count))
+/* A call that writes data. `part` writes less than it was asked to. */
+#define WRITES(name, parameters, arguments, file, part)                                            \
+    ssize_t name parameters {                                                                      \
+        static ssize_t(*real) parameters;                                                          \
+        int kept = errno, what;                                                                    \
+        ssize_t done;                                                                              \
+        if (!real)                                                                                 \
+            real = dlsym(RTLD_NEXT, #name);                                                        \
+        what = file_inside(file) ? fault(#name) : NO_FAULT;                                        \
+        if (what == FAILS)                                                                         \
+            return -1;                                                                             \
+        errno = kept;                                                                              \
+        done = what == NO_FAULT ? real arguments : part;                                           \
+        if (what == PART_THEN_DIES)                                                                \
+            die();                                                                                 \
+        return done;                                                                               \
+    }
+
+static size_t less(size_t size) { return (size + 1) / 2; }
+
+static ssize_t part_of(int file, const struct iovec *parts, int count) {
+    while (count > 1 && !parts->iov_len)
+        parts++, count--;
+    return count ? syscall(SYS_write, file, parts->iov_base, less(parts->iov_len)) : 0;
+}
+
+/* The system copies at most a file, which may be smaller than half of `size`. */
+static size_t few(size_t size) { return size > 256 ? 256 : less(size); }
+
+WRITES(write, (int file, const void *data, size_t size), (file, data, size), file,
+       real(file, data, less(size)))
+WRITES(pwrite, (int file, const void *data, size_t size, off_t at), (file, data, size, at), file,
+       real(file, data, less(size), at))
+WRITES(pwrite64, (int file, const void *data, size_t size, off64_t at), (file, data, size, at),
+       file, real(file, data, less(size), at))
+WRITES(writev, (int file, const struct iovec *parts, int count), (file, parts, count), file,
+       part_of(file, parts, count))
+WRITES(sendfile, (int file, int from, off_t *at, size_t size), (file, from, at, size), file,
+       real(file, from, at, few(size)))
+WRITES(sendfile64, (int file, int from, off64_t *at, size_t size), (file, from, at, size), file,
+       real(file, from, at, few(size)))
+WRITES(copy_file_range,
+       (int from, off64_t *at, int file, off64_t *to, size_t size, unsigned flags),
+       (from, at, file, to, size, flags), file, real(from, at, file, to, few(size), flags))
 ON_FILE(int, fsync, (int file), (file))
 ON_FILE(int, fdatasync, (int file), (file))
 ON_FILE(int, ftruncate, (int file, off_t size), (file, size))
@@ -136,6 +179,9 @@ ON_PATH(renameat, (int a, const char *from, int b, const char *to), (a, from, b,
 ON_PATH(renameat2, (int a, const char *from, int b, const char *to, unsigned flags),
         (a, from, b, to, flags), path_inside(a, from) || path_inside(b, to))
 ON_PATH(link, (const char *from, const char *to), (from, to), path_inside(AT_FDCWD, to))
+ON_PATH(symlink, (const char *target, const char *path), (target, path),
+        path_inside(AT_FDCWD, path))
+ON_PATH(truncate, (const char *path, off_t size), (path, size), path_inside(AT_FDCWD, path))
 ON_PATH(unlink, (const char *path), (path), path_inside(AT_FDCWD, path))
 ON_PATH(unlinkat, (int folder, const char *path, int flags), (folder, path, flags),
         path_inside(folder, path))
@@ -183,3 +229,30 @@ OPEN(open, (const char *path, int flags, ...), AT_FDCWD)
 OPEN(open64, (const char *path, int flags, ...), AT_FDCWD)
 OPEN(openat, (int folder, const char *path, int flags, ...), folder)
 OPEN(openat64, (int folder, const char *path, int flags, ...), folder)
+
+/* Streams of C, which C++'s are too. What they write comes through `writev` and `write` above if a
+   library does it itself; what the C library flushes does not. */
+static FILE *open_stream(const char *name, const char *path, const char *mode) {
+    FILE *(*real)(const char *, const char *) = dlsym(RTLD_NEXT, name);
+    int kept = errno, writes = strpbrk(mode, "wa+") != NULL;
+    if (writes && path_inside(AT_FDCWD, path) && fault("open"))
+        return NULL;
+    errno = kept;
+    return real(path, mode);
+}
+FILE *fopen(const char *path, const char *mode) { return open_stream("fopen", path, mode); }
+FILE *fopen64(const char *path, const char *mode) { return open_stream("fopen64", path, mode); }
+
+int fclose(FILE *stream) {
+    static int (*real)(FILE *);
+    int file = fileno(stream), kept = errno;
+    int failed = file >= 0 && written(file) && fault("close"), why = errno;
+    if (!real)
+        real = dlsym(RTLD_NEXT, "fclose");
+    errno = kept;
+    if (real(stream))
+        return EOF;
+    if (failed)
+        errno = why;
+    return failed ? EOF : 0;
+}

@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM end a command within a second while a library computes.
+"""Ctrl-C and SIGTERM end a command within a second, whatever it does.
 
 Measured on two cores: 0.02 to 0.9 s with six processes waiting, 0.03 to 1.1 s with thirteen.
+`python -m benchmarks.interruption` writes the figures of docs/security.md.
 """
 
 from __future__ import annotations
@@ -15,31 +16,14 @@ import pytest
 
 from sdexport.demo_model import MODEL_DIR
 from tests.faults.interrupted_commands import PROGRAM, Ended, interrupt, wait_until
+from tests.faults.interruptions import INTERRUPTIONS, announced, interrupt_on_terminal
 from tests.faults.slow_graphs import slow_down
 
 SECONDS = 3.0
 """From the signal to the end on a machine that does other things. Promised is one second."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ANNOUNCED = """
-import pathlib
-import {module} as module
-
-function = module.{function}
-
-def announced(*arguments, **options):
-    if {condition}:
-        pathlib.Path({mark!r}).touch()
-    return function(*arguments, **options)
-
-module.{function} = announced
-"""
-"""Creates a file when a function is called."""
-
-
-def program(mark: Path, module: str, function: str, condition: str = "True") -> str:
-    """The command line, which creates `mark` before it calls a function of sdexport."""
-    places = {"module": module, "function": function, "condition": condition, "mark": str(mark)}
-    return ANNOUNCED.format(**places) + PROGRAM
+QUICK = [("a password is typed", signal.SIGTERM), ("generate --prompts", signal.SIGINT)]
+"""Interruptions that are tested with each change."""
 
 
 def assert_ended(ended: Ended, number: signal.Signals) -> None:
@@ -82,7 +66,7 @@ def test_signal_while_an_engine_computes(
     where = {
         "fold": ("sdexport.runtime.component_sessions", "open_component", "'unet' in arguments"),
     }.get(how, ("sdexport.engines.session", "check_feeds", "arguments[0] == 'unet'"))
-    code = program(mark, *where)
+    code = announced(mark, *where)
 
     def wait(process: subprocess.Popen[str]) -> None:
         wait_until(mark.exists)(process)
@@ -118,10 +102,26 @@ def test_signal_while_pytorch_traces(tmp_path: Path, number: signal.Signals, aft
         wait_until(mark.exists)(process)
         time.sleep(after)
 
-    code = program(mark, "sdexport.exporter", "trace", "'unet' in str(arguments)")
+    code = announced(mark, "sdexport.exporter", "trace", "'unet' in str(arguments)")
     ended = interrupt(["export", MODEL_DIR, out / "package"], number, wait, program=code)
     assert_ended(ended, number)
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [
+        pytest.param(what, number, marks=() if (what, number) in QUICK else pytest.mark.slow)
+        for what in INTERRUPTIONS
+        for number in SIGNALS
+    ],
+)
+def test_signal_leaves_the_terminal_and_folders_as_they_were(
+    tmp_path: Path, what: str, number: signal.Signals
+) -> None:
+    ended = interrupt_on_terminal(what, number, tmp_path)
+    assert ended.problems(number) == []
+    assert ended.seconds < SECONDS
 
 
 def test_second_signal_ends_a_command_at_once(tmp_path: Path) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.soak import soak
 from tests.tolerances import LEAK_MB, SIZES_MB
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 
+LARGEST = 256
+"""Width and height of images, in pixels."""
 UNET = """
 import random, sys
 from pathlib import Path
@@ -32,29 +36,6 @@ for k, (height, width) in enumerate(sizes[:100], 1):
         print(resident())
 """
 
-IMAGES = """
-import json, random, sys
-from pathlib import Path
-from sdexport import load_pipeline
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-package, backends, count, distinct, options = sys.argv[1:]
-options = json.loads(options)
-call = options.pop("call", {})
-sizes = [(height, width) for height in range(64, 257, 8) for width in range(64, 257, 8)]
-rng = random.Random(0)
-rng.shuffle(sizes)
-sizes = sizes[:int(distinct)]
-pipe = load_pipeline(package, json.loads(backends), threads=1, **options)
-for k in range(1, int(count) + 1):
-    height, width = sizes[k - 1] if int(distinct) >= int(count) else rng.choice(sizes)
-    images = rng.randint(1, 2)
-    pipe("a star", height=height, width=width, num_inference_steps=2, seed=k,
-         num_images_per_prompt=images, **call)
-    if k in (int(count) // 4, int(count)):
-        print(resident())
-"""
-
 
 def growth(script: str, *arguments: object) -> float:
     """Resident memory at the end minus that before, in MB, in a process of its own."""
@@ -62,6 +43,11 @@ def growth(script: str, *arguments: object) -> float:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     before, after = map(float, done.stdout.split())
     return after - before
+
+
+def growth_over_images(package: Path, images: int, sizes: int, **what: Any) -> float:
+    """Resident memory at the end minus that after a quarter of the images, in MB."""
+    return float(soak(package, images, LARGEST, {"sizes": sizes, **what})["growth_mb"])
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
@@ -74,20 +60,20 @@ def test_memory_of_a_unet_is_flat_over_sizes(package: Path, backend: str) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("distinct", [40, 300])
 @pytest.mark.parametrize(
-    ("backends", "options"),
+    ("backends", "further"),
     [
-        ('"openvino"', "{}"),
-        ('"openvino"', '{"precision": "bf16"}'),
-        ('"openvino"', '{"call": {"vae_tile": 64}}'),
-        ('"onnxruntime"', "{}"),
-        ('{"unet": "openvino", "*": "onnxruntime"}', "{}"),
+        ("openvino", {}),
+        ("openvino", {"options": {"precision": "bf16"}}),
+        ("openvino", {"call": {"vae_tile": 64}}),
+        ("onnxruntime", {}),
+        ({"unet": "openvino", "*": "onnxruntime"}, {}),
     ],
 )
 def test_memory_stays_flat_over_images_of_many_sizes(
-    package: Path, backends: str, options: str, distinct: int
+    package: Path, backends: Any, further: dict[str, Any], distinct: int
 ) -> None:
     pytest.importorskip("openvino")
-    assert growth(IMAGES, package, backends, 300, distinct, options) <= SIZES_MB
+    assert growth_over_images(package, 300, distinct, backends=backends, **further) <= SIZES_MB
 
 
 @pytest.mark.slow
@@ -95,5 +81,5 @@ def test_memory_stays_flat_over_images_of_many_sizes(
 def test_memory_stays_flat_with_low_memory(package: Path, backend: str) -> None:
     """Each image opens its components again."""
     pytest.importorskip(backend)
-    options = '{"low_memory": true}'
-    assert growth(IMAGES, package, f'"{backend}"', 80, 80, options) <= SIZES_MB
+    further = {"backends": backend, "options": {"low_memory": True}}
+    assert growth_over_images(package, 80, 80, **further) <= SIZES_MB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import stat
 import sys
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdexport import InvalidArgumentError, MissingDependencyError, PackageError
+from sdexport.runtime.packages import key_files
 from sdexport.runtime.packages.key_files import write_key_pair
 from sdexport.runtime.packages.minisign import PublicKey, SecretKey, Signature
 from sdexport.runtime.packages.password_stream import _scrypt_parameters
@@ -229,6 +231,40 @@ def test_new_key_pairs(tmp_path: Path) -> None:
         write_key_pair(tmp_path / "new.key", "")
     with pytest.raises(FileNotFoundError):
         write_key_pair(tmp_path / "no" / "new.key", None)
+
+
+def test_a_key_pair_that_a_killed_process_left_is_completed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "my.key"
+    public, public_path = write_key_pair(path, None)
+    secret = path.read_bytes()
+    public_path.unlink()
+    with pytest.raises(FileExistsError, match="a key is never overwritten"):
+        write_key_pair(path, "password")  # the key that is there has none
+    assert not public_path.exists()
+    assert write_key_pair(path, None) == (public, public_path)
+    assert PublicKey.read(public_path) == public and path.read_bytes() == secret
+    assert "my.key was there without my.pub, which is written now" in caplog.text
+    public_path.unlink()
+    path.write_text(SecretKey.generate().to_text("right", 2**15, 2**20))
+    for password in (None, "wrong"):
+        with pytest.raises(FileExistsError, match="a key is never overwritten"):
+            write_key_pair(path, password)
+    write_key_pair(path, "right")
+    public_path.unlink()
+    path.write_text("no key")
+    with pytest.raises(FileExistsError, match="a key is never overwritten"):
+        write_key_pair(path, None)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    path.unlink()
+    monkeypatch.setattr(key_files, "write_atomically", full)
+    with pytest.raises(OSError, match="full"):
+        write_key_pair(path, None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_cryptography_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
