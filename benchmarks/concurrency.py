@@ -28,7 +28,7 @@ from tests.helpers.changed_package import accept_files, edit_manifest
 
 WRITERS, WRITES = 8, 200
 SIDE = 64
-LOADS, LOADERS = 25, 2
+LOADS, LOADERS, PAUSE = 25, 2, 0.1
 PROCESS = """
 import sys
 from benchmarks.concurrency import write
@@ -127,7 +127,7 @@ def package_is_replaced() -> dict[str, Any]:
             replaced += 1
             with package_folder(destination, force=True) as folder:
                 shutil.copytree(both[replaced % 2], folder, dirs_exist_ok=True)
-            time.sleep(0.01)
+            time.sleep(PAUSE)
         left = set(Path(work).iterdir()) - {destination, *both}
     whole = sum(count for what, count in found.items() if what.startswith("package "))
     figures = {"writers": 1, "writes": replaced, "reads": found.total(), "contents": len(found)}

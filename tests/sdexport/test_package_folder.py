@@ -18,6 +18,7 @@ import pytest
 
 from sdexport import Package, PackageError, folder_exchange, unfinished_exports
 from sdexport.demo_model import PACKAGE_DIR
+from sdexport.exporter import export
 from sdexport.folder_exchange import exchange
 from sdexport.package_folder import package_folder
 from sdexport.runtime.packages.unfinished import UNFINISHED
@@ -194,6 +195,17 @@ def test_folder_that_was_abandoned_early_is_swept(tmp_path: Path) -> None:
         folder.mkdir()
     (unmarked / UNFINISHED).touch()
     write(tmp_path / "package", "x")
+    assert [each.name for each in tmp_path.iterdir()] == ["package"]
+
+
+def test_export_that_is_rejected_sweeps_too(tmp_path: Path) -> None:
+    """As after an export that was killed when its package was in place."""
+    abandoned = tmp_path / ".package.abcdefgh"
+    abandoned.mkdir()
+    (abandoned / UNFINISHED).touch()
+    shutil.copytree(PACKAGE_DIR, tmp_path / "package")
+    with pytest.raises(FileExistsError, match="use --force"):
+        export(tmp_path / "source", tmp_path / "package")
     assert [each.name for each in tmp_path.iterdir()] == ["package"]
 
 
