@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sdexport.demo_model import PACKAGE_DIR
+from sdexport.engines.errors import EngineError
+from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.onnx_file.graph_survey import GraphSurvey, survey
 from sdexport.engines.onnx_file.operators import unknown_parts
+from sdexport.engines.session import ANY_SIZE, TensorSpec
 
 GRAPHS = sorted(PACKAGE_DIR.glob("*/*.onnx"))
 
@@ -271,3 +274,36 @@ def test_garbage_is_a_value_error(
         assert "model.onnx" in str(error)
     else:
         assert all(map(str.isprintable, (*found.problems, *map(repr, unknown_parts(found)))))
+
+
+def test_inputs_are_those_without_initializers(tmp_path: Path) -> None:
+    model = model_of(nested(1), initializers=[shape(1, name="w")])
+    for name, dims in (("w", [1]), ("y", ["batch", None, 3])):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT64, dims))
+    found = surveyed(model, tmp_path)
+    specs, outputs = graph_specs(tmp_path / "model.onnx")
+    assert [value.spec for value in found.inputs] == list(specs)
+    assert specs == (
+        TensorSpec("x", "float32", ("n",)),
+        TensorSpec("y", "int64", ("batch", ANY_SIZE, 3)),
+    )
+    assert outputs == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        helper.make_tensor_sequence_value_info("z", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, None),
+        helper.make_empty_tensor_value_info("z"),
+    ],
+    ids=["sequence", "no shape", "no type"],
+)
+def test_values_that_are_no_tensors_have_no_specs(
+    tmp_path: Path, value: onnx.ValueInfoProto
+) -> None:
+    model = model_of()
+    model.graph.output.append(value)
+    assert surveyed(model, tmp_path).outputs[0].spec is None
+    with pytest.raises(EngineError, match=r"model\.onnx has inputs or outputs that are not"):
+        graph_specs(tmp_path / "model.onnx")
