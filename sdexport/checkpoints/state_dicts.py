@@ -37,7 +37,7 @@ def vae_state(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, torch.Te
         return {_new_attention_name(name): _linear(name, value) for name, value in found.items()}
     starts = ("encoder.", "decoder.", "quant", "post")
     found = {name: value for name, value in found.items() if name.startswith(starts)}
-    return dict(convert_ldm_vae_checkpoint(found, dict(config)))
+    return _present(convert_ldm_vae_checkpoint(found, dict(config)))
 
 
 def vae_prefix(names: Iterable[str]) -> str:
@@ -58,7 +58,7 @@ def unet_state(
     names = [name for name in tensors if name.startswith(UNET_PREFIX)]
     source: Callable[[str], str] = ema_name if ema else str
     found = {name: tensors[source(name)] for name in names if source(name) in tensors}
-    state = dict(convert_ldm_unet_checkpoint(found, dict(config)))
+    state = _present(convert_ldm_unet_checkpoint(found, dict(config)))
     embedding = found.get(f"{UNET_PREFIX}{_GUIDANCE_EMBEDDING[0]}")
     return state | ({} if embedding is None else {_GUIDANCE_EMBEDDING[1]: embedding})
 
@@ -69,7 +69,7 @@ def original_text_state(tensors: Tensors, layout: TextLayout) -> dict[str, torch
         return text_state(_below(tensors, layout.prefix), layout.class_name)
     names = {name: tensors[name] for name in tensors if name.startswith(layout.prefix)}
     model = SimpleNamespace(config=SimpleNamespace(**layout.config))
-    found = convert_open_clip_checkpoint(model, names, prefix=layout.prefix)
+    found = _present(convert_open_clip_checkpoint(model, names, prefix=layout.prefix))
     return text_state(found, layout.class_name)
 
 
@@ -79,6 +79,11 @@ def text_state(tensors: Tensors, class_name: str) -> dict[str, torch.Tensor]:
     if class_name == "CLIPTextModel":
         return bare
     return {k if k == "text_projection.weight" else f"text_model.{k}": v for k, v in bare.items()}
+
+
+def _present(converted: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """What diffusers found; it gives None for some of the weights that are missing."""
+    return {name: value for name, value in converted.items() if value is not None}
 
 
 def _below(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
