@@ -73,12 +73,14 @@ def concurrency(report: dict[str, Any]) -> str:
     """What readers found while others wrote."""
     lines = [
         "Files that are read while they are replaced (`python -m benchmarks.soak`). Damaged is "
-        "what was no whole image, a mixture of two packages, or an error.\n",
-        "| while | writes | reads | damaged | left behind |",
-        "|---|---|---|---|---|",
+        "what was no whole image, a mixture of two packages, or an error; a load gives up with an "
+        "error if the package is replaced several times meanwhile.\n",
+        "| while | writes | reads | damaged | gave up | left behind |",
+        "|---|---|---|---|---|---|",
     ]
     for name, each in report["concurrency"].items():
-        figures = (f"{each[key]:,}" for key in ("writes", "reads", "damaged", "left_over"))
+        keys = ("writes", "reads", "damaged", "gave_up", "left_over")
+        figures = (f"{each.get(key, 0):,}" for key in keys)
         lines.append(table_row(name, *figures))
     return "\n".join(lines)
 
