@@ -99,10 +99,7 @@ def checkpoint(model: Model, folder: Path) -> Checkpoint:
     if model.small:
         _shrink(configs)
     _write_json(folder / "model_index.json", index)
-    scheduler = dict(family.scheduler)
-    if model.scheduler == "ddim":
-        scheduler["clip_sample"] = False  # as diffusers' pipeline sets it
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(folder / "scheduler" / "scheduler_config.json", family.scheduler)
     for name, config in configs.items():
         _write_json(folder / name / "config.json", config)
 

@@ -162,6 +162,7 @@ _SCHEDULER = {
 }
 _PNDM = _SCHEDULER | {
     "_class_name": "PNDMScheduler",
+    "clip_sample": False,
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
 }

@@ -21,12 +21,19 @@ logger = logging.getLogger(__name__)
 _OTHER_MODELS = re.compile(r"Flow|EDM|ConsistencyModel|CMStochastic|V[ep]Scheduler")
 """Names of classes that sdexport does not know but whose models it cannot run."""
 _CLASS = "_class_name"
+_UPDATES: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
+}
+"""What diffusers' pipelines change in the scheduler's configuration when they are loaded, because
+configurations of 2022 lack it. By class of the pipeline; 0.42's constructors are the source."""
 
 
 def supported_scheduler(
     folder: Path, index: Mapping[str, Any], config: Mapping[str, Any], *, warns: bool
 ) -> dict[str, Any]:
-    """The configuration of the scheduler, with the class that diffusers would use.
+    """The configuration of the scheduler, with the class and the values that diffusers would use.
 
     Args:
       index: the content of model_index.json, whose class comes before that of `config`.
@@ -37,6 +44,7 @@ def supported_scheduler(
     named, own = _class_in(index.get("scheduler")), config.get(_CLASS)
     name = str(named or own or "")
     _check_model(folder, name)
+    config = {**config, **_UPDATES.get(str(index.get(_CLASS)), {})}
     if warns and named and own and named != own:
         logger.warning(
             "%s: model_index.json names the scheduler %s, scheduler_config.json %s; the "
@@ -56,7 +64,7 @@ def supported_scheduler(
             one_line(name, 60) if name else "is not named, so it",
             schedulers.class_name(chosen),
         )
-    return {**config, _CLASS: name} if name else dict(config)
+    return {**config, _CLASS: name} if name else config
 
 
 def _class_in(entry: object) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.supported_schedulers import supported_scheduler
 from sdexport.engines.errors import CheckpointError
 from sdexport.runtime.schedulers import canonical_name
+from tests.helpers.diffusers_images import assert_same_images, generate_with_diffusers
+from tests.helpers.family_pipelines import Both
 from tests.helpers.file_kinds import file_kind
 from tests.helpers.linked_folder import linked_folder
 
@@ -120,6 +123,26 @@ def test_c8_class_of_the_index_comes_first(folder: Path, caplog: pytest.LogCaptu
     assert "names the scheduler EulerDiscreteScheduler, scheduler_config.json PNDM" in caplog.text
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     assert type(pipeline.scheduler).__name__ == "EulerDiscreteScheduler"
+
+
+@file_kind(
+    "checkpoint",
+    "configuration of 2022",
+    recognised="an SD 1 or 2 scheduler without `steps_offset`, `clip_sample` or `skip_prk_steps`",
+    result="exported with the values that diffusers' pipeline sets",
+)
+@pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
+def test_c8_outdated_configuration(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    """diffusers' pipelines update it when they load it; images are those of the pipeline."""
+    folder = with_scheduler(shutil.copytree(checkpoint, tmp_path / "checkpoint"), name)
+    config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
+    for key in ("steps_offset", "clip_sample", "skip_prk_steps"):
+        config.pop(key, None)
+    (folder / SCHEDULER).write_text(json.dumps(config), encoding="utf-8")
+    both = Both(folder)
+    arguments: dict[str, Any] = {"num_inference_steps": 4, "height": 64, "width": 64}
+    expected = generate_with_diffusers(both.base, 3, prompt="a red circle", **arguments)
+    assert_same_images(both.ours("a red circle", seed=3, **arguments), expected)
 
 
 @pytest.mark.parametrize("key", ["use_flow_sigmas", "use_dynamic_shifting", "sigma_data"])
