@@ -81,7 +81,7 @@ def _sweep(folder: Path, destination: Path) -> None:
         return
     try:
         try_lock(marker)
-        if not content or _destination_of(content) == destination.name:
+        if _is_of(content, destination.name):
             if (folder / REPLACED).is_dir() and not os.path.lexists(destination):
                 (folder / REPLACED).rename(destination)
                 logger.warning("%s: moved back what an interrupted export replaced", destination)
@@ -130,12 +130,16 @@ def _lock(marker: int) -> bool:
     return False
 
 
-def _destination_of(content: bytes) -> str | None:
+def _is_of(content: bytes, destination: str) -> bool:
+    """Whether a marker is that of an export to a destination, or the beginning of one."""
+    beginning = marker_content(destination).rpartition(b'"process"')[0]
+    if beginning.startswith(content) or content.startswith(beginning):
+        return True
     try:
         values = json.loads(content)
     except (ValueError, RecursionError):
-        return None
-    return values.get("destination") if isinstance(values, dict) else None
+        return False
+    return isinstance(values, dict) and values.get("destination") == destination
 
 
 def delete_hidden(folder: Path, marker: int | None = None) -> None:

@@ -64,7 +64,7 @@ def test_memory_of_a_unet_is_flat_over_sizes(package: Path, backend: str) -> Non
     [
         ("openvino", {}),
         ("openvino", {"options": {"precision": "bf16"}}),
-        ("openvino", {"call": {"vae_tile": 64}}),
+        ("openvino", {"options": {"vae_tile": 64}}),
         ("onnxruntime", {}),
         ({"unet": "openvino", "*": "onnxruntime"}, {}),
     ],

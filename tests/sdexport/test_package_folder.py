@@ -179,7 +179,7 @@ def test_links_with_names_of_hidden_folders_are_not_followed(tmp_path: Path) -> 
     assert (real / "photo.jpg").exists() and not inner.exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"destination": 3}', "[" * 10_000, "{}"])
+@pytest.mark.parametrize("content", ["{]", "[]", '{"destination": 3}', "[" * 10_000, "{}"])
 def test_damaged_markers_delete_nothing(tmp_path: Path, content: str) -> None:
     folder = tmp_path / ".package.abcdefgh"
     folder.mkdir()
@@ -189,11 +189,14 @@ def test_damaged_markers_delete_nothing(tmp_path: Path, content: str) -> None:
 
 
 def test_folder_that_was_abandoned_early_is_swept(tmp_path: Path) -> None:
-    """Killed before its marker was written."""
-    empty, unmarked = tmp_path / ".package.abcdefgh", tmp_path / ".package.ijklmnop"
-    for folder in (empty, unmarked):
+    """Killed before its marker was written, or meanwhile."""
+    content = hidden_marker(tmp_path / "package").read_bytes()
+    (tmp_path / "marker.json").unlink()
+    (tmp_path / ".package.abcdefgh").mkdir()
+    for size, name in ((0, "ijklmnop"), (1, "qrstuvwx"), (len(content) - 1, "yz012345")):
+        folder = tmp_path / f".package.{name}"
         folder.mkdir()
-    (unmarked / UNFINISHED).touch()
+        (folder / UNFINISHED).write_bytes(content[:size])
     write(tmp_path / "package", "x")
     assert [each.name for each in tmp_path.iterdir()] == ["package"]
 
