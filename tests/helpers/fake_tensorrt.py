@@ -36,6 +36,7 @@ from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
 from sdexport.engines.files import sha256_of
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.trt import scratch_memory
 from sdexport.runtime.component_engines import package_binding
 from sdexport.runtime.packages.manifest import MANIFEST
 from tests.helpers.binding_signatures import METHOD, Surface, mismatch, surface
@@ -411,6 +412,7 @@ def install(monkeypatch: pytest.MonkeyPatch, log: list[Any] | None = None) -> Fa
     """Replace the modules that sessions import by the fakes."""
     gpu = FakeCuda()
     monkeypatch.setattr(cuda_device, "runtime", lambda: gpu)
+    monkeypatch.setattr(scratch_memory, "_shared", {})  # its addresses are of another fake GPU
     monkeypatch.setattr(sys.modules[__name__], "_world", [World(gpu, [] if log is None else log)])
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, fake_library(rtx=name == "tensorrt_rtx"))
