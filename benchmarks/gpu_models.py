@@ -162,7 +162,6 @@ def write_package(
     folder: Path,
     *,
     half: bool,
-    only: tuple[str, ...] = (),
     on_part: Callable[[str, float], object] = lambda name, seconds: None,
 ) -> None:
     """Trace a checkpoint's components into a package without reference outputs.
@@ -171,7 +170,6 @@ def write_package(
 
     Args:
       half: precision fp16, see sdexport.graphs.precision; else float32.
-      only: these components; by default all.
       on_part: called with each component's name and the seconds that it took.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -181,8 +179,6 @@ def write_package(
     components = {}
     loaded: tuple[str, Any] = ("", None)
     for part in parts(source.configs):
-        if only and part.name not in only:
-            continue
         started = time.perf_counter()
         if loaded[0] != part.source:
             loaded = part.source, source.load(part.source)

@@ -53,7 +53,7 @@ def test_full_size_unet_in_fp16_builds_without_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     package = tmp_path / "package"
     source = checkpoint(MODELS["sd15"], tmp_path / "checkpoint")
-    write_package(source, package, half=True, only=("unet",))
+    write_package(source, package, half=True)
 
     def call(*arguments: str) -> list[dict[str, object]]:
         result = CliRunner().invoke(main, [arguments[0], str(package), *arguments[1:], "--json"])
@@ -62,7 +62,8 @@ def test_full_size_unet_in_fp16_builds_without_a_gpu(tmp_path: Path) -> None:
         return found
 
     sizes = ("--batch", "1:1:4", "--height", "512:512:1024", "--width", "512:512:1024", "--static")
-    (built,) = call("build", "--backend", "tensorrt-rtx", *sizes)
+    only = ("--component", "unet")
+    (built,) = call("build", "--backend", "tensorrt-rtx", *sizes, *only)
     assert built["built"] and float(str(built["size"])) > 1.7e9
     (engine,) = call("inspect")
     assert engine["fits"] and engine["library_version"] in str(built["library"])
@@ -70,5 +71,5 @@ def test_full_size_unet_in_fp16_builds_without_a_gpu(tmp_path: Path) -> None:
         {"batch": "2:2:2", "height": "64:64:64", "width": "64:64:64", "sequence": "77:77:77"},
         {"batch": "1:2:8", "height": "64:64:128", "width": "64:64:128", "sequence": "77:77:231"},
     ]
-    (again,) = call("build", "--backend", "tensorrt-rtx", *sizes)
+    (again,) = call("build", "--backend", "tensorrt-rtx", *sizes, *only)
     assert not again["built"]
