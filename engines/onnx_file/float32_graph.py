@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sdexport.engines.errors import EngineError
+from sdexport.engines.onnx_file.message_fields import packed_integers
 from sdexport.engines.onnx_file.wire_format import (
     Attribute,
     DataType,
@@ -115,17 +116,9 @@ def _graph(graph: Slice, at_once: bool, depth: int = 0) -> bytes:
 
 
 def _dims(tensor: Slice) -> list[int]:
-    dims, data = [], b""
-    for number, value, _ in tensor.every_field():
-        data += value.content() if number == Tensor.DIMS else b""  # packed or not
-    number = shift = 0
-    for byte in data:
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            dims.append(number)
-            number = shift = 0
-    return dims
+    parts = [value.content() for number, value, _ in tensor.every_field() if number == Tensor.DIMS]
+    data = b"".join(parts)  # packed or not
+    return packed_integers(data, 0, len(data), tensor.name)
 
 
 def _renamed(tensor: Slice, name: str) -> bytes:

@@ -25,7 +25,7 @@ from sdexport.engines.ort.onnxruntime_session import (
     session_options,
     tensor_specs,
 )
-from sdexport.engines.session import Feeds, GraphSource, Session
+from sdexport.engines.session import Feeds, GraphSource, Session, SessionBase
 from sdexport.engines.webgpu.webgpu_library import (
     DEVICES,
     LOCK,
@@ -57,7 +57,23 @@ _ADVICE = {
 """How an export avoids an operator."""
 
 
-class WebGpuSession(OnnxRuntimeBase):
+class _OneAtATime(SessionBase):
+    """Calls that hold the lock of the library, and name memory where it is the reason."""
+
+    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        with LOCK, _out_of_memory(self.name):
+            return super()._compute(feeds)
+
+    def _release(self) -> None:
+        with LOCK:
+            super()._release()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # the interpreter may be shutting down
+            self.close()
+
+
+class WebGpuSession(_OneAtATime, OnnxRuntimeBase):
     """An ONNX graph in ONNX Runtime, on a GPU through Vulkan, Direct3D 12 or Metal.
 
     Nodes for which WebGPU has no kernel run on the CPU; a warning names those that are not about
@@ -101,37 +117,13 @@ class WebGpuSession(OnnxRuntimeBase):
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return _OnGpu(self, constants, shared)
 
-    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        with LOCK, _out_of_memory(self.name):
-            return super()._compute(feeds)
 
-    def _release(self) -> None:
-        with LOCK:
-            super()._release()
-
-    def __del__(self) -> None:
-        with suppress(Exception):  # the interpreter may be shutting down
-            self.close()
-
-
-class _OnGpu(OnDevice):
+class _OnGpu(_OneAtATime, OnDevice):
     """Bound inputs in the GPU's memory; each call uploads only the others."""
 
     def __init__(self, parent: WebGpuSession, constants: Feeds, shared: Sequence[str]) -> None:
         with LOCK, _out_of_memory(parent.name):
             super().__init__(parent, constants, shared)
-
-    def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        with LOCK, _out_of_memory(self.name):
-            return super()._compute(feeds)
-
-    def _release(self) -> None:
-        with LOCK:
-            super()._release()
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.close()
 
 
 @contextmanager
