@@ -111,9 +111,9 @@ def test_interpolation_by_hand() -> None:
     "text", ["(" * 10_000 + "a" + ")" * 10_000, "(" * 20_000, ")" * 20_000, "(a:1" * 5_000]
 )
 def test_many_brackets_are_fast(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     tokenize_comfyui(tokenizer(), [text])
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(text=ANY_PROMPT)

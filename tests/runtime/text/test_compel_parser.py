@@ -114,9 +114,9 @@ def test_downweighting_by_hand() -> None:
     ],
 )
 def test_long_prompts_are_parsed_fast(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     parse_compel(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(text=ANY_PROMPT)

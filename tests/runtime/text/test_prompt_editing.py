@@ -148,10 +148,10 @@ def test_tags_by_hand(text: str, rest: str, tags: list[str]) -> None:
     ],
 )
 def test_many_brackets_are_fast(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for part in split_parts(without_tags(text)[0]):
         part.text.at(1, 4)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(text=ANY_PROMPT, steps=st.integers(1, 12))

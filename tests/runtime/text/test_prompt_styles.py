@@ -105,9 +105,9 @@ def test_a_style_reads_its_own_syntax() -> None:
     ["(" * 20_000, "[a|" * 10_000, "((a" * 10_000, "AND" * 20_000, " AND" * 5_000, "[:1" * 9_000],
 )
 def test_long_texts_are_searched_fast(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     unread_syntax(text, "plain")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @given(text=ANY_PROMPT)

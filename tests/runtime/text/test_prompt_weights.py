@@ -108,9 +108,9 @@ def test_parse_weights_clips_weights(text: str, weight: float) -> None:
 
 
 def test_parse_weights_of_many_brackets_is_fast() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     parse_weights("(a" * 10_000 + "b)" * 10_000)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(text=ANY_TEXT | BRACKETS)

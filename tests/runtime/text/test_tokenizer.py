@@ -74,9 +74,9 @@ def test_is_whole_of_every_trained_token(checkpoint: Path) -> None:
 
 
 def test_merges_of_a_very_long_word_are_fast() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(join_long(["a"] * 100_000, RANKS)) == 25_000
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_call_adds_special_tokens_and_padding(folder: Path) -> None:
