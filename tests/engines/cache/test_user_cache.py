@@ -78,7 +78,7 @@ def test_unusable_folder_is_named_once(
     elif kind == "below a file":
         (tmp_path / "file").write_text("")
         place = tmp_path / "file" / "cache"
-        says = "Not a directory"
+        says = "cannot be used"
     else:
         monkeypatch.setattr(module, "user_cache_path", lambda: Path("/tmp/a\0b"))
         says = "cannot be used"
