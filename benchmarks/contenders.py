@@ -160,7 +160,7 @@ def start(contender: Contender, model: Model, work: Path) -> tuple[Worker, dict[
     Returns: the worker, and its response to `open`.
     Raises: WorkerError: it cannot be installed, prepared or opened.
     """
-    folder, options = _folder(contender, model, work), dict(contender.options)
+    folder, options = prepared_folder(contender, model, work), dict(contender.options)
     if contender.engines:
         engine_dir = _engines(options["backend"], model, work)
         options["options"] = {**options.get("options", {}), "engine_dir": str(engine_dir)}
@@ -229,8 +229,11 @@ def _command(contender: Contender, work: Path) -> list[str | Path]:
     return [python, PEERS / f"{contender.library}_worker.py"]
 
 
-def _folder(contender: Contender, model: Model, work: Path) -> Path:
-    """The model in the form that the contender reads; exported by its own library if it can."""
+def prepared_folder(contender: Contender, model: Model, work: Path) -> Path:
+    """The model in the form that the contender reads; exported by its own library if it can.
+
+    Raises: WorkerError: its export failed.
+    """
     if contender.library == OURS:
         return model.package
     if not contender.prepares:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_table, security_tables, tables
+from benchmarks import gpu_table, security_tables, startup_table, tables
 from benchmarks.checkpoints import NAMES
 from benchmarks.tables import table_row
 from sdexport.verification.limits import FACTOR, FLOAT32_RANGES, RANGES
@@ -209,6 +209,8 @@ def all_tables() -> dict[str, str]:
         found["concurrency"] = security_tables.concurrency(report)
     if _has("interruption"):
         found["interruption"] = security_tables.interruption(_read("interruption"))
+    if _has("startup"):
+        found["startup"] = startup_table.table(_read("startup"))
     if timed := tables.reports(RESULTS, "latency"):
         found["targets"] = tables.targets(timed)
         found["figures"] = tables.figures(RESULTS)

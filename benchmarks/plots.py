@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import startup_table
 from benchmarks.arguments import RESULTS
+from benchmarks.contenders import OURS
+from benchmarks.reports import read
+from benchmarks.startup_programs import PROGRAMS
 from benchmarks.tables import name_of, reports, rows_of
 
 PLOTS = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -31,6 +35,31 @@ def image_times(report: dict[str, Any], path: Path) -> bool:
     width, height = report["size"]
     steps = report["num_inference_steps"]
     axes.set_xlabel(f"seconds: {report['model']}, {width}x{height}, {steps} steps")
+    figure.savefig(path, metadata={"Software": None})
+    return True
+
+
+def first_images(rows: startup_table.Rows, path: Path, title: str) -> bool:
+    """Bars of the time to the first image with warm files and with cold ones."""
+    found = [
+        (program, process, seconds)
+        for program in PROGRAMS.values()
+        for process in program.processes
+        if (seconds := startup_table.first_image(rows, program.name, process, "warm")) is not None
+    ]
+    if not found:
+        return False
+    figure, axes = _figure(0.3 * len(found) + 1.2)
+    names = []
+    for place, (program, process, seconds) in enumerate(reversed(found)):
+        colour = "tab:blue" if program.library == OURS else "tab:gray"
+        cold = startup_table.first_image(rows, program.name, process, "cold")
+        if cold is not None:
+            axes.barh(place, cold, color=colour, alpha=0.35)
+        axes.barh(place, seconds, color=colour)
+        names.append(f"{program.name}, {process} process" if program.keeps else program.name)
+    axes.set_yticks(range(len(found)), names)
+    axes.set_xlabel(f"seconds to the first image (pale: cold files): {title}")
     figure.savefig(path, metadata={"Software": None})
     return True
 
@@ -71,6 +100,13 @@ def main() -> None:
     for report in reports(args.results, "latency"):
         path = args.folder / f"image-{name_of(report)}.png"
         if image_times(report, path):
+            print(path)
+    startup = args.results / "startup.json"
+    for name, found in read(startup).get("models", {}).items():
+        path = args.folder / f"first-image-{name}.png"
+        width, height = found["size"]
+        title = f"{name}, {width}x{height}, {found['num_inference_steps']} steps"
+        if first_images(found["rows"], path, title):
             print(path)
     scaling = args.results / "scaling.json"
     if scaling.is_file():

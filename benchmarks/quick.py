@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
+from benchmarks import convolution_graphs
 from benchmarks.noise import in_numpy
 from benchmarks.reports import save
 from benchmarks.scaling import LIMIT, SWEEPS, instant, sweep
@@ -191,28 +192,7 @@ def component_calls(package: Package, name: str) -> Iterator[Calls]:
 @contextmanager
 def winograd_calls(folder: Path) -> Iterator[Calls]:
     """A 3x3 convolution as in prepared graphs and as in ONNX Runtime, one thread each."""
-    import onnx
-    import onnx_ir as ir
-    from onnx import TensorProto, helper, numpy_helper
-
-    from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
-
-    channels, rng = 256, np.random.default_rng(0)
-    weights = rng.standard_normal((channels, channels, 3, 3), np.float32)
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, "h", "w"])
-        for name in ("image", "result")
-    ]
-    node = helper.make_node("Conv", ["image", "weight"], ["result"], pads=[1, 1, 1, 1])
-    tensors = [numpy_helper.from_array(weights, "weight")]
-    graph = helper.make_graph([node], "convolution", ends[:1], ends[1:], tensors)
-    direct, winograd = folder / "direct.onnx", folder / "winograd.onnx"
-    opsets = [helper.make_opsetid("", 21)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), direct)
-    rewritten = CpuGraph(direct)
-    rewritten.rewrite()
-    ir.save(rewritten.model, winograd)
-    feeds = {"image": rng.standard_normal((1, channels, 64, 64), np.float32)}
+    direct, winograd, feeds = convolution_graphs.write(folder)
     with (
         open_session(winograd, threads=1) as ours,
         open_session(direct, threads=1) as reference,

@@ -18,6 +18,14 @@ def save(report: Mapping[str, Any], path: Path | None) -> None:
     write_atomically(path, _text(report))
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The report in that file; empty if there is none."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def show_and_save(report: Mapping[str, Any], path: Path | None) -> None:
     """Print a report and write it to `path`."""
     print(_text(report), end="")

@@ -54,7 +54,8 @@ def _only(names: Sequence[str]) -> tuple[str, ...]:
 
 SD15 = ("--model", "sd15")
 PARTS = {
-    "startup": Part("startup", minutes=1),
+    "startup-demo": Part("startup", ("--model", "demo"), 3),
+    "startup": Part("startup", SD15, 18),
     "install": Part("install", minutes=0.7),
     "overhead": Part("overhead", minutes=0.2),
     "scaling": Part("scaling", minutes=0.7),
@@ -121,10 +122,8 @@ def run(name: str, args: argparse.Namespace) -> bool:
     """Whether the part's command succeeded."""
     part = PARTS[name]
     command = [sys.executable, "-m", f"benchmarks.{part.module}", *part.options]
-    if part.module in ("startup", "overhead"):
+    if part.module == "overhead":
         command += ["--json", str(args.results / f"{part.module}.json")]
-        if part.module == "startup":
-            command += [str(args.work / "embedded" / "package"), "--work", str(args.work)]
     else:
         command += ["--work", str(args.work), "--results", str(args.results)]
         if args.tokenizer:

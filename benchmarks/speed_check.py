@@ -1,0 +1,267 @@
+"""Find slowdowns of 15 % on a busy machine: this source tree against an earlier commit.
+
+    python -m benchmarks.speed_check [--runs N] [--slower 1.15] [--json FILE]
+
+Two processes, one with each tree, take turns on one core; processor time of the thread is counted,
+and the smallest of many turns. So whatever else runs slows both alike. What seems slower is
+measured again with new processes, up to ATTEMPTS times, and the smallest ratio counts. The earlier
+commit is in baseline.json; renew it with `--set-baseline` after a slowdown that is meant. With
+--slower every call of this tree takes longer by that factor, to show that the check sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.reports import save
+from sdexport.bench.measure import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = Path(__file__).with_name("speed_worker.py")
+BASELINE = Path(__file__).with_name("baseline.json")
+FOLDERS = ("sdexport", "runtime", "engines")
+BOUND = 1.08
+"""The largest ratio that passes: half of a loss of 15 %, which is as far from 1 as from 1.15."""
+TURNS = 40
+ATTEMPTS = 3
+BLOCK_NS = 2_000_000
+"""Processor time of a turn; short calls are repeated to fill it."""
+NAMES = (
+    *("scheduler ddim", "scheduler lms", "scheduler euler", "scheduler dpmsolver++"),
+    *("tokenizer, known words", "tokenizer, new words", "noise", "noise in NumPy"),
+    *("image without engines", "text_encoder", "unet", "vae_decoder", "Winograd convolution"),
+)
+
+
+class NotComparableError(Exception):
+    """A call does not work in one of the trees, or there is no earlier commit."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Processor time of one call over that of the baseline: the smallest of several attempts."""
+
+    name: str
+    ratios: tuple[float, ...]
+    ours_us: float
+    baseline_us: float
+
+    @property
+    def ratio(self) -> float:
+        return min(self.ratios)
+
+    @property
+    def passed(self) -> bool:
+        return self.ratio <= BOUND
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.passed else "SLOWER"
+        tried = ", ".join(f"{ratio:.3f}" for ratio in self.ratios)
+        return f"{self.name:26} {self.ratio:.3f} of the baseline ({tried}) {verdict}"
+
+
+class Pair:
+    """A process with each tree; a context manager."""
+
+    def __init__(self, ours: Path, baseline: Path, *, slower: float = 1.0) -> None:
+        self._slower = slower
+        self._workers = [_worker(tree) for tree in (ours, baseline)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.kill()
+            worker.communicate()
+
+    def ratio(self, name: str, turns: int = TURNS) -> tuple[float, float, float]:
+        """Smallest processor time of ours over the baseline's; both, in ns.
+
+        Raises: NotComparableError: the call fails in one of the trees.
+        """
+        calls = max(1, round(BLOCK_NS / max(self._time(1, name, 1), 1.0)))
+        self._time(0, name, calls)
+        best = [float("inf"), float("inf")]
+        for turn in range(turns):
+            for side in (0, 1) if turn % 2 else (1, 0):
+                best[side] = min(best[side], self._time(side, name, calls))
+        return best[0] / best[1], best[0], best[1]
+
+    def _time(self, side: int, name: str, calls: int) -> float:
+        worker = self._workers[side]
+        assert worker.stdin is not None and worker.stdout is not None
+        slower = self._slower if side == 0 else 1.0
+        request = {"name": name, "calls": calls, "slower": slower}
+        try:
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise NotComparableError(f"{('ours', 'baseline')[side]}: {answer['error']}")
+        return float(answer["ns"])
+
+
+def _worker(tree: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", str(WORKER), str(tree)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+    )
+
+
+def compare(
+    name: str, ours: Path, baseline: Path, *, slower: float = 1.0, first: Pair | None = None
+) -> Comparison:
+    """Measure a call until it is not slower, at most ATTEMPTS times.
+
+    Args:
+      first: processes for the first attempt, which may serve several calls.
+    Raises: NotComparableError: it fails in one of the trees.
+    """
+    found = [] if first is None else [first.ratio(name)]
+    while not found or (found[-1][0] > BOUND and len(found) < ATTEMPTS):
+        with Pair(ours, baseline, slower=slower) as pair:
+            found.append(pair.ratio(name))
+    _, mine, theirs = min(found)
+    ratios = tuple(round(ratio, 4) for ratio, _, _ in found)
+    return Comparison(name, ratios, round(mine / 1e3, 2), round(theirs / 1e3, 2))
+
+
+def compare_all(
+    names: Sequence[str], ours: Path, baseline: Path, *, slower: float = 1.0
+) -> Iterator[Comparison]:
+    """`compare` for several calls, with one pair of processes for the first attempt of all."""
+    with Pair(ours, baseline, slower=slower) as first:
+        for name in names:
+            yield compare(name, ours, baseline, slower=slower, first=first)
+
+
+@contextlib.contextmanager
+def baseline_tree(commit: str | None = None) -> Iterator[Path]:
+    """The source tree of the earlier commit, in a temporary folder.
+
+    Raises: NotComparableError: it is not in this repository's history.
+    """
+    commit = commit or str(json.loads(BASELINE.read_text(encoding="ascii"))["commit"])
+    with tempfile.TemporaryDirectory() as scratch:
+        archive, tree = Path(scratch) / "tree.tar", Path(scratch) / "tree"
+        command = ["git", "-C", str(ROOT), "archive", "-o", str(archive), commit, *FOLDERS]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise NotComparableError(f"git does not run: {error}") from error
+        if done.returncode:
+            raise NotComparableError(f"no tree of {commit[:12]}: {done.stderr.strip()[:200]}")
+        with tarfile.open(archive) as tar:
+            tar.extractall(tree, filter="tar")
+        _share_compiled(tree)
+        yield tree
+
+
+def _share_compiled(tree: Path) -> None:
+    """Use this tree's compiled noise in the other one if its source is the same."""
+    folder = Path("runtime") / "noise"
+    source = folder / "_noise.c"
+    if (
+        not (tree / source).is_file()
+        or (ROOT / source).read_bytes() != (tree / source).read_bytes()
+    ):
+        return
+    for path in (ROOT / folder).glob("_noise*.so"):
+        shutil.copy2(path, tree / folder)
+
+
+def set_baseline() -> None:
+    """Record the commit that is checked out."""
+    head = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    )
+    save({"commit": head.stdout.strip()}, BASELINE)
+
+
+def run(runs: int, slower: float, path: Path | None) -> bool:
+    """Whether every comparison of every run passed; the report is saved after each run."""
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "bound": BOUND,
+        "turns": TURNS,
+        "attempts": ATTEMPTS,
+        "slower": slower,
+        "runs": [],
+    }
+    passed = True
+    with baseline_tree() as tree:
+        for _ in range(runs):
+            started, busy = time.monotonic(), os.getloadavg()[0]
+            found = list(compare_all(NAMES, ROOT, tree, slower=slower))
+            print(*found, sep="\n", flush=True)
+            seconds = round(time.monotonic() - started, 1)
+            rows = {c.name: asdict(c) | {"passed": c.passed} for c in found}
+            report["runs"].append({"seconds": seconds, "load": round(busy, 1), "calls": rows})
+            passed = passed and all(c.passed for c in found)
+            save(report | {"summary": _summary(report["runs"])}, path)
+    return passed
+
+
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How many runs each call failed in, and its ratios at the first attempt."""
+    found = {}
+    for name in runs[0]["calls"]:
+        rows = [run["calls"][name] for run in runs]
+        first = [row["ratios"][0] for row in rows]
+        found[name] = {
+            "failed": sum(not row["passed"] for row in rows),
+            "first_min": min(first),
+            "first_median": statistics.median(first),
+            "first_max": max(first),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        prog="python -m benchmarks.speed_check",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--slower", type=float, default=1.0, help="slow this tree down by a factor")
+    parser.add_argument("--json", type=Path, help="write the ratios here")
+    parser.add_argument("--set-baseline", action="store_true", help="compare with HEAD from now on")
+    args = parser.parse_args()
+    if args.set_baseline:
+        set_baseline()
+        return
+    if not run(args.runs, args.slower, args.json):
+        raise SystemExit("slower than the baseline; see the ratios above")
+
+
+if __name__ == "__main__":
+    main()
