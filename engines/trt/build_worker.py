@@ -22,6 +22,14 @@ from typing import Any
 from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import open_guarded
 from sdexport.engines.messages import one_line
+from sdexport.engines.trt.engine_layers import (
+    HEADER,
+    Attention,
+    EngineLayers,
+    layers_path,
+    parse_layers,
+)
+from sdexport.engines.trt.network_attention import find_attention
 from sdexport.engines.trt.supported_gpus import member
 from sdexport.engines.worker_process import Channel
 
@@ -67,7 +75,8 @@ def _build(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
     G_LOGGER.module_severity = {"": G_LOGGER.CRITICAL + 1}
     messages: list[str] = []
-    polygraphy_util.TRT_LOGGER = _recorder(trt, messages, report)
+    listed: list[str] = []
+    polygraphy_util.TRT_LOGGER = _recorder(trt, messages, listed, report)
     try:
         builder, network, parser = polygraphy_trt.network_from_onnx_path(
             job["onnx"],
@@ -76,7 +85,7 @@ def _build(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         )
     except PolygraphyException as error:
         return _failed("parser", _summary(messages, error))
-    _allow_decomposed_attention(trt, network)
+    attention = [Attention(**found) for found in find_attention(trt, network)]
     try:
         config = polygraphy_trt.create_config(
             builder, network, **_config(trt, polygraphy_trt, job, _monitor(trt, report))
@@ -87,16 +96,27 @@ def _build(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
         )
     except PolygraphyException as error:
         return _failed("builder", _summary(messages, error))
-    with Path(job["plan"]).open("wb") as file:  # in a folder of its own; see engine_store
-        file.write(plan)
+    path = Path(job["plan"])  # in a folder of its own; see engine_store
+    _write(path, plan)
+    if layers := parse_layers(listed):
+        text = EngineLayers(layers, tuple(attention)).to_json()
+        _write(layers_path(path), text.encode())
+    return {"bytes": path.stat().st_size}
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": Path(job["plan"]).stat().st_size}
 
 
-def _recorder(trt: Any, messages: list[str], report: Report) -> Any:
+def _recorder(trt: Any, messages: list[str], listed: list[str], report: Report) -> Any:
     class Recorder(trt.ILogger):  # type: ignore[misc]
-        """Keeps the error messages of the parser and the builder, which name the nodes."""
+        """Keeps the errors of the parser and the builder, which name the nodes, in `messages`.
+
+        The builder's lists of layers go to `listed`.
+        """
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -106,6 +126,8 @@ def _recorder(trt: Any, messages: list[str], report: Report) -> Any:
                 messages.append(one_line(message))
             elif severity == trt.ILogger.Severity.WARNING:
                 report("warning", message=one_line(message))
+            elif message.startswith(HEADER):
+                listed.append(message)
 
     return Recorder()
 
@@ -142,7 +164,12 @@ def _config(trt: Any, polygraphy_trt: Any, job: Mapping[str, Any], monitor: Any)
         for name, (smallest, best, largest) in shapes.items():
             profile.add(name, tuple(smallest), tuple(best), tuple(largest))
         profiles.append(profile)
-    config: dict[str, Any] = {"profiles": profiles, "progress_monitor": monitor}
+    config: dict[str, Any] = {
+        "profiles": profiles,
+        "progress_monitor": monitor,
+        # lists the layers in the log; the plan is the same
+        "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+    }
     for ours, theirs in (
         ("refittable", "refittable"),
         ("weight_stripped", "strip_plan"),
@@ -163,21 +190,6 @@ def _config(trt: Any, polygraphy_trt: Any, job: Mapping[str, Any], monitor: Any)
             open_guarded(path, error=EngineError, limit=TIMING_CACHE_LIMIT).close()
             config["load_timing_cache"] = str(path)  # Polygraphy locks it by its name
     return config
-
-
-def _allow_decomposed_attention(trt: Any, network: Any) -> None:
-    """Let Attention nodes without a kernel of their own (float32, odd widths) be decomposed.
-
-    Otherwise the build fails at such a node. Nodes that have a kernel still use it.
-    """
-    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
-    if kind is None:
-        return
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == kind:
-            layer.__class__ = trt.IAttentionInputLayer  # the binding returns the base class
-            layer.attention.decomposable = True
 
 
 def _set_compute_capabilities(trt: Any, config: Any, names: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from sdexport.commands.inspect_layers import layer_lines
 from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
@@ -32,11 +33,17 @@ _ERRORS = (
 @click.command()
 @click.argument("path", metavar="PACKAGE|IMAGE", type=click.Path(path_type=Path))
 @engine_dir_option
+@click.option("--layers", is_flag=True, help="List what the layers of TensorRT's engines do.")
 @trust_options
 @json_option
 @verbosity_options
 def inspect(
-    path: Path, engine_dir: Path | None, trusted_key: str | None, trust: str, as_json: bool
+    path: Path,
+    engine_dir: Path | None,
+    layers: bool,
+    trusted_key: str | None,
+    trust: str,
+    as_json: bool,
 ) -> None:
     """Show what a package contains, or the settings of an image.
 
@@ -49,15 +56,19 @@ def inspect(
     if path.is_file():
         from sdexport.commands.inspect_image import inspect_image
 
+        if layers:
+            raise click.UsageError("--layers is for a package, not for an image")
         inspect_image(path, as_json=as_json)
     else:
-        _inspect_package(path, engine_dir, as_json=as_json, trusted_key=trusted_key, trust=trust)
+        required = {"trusted_key": trusted_key, "trust": trust}
+        _inspect_package(path, engine_dir, layers=layers, as_json=as_json, **required)
 
 
 def _inspect_package(
-    package: Path, engine_dir: Path | None, *, as_json: bool, **required: Any
+    package: Path, engine_dir: Path | None, *, layers: bool, as_json: bool, **required: Any
 ) -> None:
     from sdexport.builds.built_engines import built_engines
+    from sdexport.builds.layer_report import layer_report
     from sdexport.runtime.packages.package import Package
     from sdexport.runtime.packages.signature import signer
 
@@ -67,6 +78,8 @@ def _inspect_package(
     with progress(total, "hashes", "B") as shown:
         loaded = Package.load(package, on_bytes=shown.advance, **required)
         engines = built_engines(loaded, engine_dir, on_bytes=shown.advance)
+    if layers:
+        engines = [{**engine, "layers": layer_report(engine)} for engine in engines]
     if as_json:
         report = json.loads(loaded.manifest.to_json())
         report |= {"kind": loaded.kind, "digest": loaded.digest}
@@ -79,6 +92,10 @@ def _inspect_package(
         echo("", *_component_lines(loaded.manifest, name))
     for engine in engines:
         echo("", *_engine_lines(engine))
+        if layers:
+            echo(*layer_lines(engine["layers"]))
+    if layers and not engines:
+        echo("", "layers: no engine was built for this package")
 
 
 def _signed(package: Any) -> str:

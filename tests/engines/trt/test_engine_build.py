@@ -26,6 +26,7 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.build_worker import MAX_MESSAGES, _summary
 from sdexport.engines.trt.engine_build import Built, build_plan
+from sdexport.engines.trt.engine_layers import layers_path
 from sdexport.engines.trt.library import LIBRARIES
 from sdexport.engines.trt.library_calls import LibraryCalls
 from sdexport.engines.trt.supported_gpus import listed
@@ -51,7 +52,7 @@ def built(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Buil
 def plan(built: tuple[Built, list[Any]], tmp_path: Path) -> Path:
     """A copy of a plan with its sidecar."""
     source = built[0].plan
-    for name in (source.name, sidecar_path(source).name):
+    for name in (source.name, sidecar_path(source).name, layers_path(source).name):
         shutil.copy(source.parent / name, tmp_path / name)
     return tmp_path / source.name
 
@@ -68,6 +69,7 @@ def test_build_writes_plan_and_sidecar_and_nothing_else(
     assert result.built and result.plan.stat().st_size > 1_000_000
     assert sorted(p.name for p in result.plan.parent.iterdir()) == [
         "text_encoder.json",
+        "text_encoder.layers.json",
         "text_encoder.plan",
     ]
     sidecar = Sidecar.read(result.plan)

@@ -36,14 +36,21 @@ ROOTS = {
         "builder": "Builder",
         "network": "INetworkDefinition",
         "config": "IBuilderConfig",
-        "layer": "IAttentionInputLayer",
-        "layer.attention": "IAttention",
     },
     "engine_build.py": {},
+    "engine_layers.py": {},
     "execution_context.py": {"own": "IExecutionContext", "context.own": "IExecutionContext"}
     | {"self.own": "IExecutionContext"},
     "library.py": {},
     "library_calls.py": {"trt": "", "severity": "Severity"},
+    "network_attention.py": {
+        "trt": "",
+        "network": "INetworkDefinition",
+        "layer": "IAttentionInputLayer",
+        "layer.attention": "IAttention",
+        "softmax": "ILayer",
+        "tensor": "ITensor",
+    },
     "plan.py": {
         "trt": "",
         "runtime": "Runtime",
