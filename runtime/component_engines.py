@@ -17,6 +17,7 @@ from sdexport.engines import (
     open_session,
 )
 from sdexport.engines.cache.engine_files import checked_files
+from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import Sidecar, combined_digest
 from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.session import TensorSpec
@@ -132,7 +133,8 @@ def open_component(
         }
     component, _, further = graph.partition(".")
     try:
-        session = open_session(path, backend, files=files, **options)
+        with nothing_remembered(package.reads_every_hash):
+            session = open_session(path, backend, files=files, **options)
     except EngineError as error:
         raise _with_advice(error, package.manifest.components[component], backend) from error
     spec = package.family.component(component)
@@ -140,7 +142,8 @@ def open_component(
     try:
         _check_names(package, graph, "input", inputs, session.inputs)
         _check_names(package, graph, "output", outputs, session.outputs)
-    except PackageError:
+        package.check_hashes(graph)
+    except (PackageError, OSError):
         session.close()
         raise
     return session

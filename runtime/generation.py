@@ -74,10 +74,12 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
     """Run the stages of a call.
 
     Raises: InvalidArgumentError: embeddings, or names of a callback's arrays, that do not fit.
-      EngineError: a component failed, or its output is not finite.
+      EngineError: a component failed, or its output is not finite. PackageError: a file of the
+      package was altered.
     """
     with recorded_runs() as ran:
         latents, decoded, clock = _run_stages(pipeline, call)
+    pipeline.package.check_hashes()  # of every file before an image is returned
     parameters = image_parameters(
         call.arguments,
         call.prompts,

@@ -396,6 +396,7 @@ def load_pipeline(
     backend: Backends = "onnxruntime",
     *,
     verify: bool = True,
+    verify_hashes: bool = False,
     trusted_key: TrustedKey | None = None,
     trust: str = "warn",
     **options: Any,
@@ -405,7 +406,10 @@ def load_pipeline(
     Args:
       folder: a package, or a folder that Optimum exported.
       backend: "onnxruntime", "openvino", "auto" and others; see Pipeline.
-      verify: compare every file with its SHA-256 first.
+      verify: compare every file with its SHA-256. Large weight files are read for that while the
+        components open: a component with an altered one is never run, and with an altered file
+        anywhere in the package no image is returned.
+      verify_hashes: read every file, also if its hash is remembered; see Package.load.
       trusted_key, trust: whose signature is required, and what graphs may hold; see Package.load.
       options: of Pipeline (max_batch, vae_tile, low_memory), `engine_dir`, and of the backends'
         sessions (such as threads); sdexport.engines.session_options lists those of each backend.
@@ -420,5 +424,12 @@ def load_pipeline(
         >>> image.size
         (128, 128)
     """
-    package = Package.load(folder, verify=verify, trusted_key=trusted_key, trust=trust)
+    package = Package.load(
+        folder,
+        verify=verify,
+        verify_hashes=verify_hashes,
+        trusted_key=trusted_key,
+        trust=trust,
+        wait=False,
+    )
     return Pipeline(package, backend, **options)

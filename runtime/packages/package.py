@@ -5,15 +5,17 @@ A folder that Optimum exported (without sdexport.json) loads too; it carries no 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Self
 
+from sdexport.engines.cache.hash_check import HashCheck
+from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, FileIdentity, open_guarded
@@ -59,7 +61,8 @@ class Package:
     scheduler_config, model_index: the JSON objects of those files.
     files: the identity of each file when it was checked; whatever is opened later must still be
       that file.
-    hashes_checked: whether the hash of every file was compared with the manifest's.
+    hashes: compares the hash of every file with the manifest's; None if nothing does.
+    reads_every_hash: whether remembered hashes are not used, also of engines.
     signature: what was verified with the key that was required; None if none was.
     trust: what was required; see Trust.built_engines.
     surveys: what the graphs consist of, as they were when they were checked.
@@ -76,10 +79,11 @@ class Package:
     scheduler_config: Mapping[str, Any] = field(repr=False)
     model_index: Mapping[str, Any] = field(default_factory=dict, repr=False)
     files: CheckedFiles = field(default=UNCHECKED, repr=False, compare=False)
-    hashes_checked: bool = False
+    hashes: HashCheck | None = field(default=None, repr=False, compare=False)
     signature: Signature | None = None
     trust: Trust = field(default=UNTRUSTED, repr=False)
     surveys: GraphSurveys = field(repr=False, compare=False, kw_only=True)
+    reads_every_hash: bool = field(default=False, repr=False, compare=False, kw_only=True)
 
     @classmethod
     def load(
@@ -87,18 +91,27 @@ class Package:
         folder: str | Path,
         *,
         verify: bool = True,
+        verify_hashes: bool = False,
         trusted_key: TrustedKey | None = None,
         trust: str = WARN,
+        wait: bool = True,
         on_bytes: Callable[[int], object] = lambda size: None,
     ) -> Self:
         """Read a package and check it: paths, sizes, and with `verify` the hash of every file.
 
+        Of a large file that an earlier process has read, and that has not changed since, the hash
+        is remembered; see docs/start-and-memory.md.
+
         Args:
+          verify_hashes: read every file, also if its hash is remembered. `trusted_key` and
+            "signed" do that too.
           trusted_key: the package must be signed with this key: a public key of minisign, its file
             or its base64. Engines in the package's own folder are not used then: no signature
             covers them.
           trust: what happens to graphs with unknown operators, which `trusted_key` did not sign:
             "warn", or "signed" to reject them, and to use no engines in the package's own folder.
+          wait: False returns while large weight files are still being read, unless a signature is
+            required; `check_hashes` waits for them.
           on_bytes: called with the size of each file that was checked, for a progress bar.
         Raises: FileNotFoundError: no such folder. InvalidArgumentError: no public key, or one
           without `verify`. PackageError: not a package, not signed, or one of another
@@ -110,7 +123,10 @@ class Package:
         for _ in range(_TRIES):
             before = _folder_identity(folder)
             try:
-                package = cls._load(folder, verify, required, on_bytes)
+                every = verify_hashes or not required.built_engines
+                with nothing_remembered(every):
+                    package = cls._load(folder, verify, required, wait, on_bytes)
+                package = replace(package, reads_every_hash=every)
             except (PackageError, FileNotFoundError):
                 if _folder_identity(folder) == before:
                     raise
@@ -121,17 +137,24 @@ class Package:
 
     @classmethod
     def _load(
-        cls, folder: Path, verify: bool, required: Trust, on_bytes: Callable[[int], object]
+        cls,
+        folder: Path,
+        verify: bool,
+        required: Trust,
+        wait: bool,
+        on_bytes: Callable[[int], object],
     ) -> Self:
         """`load`, for a folder that may be replaced by another one in the meantime."""
         if not folder.is_dir():
             raise FileNotFoundError(f"no package at {folder}: there is no such folder")
         check_finished(folder)
         has_manifest, surveys = os.path.lexists(folder / MANIFEST), GraphSurveys(folder)
+        hashes: HashCheck | None = None
         if has_manifest:
             manifest = read_manifest(folder)
             signature = required.signature(folder, manifest)
-            identities = _check_listed(folder, manifest, verify, on_bytes)
+            waits = wait or not required.built_engines
+            identities, hashes = _check_listed(folder, manifest, verify, waits, on_bytes)
         elif (folder / UNET.name / "model.onnx").is_file():
             signature = required.signature(folder, None)
             check_never_had_one(folder, surveys)
@@ -150,14 +173,13 @@ class Package:
         with files.unchanged():
             model_index = read_json(folder, MODEL_INDEX) if has_index else {}
             scheduler_config = read_json(folder, SCHEDULER_CONFIG)
-        checked = verify and has_manifest
         package = cls(
             folder,
             manifest,
             scheduler_config,
             model_index,
             files,
-            checked,
+            hashes,
             signature,
             required,
             surveys=surveys,
@@ -178,6 +200,23 @@ class Package:
     def kind(self) -> str:
         """Either "package", or "optimum": no manifest, so no hashes and no reference outputs."""
         return "package" if self.manifest.every_file else "optimum"
+
+    @property
+    def hashes_checked(self) -> bool:
+        """Whether the hash of every file was compared with the manifest's; waits for that.
+
+        Raises: see `check_hashes`.
+        """
+        self.check_hashes()
+        return self.hashes is not None
+
+    def check_hashes(self, graph: str | None = None) -> None:
+        """Wait until the files of one of `graphs` are compared with their hashes; None for all.
+
+        Raises: PackageError: a file was altered. OSError: it cannot be read.
+        """
+        if self.hashes is not None:
+            self.hashes.wait(None if graph is None else self._model_paths(graph))
 
     @property
     def family(self) -> ModelFamily:
@@ -232,9 +271,12 @@ class Package:
 
         Raises: PackageError: the package has no such component or graph, or it changed on disk.
         """
+        return self.files.of(self._model_paths(graph))
+
+    def _model_paths(self, graph: str) -> list[Path]:
         path = self.model_path(graph)
         weights = sorted(self.surveys.of(graph).locations)
-        return self.files.of([path, *(path.parent / name for name in weights)])
+        return [path, *(path.parent / name for name in weights)]
 
     def model_digest(self, graph: str) -> str:
         """`model_digest` of the sidecar module, from the manifest's hashes if there is a manifest.
@@ -270,30 +312,59 @@ def _folder_identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _check_listed(
-    folder: Path, manifest: Manifest, verify: bool, on_bytes: Callable[[int], object]
-) -> dict[Path, FileIdentity]:
-    """The identity of every file that the manifest lists, after checking that those are all."""
+    folder: Path, manifest: Manifest, verify: bool, wait: bool, on_bytes: Callable[[int], object]
+) -> tuple[dict[Path, FileIdentity], HashCheck | None]:
+    """The identity of every file that the manifest lists, after checking that those are all.
+
+    Args:
+      verify: check the hashes too. wait: also until those of large weight files are compared.
+    """
     check_records(folder, manifest)
-    identities = {}
-    for record in manifest.every_file:
-        identities[folder / record.path] = _check_file(folder, record, verify=verify)
-        on_bytes(record.size)
+    identities: dict[Path, FileIdentity] = {}
+
+    def opened() -> Iterator[tuple[Path, BufferedReader, str]]:
+        for record in manifest.every_file:
+            path = folder / record.path
+            file = _opened(folder, path)
+            try:
+                identities[path] = _checked_size(folder, record, file)
+            except PackageError:
+                file.close()
+                raise
+            yield path, file, record.sha256
+
+    if not verify:
+        for _, file, _ in opened():
+            on_bytes(os.fstat(file.fileno()).st_size)
+            file.close()
+        check_all_listed(folder, manifest)
+        return identities, None
+    hashes = HashCheck(opened(), partial(_altered, folder), what=str(folder))
+    others = [path for path in identities if not _is_weights(path)]
+    hashes.wait(None if wait else others, on_bytes=on_bytes)
     check_all_listed(folder, manifest)
-    return identities
+    return identities, hashes
 
 
-def _check_file(folder: Path, record: FileRecord, *, verify: bool) -> FileIdentity:
-    """The identity of a file that has the size and, with `verify`, the hash of its record."""
-    with _opened(folder, folder / record.path) as file:
-        identity = FileIdentity.of(os.fstat(file.fileno()))
-        if identity.size != record.size:
-            raise PackageError(
-                f"{folder}: {record.path} is truncated or altered: {identity.size} bytes, "
-                f"not {record.size}"
-            )
-        if verify and hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-            raise PackageError(f"{folder}: {record.path} was altered: its SHA-256 does not match")
-        return identity
+def _is_weights(path: Path) -> bool:
+    """Whether a file holds numbers only, so that a library may map it before it is compared."""
+    return path.suffix not in (".onnx", ".json", ".txt", ".npz")
+
+
+def _altered(folder: Path, path: Path) -> PackageError:
+    name = path.relative_to(folder).as_posix()
+    return PackageError(f"{folder}: {name} was altered: its SHA-256 does not match")
+
+
+def _checked_size(folder: Path, record: FileRecord, file: BufferedReader) -> FileIdentity:
+    """The identity of a file that has the size of its record."""
+    identity = FileIdentity.of(os.fstat(file.fileno()))
+    if identity.size != record.size:
+        raise PackageError(
+            f"{folder}: {record.path} is truncated or altered: {identity.size} bytes, "
+            f"not {record.size}"
+        )
+    return identity
 
 
 def _identity(folder: Path, path: Path) -> FileIdentity:

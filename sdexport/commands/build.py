@@ -16,6 +16,7 @@ from sdexport.commands.shared_options import (
     json_option,
     print_json,
     trust_options,
+    verify_hashes_option,
     without_none,
 )
 from sdexport.commands.verbosity import verbosity_options
@@ -88,6 +89,7 @@ class SpanType(click.ParamType[Any]):
 @click.option("--engine-dir", type=FOLDER, help="Write here instead of PACKAGE/engines.")
 @click.option("--rebuild-stale", is_flag=True, help="Replace engines that no longer fit.")
 @trust_options
+@verify_hashes_option
 @ignore_memory_option
 @json_option
 @verbosity_options
@@ -100,6 +102,7 @@ def build(
     rebuild_stale: bool,
     trusted_key: str | None,
     trust: str,
+    verify_hashes: bool,
     ignore_memory: bool,
     as_json: bool,
     **for_tensorrt: Any,
@@ -124,7 +127,9 @@ def build(
     }
     if backend != "onnxruntime":
         arguments |= {"timing_cache": timing_cache, **_tensorrt_arguments(for_tensorrt)}
-    loaded = Package.load(package, trusted_key=trusted_key, trust=trust)
+    loaded = Package.load(
+        package, verify_hashes=verify_hashes, trusted_key=trusted_key, trust=trust
+    )
     check_build(loaded, components, backend, ignore=ignore_memory)
     with progress(100, "build") as shown:
         built = _run(loaded, arguments, shown)

@@ -21,6 +21,7 @@ from sdexport.commands.shared_options import (
     print_json,
     session_arguments,
     trust_options,
+    verify_hashes_option,
     without_none,
 )
 from sdexport.commands.verbosity import verbosity_options
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 @generate_options
 @backend_options
 @trust_options
+@verify_hashes_option
 @ignore_memory_option
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @json_option
@@ -61,6 +63,7 @@ def generate(
     low_memory: bool,
     trusted_key: str | None,
     trust: str,
+    verify_hashes: bool,
     ignore_memory: bool,
     force: bool,
     as_json: bool,
@@ -99,6 +102,11 @@ def generate(
         recorded=reference.fields if reference else None,
         force=force,
     )
+    checked: dict[str, Any] = {
+        "trusted_key": trusted_key,
+        "trust": trust,
+        "verify_hashes": verify_hashes,
+    }
     opened_with = session_arguments(
         session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
     )
@@ -108,7 +116,7 @@ def generate(
         jobs = reference.jobs(jobs)
         opened_with = reference.pipeline_arguments(opened_with)
     with (
-        load_pipeline(package, trusted_key=trusted_key, trust=trust, **opened_with) as pipe,
+        load_pipeline(package, **checked, **opened_with) as pipe,
         progress(None, "generate") as shown,
     ):
         if reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sdexport.commands.shared_options import (
     json_option,
     print_json,
     trust_options,
+    verify_hashes_option,
 )
 from sdexport.commands.verbosity import verbosity_options
 
@@ -35,6 +37,7 @@ _ERRORS = (
 @engine_dir_option
 @click.option("--layers", is_flag=True, help="List what the layers of TensorRT's engines do.")
 @trust_options
+@verify_hashes_option
 @json_option
 @verbosity_options
 def inspect(
@@ -43,11 +46,12 @@ def inspect(
     layers: bool,
     trusted_key: str | None,
     trust: str,
+    verify_hashes: bool,
     as_json: bool,
 ) -> None:
     """Show what a package contains, or the settings of an image.
 
-    Of a package the hash of every file is checked, and of its engines too: they are listed with
+    Of a package the hash of every file is compared, and of its engines too: they are listed with
     whether they still fit, or were altered. Of an image the settings that it carries are printed;
     'sdexport generate --like IMAGE' uses them.
     """
@@ -60,7 +64,7 @@ def inspect(
             raise click.UsageError("--layers is for a package, not for an image")
         inspect_image(path, as_json=as_json)
     else:
-        required = {"trusted_key": trusted_key, "trust": trust}
+        required = {"trusted_key": trusted_key, "trust": trust, "verify_hashes": verify_hashes}
         _inspect_package(path, engine_dir, layers=layers, as_json=as_json, **required)
 
 
@@ -69,6 +73,7 @@ def _inspect_package(
 ) -> None:
     from sdexport.builds.built_engines import built_engines
     from sdexport.builds.layer_report import layer_report
+    from sdexport.engines.cache.remembered_hashes import nothing_remembered
     from sdexport.runtime.packages.package import Package
     from sdexport.runtime.packages.signature import signer
 
@@ -77,13 +82,14 @@ def _inspect_package(
     total = sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
     with progress(total, "hashes", "B") as shown:
         loaded = Package.load(package, on_bytes=shown.advance, **required)
-        engines = built_engines(loaded, engine_dir, on_bytes=shown.advance)
+        with nothing_remembered(loaded.reads_every_hash):
+            engines = built_engines(loaded, engine_dir, on_bytes=shown.advance)
     if layers:
         engines = [{**engine, "layers": layer_report(engine)} for engine in engines]
     if as_json:
         report = json.loads(loaded.manifest.to_json())
         report |= {"kind": loaded.kind, "digest": loaded.digest}
-        report |= {"hashes_checked": loaded.hashes_checked}
+        report |= {"hashes_checked": loaded.hashes_checked, "hashes": _hashes(loaded)}
         signature = {"checked": loaded.signature is not None, "key_id": signer(loaded)}
         print_json(report | {"size": loaded.size, "engines": engines, "signature": signature})
         return
@@ -96,6 +102,11 @@ def _inspect_package(
             echo(*layer_lines(engine["layers"]))
     if layers and not engines:
         echo("", "layers: no engine was built for this package")
+
+
+def _hashes(package: Any) -> dict[str, Any] | None:
+    """How the hashes were checked; null for a folder that has none."""
+    return asdict(package.hashes.report()) if package.hashes else None
 
 
 def _signed(package: Any) -> str:
@@ -114,8 +125,8 @@ def _package_lines(package: Any) -> list[str]:
         "family": manifest.family,
         "source": _pairs(manifest.source),
         "size": f"{package.size / 1e6:.1f} MB",
-        "files": f"every hash matches; digest {package.digest}"
-        if package.hashes_checked
+        "files": f"every hash matches: {package.hashes.report()}; digest {package.digest}"
+        if package.hashes
         else "not verified: there are no hashes and no reference outputs, as in Optimum's folders",
         "images": f"{width}x{height} by default, multiples of {manifest.downscale}",
         "latents": f"{manifest.latent_channels} channels, scaling {manifest.scaling_factor:.5g}"

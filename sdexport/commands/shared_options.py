@@ -78,7 +78,7 @@ _BACKEND_OPTIONS = (
 _NOT_OF_SESSIONS = {
     *("folder", "package", "graph", "path", "backend", "sessions", "plan", "digest"),
     *("verify", "hashes", "only", "progress", "low_memory", "max_batch", "vae_tile"),
-    *("source", "revision", "options", "seed", "trusted_key", "trust"),
+    *("source", "revision", "options", "seed", "trusted_key", "trust", "verify_hashes", "wait"),
 }
 """Arguments of the functions that open and verify packages, which --option must not set."""
 
@@ -98,6 +98,12 @@ _TRUST_OPTIONS = (
         help="What happens if graphs hold unknown operators and --key did not sign them: a "
         "warning, or an error. With signed, engines in PACKAGE/engines are not used either.",
     ),
+)
+verify_hashes_option = click.option(
+    "--verify-hashes",
+    is_flag=True,
+    help="Read every file to compare its hash. By default large files are not read again that an "
+    "earlier command has read and that have not changed since. --key and --trust signed imply it.",
 )
 _SOURCE_OPTIONS = (
     click.option("--revision", help="Branch, tag or commit, for a model id of the hub."),

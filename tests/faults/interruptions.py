@@ -107,7 +107,7 @@ def _hashing(command: str, work: Path) -> Interruption:
     further: list[object] = ["--ignore-memory"]
     if command == "generate":
         further = ["a star", "-o", out / "a.png"]
-    program = announced(mark, "hashlib", "file_digest", _IS_HUGE)
+    program = announced(mark, "sdexport.engines.cache.hash_check", "_digest", _IS_HUGE)
     if command == "sign":
         write_key_pair(work / "my.key", None)
         further = ["--key", work / "my.key"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
 from sdexport.engines import EngineError
-from sdexport.engines.cache import engine_files
+from sdexport.engines.cache import engine_files, hash_check
 from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.sidecar import Sidecar, StoredFile
 from sdexport.engines.errors import PackageError
@@ -38,13 +38,13 @@ def test_files_are_hashed_once_while_they_stay_the_same(
     plan: Path, sidecar: Sidecar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    digest = hashlib.file_digest
+    digest = hash_check._digest
 
-    def count(file: object, name: str) -> object:
-        hashed.append(name)
-        return digest(file, name)  # type: ignore[arg-type]
+    def count(file: BufferedReader) -> str:
+        hashed.append(file.name)
+        return digest(file)
 
-    monkeypatch.setattr(hashlib, "file_digest", count)
+    monkeypatch.setattr(hash_check, "_digest", count)
     sizes: list[int] = []
     for _ in range(3):
         checked_files(plan, sidecar, on_bytes=sizes.append)
