@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 
 from benchmarks.gpu_names import COMPILED, ORT, ORT_GRAPH, TORCH, TORCH_GRAPH
-from benchmarks.gpu_program import Task
+from benchmarks.gpu_program import ENVIRONMENT, Task
 
 CHECKS = (
-    Task("environment", 8, 60),
+    Task(ENVIRONMENT, 8, 60),
     Task("limits", 12, 60),
     Task("tests", 50, 100, background=True),
     Task("cuda", 10, 60),
@@ -71,9 +71,13 @@ def _timed(
 
 
 def _built(model: str, *, standard: bool = True) -> Iterator[Task]:
-    """Engines that are built first; of the default plan where the library is installed."""
+    """Engines that are built first; of the default plan where the library is installed.
+
+    They are skipped on a GPU that the library does not support.
+    """
     for backend, module in PLAN_LIBRARIES.items():
         there = module in sys.modules or importlib.util.find_spec(module) is not None
-        needs = (f"{model}.package", f"{model}.{TORCH}")
+        needs = (ENVIRONMENT, f"{model}.package", f"{model}.{TORCH}")
         seconds = 30 if model == "demo" else 150
-        yield Task(f"{model}.{backend}", seconds, 3 * seconds, needs, standard=standard and there)
+        name, wanted = f"{model}.{backend}", standard and there
+        yield Task(name, seconds, 3 * seconds, needs, standard=wanted, library=backend)

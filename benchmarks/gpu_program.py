@@ -22,6 +22,8 @@ from sdexport.engines.errors import InvalidArgumentError
 
 SCHEMA = 2
 POLL = 0.02
+ENVIRONMENT = "environment"
+"""The task that finds out what cannot run here."""
 LOST = "the program ended while this ran: it was killed, or the machine was taken away"
 LEAST_SECONDS = 5.0
 """A task whose estimate is longer than the time that is left is not started; one second is enough
@@ -40,6 +42,8 @@ class Task:
       after: tasks that are waited for if they are running, but may have failed.
       background: the next task starts at once; tasks that need this one wait for its end.
       standard: part of the default plan.
+      library: what it tests. The task is skipped if `environment`, which it needs then, found that
+        this cannot run on this GPU.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Task:
     after: tuple[str, ...] = ()
     background: bool = False
     standard: bool = True
+    library: str = ""
 
     def slower(self, factor: float) -> Task:
         """The task on a machine that takes so many times as long."""
@@ -95,10 +100,17 @@ def plan(tasks: Sequence[Task], report: Mapping[str, Any]) -> str:
     for task, end in expected_seconds(tasks):
         result = report.get("tasks", {}).get(task.name)
         state = "" if result is None else "failed before" if "error" in result else "done"
+        state = cannot_run(task, report) or state
         note = ", ".join(filter(None, ["in the background" if task.background else "", state]))
         lines.append(f"{task.name:36}{task.seconds:8g}{end:9.0f}{task.limit:7g}  {note}".rstrip())
         last = max(last, end)
     return "\n".join([*lines, f"{'total':36}{last:8.0f}"])
+
+
+def cannot_run(task: Task, report: Mapping[str, Any]) -> str:
+    """Why the library of a task cannot run on this GPU, if the report says so; "" otherwise."""
+    found = report.get("tasks", {}).get(ENVIRONMENT, {}).get("cannot_run", {})
+    return str(found.get(task.library, ""))
 
 
 def load_report(path: Path) -> dict[str, Any]:
@@ -192,6 +204,8 @@ class Program:
         for name in task.needs:
             if "error" in self.report["tasks"].get(name, {"error": ""}):
                 return self._pass_over(task, f"skipped, it needs {name}, of which there is nothing")
+        if problem := cannot_run(task, self.report):
+            return self._pass_over(task, f"skipped: {problem}")
         if self._broken:
             return self._pass_over(task, "skipped, because a task before it could not be ended")
         left = self._end - time.monotonic()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,7 +20,7 @@ from xml.etree import ElementTree
 from benchmarks.gpu_names import CONTENDERS, PLANS
 from benchmarks.gpu_process import reported, result_path
 from benchmarks.gpu_worker import Report, failure
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import EngineError, InvalidArgumentError, MissingDependencyError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnxruntime")
 PACKAGES = (
@@ -89,9 +90,24 @@ def _environment(settings: Settings, report: Report) -> None:
     from sdexport.engines.telemetry import import_onnxruntime
 
     report({"gpu": tried(lambda: vars(cuda_device.gpu()))})
+    report({"cannot_run": tried(_cannot_run)})
     report({"driver": tried(lambda: cuda_device.call(cuda_device.runtime().cudaDriverGetVersion))})
     report({"providers": tried(lambda: import_onnxruntime().get_available_providers())})
     report({"torch": tried(_torch_device)})
+
+
+def _cannot_run() -> dict[str, str]:
+    """Why a library of plans that is installed cannot run on this GPU, by backend."""
+    from sdexport.engines import cuda_device
+    from sdexport.engines.trt.library import library
+    from sdexport.engines.trt.supported_gpus import gpu_problem
+
+    found: dict[str, str] = {}
+    for backend in PLANS:
+        with suppress(EngineError, MissingDependencyError):  # no GPU, or not installed
+            if problem := gpu_problem(library(backend), cuda_device.gpu()):
+                found[backend] = problem
+    return found
 
 
 def _torch_device() -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 from benchmarks.gpu_plan import tasks
 from benchmarks.gpu_process import reported, result_path
 from benchmarks.gpu_program import (
+    ENVIRONMENT,
     LOST,
     SCHEMA,
     Task,
@@ -25,6 +26,8 @@ from benchmarks.gpu_program import (
     load_report,
     plan,
 )
+from benchmarks.gpu_work import _cannot_run
+from sdexport.engines import cuda_device
 from sdexport.engines.errors import InvalidArgumentError
 from tests.helpers.gpu_tasks import REPORT, ROOT, WORKER, program, task
 
@@ -233,3 +236,36 @@ def test_file_that_is_no_report_is_left_alone(tmp_path: Path, content: str) -> N
     with pytest.raises(InvalidArgumentError, match=r"notes\.json is no report of this benchmark"):
         load_report(path)
     assert path.read_text(encoding="utf-8") == content
+
+
+def test_tasks_of_a_library_that_cannot_run_on_this_gpu_are_skipped(runs: Runs) -> None:
+    (runs.folder / REPORT).write_text(
+        json.dumps(
+            {
+                "schema": SCHEMA,
+                "running": {},
+                "tasks": {ENVIRONMENT: {"cannot_run": {"tensorrt-rtx": "only on 8.6, not 9.0"}}},
+            }
+        )
+    )
+    both = task("good", library="tensorrt"), task("raise", library="tensorrt-rtx")
+    report = runs(*both)
+    assert "raise" not in runs.started() and "error" not in report["tasks"]["good"]
+    assert report["not_run"] == {"raise": "skipped: only on 8.6, not 9.0"}
+    assert "raise: skipped: only on 8.6, not 9.0" in runs.lines
+    assert "only on 8.6, not 9.0" in plan(both, report)
+
+
+@pytest.mark.parametrize("capability, skipped", [("9.0", True), ("8.9", False)])
+def test_environment_finds_what_cannot_run_here(
+    monkeypatch: pytest.MonkeyPatch, capability: str, skipped: bool
+) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    gpu = cuda_device.Gpu("NVIDIA H200", capability, 2**37)
+    monkeypatch.setattr(cuda_device, "gpu", lambda: gpu)
+    found = _cannot_run()
+    assert ("tensorrt-rtx" in found) == skipped
+    assert not skipped or "does not run on NVIDIA H200" in found["tensorrt-rtx"]
+    of_rtx = [task for task in tasks() if task.library == "tensorrt-rtx"]
+    assert {task.name for task in of_rtx} == {"demo.tensorrt-rtx", "sd15.tensorrt-rtx"}
+    assert all(ENVIRONMENT in task.needs for task in of_rtx)
