@@ -5,7 +5,7 @@ Errors: InvalidArgumentError if an argument does not fit, EngineError if the eng
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -137,6 +137,22 @@ class Session(Protocol):
         """
         ...
 
+    def expect(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        constants: Collection[str] = (),
+        shared: Collection[str] = (),
+    ) -> None:
+        """Get ready for a first call, which then begins at once; a backend may do nothing.
+
+        Args:
+          shapes: of its arrays, by input, for all rows of the batch.
+          constants, shared: names of inputs that will be bound, see `bind`.
+        Raises: EngineError: the engine failed.
+        """
+        ...
+
     def source(self, feeds: Feeds) -> GraphSource:
         """The file that `run` executes for these feeds; the session may have several.
 
@@ -203,6 +219,15 @@ class SessionBase(ClosesOnExit):
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return BoundSession(self, constants, shared)
+
+    def expect(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        constants: Collection[str] = (),
+        shared: Collection[str] = (),
+    ) -> None:
+        pass
 
     def source(self, feeds: Feeds) -> GraphSource:
         return self._source

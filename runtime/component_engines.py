@@ -20,12 +20,14 @@ from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import Sidecar, combined_digest
 from sdexport.engines.errors import EngineError, PackageError
+from sdexport.engines.ov import compiled_graph
 from sdexport.engines.session import TensorSpec
 from sdexport.runtime.models.components import TOKEN_GRAPHS
 from sdexport.runtime.packages.manifest import ComponentRecord
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.packages.trust import check_engine
 
+_SUFFIXES = {PREPARED_BACKEND: "onnx", compiled_graph.BACKEND: "blob"}
 _log = logging.getLogger(__name__)
 
 
@@ -36,9 +38,11 @@ def engine_path(
 
     Args:
       engine_dir: where engines are, instead of the package's own engines folder.
+    Returns: for OpenVINO a name that no file has: a graph has one for each of its variants in that
+      folder, see engines/ov/compiled_graph.py.
     """
     folder = package.folder / "engines" if engine_dir is None else Path(engine_dir)
-    suffix = "onnx" if backend == PREPARED_BACKEND else "plan"
+    suffix = _SUFFIXES.get(backend, "plan")
     return folder / backend / f"{graph}.{suffix}"
 
 
@@ -51,7 +55,14 @@ def usable_engine(
     """
     path = engine_path(package, graph, backend, engine_dir)
     is_trusted = engine_dir is not None or package.trust.built_engines
-    return path if is_trusted and os.path.lexists(path) else None
+    return path if is_trusted and _is_built(path, graph, backend) else None
+
+
+def _is_built(path: Path, graph: str, backend: str) -> bool:
+    """Whether there is an engine at a path of `engine_path`, whatever its state."""
+    if backend == compiled_graph.BACKEND:
+        return bool(compiled_graph.plans_of(path.parent, graph))
+    return os.path.lexists(path)
 
 
 def check_own_folders(package: Package, backend: str, engine_dir: str | Path | None) -> None:
@@ -124,7 +135,9 @@ def open_component(
     path, files = package.model_path(graph), package.model_files(graph)
     backend = resolve_backend(package, graph, backend, engine_dir)
     engine = engine_path(package, graph, backend, engine_dir)
-    if _opens_engine(package, engine, backend, engine_dir):
+    if backend == compiled_graph.BACKEND:
+        options |= _openvino_options(package, graph, engine, engine_dir)
+    elif _opens_engine(package, engine, backend, engine_dir):
         check_own_folders(package, backend, engine_dir)
         options |= {
             "plan": engine,
@@ -149,6 +162,35 @@ def open_component(
     return session
 
 
+def _openvino_options(
+    package: Package, graph: str, engine: Path, engine_dir: str | Path | None
+) -> dict[str, Any]:
+    """Which compiled graphs OpenVINO may use: none of files whose hashes were not compared.
+
+    Raises: EngineError: the package's own folder of engines is a link.
+    """
+    if not package.hashes_checked:
+        return {}
+    options: dict[str, Any] = {
+        "digest": package.model_digest(graph),
+        "package": package_binding(package),
+    }
+    if _is_built(engine, graph, compiled_graph.BACKEND):
+        check_own_folders(package, compiled_graph.BACKEND, engine_dir)
+        if usable_engine(package, graph, compiled_graph.BACKEND, engine_dir) is None:
+            _log.warning("%s", _not_signed(engine.parent))
+        else:
+            options["plan"] = engine
+    return options
+
+
+def _not_signed(engine: Path) -> str:
+    return (
+        f"{engine} is not covered by a signature; 'sdexport build --engine-dir DIR' builds "
+        "engines that are used with --engine-dir DIR (engine_dir)"
+    )
+
+
 def _is_intact(engine: Path) -> bool:
     """Whether the files of an engine are those of its sidecar."""
     try:
@@ -169,10 +211,7 @@ def _opens_engine(
     """
     is_own = engine_dir is None and os.path.lexists(engine)
     if is_own and not package.trust.built_engines and backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
-        message = (
-            f"{engine} is not covered by a signature; 'sdexport build --engine-dir DIR' builds "
-            "engines that are used with --engine-dir DIR (engine_dir)"
-        )
+        message = _not_signed(engine)
         if backend in PLAN_BACKENDS:
             raise PackageError(message)
         _log.warning("%s", message)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import (
-    InvalidArgumentError,
-    MissingDependencyError,
-    engine_error,
-)
+from sdexport.engines.cache.engine_store import Built
+from sdexport.engines.errors import InvalidArgumentError, engine_error
 from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
-from sdexport.engines.messages import import_failure
 from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.ov.compiled_graph import installed_version
+from sdexport.engines.ov.compiler import Compiled, Compiler, ov, reason_of
+from sdexport.engines.ov.graph_store import GraphStore
+from sdexport.engines.ov.model_cache import cache_folder
+from sdexport.engines.ov.rewrites.rewritten_model import UNBOUND, BoundInputs
+from sdexport.engines.ov.rewrites.split import ONCE, Shapes
+from sdexport.engines.run_record import note_run
 from sdexport.engines.session import (
     BoundSession,
     Feeds,
@@ -30,48 +29,10 @@ from sdexport.engines.session import (
     SessionBase,
     check_count,
 )
-from sdexport.engines.telemetry import import_openvino
 
-try:
-    ov = import_openvino()
-except ImportError as error:
-    raise MissingDependencyError(
-        f"OpenVINO is not installed; run: pip install 'sdexport[openvino]'{import_failure(error)}"
-    ) from error
-
-from sdexport.engines.ov.model_cache import cache_folder, checked_cache
-from sdexport.engines.ov.rewrites.rewritten_model import UNBOUND, BoundInputs, rewrite_model
-from sdexport.engines.ov.rewrites.split import ONCE, Shapes
-
+PREPARED = "prepared"
+"""GraphSource.form of a compiled graph that `sdexport build` wrote."""
 PRECISIONS = ("f32", "bf16", "f16", "i8")
-MOST_KERNELS = 100
-"""Kernels of each kind (convolution, matrix product, ...) that a graph compiled for all shapes
-keeps; the least recently used one is dropped first. A UNet or decoder uses some ten of a kind for
-one size. OpenVINO's own limit is 5000, and each new size of image adds 4 MB.
-
-The price is paid where many sizes alternate: each kernel of a size that was dropped is made again.
-For 40 sizes of the demo model in random order, 2 steps, a limit of 100 costs 14 % more CPU time for
-an image than one of 5000 (10 ms), 300 costs 11 %, 500 6 %. After 200 sizes the process has 353, 405
-and 457 MB with these three, and only with 100 has it stopped growing: the limit is that of each
-kind, and kinds that a size uses once or twice reach it last. There is no limit that has both. 100
-it is, because the price is in milliseconds and does not grow with the image: SD 1.5's UNet takes
-0.1 s once for a size, on one core, where one call takes 0.6 s at 128 by 128 pixels."""
-_log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Compiled:
-    """A compiled model, for some shapes only or (None) for all.
-
-    bound: the bound inputs that it was split for. once: a second compiled model, which computes
-    what depends only on the constants among them. idle: infer requests that no thread uses.
-    """
-
-    model: Any
-    shapes: Shapes | None
-    bound: BoundInputs = UNBOUND
-    once: Any = None
-    idle: list[Any] = field(default_factory=list)
 
 
 class OpenVinoSession(SessionBase):
@@ -102,6 +63,9 @@ class OpenVinoSession(SessionBase):
         of the output's scale.
       files: those that are opened, here and by calls that compile; their identity is compared
         before and after that.
+      plan: next to it are the graphs that `sdexport build` compiled; package: what they must have
+        been built for. Without `digest` (sidecar.model_digest of the file) neither these are used
+        nor those of the user's cache, which calls that compile write to.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded,
       there is no such device, or the cache folder cannot be written. PackageError: the files
       changed.
@@ -119,42 +83,87 @@ class OpenVinoSession(SessionBase):
         static: bool = True,
         rewrite: bool = True,
         files: CheckedFiles = UNCHECKED,
+        plan: Path | None = None,
+        digest: str | None = None,
+        package: str | None = None,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
         config = _config(precision, threads, streams)
         with files.unchanged():
             inputs, outputs = graph_specs(path)
-        self._cache = None if cache_dir is None else cache_folder(Path(str(cache_dir)), name)
-        if self._cache is not None:
-            config["CACHE_DIR"] = str(self._cache)
-        self._path, self._device, self._config = path, str(device), config
-        self._files = files
-        self._precision = precision
-        self._rewrites = rewrite and device == "CPU"
+        cache = None if cache_dir is None else cache_folder(Path(str(cache_dir)), name)
+        if cache is not None:
+            config["CACHE_DIR"] = str(cache)
+        rewrites = rewrite and device == "CPU"
         super().__init__(name, inputs, outputs)
         self._source = GraphSource(path)
         self._lock = threading.Lock()
-        self._compiled: _Compiled | None = None
-        self._splits = self._rewrites
-        with self._explained():
-            self._core: Any = ov.Core()
-            self._core.get_property(self._device, "FULL_DEVICE_NAME")  # fails if there is none
-            self._bound_memory()
-            self._model: Any = self._read_file()
+        self._compiled: Compiled | None = None
+        self._splits = rewrites
+        store = None
+        if digest is not None and cache is None and device == "CPU":
+            store = GraphStore(
+                name if path.stem == "model" else f"{name}.{path.stem}",
+                digest,
+                installed_version(),
+                inputs,
+                outputs,
+                prepared=None if plan is None else Path(plan).parent,
+                package=package,
+                tensor=ov.Tensor,
+            )
+        self._compiler = Compiler(
+            name,
+            path,
+            inputs,
+            device=str(device),
+            precision=precision,
+            config=config,
+            rewrites=rewrites,
+            cache=cache,
+            files=files,
+            store=store,
+        )
         if not static:
             self._compiled = self._compile(None)
 
-    def _bound_memory(self) -> None:
-        """Limit what OpenVINO keeps for each size that it has seen."""
-        if not self._device.startswith(("GPU", "NPU")):  # AUTO and others may use the CPU
-            try:
-                self._core.set_property("CPU", {"CPU_RUNTIME_CACHE_CAPACITY": str(MOST_KERNELS)})
-            except RuntimeError as error:
-                _log.info("%s: OpenVINO's cache of kernels is not limited: %s", self.name, error)
-
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return _Bound(self, constants, shared)
+
+    def expect(
+        self, shapes: Shapes, *, constants: Collection[str] = (), shared: Collection[str] = ()
+    ) -> None:
+        with self._lock:
+            if self._compiled is None and not self._closed:
+                self._compiled = self._compile(shapes, self._bound(constants, shared))
+
+    def prepare(
+        self,
+        shapes: Shapes,
+        *,
+        constants: Collection[str] = (),
+        shared: Collection[str] = (),
+        rebuild_stale: bool = False,
+    ) -> Built:
+        """Compile for `expect`'s arguments into the folder of `plan`, if it is not there yet.
+
+        Raises: EngineError: see Compiler.prepare.
+        """
+        bound = self._bound(constants, shared)
+        return self._compiler.prepare(shapes, bound, rebuild_stale=rebuild_stale)
+
+    def _bound(self, constants: Collection[str], shared: Collection[str]) -> BoundInputs:
+        """What `compute` compiles for when inputs of these names are bound."""
+        if not (constants and self._splits):
+            return UNBOUND
+        return BoundInputs(frozenset(constants), frozenset(shared))
+
+    def source(self, feeds: Feeds) -> GraphSource:
+        compiled = self._compiled
+        if compiled is not None and compiled.prepared is not None:
+            return GraphSource(compiled.prepared, PREPARED)
+        return self._source
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self.compute(feeds, None)
@@ -167,6 +176,8 @@ class OpenVinoSession(SessionBase):
             compiled = self._compiled = self._compiled_for(feeds, bound)
             idle = compiled.idle
             request = idle.pop() if idle else compiled.model.create_infer_request()
+        if compiled.prepared is not None:
+            note_run(self.name, PREPARED)
         try:
             bound = compiled.bound
             values = {
@@ -182,7 +193,7 @@ class OpenVinoSession(SessionBase):
                 spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs
             }
         except RuntimeError as error:
-            raise engine_error(f"{self.name}: OpenVINO failed: {_reason(error)}") from error
+            raise engine_error(f"{self.name}: OpenVINO failed: {reason_of(error)}") from error
         finally:
             with self._lock:
                 if compiled is self._compiled:
@@ -193,7 +204,7 @@ class OpenVinoSession(SessionBase):
             )
         return outputs
 
-    def _compiled_for(self, feeds: Feeds, bound: BoundInputs) -> _Compiled:
+    def _compiled_for(self, feeds: Feeds, bound: BoundInputs) -> Compiled:
         """The present compiled model or a new one in its place; there is never more than one."""
         present, shapes = self._compiled, {name: value.shape for name, value in feeds.items()}
         if present is not None:
@@ -209,45 +220,16 @@ class OpenVinoSession(SessionBase):
         self._compiled = present = None
         return self._compile(shapes, bound if self._splits else UNBOUND)
 
-    def _compile(self, shapes: Shapes | None, bound: BoundInputs = UNBOUND) -> _Compiled:
-        with self._explained(), checked_cache(self._cache, self.name):
-            rewritten = rewrite_model(
-                self._read,
-                self.inputs,
-                shapes,
-                precision=self._precision,
-                bound=bound,
-                convolutions=self._rewrites,
-            )
-            if rewritten.bound != bound:
-                self._splits = False
-            once = rewritten.once
-            if once is not None:
-                once = self._core.compile_model(once, self._device, self._config)
-            model = self._core.compile_model(rewritten.model, self._device, self._config)
-        return _Compiled(model, shapes, rewritten.bound, once)
-
-    def _read(self) -> Any:
-        """The model that was read first, then, as rewrites change it, a new one in each call."""
-        model, self._model = self._model, None
-        return model if model is not None else self._read_file()
-
-    def _read_file(self) -> Any:
-        with self._files.unchanged():
-            return self._core.read_model(str(self._path))
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            raise engine_error(
-                f"{self.name}: OpenVINO cannot load {self._path.name}: {_reason(error)}"
-            ) from error
+    def _compile(self, shapes: Shapes | None, bound: BoundInputs = UNBOUND) -> Compiled:
+        compiled = self._compiler.compiled(shapes, bound)
+        if compiled.bound != bound:
+            self._splits = False
+        return compiled
 
     def _release(self) -> None:
         with self._lock:
-            self._compiled = self._model = None
+            self._compiled = None
+            self._compiler.release()
 
 
 class _Bound(BoundSession):
@@ -259,12 +241,12 @@ class _Bound(BoundSession):
         # without constants there is nothing to split a model for
         self.bound = BoundInputs(frozenset(constants), self._shared) if constants else UNBOUND
         self._lock = threading.Lock()
-        self._once: tuple[_Compiled | None, Feeds] = None, {}
+        self._once: tuple[Compiled | None, Feeds] = None, {}
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self._owner.compute(self._checked_feeds(feeds), self)
 
-    def computed_once(self, compiled: _Compiled) -> Feeds:
+    def computed_once(self, compiled: Compiled) -> Feeds:
         """What the second model computes from the constants, by name; kept for later calls."""
         if compiled.once is None:
             return {}
@@ -308,10 +290,3 @@ def _tensor(value: np.ndarray) -> Any:
     """The array itself where OpenVINO can read it in place, else a copy."""
     in_place = value.flags.c_contiguous and value.flags.writeable
     return ov.Tensor(value if in_place else np.array(value, order="C"), shared_memory=True)
-
-
-def _reason(error: Exception) -> str:
-    """The lines of OpenVINO's message that say something, without its trail of source files."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    trail = re.compile(r"^(Exception from .*|FrontEnd API failed with \w+:)$")
-    return " ".join(line for line in lines if line and not trail.match(line)) or repr(error)

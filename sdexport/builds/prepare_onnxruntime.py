@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sdexport.engines import PREPARED_BACKEND, EngineError
 from sdexport.engines.cache.engine_store import Built, build_once
+from sdexport.engines.cache.processor import kernel_target
 from sdexport.engines.cache.sidecar import Sidecar, model_digest
 from sdexport.engines.errors import MissingDependencyError, WorkerError
 from sdexport.engines.messages import import_failure
@@ -22,7 +23,6 @@ from sdexport.engines.ort.prepared.prepared_graph import (
     PASSES,
     REWRITES_VERSION,
     data_path,
-    target,
 )
 from sdexport.engines.telemetry import import_onnxruntime
 from sdexport.engines.worker_process import run_in_worker, serve
@@ -88,7 +88,7 @@ def _wanted(onnx: Path, component: str, digest: str | None) -> Sidecar:
         library_version=onnxruntime.__version__,
         onnx_sha256=digest or model_digest(onnx),
         graph_sha256=graph_digest(onnx),
-        target=target(),
+        target=kernel_target(),
         profiles=(),
         options={PASSES: REWRITES_VERSION, MULTIPLES: dict.fromkeys(images, multiple)},
         inputs=inputs,

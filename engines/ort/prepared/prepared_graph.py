@@ -6,12 +6,9 @@ of processor read. To open it is to map that file: nothing is computed or copied
 
 from __future__ import annotations
 
-import platform
-import re
-from functools import cache
 from pathlib import Path
 
-from sdexport.engines.cache.processor import instructions
+from sdexport.engines.cache.processor import kernel_target
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import Requirements
 from sdexport.engines.errors import EngineError
@@ -23,17 +20,6 @@ PASSES = "passes"
 """Option of the sidecar: the version of the rewrites that the graph was prepared by."""
 REWRITES_VERSION = 3
 """Version of the rewrites (sdexport.graphs.cpu); graphs prepared by another one are stale."""
-_KERNEL_INSTRUCTIONS = re.compile(r"avx|sse4|fma$|f16c|amx|asimd|sve|sme\d*$|bf16|i8mm|neon")
-
-
-@cache
-def target() -> dict[str, str]:
-    """What the weights are laid out for: the architecture and the instructions that kernels use."""
-    used = sorted({word for word in instructions() if _KERNEL_INSTRUCTIONS.match(word)})
-    return {
-        "machine": platform.machine(),
-        "instructions": " ".join(used) or platform.processor() or "not known",
-    }
 
 
 def requirements(*, digest: str | None, package: str | None, version: str | None) -> Requirements:
@@ -57,7 +43,7 @@ def requirements(*, digest: str | None, package: str | None, version: str | None
 def _problems(sidecar: Sidecar) -> list[str]:
     """Why a graph that was prepared elsewhere, or by another sdexport, is not used here."""
     problems = []
-    if dict(sidecar.target) != target():
+    if dict(sidecar.target) != kernel_target():
         problems.append("it was built on another kind of processor")
     passes = sidecar.options.get(PASSES)
     if passes != REWRITES_VERSION:

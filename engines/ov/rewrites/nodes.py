@@ -8,6 +8,8 @@ import numpy as np
 from openvino import Type
 from openvino import opset13 as ops
 
+from sdexport.engines.ov.scratch import stored
+
 
 def as_type(value: Any, kind: Any) -> Any:
     """The value (an Output) in an element type."""
@@ -15,8 +17,8 @@ def as_type(value: Any, kind: Any) -> Any:
 
 
 def constant(values: np.ndarray) -> Any:
-    """A Constant node that uses the memory of the array."""
-    return ops.constant(np.require(values, requirements=("C", "W")), shared_memory=True)
+    """A Constant node that uses the memory of the array, or that of a copy in a scratch file."""
+    return ops.constant(stored(values), shared_memory=True)
 
 
 def constant_behind(source: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdexport.engines.ov.rewrites.convolutions import rewrite_convolutions
+from sdexport.engines.ov.rewrites.half_weights import round_weights
 from sdexport.engines.ov.rewrites.int8 import quantize
 from sdexport.engines.ov.rewrites.split import Shapes, half_shapes, split
 from sdexport.engines.session import TensorSpec
@@ -45,6 +46,7 @@ def rewrite_model(
     precision: str,
     bound: BoundInputs = UNBOUND,
     convolutions: bool = True,
+    in_bfloat16: bool = False,
 ) -> RewrittenModel:
     """Prepare a model for compilation: fix its shapes, split it, and rewrite what gains by it.
 
@@ -54,6 +56,7 @@ def rewrite_model(
       precision: of the arithmetic, one of openvino_session.PRECISIONS.
       bound: inputs to split the model for.
       convolutions: False leaves convolutions and products as they are.
+      in_bfloat16: whether they are computed in bfloat16 on this processor.
     """
     model, once = read(), None
     if shapes is not None and bound.constants:
@@ -68,4 +71,7 @@ def rewrite_model(
         rewrite_convolutions(model, winograd=precision == "f32")
     if precision == "i8":
         quantize(model)
+    for each in (model, once) if in_bfloat16 else ():
+        if each is not None:
+            round_weights(each)
     return RewrittenModel(model, once, bound)

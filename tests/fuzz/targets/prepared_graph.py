@@ -69,7 +69,7 @@ def write(folder: Path, data: bytes) -> None:
             library_version=_VERSION,
             onnx_sha256="0" * 64,
             graph_sha256="0" * 64,
-            target=prepared_graph.target(),
+            target=prepared_graph.kernel_target(),
             profiles=(),
             options={
                 prepared_graph.PASSES: prepared_graph.REWRITES_VERSION,

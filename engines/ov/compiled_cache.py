@@ -1,0 +1,128 @@
+"""OpenVINO's compiled graphs in the user's cache folder, which holds so many bytes at most.
+
+The least recently used graph is deleted first. Its sidecar's time of change says when it was used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from sdexport.engines.cache.user_cache import user_cache
+from sdexport.engines.messages import shown
+
+SUBFOLDER = "openvino"
+LIMIT_VARIABLE = "SDEXPORT_CACHE_GB"
+"""Environment variable: the most gigabytes that the compiled graphs take."""
+DEFAULT_GB = 24.0
+"""SD 1.5 in float32 takes 6 GB for one size, SDXL in bfloat16 7 GB."""
+FREE_SHARE = 2.0
+"""A graph is stored if so many times its weights are free on the disk."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedGraph:
+    """One compiled graph: its sidecar, all of its files, their bytes, and when it was used."""
+
+    sidecar: Path
+    files: tuple[Path, ...]
+    size: int
+    used: float
+
+
+def folder() -> Path | None:
+    """The folder of compiled graphs in the user's cache; None if there is none to use."""
+    return user_cache(SUBFOLDER)
+
+
+def scratch_folder() -> Path | None:
+    """Where rewritten weights are put meanwhile: where compiled graphs are, or None."""
+    place = folder()
+    return place if place is not None and os.access(place, os.W_OK) else None
+
+
+def limit() -> int:
+    """The most bytes of all compiled graphs together."""
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    if text:
+        with suppress(ValueError, OverflowError):
+            if (gigabytes := float(text)) >= 0:
+                return int(gigabytes * 1e9)
+        _warn_once(f"{LIMIT_VARIABLE} is {shown(text)}, no number; {DEFAULT_GB:g} is used")
+    return int(DEFAULT_GB * 1e9)
+
+
+def no_room(place: Path, weights: int) -> str:
+    """Why a graph with so many bytes of weights is not stored, in words; "" if it is.
+
+    Raises: OSError: the disk does not say how much is free.
+    """
+    need = int(FREE_SHARE * weights)
+    if need > limit():
+        return f"it may need {need / 1e9:.1f} GB of the cache's {limit() / 1e9:g}"
+    free = shutil.disk_usage(place).free
+    if need > free:
+        return f"{place} has {free / 1e9:.1f} GB free, and it may need {need / 1e9:.1f}"
+    if not os.access(place, os.W_OK):
+        return f"{place} cannot be written to"
+    return ""
+
+
+def note_use(plan: Path) -> None:
+    """Note that a graph was used now, where the folder can be written to."""
+    with suppress(OSError):
+        os.utime(plan.with_suffix(".json"))
+
+
+def graphs(place: Path) -> list[CachedGraph]:
+    """The graphs of a folder, the least recently used one first."""
+    found = []
+    for sidecar in place.glob("*.json"):
+        stem = f"{sidecar.stem}."
+        with suppress(OSError):  # another process deletes it
+            files = [f for f in place.iterdir() if f.name.startswith(stem) and f != sidecar]
+            size = sum(file.lstat().st_size for file in (*files, sidecar))
+            found.append(CachedGraph(sidecar, tuple(files), size, sidecar.lstat().st_mtime))
+    return sorted(found, key=lambda graph: graph.used)
+
+
+def evict(place: Path, *, keep: Path | None = None, most: int | None = None) -> int:
+    """Delete the least recently used graphs until the others take `most` bytes.
+
+    Args:
+      keep: the file of a graph that stays. most: default `limit()`.
+    Returns: how many were deleted.
+    """
+    present, deleted = graphs(place), 0
+    total, most = sum(graph.size for graph in present), limit() if most is None else most
+    for graph in present:
+        if total <= most:
+            break
+        if keep is None or keep not in graph.files:
+            delete(graph)
+            total, deleted = total - graph.size, deleted + 1
+    return deleted
+
+
+def delete(graph: CachedGraph) -> None:
+    """Delete a graph, its sidecar first: what is left cannot be opened."""
+    for file in (graph.sidecar, *graph.files):
+        with suppress(OSError):  # on Windows, a file that is open stays
+            file.unlink(missing_ok=True)
+
+
+def stray_files(place: Path) -> list[Path]:
+    """Files that belong to no graph: what a killed process left."""
+    known = {file for graph in graphs(place) for file in (graph.sidecar, *graph.files)}
+    return [file for file in place.iterdir() if file not in known]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)
