@@ -98,6 +98,29 @@ def _masked(graph: ir.Graph) -> None:
         ],
     )
     graph.inputs.append(mask)
+    for softmax in [node for node in graph if node.op_type == "Softmax"]:
+        _zero_where_all_is_masked(graph, softmax)
+
+
+def _zero_where_all_is_masked(graph: ir.Graph, softmax: ir.Node) -> None:
+    """Replace the NaN of rows without a column to attend to by 0, as PyTorch's attention does."""
+    source = softmax.outputs[0]
+    dtype = source.dtype or ir.DataType.FLOAT
+    zero = ir.Value(name=f"{ATTENTION_MASK}.zero.{dtype.name.lower()}")
+    if zero.name not in graph.initializers:
+        zero.const_value = ir.tensor(np.zeros((), dtype.numpy()), name=zero.name)
+        graph.initializers[str(zero.name)] = zero
+    nothing = ir.Value(name=f"{source.name}.nothing", type=ir.TensorType(ir.DataType.BOOL))
+    guarded = ir.Value(name=f"{source.name}.guarded", type=ir.TensorType(dtype))
+    ir.convenience.replace_all_uses_with(source, guarded)
+    choices = [nothing, graph.initializers[str(zero.name)], source]
+    graph.insert_after(
+        softmax,
+        [
+            ir.Node("", "IsNaN", [source], outputs=[nothing], name=f"isnan.{source.name}"),
+            ir.Node("", "Where", choices, outputs=[guarded], name=f"where.{source.name}"),
+        ],
+    )
 
 
 def _inputs_embeds(graph: ir.Graph) -> ir.Value:

@@ -99,6 +99,7 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
         _fold_transpositions(program.model.graph)
         optimizer.optimize(program.model)
         onnx_fusions.fuse(program.model)
+        drop_nan_guards(program.model.graph)
         _put_back(program.model.graph, halves)
     return program.model
 
@@ -127,6 +128,33 @@ def _fold_transpositions(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
         del graph.initializers[str(source.name)]
         graph.register_initializer(value)
+
+
+def drop_nan_guards(graph: ir.Graph) -> None:
+    """Take softmax as it is where the exporter replaces NaN by 0, before opset 23.
+
+    Softmax is NaN in rows in which every column is masked. With a causal mask there are none, and
+    TensorRT fuses attention only without the replacement.
+    """
+    for node in list(graph):
+        softmax = guarded_softmax(node)
+        if softmax is not None:
+            ir.convenience.replace_all_uses_with(node.outputs[0], softmax)
+            guard = node.inputs[0]
+            graph.remove(node, safe=True)
+            if guard is not None and not guard.uses() and guard.producer() is not None:
+                graph.remove(guard.producer(), safe=True)  # type: ignore[arg-type]
+
+
+def guarded_softmax(node: ir.Node) -> ir.Value | None:
+    """The output of the softmax that a Where(IsNaN(softmax), 0, softmax) guards; else None."""
+    if node.op_type != "Where" or len(node.inputs) != 3:
+        return None
+    test, softmax = node.inputs[0], node.inputs[2]
+    guard, source = (value.producer() if value is not None else None for value in (test, softmax))
+    if guard is None or source is None or (guard.op_type, source.op_type) != ("IsNaN", "Softmax"):
+        return None
+    return softmax if guard.inputs[0] is softmax else None
 
 
 def _put_back(graph: ir.Graph, halves: Mapping[int, torch.Tensor]) -> None:
