@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_table, security_tables, startup_table, tables
+from benchmarks import gpu_table, operators_table, security_tables, startup_table, tables
 from benchmarks.checkpoints import NAMES
 from benchmarks.tables import table_row
 from sdexport.verification.limits import FACTOR, FLOAT32_RANGES, RANGES
@@ -211,6 +211,8 @@ def all_tables() -> dict[str, str]:
         found["interruption"] = security_tables.interruption(_read("interruption"))
     if _has("startup"):
         found["startup"] = startup_table.table(_read("startup"))
+    if profiled := tables.reports(RESULTS, "operators"):
+        found["operators"] = operators_table.table(profiled)
     if timed := tables.reports(RESULTS, "latency"):
         found["targets"] = tables.targets(timed)
         found["figures"] = tables.figures(RESULTS)

@@ -75,6 +75,7 @@ PARTS = {
     ),
     "memory": Part("memory", (*SD15, "--size", "256", *_only(MEMORY)), 4),
     "roofline": Part("roofline", SD15, 0.3),
+    "operators": Part("operators", (*SD15, "--size", "256"), 0.7),
     "latency-512-all": Part("latency", (*SD15, "--size", "512"), 25, False),
     "compiled-256": Part(
         "latency",
