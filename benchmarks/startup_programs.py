@@ -83,12 +83,16 @@ PROGRAMS = {
         *_ours("openvino", "bf16"),
         *_ours("openvino", "i8"),
         Program("optimum fp32", "optimum", exporter="optimum"),
-        Program(
-            "optimum-intel fp32",
-            "optimum_intel",
-            exporter="openvino_genai",
-            environment="openvino_genai",
-            keeps=True,
+        *(
+            Program(
+                f"optimum-intel {precision}",
+                "optimum_intel",
+                precision,
+                exporter="openvino_genai",
+                environment="openvino_genai",
+                keeps=True,
+            )
+            for precision in ("fp32", "bf16")
         ),
         *(
             Program(
@@ -100,7 +104,7 @@ PROGRAMS = {
             )
             for precision in ("fp32", "bf16")
         ),
-        Program("stable-diffusion.cpp fp32", "stable_diffusion_cpp", spacing="linspace"),
+        Program("stable-diffusion.cpp", "stable_diffusion_cpp", spacing="linspace"),
     )
 }
 
@@ -218,6 +222,7 @@ def environment(cache: Path) -> dict[str, str]:
     return {
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(cache),
+        "SDEXPORT_CACHE": str(cache / "sdexport"),
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(cache / "huggingface"),
     }
