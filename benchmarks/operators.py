@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from benchmarks.roofline import PRODUCTS, flops, limits
 from sdexport import load_pipeline
 from sdexport.bench.measure import machine
 from sdexport.bench.workload import PROMPT
+from sdexport.engines.cache.user_cache import VARIABLE
 
 PRECISION = "bf16"
 REPEATS = 7
@@ -58,7 +61,10 @@ BIASED = "/WithoutBiases"
 
 @contextlib.contextmanager
 def compiled_models() -> Iterator[list[tuple[Any, Any]]]:
-    """Collects the model and the compiled model of each compilation, with the timer turned on."""
+    """Collects products and compiled model of each compilation, with the timer turned on.
+
+    The cache of compiled graphs is off meanwhile, or nothing might be compiled.
+    """
     import openvino as ov
 
     found: list[tuple[Any, Any]] = []
@@ -73,11 +79,11 @@ def compiled_models() -> Iterator[list[tuple[Any, Any]]]:
         found.append((counted, compiled))
         return compiled
 
-    ov.Core.compile_model = compile_model
-    try:
+    with (
+        mock.patch.object(ov.Core, "compile_model", compile_model),
+        mock.patch.dict(os.environ, {VARIABLE: "off"}),
+    ):
         yield found
-    finally:
-        ov.Core.compile_model = usual
 
 
 @dataclass(frozen=True)
