@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sdexport.runtime.component_backends import (
 )
 from sdexport.runtime.component_engines import open_component, resolve_backend, usable_engine
 from sdexport.runtime.images.recorded_values import plain, same_or_each
+from sdexport.runtime.opening_ahead import OpeningAhead, gains
 from sdexport.runtime.packages.package import Package
 
 EXTERNAL = "session"
@@ -59,6 +60,7 @@ class ComponentSessions:
         self._last: str | None = None
         self._lock = threading.RLock()
         self._closed = False
+        self._ahead = OpeningAhead(self._open_now)
 
     def __getitem__(self, component: str) -> Session:
         """Raises: PackageError: the package has no such component. EngineError: it cannot be
@@ -72,6 +74,21 @@ class ComponentSessions:
                 with self._package.model_files(component).unchanged():
                     return _TemporarySession(self, component, self._package.model_path(component))
             return self._open(component)
+
+    def open_ahead(self, components: Iterable[str]) -> None:
+        """Begin to open large components in the background, in the order of their use."""
+        with self._lock:
+            if self._low_memory or self._closed:
+                return
+            known = {*self._external, *self._opened}
+            specs = {
+                name: self.opened_with(name)
+                for name in components
+                if name not in known and name not in self._ahead
+            }
+            self._ahead.start(
+                {name: spec for name, spec in specs.items() if gains(self._package, name, spec)}
+            )
 
     def backend_names(self) -> str:
         """The backends that were asked for, in words."""
@@ -161,17 +178,21 @@ class ComponentSessions:
         """Close every session that was opened here; closing twice is allowed."""
         with self._lock:
             self._closed = True
+            self._ahead.close()
             for session in self._opened.values():
                 session.close()
             self._opened.clear()
 
     def _open(self, component: str) -> Session:
         if component not in self._opened:
-            spec = self.opened_with(component)
-            self._opened[component] = open_component(
-                self._package, component, spec.name, **spec.options
+            ahead = self._ahead.take(component)
+            self._opened[component] = ahead or self._open_now(
+                component, self.opened_with(component)
             )
         return self._opened[component]
+
+    def _open_now(self, component: str, spec: BackendSpec) -> Session:
+        return open_component(self._package, component, spec.name, **spec.options)
 
     def _spec(self, component: str) -> BackendSpec:
         """The backend that runs a component, with the options that are its own."""

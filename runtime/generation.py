@@ -98,6 +98,7 @@ def _run_stages(
 ) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[float]]:
     """The latents, the images, and the time before and after each stage."""
     clock = [time.perf_counter()]
+    pipeline.open_ahead(_used_later(pipeline, call))
     embeds, pooled = _encode(pipeline, call)
     guided = call.guidance.is_guided or needs_negatives(embeds)
     conditioning = _conditioning(pipeline, call, pooled, guided=guided)
@@ -122,6 +123,13 @@ def _run_stages(
     decoded = pasted(samples, call.images.paste_back)
     clock.append(time.perf_counter())
     return latents, decoded, clock
+
+
+def _used_later(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
+    """The components that run after the text encoder, in this order."""
+    family, is_decoded = pipeline.package.family, call.arguments["output_type"] != "latent"
+    encoder = [family.vae_encoder] if call.images.image is not None else []
+    return [*encoder, family.denoiser, *([family.vae_decoder] if is_decoded else [])]
 
 
 def _encode(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,13 @@ class PipelineStages(ClosesOnExit):
           or the pipeline is closed.
         """
         return self._components[component]
+
+    def open_ahead(self, components: Iterable[str]) -> None:
+        """Begin to open large components in the background, in the order of their use.
+
+        What goes wrong is raised when a component is used.
+        """
+        self._components.open_ahead(components)
 
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component, with all options of its session.

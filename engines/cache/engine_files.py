@@ -70,6 +70,10 @@ class EngineCheck:
         self._check = HashCheck(unknown(), self._altered, what=str(plan))
         self.files = CheckedFiles(identities)
 
+    def wait_for(self, path: Path) -> None:
+        """Wait until one of the files is compared. Raises: see `wait`."""
+        self._check.wait([path])
+
     def wait(self, *, on_bytes: Callable[[int], object] = lambda size: None) -> None:
         """Wait until every file is compared.
 

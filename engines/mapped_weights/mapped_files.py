@@ -10,7 +10,9 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,8 +22,6 @@ Range = tuple[int, int]
 """First address, and the one behind the last."""
 _MAPS = Path("/proc/self/maps")
 _MADV_DONTNEED = 4
-_OPENING = threading.Lock()
-"""Held while a file is mapped, so that every caller knows which mappings are its own."""
 Opened = TypeVar("Opened")
 
 
@@ -63,10 +63,16 @@ def open_mapped(
     Returns: its result, and the new mappings.
     """
     names = {str(file.resolve()) for file in files}
-    with _OPENING:
+    with _opening(frozenset(names)):
         before = _ranges(names)
         opened = open_files()
         return opened, MappedFiles(tuple(sorted(_ranges(names) - before)))
+
+
+@cache
+def _opening(names: frozenset[str]) -> AbstractContextManager[bool]:
+    """A lock to hold while files are mapped, so that each caller knows which are its own."""
+    return threading.Lock()
 
 
 def _ranges(names: set[str]) -> set[Range]:

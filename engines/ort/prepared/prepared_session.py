@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdexport.engines.cache.engine_files import checked_files
+from sdexport.engines.cache.engine_files import EngineCheck
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import stale_reasons
 from sdexport.engines.errors import EngineError, PackageError
@@ -56,8 +56,7 @@ def open_prepared(
         required = prepared.requirements(digest=digest, package=package, version=ort.__version__)
         reasons = stale_reasons(sidecar, required)
         if not reasons:
-            files = checked_files(plan, sidecar)
-            return PreparedSession(plan, sidecar, files, original, threads=threads)
+            return _opened(plan, sidecar, original, threads)
     except (EngineError, PackageError, OSError) as error:
         reasons = [str(error)]
     _log.warning(
@@ -68,6 +67,21 @@ def open_prepared(
         plan.stem,
     )
     return original(unused=f"{plan.name} was prepared for it and is not used: {'; '.join(reasons)}")
+
+
+def _opened(
+    plan: Path, sidecar: Sidecar, original: Callable[..., Session], threads: int | None
+) -> Session:
+    """The session of a prepared graph, whose weights are hashed while it opens."""
+    check = EngineCheck(plan, sidecar)
+    check.wait_for(plan)
+    session = PreparedSession(plan, sidecar, check.files, original, threads=threads)
+    try:
+        check.wait()
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 class PreparedSession(OnnxRuntimeBase):

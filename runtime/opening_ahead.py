@@ -1,0 +1,99 @@
+"""Opening large components in a thread while the text encoder opens and works.
+
+To open a graph is mostly the work of one core. So the denoiser and the decoder are opened one after
+the other in a thread from the beginning of a pipeline's first call, and taken from it when they are
+needed. Small graphs open faster than that would gain.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from sdexport.engines import Session
+from sdexport.engines.guarded_files import MIB
+from sdexport.runtime.component_backends import BackendSpec
+from sdexport.runtime.packages.package import Package
+
+SMALLEST = 64 * MIB
+"""Bytes of the files of a component from which on it is opened ahead."""
+_BACKENDS = ("onnxruntime", "openvino")
+"""Those that run on the CPU; others may need the thread that opens a graph for calls, too."""
+
+
+class _Opening:
+    """A component that is being opened, and what came of it."""
+
+    def __init__(self, spec: BackendSpec) -> None:
+        self.spec = spec
+        self.session: Session | None = None
+        self.failure: BaseException | None = None
+        self.done = threading.Event()
+
+
+class OpeningAhead:
+    """Components that are opened in a thread; the caller serialises calls.
+
+    Args:
+      open_one: opens a component with a backend.
+    """
+
+    def __init__(self, open_one: Callable[[str, BackendSpec], Session]) -> None:
+        self._open_one = open_one
+        self._openings: dict[str, _Opening] = {}
+        self._is_closed = threading.Event()
+
+    def __contains__(self, component: str) -> bool:
+        return component in self._openings
+
+    def start(self, specs: Mapping[str, BackendSpec]) -> None:
+        """Begin to open components, in this order."""
+        new = {name: _Opening(spec) for name, spec in specs.items()}
+        if new:
+            self._openings |= new
+            threading.Thread(target=self._work, args=[new], name="sdexport-open").start()
+
+    def take(self, component: str) -> Session | None:
+        """The session of a component, as soon as it is open; None if nothing opens it.
+
+        Raises: what opening it raised; it can be opened again.
+        """
+        opening = self._openings.get(component)
+        if opening is None:
+            return None
+        opening.done.wait()
+        del self._openings[component]
+        if opening.failure is not None:
+            raise opening.failure
+        return opening.session
+
+    def close(self) -> None:
+        """Wait for what is being opened, and close what was not taken."""
+        self._is_closed.set()
+        for opening in self._openings.values():
+            opening.done.wait()
+            if opening.session is not None:
+                opening.session.close()
+        self._openings.clear()
+
+    def _work(self, openings: Mapping[str, _Opening]) -> None:
+        for name, opening in openings.items():
+            if not self._is_closed.is_set():
+                try:
+                    opening.session = self._open_one(name, opening.spec)
+                except BaseException as error:  # noqa: BLE001  `take` raises it
+                    opening.failure = error
+            opening.done.set()
+
+
+def gains(package: Package, component: str, spec: BackendSpec) -> bool:
+    """Whether a component takes so long to open that it should be opened ahead."""
+    if spec.name not in _BACKENDS or (os.cpu_count() or 1) < 2:
+        return False
+    size = 0
+    with suppress(OSError):
+        for file in (package.folder / component).iterdir():
+            size += file.stat().st_size
+    return size >= SMALLEST
