@@ -23,8 +23,8 @@ SESSION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Backend -> the options that its sessions take; docs/backends.md says what they do."""
-FILE_OPTIONS = ("plan", "digest", "package", "files")
-"""Options that say which files are opened; a package's pipeline sets them itself."""
+FILE_OPTIONS = ("plan", "digest", "package", "files", "seldom")
+"""Options that say which files are opened, and for what; a package's pipeline sets them itself."""
 
 
 def check_options(

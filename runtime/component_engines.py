@@ -22,7 +22,7 @@ from sdexport.engines.cache.sidecar import Sidecar, combined_digest
 from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.ov import compiled_graph
 from sdexport.engines.session import TensorSpec
-from sdexport.runtime.models.components import TOKEN_GRAPHS
+from sdexport.runtime.models.components import TOKEN_GRAPHS, Role
 from sdexport.runtime.packages.manifest import ComponentRecord
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.packages.trust import check_engine
@@ -145,12 +145,14 @@ def open_component(
             "package": package_binding(package),
         }
     component, _, further = graph.partition(".")
+    spec = package.family.component(component)
+    if backend == PREPARED_BACKEND and spec.role is Role.TEXT_ENCODER:
+        options |= {"seldom": True}
     try:
         with nothing_remembered(package.reads_every_hash):
             session = open_session(path, backend, files=files, **options)
     except EngineError as error:
         raise _with_advice(error, package.manifest.components[component], backend) from error
-    spec = package.family.component(component)
     inputs, outputs = TOKEN_GRAPHS[further] if further else (spec.inputs, spec.outputs)
     try:
         _check_names(package, graph, "input", inputs, session.inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines import AUTO, EngineError, Session, SessionBase
+from sdexport.engines.guarded_files import MIB
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds, GraphSource
 from sdexport.engines.session_options import SESSION_OPTIONS
@@ -26,6 +27,8 @@ from sdexport.runtime.images.recorded_values import plain, same_or_each
 from sdexport.runtime.opening_ahead import OpeningAhead, gains
 from sdexport.runtime.packages.package import Package
 
+_LARGE = 64 * MIB
+"""Bytes of mapped weights that are worth freeing for the time of the denoising loop."""
 EXTERNAL = "session"
 """Stands for the backend of a component that was open already."""
 
@@ -158,6 +161,13 @@ class ComponentSessions:
             if backend != EXTERNAL
             and usable_engine(self._package, name, self._backend(name), engine_dir)
         )
+
+    def rest(self, components: Collection[str]) -> None:
+        """Free large mapped weights of components that will not run for a while."""
+        with self._lock:
+            for name, session in self._opened.items():
+                if name.partition(".")[0] in components and (session.mapped or 0) >= _LARGE:
+                    session.trim()
 
     def make_room(self, component: str | None = None) -> None:
         """Trim or close the other sessions, to make room for the files that this one maps.

@@ -100,6 +100,7 @@ def _run_stages(
     clock = [time.perf_counter()]
     pipeline.open_ahead(_used_later(pipeline, call))
     embeds, pooled = _encode(pipeline, call)
+    pipeline.rest_text_encoders()
     guided = call.guidance.is_guided or needs_negatives(embeds)
     conditioning = _conditioning(pipeline, call, pooled, guided=guided)
     start = _initial_latents(pipeline, call)

@@ -81,6 +81,10 @@ class PipelineStages(ClosesOnExit):
         """
         self._components.open_ahead(components)
 
+    def rest_text_encoders(self) -> None:
+        """Free large mapped weights of the text encoders; they stay open."""
+        self._components.rest([spec.name for spec in self._family.text_encoders])
+
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component, with all options of its session.
 

@@ -109,6 +109,10 @@ transformers in float32. Their weights are random, so errors are larger than the
 FLOAT32_PRODUCT_REL = 1e-6
 """A sum of eight float32 products against NumPy's: two or three units in the last place."""
 
+MAPPED_PRODUCT_REL = 1e-5
+"""Four matrix products in a row whose weights are not copied into another layout, of the scale: the
+1,024 terms of each sum are added in another order."""
+
 GPU_COMPONENT_REL = 5e-3
 """A float32 graph on a GPU against PyTorch on the CPU. TF32 keeps 10 bits of mantissa in products,
 2**-11 each, and the errors of some sixty layers add up. Not measured (no hardware)."""

@@ -45,12 +45,17 @@ LARGEST_CONSTANT = 256
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """Where the data of a tensor is: a file name as the graph has it, and bytes of that file."""
+    """Where the data of a tensor is: a file name as the graph has it, and bytes of that file.
+
+    kind: TensorProto.DataType. dims: its shape.
+    """
 
     name: str
     location: str
     offset: int
     size: int
+    kind: int = 0
+    dims: tuple[int, ...] = ()
 
 
 @dataclass
@@ -108,7 +113,7 @@ class TensorChecks:
             return name, []
         size = data_size(elements, kind)
         if place:
-            self._external_tensor(name, place, size)
+            self._external_tensor(name, place, size, kind, dims)
         elif raw is not None and kind in BITS:
             if raw[1] - raw[0] != size:
                 self.add(f"{what} has {raw[1] - raw[0]} bytes, not {counted(size)}")
@@ -148,7 +153,9 @@ class TensorChecks:
         if len(self.problems) < _PROBLEMS:
             self.problems.append(escaped(problem))
 
-    def _external_tensor(self, name: str, place: dict[str, str], size: int) -> None:
+    def _external_tensor(
+        self, name: str, place: dict[str, str], size: int, kind: int, dims: Sequence[int]
+    ) -> None:
         texts = place.get("offset", "0"), place.get("length", str(size))
         if not all(text.isascii() and text.isdecimal() and len(text) < 20 for text in texts):
             self.add(f"tensor '{name:.80}' has no valid offset or length")
@@ -157,7 +164,9 @@ class TensorChecks:
         if length != size:
             self.add(f"tensor '{name:.80}' has {length} bytes, not {counted(size)}")
         location = place.get("location", "")
-        self.external.append(ExternalTensor(name, location, offset, max(length, size)))
+        self.external.append(
+            ExternalTensor(name, location, offset, max(length, size), kind, tuple(dims))
+        )
 
     def _entry(self, data: Bytes, start: int, end: int) -> tuple[str, str]:
         texts = {n: text(data[at:stop]) for n, at, stop in fields(data, start, end, self.name)}

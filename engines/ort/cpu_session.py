@@ -26,6 +26,7 @@ def open_onnxruntime(
     digest: str | None = None,
     package: str | None = None,
     files: CheckedFiles = UNCHECKED,
+    seldom: bool = False,
 ) -> Session:
     """Open an ONNX graph in ONNX Runtime, or the graph that was prepared from it.
 
@@ -33,6 +34,8 @@ def open_onnxruntime(
 
     Args:
       path, providers, threads, optimization, prepacking, files: see OnnxRuntimeSession.
+      seldom: see OnnxRuntimeSession; with other providers than the CPU, or if `prepacking` is off
+        anyway, it has no effect.
       plan: where `sdexport build` writes the prepared graph; the file may be missing.
       digest, package: what that must have been built from; see staleness.Requirements.
     Raises: see OnnxRuntimeSession.
@@ -46,6 +49,7 @@ def open_onnxruntime(
         optimization=optimization,
         prepacking=prepacking,
         files=files,
+        seldom=seldom and providers == CPU and prepacking,
     )
     defaults = (providers, optimization, prepacking) == (CPU, "all", True)
     exists = plan is not None and os.path.lexists(plan)

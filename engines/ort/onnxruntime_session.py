@@ -20,6 +20,7 @@ from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.ort.cuda_libraries import INSTALL, missing_libraries
+from sdexport.engines.ort.mapped_initializers import MappedInitializers
 from sdexport.engines.session import (
     ANY_SIZE,
     BoundSession,
@@ -105,6 +106,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
       optimization: how far the graph is rewritten, one of OPTIMIZATIONS.
       prepacking: False uses weights where they are mapped: no copy, slower products.
       files: those that are opened; their identity is compared before and after that.
+      seldom: the graph runs seldom: do not copy large weights, so that `trim` frees them.
       unused: why a graph that was prepared from this one is not run; see GraphSource.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded, or
       a provider is not in this installation or does not start. PackageError: the files changed.
@@ -119,6 +121,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         optimization: str = "all",
         prepacking: bool = True,
         files: CheckedFiles = UNCHECKED,
+        seldom: bool = False,
         unused: str = "",
     ) -> None:
         path = Path(path)
@@ -130,6 +133,9 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
             raise EngineError(f"{name}: ONNX Runtime cannot start {CUDA}: {missing}")
         options = session_options(threads, optimization, prepacking)
         with files.unchanged():
+            self._weights = MappedInitializers.of(path) if seldom else None
+            if self._weights is not None:
+                self._weights.give(options)
             session = load(name, path, options, providers)
         _check_started(name, wanted, session.get_providers())
         super().__init__(
@@ -138,6 +144,21 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         self._source = GraphSource(path, unused=unused)
         if wanted and wanted[0] == CUDA:
             self.device, self.device_id = "cuda", _device_id(providers[0])
+
+    @property
+    def mapped(self) -> int:
+        return self._weights.size if self._weights is not None else 0
+
+    def trim(self, room: int | None = None) -> bool:
+        weights = self._weights
+        if weights is None:
+            return False
+        weights.free()
+        return True
+
+    def _release(self) -> None:
+        super()._release()
+        self._weights = None
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         bound = BoundSession if self.device == "cpu" else OnDevice
