@@ -19,7 +19,7 @@ A backend is NAME[,OPTION=VALUE...], such as "openvino,precision=bf16".
 """
 DEFAULT = "onnxruntime"
 OTHERS = "*"
-PIPELINE_OPTIONS = ("engine_dir", "max_batch", "vae_tile", "low_memory")
+PIPELINE_OPTIONS = ("engine_dir", "max_batch", "vae_tile", "low_memory", "expected_images")
 """Options of load_pipeline that are not of a backend's sessions."""
 
 

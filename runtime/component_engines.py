@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from sdexport.engines import (
 from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import Sidecar, combined_digest
+from sdexport.engines.cache.staleness import stale_reasons
 from sdexport.engines.errors import EngineError, PackageError
+from sdexport.engines.ort.prepared import prepared_graph
 from sdexport.engines.ov import compiled_graph
 from sdexport.engines.session import TensorSpec
 from sdexport.runtime.models.components import TOKEN_GRAPHS, Role
@@ -92,18 +96,51 @@ def package_binding(package: Package) -> str:
 
 
 def resolve_backend(
-    package: Package, graph: str, backend: str, engine_dir: str | Path | None = None
+    package: Package,
+    graph: str,
+    backend: str,
+    engine_dir: str | Path | None = None,
+    images: int | None = None,
 ) -> str:
     """The backend that runs a graph: `backend` itself, or for "auto" the best one; that is logged.
 
     Token graphs rarely have a TensorRT engine of their own; without one they run as by "auto".
+
+    Args:
+      images: how many are going to be generated, see sdexport.engines.choose.
     Raises: MissingDependencyError: no backend is installed.
     """
     if backend == AUTO or not runs_on(package, graph, backend, engine_dir):
         requested = backend
-        backend = choose(plan_of=lambda name: usable_engine(package, graph, name, engine_dir))
+        backend = choose(
+            plan_of=lambda name: _fitting_engine(package, graph, name, engine_dir), images=images
+        )
         _log.info("%s: %s takes %s", graph, requested, backend)
     return backend
+
+
+def _fitting_engine(
+    package: Package, graph: str, backend: str, engine_dir: str | Path | None
+) -> Path | None:
+    """As `usable_engine`; None also if a prepared graph was built from or for something else."""
+    path = usable_engine(package, graph, backend, engine_dir)
+    if path is None or backend != PREPARED_BACKEND:
+        return path
+    required = prepared_graph.requirements(
+        digest=package.model_digest(graph),
+        package=package_binding(package),
+        version=_version("onnxruntime") or _version("onnxruntime-gpu"),
+    )
+    try:
+        return None if stale_reasons(Sidecar.read(path), required) else path
+    except (EngineError, OSError):  # opening it would say so, and take the package's graph
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version(distribution)
+    return None
 
 
 def runs_on(

@@ -41,6 +41,7 @@ class ComponentSessions:
       options: of the backends' sessions; each session gets those that its backend knows.
       sessions: components that are open already; the caller closes them.
       low_memory: keep one component in memory at a time. Calls then wait for each other.
+      images: how many are going to be generated, for the backend "auto"; None for many.
     Raises: InvalidArgumentError: unknown backends, components or options.
     """
 
@@ -52,7 +53,9 @@ class ComponentSessions:
         sessions: Mapping[str, Session],
         *,
         low_memory: bool = False,
+        images: int | None = None,
     ) -> None:
+        self._images = images
         self._backends = check_backends(backends, tuple(package.manifest.components))
         check_session_options(self._backends, options)
         self._package, self._options = package, dict(options)
@@ -215,7 +218,7 @@ class ComponentSessions:
             requested = backend_of(self._backends, component).name
             engine_dir = self._options.get("engine_dir")
             self._resolved[component] = resolve_backend(
-                self._package, component, requested, engine_dir
+                self._package, component, requested, engine_dir, self._images
             )
         return self._resolved[component]
 

@@ -19,8 +19,9 @@ from sdexport.runtime.packages.package import Package
 
 SMALLEST = 64 * MIB
 """Bytes of the files of a component from which on it is opened ahead."""
-_BACKENDS = ("onnxruntime", "openvino")
-"""Those that run on the CPU; others may need the thread that opens a graph for calls, too."""
+_BACKENDS = ("onnxruntime",)
+"""Of the others, OpenVINO compiles for the shapes of the first call, and those on a GPU are not
+tested in this way."""
 
 
 class _Opening:

@@ -57,6 +57,8 @@ class Pipeline(PipelineStages):
       vae_tile: side in pixels of the tiles in which the VAE processes larger images; None processes
         the whole image. Bounds memory; colors may shift a little from tile to tile.
       low_memory: keep one component in memory at a time; each is opened when it is needed.
+      expected_images: how many are going to be generated; for a few, the backend "auto" prefers one
+        that starts at once, see sdexport.engines.choose. None for many.
 
     Example:
         >>> from sdexport import Package, Pipeline
@@ -411,8 +413,9 @@ def load_pipeline(
         anywhere in the package no image is returned.
       verify_hashes: read every file, also if its hash is remembered; see Package.load.
       trusted_key, trust: whose signature is required, and what graphs may hold; see Package.load.
-      options: of Pipeline (max_batch, vae_tile, low_memory), `engine_dir`, and of the backends'
-        sessions (such as threads); sdexport.engines.session_options lists those of each backend.
+      options: of Pipeline (max_batch, vae_tile, low_memory, expected_images), `engine_dir`, and of
+        the backends' sessions (such as threads); sdexport.engines.session_options lists those of
+        each backend.
     Raises: FileNotFoundError, PackageError: see Package.load. InvalidArgumentError: an unknown
       backend, or an option that no backend here has. A backend that is not installed raises an
       error when it is first used; see also Pipeline.warm_up.

@@ -44,6 +44,7 @@ class PipelineStages(ClosesOnExit):
         max_batch: int | None = None,
         vae_tile: int | None = None,
         low_memory: bool = False,
+        expected_images: int | None = None,
         **options: Any,
     ) -> None:
         unit = package.manifest.downscale
@@ -52,11 +53,13 @@ class PipelineStages(ClosesOnExit):
         if vae_tile is not None:
             check_tile(vae_tile, unit)
         checks.boolean("low_memory", low_memory)
+        if expected_images is not None:
+            checks.integer("expected_images", expected_images, 1, 2**31)
         self.package = package
         self.max_batch, self.vae_tile = max_batch, vae_tile
         self._family, self._space = package.family, package.manifest.latent_space
         self._components = ComponentSessions(
-            package, backend, options, sessions or {}, low_memory=low_memory
+            package, backend, options, sessions or {}, low_memory=low_memory, images=expected_images
         )
         self.text_encoders = TextEncoders(package, self.session)
         scheduler_argument.warn_of_replacement(package.scheduler_config)

@@ -115,6 +115,7 @@ def generate(
     if reference:
         jobs = reference.jobs(jobs)
         opened_with = reference.pipeline_arguments(opened_with)
+    opened_with["expected_images"] = len(jobs)
     with (
         load_pipeline(package, **checked, **opened_with) as pipe,
         progress(None, "generate") as shown,

@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ import pytest
 import sdexport.engines.backends
 from benchmarks import low_memory
 from sdexport import Package, Pipeline, load_pipeline
+from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines import EngineError, Session, choose, cuda_device
 from sdexport.engines.backends import _BACKENDS
+from sdexport.engines.cache.processor import kernel_target
+from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.ort.prepared import prepared_graph
 from sdexport.engines.session_options import FILE_OPTIONS, SESSION_OPTIONS
 from sdexport.runtime import component_sessions
 from sdexport.runtime.component_backends import (
@@ -28,7 +33,7 @@ from sdexport.runtime.component_backends import (
     check_backends,
     parse_backends,
 )
-from sdexport.runtime.component_engines import open_component
+from sdexport.runtime.component_engines import open_component, package_binding
 from tests.tolerances import IMAGE_ABS, LOW_MEMORY_MB
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -254,6 +259,89 @@ def test_auto_takes_the_best(
     monkeypatch.setattr(sdexport.engines.backends, "_unusable", lambda name, plan: "")
     path = package / "unet" / "model.onnx"
     assert choose(plan_of=lambda backend: path if plan else None) == best
+
+
+@pytest.mark.parametrize(
+    ("prepared", "images", "best", "says"),
+    [
+        ((), 1, "openvino", "for 1 image openvino comes first, the fastest of those"),
+        ((), None, "openvino", "for many images openvino comes first, the fastest"),
+        (
+            ("onnxruntime",),
+            1,
+            "onnxruntime",
+            "for 1 image onnxruntime comes first, as its graph is",
+        ),
+        (("onnxruntime",), 3, "onnxruntime", "for 3 images onnxruntime comes first, as"),
+        (("onnxruntime",), 4, "openvino", "for 4 images openvino comes first, the fastest"),
+        (("onnxruntime",), None, "openvino", "for many images openvino comes first"),
+        (
+            ("openvino",),
+            1,
+            "openvino",
+            "for 1 image openvino comes first, as its graph is prepared",
+        ),
+        (("onnxruntime", "openvino"), 1, "openvino", "for 1 image openvino comes first, as"),
+    ],
+)
+def test_auto_prefers_prepared_graphs_for_few_images(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    prepared: tuple[str, ...],
+    images: int | None,
+    best: str,
+    says: str,
+) -> None:
+    backends = sdexport.engines.backends
+    monkeypatch.setattr(backends, "_installed", lambda name: name in ("openvino", "onnxruntime"))
+    monkeypatch.setattr(backends, "_has_cuda_provider", lambda: False)
+
+    def plan_of(backend: str) -> Path | None:
+        return Path("graph") if backend in prepared else None
+
+    with caplog.at_level(logging.INFO):
+        assert choose(plan_of=plan_of, images=images) == best
+    assert f"auto: {says}" in caplog.text
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_auto_ignores_prepared_graphs_that_would_not_be_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: bool
+) -> None:
+    backends = sdexport.engines.backends
+    monkeypatch.setattr(backends, "_installed", lambda name: name in ("openvino", "onnxruntime"))
+    monkeypatch.setattr(backends, "_has_cuda_provider", lambda: False)
+    loaded = Package.load(PACKAGE_DIR, verify=False)
+    plan = tmp_path / "onnxruntime" / "vae_decoder.onnx"
+    plan.parent.mkdir()
+    plan.write_bytes(b"graph")
+    sidecar = Sidecar(
+        component="vae_decoder",
+        backend="onnxruntime",
+        library_version=metadata.version("onnxruntime") if fits else "1",
+        onnx_sha256=loaded.model_digest("vae_decoder"),
+        graph_sha256="",
+        target=kernel_target(),
+        profiles=(),
+        options={prepared_graph.PASSES: prepared_graph.REWRITES_VERSION},
+        inputs=(),
+        outputs=(),
+        package_sha256=package_binding(loaded),
+        files={plan.name: StoredFile.of(plan)},
+    )
+    sidecar_path(plan).write_text(sidecar.to_json(), encoding="utf-8")
+    for images, taken in ((1, "onnxruntime" if fits else "openvino"), (4, "openvino")):
+        pipe = Pipeline(loaded, "auto", engine_dir=tmp_path, expected_images=images)
+        assert pipe.opened_with("vae_decoder").name == taken
+    sidecar_path(plan).write_text("{", encoding="utf-8")
+    pipe = Pipeline(loaded, "auto", engine_dir=tmp_path, expected_images=1)
+    assert pipe.opened_with("vae_decoder").name == "openvino"
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "1", 2**40])
+def test_expected_images_are_a_positive_number(count: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected_images"):
+        load_pipeline(PACKAGE_DIR, "auto", verify=False, expected_images=count)
 
 
 def test_auto_without_any_engine_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
