@@ -31,6 +31,7 @@ from sdexport.engines.trt.engine_layers import (
 )
 from sdexport.engines.trt.network_attention import find_attention
 from sdexport.engines.trt.supported_gpus import member
+from sdexport.engines.trt.unsupported_nodes import explained, rejected_nodes
 from sdexport.engines.worker_process import Channel
 
 Report = Callable[..., None]
@@ -84,7 +85,9 @@ def _build(job: Mapping[str, Any], report: Report) -> dict[str, Any]:
             strongly_typed=hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
         )
     except PolygraphyException as error:
-        return _failed("parser", _summary(messages, error))
+        summary = _summary(messages, error)
+        rejected = rejected_nodes(trt, polygraphy_util.TRT_LOGGER, job["onnx"])
+        return _failed("parser", explained(rejected) or summary)
     attention = [Attention(**found) for found in find_attention(trt, network)]
     try:
         config = polygraphy_trt.create_config(

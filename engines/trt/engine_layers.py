@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
 from sdexport.engines.errors import EngineError
@@ -104,6 +104,21 @@ class EngineLayers:
         """The content of the file."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=0) + "\n"
 
+    @classmethod
+    def from_json(cls, content: bytes, path: Path) -> Self:
+        """What `to_json` wrote.
+
+        Raises: EngineError: it is damaged; the message names `path`.
+        """
+        with parsing(EngineError, path):
+            data = parse_json(content.decode(), strict=True)
+            if data["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format_version is not {FORMAT_VERSION}")
+            return cls(
+                tuple(_checked_layer(entry) for entry in data["layers"]),
+                tuple(_checked_attention(entry) for entry in data["attention"]),
+            )
+
 
 def layers_path(plan: Path) -> Path:
     """The file of the layers of a plan."""
@@ -163,14 +178,7 @@ def read_layers(plan: Path, sidecar: Sidecar) -> EngineLayers | None:
     if hashlib.sha256(content).hexdigest() != stored.sha256:
         recorded = sidecar_path(plan).name
         raise EngineError(f"{path} was damaged or altered: its SHA-256 is not that in {recorded}")
-    with parsing(EngineError, path):
-        data = parse_json(content.decode(), strict=True)
-        if data["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version is not {FORMAT_VERSION}")
-        return EngineLayers(
-            tuple(_checked_layer(entry) for entry in data["layers"]),
-            tuple(_checked_attention(entry) for entry in data["attention"]),
-        )
+    return EngineLayers.from_json(content, path)
 
 
 def _checked_layer(entry: Mapping[str, Any]) -> Layer:

@@ -11,7 +11,13 @@ from typing import Any
 from sdexport.engines import PLAN_BACKENDS, EngineError
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.messages import one_line
-from sdexport.engines.trt.engine_layers import Attention, Layer, in_profiles, read_layers
+from sdexport.engines.trt.engine_layers import (
+    Attention,
+    EngineLayers,
+    Layer,
+    in_profiles,
+    read_layers,
+)
 
 WIDEST_HEAD, NARROWEST_HEAD = 256, 9
 """Sizes of a head that TensorRT-RTX 1.7's fused kernels take, found by building each."""
@@ -38,11 +44,16 @@ def layer_report(engine: Mapping[str, Any]) -> dict[str, Any]:
         return {"not_listed": one_line(error)}
     if found is None:
         return {"not_listed": NOT_LISTED}
-    profiles = in_profiles(found.layers)
     return {
-        "profiles": [_profile(layers, found.attention) for layers in profiles.values()],
+        "profiles": profile_reports(found),
         "layers": [asdict(layer) | {"kind": layer.kind} for layer in found.layers],
     }
+
+
+def profile_reports(found: EngineLayers) -> list[dict[str, Any]]:
+    """For each profile the counts of its layers; see layer_report."""
+    profiles = in_profiles(found.layers)
+    return [_profile(layers, found.attention) for layers in profiles.values()]
 
 
 def _profile(layers: Sequence[Layer], attention: Sequence[Attention]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from sdexport.engines.trt.engine_layers import layers_path
 from sdexport.engines.trt.library import LIBRARIES
 from sdexport.engines.trt.library_calls import LibraryCalls
 from sdexport.engines.trt.supported_gpus import listed
+from sdexport.engines.trt.unsupported_nodes import MOST_NODES, NodeError, explained
 from sdexport.engines.worker_process import run_in_worker
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
@@ -200,6 +201,54 @@ def test_build_failure_names_the_node(tmp_path: Path) -> None:
             model, tmp_path / "odd.plan", backend="tensorrt-rtx", profiles=[{"n": Span(1, 1, 1)}]
         )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "words"),
+    [
+        ("Det", {}, r"operator Det .*: not supported; no export of sdexport writes it"),
+        (
+            "Attention",
+            {"softmax_precision": 1},
+            r"operator Attention .*: .*softmax precision is not supported.*; --opset 18 exports it",
+        ),
+    ],
+)
+def test_build_failure_names_the_export_option(
+    tmp_path: Path, operator: str, attributes: dict[str, Any], words: str
+) -> None:
+    inputs = ["x"] * (3 if operator == "Attention" else 1)
+    node = helper.make_node(operator, inputs, ["y"], name="the_odd_node", **attributes)
+    shape = ["n", 4, 8, 8]
+    edges = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "xy"]
+    graph = helper.make_graph([node], "g", edges[:1], edges[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(EngineError, match=rf"cannot read the graph: {words}"):
+        build_plan(
+            tmp_path / "model.onnx",
+            tmp_path / "odd.plan",
+            backend="tensorrt-rtx",
+            profiles=[{"n": Span(1, 1, 1)}],
+        )
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        ("GroupNormalization", "--opset 18 exports it as several older operators"),
+        ("DequantizeLinear", "--precision fp16 exports none"),
+        ("Conv", "no export option avoids it"),
+        ("Evil\n\x1b[31m", "no export of sdexport writes it"),
+    ],
+)
+def test_rejected_nodes_are_explained_in_one_line(operator: str, words: str) -> None:
+    errors = [NodeError(operator, name, "false") for name in ("first", "second", "")]
+    text = explained(errors)
+    assert words in text and "first" in text and "second" not in text and text.isprintable()
+    many = [NodeError(f"Op{index}", "", "why\nnot") for index in range(40)]
+    assert explained(many).endswith(f"; and {40 - MOST_NODES} more")
+    assert "node without a name): why not" in explained(many) and explained([]) == ""
 
 
 def test_build_failure_has_the_builders_message(package: Path, tmp_path: Path) -> None:

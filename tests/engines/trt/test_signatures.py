@@ -68,6 +68,12 @@ ROOTS = {
         "engine": "ICudaEngine",
         "config": "IRuntimeConfig",
     },
+    "unsupported_nodes.py": {
+        "trt": "",
+        "builder": "Builder",
+        "parser": "OnnxParser",
+        "each": "ParserError",
+    },
     "weight_streaming.py": {"engine": "ICudaEngine"},
 }
 """By file: the names in it that stand for objects of the library."""

@@ -11,11 +11,12 @@ from typing import Any
 import onnx
 import pytest
 
+from benchmarks.plans import CAPABILITIES, OPSETS, build_small
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import open_session
 from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.onnx_file.operators import unknown_parts
-from sdexport.graphs.precision import conversion
+from sdexport.graphs.precision import OPSET_OF_BF16, PRECISIONS, conversion
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import parts
 from tests.helpers.families import FAMILIES, build
@@ -72,6 +73,17 @@ def family(
         yield checkpoint, functools.cache(checkpoint.load)
 
 
+def assert_builds_with_tensorrt_rtx(path: Path, precision: str) -> None:
+    """For 8.6, 8.9 and 12.0 at once; in half precision every attention of a UNet is one kernel."""
+    pytest.importorskip("polygraphy")
+    built = build_small(path, path.parent, static_only=True)
+    assert "failed" not in built, f"{path.parent.name}: {built['message']}"
+    (profile,) = built["profiles"]
+    assert profile["attention"]["total"] > 0 or path.parent.name == "vae_decoder"
+    if path.parent.name == "unet" and precision in ("fp16", "bf16"):
+        assert profile["separate"] == []
+
+
 @pytest.mark.parametrize("opset", [23, pytest.param(18, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_graphs_are_accepted(
@@ -88,5 +100,32 @@ def test_graphs_are_accepted(
             warnings.simplefilter("error")
             assert_valid(path)
             assert_parsed_by_tensorrt_rtx(path)
+        if precision == "fp16":
+            assert_builds_with_tensorrt_rtx(path, precision)
         found = survey(path)
         assert (found.problems, unknown_parts(found)) == ((), [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_graphs_build_for_each_gpu(
+    family: tuple[Checkpoint, Callable[[str], Any]],
+    capability: str,
+    precision: str,
+    opset: int,
+    tmp_path: Path,
+) -> None:
+    """TensorRT-RTX builds every graph for each compute capability, for fixed and dynamic sizes."""
+    if precision == "bf16" and opset < OPSET_OF_BF16:
+        pytest.skip(f"bf16 needs opset {OPSET_OF_BF16}")
+    checkpoint, load = family
+    for part in parts(checkpoint.configs):
+        config = checkpoint.configs[part.source]
+        change = conversion(precision, part.component, checkpoint.family, config)
+        path = tmp_path / part.name / "model.onnx"
+        trace(part, load(part.source), path, opset=opset, change=change)
+        built = build_small(path, tmp_path, [capability])
+        assert "failed" not in built, f"{part.name}: {built['message']}"
+        assert len(built["profiles"]) == 2
