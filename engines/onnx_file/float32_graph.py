@@ -48,19 +48,23 @@ _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
 _MAX_DEPTH = 100
 
 
-def in_float32(path: Path, *, at_once: bool = False) -> bytes:
+def in_float32(path: Path, *, at_once: bool = False, widened: bool = False) -> bytes:
     """The model of a file as described above, as a ModelProto.
 
     Its external data stays where it is.
 
     Args:
       at_once: all weights may be converted before the first product.
+      widened: weights of a lower precision are float32 themselves: those in the file are converted,
+        and for those in external data the caller gives an engine the values.
     Raises: EngineError: not a well-formed ONNX model. FileNotFoundError: no such file.
     """
     try:
         with open_model(path) as model:
             return b"".join(
-                field(number, _graph(value, at_once)) if number == Model.GRAPH else whole.content()
+                field(number, _graph(value, at_once, widened))
+                if number == Model.GRAPH
+                else whole.content()
                 for number, value, whole in model.every_field()
             )
     except ValueError as error:
@@ -84,7 +88,7 @@ def lower_precisions(path: Path) -> set[int]:
         raise EngineError(f"{path.parent.name or path.stem}: {path.name}: {error}") from None
 
 
-def _graph(graph: Slice, at_once: bool, depth: int = 0) -> bytes:
+def _graph(graph: Slice, at_once: bool, widened: bool, depth: int = 0) -> bytes:
     if depth > _MAX_DEPTH:
         raise ValueError(f"{graph.name} is nested too deeply for a protocol buffer")
     lower: dict[str, list[int]] = {}
@@ -93,7 +97,7 @@ def _graph(graph: Slice, at_once: bool, depth: int = 0) -> bytes:
         if number == Graph.INITIALIZER:
             name = value.text(Tensor.NAME)
             constants.add(name)
-            if value.integer(Tensor.DATA_TYPE) in _LOWER:
+            if value.integer(Tensor.DATA_TYPE) in _LOWER and not widened:
                 lower[name] = _dims(value)
     waiting, parts = dict(lower), []
     for number, value, whole in graph.every_field():
@@ -101,6 +105,8 @@ def _graph(graph: Slice, at_once: bool, depth: int = 0) -> bytes:
             continue
         if number == Graph.INITIALIZER and (name := value.text(Tensor.NAME)) in lower:
             parts.append(field(number, _renamed(value, name + STORED)))
+        elif number == Graph.INITIALIZER and widened:
+            parts.append(field(number, _widened(value)))
         elif number == Graph.NODE:
             names = [each.content().decode() for at, each in value.fields() if at == Node.INPUT]
             waited = () if at_once else names
@@ -108,7 +114,7 @@ def _graph(graph: Slice, at_once: bool, depth: int = 0) -> bytes:
             for used in names:
                 if used in waiting:
                     parts += _converted(used, waiting.pop(used), other)
-            parts.append(field(number, _node(value, at_once, depth)))
+            parts.append(field(number, _node(value, at_once, widened, depth)))
         else:
             parts.append(whole.content())
     unused = [part for name in waiting for part in _converted(name, [], "")]  # by subgraphs only
@@ -124,6 +130,18 @@ def _dims(tensor: Slice) -> list[int]:
 def _renamed(tensor: Slice, name: str) -> bytes:
     kept = [whole for number, _, whole in tensor.every_field() if number != Tensor.NAME]
     return b"".join((*(each.content() for each in kept), text(Tensor.NAME, name)))
+
+
+def _widened(tensor: Slice) -> bytes:
+    """A weight as float32; of one in external data the type alone is changed."""
+    if tensor.integer(Tensor.DATA_TYPE) not in _LOWER:
+        return tensor.content()
+    if not any(number == Tensor.EXTERNAL_DATA for number, _ in tensor.fields()):
+        return _constant(tensor)
+    kept = [
+        whole.content() for number, _, whole in tensor.every_field() if number != Tensor.DATA_TYPE
+    ]
+    return b"".join((*kept, integer(Tensor.DATA_TYPE, DataType.FLOAT)))
 
 
 def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
@@ -150,29 +168,31 @@ def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
     return [*nodes, new_node("Cast", [source], name, int_attribute("to", DataType.FLOAT))]
 
 
-def _node(node: Slice, at_once: bool, depth: int) -> bytes:
+def _node(node: Slice, at_once: bool, widened: bool, depth: int) -> bytes:
     return b"".join(
-        field(number, _attribute(value, at_once, depth))
+        field(number, _attribute(value, at_once, widened, depth))
         if number == Node.ATTRIBUTE
         else whole.content()
         for number, value, whole in node.every_field()
     )
 
 
-def _attribute(attribute: Slice, at_once: bool, depth: int) -> bytes:
+def _attribute(attribute: Slice, at_once: bool, widened: bool, depth: int) -> bytes:
     named = attribute.text(Attribute.NAME) in _TYPE_ATTRIBUTES
     lower = named and attribute.integer(Attribute.INTEGER) in _LOWER
-    return b"".join(_attribute_fields(attribute, lower, at_once, depth))
+    return b"".join(_attribute_fields(attribute, lower, at_once, widened, depth))
 
 
-def _attribute_fields(attribute: Slice, lower: bool, at_once: bool, depth: int) -> Iterator[bytes]:
+def _attribute_fields(
+    attribute: Slice, lower: bool, at_once: bool, widened: bool, depth: int
+) -> Iterator[bytes]:
     for number, value, whole in attribute.every_field():
         if number == Attribute.INTEGER and lower:
             yield integer(number, DataType.FLOAT)
         elif number in (Attribute.TENSOR, Attribute.TENSORS):
             yield field(number, _constant(value))
         elif number in (Attribute.GRAPH, Attribute.GRAPHS):
-            yield field(number, _graph(value, at_once, depth + 1))
+            yield field(number, _graph(value, at_once, widened, depth + 1))
         else:
             yield whole.content()
 

@@ -13,6 +13,7 @@ from sdexport.engines.onnx_file.float32_graph import in_float32
 from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.ort.onnxruntime_session import (
     CPU,
+    DATA_FOLDER,
     OnnxRuntimeBase,
     loading,
     ort,
@@ -20,8 +21,6 @@ from sdexport.engines.ort.onnxruntime_session import (
     tensor_specs,
 )
 from sdexport.engines.session import Session
-
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Session:
@@ -57,7 +56,7 @@ def give_external_data(name: str, path: Path, options: Any, mapped: ExitStack) -
       mapped: keeps files open until the session is loaded.
     Raises: EngineError: the data cannot be opened.
     """
-    options.add_session_config_entry(_DATA_FOLDER, str(path.resolve().parent))
+    options.add_session_config_entry(DATA_FOLDER, str(path.resolve().parent))
     with loading(name, path.name):
         _give_linked_data(path, options, mapped)
 

@@ -19,8 +19,10 @@ from sdexport.engines.errors import (
 from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure, one_line
+from sdexport.engines.onnx_file.graph_survey import GraphSurvey
 from sdexport.engines.ort.cuda_libraries import INSTALL, missing_libraries
 from sdexport.engines.ort.mapped_initializers import MappedInitializers
+from sdexport.engines.ort.widened_weights import WidenedWeights, opening, widens
 from sdexport.engines.session import (
     ANY_SIZE,
     BoundSession,
@@ -62,6 +64,8 @@ _LEVELS = dict(
 CUDA = "CUDAExecutionProvider"
 
 CPU = ("CPUExecutionProvider",)
+DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Option of a session: where the external data of a model is that is given as bytes."""
 
 Provider = str | tuple[str, Mapping[str, Any]]
 
@@ -132,11 +136,17 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         if CUDA in wanted and (missing := missing_libraries()):
             raise EngineError(f"{name}: ONNX Runtime cannot start {CUDA}: {missing}")
         options = session_options(threads, optimization, prepacking)
+        self._weights: MappedInitializers | None = None
+        self._widened: WidenedWeights | None = None
         with files.unchanged():
-            self._weights = MappedInitializers.of(path) if seldom else None
-            if self._weights is not None:
-                self._weights.give(options)
-            session = load(name, path, options, providers)
+            found = widens(path) if tuple(wanted) == CPU else None
+            if found is not None:
+                session = self._load_widened(name, path, found, options)
+            else:
+                self._weights = MappedInitializers.of(path) if seldom else None
+                if self._weights is not None:
+                    self._weights.give(options)
+                session = load(name, path, options, providers)
         _check_started(name, wanted, session.get_providers())
         super().__init__(
             session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
@@ -144,6 +154,15 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         self._source = GraphSource(path, unused=unused)
         if wanted and wanted[0] == CUDA:
             self.device, self.device_id = "cuda", _device_id(providers[0])
+
+    def _load_widened(self, name: str, path: Path, found: GraphSurvey, options: Any) -> Any:
+        """ONNX Runtime's own session of a graph whose half-precision weights are converted here."""
+        options.add_session_config_entry(DATA_FOLDER, str(path.resolve().parent))
+        with opening(path, found) as weights, loading(name, path.name):
+            weights.give(options)
+            session = ort.InferenceSession(weights.model, options, providers=list(CPU))
+            self._widened = weights
+        return session
 
     @property
     def mapped(self) -> int:
@@ -158,7 +177,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
 
     def _release(self) -> None:
         super()._release()
-        self._weights = None
+        self._weights = self._widened = None
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         bound = BoundSession if self.device == "cpu" else OnDevice
