@@ -168,9 +168,17 @@ class ComponentSessions:
     def rest(self, components: Collection[str]) -> None:
         """Free large mapped weights of components that will not run for a while."""
         with self._lock:
+            self.finish(components)
             for name, session in self._opened.items():
                 if name.partition(".")[0] in components and (session.mapped or 0) >= _LARGE:
                     session.trim()
+
+    def finish(self, components: Collection[str]) -> None:
+        """Close components that the image does not need any more, if it is the only one."""
+        with self._lock:
+            for name in list(self._opened) if self._images == 1 else ():
+                if name.partition(".")[0] in components:
+                    self._opened.pop(name).close()
 
     def make_room(self, component: str | None = None) -> None:
         """Trim or close the other sessions, to make room for the files that this one maps.

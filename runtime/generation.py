@@ -119,6 +119,8 @@ def _run_stages(
         cache_interval=call.arguments["cache_interval"],
     )
     latents = _last_latents(pipeline, call, steps)
+    del steps  # which keeps the denoiser's session
+    pipeline.finish_denoising()
     clock.append(time.perf_counter())
     samples = _decode(pipeline, latents, call.arguments["output_type"])
     decoded = pasted(samples, call.images.paste_back)

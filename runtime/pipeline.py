@@ -58,7 +58,8 @@ class Pipeline(PipelineStages):
         the whole image. Bounds memory; colors may shift a little from tile to tile.
       low_memory: keep one component in memory at a time; each is opened when it is needed.
       expected_images: how many are going to be generated; for a few, the backend "auto" prefers one
-        that starts at once, see sdexport.engines.choose. None for many.
+        that starts at once, see sdexport.engines.choose; for one, components are closed as soon as
+        they have done their work. None for many.
 
     Example:
         >>> from sdexport import Package, Pipeline

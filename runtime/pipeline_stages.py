@@ -85,8 +85,12 @@ class PipelineStages(ClosesOnExit):
         self._components.open_ahead(components)
 
     def rest_text_encoders(self) -> None:
-        """Free large mapped weights of the text encoders; they stay open."""
+        """Free large mapped weights of the text encoders, or close them after the only prompt."""
         self._components.rest([spec.name for spec in self._family.text_encoders])
+
+    def finish_denoising(self) -> None:
+        """Close the denoiser, if one image is expected."""
+        self._components.finish([self._family.denoiser])
 
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component, with all options of its session.

@@ -3,7 +3,8 @@
 On the CPU ONNX Runtime computes a float16 graph in float32. Left to itself it converts every weight
 first and then copies it into the layout of its kernels: for a moment there are two copies in
 float32, and the file. Here the weights are converted into a file without a name, whose pages are
-dropped from memory while ONNX Runtime copies them. The peak is that of a float32 graph.
+dropped from memory while ONNX Runtime copies them. The peak is that of a float32 graph. And nothing
+is rounded to float16 between two operators, which ONNX Runtime itself does at some places.
 """
 
 from __future__ import annotations

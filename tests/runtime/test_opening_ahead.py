@@ -10,7 +10,7 @@ import pytest
 
 from sdexport import EngineError, Package, Pipeline
 from sdexport.demo_model import PACKAGE_DIR
-from sdexport.engines import Session
+from sdexport.engines import Session, SessionBase
 from sdexport.runtime import component_sessions, opening_ahead
 from sdexport.runtime.component_backends import BackendSpec
 from sdexport.runtime.component_engines import open_component
@@ -131,3 +131,29 @@ def test_nothing_is_opened_ahead_where_it_does_not_gain(
     monkeypatch.undo()
     size = sum(file.stat().st_size for file in Path(loaded.folder / "unet").iterdir())
     assert size < opening_ahead.SMALLEST and not gains(loaded, "unet", SPEC)
+
+
+def test_components_are_closed_after_the_only_image(
+    opened: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image after which they are opened again gives the same."""
+    closed: list[str] = []
+    close = SessionBase.close
+
+    def note(session: SessionBase) -> None:
+        closed.append(session.name)
+        close(session)
+
+    monkeypatch.setattr(SessionBase, "close", note)
+    package = Package.load(PACKAGE_DIR, verify=False)
+    with Pipeline(package, expected_images=1) as pipeline:
+        first = pipeline("a red circle", **FAST).images[0]
+        assert list(dict.fromkeys(closed)) == ["text_encoder", "unet"]
+        opened.clear()
+        second = pipeline("a blue star", **FAST).images[0]
+        assert set(opened) == {"text_encoder", "unet"}
+    closed.clear()
+    with Pipeline(package, expected_images=2) as pipeline:
+        images = [pipeline(text, **FAST).images[0] for text in ("a red circle", "a blue star")]
+        assert not {"text_encoder", "vae_decoder"} & {*closed}
+    assert [each.tobytes() for each in images] == [first.tobytes(), second.tobytes()]
