@@ -45,6 +45,7 @@ def sd15(folder: Path, tokenizer: Path | None = None) -> None:
 
     build_checkpoint(folder, tokenizer or MODEL_DIR / "tokenizer")
     _published_names(folder / "text_encoder" / "model.safetensors")
+    _one_file(folder / "unet")
 
 
 def sdxl_unet(folder: Path, tokenizer: Path | None = None) -> None:
@@ -97,6 +98,21 @@ def _published_names(path: Path) -> None:
 
     weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
+
+
+def _one_file(folder: Path) -> None:
+    """Merge the shards of a model, as published; stable-diffusion.cpp reads no shards."""
+    from safetensors.torch import load_file, save_file
+
+    index = next(folder.glob("*.safetensors.index.json"), None)
+    if index is None:
+        return
+    shards = sorted(folder.glob("*-of-*.safetensors"))
+    weights = {name: value for shard in shards for name, value in load_file(shard).items()}
+    whole = folder / index.name.removesuffix(".index.json")
+    save_file(weights, whole, metadata={"format": "pt"})
+    for path in (*shards, index):
+        path.unlink()
 
 
 def _explicit_spacing(path: Path) -> None:

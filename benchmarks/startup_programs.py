@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -167,9 +168,11 @@ def prepare(program: Program, job: Job) -> list[Path]:
     build = [sys.executable, "-m", "sdexport", "build", str(job.model.package)]
     backend, _, option = program.backend.partition(",")
     build += ["--backend", backend, "--engine-dir", str(folder), "--rebuild-stale", "--quiet"]
-    if option:
-        build += ["--option", option]
-    done = subprocess.run(build, capture_output=True, text=True)
+    if backend == "openvino":  # for one size and one precision
+        build += ["--height", str(job.size), "--width", str(job.size)]
+        build += ["--precision", option.partition("=")[2] or "f32"]
+    variables = {**os.environ, **environment(job.work / "start-cache")}
+    done = subprocess.run(build, capture_output=True, text=True, env=variables)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise WorkerError(f"sdexport build failed: {lines[-1] if lines else done.returncode}"[:300])
