@@ -43,7 +43,8 @@ def _of_model(model: str, found: Mapping[str, Any]) -> str:
         for process in program.processes:
             if any(_rows(rows, program.name, process, "warm")):
                 lines.append(_row(model, program, process, rows))
-    return "\n".join([*lines, "", *_notes(rows)]).strip()
+    plot = f"![Seconds to the first image](benchmarks/first-image-{model}.png)"
+    return "\n".join([*lines, "", *_notes(rows), "", plot])
 
 
 def _row(model: str, program: Program, process: str, rows: Rows) -> str:
