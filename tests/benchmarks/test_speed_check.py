@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import speed_check
-from benchmarks.speed_check import BOUND, NAMES, ROOT, Comparison, NotComparableError, Pair
+from benchmarks.speed_check import (
+    BOUND,
+    NAMES,
+    ROOT,
+    SUSPICIOUS,
+    Comparison,
+    NotComparableError,
+    Pair,
+)
 
 LOSS = 1.15
 """The slowdown that must be seen."""
@@ -48,9 +56,25 @@ def test_sees_a_loss_of_15_percent(name: str, baseline: Path) -> None:
     assert not found.passed, found
 
 
-def test_smallest_ratio_of_the_attempts_counts() -> None:
-    assert Comparison("a", (1.2, BOUND), 1.0, 1.0).passed
-    assert not Comparison("a", (1.2, 1.1, 1.3), 1.0, 1.0).passed
+def test_most_attempts_decide() -> None:
+    assert Comparison("a", (1.2, 1.0, 1.2, 1.0, BOUND), 1.0, 1.0).passed
+    assert not Comparison("a", (1.2, 1.0, 1.2, BOUND, 1.1), 1.0, 1.0).passed
+
+
+@pytest.mark.parametrize(
+    ("ratios", "decided"),
+    [
+        ([], False),
+        ([SUSPICIOUS], True),
+        ([1.05], False),  # within the bound, but near it
+        ([1.05, 1.0], False),
+        ([1.05, 1.0, 1.0], True),
+        ([1.2, 1.2, 1.0, 1.0], False),
+        ([1.2, 1.2, 1.2], True),
+    ],
+)
+def test_is_measured_until_three_attempts_agree(ratios: list[float], decided: bool) -> None:
+    assert speed_check._decided(ratios) is decided
 
 
 def test_worker_reports_calls_that_an_earlier_tree_lacks() -> None:
