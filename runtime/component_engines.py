@@ -204,15 +204,18 @@ def open_component(
 def _openvino_options(
     package: Package, graph: str, engine: Path, engine_dir: str | Path | None
 ) -> dict[str, Any]:
-    """Which compiled graphs OpenVINO may use: none of files whose hashes were not compared.
+    """Which compiled graphs OpenVINO may use; the user's cache only if hashes are compared.
 
-    Raises: EngineError: the package's own folder of engines is a link.
+    Raises: EngineError: the package's own folder of engines is a link. PackageError: a file of the
+      graph was altered.
     """
-    if not package.hashes_checked:
-        return {}
+    if not package.manifest.every_file:
+        return {}  # nothing identifies the graph
+    package.check_hashes(graph)  # what is compiled may be kept
     options: dict[str, Any] = {
         "digest": package.model_digest(graph),
         "package": package_binding(package),
+        "cached": package.hashes is not None,
     }
     if _is_built(engine, graph, compiled_graph.BACKEND):
         check_own_folders(package, compiled_graph.BACKEND, engine_dir)

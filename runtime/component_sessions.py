@@ -23,6 +23,7 @@ from sdexport.runtime.component_backends import (
     check_session_options,
 )
 from sdexport.runtime.component_engines import open_component, resolve_backend, usable_engine
+from sdexport.runtime.expected_calls import ImageCall, expect_call
 from sdexport.runtime.images.recorded_values import plain, same_or_each
 from sdexport.runtime.opening_ahead import OpeningAhead, gains
 from sdexport.runtime.packages.package import Package
@@ -81,8 +82,17 @@ class ComponentSessions:
                     return _TemporarySession(self, component, self._package.model_path(component))
             return self._open(component)
 
-    def open_ahead(self, components: Iterable[str]) -> None:
-        """Begin to open large components in the background, in the order of their use."""
+    def open_ahead(self, components: Iterable[str], call: ImageCall | None) -> None:
+        """Begin to open large components in the background, in the order of their use.
+
+        Args:
+          call: what they will be called for, if it is known.
+        """
+
+        def expect(component: str, session: Session) -> None:
+            if call is not None:
+                expect_call(self._package, component, session, call)
+
         with self._lock:
             if self._low_memory or self._closed:
                 return
@@ -93,7 +103,8 @@ class ComponentSessions:
                 if name not in known and name not in self._ahead
             }
             self._ahead.start(
-                {name: spec for name, spec in specs.items() if gains(self._package, name, spec)}
+                {name: spec for name, spec in specs.items() if gains(self._package, name, spec)},
+                expect,
             )
 
     def backend_names(self) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sdexport.engines.run_record import recorded_runs
 from sdexport.runtime.denoise import DenoiseStep, denoise
+from sdexport.runtime.expected_calls import ImageCall, is_short
 from sdexport.runtime.guidance import Guidance
 from sdexport.runtime.images.inpainting import pasted
 from sdexport.runtime.initial_latents import InitialLatents, initial_latents
@@ -98,7 +99,7 @@ def _run_stages(
 ) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[float]]:
     """The latents, the images, and the time before and after each stage."""
     clock = [time.perf_counter()]
-    pipeline.open_ahead(_used_later(pipeline, call))
+    pipeline.open_ahead(_used_later(pipeline, call), _expected(pipeline, call))
     embeds, pooled = _encode(pipeline, call)
     pipeline.rest_text_encoders()
     guided = call.guidance.is_guided or needs_negatives(embeds)
@@ -133,6 +134,19 @@ def _used_later(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
     family, is_decoded = pipeline.package.family, call.arguments["output_type"] != "latent"
     encoder = [family.vae_encoder] if call.images.image is not None else []
     return [*encoder, family.denoiser, *([family.vae_decoder] if is_decoded else [])]
+
+
+def _expected(pipeline: PipelineStages, call: CheckedCall) -> ImageCall | None:
+    """How those are called, as far as it is known before the prompts are encoded; None if not."""
+    given = call.arguments["prompt_embeds"] is not None or pipeline.vae_tile is not None
+    if given or not all(map(is_short, (*call.texts, *call.negative_texts))):
+        return None
+    return ImageCall(
+        call.images.height,
+        call.images.width,
+        min(call.count, pipeline.max_batch or call.count),
+        guided=call.guidance.is_guided,
+    )
 
 
 def _encode(

@@ -49,12 +49,18 @@ class OpeningAhead:
     def __contains__(self, component: str) -> bool:
         return component in self._openings
 
-    def start(self, specs: Mapping[str, BackendSpec]) -> None:
-        """Begin to open components, in this order."""
+    def start(
+        self, specs: Mapping[str, BackendSpec], then: Callable[[str, Session], object]
+    ) -> None:
+        """Begin to open components, in this order.
+
+        Args:
+          then: called with the name and the session of each, before it can be taken.
+        """
         new = {name: _Opening(spec) for name, spec in specs.items()}
         if new:
             self._openings |= new
-            threading.Thread(target=self._work, args=[new], name="sdexport-open").start()
+            threading.Thread(target=self._work, args=[new, then], name="sdexport-open").start()
 
     def take(self, component: str) -> Session | None:
         """The session of a component, as soon as it is open; None if nothing opens it.
@@ -79,11 +85,14 @@ class OpeningAhead:
                 opening.session.close()
         self._openings.clear()
 
-    def _work(self, openings: Mapping[str, _Opening]) -> None:
+    def _work(
+        self, openings: Mapping[str, _Opening], then: Callable[[str, Session], object]
+    ) -> None:
         for name, opening in openings.items():
             if not self._is_closed.is_set():
                 try:
-                    opening.session = self._open_one(name, opening.spec)
+                    opening.session = session = self._open_one(name, opening.spec)
+                    then(name, session)
                 except BaseException as error:  # noqa: BLE001  `take` raises it
                     opening.failure = error
             opening.done.set()

@@ -14,6 +14,7 @@ from sdexport.runtime import checks, scheduler_argument, timestep_plan
 from sdexport.runtime.component_backends import Backends, BackendSpec
 from sdexport.runtime.component_sessions import ComponentSessions, chunks, finite
 from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
+from sdexport.runtime.expected_calls import ImageCall
 from sdexport.runtime.guidance import Guidance
 from sdexport.runtime.images import vae
 from sdexport.runtime.images.pixels import to_uint8, to_unit
@@ -77,12 +78,15 @@ class PipelineStages(ClosesOnExit):
         """
         return self._components[component]
 
-    def open_ahead(self, components: Iterable[str]) -> None:
+    def open_ahead(self, components: Iterable[str], call: ImageCall | None = None) -> None:
         """Begin to open large components in the background, in the order of their use.
 
         What goes wrong is raised when a component is used.
+
+        Args:
+          call: what they will be called for, if it is known.
         """
-        self._components.open_ahead(components)
+        self._components.open_ahead(components, call)
 
     def rest_text_encoders(self) -> None:
         """Free large mapped weights of the text encoders, or close them after the only prompt."""

@@ -11,12 +11,8 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import chunks, finite
 from sdexport.runtime.composition import timestep_input
+from sdexport.runtime.expected_calls import SHARED_INPUTS
 from sdexport.runtime.loop_state import LoopState
-
-STEP_INPUTS = ("sample", "timestep")
-"""Inputs of the denoiser that change from step to step; all others are bound."""
-SHARED_INPUTS = ("sample",)
-"""Inputs that are the same for the unconditional and the conditional half of a guided batch."""
 
 
 class Predictor:

@@ -19,6 +19,7 @@ from sdexport import interrupts
 from sdexport.commands import (
     bench,
     build,
+    cache,
     demo,
     export,
     generate,
@@ -93,6 +94,8 @@ def _explain(error: BaseException) -> tuple[str, bool]:
 
 PREFIX = "SDEXPORT"
 """Of the environment variables that set options: SDEXPORT_GENERATE_BACKEND is its --backend."""
+CACHE_VARIABLES = ("SDEXPORT_CACHE", "SDEXPORT_CACHE_GB")
+"""Of engines/cache/user_cache.py and engines/ov/compiled_cache.py."""
 _SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX}
 
 
@@ -121,7 +124,7 @@ def _warn_of_unknown_variables() -> None:
         for command in (main, *main.commands.values())
         for option in command.params
         for variable in _variables(command, option)
-    }
+    } | set(CACHE_VARIABLES)
     for variable in sorted(os.environ):
         if variable.startswith(f"{PREFIX}_") and variable not in known:
             import difflib  # only for this message
@@ -145,6 +148,7 @@ for _command in (
     generate.generate,
     inspect.inspect,
     build.build,
+    cache.cache,
     bench.bench,
     sign.sign,
     schedulers.schedulers,

@@ -85,6 +85,11 @@ def nothing_remembered(ignore: bool = True) -> Iterator[None]:
         _ignored.reset(token)
 
 
+def is_nothing_remembered() -> bool:
+    """Whether the caller is in a block of `nothing_remembered`."""
+    return _ignored.get()
+
+
 def recall(state: FileState | None, expected: str | None = None) -> Remembered | None:
     """What is remembered of a file in this state, if that is the expected SHA-256."""
     if state is None or state.size < SMALLEST or _ignored.get():

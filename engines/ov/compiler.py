@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines.cache.engine_store import Built
+from sdexport.engines.cache.profiles import Profile
 from sdexport.engines.errors import EngineError, MissingDependencyError, engine_error
 from sdexport.engines.guarded_files import CheckedFiles
 from sdexport.engines.mapped_weights.mapped_files import MappedFiles, open_mapped
 from sdexport.engines.messages import import_failure, one_line
-from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.ov import compiled_cache
 from sdexport.engines.ov.compiled_graph import Variant, plans_of
@@ -63,7 +62,7 @@ class Compiled:
     bound: the bound inputs that it was split for. once: a second compiled model, which computes
     what depends only on the constants among them. idle: infer requests that no thread uses.
     prepared: the file that it was opened from, if `sdexport build` wrote that. keep: what the
-    models read from memory.
+    models read from memory. is_used: whether a call has come, as was expected.
     """
 
     model: Any
@@ -73,6 +72,13 @@ class Compiled:
     idle: list[Any] = field(default_factory=list)
     prepared: Path | None = None
     keep: Any = None
+    is_used: bool = False
+
+    def fits_first(self, shapes: Shapes, bound: BoundInputs) -> bool:
+        """Whether the first call is the expected one; True after that."""
+        if self.is_used or self.shapes is None:
+            return True
+        return (self.shapes, self.bound) == (shapes, bound)
 
 
 class Compiler:
@@ -132,26 +138,16 @@ class Compiler:
                 )
         return self._new_and_cached(shapes, bound, variant, self._store)
 
-    def prepare(self, shapes: Shapes, bound: BoundInputs, *, rebuild_stale: bool) -> Built:
-        """Compile the graph into the store's folder of prepared graphs, if it is not there yet.
+    def compile_into(self, model: Path, once: Path, shapes: Shapes, bound: BoundInputs) -> None:
+        """Compile the graph with OpenVINO's own cache in two folders; see graph_store.CompileInto.
 
-        Raises: EngineError: OpenVINO cannot compile it, the folder cannot be written to, another
-          process does the same, or the present one is stale.
+        Raises: EngineError: OpenVINO cannot compile it. PackageError: its files changed.
         """
-        store = self._store
-        if store is None or store.prepared is None:
-            raise EngineError(f"{self._name}: there is no folder for prepared graphs")
+        self._new(shapes, bound, caches=(model, once))
 
-        def compile_into(model: Path, once: Path) -> None:
-            self._new(shapes, bound, caches=(model, once))
-
-        return store.write(
-            store.prepared,
-            self._variant(shapes, bound),
-            compile_into,
-            rebuild_stale=rebuild_stale,
-            graph_sha256=graph_digest(self._path),
-        )
+    def prepared_profiles(self) -> list[Profile]:
+        """The sizes of the prepared graphs that fit this precision."""
+        return [] if self._store is None else self._store.prepared_profiles(self._precision)
 
     def release(self) -> None:
         """Free the model that was read and not compiled yet."""
@@ -193,7 +189,7 @@ class Compiler:
     ) -> Compiled:
         """Compile, and store the result in the user's cache if it can be."""
         made: list[Compiled] = []
-        folder = compiled_cache.folder()
+        folder = store.cache
 
         def compile_into(model: Path, once: Path) -> None:
             made.append(self._new(shapes, bound, caches=(model, once)))

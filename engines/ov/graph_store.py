@@ -17,6 +17,8 @@ from typing import Any
 from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.engine_store import Built, build_once
 from sdexport.engines.cache.processor import kernel_target
+from sdexport.engines.cache.profiles import Profile
+from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
 from sdexport.engines.cache.staleness import stale_reasons
 from sdexport.engines.errors import EngineError, PackageError
@@ -28,6 +30,7 @@ from sdexport.engines.ov.compiled_graph import (
     ONCE_SUFFIX,
     SUFFIX,
     Variant,
+    fresh_plans,
     once_path,
     plan_path,
     requirements,
@@ -60,7 +63,8 @@ class GraphStore:
     graph: name of the component or token graph. digest: of the ONNX file, see
     sidecar.model_digest. version: of OpenVINO. inputs, outputs: of the graph.
     prepared: the folder that `sdexport build` has written to, if it may be used; package: what its
-    files must have been built for. tensor: the class openvino.Tensor.
+    files must have been built for. tensor: the class openvino.Tensor. cached: whether the user's
+    cache is used. reads_all: whether hashes that an earlier process computed do not count.
     """
 
     graph: str
@@ -70,7 +74,9 @@ class GraphStore:
     outputs: tuple[TensorSpec, ...]
     prepared: Path | None
     package: str | None
-    tensor: Any
+    tensor: Any = None
+    cached: bool = True
+    reads_all: bool = False
 
     def find(self, variant: Variant) -> tuple[StoredGraph, bool] | None:
         """The compiled graph of a variant, and whether it was prepared; None if there is none."""
@@ -86,7 +92,7 @@ class GraphStore:
                     found,
                     self.graph.partition(".")[0],
                 )
-        cache = compiled_cache.folder()
+        cache = self.cache
         if cache is None:
             return None
         found = self._open(cache, variant, None)
@@ -120,14 +126,35 @@ class GraphStore:
         once = once_path(plan)
         if not sidecar.files.keys() <= {plan.name, once.name}:
             raise EngineError("its sidecar names unknown files")
-        with checked_files(plan, sidecar).unchanged():
+        with nothing_remembered(self.reads_all):
+            files = checked_files(plan, sidecar)
+        with files.unchanged():
             model = MappedBlob.open(plan, self.tensor)
             further = MappedBlob.open(once, self.tensor) if once.name in sidecar.files else None
         return StoredGraph(plan, model, further)
 
+    def prepared_profiles(self, precision: str) -> list[Profile]:
+        """The sizes of the prepared graphs that fit, for one precision."""
+        if self.prepared is None:
+            return []
+        plans = fresh_plans(
+            self.prepared,
+            self.graph,
+            digest=self.digest,
+            package=self.package,
+            version=self.version,
+            precision=precision,
+        )
+        return [profile for plan in plans for profile in Sidecar.read(plan).profiles]
+
     def folders(self) -> list[Path]:
         """Every folder that compiled graphs are looked for in."""
-        return [folder for folder in (self.prepared, compiled_cache.folder()) if folder is not None]
+        return [folder for folder in (self.prepared, self.cache) if folder is not None]
+
+    @property
+    def cache(self) -> Path | None:
+        """The folder of the user's cache, if it is used."""
+        return compiled_cache.folder() if self.cached else None
 
     def name_in(self, folder: Path) -> str:
         """What names of files in a folder begin with.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdexport.engines.cache.engine_store import Built
+from sdexport.engines.cache.profiles import nearest
+from sdexport.engines.cache.remembered_hashes import is_nothing_remembered
 from sdexport.engines.errors import InvalidArgumentError, engine_error
 from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
@@ -66,6 +67,7 @@ class OpenVinoSession(SessionBase):
       plan: next to it are the graphs that `sdexport build` compiled; package: what they must have
         been built for. Without `digest` (sidecar.model_digest of the file) neither these are used
         nor those of the user's cache, which calls that compile write to.
+      cached: False leaves the user's cache alone.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded,
       there is no such device, or the cache folder cannot be written. PackageError: the files
       changed.
@@ -86,6 +88,7 @@ class OpenVinoSession(SessionBase):
         plan: Path | None = None,
         digest: str | None = None,
         package: str | None = None,
+        cached: bool = True,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
@@ -112,6 +115,8 @@ class OpenVinoSession(SessionBase):
                 prepared=None if plan is None else Path(plan).parent,
                 package=package,
                 tensor=ov.Tensor,
+                cached=cached,
+                reads_all=is_nothing_remembered(),
             )
         self._compiler = Compiler(
             name,
@@ -138,20 +143,17 @@ class OpenVinoSession(SessionBase):
             if self._compiled is None and not self._closed:
                 self._compiled = self._compile(shapes, self._bound(constants, shared))
 
-    def prepare(
+    def compile_into(
         self,
+        model: Path,
+        once: Path,
         shapes: Shapes,
         *,
         constants: Collection[str] = (),
         shared: Collection[str] = (),
-        rebuild_stale: bool = False,
-    ) -> Built:
-        """Compile for `expect`'s arguments into the folder of `plan`, if it is not there yet.
-
-        Raises: EngineError: see Compiler.prepare.
-        """
-        bound = self._bound(constants, shared)
-        return self._compiler.prepare(shapes, bound, rebuild_stale=rebuild_stale)
+    ) -> None:
+        """Compile for `expect`'s arguments into two folders; see Compiler.compile_into."""
+        self._compiler.compile_into(model, once, shapes, self._bound(constants, shared))
 
     def _bound(self, constants: Collection[str], shared: Collection[str]) -> BoundInputs:
         """What `compute` compiles for when inputs of these names are bound."""
@@ -165,6 +167,10 @@ class OpenVinoSession(SessionBase):
             return GraphSource(compiled.prepared, PREPARED)
         return self._source
 
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        profiles = self._compiler.prepared_profiles()
+        return nearest(profiles, sizes) if profiles else dict(sizes)
+
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self.compute(feeds, None)
 
@@ -174,6 +180,7 @@ class OpenVinoSession(SessionBase):
             self._check_open()
             bound = session.bound if session is not None else UNBOUND
             compiled = self._compiled = self._compiled_for(feeds, bound)
+            compiled.is_used = True
             idle = compiled.idle
             request = idle.pop() if idle else compiled.model.create_infer_request()
         if compiled.prepared is not None:
@@ -207,6 +214,10 @@ class OpenVinoSession(SessionBase):
     def _compiled_for(self, feeds: Feeds, bound: BoundInputs) -> Compiled:
         """The present compiled model or a new one in its place; there is never more than one."""
         present, shapes = self._compiled, {name: value.shape for name, value in feeds.items()}
+        if present is not None and not present.fits_first(
+            shapes, bound if self._splits else UNBOUND
+        ):
+            present = None  # compiled for a call that did not come
         if present is not None:
             if present.shapes is None:
                 return present

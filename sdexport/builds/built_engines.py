@@ -15,6 +15,7 @@ from sdexport.engines.cache.sidecar import OLDER, Sidecar, sidecar_path
 from sdexport.engines.cache.staleness import Requirements, other_package, stale_reasons
 from sdexport.engines.errors import MissingDependencyError
 from sdexport.engines.ort.prepared import prepared_graph as prepared
+from sdexport.engines.ov import compiled_graph
 from sdexport.engines.trt.library import library
 from sdexport.engines.trt.plan import requirements
 from sdexport.runtime.component_engines import check_own_folders, engine_path, package_binding
@@ -49,13 +50,17 @@ def built_engines(
     if engine_dir is not None and not Path(engine_dir).is_dir():
         raise FileNotFoundError(f"no folder of engines at {engine_dir}")
     entries = []
-    for backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
+    for backend in (*PLAN_BACKENDS, PREPARED_BACKEND, compiled_graph.BACKEND):
         if backend == PREPARED_BACKEND:
             required, not_compared = _prepared_requirements(package)
+        elif backend == compiled_graph.BACKEND:
+            required, not_compared = _compiled_requirements(package)
         else:
             required, not_compared = _plan_requirements(package, backend)
         pattern = engine_path(package, "*", backend, engine_dir)
         for plan in sorted(pattern.parent.glob(pattern.name)):
+            if plan.name.endswith(compiled_graph.ONCE_SUFFIX):
+                continue  # a part of another one
             check = partial(check_own_folders, package, backend, engine_dir)
             entry = _entry(package, plan, backend, required, check, on_bytes)
             entries.append(entry | {"not_compared": not_compared})
@@ -70,7 +75,8 @@ def _entry(
     check_folders: Callable[[], object],
     on_bytes: Callable[[int], object],
 ) -> dict[str, Any]:
-    component = plan.stem
+    is_compiled = backend == compiled_graph.BACKEND
+    component = compiled_graph.graph_of(plan) if is_compiled else plan.stem
     entry: dict[str, Any] = {
         "component": component,
         "backend": backend,
@@ -112,6 +118,17 @@ def _prepared_requirements(package: Package) -> tuple[RequirementsFor, list[str]
         return prepared.requirements(digest=digest, package=binding, version=version)
 
     return required, [] if version else ["ONNX Runtime is not installed"]
+
+
+def _compiled_requirements(package: Package) -> tuple[RequirementsFor, list[str]]:
+    """How graphs that OpenVINO compiled are compared, and what cannot be."""
+    version = compiled_graph.installed_version() or None
+
+    def required(component: str) -> Requirements:
+        digest, binding = package.model_digest(component), package_binding(package)
+        return compiled_graph.requirements(digest=digest, package=binding, version=version)
+
+    return required, [] if version else ["OpenVINO is not installed"]
 
 
 def _plan_requirements(package: Package, backend: str) -> tuple[RequirementsFor, list[str]]:

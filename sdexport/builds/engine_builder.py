@@ -12,9 +12,11 @@ from sdexport.engines.cache.engine_store import Built
 from sdexport.engines.cache.profiles import Profile, Span, dimension_names
 from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
+from sdexport.engines.ov.compiled_graph import BACKEND as OPENVINO
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
 from sdexport.runtime.component_engines import engine_path, package_binding
+from sdexport.runtime.expected_calls import ImageCall
 from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 
@@ -64,13 +66,14 @@ def build(
 
     Args:
       package: the package or its folder.
-      backend: "onnxruntime" prepares graphs for this processor, which open faster and take less
-        memory; "tensorrt" and "tensorrt-rtx" build engines for a GPU.
+      backend: "onnxruntime" and "openvino" prepare graphs for this processor, which open faster and
+        take less memory; "tensorrt" and "tensorrt-rtx" build engines for a GPU.
       components: their names; all of them by default.
       engine_dir: where to write the engines; by default the package's own engines folder.
       rebuild_stale: replace an engine that was built from or for something else.
       progress: see Report.
-      options: for TensorRT those of `build_engines`: sizes, options, timing_cache.
+      options: for TensorRT those of `build_engines`: sizes, options, timing_cache; for OpenVINO
+        those of `prepare_openvino`: sizes, precision.
     Returns: for each component its engine, and whether it had to be built.
     Raises: InvalidArgumentError: a backend without engines, an unknown option, or sizes that do not
       fit. FileNotFoundError: no such folder. PackageError: no package, or no such component.
@@ -92,10 +95,12 @@ def build(
     }
     if backend in PLAN_BACKENDS:
         return build_engines(loaded, backend=backend, **common, **options)
+    if backend == OPENVINO:
+        return prepare_openvino(loaded, **common, **options)
     if backend != PREPARED_BACKEND:
         raise InvalidArgumentError(
             f"{backend} has no engines to build; "
-            f"choose one of {', '.join((PREPARED_BACKEND, *PLAN_BACKENDS))}"
+            f"choose one of {', '.join((PREPARED_BACKEND, OPENVINO, *PLAN_BACKENDS))}"
         )
     if options:
         raise InvalidArgumentError(f"{backend} takes no {', '.join(options)}")
@@ -177,6 +182,67 @@ def prepare_package(
         )
         engines.append(engine)
     return engines
+
+
+def prepare_openvino(
+    package: Package,
+    *,
+    sizes: EngineSizes | None = None,
+    precision: str = "f32",
+    components: Sequence[str] = (),
+    engine_dir: str | Path | None = None,
+    rebuild_stale: bool = False,
+    progress: Report = lambda component, phase, share: None,
+) -> list[Built]:
+    """Prepare the graphs of a package for OpenVINO on this processor; see builds.prepare_openvino.
+
+    Args:
+      sizes: one size each; by default one image of the package's default size. Graphs that were
+        prepared for other sizes stay.
+      precision: of the arithmetic: f32, bf16, f16 or i8.
+    Other arguments and errors: those of `build`.
+    """
+    from sdexport.builds.prepare_openvino import OpenVinoBuild, prepare_component
+
+    wanted = OpenVinoBuild(_one_call(package, sizes or EngineSizes()), precision)
+    names = list(components) or list(package.manifest.components)
+    for name in names:
+        package.model_path(name)  # so that an unknown one is an error before the first is built
+    engines: list[Built] = []
+    for name in names:
+        progress(name, "prepare", len(engines) / len(names))
+        engines.append(
+            prepare_component(
+                package, name, wanted, engine_dir=engine_dir, rebuild_stale=rebuild_stale
+            )
+        )
+    return engines
+
+
+def _one_call(package: Package, sizes: EngineSizes) -> ImageCall:
+    """The images that sizes describe.
+
+    Raises: InvalidArgumentError: more than one size, or no multiple of what the model needs.
+    """
+    height, width = package.manifest.default_size
+    spans = {
+        "batch": Span(1, 1, 1) if sizes.batch == BATCH else sizes.batch,
+        "height": sizes.height or Span(height, height, height),
+        "width": sizes.width or Span(width, width, width),
+        "tokens": Span(TOKENS, TOKENS, TOKENS) if sizes.tokens == PROMPTS else sizes.tokens,
+    }
+    for name, span in spans.items():
+        if span.min != span.max:
+            raise InvalidArgumentError(
+                f"{name} is {span}: OpenVINO prepares for one size at a time; give one number"
+            )
+    spans["tokens"].divided(TOKENS, "tokens")
+    for name in ("height", "width"):
+        spans[name].divided(package.manifest.downscale, name)
+    return ImageCall(
+        **{name: span.opt for name, span in spans.items()},
+        guided=sizes.guidance and not package.family.guidance_embedding,
+    )
 
 
 def profiles(package: Package, component: str, sizes: EngineSizes) -> list[Profile]:

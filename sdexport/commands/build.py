@@ -27,6 +27,12 @@ _FOR_ONNXRUNTIME = {
     *("quiet", "verbose", "debug"),
 }
 """Parameters that --backend onnxruntime has; the others are for TensorRT only."""
+_FOR_OPENVINO = {
+    *_FOR_ONNXRUNTIME,
+    *("precision", "batch", "height", "width", "tokens", "guidance"),
+}
+"""Parameters that --backend openvino has."""
+_LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
 
 
@@ -49,7 +55,7 @@ class SpanType(click.ParamType[Any]):
 @click.option(
     "--backend",
     required=True,
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
     help="What the engines are for; the other backends need none.",
 )
 @click.option(
@@ -58,12 +64,19 @@ class SpanType(click.ParamType[Any]):
     multiple=True,
     help="Build only this component, such as unet. Repeatable; default all.",
 )
-@click.option("--batch", type=SpanType(), help="Images at once; default 1:1:4.")
 @click.option(
-    "--height", type=SpanType(), help="In pixels; default half to one and a half of the package's."
+    "--precision",
+    type=click.Choice(["f32", "bf16", "f16", "i8"]),
+    help="openvino: of the arithmetic, as in --backend openvino,precision=bf16; default f32.",
+)
+@click.option("--batch", type=SpanType(), help="Images at once; default 1:1:4, openvino 1.")
+@click.option(
+    "--height",
+    type=SpanType(),
+    help="In pixels; default half to one and a half of the package's, openvino the package's.",
 )
 @click.option("--width", type=SpanType(), help="In pixels; default as for --height.")
-@click.option("--tokens", type=SpanType(), help="Of the prompt; default 77:77:231.")
+@click.option("--tokens", type=SpanType(), help="Of the prompt; default 77:77:231, openvino 77.")
 @click.option(
     "--guidance/--no-guidance",
     default=True,
@@ -107,25 +120,31 @@ def build(
     as_json: bool,
     **for_tensorrt: Any,
 ) -> None:
-    """Build engines for TensorRT or ONNX Runtime.
+    """Build engines for TensorRT, ONNX Runtime or OpenVINO.
 
     TensorRT-RTX builds without a GPU. For ONNX Runtime each graph is rewritten, optimised and
     saved with its weights laid out for this processor: it opens at once, takes every size, and is
-    used wherever it fits. An engine that was already built for the same graph, library, sizes and
-    options is kept.
+    used wherever it fits. For OpenVINO each graph is compiled on this processor, for one precision
+    and one size of image; other sizes are compiled when they are needed. An engine that was already
+    built for the same graph, library, sizes and options is kept.
     """
     from sdexport.builds.engine_builder import report
     from sdexport.runtime.packages.package import Package
 
-    if backend == "onnxruntime":
-        _reject_tensorrt_options()
+    if backend in _LIBRARIES:
+        _reject_other_options(backend)
+    elif for_tensorrt["precision"] is not None:
+        raise click.UsageError(f"--precision is for OpenVINO, not for {backend}")
     arguments: dict[str, Any] = {
         "backend": backend,
         "components": components,
         "engine_dir": engine_dir,
         "rebuild_stale": rebuild_stale,
     }
-    if backend != "onnxruntime":
+    precision = for_tensorrt.pop("precision")
+    if backend == "openvino":
+        arguments |= {"sizes": _sizes(for_tensorrt), **without_none(precision=precision)}
+    elif backend != "onnxruntime":
         arguments |= {"timing_cache": timing_cache, **_tensorrt_arguments(for_tensorrt)}
     loaded = Package.load(
         package, verify_hashes=verify_hashes, trusted_key=trusted_key, trust=trust
@@ -153,23 +172,32 @@ def _run(package: Any, arguments: dict[str, Any], shown: Progress) -> Any:
 
 def _tensorrt_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The arguments `sizes` and `options` of engine_builder.build."""
-    from sdexport.builds.engine_builder import EngineSizes
     from sdexport.engines.trt.build_options import BuildOptions
+
+    sizes = _sizes(options)
+    workspace = options.pop("workspace")
+    options["workspace"] = workspace * 10**6 if workspace else None
+    return {"sizes": sizes, "options": BuildOptions(**options)}
+
+
+def _sizes(options: dict[str, Any]) -> Any:
+    """EngineSizes of the options that say sizes, which are removed."""
+    from sdexport.builds.engine_builder import EngineSizes
 
     spans = {name: options.pop(name) for name in ("batch", "height", "width", "tokens")}
     flags = {name: options.pop(name) for name in ("guidance", "static")}
-    workspace = options.pop("workspace")
-    options["workspace"] = workspace * 10**6 if workspace else None
-    return {
-        "sizes": EngineSizes(**without_none(**spans), **flags),
-        "options": BuildOptions(**options),
-    }
+    return EngineSizes(**without_none(**spans), **flags)
 
 
-def _reject_tensorrt_options() -> None:
-    """Raises: click.UsageError: an option was given that only TensorRT has."""
+def _reject_other_options(backend: str) -> None:
+    """Raises: click.UsageError: an option was given that this backend does not have."""
+    known = _FOR_OPENVINO if backend == "openvino" else _FOR_ONNXRUNTIME
     context = click.get_current_context()
     for option in context.command.params:
         name = option.name or ""
-        if context.get_parameter_source(name) in _FROM_USER and name not in _FOR_ONNXRUNTIME:
-            raise click.UsageError(f"{option.opts[0]} is for TensorRT, not for ONNX Runtime")
+        if context.get_parameter_source(name) in _FROM_USER and name not in known:
+            others = "TensorRT" if name not in _FOR_OPENVINO else "TensorRT and OpenVINO"
+            others = "OpenVINO" if name == "precision" else others
+            raise click.UsageError(
+                f"{option.opts[0]} is for {others}, not for {_LIBRARIES[backend]}"
+            )

@@ -31,11 +31,11 @@ from sdexport.engines.session import (
 from sdexport.runtime.component_backends import Backends, BackendSpec, backend_of
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.component_sessions import ComponentSessions
+from sdexport.runtime.expected_calls import SHARED_INPUTS, STEP_INPUTS
 from sdexport.runtime.images import vae
 from sdexport.runtime.models.components import Role
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
-from sdexport.runtime.predictor import SHARED_INPUTS, STEP_INPUTS
 from sdexport.verification.comparison import FAILURES
 
 LARGEST_SIDE = 256
@@ -249,7 +249,7 @@ class GraphReplayer(ClosesOnExit):
         """Each way with a session for it; low-memory sessions are the same for all ways."""
         groups = [[way] for way in ways] if not self._low_memory else [ways]
         for group in groups:
-            with self._session(graph, last=last) as session:
+            with self._session(graph, last=last and group is groups[-1]) as session:
                 for way in group:
                     yield way, session
 

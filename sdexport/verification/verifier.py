@@ -18,6 +18,7 @@ from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.guarded_files import REFERENCE_LIMIT
 from sdexport.engines.messages import one_line, plain
+from sdexport.engines.ov import compiled_graph
 from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.component_engines import engine_path
 from sdexport.runtime.packages.manifest import MANIFEST
@@ -238,9 +239,14 @@ def _engines_not_run(
     package: Package, files: Collection[Path], engine_dir: str | Path | None
 ) -> Iterator[str]:
     """The engines and prepared graphs of a package that were not run, by backend."""
-    for backend in (*PLAN_BACKENDS, PREPARED_BACKEND):
+    for backend in (*PLAN_BACKENDS, PREPARED_BACKEND, compiled_graph.BACKEND):
         pattern = engine_path(package, "*", backend, engine_dir)
-        found = [path for path in sorted(pattern.parent.glob(pattern.name)) if path not in files]
+        present = sorted(pattern.parent.glob(pattern.name))
+        found = [
+            path
+            for path in present
+            if path not in files and not path.name.endswith(compiled_graph.ONCE_SUFFIX)
+        ]
         if found:
             names = ", ".join(plain(path.name) for path in found)
             yield f"{within(package.folder, pattern.parent)} was not run: {names}"

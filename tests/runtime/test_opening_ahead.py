@@ -111,7 +111,7 @@ def test_closing_waits_and_closes_what_was_not_taken() -> None:
         return Fake(name)
 
     ahead = OpeningAhead(open_one)
-    ahead.start({"unet": SPEC, "vae_decoder": SPEC})
+    ahead.start({"unet": SPEC, "vae_decoder": SPEC}, lambda name, session: None)
     threading.Timer(0.05, go_on.set).start()
     ahead.close()
     assert closed[:1] == ["unet"]

@@ -141,7 +141,11 @@ def test_build_takes_a_folder_and_prepares_for_onnx_runtime(package: Path, tmp_p
 @pytest.mark.parametrize(
     ("backend", "options", "message"),
     [
-        ("openvino", {}, "openvino has no engines to build; choose one of onnxruntime, tensorrt"),
+        (
+            "webgpu",
+            {},
+            "webgpu has no engines to build; choose one of onnxruntime, openvino, tensorrt",
+        ),
         ("onnxruntime", {"timing_cache": "x"}, "onnxruntime takes no timing_cache"),
     ],
 )

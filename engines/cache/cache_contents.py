@@ -1,0 +1,110 @@
+"""What the user's cache folder holds, and deleting it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines.cache.sidecar import Sidecar
+from sdexport.engines.cache.user_cache import folder_problem, user_cache_path
+from sdexport.engines.errors import EngineError
+from sdexport.engines.exit_actions import delete
+from sdexport.engines.messages import one_line
+from sdexport.engines.ov import compiled_cache
+from sdexport.engines.ov.compiled_graph import SUFFIX
+
+OPENVINO, HASHES = compiled_cache.SUBFOLDER, "hashes"
+PARTS = (OPENVINO, HASHES)
+"""The folders within it, each of which holds one kind of thing."""
+
+
+@dataclass(frozen=True)
+class CacheContents:
+    """The cache as JSON values.
+
+    folder: None if caching is turned off. problem: why it is not used, "" if it is.
+    size: bytes of all files in PARTS. limit: the most bytes of compiled graphs.
+    graphs: compiled graphs, the last used one first.
+    """
+
+    folder: str | None
+    problem: str
+    size: int
+    limit: int
+    graphs: list[dict[str, Any]]
+
+
+def contents() -> CacheContents:
+    """What is in the user's cache folder."""
+    root = user_cache_path()
+    if root is None:
+        return CacheContents(None, "", 0, compiled_cache.limit(), [])
+    problem = next((p for p in map(_problem, (root, *_parts(root))) if p), "")
+    size = (
+        0 if problem else sum(file.lstat().st_size for part in _parts(root) for file in _all(part))
+    )
+    graphs = []
+    if not problem and (root / OPENVINO).is_dir():
+        graphs = [_described(graph) for graph in reversed(compiled_cache.graphs(root / OPENVINO))]
+    return CacheContents(str(root), problem, size, compiled_cache.limit(), graphs)
+
+
+def clear() -> int:
+    """Delete what is in the cache; what another process writes meanwhile may stay.
+
+    Returns: the bytes that were freed.
+    Raises: EngineError: the folder is a link, or another user's.
+    """
+    root = user_cache_path()
+    if root is None:
+        return 0
+    freed = 0
+    for place in (root, *_parts(root)):
+        if problem := _problem(place):
+            raise EngineError(f"the cache is not cleared: {problem}")
+    for part in _parts(root):
+        before = sum(file.lstat().st_size for file in _all(part))
+        for graph in compiled_cache.graphs(part) if part.name == OPENVINO else ():
+            compiled_cache.delete(graph)  # the sidecar first
+        delete(part)
+        freed += before - sum(file.lstat().st_size for file in _all(part))
+    return freed
+
+
+def _parts(root: Path) -> list[Path]:
+    return [root / name for name in PARTS if os.path.lexists(root / name)]
+
+
+def _problem(folder: Path) -> str:
+    return folder_problem(folder) if os.path.lexists(folder) else ""
+
+
+def _all(folder: Path) -> list[Path]:
+    """Every file in a folder; links are not followed."""
+    found = []
+    for place, _, names in os.walk(folder):
+        found += [Path(place, name) for name in names]
+    return [file for file in found if os.path.lexists(file)]
+
+
+def _described(graph: compiled_cache.CachedGraph) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "file": graph.sidecar.with_suffix(SUFFIX).name,
+        "size": graph.size,
+        "used": graph.used,
+        "problem": "",
+    }
+    try:
+        sidecar = Sidecar.read(graph.sidecar.with_suffix(SUFFIX))
+    except (EngineError, OSError) as error:
+        return entry | {"component": "", "problem": one_line(error)}
+    with suppress(KeyError):
+        entry["precision"] = sidecar.options["precision"]
+    return entry | {
+        "component": sidecar.component,
+        "library": f"{sidecar.backend} {sidecar.library_version}",
+        "profiles": [{n: str(s) for n, s in p.items()} for p in sidecar.profiles],
+    }
