@@ -12,7 +12,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_table, operators_table, security_tables, startup_table, tables
+from benchmarks import (
+    gpu_table,
+    operators_table,
+    plans_table,
+    security_tables,
+    startup_table,
+    tables,
+)
 from benchmarks.checkpoints import NAMES
 from benchmarks.tables import table_row
 from sdexport.verification.limits import FACTOR, FLOAT32_RANGES, RANGES
@@ -20,7 +27,7 @@ from sdexport.verification.report import MEASURES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-_NAMES = ("performance.md", "verification.md", "security.md")
+_NAMES = ("performance.md", "verification.md", "security.md", "tensorrt-builds.md")
 PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_file()]
 COMMAND = "python -m benchmarks.docs_tables"
 MISSING = "Not measured yet."
@@ -200,6 +207,10 @@ def all_tables() -> dict[str, str]:
         found["precision"] = precisions(_read("precision"))
     if _has("gpu"):
         found["gpu"] = gpu_table.table(_read("gpu"))
+    if _has("plans"):
+        found["plans"] = plans_table.small(_read("plans"))
+    if engines := [_read(path.stem) for path in sorted(RESULTS.glob("plans-*.json"))]:
+        found["full_size_plans"] = plans_table.full_size(engines)
     if _has("fuzz"):
         found["fuzz"] = security_tables.fuzzing(_read("fuzz"))
     if _has("faults"):

@@ -28,6 +28,7 @@ from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.build_worker import build
 from sdexport.engines.trt.engine_layers import EngineLayers, layers_path
 from sdexport.engines.trt.library import LIBRARIES
+from sdexport.engines.worker_process import run_in_worker
 from sdexport.graphs.precision import PRECISIONS, check_precision, conversion
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import parts
@@ -55,12 +56,15 @@ def build_small(
     capabilities: Sequence[str] = CAPABILITIES,
     *,
     static_only: bool = False,
+    in_process: bool = False,
 ) -> dict[str, Any]:
-    """Build one graph in this process.
+    """Build one graph.
 
     Args:
       folder: for the plan.
       static_only: leave out the dynamic profile.
+      in_process: build in this process, which saves the start of another one. It must not have used
+        TensorRT or Polygraphy before: both keep their first logger and settings.
     Returns: seconds, bytes of the plan and profiles (see layer_report.profile_reports); or failed
       and message, as the build worker has them.
     """
@@ -78,7 +82,10 @@ def build_small(
         "timing_cache": None,
     }
     started = time.perf_counter()
-    result = build(job, lambda *event, **details: None)
+    if in_process:
+        result = build(job, lambda *event, **details: None)
+    else:
+        result = run_in_worker(build.__module__, "build", {"job": job})
     if "failed" in result:
         return result
     path = layers_path(plan)
@@ -122,7 +129,7 @@ def measure(family: str) -> dict[str, Any]:
                     change = conversion(precision, part.component, checkpoint.family, config)
                     path = folder / part.name / "model.onnx"
                     trace(part, load(part.source), path, opset=opset, change=change)
-                    built[part.name] = summary(build_small(path, folder))
+                    built[part.name] = summary(build_small(path, folder, in_process=True))
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.full_size import run
+from benchmarks.full_size_plans import measure as measure_plans
 from benchmarks.gpu_models import MODELS, checkpoint, write_package
 from sdexport.cli import main
 from tests.helpers.vocabularies import REAL
@@ -73,3 +74,29 @@ def test_full_size_unet_in_fp16_builds_without_a_gpu(tmp_path: Path) -> None:
     ]
     (again,) = call("build", "--backend", "tensorrt-rtx", *sizes, *only)
     assert not again["built"]
+
+
+PLANS = {
+    "sd15": (["--side", "512:512:1024", "--batch", "1:1:4"], 8.0),
+    "sdxl": (["--side", "1024:1024:1024", "--batch", "1:1:1", "--weight-streaming"], 23.0),
+}
+"""Arguments of the builds, and the most gigabytes that the builder may take."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", PLANS)
+def test_full_size_engines_are_built_in_memory_with_fused_attention(
+    model: str, tmp_path: Path
+) -> None:
+    """Every component in fp16: all attention but that of the VAE, with a head of 512, is fused."""
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    package = tmp_path / "package"
+    write_package(checkpoint(MODELS[model], tmp_path / "checkpoint"), package, half=True)
+    arguments, most_gb = PLANS[model]
+    components = measure_plans(package, arguments)["components"]
+    assert len(components) == (5 if model == "sdxl" else 4)
+    for name, found in components.items():
+        assert found["peak_gb"] < most_gb
+        for profile in found["profiles"]:
+            fused = 0 if name.startswith("vae") else profile["total"]
+            assert profile["total"] > 0 and profile["fused"] == fused, name

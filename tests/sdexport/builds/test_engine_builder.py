@@ -96,6 +96,13 @@ def test_build_command_builds_keeps_and_replaces(package: Path, tmp_path: Path) 
     (entry,) = json.loads(result.stdout)["engines"]
     assert entry["built"] and entry["profiles"] == [{"batch": "1:1:24", "sequence": "77:77:77"}]
     assert Path(entry["plan"]).stat().st_size == entry["size"]
+    layers = run("inspect", package, "--engine-dir", tmp_path, "--layers")
+    assert layers.exit_code == 0 and "  layers for profile 0: " in layers.stdout, layers.stderr
+    assert "attention in one kernel: 0 of 2\n      2 not, from node_" in layers.stdout
+    assert "on: its type is float; fused kernels take fp16 and bf16" in layers.stdout
+    shown = run("inspect", package, "--engine-dir", tmp_path, "--layers", "--json")
+    (engine,) = json.loads(shown.stdout)["engines"]
+    assert len(engine["layers"]["layers"]) == engine["layers"]["profiles"][0]["layers"]
     again = build(package, tmp_path, "--component", "text_encoder")
     assert again.exit_code == 0 and "kept" in again.stdout
     other = build(package, tmp_path, "--component", "text_encoder", "--batch", "2")
@@ -105,6 +112,14 @@ def test_build_command_builds_keeps_and_replaces(package: Path, tmp_path: Path) 
         package, tmp_path, "--component", "text_encoder", "--batch", "2", "--rebuild-stale"
     )
     assert replaced.exit_code == 0, replaced.stderr
+
+
+def test_inspect_layers_without_engines_and_of_an_image(package: Path, tmp_path: Path) -> None:
+    none = run("inspect", package, "--engine-dir", tmp_path, "--layers")
+    assert none.exit_code == 0 and "layers: no engine was built for this package" in none.stdout
+    (tmp_path / "a.png").write_bytes(b"")
+    image = run("inspect", tmp_path / "a.png", "--layers")
+    assert image.exit_code == 2 and "--layers is for a package, not for an image" in image.stderr
 
 
 def test_build_into_the_package_leaves_it_valid(package_copy: Path) -> None:
