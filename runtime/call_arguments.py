@@ -17,7 +17,7 @@ _AT_LOAD = "it is an option of load_pipeline or of the package's export"
 NOT_TAKEN = {
     "cross_attention_kwargs": (
         "it changes PyTorch's attention layers, which a package does not have; "
-        "merge a LoRA when exporting: sdexport export --lora"
+        "give LoRAs as loras=[(file, scale)]"
     ),
     "ip_adapter_image": _NO_IP_ADAPTER,
     "ip_adapter_image_embeds": _NO_IP_ADAPTER,

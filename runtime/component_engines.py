@@ -26,7 +26,7 @@ from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.ort.prepared import prepared_graph
 from sdexport.engines.ov import compiled_graph
 from sdexport.engines.session import TensorSpec
-from sdexport.runtime.models.components import TOKEN_GRAPHS, Role
+from sdexport.runtime.models.components import Role, tensors_of
 from sdexport.runtime.packages.manifest import ComponentRecord
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.packages.trust import check_engine
@@ -190,7 +190,7 @@ def open_component(
             session = open_session(path, backend, files=files, **options)
     except EngineError as error:
         raise _with_advice(error, package.manifest.components[component], backend) from error
-    inputs, outputs = TOKEN_GRAPHS[further] if further else (spec.inputs, spec.outputs)
+    inputs, outputs = tensors_of(spec, further)
     try:
         _check_names(package, graph, "input", inputs, session.inputs)
         _check_names(package, graph, "output", outputs, session.outputs)

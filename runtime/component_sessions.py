@@ -128,6 +128,10 @@ class ComponentSessions:
                 self.make_room(component)
             return self._open(component)
 
+    def requested(self, component: str) -> str:
+        """The backend that was asked for, "auto" included."""
+        return backend_of(self._backends, component).name
+
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component or a token graph, with all options of its session.
 

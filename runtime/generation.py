@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdexport.engines.run_record import recorded_runs
+from sdexport.runtime.adapters.call_loras import NoLoras
 from sdexport.runtime.denoise import DenoiseStep, denoise
 from sdexport.runtime.expected_calls import ImageCall, is_short
 from sdexport.runtime.guidance import Guidance
@@ -37,6 +38,9 @@ from sdexport.runtime.text.prompt_conditions import (
 from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, Text
 from sdexport.runtime.text.prompt_texts import StepRange
 from sdexport.runtime.timestep_plan import TimestepPlan
+
+if TYPE_CHECKING:
+    from sdexport.runtime.adapters.applied_loras import AppliedLoras
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class CheckedCall:
     noise: ImageNoise
     sizes: SizeConditioning
     callbacks: StepCallbacks
+    loras: NoLoras | AppliedLoras
 
     @property
     def count(self) -> int:
@@ -89,7 +94,7 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
         call.plan,
         call.noise,
         call.guidance_scale,
-        pipeline.settings | {"engines": pipeline.components_in(ran)},
+        pipeline.settings | {"engines": pipeline.components_in(ran), "loras": call.loras.recorded},
     )
     return Result.from_decoded(decoded, latents, parameters, clock)
 
@@ -109,7 +114,7 @@ def _run_stages(
     call.callbacks.check(conditioning, start, composed=composed)
     clock.append(time.perf_counter())
     steps = denoise(
-        pipeline.session(pipeline.package.family.denoiser),
+        call.loras.denoiser(pipeline.package.family.denoiser, pipeline.session),
         start,
         embeds,
         call.plan.scheduler,
@@ -133,7 +138,8 @@ def _used_later(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
     """The components that run after the text encoder, in this order."""
     family, is_decoded = pipeline.package.family, call.arguments["output_type"] != "latent"
     encoder = [family.vae_encoder] if call.images.image is not None else []
-    return [*encoder, family.denoiser, *([family.vae_decoder] if is_decoded else [])]
+    denoiser = call.loras.graph(family.denoiser)
+    return [*encoder, denoiser, *([family.vae_decoder] if is_decoded else [])]
 
 
 def _expected(pipeline: PipelineStages, call: CheckedCall) -> ImageCall | None:
@@ -156,7 +162,7 @@ def _encode(
     arguments, plan = call.arguments, call.plan
     return prepare_prompts(
         partial(
-            pipeline.text_encoders.encode,
+            call.loras.text_encoders(pipeline.text_encoders).encode,
             prompt_style=call.style,
             clip_skip=arguments["clip_skip"],
             token_embeds=arguments["token_embeds"],
@@ -194,9 +200,9 @@ def _conditioning(
         scored=bool(index.get("requires_aesthetics_score")),
         pooled=pooled,
     )
-    found = conditioning_values(
-        family.conditioning, pipeline.session(family.denoiser).inputs, request
-    )
+    denoiser = call.loras.denoiser(family.denoiser, pipeline.session)
+    found = conditioning_values(family.conditioning, denoiser.inputs, request)
+    found |= call.loras.conditioning(family.denoiser, guided=guided)
     sizes = [
         name
         for name in SIZE_ARGUMENTS

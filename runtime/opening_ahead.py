@@ -104,6 +104,6 @@ def gains(package: Package, component: str, spec: BackendSpec) -> bool:
         return False
     size = 0
     with suppress(OSError):
-        for file in (package.folder / component).iterdir():
+        for file in (package.folder / component.partition(".")[0]).iterdir():
             size += file.stat().st_size
     return size >= SMALLEST

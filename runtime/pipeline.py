@@ -14,6 +14,7 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, inputs
+from sdexport.runtime.adapters.call_loras import LoraArgument, loras_of_call
 from sdexport.runtime.call_arguments import check_output, reject_unknown
 from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.denoise import DenoiseStep
@@ -110,6 +111,7 @@ class Pipeline(PipelineStages):
         prompt_weights: bool = False,
         clip_skip: int | None = 0,
         token_embeds: TokenEmbeds | None = None,
+        loras: Sequence[LoraArgument] | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,
@@ -180,6 +182,9 @@ class Pipeline(PipelineStages):
             for the prompt and not for the negative prompt.
           token_embeds: replacements for words before the text encoder, such as
             {"puppy": {"puppy": 0.5, "skunk": 0.5}}; see sdexport.runtime.text.token_embeds.
+          loras: names that load_lora gave, or files, each alone or as (file, scale); a scale of
+            -100..100, default 1, or one for each image. Applied in addition to each other; see
+            docs/lora.md.
           original_size, crops_coords_top_left, target_size, aesthetic_score,
             negative_aesthetic_score, negative_original_size, negative_crops_coords_top_left,
             negative_target_size: SDXL's size conditioning; sizes are (height, width), default the
@@ -277,6 +282,7 @@ class Pipeline(PipelineStages):
                 **{name: arguments[name] for name in SIZE_ARGUMENTS},
             ),
             callbacks=callbacks,
+            loras=loras_of_call(self._loras, loras, len(prompts), self._components),
         )
         result = generate(self, call)
         return result if return_dict else self._family.output_tuple(result.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from sdexport.engines import Session
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, scheduler_argument, timestep_plan
+from sdexport.runtime.adapters.call_loras import LoraArgument, loras_of_call
+from sdexport.runtime.adapters.lora_store import LoraStore
 from sdexport.runtime.component_backends import Backends, BackendSpec
 from sdexport.runtime.component_sessions import ComponentSessions, chunks, finite
 from sdexport.runtime.denoise import DenoiseStep, Draw, denoise
@@ -63,6 +66,7 @@ class PipelineStages(ClosesOnExit):
             package, backend, options, sessions or {}, low_memory=low_memory, images=expected_images
         )
         self.text_encoders = TextEncoders(package, self.session)
+        self._loras = LoraStore(package)
         scheduler_argument.warn_of_replacement(package.scheduler_config)
 
     @property
@@ -95,6 +99,33 @@ class PipelineStages(ClosesOnExit):
     def finish_denoising(self) -> None:
         """Close the denoiser, if one image is expected."""
         self._components.finish([self._family.denoiser])
+
+    def load_lora(self, path: str | PathLike[str], name: str | None = None) -> str:
+        """Read a LoRA, to use it by its name in `loras`.
+
+        Args:
+          path: a .safetensors file, or a folder as diffusers or PEFT write it.
+          name: default that of the file without its ending.
+        Returns: the name.
+        Raises: InvalidArgumentError: another LoRA has that name. FileNotFoundError: no such file.
+          CheckpointError: no LoRA, or one that does not fit. PackageError: the package takes none.
+        """
+        return self._loras.add(path, name)
+
+    def unload_lora(self, name: str) -> None:
+        """Forget a LoRA that `load_lora` read.
+
+        Raises: InvalidArgumentError: there is none of that name.
+        """
+        self._loras.remove(name)
+
+    def text_encoders_with(self, loras: Sequence[LoraArgument] | None) -> TextEncoders:
+        """The text encoders with LoRAs, as a call of one image applies them.
+
+        Raises: as a call with these `loras`.
+        """
+        applied = loras_of_call(self._loras, loras, 1, self._components)
+        return applied.text_encoders(self.text_encoders)
 
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component, with all options of its session.

@@ -14,7 +14,7 @@ from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.parameters import INPUT_IMAGES, Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
-from sdexport.runtime.images.recorded_values import InputImage, identity
+from sdexport.runtime.images.recorded_values import InputImage, RecordedLora, identity
 from sdexport.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def arguments_like(
         recorded = getattr(parameters, name)
         if recorded is not None and name not in changes:
             found[name] = _find(name, recorded, folder)
+    if parameters.loras and "loras" not in changes:
+        found["loras"] = [(_find_lora(each, folder), each.scale) for each in parameters.loras]
     if found.get("strength") is not None and "image" not in found:
         raise InvalidArgumentError(
             "the image was made from an input image, which its settings do not name; give image"
@@ -98,6 +100,23 @@ def _find(name: str, recorded: tuple[InputImage, ...], folder: Path | None) -> A
     if not paths:
         raise InvalidArgumentError(f"the image was made with an input image; give {name}")
     return paths[0] if len(paths) == 1 else paths
+
+
+def _find_lora(recorded: RecordedLora, folder: Path | None) -> Path | RecordedLora:
+    """The file or folder of a LoRA, recognised by its hash; else what a pipeline may know it by."""
+    from sdexport.runtime.adapters.lora_file import lora_digest
+    from sdexport.runtime.adapters.lora_folder import sources_at
+
+    name = Path(recorded.name).name  # a recorded name is untrusted: only its last part counts
+    for place in (folder, Path()):
+        for file in (f"{name}.safetensors", name) if place is not None and name else ():
+            path = place / file  # type: ignore[operator]
+            try:
+                if path.exists() and lora_digest(sources_at(path)) == recorded.sha256:
+                    return path
+            except (OSError, SDExportError):  # no LoRA
+                continue
+    return recorded
 
 
 def _is(path: Path, recorded: InputImage) -> bool:

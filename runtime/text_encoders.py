@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,24 @@ class TextEncoders:
             for spec in package.family.text_encoders
             if spec.name in package.manifest.components
         }
+        self._adapted: Mapping[str, tuple[object, ...]] = {}
         self._layers = {name: _layer_count(package, name) for name in self.tokenizers}
+
+    def adapted(
+        self,
+        session: Callable[[str, Callable[[str], Session]], Session],
+        keys: Mapping[str, tuple[object, ...]],
+    ) -> TextEncoders:
+        """The same text encoders with other sessions.
+
+        Args:
+          session: returns the session of a graph, from its name and what returns the plain ones.
+          keys: by the name of a text encoder, what else its outputs depend on.
+        """
+        other = copy.copy(self)
+        plain = self._session
+        other._session, other._adapted = (lambda graph: session(graph, plain)), keys
+        return other
 
     def encode(
         self,
@@ -216,7 +234,8 @@ class TextEncoders:
         for i in range(len(input_ids)):
             row = {key: value[i : i + 1] for key, value in feeds.items()}
             outputs = [full if i < negatives else skipped, *pooled]
-            first, *rest = self._rows.outputs(name, session, row, outputs)
+            key = self._adapted.get(name, ())
+            first, *rest = self._rows.outputs(name, session, row, outputs, key)
             hidden.append(first)
             pooled_rows += rest
         return TextEmbeds(
@@ -308,13 +327,20 @@ class _RowCache:
         self._lock = threading.Lock()
 
     def outputs(
-        self, name: str, session: Session, row: Feeds, outputs: Sequence[str]
+        self,
+        name: str,
+        session: Session,
+        row: Feeds,
+        outputs: Sequence[str],
+        adapted: tuple[object, ...] = (),
     ) -> list[np.ndarray]:
         """Run the text encoder on a row, unless its outputs are cached; they must not be modified.
 
+        Args:
+          adapted: what they depend on besides.
         Raises: EngineError: the encoder failed, or an output holds NaN or infinity.
         """
-        key = (name, session.refits, *outputs, *((k, v.tobytes()) for k, v in row.items()))
+        key = (name, session.refits, adapted, *outputs, *((k, v.tobytes()) for k, v in row.items()))
         with self._lock:
             if key in self._cached:
                 self._cached.move_to_end(key)

@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sdexport.engines.errors import (
     is_out_of_memory,
 )
 from sdexport.engines.messages import one_line
+from sdexport.graphs.lora_graphs import write_lora_graphs
 from sdexport.graphs.precision import check_precision, conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.trace import trace
@@ -39,6 +41,7 @@ from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.version import __version__
 from sdexport.unfinished_exports import sweep
+from sdexport.verification.lora_reference import record_lora_graphs
 from sdexport.verification.reference import (
     ImageRecorder,
     TorchSession,
@@ -59,6 +62,7 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_TAKE_LORAS = (Role.TEXT_ENCODER, Role.DENOISER)
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "numpy")
 
 _MAPPED: dict[str, Any] = {"optimization": "none", "prepacking": False}
@@ -81,6 +85,7 @@ def export(
     precision: str = "fp32",
     revision: str | None = None,
     options: Options | None = None,
+    lora_inputs: bool = False,
     force: bool = False,
     progress: Progress = lambda component, stage, total: None,
     on_memory_need: Callable[[int], object] = lambda need: None,
@@ -98,6 +103,7 @@ def export(
       precision: "fp32", "fp16", "bf16" or "int8"; see sdexport.graphs.precision.
       revision: of a hub id.
       options: how to read the source, and what to merge into it.
+      lora_inputs: also write graphs of the UNet and the text encoders that take LoRAs at run time.
       force: replace the destination, if it is a package or an empty folder.
       progress: see Progress.
       on_memory_need: called with the bytes of memory that the export will need at most, before it
@@ -123,7 +129,8 @@ def export(
     on_memory_need(_memory_need(checkpoint))
     with package_folder(destination, force=force) as folder:
         try:
-            return _write_package(checkpoint, folder, opset, precision, progress)
+            make = partial(_write_package, lora_inputs=lora_inputs)
+            return make(checkpoint, folder, opset, precision, progress)
         except RuntimeError as error:  # raised by PyTorch and its exporter
             if is_out_of_memory(str(error)):
                 raise OutOfMemoryError(f"{checkpoint.label}: {one_line(error, 300)}") from error
@@ -133,7 +140,13 @@ def export(
 
 
 def _write_package(
-    checkpoint: Checkpoint, folder: Path, opset: int, precision: str, progress: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    opset: int,
+    precision: str,
+    progress: Progress,
+    *,
+    lora_inputs: bool,
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
     tokenizers = {part: _tokenizer(checkpoint, folder, part) for part in checkpoint.text_encoders}
@@ -144,7 +157,9 @@ def _write_package(
     def begin(component: str, stage: str) -> None:
         progress(component, stage, total)
 
-    components, preview = _write_components(checkpoint, folder, opset, precision, begin, recorder)
+    components, preview = _write_components(
+        checkpoint, folder, opset, precision, begin, recorder, lora_inputs=lora_inputs
+    )
     record_float32_outputs(folder, {name: c.precision for name, c in components.items()})
     tools = {"sdexport": __version__, "python": platform.python_version()}
     tools |= {name: metadata.version(name) for name in _TOOLS}
@@ -195,6 +210,8 @@ def _write_components(
     precision: str,
     begin: _Begin,
     recorder: ImageRecorder,
+    *,
+    lora_inputs: bool,
 ) -> tuple[dict[str, ComponentRecord], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
 
@@ -215,7 +232,8 @@ def _write_components(
             loaded = (part.source, checkpoint.load(part.source))
         module = loaded[1]
         begin(part.name, "record")
-        _record(part, module, folder / "reference", recorder)
+        takes_loras = lora_inputs and part.role in _TAKE_LORAS
+        _record(part, module, folder / "reference", recorder, takes_loras=takes_loras)
         if part.role is Role.VAE_DECODER:
             preview = fit_preview(module, checkpoint.latent_space)
         begin(part.name, "trace")
@@ -223,9 +241,13 @@ def _write_components(
         change = conversion(precision, part.component, checkpoint.family, config)
         path = folder / part.name / "model.onnx"
         notes = _notes(checkpoint, part.name, change.precision)
-        trace(part, module, path, opset=opset, change=change, notes=notes)
+        layers = trace(
+            part, module, path, opset=opset, change=change, notes=notes, lora_inputs=takes_loras
+        )
         if part.role is Role.TEXT_ENCODER:
             write_token_graphs(path)
+        if takes_loras:
+            write_lora_graphs(path, layers)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -234,7 +256,9 @@ def _write_components(
     return components, preview
 
 
-def _record(part: Part, module: Any, folder: Path, recorder: ImageRecorder) -> None:
+def _record(
+    part: Part, module: Any, folder: Path, recorder: ImageRecorder, *, takes_loras: bool
+) -> None:
     """Write the reference outputs of a component, and go on with the reference image."""
     with TorchSession(part, module) as session:
         is_text = part.role is Role.TEXT_ENCODER
@@ -243,6 +267,8 @@ def _record(part: Part, module: Any, folder: Path, recorder: ImageRecorder) -> N
         if ids is not None:
             record_token_graphs(session, module, folder, ids)
             recorder.encode(part.name, session)
+        if takes_loras:
+            record_lora_graphs(session, part, module, folder, ids)
     if part.role is Role.DENOISER:
         recorder.denoise(module)
     elif part.role is Role.VAE_DECODER:

@@ -23,6 +23,7 @@ from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
 from sdexport.runtime.noise import torch_generator
+from tests.helpers import lora_package as lora_package_helper
 from tests.helpers import software_gpu as software_gpu_helper
 from tests.helpers.low_precision import export_from_graphs
 from tests.helpers.shared import made_once
@@ -77,6 +78,17 @@ def half_package(package: Path, checkpoint: Path, tmp_path_factory: pytest.TempP
     """The demo model in fp16, converted from the graphs of `package`."""
     make = partial(export_from_graphs, package, checkpoint, "fp16")
     return made_once(tmp_path_factory, "half_package", make)
+
+
+@pytest.fixture(scope="session")
+def lora_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint, and the package with graphs that take LoRAs."""
+    return made_once(tmp_path_factory, "lora_folder", lora_package_helper.make)
+
+
+@pytest.fixture(scope="session")
+def lora_package(lora_folder: Path) -> Path:
+    return lora_folder / "package"
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ NOT_RUN = {
     "export.md": 2,
     "getting-started.md": 4,
     "gpu-benchmark.md": 2,
+    "lora.md": 2,
     "performance.md": 1,
     "signing.md": 5,
     "verification.md": 1,

@@ -14,7 +14,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from sdexport.runtime.images.infotext import infotext
-from sdexport.runtime.images.recorded_values import InputImage, convert, identity, plain
+from sdexport.runtime.images.recorded_values import (
+    InputImage,
+    RecordedLora,
+    convert,
+    identity,
+    plain,
+)
 from sdexport.runtime.version import __version__
 
 NOT_RECORDED = {
@@ -32,6 +38,8 @@ EFFECTIVE = (
 )
 """Fields that hold what an argument came to, such as a default of the package."""
 INPUT_IMAGES = ("image", "mask_image")
+INPUT_FILES = (*INPUT_IMAGES, "loras")
+"""Fields that name files, of which only digests are recorded."""
 OF_BATCH = ("batch_size", "batch_index", "prompts", "negative_prompts", "seeds")
 OF_PIPELINE = (
     *("vae_tile", "max_batch", "model", "model_hash", "backend", "precision", "options"),
@@ -58,6 +66,7 @@ class Parameters:
         0. The same bytes come only from the same batch.
       prompts, negative_prompts, seeds: those of the whole batch; None where all images have the
         same prompt, or one seed.
+      loras: the name, digest and scale of each LoRA that was used.
       external: arguments that a text cannot hold, such as latents: what identifies them.
       model: name of the package's folder. model_hash: digest of its manifest; None without one.
       backend, precision: for all components, or by component.
@@ -109,6 +118,7 @@ class Parameters:
     prompt_weights: bool = False
     clip_skip: int = 0
     token_embeds: Mapping[str, Any] | None = None
+    loras: tuple[RecordedLora, ...] | None = None
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
@@ -156,12 +166,12 @@ class Parameters:
     def arguments(self) -> dict[str, Any]:
         """The arguments of a pipeline call that generates the image, as `batch_index` of its batch.
 
-        Those that text cannot hold, `external` and the input images, are missing.
+        Those that text cannot hold, `external`, the input images and the LoRAs, are missing.
         """
         found: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            is_argument = each.name not in (*OF_PIPELINE, *OF_BATCH, *OF_FILES, *INPUT_IMAGES)
+            is_argument = each.name not in (*OF_PIPELINE, *OF_BATCH, *OF_FILES, *INPUT_FILES)
             if is_argument and value is not None and value != each.default:
                 found[each.name] = value
         for name in ("prompt", "negative_prompt", "seed"):
@@ -198,13 +208,13 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Arguments that differ from the default and that a text cannot hold are in `external`.
 
     Args:
-      arguments: by name; those in NOT_RECORDED and EFFECTIVE, and images, are left out.
+      arguments: by name; those in NOT_RECORDED and EFFECTIVE, images and LoRAs are left out.
     """
     found: dict[str, Any] = {}
     external: dict[str, str] = {}
     for each in fields(Parameters):
         name = each.name
-        if name not in arguments or name in (*EFFECTIVE, *INPUT_IMAGES):
+        if name not in arguments or name in (*EFFECTIVE, *INPUT_FILES):
             continue
         try:
             found[name] = plain(arguments[name])

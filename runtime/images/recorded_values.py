@@ -32,6 +32,25 @@ class InputImage:
     name: str | None = None
 
 
+@dataclass(frozen=True)
+class RecordedLora:
+    """A LoRA that an image was generated with.
+
+    Attributes:
+      name: that it was loaded with, or of its file or folder, without ending.
+      sha256: of its file.
+      scale: of the call, or one for each image of the batch.
+    """
+
+    name: str
+    sha256: str
+    scale: float | tuple[float, ...] = 1.0
+
+    def __str__(self) -> str:
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        return f"{self.name}:{'/'.join(f'{s:g}' for s in scales)}:{self.sha256[:HASH_DIGITS]}"
+
+
 def plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
 
@@ -132,6 +151,14 @@ def _mapping(value: Mapping[str, Any], hint: Any) -> Any:
         if not re.fullmatch(rf"[0-9a-f]{{{HASH_DIGITS},64}}", digest):
             raise TypeError
         return InputImage(digest, name)
+    if hint is RecordedLora:
+        scale = convert(value.get("scale", 1.0), float | tuple[float, ...])
+        digest, name = value.get("sha256"), value.get("name")
+        if not isinstance(name, str) or not isinstance(digest, str):
+            raise TypeError
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise TypeError
+        return RecordedLora(name, digest, scale)
     if get_origin(hint) is Mapping:
         return {str(key): convert(entry, get_args(hint)[1]) for key, entry in value.items()}
     raise TypeError

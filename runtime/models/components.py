@@ -88,3 +88,28 @@ TOKEN_GRAPHS = {
 """What a package may hold of a text encoder in addition to the complete graph: the embedding table,
 the transformer after it, and the complete graph with an attention mask as input. Each with the
 inputs and outputs it must have."""
+MODEL, LORA = "model", "lora"
+LORA_GRAPHS = {
+    LORA: MODEL,
+    f"{LORA}_{INPUTS_EMBEDS}": INPUTS_EMBEDS,
+    f"{LORA}_{ATTENTION_MASK}": ATTENTION_MASK,
+}
+"""Graphs that take the factors of a LoRA as inputs, each with the graph that it was made from."""
+FURTHER_GRAPHS = (*TOKEN_GRAPHS, *LORA_GRAPHS)
+"""What a package may hold of a component in addition to model.onnx."""
+
+
+def tensors_of(spec: ComponentSpec, further: str = "") -> tuple[frozenset[str], frozenset[str]]:
+    """The inputs and outputs that a component's graph must have, besides the factors of a LoRA.
+
+    Args:
+      further: one of FURTHER_GRAPHS; "" for model.onnx.
+    """
+    base = LORA_GRAPHS.get(further, further or MODEL)
+    return (spec.inputs, spec.outputs) if base == MODEL else TOKEN_GRAPHS[base]
+
+
+def lora_graph(graph: str) -> str:
+    """The graph that takes LoRAs in place of a component's graph or token graph."""
+    component, _, further = graph.partition(".")
+    return f"{component}.{f'{LORA}_{further}' if further else LORA}"

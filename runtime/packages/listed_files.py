@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from sdexport.engines.errors import PackageError
 from sdexport.runtime.models import families
-from sdexport.runtime.models.components import TOKEN_GRAPHS
+from sdexport.runtime.models.components import FURTHER_GRAPHS
 from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, Manifest
 
 MODEL_INDEX = "model_index.json"
@@ -28,9 +28,9 @@ def graph_file(graph: str) -> str:
 
 
 def graphs_of(name: str, component: ComponentRecord) -> list[str]:
-    """A component and its token graphs."""
+    """A component, its token graphs, and those that take LoRAs."""
     files = [record.path for record in component.files]
-    further = [f"{name}.{graph}" for graph in TOKEN_GRAPHS]
+    further = [f"{name}.{graph}" for graph in FURTHER_GRAPHS]
     return [name, *(graph for graph in further if graph_file(graph) in files)]
 
 

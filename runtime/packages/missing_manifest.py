@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from sdexport.engines.errors import PackageError
-from sdexport.runtime.models.components import TOKEN_GRAPHS
+from sdexport.runtime.models.components import FURTHER_GRAPHS
 from sdexport.runtime.models.families import components
 from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.listed_files import REFERENCE
@@ -42,7 +42,7 @@ def _sign(folder: Path, surveys: GraphSurveys) -> str | None:
         if name.startswith(f"{_OURS}."):
             return f"there is {entry!a}"
     for name in components():
-        for graph in TOKEN_GRAPHS:
+        for graph in FURTHER_GRAPHS:
             if os.path.lexists(folder / name / f"{graph}.onnx"):
                 return f"there is {name}/{graph}.onnx"
         if surveys.path(name).is_file() and _OURS in surveys.of(name).metadata:

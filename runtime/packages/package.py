@@ -19,7 +19,7 @@ from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, FileIdentity, open_guarded
-from sdexport.runtime.models.components import UNET
+from sdexport.runtime.models.components import LORA_GRAPHS, UNET
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.family import ModelFamily
 from sdexport.runtime.packages.agreement import check_agreement
@@ -260,9 +260,13 @@ class Package:
                 f"{self.folder} has no {name}; it has {', '.join(self.manifest.components)}"
             )
         if graph not in self.graphs:
+            needed = "replaced token embeddings and weights below 1 in Compel's style need"
+            option = ""
+            if further in LORA_GRAPHS:
+                needed, option = "LoRAs need", " --lora-inputs"
             raise PackageError(
-                f"{self.folder} has no {name}/{further}.onnx, which replaced token embeddings and "
-                "weights below 1 in Compel's style need; 'sdexport export' writes it"
+                f"{self.folder} has no {name}/{further}.onnx, which {needed}; "
+                f"'sdexport export{option}' writes it"
             )
         return self.folder / graph_file(graph)
 

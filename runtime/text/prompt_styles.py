@@ -87,8 +87,8 @@ def read_tags(texts: Iterable[Text], style: str) -> list[Text]:
     read = [rest(text) if isinstance(text, str) else tuple(map(rest, text)) for text in texts]
     if named:
         logger.warning(
-            "prompt: %s not applied and left out: LoRAs cannot be loaded from a prompt; "
-            "merge them with --lora when you export",
+            "prompt: %s not applied and left out: give LoRAs as loras, or with --lora-dir the "
+            "folder that has them",
             f"{_listed(named)} {'is' if len(named) == 1 else 'are'}",
         )
     return read

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.config_files import parsing, read_config, update_config
+from sdexport.checkpoints.config_files import read_config, update_config
 from sdexport.checkpoints.diffusers_layout import (
     TEXT_ENCODERS,
     present_components,
@@ -15,8 +15,6 @@ from sdexport.checkpoints.diffusers_layout import (
 )
 from sdexport.checkpoints.embedding_file import bundled_word
 from sdexport.checkpoints.lora import Lora
-from sdexport.checkpoints.lora_folder import lora_sources
-from sdexport.checkpoints.lora_report import warn_about_prediction
 from sdexport.checkpoints.modules import empty
 from sdexport.checkpoints.textual_inversion import (
     LEGACY_EOS,
@@ -30,6 +28,9 @@ from sdexport.checkpoints.textual_inversion import (
 from sdexport.checkpoints.tokenizer_edits import add_tokens, known_tokens
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
+from sdexport.runtime.adapters.damaged_files import parsing
+from sdexport.runtime.adapters.lora_folder import lora_sources
+from sdexport.runtime.adapters.lora_report import warn_about_prediction
 from sdexport.runtime.models.components import UNET
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 

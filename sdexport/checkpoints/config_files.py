@@ -1,32 +1,15 @@
-"""JSON configurations of a checkpoint, and the one place where damage becomes CheckpointError."""
+"""JSON configurations of a checkpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines.errors import CheckpointError, MissingDependencyError
+from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import read_json, write_atomically
 from sdexport.engines.guarded_files import JSON_LIMIT
-from sdexport.engines.messages import one_line
-
-
-@contextmanager
-def parsing(what: object) -> Iterator[None]:
-    """Turn any failure of the block into a CheckpointError whose message begins with `what`.
-
-    For code that interprets files of unknown origin, where the libraries it calls may raise nearly
-    anything. CheckpointError, a missing package, OSError and MemoryError pass through.
-    """
-    try:
-        yield
-    except (CheckpointError, MissingDependencyError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{what}: {one_line(error, 1000)}") from error
 
 
 def read_config(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:

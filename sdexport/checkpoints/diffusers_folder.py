@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sdexport.checkpoints.config_files import parsing, read_config
+from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.diffusers_layout import (
     CLASSES,
     TEXT_ENCODERS,
@@ -34,6 +34,7 @@ from sdexport.checkpoints.weight_sets import every_file
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line, shown
+from sdexport.runtime.adapters.damaged_files import parsing
 from sdexport.runtime.models import families
 from sdexport.runtime.models.components import UNET, VAE_DECODER
 from sdexport.runtime.models.family import ModelFamily

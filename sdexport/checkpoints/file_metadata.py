@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.published_configs import SingleFileFamily
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.messages import one_line
+from sdexport.runtime.adapters.header_entries import warn_about_unknown
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 
 from sdexport.checkpoints.lora_layer import Layer
-from sdexport.checkpoints.lora_names import read_names
-from sdexport.checkpoints.lora_report import does_not_fit, fits_nothing, made_for, report
-from sdexport.checkpoints.lora_roles import split_role, unsupported_method
-from sdexport.checkpoints.lora_settings import PeftSettings
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.messages import one_line
+from sdexport.runtime.adapters.lora_layout import read_layout
+from sdexport.runtime.adapters.lora_report import does_not_fit, report
+from sdexport.runtime.adapters.lora_settings import PeftSettings
 
 
 @dataclass(frozen=True)
@@ -53,16 +52,8 @@ class Lora:
           unsupported method, no layer that fits, or shapes that do not.
         """
         file = WeightFile.open(path, allow_pickle=allow_pickle)
-        if not any(split_role(n) or unsupported_method(n) for n in file.tensors):
-            raise CheckpointError(f"{path} is {file.kind}; expected a LoRA")
         layers_of = {part: _layers_of(module) for part, module in modules.items()}
-        try:
-            names = read_names(file.tensors, layers_of, component)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        model = made_for(file)
-        if not names.layers:
-            raise fits_nothing(file, names, model)
+        names, model = read_layout(file, layers_of, component, kind=file.kind)
         settings = PeftSettings.read(file.path, file.metadata)
         layers: dict[str, dict[str, Layer]] = {}
         for (part, name), roles in names.layers.items():

@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 
-from sdexport.checkpoints.lora_methods import BIASES, Method, bias_change, method_of, new_weight
-
-_SINGLE = ("alpha", "scale", "on_input")
-"""Roles whose tensors have one value, which may be an integer."""
+from sdexport.checkpoints.lora_methods import bias_change, new_weight
+from sdexport.runtime.adapters.lora_kinds import BIASES, SINGLE, Kind, kind_of
+from sdexport.runtime.adapters.lora_settings import ratio_of
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's method, None if only its bias changes; its tensors by role; alpha / rank."""
+    """A layer's kind, None if only its bias changes; its tensors by role; alpha / rank."""
 
-    method: Method | None
+    kind: Kind | None
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     ratio: float
 
@@ -38,14 +37,14 @@ class Layer:
         Raises: ValueError, or anything that PyTorch raises: what is wrong.
         """
         for role, tensor in tensors.items():
-            if not tensor.is_floating_point() and role not in _SINGLE:
+            if not tensor.is_floating_point() and role not in SINGLE:
                 raise ValueError(f"its {role} is {tensor.dtype}, so the file is quantised")
             if not torch.isfinite(tensor.to(torch.float32)).all():
                 raise ValueError("it holds NaN or infinity")
-            if role in _SINGLE and tensor.numel() != 1:
+            if role in SINGLE and tensor.numel() != 1:
                 raise ValueError(f"{role} has {tensor.numel()} values, expected one")
-        method = None if BIASES.issuperset(tensors) else method_of(tensors)
-        layer = cls(method, tensors, _ratio(method, tensors, ratio))
+        kind = None if BIASES.issuperset(tensors) else kind_of(tensors)
+        layer = cls(kind, tensors, ratio_of(kind, tensors, ratio))
         layer._check_shapes(shape)
         return layer
 
@@ -57,9 +56,9 @@ class Layer:
         """
         factors = {role: tensor.to(torch.float32) for role, tensor in self.tensors.items()}
         new = {}
-        if self.method is not None:
+        if self.kind is not None:
             old = target.weight.detach().float()
-            new["weight"] = new_weight(self.method, old, factors, self.ratio, scale)
+            new["weight"] = new_weight(self.kind, old, factors, self.ratio, scale)
         change = bias_change(factors, self.ratio)
         if change is not None:
             bias = change.flatten() * scale
@@ -70,27 +69,12 @@ class Layer:
     def _check_shapes(self, shape: torch.Size) -> None:
         """Merge tensors without data."""
         empty = {k: v.to(torch.float32).to("meta") for k, v in self.tensors.items()}
-        empty |= {k: v for k, v in self.tensors.items() if k in _SINGLE}
-        if self.method is not None:
+        empty |= {k: v for k, v in self.tensors.items() if k in SINGLE}
+        if self.kind is not None:
             weight = torch.empty(shape, device="meta")
-            merged = new_weight(self.method, weight, empty, self.ratio, 1.0)
+            merged = new_weight(self.kind, weight, empty, self.ratio, 1.0)
             if merged.shape != shape:
                 raise ValueError(f"expected {tuple(shape)}, got {tuple(merged.shape)}")
         bias = bias_change(empty, self.ratio)
         if bias is not None and bias.numel() != shape[0]:
             raise ValueError(f"expected a bias of {shape[0]}, got {bias.numel()} values")
-
-
-def _ratio(
-    method: Method | None,
-    tensors: Mapping[str, torch.Tensor],
-    of_settings: Callable[[int | None], float | None],
-) -> float:
-    """What the product of a layer's factors is multiplied by: alpha / rank."""
-    rank = None if method is None else method.rank(tensors)
-    if "scale" in tensors:
-        return float(tensors["scale"])
-    if "alpha" in tensors:
-        return float(tensors["alpha"]) / rank if rank else 1.0
-    ratio = of_settings(rank)
-    return 1.0 if ratio is None else ratio

@@ -8,10 +8,23 @@ Liu et al. 2023, arXiv 2311.06243. IA3: Liu et al. 2022, arXiv 2205.05638.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+from sdexport.runtime.adapters.lora_kinds import (
+    DORA,
+    FULL,
+    GLORA,
+    IA3,
+    LOHA,
+    LOKR,
+    LORA,
+    NORM,
+    OFT,
+    Kind,
+)
 
 Factors = Mapping[str, torch.Tensor]
 
@@ -20,50 +33,16 @@ Factors = Mapping[str, torch.Tensor]
 class Method:
     """How a kind of LoRA changes a layer's weight.
 
-    marks: the roles that the method is recognised by.
-    others: roles that it may have as well.
-    optional: those of `marks` that may be missing.
-    rank: what alpha is divided by; None if the factors do not say.
     difference: (factors, shape of the weight) to what is added to it, without alpha.
-    merge: (weight, factors, ratio, scale) to the new weight, for methods that multiply it.
+    merge: (weight, factors, ratio, scale) to the new weight, for kinds that multiply it.
     """
 
-    name: str
-    marks: frozenset[str]
-    others: frozenset[str] = frozenset()
-    optional: frozenset[str] = frozenset()
-    rank: Callable[[Factors], int | None] = lambda factors: None
     difference: Callable[[Factors, torch.Size], torch.Tensor] | None = None
     merge: Callable[[torch.Tensor, Factors, float, float], torch.Tensor] | None = None
 
 
-def method_of(roles: Collection[str]) -> Method:
-    """The method of a layer, by the roles of its weights.
-
-    Raises: ValueError: there is none, or more than one; a factor is missing or does not belong.
-    """
-    found = [method for method in METHODS if not method.marks.isdisjoint(roles)]
-    if not found:
-        raise ValueError(f"it holds only its {' and '.join(sorted(roles))}")
-    if len(found) > 1:
-        raise ValueError(f"it holds factors of {' and of '.join(m.name for m in found)}")
-    method = found[0]
-    missing = method.marks - method.optional - set(roles)
-    if method.name == "LoKr":
-        whole = ({"k_w1"}, {"k_w2"}), ({"k_w1_a", "k_w1_b"}, {"k_w2_a", "k_w2_b"})
-        for one, two in zip(*whole, strict=True):
-            missing |= set() if one <= set(roles) else two - set(roles)
-    if missing:
-        names = ", ".join(map(_spelled, sorted(missing)))
-        raise ValueError(f"a part of its {method.name} is missing: {names}")
-    if extra := set(roles) - method.marks - method.others - BIASES:
-        names = ", ".join(map(_spelled, sorted(extra)))
-        raise ValueError(f"{method.name} with {names} is not supported")
-    return method
-
-
 def new_weight(
-    method: Method, weight: torch.Tensor, factors: Factors, ratio: float, scale: float
+    kind: Kind, weight: torch.Tensor, factors: Factors, ratio: float, scale: float
 ) -> torch.Tensor:
     """The weight of a layer after the change.
 
@@ -74,6 +53,7 @@ def new_weight(
       scale: of the whole change, chosen by the user.
     Raises: ValueError, or anything that PyTorch raises: the shapes do not belong together.
     """
+    method = _METHODS[kind.name]
     if method.merge is not None:
         return method.merge(weight, factors, ratio, scale)
     assert method.difference is not None
@@ -81,7 +61,7 @@ def new_weight(
     if change.numel() != weight.numel() or change.shape[0] != weight.shape[0]:
         raise ValueError(f"expected a change of {tuple(weight.shape)}, got {tuple(change.shape)}")
     change = change.reshape(weight.shape) * ratio
-    if "magnitude" in factors or "dora_scale" in factors:
+    if not DORA.isdisjoint(factors):
         return _dora(weight, change, factors, scale)
     return torch.add(weight, change, alpha=scale)
 
@@ -151,7 +131,8 @@ def _lokr(factors: Factors, shape: torch.Size) -> torch.Tensor:
     second = factors["k_w2"] if "k_w2" in factors else _half(factors, "k_w2_a", "k_w2_b", "k_t2")
     if first.ndim != 2:
         raise ValueError(f"the first factor has the shape {tuple(first.shape)}")
-    return torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second)
+    first = first.reshape(*first.shape, *(1 for _ in second.shape[2:]))
+    return torch.kron(first, second.contiguous())  # which einsum's result need not be
 
 
 def _glora(weight: torch.Tensor, factors: Factors, ratio: float, scale: float) -> torch.Tensor:
@@ -217,61 +198,13 @@ def _butterfly(rows: torch.Tensor, rotation: torch.Tensor, distance: int) -> tor
     return mixed.reshape(-1, distance, 2, width).transpose(1, 2).reshape(rows.shape)
 
 
-def _rows(name: str) -> Callable[[Factors], int | None]:
-    return lambda factors: factors[name].shape[0] if name in factors else None
-
-
-def _lokr_rank(factors: Factors) -> int | None:
-    name = next((name for name in ("k_w1_b", "k_w2_b") if name in factors), None)
-    return None if name is None else factors[name].shape[0]
-
-
-def _spelled(role: str) -> str:
-    """A role as LyCORIS spells it."""
-    if role.startswith("k_"):
-        return f"lokr_{role.removeprefix('k_')}"
-    plain = {"down": "lora_down", "up": "lora_up", "mid": "lora_mid", "factor": "weight"}
-    return plain.get(role, f"hada_{role}" if role in _HADA | {"t1", "t2"} else role)
-
-
-BIASES = frozenset({"diff_b", "b_norm"})
-_ALPHA = frozenset({"alpha", "scale"})
-_DORA = frozenset({"magnitude", "dora_scale"})
-_HADA = frozenset({"w1_a", "w1_b", "w2_a", "w2_b"})
-_KRON = frozenset({"k_w1", "k_w1_a", "k_w1_b", "k_w2", "k_w2_a", "k_w2_b"})
-METHODS = (
-    Method(
-        "LoRA",
-        frozenset({"down", "up"}),
-        _ALPHA | _DORA | {"mid", "up_bias"},
-        rank=_rows("down"),
-        difference=_lora,
-    ),
-    Method(
-        "LoHa", _HADA, _ALPHA | {"t1", "t2", "dora_scale"}, rank=_rows("w1_b"), difference=_loha
-    ),
-    Method(
-        "LoKr",
-        _KRON,
-        _ALPHA | {"k_t2", "dora_scale"},
-        _KRON,
-        rank=_lokr_rank,
-        difference=_lokr,
-    ),
-    Method(
-        "GLoRA",
-        frozenset({"a1", "a2", "b1", "b2"}),
-        _ALPHA | {"bm"},
-        rank=_rows("a2"),
-        merge=_glora,
-    ),
-    Method("IA3", frozenset({"factor", "on_input"}), merge=_ia3),
-    Method("OFT", frozenset({"oft_blocks"}), frozenset({"rescale", "alpha"}), merge=_oft),
-    Method(
-        "full difference",
-        frozenset({"diff"}),
-        frozenset({"alpha"}),
-        difference=lambda factors, shape: factors["diff"],
-    ),
-    Method("norm", frozenset({"w_norm"}), difference=lambda factors, shape: factors["w_norm"]),
-)
+_METHODS = {
+    LORA: Method(difference=_lora),
+    LOHA: Method(difference=_loha),
+    LOKR: Method(difference=_lokr),
+    GLORA: Method(merge=_glora),
+    IA3: Method(merge=_ia3),
+    OFT: Method(merge=_oft),
+    FULL: Method(difference=lambda factors, shape: factors["diff"]),
+    NORM: Method(difference=lambda factors, shape: factors["w_norm"]),
+}

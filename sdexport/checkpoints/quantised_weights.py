@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.json_text import parse_json
 from sdexport.engines.messages import one_line
+from sdexport.runtime.adapters.damaged_files import parsing
 
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 """Formats of ComfyUI's quantised layers that are converted."""

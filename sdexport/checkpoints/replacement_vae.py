@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sdexport.checkpoints.config_files import parsing, read_config, update_config, write_config
+from sdexport.checkpoints.config_files import read_config, update_config, write_config
 from sdexport.checkpoints.diffusers_layout import VAE_CLASSES
 from sdexport.checkpoints.modules import check_shapes, empty, fill
 from sdexport.checkpoints.published_configs import VAE_SD, VAE_SDXL
@@ -30,6 +30,7 @@ from sdexport.checkpoints.weight_file import WeightFile, merged
 from sdexport.checkpoints.weight_origins import origins
 from sdexport.checkpoints.weight_sets import files_in
 from sdexport.engines.errors import CheckpointError
+from sdexport.runtime.adapters.damaged_files import parsing
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sdexport.checkpoints.config_files import parsing, write_config
+from sdexport.checkpoints.config_files import write_config
 from sdexport.checkpoints.diffusers_layout import TEXT_ENCODERS, tokenizer_folder
 from sdexport.checkpoints.file_family import family_of
 from sdexport.checkpoints.file_metadata import check_metadata
@@ -35,6 +35,7 @@ from sdexport.checkpoints.unused_weights import check_all_used, check_supported_
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.checkpoints.weight_origins import origins
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.runtime.adapters.damaged_files import parsing
 from sdexport.runtime.text.special_tokens import BOS, EOS
 
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}

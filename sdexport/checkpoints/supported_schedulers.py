@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.messages import one_line
 from sdexport.runtime import schedulers
+from sdexport.runtime.adapters.damaged_files import parsing
 from sdexport.runtime.scheduler_argument import default_scheduler
 from sdexport.runtime.schedulers.program_names import OTHER_MODELS
 from sdexport.runtime.schedulers.sampler_names import why_not_supported

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdexport.checkpoints.config_files import parsing
 from sdexport.checkpoints.embedding_file import Word, words_of
-from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.tokenizer_edits import token_exists
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.messages import plain, shown
+from sdexport.runtime.adapters.damaged_files import parsing
+from sdexport.runtime.adapters.header_entries import warn_about_unknown
 
 LEGACY_EOS = 2
 """The end token in old configurations, which transformers reads as the highest id."""

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.config_files import parsing, read_config, write_config
+from sdexport.checkpoints.config_files import read_config, write_config
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.guarded_files import TOKENIZER_LIMIT
 from sdexport.engines.messages import shown
+from sdexport.runtime.adapters.damaged_files import parsing
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}

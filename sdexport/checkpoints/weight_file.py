@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from sdexport.checkpoints.config_files import parsing
 from sdexport.checkpoints.pickle_file import read_pickle, tensors_in
 from sdexport.checkpoints.quantised_weights import dequantised
-from sdexport.checkpoints.safetensors_header import begins_as_safetensors, check_header
 from sdexport.checkpoints.weight_kinds import kind_of_other_file, kind_of_weights
 from sdexport.checkpoints.weight_origins import NamedWeight
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.guarded_files import open_guarded
 from sdexport.engines.messages import one_line
+from sdexport.runtime.adapters.damaged_files import parsing
+from sdexport.runtime.adapters.safetensors_header import begins_as_safetensors, check_header
 
 PICKLE_HINT = (
     "a pickle can run programs; give --allow-pickle to read its weights alone, "

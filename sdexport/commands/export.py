@@ -40,6 +40,11 @@ from sdexport.graphs.precision import PRECISIONS, verifying_backends
     help="; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items()) + ".",
 )
 @source_options
+@click.option(
+    "--lora-inputs",
+    is_flag=True,
+    help="Also write graphs that take LoRAs at run time: 'sdexport generate --lora'.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @ignore_memory_option
 @json_option
@@ -49,6 +54,7 @@ def export(
     package: Path,
     opset: int,
     precision: str,
+    lora_inputs: bool,
     force: bool,
     ignore_memory: bool,
     as_json: bool,
@@ -66,6 +72,7 @@ def export(
         of_source,
         opset=opset,
         precision=precision,
+        lora_inputs=lora_inputs,
         force=force,
         on_memory_need=lambda need: check_memory(
             need, "this export", "export on a machine with more memory", ignore=ignore_memory

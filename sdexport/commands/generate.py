@@ -45,6 +45,8 @@ def generate(
     prompt: str | None,
     prompts_file: str | None,
     like: Path | None,
+    lora_texts: tuple[str, ...],
+    lora_dir: Path | None,
     output: str,
     seed: int | None,
     size: tuple[int, int] | None,
@@ -81,14 +83,18 @@ def generate(
     )
     from sdexport.commands.generate_jobs import jobs_of, read_rows
     from sdexport.commands.generate_like import Reference
+    from sdexport.commands.generate_loras import loras_of, with_tags
     from sdexport.runtime.pipeline import load_pipeline
 
     prompt, prompts_file = _prompt_source(prompt, prompts_file)
     _check_sources(prompt, prompts_file, embeds, save_embeds, like)
     rows = [without_none(prompt=prompt)] if prompts_file is None else read_rows(prompts_file)
-    settings = without_none(**settings | _sides(settings, size))
+    loras = loras_of(lora_texts)
+    settings = without_none(**settings | _sides(settings, size), loras=loras or None)
     saved_as = without_none(quality=quality, lossless=lossless, mark=mark)
     reference = None if like is None else Reference.read(like, seed=seed)
+    if lora_dir is not None:
+        rows = with_tags(rows, lora_dir, loras, reference.parameters.prompt if reference else "")
     if reference:
         saved_as = reference.saved_as(output, saved_as)
     jobs = jobs_of(

@@ -108,7 +108,7 @@ def save_embeds_of(
     texts = {key: arguments.get(key, "") for key in ("prompt", "negative_prompt")}
     style = style_name(how.get("prompt_style"), weights=how.get("prompt_weights", False))
     require_constant([texts["prompt"]], [texts["negative_prompt"]], style, "--save-embeds")
-    both = pipe.text_encoders.encode(
+    both = pipe.text_encoders_with(arguments.get("loras")).encode(
         read_tags([texts["negative_prompt"], texts["prompt"]], style), 1, **how
     )
     embeds = joined(both, style)

@@ -49,6 +49,19 @@ PROMPT_OPTIONS = (
     click.option(
         "--clip-skip", type=int, help="Skip this many of the text encoder's last layers. Default 0."
     ),
+    click.option(
+        "--lora",
+        "lora_texts",
+        multiple=True,
+        metavar="PATH[:SCALE]",
+        help="Apply this LoRA, a file or a folder; the package must have been exported with "
+        "--lora-inputs. Repeatable.",
+    ),
+    click.option(
+        "--lora-dir",
+        type=FOLDER,
+        help="Apply the LoRAs of this folder that a prompt names, as <lora:name:0.8>.",
+    ),
     click.option("--embeds", type=FILE, help="Use the embeddings in this .npz file, not PROMPT."),
     click.option(
         "--save-embeds", type=FILE, help="Write the prompt's embeddings to this .npz file."

@@ -119,8 +119,11 @@ def _signed(package: Any) -> str:
 
 
 def _package_lines(package: Any) -> list[str]:
+    from sdexport.runtime.models.components import lora_graph
+
     manifest = package.manifest
     height, width = manifest.default_size
+    loras = [name for name in manifest.components if lora_graph(name) in package.graphs]
     values = {
         "family": manifest.family,
         "source": _pairs(manifest.source),
@@ -137,6 +140,8 @@ def _package_lines(package: Any) -> list[str]:
         "signed": _signed(package),
         "made with": _pairs(manifest.tools) or "unknown",
     }
+    if loras:
+        values["LoRAs"] = f"taken at run time by {', '.join(loras)}"
     return [f"{name:<11}{value}" for name, value in values.items()]
 
 

@@ -23,6 +23,7 @@ from onnxscript.rewriter import onnx_fusions
 
 from sdexport.checkpoints.modules import stand_ins
 from sdexport.engines import TensorSpec
+from sdexport.graphs.lora_layers import LoraLayer, find_layers
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.models.components import Role
 from sdexport.runtime.version import __version__
@@ -31,6 +32,8 @@ EXTERNAL_DATA_FROM = 100_000_000
 """Bytes of weights from which they are written to model.onnx_data. Such a file is mapped into
 memory; weights inside the graph are in memory several times while it is written or read. A text
 encoder always has a data file, because several graphs read it."""
+_HALF = "float16 weight"
+"""Key of an initializer's float16 weight, of which it holds a float32 form."""
 # Sizes of the traced example. Odd where possible, so that no axis is assumed to be a multiple of a
 # power of two and the UNet passes the sizes of its skip connections on to its upsamplers.
 _EXAMPLE = {
@@ -51,7 +54,8 @@ def trace(
     opset: int,
     change: Callable[[ir.Model], object] | None = None,
     notes: Mapping[str, str] | None = None,
-) -> None:
+    lora_inputs: bool = False,
+) -> tuple[LoraLayer, ...]:
     """Write one component as an ONNX file with dynamic axes; large weights go to a data file.
 
     Args:
@@ -60,19 +64,24 @@ def trace(
       path: of the .onnx file; the folder is created.
       change: applied to the graph before it is written, such as a conversion to float16.
       notes: metadata of the ONNX file.
+      lora_inputs: find the layers that a LoRA may change; further graphs read the data file then.
+    Returns: these layers.
+    Raises: CheckpointError: see find_layers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     model = _traced(part, module, opset)
+    layers = _layers(model.graph, module) if lora_inputs else ()
     _tidy(model, part)
     if change is not None:
         change(model)
     model.metadata_props.update(notes or {})
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    separate = size > EXTERNAL_DATA_FROM or part.role is Role.TEXT_ENCODER
+    separate = size > EXTERNAL_DATA_FROM or part.role is Role.TEXT_ENCODER or lora_inputs
     data_file = f"{path.name}_data" if separate else None
     ir.save(model, path, external_data=data_file, max_workers=os.cpu_count())
     _forget_constants(model)
+    return layers
 
 
 def _traced(part: Part, module: Any, opset: int) -> ir.Model:
@@ -102,6 +111,16 @@ def _traced(part: Part, module: Any, opset: int) -> ir.Model:
         drop_nan_guards(program.model.graph)
         _put_back(program.model.graph, halves)
     return program.model
+
+
+def _layers(graph: ir.Graph, module: Any) -> tuple[LoraLayer, ...]:
+    """The layers that a LoRA may change, in a graph that still has its shapes."""
+    weights = {}
+    for name, value in graph.initializers.items():
+        weight = value.meta.get(_HALF, _weight(value))
+        if weight is not None:
+            weights[name] = weight
+    return find_layers(graph, module, weights)
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:
@@ -167,6 +186,7 @@ def _put_back(graph: ir.Graph, halves: Mapping[int, torch.Tensor]) -> None:
             shape = ir.Shape(weight.shape)
             tensor = ir.LazyTensor(compute, ir.DataType.FLOAT, shape, name=value.name)
             value.const_value = tensor
+            value.meta[_HALF] = half
 
 
 def _single(half: torch.Tensor) -> TorchTensor:
@@ -183,6 +203,7 @@ def _forget_constants(model: ir.Model) -> None:
     """Free the graph's weights: onnxscript's rules keep the last nodes they matched."""
     for value in model.graph.initializers.values():
         value.const_value = None
+        value.meta.pop(_HALF, None)
     for node in model.graph.all_nodes():
         for value in node.outputs:
             value.const_value = None

@@ -20,6 +20,7 @@ from sdexport.runtime.models.components import (
     ATTENTION_MASK,
     INPUTS_EMBEDS,
     TOKEN_EMBEDDING,
+    lora_graph,
 )
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.schedulers import canonical_name
@@ -66,7 +67,12 @@ def _tensor(value: np.ndarray) -> torch.Tensor:
 
 
 def record_component(
-    session: TorchSession, part: Part, path: Path, input_ids: np.ndarray | None = None
+    session: TorchSession,
+    part: Part,
+    path: Path,
+    input_ids: np.ndarray | None = None,
+    *,
+    further: Feeds | None = None,
 ) -> None:
     """Write the inputs and PyTorch's outputs of one component.
 
@@ -74,6 +80,7 @@ def record_component(
 
     Args:
       input_ids: (2, S) int64 ids of real prompts, for text encoders; random ids would not do.
+      further: inputs that PyTorch's module does not have.
     """
     sizes = {
         "batch": 2,
@@ -87,12 +94,17 @@ def record_component(
     if input_ids is not None:
         feeds["input_ids"] = input_ids
     outputs = session.run(feeds)
-    arrays = {f"input.{name}": value for name, value in feeds.items()}
+    arrays = {f"input.{name}": value for name, value in {**feeds, **(further or {})}.items()}
     write_arrays(path, arrays | {f"output.{name}": value for name, value in outputs.items()})
 
 
 def record_token_graphs(
-    session: TorchSession, text_encoder: Any, folder: Path, input_ids: np.ndarray
+    session: TorchSession,
+    text_encoder: Any,
+    folder: Path,
+    input_ids: np.ndarray,
+    *,
+    lora: Feeds | None = None,
 ) -> None:
     """Write the inputs and PyTorch's outputs of a text encoder's further graphs.
 
@@ -101,6 +113,8 @@ def record_token_graphs(
 
     Args:
       input_ids: (2, S) int64.
+      lora: factors that have been added to the text encoder; its graphs that take them are recorded
+        then.
     """
     table = text_encoder.get_input_embeddings()
     with torch.inference_mode():
@@ -129,9 +143,13 @@ def record_token_graphs(
         ATTENTION_MASK: {f"input.{ATTENTION_MASK}": mask}
         | {f"output.{name}": masked[name] for name in whole},
     }
+    if lora is not None:
+        del recorded[TOKEN_EMBEDDING]  # which has no layers
+    factors = {f"input.{name}": value for name, value in (lora or {}).items()}
     for name, arrays in recorded.items():
-        path = folder / f"{session.name}.{name}.npz"
-        write_arrays(path, {"input.input_ids": input_ids} | arrays)
+        graph = f"{session.name}.{name}"
+        path = folder / f"{graph if lora is None else lora_graph(graph)}.npz"
+        write_arrays(path, {"input.input_ids": input_ids} | arrays | factors)
 
 
 def record_float32_outputs(folder: Path, precisions: Mapping[str, str]) -> None:

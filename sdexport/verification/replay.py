@@ -218,7 +218,7 @@ class GraphReplayer(ClosesOnExit):
     def _ways(self, graph: str, feeds: Feeds) -> tuple[str, ...]:
         """How a pipeline may run a graph, the usual way last."""
         family = self._package.family
-        if graph != family.denoiser:
+        if graph.partition(".")[0] != family.denoiser:
             return (RUN,)
         guided = not family.guidance_embedding
         rows = {len(feeds[name]) for name in SHARED_INPUTS if name in feeds}
@@ -230,7 +230,7 @@ class GraphReplayer(ClosesOnExit):
         height, width = reference_size(self._package)
         if "height" not in recorded and "image_height" not in recorded:
             return {}
-        guided = graph == family.denoiser and not family.guidance_embedding
+        guided = graph.partition(".")[0] == family.denoiser and not family.guidance_embedding
         sizes = {
             "batch": 2 if guided else 1,
             "height": height // unit,

@@ -1,7 +1,8 @@
-"""LoRA files, of every method: names, settings and shapes, merged into small layers."""
+"""LoRA files, of every method: merged into small layers, and read for graphs that take LoRAs."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import types
@@ -12,6 +13,9 @@ import torch
 
 from sdexport.checkpoints.lora import Lora
 from sdexport.engines.errors import CheckpointError
+from sdexport.runtime.adapters.lora_file import read_lora
+from sdexport.runtime.adapters.lora_folder import LoraSource
+from sdexport.runtime.adapters.lora_inputs import LayerShape
 from tests.fuzz import mutators
 from tests.fuzz.harness import Target
 
@@ -64,8 +68,24 @@ def write(folder: Path, data: bytes) -> None:
     (folder / FILE).write_bytes(data)
 
 
+@functools.cache
+def graphs() -> Any:
+    """What graphs of these modules take at run time."""
+    shapes = {
+        part: {
+            name: LayerShape(name, each.weight.shape[1], len(each.weight), each.weight.shape[2:])
+            for name, each in module.named_modules()
+            if isinstance(each, torch.nn.Linear | torch.nn.Conv2d)
+        }
+        for part, module in modules().items()
+    }
+    return types.SimpleNamespace(shapes=shapes, configs=modules(), prediction_type="epsilon")
+
+
 def run(folder: Path, data: bytes) -> None:
     parts = modules()
+    with contextlib.suppress(CheckpointError):
+        read_lora([LoraSource(folder / FILE, 1.0)], graphs())
     lora = Lora.open(folder / FILE, 0.5, parts)
     for part, layers in lora.layers.items():
         for name, layer in layers.items():

@@ -7,9 +7,9 @@ import random
 from pathlib import Path
 
 from sdexport.checkpoints.embedding_file import words_of
-from sdexport.checkpoints.header_entries import warn_about_unknown
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError
+from sdexport.runtime.adapters.header_entries import warn_about_unknown
 from tests.fuzz import mutators
 from tests.fuzz.harness import Target
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdexport.checkpoints.lora import Lora
-from sdexport.checkpoints.lora_folder import parse_lora
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.runtime.adapters.lora_folder import parse_lora
 from tests.helpers.file_kinds import file_kind
 from tests.helpers.lora_files import ATTENTION, WIDE, random_lora, save_kohya, save_peft
 from tests.helpers.original_layout import SMALL, random_modules

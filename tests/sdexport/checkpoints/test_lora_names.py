@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdexport.checkpoints.lora import Lora
-from sdexport.checkpoints.lora_names import read_names
 from sdexport.engines.errors import CheckpointError
+from sdexport.runtime.adapters.lora_names import read_names
 from tests.helpers.file_kinds import file_kind
 from tests.helpers.lora_files import random_lora, save_kohya
 from tests.helpers.original_layout import SMALL, random_modules, unet_layout

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sdexport.checkpoints.lora import Lora
-from sdexport.checkpoints.lora_folder import lora_sources
 from sdexport.engines.errors import CheckpointError
+from sdexport.runtime.adapters.lora_folder import lora_sources
 from tests.helpers.file_kinds import file_kind
 from tests.helpers.original_layout import SMALL, random_modules
 from tests.tolerances import LYCORIS_ABS

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.guarded_files import JSON_LIMIT, read_guarded
 from sdexport.engines.json_text import parse_json
 from sdexport.engines.messages import shown
+from sdexport.runtime.adapters.damaged_files import parsing
+from sdexport.runtime.adapters.lora_kinds import Kind
 
 PEFT_HEADER = "lora_adapter_metadata"
 _METHODS = ("LORA", "LOHA", "LOKR")
@@ -99,3 +100,22 @@ class PeftSettings:
             if name == end or (name.endswith(f".{end}") and not pattern.startswith("^")):
                 return value
         return None
+
+
+def ratio_of(
+    kind: Kind | None,
+    tensors: Mapping[str, Any],
+    of_settings: Callable[[int | None], float | None],
+) -> float:
+    """What the product of a layer's factors is multiplied by: alpha / rank.
+
+    Args:
+      tensors: by role. of_settings: PeftSettings.ratio of the layer.
+    """
+    rank = None if kind is None else kind.rank(tensors)
+    if "scale" in tensors:
+        return float(tensors["scale"])
+    if "alpha" in tensors:
+        return float(tensors["alpha"]) / rank if rank else 1.0
+    ratio = of_settings(rank)
+    return 1.0 if ratio is None else ratio

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sdexport.checkpoints.lora_roles import split_role, unsupported_method
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.messages import plain, shown
+from sdexport.runtime.adapters.lora_roles import split_role, unsupported_method
 
 UNET, TEXT, TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 OTHER = ""

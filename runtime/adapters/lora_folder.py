@@ -53,19 +53,26 @@ def parse_lora(text: str) -> tuple[Path, float]:
 def lora_sources(text: str) -> list[LoraSource]:
     """The files that PATH or PATH:SCALE names, in the order in which they are merged.
 
+    Raises: see parse_lora and sources_at.
+    """
+    return sources_at(*parse_lora(text))
+
+
+def sources_at(path: Path, scale: float = 1.0) -> list[LoraSource]:
+    """The files of a LoRA: the file itself, or those of a folder.
+
     A folder holds one LoRA file, as diffusers' save_lora_weights and PEFT's save_pretrained write
     it, or a folder of PEFT for each component.
 
-    Raises: see parse_lora. CheckpointError: no LoRA in the folder, or several.
+    Raises: CheckpointError: no LoRA in the folder, or several.
     """
-    path, scale = parse_lora(text)
     if not path.is_dir():
         return [LoraSource(path, scale)]
     if found := _in_folder(path):
         others = sorted(p.name for p in path.glob("*.safetensors") if p.stem != found.stem)
         if others:
             names = ", ".join(one_line(name, 80) for name in others)
-            logger.warning("%s: %s is merged; not used: %s", path, found.name, names)
+            logger.warning("%s: %s is used; not used: %s", path, found.name, names)
         return [LoraSource(found, scale)]
     parts = [(part, _in_folder(path / part)) for part in _COMPONENTS]
     sources = [LoraSource(file, scale, part) for part, file in parts if file is not None]

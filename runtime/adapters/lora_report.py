@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from sdexport.checkpoints.header_entries import warn_about_unknown
-from sdexport.checkpoints.lora_base import (
+from sdexport.engines.errors import CheckpointError
+from sdexport.engines.messages import plain
+from sdexport.runtime.adapters.header_entries import warn_about_unknown
+from sdexport.runtime.adapters.lora_base import (
     differ,
     model_of_header,
     model_of_modules,
     model_of_names,
     model_of_widths,
 )
-from sdexport.checkpoints.lora_names import OTHER, UNET, LoraNames
-from sdexport.checkpoints.lora_roles import split_role
-from sdexport.checkpoints.weight_file import WeightFile
-from sdexport.engines.errors import CheckpointError
-from sdexport.engines.messages import plain
+from sdexport.runtime.adapters.lora_names import OTHER, UNET, LoraNames
+from sdexport.runtime.adapters.lora_roles import split_role
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,20 @@ _BOOLEANS = {"true": "v_prediction", "false": "epsilon"}
 _PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon"}
 
 
-def made_for(file: WeightFile) -> str | None:
+class LoraWeights(Protocol):
+    """A file of weights, whatever reads it: its tensors by name, and the texts of its header."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, Any]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+
+def made_for(file: LoraWeights) -> str | None:
     """The model that a LoRA file is made for, by the strongest evidence in it."""
     widths = model_of_widths(
         {
@@ -54,7 +67,7 @@ def made_for(file: WeightFile) -> str | None:
     return widths or (names if differ(names, header) else header or names)
 
 
-def fits_nothing(file: WeightFile, names: LoraNames, model: str | None) -> CheckpointError:
+def fits_nothing(file: LoraWeights, names: LoraNames, model: str | None) -> CheckpointError:
     """The error for a file of which no weight fits the checkpoint.
 
     Args:
@@ -73,7 +86,7 @@ def fits_nothing(file: WeightFile, names: LoraNames, model: str | None) -> Check
 
 
 def does_not_fit(
-    file: WeightFile, where: str, problem: str, model: str | None, modules: Mapping[str, Any]
+    file: LoraWeights, where: str, problem: str, model: str | None, modules: Mapping[str, Any]
 ) -> CheckpointError:
     """The error for a layer whose tensors do not belong to it, or not together."""
     checkpoint = model_of_modules(modules)
@@ -84,7 +97,7 @@ def does_not_fit(
 
 
 def report(
-    file: WeightFile, names: LoraNames, model: str | None, modules: Mapping[str, Any]
+    file: LoraWeights, names: LoraNames, model: str | None, modules: Mapping[str, Any]
 ) -> None:
     """Warn about what a file holds and is not used, one line for each component.
 
@@ -123,7 +136,7 @@ def report(
     _hint(file)
 
 
-def warn_about_prediction(file: WeightFile, prediction_type: str) -> None:
+def warn_about_prediction(file: LoraWeights, prediction_type: str) -> None:
     """Warn if a LoRA was trained for another prediction type than the checkpoint's."""
     header = {key: str(value).lower() for key, value in file.metadata.items()}
     trained = _PREDICTIONS.get(header.get("modelspec.prediction_type", ""))
@@ -135,7 +148,7 @@ def warn_about_prediction(file: WeightFile, prediction_type: str) -> None:
         )
 
 
-def _hint(file: WeightFile) -> None:
+def _hint(file: LoraWeights) -> None:
     """Name the settings of a LoRA for few steps, if its header or its name says that it is one."""
     titles = [file.metadata.get(key, "") for key in ("modelspec.title", "ss_output_name")]
     for title in (*titles, file.path.stem, file.path.parent.name):

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sdexport.checkpoints.config_files import parsing
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.json_text import parse_json
+from sdexport.runtime.adapters.damaged_files import parsing
 
 MAX_HEADER = 16 * 2**20
 """Bytes. The checkpoint with most tensors has 0.4 MB; metadata of a training may have a few MB."""

@@ -1,0 +1,163 @@
+"""What LoRAs cost at run time: `python -m benchmarks.lora PACKAGE [--backend NAME] [--json FILE]`.
+
+PACKAGE was exported with --lora-inputs. Calls of the UNet with the inputs bound, as in a guided
+image, in turn: of the plain graph, and of the one that takes LoRAs with three files of random
+factors: one of the layers that most LoRAs change (attention and feed-forward), of rank 1 and of
+`--rank`, and one of all layers. Then the time from one LoRA to the next, once both were read, and
+the memory over many of these. Processor time does not depend on what else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reports import save
+from sdexport import Pipeline, load_pipeline
+from sdexport.bench.measure import machine
+from sdexport.engines import Session
+from sdexport.engines.process_memory import resident_mb
+from sdexport.engines.session import TensorSpec
+from sdexport.runtime.adapters.applied_loras import AppliedLoras
+from sdexport.runtime.adapters.lora_inputs import LayerShape, is_lora_input
+from sdexport.runtime.models.components import lora_graph
+from sdexport.runtime.predictor import SHARED_INPUTS, STEP_INPUTS
+
+USUAL = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+
+
+def write_lora(path: Path, layers: Mapping[str, LayerShape], rank: int, seed: int) -> Path:
+    """A .safetensors file of random factors under PEFT's names."""
+    rng, header, data = np.random.default_rng(seed), {}, b""
+    for name, shape in layers.items():
+        tail = (1,) * len(shape.kernel)
+        for key, size in {
+            "lora_A": (rank, shape.inputs, *shape.kernel),
+            "lora_B": (shape.outputs, rank, *tail),
+        }.items():
+            values = rng.standard_normal(size, np.float32).tobytes()
+            span = [len(data), len(data) + len(values)]
+            header[f"unet.{name}.{key}.weight"] = {
+                "dtype": "F32",
+                "shape": list(size),
+                "data_offsets": span,
+            }
+            data += values
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+class Costs:
+    """Measures a pipeline whose package takes LoRAs."""
+
+    def __init__(self, pipe: Pipeline, size: int, folder: Path, rank: int) -> None:
+        self._pipe, self._size = pipe, size
+        self._name = pipe.package.family.denoiser
+        layers = pipe._loras.target.shapes[self._name]
+        usual = {name: shape for name, shape in layers.items() if name.endswith(USUAL)}
+        self.files = {
+            "usual layers, rank 1": write_lora(folder / "1.safetensors", usual, 1, 0),
+            f"usual layers, rank {rank}": write_lora(folder / "2.safetensors", usual, rank, 1),
+            f"all layers, rank {rank}": write_lora(folder / "3.safetensors", layers, rank, 2),
+        }
+        self.others = [
+            write_lora(folder / f"switch-{i}.safetensors", usual, rank, 3 + i) for i in range(3)
+        ]
+
+    def applied(self, path: Path) -> AppliedLoras:
+        """The LoRA of a file, as a call applies it."""
+        return AppliedLoras(self._pipe._loras, [(path, 0.5)], 1, self._pipe._components)
+
+    def calls(self, repeats: int) -> dict[str, dict[str, float]]:
+        """Seconds and processor seconds of a call, the smallest of each, and the ratio to plain."""
+        sessions: dict[str, Session] = {"plain": self._pipe.session(self._name)}
+        for name, path in self.files.items():
+            sessions[name] = self.applied(path).denoiser(self._name, self._pipe.session)
+        steps = {spec.name: self._array(spec, 1) for spec in sessions["plain"].inputs}
+        feeds = {name: value for name, value in steps.items() if name in STEP_INPUTS}
+        bound = {name: self._bound(session) for name, session in sessions.items()}
+        best = {name: [np.inf, np.inf] for name in bound}
+        for _, (name, session) in itertools.product(range(repeats + 1), bound.items()):
+            wall, used = time.perf_counter(), time.process_time()
+            session.run(feeds)
+            spent = time.perf_counter() - wall, time.process_time() - used
+            best[name] = [min(pair) for pair in zip(best[name], spent, strict=True)]
+        wall, used = best["plain"]
+        return {
+            name: {"s": one, "cpu_s": two, "ratio": one / wall, "cpu_ratio": two / used}
+            for name, (one, two) in best.items()
+        }
+
+    def switches(self, count: int) -> Iterator[float]:
+        """Seconds from one LoRA to inputs that are bound for the next, both read before."""
+        for path in self.others:
+            self.applied(path)
+        for _, path in zip(range(count), itertools.cycle(self.others), strict=False):
+            started = time.perf_counter()
+            session = self.applied(path).denoiser(self._name, self._pipe.session)
+            bound = self._bound(session)
+            yield time.perf_counter() - started
+            bound.close()
+
+    def _bound(self, session: Session) -> Session:
+        constants = {
+            spec.name: self._array(spec, 2)
+            for spec in session.inputs
+            if spec.name not in STEP_INPUTS and not is_lora_input(spec.name)
+        }
+        return session.bind(shared=SHARED_INPUTS, **constants)
+
+    def _array(self, spec: TensorSpec, batch: int) -> np.ndarray:
+        cells = self._size // self._pipe.package.manifest.downscale
+        sizes = {"batch": batch, "height": cells, "width": cells, "sequence": 77}
+        shape = [sizes[each] if isinstance(each, str) else each for each in spec.shape]
+        values = np.random.default_rng(0).standard_normal(shape)
+        return (np.full(shape, 500.0) if spec.name == "timestep" else values).astype(spec.dtype)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.lora")
+    parser.add_argument("package", type=Path)
+    parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("--size", type=int, default=256, help="in pixels")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--switches", type=int, default=100)
+    parser.add_argument("--json", type=Path, help="write the report here")
+    args = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        load_pipeline(args.package, args.backend, verify=False) as pipe,
+    ):
+        pipe.package.model_path(lora_graph(pipe.package.family.denoiser))
+        costs = Costs(pipe, args.size, Path(folder), args.rank)
+        calls = costs.calls(args.repeats)
+        seconds, memory = [], []
+        for each in costs.switches(args.switches):
+            seconds.append(each)
+            memory.append(resident_mb()["private_mb"])
+    settings = {"backend": args.backend, "size": args.size, "rank": args.rank}
+    report: dict[str, Any] = {"machine": machine(), **settings, "calls": calls}
+    report["switch"] = {
+        "median_ms": 1000 * float(np.median(seconds)),
+        "largest_ms": 1000 * max(seconds),
+        "private_mb": memory[9 :: max(len(memory) // 10, 1)],
+    }
+    for name, call in calls.items():
+        print(f"{name:28} {call['s']:.3f} s, {call['cpu_s']:.3f} s of processor: ", end="")
+        print(f"{call['ratio']:.3f} and {call['cpu_ratio']:.3f} times the plain graph")
+    print("switch", report["switch"])
+    save(report, args.json)
+
+
+if __name__ == "__main__":
+    main()

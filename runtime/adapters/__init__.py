@@ -1,0 +1,1 @@
+"""LoRA at run time."""
