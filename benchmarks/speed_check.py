@@ -4,9 +4,9 @@
 
 Two processes, one with each tree, take turns on one core; processor time of the thread is counted,
 and the smallest of many turns. So whatever else runs slows both alike. What seems slower is
-measured again with new processes until three of at most five agree. The earlier
-commit is in baseline.json; renew it with `--set-baseline` after a slowdown that is meant. With
---slower every call of this tree takes longer by that factor, to show that the check sees it.
+measured again with new processes until three of at most five agree. The earlier commit is in
+baseline.json; renew it with `--set-baseline` after a slowdown that is meant. With --slower every
+call of this tree takes longer by that factor, to show that the check sees it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,21 @@ BASELINE = Path(__file__).with_name("baseline.json")
 FOLDERS = ("sdexport", "runtime", "engines")
 BOUND = 1.07
 """The largest ratio that passes: half of a loss of 15 %, as far from 1 as from 1.15."""
-TURNS = 40
+TURNS = 80
 SUSPICIOUS = 1.03
 """A first ratio above this one is measured again. Of 260 on a busy machine 20 were."""
 AGREEING = 3
 """Attempts that must be above BOUND, or within it, to decide."""
 BLOCK_NS = 2_000_000
 """Processor time of a turn; short calls are repeated to fill it."""
+ALLOCATOR = {
+    "MALLOC_TOP_PAD_": str(1 << 27),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+}
+"""glibc keeps what was freed. Otherwise the layout of the heap decides whether arrays of 64 KB come
+from the system anew, with page faults, in each call: the same code then differs by a quarter from
+one process to the other."""
 NAMES = (
     *("scheduler ddim", "scheduler lms", "scheduler euler", "scheduler dpmsolver++"),
     *("tokenizer, known words", "tokenizer, new words", "noise", "noise in NumPy"),
@@ -135,7 +143,7 @@ def _worker(tree: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, **ALLOCATOR, "PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"},
     )
 
 
