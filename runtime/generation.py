@@ -104,7 +104,7 @@ def _run_stages(
 ) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[float]]:
     """The latents, the images, and the time before and after each stage."""
     clock = [time.perf_counter()]
-    pipeline.open_ahead(_used_later(pipeline, call), _expected(pipeline, call))
+    pipeline.open_ahead(_opened_ahead(pipeline, call), _expected(pipeline, call))
     embeds, pooled = _encode(pipeline, call)
     pipeline.rest_text_encoders()
     guided = call.guidance.is_guided or needs_negatives(embeds)
@@ -134,12 +134,14 @@ def _run_stages(
     return latents, decoded, clock
 
 
-def _used_later(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
-    """The components that run after the text encoder, in this order."""
-    family, is_decoded = pipeline.package.family, call.arguments["output_type"] != "latent"
+def _opened_ahead(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
+    """The components that run after the text encoder, in this order, up to the denoiser.
+
+    The decoder would be in memory during the whole loop, and gains little.
+    """
+    family = pipeline.package.family
     encoder = [family.vae_encoder] if call.images.image is not None else []
-    denoiser = call.loras.graph(family.denoiser)
-    return [*encoder, denoiser, *([family.vae_decoder] if is_decoded else [])]
+    return [*encoder, call.loras.graph(family.denoiser)]
 
 
 def _expected(pipeline: PipelineStages, call: CheckedCall) -> ImageCall | None:

@@ -1,8 +1,8 @@
 """Opening large components in a thread while the text encoder opens and works.
 
-To open a graph is mostly the work of one core. So the denoiser and the decoder are opened one after
-the other in a thread from the beginning of a pipeline's first call, and taken from it when they are
-needed. Small graphs open faster than that would gain.
+To open a graph is mostly the work of one core. So the denoiser is opened in a thread from the
+beginning of a pipeline's first call, after the encoder of images if that is needed, and taken from
+it when it is needed. Small graphs open faster than that would gain.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from sdexport.runtime.packages.package import Package
 
 SMALLEST = 64 * MIB
 """Bytes of the files of a component from which on it is opened ahead."""
-_BACKENDS = ("onnxruntime",)
-"""Of the others, OpenVINO compiles for the shapes of the first call, and those on a GPU are not
-tested in this way."""
+_BACKENDS = ("onnxruntime", "openvino")
+"""Those that run on the CPU; the others are not tested in this way."""
 
 
 class _Opening:

@@ -14,7 +14,7 @@ Source: https://protobuf.dev/programming-guides/encoding, and onnx.proto for the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from sdexport.engines.onnx_file.message_fields import packed_integers
 from sdexport.engines.onnx_file.wire_format import (
     Attribute,
     DataType,
+    Entry,
     Graph,
     Model,
     Node,
@@ -46,17 +47,19 @@ _LOWER = (DataType.FLOAT16, DataType.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
 """Attributes of nodes that hold a TensorProto.DataType."""
 _MAX_DEPTH = 100
+Places = Mapping[str, tuple[str, int, int]]
+"""By name of a weight, the file of its external data, and the first byte and the size in it."""
 
 
-def in_float32(path: Path, *, at_once: bool = False, widened: bool = False) -> bytes:
+def in_float32(path: Path, *, at_once: bool = False, widened: Places | None = None) -> bytes:
     """The model of a file as described above, as a ModelProto.
 
     Its external data stays where it is.
 
     Args:
       at_once: all weights may be converted before the first product.
-      widened: weights of a lower precision are float32 themselves: those in the file are converted,
-        and for those in external data the caller gives an engine the values.
+      widened: where external data is in float32. Weights of a lower precision are float32 then:
+        those in the file are converted here, those in external data were by the caller.
     Raises: EngineError: not a well-formed ONNX model. FileNotFoundError: no such file.
     """
     try:
@@ -88,7 +91,7 @@ def lower_precisions(path: Path) -> set[int]:
         raise EngineError(f"{path.parent.name or path.stem}: {path.name}: {error}") from None
 
 
-def _graph(graph: Slice, at_once: bool, widened: bool, depth: int = 0) -> bytes:
+def _graph(graph: Slice, at_once: bool, widened: Places | None, depth: int = 0) -> bytes:
     if depth > _MAX_DEPTH:
         raise ValueError(f"{graph.name} is nested too deeply for a protocol buffer")
     lower: dict[str, list[int]] = {}
@@ -97,7 +100,7 @@ def _graph(graph: Slice, at_once: bool, widened: bool, depth: int = 0) -> bytes:
         if number == Graph.INITIALIZER:
             name = value.text(Tensor.NAME)
             constants.add(name)
-            if value.integer(Tensor.DATA_TYPE) in _LOWER and not widened:
+            if value.integer(Tensor.DATA_TYPE) in _LOWER and widened is None:
                 lower[name] = _dims(value)
     waiting, parts = dict(lower), []
     for number, value, whole in graph.every_field():
@@ -105,8 +108,8 @@ def _graph(graph: Slice, at_once: bool, widened: bool, depth: int = 0) -> bytes:
             continue
         if number == Graph.INITIALIZER and (name := value.text(Tensor.NAME)) in lower:
             parts.append(field(number, _renamed(value, name + STORED)))
-        elif number == Graph.INITIALIZER and widened:
-            parts.append(field(number, _widened(value)))
+        elif number == Graph.INITIALIZER and widened is not None:
+            parts.append(field(number, _widened(value, widened)))
         elif number == Graph.NODE:
             names = [each.content().decode() for at, each in value.fields() if at == Node.INPUT]
             waited = () if at_once else names
@@ -132,16 +135,19 @@ def _renamed(tensor: Slice, name: str) -> bytes:
     return b"".join((*(each.content() for each in kept), text(Tensor.NAME, name)))
 
 
-def _widened(tensor: Slice) -> bytes:
-    """A weight as float32; of one in external data the type alone is changed."""
-    if tensor.integer(Tensor.DATA_TYPE) not in _LOWER:
-        return tensor.content()
-    if not any(number == Tensor.EXTERNAL_DATA for number, _ in tensor.fields()):
+def _widened(tensor: Slice, places: Places) -> bytes:
+    """A weight as float32, if it is of a lower precision, and where its external data now is."""
+    is_lower = tensor.integer(Tensor.DATA_TYPE) in _LOWER
+    place = places.get(tensor.text(Tensor.NAME))
+    if place is None:
         return _constant(tensor)
-    kept = [
-        whole.content() for number, _, whole in tensor.every_field() if number != Tensor.DATA_TYPE
-    ]
-    return b"".join((*kept, integer(Tensor.DATA_TYPE, DataType.FLOAT)))
+    dropped = (Tensor.EXTERNAL_DATA, *((Tensor.DATA_TYPE,) if is_lower else ()))
+    kept = [whole.content() for number, _, whole in tensor.every_field() if number not in dropped]
+    new = [integer(Tensor.DATA_TYPE, DataType.FLOAT)] if is_lower else []
+    for key, value in zip(("location", "offset", "length"), map(str, place), strict=True):
+        entry = text(Entry.KEY, key) + text(Entry.VALUE, value)
+        new.append(field(Tensor.EXTERNAL_DATA, entry))
+    return b"".join((*kept, *new))
 
 
 def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
@@ -168,7 +174,7 @@ def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
     return [*nodes, new_node("Cast", [source], name, int_attribute("to", DataType.FLOAT))]
 
 
-def _node(node: Slice, at_once: bool, widened: bool, depth: int) -> bytes:
+def _node(node: Slice, at_once: bool, widened: Places | None, depth: int) -> bytes:
     return b"".join(
         field(number, _attribute(value, at_once, widened, depth))
         if number == Node.ATTRIBUTE
@@ -177,14 +183,14 @@ def _node(node: Slice, at_once: bool, widened: bool, depth: int) -> bytes:
     )
 
 
-def _attribute(attribute: Slice, at_once: bool, widened: bool, depth: int) -> bytes:
+def _attribute(attribute: Slice, at_once: bool, widened: Places | None, depth: int) -> bytes:
     named = attribute.text(Attribute.NAME) in _TYPE_ATTRIBUTES
     lower = named and attribute.integer(Attribute.INTEGER) in _LOWER
     return b"".join(_attribute_fields(attribute, lower, at_once, widened, depth))
 
 
 def _attribute_fields(
-    attribute: Slice, lower: bool, at_once: bool, widened: bool, depth: int
+    attribute: Slice, lower: bool, at_once: bool, widened: Places | None, depth: int
 ) -> Iterator[bytes]:
     for number, value, whole in attribute.every_field():
         if number == Attribute.INTEGER and lower:

@@ -19,10 +19,9 @@ from sdexport.engines.errors import (
 from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.messages import import_failure, one_line
-from sdexport.engines.onnx_file.graph_survey import GraphSurvey
 from sdexport.engines.ort.cuda_libraries import INSTALL, missing_libraries
 from sdexport.engines.ort.mapped_initializers import MappedInitializers
-from sdexport.engines.ort.widened_weights import WidenedWeights, opening, widens
+from sdexport.engines.ort.widened_weights import widened_model, widens
 from sdexport.engines.session import (
     ANY_SIZE,
     BoundSession,
@@ -140,12 +139,9 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
             raise EngineError(f"{name}: ONNX Runtime cannot start {CUDA}: {missing}")
         options = session_options(threads, optimization, prepacking)
         self._weights: MappedInitializers | None = None
-        self._widened: WidenedWeights | None = None
         with files.unchanged():
-            found = widens(path) if tuple(wanted) == CPU else None
-            if found is not None:
-                session = self._load_widened(name, path, found, options)
-            else:
+            session = _load_widened(name, path, options) if tuple(wanted) == CPU else None
+            if session is None:
                 self._weights = MappedInitializers.of(path) if seldom else None
                 if self._weights is not None:
                     self._weights.give(options)
@@ -157,15 +153,6 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         self._source = GraphSource(path, unused=unused)
         if wanted and wanted[0] == CUDA:
             self.device, self.device_id = "cuda", _device_id(providers[0])
-
-    def _load_widened(self, name: str, path: Path, found: GraphSurvey, options: Any) -> Any:
-        """ONNX Runtime's own session of a graph whose half-precision weights are converted here."""
-        options.add_session_config_entry(DATA_FOLDER, str(path.resolve().parent))
-        with opening(path, found) as weights, loading(name, path.name):
-            weights.give(options)
-            session = ort.InferenceSession(weights.model, options, providers=list(CPU))
-            self._widened = weights
-        return session
 
     @property
     def mapped(self) -> int:
@@ -180,7 +167,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
 
     def _release(self) -> None:
         super()._release()
-        self._weights = self._widened = None
+        self._weights = None
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         in_place = self.device == "cpu" and len(constants) < MANY_INPUTS
@@ -295,6 +282,22 @@ def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> 
         return ort.InferenceSession(
             str(path), options, providers=list(providers), enable_fallback=0
         )
+
+
+def _load_widened(name: str, path: Path, options: Any) -> Any:
+    """ONNX Runtime's own session of a graph with large float16 weights; None for other graphs.
+
+    Raises: EngineError: it cannot be loaded.
+    """
+    with loading(name, path.name):
+        found = widens(path)
+        if found is None:
+            return None
+        with widened_model(path, found) as model:
+            if model is None:
+                return None
+            options.add_session_config_entry(DATA_FOLDER, str(model[1]))
+            return ort.InferenceSession(model[0], options, providers=list(CPU), enable_fallback=0)
 
 
 def loading(name: str, what: str) -> AbstractContextManager[None]:

@@ -2,83 +2,46 @@
 
 On the CPU ONNX Runtime computes a float16 graph in float32. Left to itself it converts every weight
 first and then copies it into the layout of its kernels: for a moment there are two copies in
-float32, and the file. Here the weights are converted into a file without a name, whose pages are
-dropped from memory while ONNX Runtime copies them. The peak is that of a float32 graph. And nothing
-is rounded to float16 between two operators, which ONNX Runtime itself does at some places.
+float32, and the file. Here the weights are converted into a temporary file, which ONNX Runtime then
+reads as it reads a float32 graph's. And nothing is rounded to float16 between two operators, which
+ONNX Runtime itself does at some places.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from sdexport.engines.cache.user_cache import user_cache
 from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import MIB, open_guarded
-from sdexport.engines.onnx_file.float32_graph import in_float32
+from sdexport.engines.messages import one_line
+from sdexport.engines.onnx_file.float32_graph import Places, in_float32
 from sdexport.engines.onnx_file.graph_survey import GraphSurvey, survey
 from sdexport.engines.onnx_file.tensor_checks import ExternalTensor
-from sdexport.engines.ov.compiled_cache import scratch_folder
 from sdexport.engines.ov.residency import drop_pages, dropped
-from sdexport.engines.ov.scratch import Scratch
 from sdexport.engines.process_memory import mapped_files_bytes
-from sdexport.engines.telemetry import import_onnxruntime
+from sdexport.engines.temporary_files import temporary_file
 
 SMALLEST = 64 * MIB
 """Bytes of float16 weights from which on they are converted here."""
+SUBFOLDER = "weights"
+"""Of the user's cache folder, for the time that a session takes to open."""
 _FLOAT16 = 10
 _EDGES = ("float32", "int64", "int32", "bool")
 """Types of inputs and outputs, which stay as they are."""
-_THREADS = 4
-
-
-class WidenedWeights:
-    """The float16 weights of a graph's external data as float32; made in a block of `opening`.
-
-    To be kept as long as the session is open.
-    """
-
-    def __init__(self, path: Path, found: GraphSurvey) -> None:
-        tensors = [each for each in found.external if each.kind == _FLOAT16]
-        self.model = in_float32(path, widened=True)
-        self._scratch = Scratch(scratch_folder())
-        self._sources = {
-            name: _mapped(path.parent / name) for name in {each.location for each in tensors}
-        }
-        self._arrays = {each.name: self._empty(each) for each in tensors}
-        self._tensors = tensors
-
-    def drop(self) -> None:
-        """Drop what is resident of the files; it is read again when it is used."""
-        drop_pages([*self._sources.values(), *self._scratch.mappings])
-
-    def give(self, options: Any) -> None:
-        """Convert the weights and let a session use them.
-
-        Args:
-          options: of the session.
-        """
-        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-            list(pool.map(self._convert, self._tensors))
-        make = import_onnxruntime().OrtValue.ortvalue_from_numpy  # which shares the memory
-        self._values = [make(array) for array in self._arrays.values()]
-        options.add_external_initializers(list(self._arrays), self._values)
-
-    def _empty(self, tensor: ExternalTensor) -> np.ndarray:
-        return self._scratch.empty(tensor.dims, np.dtype(np.float32))
-
-    def _convert(self, tensor: ExternalTensor) -> None:
-        count = math.prod(tensor.dims)
-        stored = np.frombuffer(self._sources[tensor.location], "<f2", count, tensor.offset)
-        np.copyto(self._arrays[tensor.name], stored.reshape(tensor.dims))
+_THREADS, _PAGE = 4, 4096
+_log = logging.getLogger(__name__)
 
 
 def widens(path: Path) -> GraphSurvey | None:
@@ -87,27 +50,65 @@ def widens(path: Path) -> GraphSurvey | None:
         return None
     found = survey(path)
     tensors = [each for each in found.external if each.kind == _FLOAT16]
-    others = [each for each in found.external if each.kind != _FLOAT16]
     whole = all(each.size == 2 * math.prod(each.dims) for each in tensors)
     edges = all(value.dtype in _EDGES for value in (*found.inputs, *found.outputs))
+    names = {each.name for each in found.external}
     is_plain = whole and edges and not found.depth and not found.functions
-    if not is_plain or sum(each.size for each in tensors) < SMALLEST:
+    if not is_plain or len(names) < len(found.external):
         return None
-    sizes = {each.location: (path.parent / each.location).stat().st_size for each in tensors}
-    inside = all(each.offset + each.size <= sizes[each.location] for each in tensors)
-    links = any((path.parent / each.location).is_symlink() for each in others)
-    return found if inside and not links else None
+    if sum(each.size for each in tensors) < SMALLEST:
+        return None
+    sizes = {name: (path.parent / name).stat().st_size for name in found.locations}
+    inside = all(each.offset + each.size <= sizes[each.location] for each in found.external)
+    return found if inside else None
 
 
 @contextmanager
-def opening(path: Path, found: GraphSurvey) -> Iterator[WidenedWeights]:
-    """The weights of a graph, which stay out of memory during the block that opens a session.
+def widened_model(path: Path, found: GraphSurvey) -> Iterator[tuple[bytes, Path] | None]:
+    """A model in float32, and the folder of its external data, for a block that opens a session.
 
+    Yields: None, after a line in the log, if there is no room for the weights.
     Raises: EngineError: the model is damaged, or its weights are no regular file.
     """
-    weights = WidenedWeights(path, found)
-    with dropped(weights.drop, mapped_files_bytes):
-        yield weights
+    folder = user_cache(SUBFOLDER) or Path(tempfile.gettempdir())
+    with ExitStack() as stack:
+        try:
+            name, _ = stack.enter_context(temporary_file(folder / path.parent.name))
+            places = _write(path, found, name)
+        except OSError as error:
+            _log.info("%s: weights are converted in memory: %s", path.parent.name, one_line(error))
+            yield None
+            return
+        yield in_float32(path, widened=places), folder.resolve()
+
+
+def _write(path: Path, found: GraphSurvey, name: Path) -> Places:
+    """Write all external data of a graph to an empty file, in float32 where it is float16."""
+    places, end = {}, 0
+    for each in found.external:
+        size = each.size * (2 if each.kind == _FLOAT16 else 1)
+        places[each.name] = name.name, end, size
+        end += -(-size // _PAGE) * _PAGE
+    with name.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, end)  # a full disk is an error here, no signal later
+        target = mmap.mmap(file.fileno(), end)
+    sources = {each: _mapped(path.parent / each) for each in found.locations}
+
+    def convert(tensor: ExternalTensor) -> None:
+        start = places[tensor.name][1]
+        is_half = tensor.kind == _FLOAT16
+        stored, new, item = ("<f2", "<f4", 2) if is_half else ("u1", "u1", 1)
+        count = tensor.size // item
+        values = np.frombuffer(sources[tensor.location], stored, count, tensor.offset)
+        np.copyto(np.frombuffer(target, new, count, start), values)
+
+    maps = [target, *sources.values()]
+    with (
+        dropped(lambda: drop_pages(maps), mapped_files_bytes),
+        ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool,
+    ):
+        list(pool.map(convert, found.external))
+    return places
 
 
 def _mapped(path: Path) -> mmap.mmap:

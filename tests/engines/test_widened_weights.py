@@ -74,21 +74,31 @@ def test_results_are_the_same_as_of_onnxruntimes_own_conversion(
 
 
 @pytest.mark.usefixtures("small")
-def test_a_full_disk_leaves_the_weights_in_memory(
+def test_the_file_is_gone_once_the_session_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdexport.engines.ov import scratch
+    monkeypatch.setenv("SDEXPORT_CACHE", str(tmp_path / "cache"))
+    path = _graph(tmp_path / "model.onnx")
+    assert np.isfinite(_output(path)).all()
+    folder = tmp_path / "cache" / widened_weights.SUBFOLDER
+    assert folder.is_dir() and not [*folder.iterdir()]
 
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("cache", ["a folder", "off"])
+def test_a_full_disk_leaves_the_conversion_to_onnxruntime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    monkeypatch.setenv("SDEXPORT_CACHE", cache if cache == "off" else str(tmp_path / "cache"))
     path = _graph(tmp_path / "model.onnx")
     expected = _output(path)
 
-    def full(file: int, size: int) -> None:
+    def full(file: int, offset: int, size: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scratch, "SMALLEST", 1)
+    monkeypatch.setattr(widened_weights.os, "posix_fallocate", full)
     assert (_output(path) == expected).all()
-    monkeypatch.setattr(scratch, "_allocate", full)
-    assert (_output(path) == expected).all()
+    assert not [*tmp_path.glob("cache/*/.*")]
 
 
 @pytest.mark.usefixtures("small")
