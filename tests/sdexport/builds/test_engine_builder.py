@@ -15,6 +15,7 @@ from sdexport.builds.engine_builder import EngineSizes, profiles
 from sdexport.cli import main
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.profiles import Span
+from sdexport.engines.trt.engine_layers import layers_path
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,8 @@ def test_build_command_builds_keeps_and_replaces(package: Path, tmp_path: Path) 
     assert result.exit_code == 0, result.stderr
     (entry,) = json.loads(result.stdout)["engines"]
     assert entry["built"] and entry["profiles"] == [{"batch": "1:1:24", "sequence": "77:77:77"}]
-    assert Path(entry["plan"]).stat().st_size == entry["size"]
+    files = Path(entry["plan"]), layers_path(Path(entry["plan"]))
+    assert sum(file.stat().st_size for file in files) == entry["size"]
     layers = run("inspect", package, "--engine-dir", tmp_path, "--layers")
     assert layers.exit_code == 0 and "  layers for profile 0: " in layers.stdout, layers.stderr
     assert "attention in one kernel: 0 of 2\n      2 not, from node_" in layers.stdout
