@@ -16,9 +16,10 @@ from sdexport.engines.messages import one_line
 from sdexport.engines.ov import compiled_cache
 from sdexport.engines.ov.compiled_graph import SUFFIX
 
-OPENVINO, HASHES = compiled_cache.SUBFOLDER, "hashes"
-PARTS = (OPENVINO, HASHES)
-"""The folders within it, each of which holds one kind of thing."""
+OPENVINO, HASHES, WEIGHTS = compiled_cache.SUBFOLDER, "hashes", "weights"
+PARTS = (OPENVINO, HASHES, WEIGHTS)
+"""The folders within it, each of which holds one kind of thing. Weights are there while a graph of
+ONNX Runtime opens, and after that only if the process was killed meanwhile."""
 
 
 @dataclass(frozen=True)
