@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,25 @@ def test_unknown_commit_is_named() -> None:
         speed_check.baseline_tree("0" * 40),
     ):
         pass
+
+
+def test_evidence_has_unchanged_runs_and_slower_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(runs: int, slower: float, keep: Callable[[dict[str, Any]], None]) -> bool:
+        keep({"runs": [slower] * runs})
+        return True
+
+    monkeypatch.setattr(speed_check, "run", run)
+    speed_check.evidence(20, tmp_path / "a.json")
+    found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert found == {
+        "unchanged": {"runs": [1.0] * 20},
+        "slower": {"runs": [speed_check.LOSS] * 5},
+    }
+
+
+def test_busy_processes_end() -> None:
+    with speed_check.busy_processes(2) as processes:
+        assert all(process.poll() is None for process in processes)
+    assert all(process.poll() is not None for process in processes)
