@@ -111,7 +111,12 @@ PROGRAMS = {
             )
             for precision in ("fp32", "bf16")
         ),
-        Program("stable-diffusion.cpp", "stable_diffusion_cpp", spacing="linspace"),
+        Program(
+            "stable-diffusion.cpp",
+            "stable_diffusion_cpp",
+            exporter="stable_diffusion_cpp",
+            spacing="linspace",
+        ),
     )
 }
 

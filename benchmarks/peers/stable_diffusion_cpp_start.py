@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cyllama.sd import RngType, SampleMethod, Scheduler, SDContext, SDContextParams
 from start_common import save, task
 
@@ -9,7 +11,7 @@ from start_common import save, task
 def main() -> None:
     given = task()
     params = SDContextParams()
-    params.model_path = given["model"]
+    params.model_path = str(Path(given["model"]) / "model.safetensors")
     params.rng_type = params.sampler_rng_type = RngType.CPU  # PyTorch's noise
     with SDContext(params) as context:
         for image in given["images"]:

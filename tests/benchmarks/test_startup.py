@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from benchmarks import file_cache, plots, startup_table
 from benchmarks.contenders import OURS, PEERS
 from benchmarks.startup import _without
 from benchmarks.startup_process import ProcessFailedError, measured
 from benchmarks.startup_programs import PROGRAMS, REFERENCE, chosen
+from sdexport.demo_model import MODEL_DIR
 
 SCRIPT = """
 import os, pathlib, sys, time
@@ -80,6 +84,22 @@ def test_every_other_library_has_a_script_and_requirements() -> None:
             assert (PEERS / f"{program.library}_start.py").is_file()
             lines = PEERS / f"{program.environment or program.library}.txt"
             assert all("==" in line for line in lines.read_text(encoding="utf-8").split())
+
+
+def test_weights_are_merged_into_one_file_for_stable_diffusion_cpp(tmp_path: Path) -> None:
+    script = PEERS / "stable_diffusion_cpp_worker.py"
+    command = [sys.executable, script, "prepare", MODEL_DIR, tmp_path]
+    subprocess.run(list(map(str, command)), check=True)
+    with safe_open(tmp_path / "model.safetensors", "np") as whole:
+        names = set(whole.keys())
+        for prefix, part in (("unet.", "unet"), ("vae.", "vae"), ("te.", "text_encoder")):
+            (path,) = (MODEL_DIR / part).glob("*.safetensors")
+            with safe_open(path, "np") as file:
+                for name in file.keys():  # noqa: SIM118  no mapping
+                    expected = file.get_tensor(name)
+                    assert np.array_equal(whole.get_tensor(prefix + name), expected)
+                    names.remove(prefix + name)
+    assert not names
 
 
 def row(name: str, seconds: float, *, run: str = "today", **changes: Any) -> dict[str, Any]:
