@@ -28,31 +28,31 @@ from sdexport.engines.process_memory import resident_mb
 from sdexport.engines.session import TensorSpec
 from sdexport.runtime.adapters.applied_loras import AppliedLoras
 from sdexport.runtime.adapters.lora_inputs import LayerShape, is_lora_input
+from sdexport.runtime.expected_calls import SHARED_INPUTS, STEP_INPUTS
 from sdexport.runtime.models.components import lora_graph
-from sdexport.runtime.predictor import SHARED_INPUTS, STEP_INPUTS
 
 USUAL = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 
 
 def write_lora(path: Path, layers: Mapping[str, LayerShape], rank: int, seed: int) -> Path:
     """A .safetensors file of random factors under PEFT's names."""
-    rng, header, data = np.random.default_rng(seed), {}, b""
+    rng, header, end = np.random.default_rng(seed), {}, 0
+    data: list[bytes] = []
     for name, shape in layers.items():
         tail = (1,) * len(shape.kernel)
         for key, size in {
             "lora_A": (rank, shape.inputs, *shape.kernel),
             "lora_B": (shape.outputs, rank, *tail),
         }.items():
-            values = rng.standard_normal(size, np.float32).tobytes()
-            span = [len(data), len(data) + len(values)]
+            data.append(rng.standard_normal(size, np.float32).tobytes())
             header[f"unet.{name}.{key}.weight"] = {
                 "dtype": "F32",
                 "shape": list(size),
-                "data_offsets": span,
+                "data_offsets": [end, end + len(data[-1])],
             }
-            data += values
+            end += len(data[-1])
     text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    path.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *data]))
     return path
 
 

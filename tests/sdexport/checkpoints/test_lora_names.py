@@ -126,9 +126,9 @@ def test_folder_says_the_component() -> None:
 
 
 def test_reading_names_needs_no_torch() -> None:
-    """So that the runtime can read them as well."""
+    """The runtime reads them as well."""
     modules = ("lora_names", "lora_roles", "lora_settings", "lora_base", "lora_folder")
-    imports = "; ".join(f"import sdexport.checkpoints.{name}" for name in modules)
+    imports = "; ".join(f"import sdexport.runtime.adapters.{name}" for name in modules)
     code = f"{imports}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
