@@ -59,7 +59,7 @@ def first_images(rows: startup_table.Rows, path: Path, title: str) -> bool:
         axes.barh(place, seconds, color=colour)
         names.append(f"{program.name}, {process} process" if program.keeps else program.name)
     axes.set_yticks(range(len(found)), names)
-    axes.set_xlabel(f"seconds to the first image (pale: cold files): {title}")
+    axes.set_xlabel(f"seconds to the first image (pale: cold files)\n{title}")
     figure.savefig(path, metadata={"Software": None})
     return True
 

@@ -76,13 +76,19 @@ class Startup:
         self._spread = 0.0
 
     def measure(self, programs: Sequence[Program], rounds: int, *, cold: bool) -> None:
-        """All rounds with warm files, then one with cold ones."""
+        """All rounds with warm files, and each program once more with cold ones in the last."""
         for number in range(rounds):
+            last = number == rounds - 1
             for program in programs:
                 for process in program.processes:
                     self._one(program, process, "warm", first_round=number == 0)
-        for program in programs if cold else ():
-            self._one(program, program.processes[-1], "cold", first_round=False)
+                if cold and last:
+                    self._one(program, program.processes[-1], "cold", first_round=False)
+                if last:  # what programs keep of SD 1.5 would take 17 GB together
+                    shutil.rmtree(self._cache(program), ignore_errors=True)
+
+    def _cache(self, program: Program) -> Path:
+        return self._scratch / "caches" / program.name.replace(" ", "-")
 
     def _one(self, program: Program, process: str, files: str, *, first_round: bool) -> None:
         row: dict[str, Any] = {
@@ -94,7 +100,7 @@ class Startup:
             "files": files,
             "run": self._run,
         }
-        cache = self._scratch / "caches" / program.name.replace(" ", "-")
+        cache = self._cache(program)
         if process == "first":
             shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir(parents=True, exist_ok=True)
