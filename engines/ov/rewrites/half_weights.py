@@ -1,7 +1,9 @@
-"""Weights of convolutions and products as bfloat16 constants, where they are computed in bfloat16.
+"""Weights of convolutions and products as constants of 16 bits.
 
-OpenVINO would round them in the same way when it compiles: the results are the same bit for bit.
-The constants take half the room, in memory and in files, and a step of the compilation less.
+Where a model is computed in bfloat16, float32 weights are rounded to it. OpenVINO would round them
+in the same way when it compiles: the results are the same bit for bit, the constants take half the
+room, in memory and in files, and the compilation has a step less. Weights that are stored in 16
+bits are marked, so that OpenVINO does not make a float32 copy of each.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as ops
 
+from sdexport.engines.ov.rewrites.nodes import as_type
 from sdexport.engines.ov.scratch import current
 
 SMALLEST = 4096
@@ -26,39 +29,48 @@ _PART, _BLOCK = 2**20, 2**15
 _WITH_WEIGHTS = ("Convolution", "GroupConvolution", "MatMul")
 
 
-def round_weights(model: Any) -> int:
-    """Round the float32 weights of a model that will be computed in bfloat16.
+def halve_weights(model: Any, *, in_bfloat16: bool) -> int:
+    """Let OpenVINO read weights of 16 bits as they are stored.
 
     Args:
       model: an openvino.Model; it is changed.
-    Returns: how many constants were rounded.
+      in_bfloat16: whether it will be computed in bfloat16: float32 weights are then rounded.
+        Otherwise those of float16 and bfloat16 are kept, which OpenVINO would widen in memory.
+    Returns: how many constants were changed.
     """
     done: dict[str, Any] = {}
     for node in model.get_ordered_ops():
-        if node.get_type_name() not in _WITH_WEIGHTS:
-            continue
-        for port in node.inputs():
+        for port in node.inputs() if node.get_type_name() in _WITH_WEIGHTS else ():
             weights = port.get_source_output().get_node()
-            if weights.get_type_name() != "Constant" or weights.get_element_type() != Type.f32:
+            if not _is_large(weights):
                 continue
-            if weights.get_output_size() != 1 or len(weights.get_output_shape(0)) < 2:
-                continue
-            if np.prod(list(weights.get_output_shape(0))) < SMALLEST:
-                continue
-            name = weights.get_name()
+            name, kind = weights.get_name(), weights.get_element_type()
             if name not in done:
-                rounded = _rounded(weights)
-                done[name] = None if rounded is None else _widened(rounded)
+                is_half = kind != Type.f32
+                half = weights if is_half else _rounded(weights) if in_bfloat16 else None
+                done[name] = None if half is None else _widened(half, kind)
             if done[name] is not None:
-                port.replace_source_output(done[name].output(0))
-    return sum(node is not None for node in done.values())
+                port.replace_source_output(done[name])
+    return sum(output is not None for output in done.values())
 
 
-def _widened(constant: Any) -> Any:
-    """A constant as float32, which OpenVINO takes for its weights as they are stored."""
+def _is_large(node: Any) -> bool:
+    """Whether a node is a constant of many floats in two or more dimensions."""
+    if node.get_type_name() != "Constant":
+        return False
+    shape = list(node.get_output_shape(0))
+    return (
+        node.get_element_type() in (Type.f32, Type.f16, Type.bf16)
+        and len(shape) > 1
+        and bool(np.prod(shape) >= SMALLEST)
+    )
+
+
+def _widened(constant: Any, kind: Any) -> Any:
+    """The output of a constant as float32, which OpenVINO takes as it is stored, in a type."""
     node = ops.convert(constant, Type.f32)
     node.get_rt_info()[DECOMPRESSION] = ""
-    return node
+    return as_type(node.output(0), kind)
 
 
 def _rounded(node: Any) -> Any:

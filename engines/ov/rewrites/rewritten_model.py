@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdexport.engines.ov.rewrites.convolutions import rewrite_convolutions
-from sdexport.engines.ov.rewrites.half_weights import round_weights
+from sdexport.engines.ov.rewrites.half_weights import halve_weights
 from sdexport.engines.ov.rewrites.int8 import quantize
 from sdexport.engines.ov.rewrites.split import Shapes, half_shapes, split
 from sdexport.engines.session import TensorSpec
@@ -71,7 +71,7 @@ def rewrite_model(
         rewrite_convolutions(model, winograd=precision == "f32")
     if precision == "i8":
         quantize(model)
-    for each in (model, once) if in_bfloat16 else ():
+    for each in (model, once):
         if each is not None:
-            round_weights(each)
+            halve_weights(each, in_bfloat16=in_bfloat16)
     return RewrittenModel(model, once, bound)
