@@ -2,8 +2,8 @@
 
 Where a model is computed in bfloat16, float32 weights are rounded to it. OpenVINO would round them
 in the same way when it compiles: the results are the same bit for bit, the constants take half the
-room, in memory and in files, and the compilation has a step less. Weights that are stored in 16
-bits are marked, so that OpenVINO does not make a float32 copy of each.
+room, in memory and in files, and the compilation has a step less. Weights that are stored in
+float16 are marked, so that OpenVINO does not make a float32 copy of each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import openvino as ov
 from openvino import Type
 from openvino import opset13 as ops
 
-from sdexport.engines.ov.rewrites.nodes import as_type
+from sdexport.engines.ov.rewrites.nodes import as_type, constant
 from sdexport.engines.ov.scratch import current
 
 SMALLEST = 4096
@@ -33,9 +33,9 @@ def halve_weights(model: Any, *, in_bfloat16: bool) -> int:
     """Let OpenVINO read weights of 16 bits as they are stored.
 
     Args:
-      model: an openvino.Model; it is changed.
+      model: an openvino.Model; it is changed, and its float16 values become float32, which
+        OpenVINO would do as well, with a copy of each weight. Graphs in bfloat16 stay as they are.
       in_bfloat16: whether it will be computed in bfloat16: float32 weights are then rounded.
-        Otherwise those of float16 and bfloat16 are kept, which OpenVINO would widen in memory.
     Returns: how many constants were changed.
     """
     done: dict[str, Any] = {}
@@ -44,14 +44,34 @@ def halve_weights(model: Any, *, in_bfloat16: bool) -> int:
             weights = port.get_source_output().get_node()
             if not _is_large(weights):
                 continue
-            name, kind = weights.get_name(), weights.get_element_type()
+            name = weights.get_name()
             if name not in done:
-                is_half = kind != Type.f32
+                is_half = weights.get_element_type() != Type.f32
                 half = weights if is_half else _rounded(weights) if in_bfloat16 else None
-                done[name] = None if half is None else _widened(half, kind)
+                done[name] = None if half is None else _widened(half)
             if done[name] is not None:
-                port.replace_source_output(done[name])
-    return sum(output is not None for output in done.values())
+                port.replace_source_output(done[name].output(0))
+    _compute_in_float32(model)
+    return sum(node is not None for node in done.values())
+
+
+def _compute_in_float32(model: Any) -> None:
+    """Make float32 of every float16 value but the weights, which are widened where used."""
+    changed = False
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind not in ("Constant", "Convert") or node.get_element_type() != Type.f16:
+            continue
+        wide = as_type(node.input_value(0), Type.f32) if kind == "Convert" else None
+        for target in node.output(0).get_target_inputs():
+            if DECOMPRESSION in target.get_node().get_rt_info():
+                continue
+            if wide is None:
+                wide = constant(node.get_data(dtype=np.float32)).output(0)
+            target.replace_source_output(wide)
+            changed = True
+    if changed:
+        model.validate_nodes_and_infer_types()
 
 
 def _is_large(node: Any) -> bool:
@@ -60,17 +80,17 @@ def _is_large(node: Any) -> bool:
         return False
     shape = list(node.get_output_shape(0))
     return (
-        node.get_element_type() in (Type.f32, Type.f16, Type.bf16)
+        node.get_element_type() in (Type.f32, Type.f16)
         and len(shape) > 1
         and bool(np.prod(shape) >= SMALLEST)
     )
 
 
-def _widened(constant: Any, kind: Any) -> Any:
-    """The output of a constant as float32, which OpenVINO takes as it is stored, in a type."""
+def _widened(constant: Any) -> Any:
+    """A constant as float32, which OpenVINO takes as it is stored."""
     node = ops.convert(constant, Type.f32)
     node.get_rt_info()[DECOMPRESSION] = ""
-    return as_type(node.output(0), kind)
+    return node
 
 
 def _rounded(node: Any) -> Any:
