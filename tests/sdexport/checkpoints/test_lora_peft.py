@@ -258,7 +258,7 @@ def test_other_files_of_a_folder_are_named(folder: Path, caplog: pytest.LogCaptu
     assert not caplog.records
     (folder / "my_emb.safetensors").write_bytes(b"")
     lora_sources(str(folder))
-    assert "adapter_model.safetensors is merged; not used: my_emb.safetensors" in caplog.text
+    assert "adapter_model.safetensors is used; not used: my_emb.safetensors" in caplog.text
 
 
 @file_kind(
