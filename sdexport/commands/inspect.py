@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from sdexport.commands.inspect_layers import layer_lines
 from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
@@ -73,6 +72,7 @@ def _inspect_package(
 ) -> None:
     from sdexport.builds.built_engines import built_engines
     from sdexport.builds.layer_report import layer_report
+    from sdexport.commands.inspect_layers import layer_lines
     from sdexport.engines.cache.remembered_hashes import nothing_remembered
     from sdexport.runtime.packages.package import Package
     from sdexport.runtime.packages.signature import signer
