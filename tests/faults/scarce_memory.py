@@ -34,6 +34,8 @@ NOT_OURS = re.compile(
     r"|SystemError: .* returned NULL without setting an exception"
     r"|RuntimeError: can't allocate read lock"
     r"|.*error return without exception set"
+    r"|InvalidArgumentError: .* cannot be read as an image: "
+    r"(<.*> returned NULL without setting an exception|could not create decoder object)"
 )
 """What Python, NumPy and Pillow say instead when one of their own allocations fails."""
 _SECONDS = 30
