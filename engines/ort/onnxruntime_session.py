@@ -155,8 +155,8 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
             self.device, self.device_id = "cuda", _device_id(providers[0])
 
     @property
-    def mapped(self) -> int:
-        return self._weights.size if self._weights is not None else 0
+    def mapped(self) -> int | None:
+        return self._weights.size if self._weights is not None else None
 
     def trim(self, room: int | None = None) -> bool:
         weights = self._weights

@@ -27,6 +27,7 @@ def test_nothing_is_written_or_sent(package: Path, tmp_path: Path, backend: str)
     pytest.importorskip(backend)
     graph = package / "vae_decoder" / "model.onnx"
     environment = {"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    environment["SDEXPORT_CACHE"] = "off"  # our own folder
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(graph), backend],
         capture_output=True,
