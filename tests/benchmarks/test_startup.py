@@ -24,6 +24,7 @@ import os, pathlib, sys, time
 first, second, gate = map(pathlib.Path, sys.argv[1:])
 block = b"x" * 50_000_000
 first.write_text("1")
+time.sleep(1)  # memory is sampled meanwhile
 while not gate.exists():
     time.sleep(0.01)
 second.write_text("2")
