@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.reports import read, save
 from sdexport.bench.measure import machine
+from sdexport.engines.closing import ClosesOnExit
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("speed_worker.py")
@@ -88,22 +88,15 @@ class Comparison:
         return f"{self.name:26} {self.ratio:.3f} of the baseline ({tried}) {verdict}"
 
 
-class Pair:
+class Pair(ClosesOnExit):
     """A process with each tree; a context manager."""
 
     def __init__(self, ours: Path, baseline: Path, *, slower: float = 1.0) -> None:
         self._slower = slower
         self._workers = [_worker(tree) for tree in (ours, baseline)]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End both processes."""
         for worker in self._workers:
             worker.kill()
             worker.communicate()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
-from start_common import save, task
+from start_common import save, settings, task
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -24,11 +24,7 @@ def main() -> None:
         pipe.scheduler = EulerDiscreteScheduler.from_config(config, **options)
         result = pipe(
             image["prompt"],
-            negative_prompt="",
-            num_inference_steps=given["steps"],
-            guidance_scale=given["guidance_scale"],
-            width=given["size"],
-            height=given["size"],
+            **settings(given),
             latents=torch.from_numpy(np.load(image["latents"])).to(dtype),
         )
         save(result.images[0], image["output"])

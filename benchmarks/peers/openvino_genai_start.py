@@ -8,7 +8,7 @@ import numpy as np
 import openvino_genai as genai
 from genai_latents import SCHEDULERS, FixedLatents
 from PIL import Image
-from start_common import save, task
+from start_common import save, settings, task
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -22,11 +22,7 @@ def main() -> None:
     for image in given["images"]:
         result = pipe.generate(
             image["prompt"],
-            negative_prompt="",
-            num_inference_steps=given["steps"],
-            guidance_scale=given["guidance_scale"],
-            width=given["size"],
-            height=given["size"],
+            **settings(given),
             generator=FixedLatents(np.load(image["latents"])),
         )
         save(Image.fromarray(result.data[0]), image["output"])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler
 from optimum.onnxruntime import ORTStableDiffusionPipeline
-from start_common import save, task
+from start_common import save, settings, task
 
 
 def main() -> None:
@@ -17,11 +17,7 @@ def main() -> None:
     for image in given["images"]:
         result = pipe(
             image["prompt"],
-            negative_prompt="",
-            num_inference_steps=given["steps"],
-            guidance_scale=given["guidance_scale"],
-            width=given["size"],
-            height=given["size"],
+            **settings(given),
             latents=torch.from_numpy(np.load(image["latents"])),
         )
         save(result.images[0], image["output"])

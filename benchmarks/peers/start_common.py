@@ -19,6 +19,17 @@ def task() -> dict[str, Any]:
     return found
 
 
+def settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call that are the same for every image, as diffusers names them."""
+    return {
+        "negative_prompt": "",
+        "num_inference_steps": given["steps"],
+        "guidance_scale": given["guidance_scale"],
+        "width": given["size"],
+        "height": given["size"],
+    }
+
+
 def save(image: Any, output: str) -> None:
     """Write a Pillow image; the file appears when it is complete."""
     image.save(f"{output}.part", format="PNG")
