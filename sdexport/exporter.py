@@ -26,7 +26,7 @@ from sdexport.engines.errors import (
     is_out_of_memory,
 )
 from sdexport.engines.messages import one_line
-from sdexport.graphs.lora_graphs import write_lora_graphs
+from sdexport.graphs.adapter_graphs import kinds_of, write_adapter_graphs
 from sdexport.graphs.precision import check_precision, conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.trace import trace
@@ -34,14 +34,14 @@ from sdexport.graphs.wrappers import Part, parts
 from sdexport.package_folder import check_destination, package_folder
 from sdexport.package_writer import describe, describe_component, write
 from sdexport.preview_fit import fit_preview
-from sdexport.runtime.models.components import Role
+from sdexport.runtime.models.components import AdapterKind, Role
 from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.runtime.version import __version__
 from sdexport.unfinished_exports import sweep
-from sdexport.verification.lora_reference import record_lora_graphs
+from sdexport.verification.adapter_reference import record_adapter_graphs
 from sdexport.verification.reference import (
     ImageRecorder,
     TorchSession,
@@ -62,7 +62,6 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_TAKE_LORAS = (Role.TEXT_ENCODER, Role.DENOISER)
 _TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "numpy")
 
 _MAPPED: dict[str, Any] = {"optimization": "none", "prepacking": False}
@@ -129,7 +128,8 @@ def export(
     on_memory_need(_memory_need(checkpoint))
     with package_folder(destination, force=force) as folder:
         try:
-            make = partial(_write_package, lora_inputs=lora_inputs)
+            adapters = frozenset({AdapterKind.LORA} if lora_inputs else ())
+            make = partial(_write_package, adapters=adapters)
             return make(checkpoint, folder, opset, precision, progress)
         except RuntimeError as error:  # raised by PyTorch and its exporter
             if is_out_of_memory(str(error)):
@@ -146,7 +146,7 @@ def _write_package(
     precision: str,
     progress: Progress,
     *,
-    lora_inputs: bool,
+    adapters: frozenset[AdapterKind],
 ) -> Manifest:
     _copy_configuration(checkpoint, folder)
     tokenizers = {part: _tokenizer(checkpoint, folder, part) for part in checkpoint.text_encoders}
@@ -158,7 +158,7 @@ def _write_package(
         progress(component, stage, total)
 
     components, preview = _write_components(
-        checkpoint, folder, opset, precision, begin, recorder, lora_inputs=lora_inputs
+        checkpoint, folder, opset, precision, begin, recorder, adapters=adapters
     )
     record_float32_outputs(folder, {name: c.precision for name, c in components.items()})
     tools = {"sdexport": __version__, "python": platform.python_version()}
@@ -211,7 +211,7 @@ def _write_components(
     begin: _Begin,
     recorder: ImageRecorder,
     *,
-    lora_inputs: bool,
+    adapters: frozenset[AdapterKind],
 ) -> tuple[dict[str, ComponentRecord], tuple[tuple[float, ...], ...]]:
     """Trace and record one component after the other, with one module in memory at a time.
 
@@ -232,8 +232,8 @@ def _write_components(
             loaded = (part.source, checkpoint.load(part.source))
         module = loaded[1]
         begin(part.name, "record")
-        takes_loras = lora_inputs and part.role in _TAKE_LORAS
-        _record(part, module, folder / "reference", recorder, takes_loras=takes_loras)
+        kinds = kinds_of(part.role, adapters)
+        _record(part, module, folder / "reference", recorder, kinds)
         if part.role is Role.VAE_DECODER:
             preview = fit_preview(module, checkpoint.latent_space)
         begin(part.name, "trace")
@@ -242,12 +242,18 @@ def _write_components(
         path = folder / part.name / "model.onnx"
         notes = _notes(checkpoint, part.name, change.precision)
         layers = trace(
-            part, module, path, opset=opset, change=change, notes=notes, lora_inputs=takes_loras
+            part,
+            module,
+            path,
+            opset=opset,
+            change=change,
+            notes=notes,
+            find_lora_layers=AdapterKind.LORA in kinds,
+            data_file=bool(kinds),
         )
         if part.role is Role.TEXT_ENCODER:
             write_token_graphs(path)
-        if takes_loras:
-            write_lora_graphs(path, layers)
+        write_adapter_graphs(path, part.role, layers, kinds)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -257,7 +263,11 @@ def _write_components(
 
 
 def _record(
-    part: Part, module: Any, folder: Path, recorder: ImageRecorder, *, takes_loras: bool
+    part: Part,
+    module: Any,
+    folder: Path,
+    recorder: ImageRecorder,
+    kinds: frozenset[AdapterKind],
 ) -> None:
     """Write the reference outputs of a component, and go on with the reference image."""
     with TorchSession(part, module) as session:
@@ -267,8 +277,7 @@ def _record(
         if ids is not None:
             record_token_graphs(session, module, folder, ids)
             recorder.encode(part.name, session)
-        if takes_loras:
-            record_lora_graphs(session, part, module, folder, ids)
+        record_adapter_graphs(session, part, module, folder, kinds, ids)
     if part.role is Role.DENOISER:
         recorder.denoise(module)
     elif part.role is Role.VAE_DECODER:

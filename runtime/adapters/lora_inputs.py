@@ -1,7 +1,7 @@
 """The inputs of a graph that takes LoRAs: their names, shapes, and the layout of the factors.
 
 The graph itself says what it takes: an input for each factor of a layer, whose named dimensions
-tell its kind. See sdexport.graphs.lora_graphs for what it computes.
+tell its kind. See sdexport.graphs.lora_branches for what it computes.
 """
 
 from __future__ import annotations

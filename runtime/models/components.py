@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -88,28 +89,54 @@ TOKEN_GRAPHS = {
 """What a package may hold of a text encoder in addition to the complete graph: the embedding table,
 the transformer after it, and the complete graph with an attention mask as input. Each with the
 inputs and outputs it must have."""
-MODEL, LORA = "model", "lora"
+MODEL, ADAPTERS = "model", "adapters"
+
+
+class AdapterKind(Enum):
+    """What can change a denoiser at run time; a LoRA also changes text encoders.
+
+    The value is the name of the graph that takes the inputs of this kind alone.
+    """
+
+    LORA = "lora"
+    CONTROLNET = "controlnet"
+    T2I_ADAPTER = "t2i_adapter"
+    IP_ADAPTER = "ip_adapter"
+
+
 LORA_GRAPHS = {
-    LORA: MODEL,
-    f"{LORA}_{INPUTS_EMBEDS}": INPUTS_EMBEDS,
-    f"{LORA}_{ATTENTION_MASK}": ATTENTION_MASK,
+    AdapterKind.LORA.value: MODEL,
+    f"{AdapterKind.LORA.value}_{INPUTS_EMBEDS}": INPUTS_EMBEDS,
+    f"{AdapterKind.LORA.value}_{ATTENTION_MASK}": ATTENTION_MASK,
 }
 """Graphs that take the factors of a LoRA as inputs, each with the graph that it was made from."""
-FURTHER_GRAPHS = (*TOKEN_GRAPHS, *LORA_GRAPHS)
+ADAPTER_GRAPHS = LORA_GRAPHS | {kind.value: MODEL for kind in AdapterKind} | {ADAPTERS: MODEL}
+"""Graphs that take the inputs of adapters, each with the graph that it was made from. ADAPTERS is
+that of a denoiser for all kinds that were exported together, if there are several."""
+FURTHER_GRAPHS = (*TOKEN_GRAPHS, *ADAPTER_GRAPHS)
 """What a package may hold of a component in addition to model.onnx."""
 
 
 def tensors_of(spec: ComponentSpec, further: str = "") -> tuple[frozenset[str], frozenset[str]]:
-    """The inputs and outputs that a component's graph must have, besides the factors of a LoRA.
+    """The inputs and outputs that a component's graph must have, besides those of adapters.
 
     Args:
       further: one of FURTHER_GRAPHS; "" for model.onnx.
     """
-    base = LORA_GRAPHS.get(further, further or MODEL)
+    base = ADAPTER_GRAPHS.get(further, further or MODEL)
     return (spec.inputs, spec.outputs) if base == MODEL else TOKEN_GRAPHS[base]
 
 
 def lora_graph(graph: str) -> str:
     """The graph that takes LoRAs in place of a component's graph or token graph."""
     component, _, further = graph.partition(".")
-    return f"{component}.{f'{LORA}_{further}' if further else LORA}"
+    lora = AdapterKind.LORA.value
+    return f"{component}.{f'{lora}_{further}' if further else lora}"
+
+
+def adapter_graph(component: str, kinds: Collection[AdapterKind]) -> str:
+    """The graph of a denoiser that takes these kinds of adapters, at least; itself without any."""
+    if not kinds:
+        return component
+    name = next(iter(kinds)).value if len(kinds) == 1 else ADAPTERS
+    return f"{component}.{name}"

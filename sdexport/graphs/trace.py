@@ -54,7 +54,8 @@ def trace(
     opset: int,
     change: Callable[[ir.Model], object] | None = None,
     notes: Mapping[str, str] | None = None,
-    lora_inputs: bool = False,
+    find_lora_layers: bool = False,
+    data_file: bool = False,
 ) -> tuple[LoraLayer, ...]:
     """Write one component as an ONNX file with dynamic axes; large weights go to a data file.
 
@@ -64,22 +65,23 @@ def trace(
       path: of the .onnx file; the folder is created.
       change: applied to the graph before it is written, such as a conversion to float16.
       notes: metadata of the ONNX file.
-      lora_inputs: find the layers that a LoRA may change; further graphs read the data file then.
+      find_lora_layers: find the layers that a LoRA may change.
+      data_file: write weights of any size to a data file, for further graphs that read it.
     Returns: these layers.
     Raises: CheckpointError: see find_layers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     model = _traced(part, module, opset)
-    layers = _layers(model.graph, module) if lora_inputs else ()
+    layers = _layers(model.graph, module) if find_lora_layers else ()
     _tidy(model, part)
     if change is not None:
         change(model)
     model.metadata_props.update(notes or {})
     weights = [value.const_value for value in model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
-    separate = size > EXTERNAL_DATA_FROM or part.role is Role.TEXT_ENCODER or lora_inputs
-    data_file = f"{path.name}_data" if separate else None
-    ir.save(model, path, external_data=data_file, max_workers=os.cpu_count())
+    separate = size > EXTERNAL_DATA_FROM or part.role is Role.TEXT_ENCODER or data_file
+    weights_file = f"{path.name}_data" if separate else None
+    ir.save(model, path, external_data=weights_file, max_workers=os.cpu_count())
     _forget_constants(model)
     return layers
 

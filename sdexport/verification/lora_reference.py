@@ -1,4 +1,4 @@
-"""Reference outputs with a LoRA of random factors: PyTorch's, for the graphs that take LoRAs."""
+"""A LoRA of random factors, added to a module of PyTorch for its reference outputs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.adapters.lora_inputs import DOWN, UP, down_input, input_name, up_input
-from sdexport.runtime.models.components import lora_graph
-from sdexport.verification.reference import (
-    SEED,
-    TorchSession,
-    record_component,
-    record_token_graphs,
-)
+from sdexport.verification.reference import SEED
 
 RANK = 2
 STRENGTH = 0.25
@@ -29,28 +22,16 @@ STRENGTH = 0.25
 _Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def record_lora_graphs(
-    session: TorchSession,
-    part: Part,
-    module: Any,
-    folder: Path,
-    input_ids: np.ndarray | None = None,
-) -> None:
-    """Write the inputs and PyTorch's outputs of a component's graphs that take LoRAs.
-
-    Args:
-      session: of `module`. input_ids: see record_component.
-    """
+@contextmanager
+def lora_added(part: Part, module: nn.Module) -> Iterator[Feeds]:
+    """Add a LoRA to all layers of a module. Yields: the inputs of its graphs that take LoRAs."""
     factors = _random_factors(module)
-    inputs: dict[str, np.ndarray] = {}
+    inputs = {}
     for name, (down, up) in factors.items():
         inputs[input_name(name, DOWN)] = down_input(down.numpy())
         inputs[input_name(name, UP)] = up_input(up.flatten(1).numpy(), convolution=down.ndim > 2)
     with _added(module, factors):
-        path = folder / f"{lora_graph(part.name)}.npz"
-        record_component(session, part, path, input_ids, further=inputs)
-        if input_ids is not None:
-            record_token_graphs(session, module, folder, input_ids, lora=inputs)
+        yield inputs
 
 
 def _random_factors(module: nn.Module) -> _Factors:

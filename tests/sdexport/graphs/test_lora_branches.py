@@ -15,7 +15,7 @@ import torch
 from sdexport import Package, PackageError
 from sdexport.engines import open_session
 from sdexport.engines.errors import CheckpointError
-from sdexport.graphs.lora_graphs import add_lora_inputs
+from sdexport.graphs.lora_branches import add_lora_inputs
 from sdexport.graphs.lora_layers import LoraLayer, find_layers
 from sdexport.runtime.adapters.lora_inputs import is_lora_input
 from sdexport.verification.verifier import verify

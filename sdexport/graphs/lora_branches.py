@@ -1,11 +1,6 @@
-"""Graphs whose linear and convolution layers take the factors of a LoRA as inputs.
+"""Linear and convolution layers that take the factors of a LoRA as inputs of the graph.
 
-    lora.onnx                  of the UNet and of text encoders, made from model.onnx
-    lora_inputs_embeds.onnx    of text encoders, made from inputs_embeds.onnx
-    lora_attention_mask.onnx   of text encoders, made from attention_mask.onnx
-
-They read the weights of model.onnx from its data file, so they take no room to speak of, and
-model.onnx itself stays as it is. To the output of each layer they add
+To the output of each layer is added
 
     x down up          of a linear layer; down (inputs, rank), up (n, rank, outputs)
     up (down * x)      of a convolution; down (rank * taps, inputs), up (n, outputs, rank)
@@ -25,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -34,27 +28,15 @@ from sdexport.engines.errors import CheckpointError
 from sdexport.graphs.lora_layers import LoraLayer
 from sdexport.graphs.onnx_nodes import NodeBuilder
 from sdexport.runtime.adapters.lora_inputs import DOWN, UP, LayerShape, input_name
-from sdexport.runtime.models.components import LORA_GRAPHS
 
 _FLOAT = ir.DataType.FLOAT
 
 
-def write_lora_graphs(path: Path, layers: Sequence[LoraLayer]) -> None:
-    """Write the graphs next to the .onnx file of a component with a data file.
+def add_lora_inputs(graph: ir.Graph, layers: Sequence[LoraLayer]) -> None:
+    """Give a graph the inputs of these layers, and add their branches.
 
     Raises: CheckpointError: the graph does not have the node of a layer.
     """
-    for name, base in LORA_GRAPHS.items():
-        source = path.with_name(f"{base}.onnx")
-        if source.is_file():
-            model = ir.load(source)
-            add_lora_inputs(model.graph, layers)
-            model.graph.name = f"{model.graph.name}.{name}"
-            ir.save(model, path.with_name(f"{name}.onnx"))
-
-
-def add_lora_inputs(graph: ir.Graph, layers: Sequence[LoraLayer]) -> None:
-    """Give a graph the inputs of these layers, and add their branches."""
     nodes = {node.name: node for node in graph}
     for layer in layers:
         if layer.node not in nodes:
