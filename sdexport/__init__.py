@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sdexport.engines.errors import WorkerError as WorkerError
     from sdexport.exporter import export as export
     from sdexport.runtime import schedulers as schedulers
+    from sdexport.runtime.images import preprocessors as preprocessors
     from sdexport.runtime.images.metadata import save_image as save_image
     from sdexport.runtime.images.parameters import Parameters as Parameters
     from sdexport.runtime.images.read_parameters import read_parameters as read_parameters
@@ -68,14 +69,19 @@ _NAMES = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [*sorted(_MODULE_OF), "__version__", "schedulers"]
+_MODULES = {
+    "preprocessors": "sdexport.runtime.images.preprocessors",
+    "schedulers": "sdexport.runtime.schedulers",
+}
+
+__all__ = [*sorted(_MODULE_OF), "__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = import_module("sdexport.runtime.version").__version__
-    elif name == "schedulers":
-        value = import_module("sdexport.runtime.schedulers")
+    elif name in _MODULES:
+        value = import_module(_MODULES[name])
     elif name in _MODULE_OF:
         value = getattr(import_module(_MODULE_OF[name]), name)
     else:

@@ -39,6 +39,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": 1,
     "backends.md": 6,
     "coming-from-automatic1111.md": 1,
+    "control-images.md": 1,
     "embedding.md": 5,
     "export.md": 2,
     "getting-started.md": 4,

@@ -42,6 +42,16 @@ radius is at most 6.7. Not measured (no hardware)."""
 CUDA_NOISE_PRINTED_ABS = 5.1e-5
 """The same against recorded values that were printed with four decimals."""
 
+# Control images
+
+GAUSSIAN_ABS = 1e-4
+"""A Gaussian blur of levels of 0..255 in float32 against OpenCV, which sums up to 49 products in
+another order: a few units in the last place of 255 (1.5e-5)."""
+
+CONTROL_IMAGE_ABS = 1
+"""Line art against its definition with OpenCV, in levels of 255: what is rounded down may fall on
+either side of an integer."""
+
 # Schedulers
 
 SCHEDULER_FLOAT64_REL = 5e-10
