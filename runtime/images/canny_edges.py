@@ -93,7 +93,8 @@ def _gradient(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _magnitude(across: np.ndarray, down: np.ndarray, *, l2_gradient: bool) -> np.ndarray:
     if not l2_gradient:
-        return np.abs(across) + np.abs(down)
+        total: np.ndarray = np.abs(across) + np.abs(down)
+        return total
     wide = across.astype(np.int32)
     wide *= wide
     other = down.astype(np.int32)
@@ -145,7 +146,8 @@ def _connected(places: np.ndarray, is_strong: np.ndarray, shape: tuple[int, ...]
     root = _roots(len(places), np.concatenate(pairs, axis=1))
     reached = np.zeros(len(places), bool)
     reached[root[is_strong]] = True
-    return reached[root]
+    found: np.ndarray = reached[root]
+    return found
 
 
 def _roots(count: int, pairs: np.ndarray) -> np.ndarray:
