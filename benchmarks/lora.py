@@ -130,13 +130,14 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--size", type=int, default=256, help="in pixels")
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1, help="of the backend")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--switches", type=int, default=100)
     parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        load_pipeline(args.package, args.backend, verify=False) as pipe,
+        load_pipeline(args.package, args.backend, verify=False, threads=args.threads) as pipe,
     ):
         pipe.package.model_path(lora_graph(pipe.package.family.denoiser))
         costs = Costs(pipe, args.size, Path(folder), args.rank)
@@ -145,7 +146,8 @@ def main() -> None:
         for each in costs.switches(args.switches):
             seconds.append(each)
             memory.append(resident_mb()["private_mb"])
-    settings = {"backend": args.backend, "size": args.size, "rank": args.rank}
+    names = ("backend", "size", "rank", "threads", "repeats")
+    settings = {name: getattr(args, name) for name in names}
     report: dict[str, Any] = {"machine": machine(), **settings, "calls": calls}
     report["switch"] = {
         "median_ms": 1000 * float(np.median(seconds)),

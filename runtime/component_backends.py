@@ -19,7 +19,14 @@ A backend is NAME[,OPTION=VALUE...], such as "openvino,precision=bf16".
 """
 DEFAULT = "onnxruntime"
 OTHERS = "*"
-PIPELINE_OPTIONS = ("engine_dir", "max_batch", "vae_tile", "low_memory", "expected_images")
+PIPELINE_OPTIONS = (
+    "engine_dir",
+    "max_batch",
+    "vae_tile",
+    "low_memory",
+    "lora_dir",
+    "expected_images",
+)
 """Options of load_pipeline that are not of a backend's sessions."""
 
 

@@ -22,7 +22,12 @@ from sdexport.runtime.component_backends import (
     check_backends,
     check_session_options,
 )
-from sdexport.runtime.component_engines import open_component, resolve_backend, usable_engine
+from sdexport.runtime.component_engines import (
+    open_component,
+    resolve_backend,
+    runs_on,
+    usable_engine,
+)
 from sdexport.runtime.expected_calls import ImageCall, expect_call
 from sdexport.runtime.images.recorded_values import plain, same_or_each
 from sdexport.runtime.opening_ahead import OpeningAhead, gains
@@ -131,6 +136,12 @@ class ComponentSessions:
     def requested(self, component: str) -> str:
         """The backend that was asked for, "auto" included."""
         return backend_of(self._backends, component).name
+
+    def has_engine(self, graph: str) -> bool:
+        """Whether the backend that was asked for can open a graph of a component, see runs_on."""
+        requested = backend_of(self._backends, graph)
+        engine_dir = {**self._options, **requested.options}.get("engine_dir")
+        return runs_on(self._package, graph, requested.name, engine_dir)
 
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component or a token graph, with all options of its session.

@@ -162,9 +162,10 @@ def _encode(
 ) -> tuple[Embeds | PromptConditions, np.ndarray | None]:
     """The embeddings of the prompts, and the pooled ones."""
     arguments, plan = call.arguments, call.plan
+    encoders = call.loras.text_encoders(pipeline.text_encoders)
     return prepare_prompts(
         partial(
-            call.loras.text_encoders(pipeline.text_encoders).encode,
+            encoders.encode,
             prompt_style=call.style,
             clip_skip=arguments["clip_skip"],
             token_embeds=arguments["token_embeds"],
@@ -186,6 +187,7 @@ def _encode(
         style=call.style,
         guided=call.guidance.is_guided,
         zeros=call.zeros,
+        variants=encoders.image_variants,
     )
 
 

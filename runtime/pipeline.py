@@ -14,7 +14,12 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, inputs
-from sdexport.runtime.adapters.call_loras import LoraArgument, loras_of_call
+from sdexport.runtime.adapters.call_loras import (
+    LoraArgument,
+    LorasOfPrompts,
+    loras_in_prompts,
+    loras_of_call,
+)
 from sdexport.runtime.call_arguments import check_output, reject_unknown
 from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.denoise import DenoiseStep
@@ -58,6 +63,7 @@ class Pipeline(PipelineStages):
       vae_tile: side in pixels of the tiles in which the VAE processes larger images; None processes
         the whole image. Bounds memory; colors may shift a little from tile to tile.
       low_memory: keep one component in memory at a time; each is opened when it is needed.
+      lora_dir: folder with the LoRAs that prompts name, as `<lora:style:0.8>`; see docs/lora.md.
       expected_images: how many are going to be generated; for a few, the backend "auto" prefers one
         that starts at once, see sdexport.engines.choose; for one, components are closed as soon as
         they have done their work. None for many.
@@ -242,6 +248,10 @@ class Pipeline(PipelineStages):
         )
         if images.latents is not None and self._family.masked_input:
             raise InvalidArgumentError("image: an inpainting model needs pixels, got latents")
+        texts = self._texts("prompt_2", prompts, prompt_2, num_images_per_prompt)
+        named: LorasOfPrompts = []
+        if self.lora_dir is not None:
+            prompts, texts, named = loras_in_prompts(texts, self.lora_dir, arguments)
         plan = plan_timesteps(
             self._choose(scheduler, schedule, scheduler_options),
             num_inference_steps,
@@ -266,7 +276,7 @@ class Pipeline(PipelineStages):
             arguments,
             prompts,
             negatives,
-            self._texts("prompt_2", prompts, prompt_2, num_images_per_prompt),
+            texts,
             self._texts("negative_prompt_2", negatives, negative_prompt_2, num_images_per_prompt),
             zeros=negative_prompt is None
             and self._family.zeros_without_negative_prompt(self.package.model_index),
@@ -282,7 +292,7 @@ class Pipeline(PipelineStages):
                 **{name: arguments[name] for name in SIZE_ARGUMENTS},
             ),
             callbacks=callbacks,
-            loras=loras_of_call(self._loras, loras, len(prompts), self._components),
+            loras=loras_of_call(self._loras, loras, len(prompts), self._components, named=named),
         )
         result = generate(self, call)
         return result if return_dict else self._family.output_tuple(result.images)
@@ -311,7 +321,7 @@ class Pipeline(PipelineStages):
             True
         """
         parameters = parameters_of(source)
-        arguments = arguments_like(parameters, changes, folder_of(source))
+        arguments = arguments_like(parameters, changes, folder_of(source), self.lora_dir)
         name = str(source) if isinstance(source, (str, PathLike)) else "image"
         warn_of_differences(name, differences(parameters, self.settings, arguments))
         result: Result = self(**{**arguments, "return_dict": True}).only(parameters.batch_index)
@@ -420,9 +430,9 @@ def load_pipeline(
         anywhere in the package no image is returned.
       verify_hashes: read every file, also if its hash is remembered; see Package.load.
       trusted_key, trust: whose signature is required, and what graphs may hold; see Package.load.
-      options: of Pipeline (max_batch, vae_tile, low_memory, expected_images), `engine_dir`, and of
-        the backends' sessions (such as threads); sdexport.engines.session_options lists those of
-        each backend.
+      options: of Pipeline (max_batch, vae_tile, low_memory, lora_dir, expected_images),
+        `engine_dir`, and of the backends' sessions (such as threads);
+        sdexport.engines.session_options lists those of each backend.
     Raises: FileNotFoundError, PackageError: see Package.load. InvalidArgumentError: an unknown
       backend, or an option that no backend here has. A backend that is not installed raises an
       error when it is first used; see also Pipeline.warm_up.

@@ -12,7 +12,7 @@ from sdexport.engines import Session
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, scheduler_argument, timestep_plan
-from sdexport.runtime.adapters.call_loras import LoraArgument, loras_of_call
+from sdexport.runtime.adapters.call_loras import LoraArgument, lora_folder, loras_of_call
 from sdexport.runtime.adapters.lora_store import LoraStore
 from sdexport.runtime.component_backends import Backends, BackendSpec
 from sdexport.runtime.component_sessions import ComponentSessions, chunks, finite
@@ -48,6 +48,7 @@ class PipelineStages(ClosesOnExit):
         max_batch: int | None = None,
         vae_tile: int | None = None,
         low_memory: bool = False,
+        lora_dir: str | PathLike[str] | None = None,
         expected_images: int | None = None,
         **options: Any,
     ) -> None:
@@ -59,6 +60,7 @@ class PipelineStages(ClosesOnExit):
         checks.boolean("low_memory", low_memory)
         if expected_images is not None:
             checks.integer("expected_images", expected_images, 1, 2**31)
+        self.lora_dir = None if lora_dir is None else lora_folder(lora_dir)
         self.package = package
         self.max_batch, self.vae_tile = max_batch, vae_tile
         self._family, self._space = package.family, package.manifest.latent_space

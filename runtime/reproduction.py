@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def parameters_of(source: Any) -> Parameters:
 
 
 def arguments_like(
-    parameters: Parameters, changes: Mapping[str, Any], folder: Path | None = None
+    parameters: Parameters,
+    changes: Mapping[str, Any],
+    folder: Path | None = None,
+    lora_dir: Path | None = None,
 ) -> dict[str, Any]:
     """The arguments of a pipeline call that generates an image again.
 
@@ -52,6 +56,7 @@ def arguments_like(
       changes: arguments that replace recorded ones; prompt, negative_prompt and seed are those of
         this image and not of its batch.
       folder: where input images are looked for under their recorded names.
+      lora_dir: where LoRAs are looked for as well, subfolders included.
     Raises: InvalidArgumentError: the image depends on an input that its settings do not hold, and
       that is not among the changes.
     """
@@ -72,7 +77,9 @@ def arguments_like(
         if recorded is not None and name not in changes:
             found[name] = _find(name, recorded, folder)
     if parameters.loras and "loras" not in changes:
-        found["loras"] = [(_find_lora(each, folder), each.scale) for each in parameters.loras]
+        found["loras"] = [
+            (_find_lora(each, folder, lora_dir), each.scale) for each in parameters.loras
+        ]
     if found.get("strength") is not None and "image" not in found:
         raise InvalidArgumentError(
             "the image was made from an input image, which its settings do not name; give image"
@@ -102,20 +109,23 @@ def _find(name: str, recorded: tuple[InputImage, ...], folder: Path | None) -> A
     return paths[0] if len(paths) == 1 else paths
 
 
-def _find_lora(recorded: RecordedLora, folder: Path | None) -> Path | RecordedLora:
+def _find_lora(
+    recorded: RecordedLora, folder: Path | None, lora_dir: Path | None
+) -> Path | RecordedLora:
     """The file or folder of a LoRA, recognised by its hash; else what a pipeline may know it by."""
     from sdexport.runtime.adapters.lora_file import lora_digest
     from sdexport.runtime.adapters.lora_folder import sources_at
+    from sdexport.runtime.adapters.lora_tags import LoraFolder
 
     name = Path(recorded.name).name  # a recorded name is untrusted: only its last part counts
-    for place in (folder, Path()):
-        for file in (f"{name}.safetensors", name) if place is not None and name else ():
-            path = place / file  # type: ignore[operator]
-            try:
-                if path.exists() and lora_digest(sources_at(path)) == recorded.sha256:
-                    return path
-            except (OSError, SDExportError):  # no LoRA
-                continue
+    places = [place for place in (folder, Path(), lora_dir) if place is not None and name]
+    paths = [place / file for place in places for file in (f"{name}.safetensors", name)]
+    with suppress(OSError, SDExportError):
+        paths += LoraFolder(lora_dir).files(name) if lora_dir is not None else []
+    for path in paths:
+        with suppress(OSError, SDExportError):  # no LoRA
+            if path.exists() and lora_digest(sources_at(path)) == recorded.sha256:
+                return path
     return recorded
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-import threading
-from collections import OrderedDict
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.messages import shown
-from sdexport.engines.run_record import note_runs, recorded_runs
-from sdexport.engines.session import Feeds
 from sdexport.runtime import checks
-from sdexport.runtime.component_sessions import finite
+from sdexport.runtime.cached_rows import RowCache
 from sdexport.runtime.models.components import (
     ATTENTION_MASK,
     INPUTS_EMBEDS,
@@ -25,6 +23,7 @@ from sdexport.runtime.models.components import (
 )
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.text.added_vectors import AddedVectors, Vectors
 from sdexport.runtime.text.comfyui_weights import interpolate, tokenize_comfyui
 from sdexport.runtime.text.compel_embeds import Run, encode_compel
 from sdexport.runtime.text.prompt_embeds import Text, TextEmbeds
@@ -46,8 +45,22 @@ from sdexport.runtime.text.token_embeds import (
 from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 MAX_LAYERS = 1000
+SessionOf = Callable[[str], Session]
+"""Returns the open session of a component or a token graph."""
 CACHED_ROWS = 32
 """Rows of 77 tokens whose embeddings are cached: 8 MB for SD 1.5, 10 MB for SDXL."""
+
+
+@dataclass(frozen=True)
+class EncoderVariant:
+    """How the text encoders run for some of the images of a call.
+
+    session: returns the session of a graph.
+    keys: by the name of a text encoder, what else its outputs depend on.
+    """
+
+    session: SessionOf
+    keys: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
 class TextEncoders:
@@ -60,41 +73,52 @@ class TextEncoders:
       session: returns the open session of a component.
     Attributes:
       tokenizers: by the name of the text encoder.
+      image_variants: for each image of a call the index of its variant; empty if there is only one.
     Raises: PackageError: a tokenizer or a config.json is damaged.
     """
 
-    def __init__(self, package: Package, session: Callable[[str], Session]) -> None:
+    def __init__(self, package: Package, session: SessionOf) -> None:
         self._session = session
-        self._rows = _RowCache(CACHED_ROWS)
+        self._variants: Sequence[EncoderVariant] = [EncoderVariant(session)]
+        self.image_variants: Sequence[int] = ()
+        self._vectors: Mapping[str, AddedVectors] = {}
+        self._rows = RowCache(CACHED_ROWS)
         self._text_layers = package.family.text_layers
         self.tokenizers = {
             spec.name: package.tokenizer(spec.name)
             for spec in package.family.text_encoders
             if spec.name in package.manifest.components
         }
-        self._adapted: Mapping[str, tuple[object, ...]] = {}
         self._layers = {name: _layer_count(package, name) for name in self.tokenizers}
 
     def adapted(
         self,
-        session: Callable[[str, Callable[[str], Session]], Session],
-        keys: Mapping[str, tuple[object, ...]],
+        variants: Callable[[SessionOf], Sequence[EncoderVariant]],
+        image_variants: Sequence[int],
+        words: Mapping[str, Vectors],
     ) -> TextEncoders:
-        """The same text encoders with other sessions.
+        """The same text encoders with other sessions, and with further words.
 
         Args:
-          session: returns the session of a graph, from its name and what returns the plain ones.
-          keys: by the name of a text encoder, what else its outputs depend on.
+          variants: made from what returns the sessions of the package.
+          image_variants: for each image of the call the index of one.
+          words: textual inversions that the tokenizers do not have.
         """
         other = copy.copy(self)
-        plain = self._session
-        other._session, other._adapted = (lambda graph: session(graph, plain)), keys
+        other._variants, other.image_variants = variants(self._session), tuple(image_variants)
+        if words:
+            other._vectors = {
+                name: AddedVectors.of(tokenizer, name, words)
+                for name, tokenizer in self.tokenizers.items()
+            }
+            other.tokenizers = {name: added.tokenizer for name, added in other._vectors.items()}
         return other
 
     def encode(
         self,
         texts: Sequence[Text],
         negatives: int = 0,
+        variants: Sequence[int] = (),
         *,
         prompt_style: str | None = None,
         prompt_weights: bool = False,
@@ -107,6 +131,7 @@ class TextEncoders:
           texts: each for all encoders, or a tuple with one for each.
           negatives: how many of the first texts are negative prompts. As in diffusers, clip_skip
             has no effect on those.
+          variants: for each text the index of a variant; default the first one for all.
           prompt_style: how weights and long prompts are read; one of prompt_styles.STYLES. Of
             "automatic1111" only what concerns one text: weights and BREAK.
           prompt_weights: another name for the style "automatic1111".
@@ -121,6 +146,7 @@ class TextEncoders:
         """
         style = style_name(prompt_style, weights=prompt_weights)
         replacements = check_token_embeds(token_embeds)
+        variants = variants or [0] * len(texts)
         own = {
             name: [tokenizer.expand(text if isinstance(text, str) else text[k]) for text in texts]
             for k, (name, tokenizer) in enumerate(self.tokenizers.items())
@@ -128,18 +154,23 @@ class TextEncoders:
         if style == COMPEL:
             if replacements:
                 raise InvalidArgumentError("token_embeds cannot be combined with the style compel")
-            return self._encode_compel(own, negatives, clip_skip)
+            return self._encode_compel(own, negatives, variants, clip_skip)
         tokens = {name: _tokens(self.tokenizers[name], own[name], style) for name in own}
         rows = max(each.input_ids.shape[1] for each in tokens.values())
         found = []
         for name, tokenizer in self.tokenizers.items():
-            run = partial(self._run, name, clip_skip=clip_skip, replacements=replacements)
+            how: dict[str, Any] = {"clip_skip": clip_skip, "replacements": replacements}
+            run = partial(self._run, name, variants=variants, **how)
             same = tokens[name].extended(tokenizer, rows)
             found.append(_encode(tokenizer, same, negatives, style, run))
         return _concatenated(found)
 
     def _encode_compel(
-        self, texts: Mapping[str, Sequence[str]], negatives: int, clip_skip: int
+        self,
+        texts: Mapping[str, Sequence[str]],
+        negatives: int,
+        variants: Sequence[int],
+        clip_skip: int,
     ) -> TextEmbeds:
         """Embeddings in Compel's style.
 
@@ -151,6 +182,7 @@ class TextEncoders:
             def run(input_ids: np.ndarray, mask: np.ndarray | None) -> TextEmbeds:
                 count = len(input_ids) if i < negatives else 0
                 how: dict[str, Any] = {"clip_skip": clip_skip, "attention_mask": mask}
+                how["variants"] = variants[i : i + 1]
                 return self._run(name, input_ids, count, replacements={}, **how)
 
             return run
@@ -189,24 +221,30 @@ class TextEncoders:
 
     def _lookup(self, name: str) -> Lookup:
         session = self._session(f"{name}.{TOKEN_EMBEDDING}")
-        return lambda input_ids: session.run({"input_ids": input_ids})[INPUTS_EMBEDS]
+
+        def lookup(input_ids: np.ndarray) -> np.ndarray:
+            return session.run({"input_ids": input_ids})[INPUTS_EMBEDS]
+
+        added = self._vectors.get(name)
+        return lookup if added is None else added.lookup(lookup)
 
     def _inputs(
         self, name: str, input_ids: np.ndarray, replacements: TokenEmbeds
-    ) -> tuple[Session, dict[str, np.ndarray]]:
+    ) -> tuple[str, dict[str, np.ndarray]]:
         """The graph to run and its inputs: ids, or embeddings that belong to no ids."""
         tokenizer, names = self.tokenizers[name], list(self.tokenizers)
         words = {old: new for old, new in replacements.items() if isinstance(new, str)}
+        added = self._vectors.get(name)
         if len(words) == len(replacements):
-            session = self._session(name)
-            ids = replace_tokens(tokenizer, input_ids, words).astype(session.inputs[0].dtype)
-            return session, {"input_ids": ids}
+            replaced = replace_tokens(tokenizer, input_ids, words)
+            if added is None or not added.occur(replaced):
+                return name, {"input_ids": replaced}
         encoder = names.index(name), len(names)
         embeds = build_inputs_embeds(
             tokenizer, input_ids, replacements, self._lookup(name), encoder
         )
-        session = self._session(f"{name}.{INPUTS_EMBEDS}")
-        return session, {"input_ids": input_ids, INPUTS_EMBEDS: embeds}
+        ids = input_ids if added is None else added.known(input_ids)
+        return f"{name}.{INPUTS_EMBEDS}", {"input_ids": ids, INPUTS_EMBEDS: embeds}
 
     def _run(
         self,
@@ -214,6 +252,7 @@ class TextEncoders:
         input_ids: np.ndarray,
         negatives: int,
         *,
+        variants: Sequence[int],
         clip_skip: int,
         replacements: TokenEmbeds,
         attention_mask: np.ndarray | None = None,
@@ -221,23 +260,30 @@ class TextEncoders:
         """Run a text encoder on rows of ids, of which the first `negatives` skip no layers.
 
         Args:
+          variants: for each text, which is one row or several.
           attention_mask: the shape of input_ids, 0 where no token attends to; without replacements.
         """
         if attention_mask is None:
-            session, feeds = self._inputs(name, input_ids, replacements)
+            graph, feeds = self._inputs(name, input_ids, replacements)
         else:
-            session = self._session(f"{name}.{ATTENTION_MASK}")
+            if name in self._vectors:
+                self._vectors[name].reject(input_ids)
+            graph = f"{name}.{ATTENTION_MASK}"
             feeds = {"input_ids": input_ids, ATTENTION_MASK: attention_mask}
-        skipped, full = self._outputs(name, session, clip_skip)
-        pooled = [spec.name for spec in session.outputs if spec.name == PROJECTED]
         hidden, pooled_rows = [], []
-        for i in range(len(input_ids)):
-            row = {key: value[i : i + 1] for key, value in feeds.items()}
-            outputs = [full if i < negatives else skipped, *pooled]
-            key = self._adapted.get(name, ())
-            first, *rest = self._rows.outputs(name, session, row, outputs, key)
-            hidden.append(first)
-            pooled_rows += rest
+        of_rows = np.repeat(variants, len(input_ids) // max(len(variants), 1))
+        for same, group in itertools.groupby(range(len(input_ids)), of_rows.__getitem__):
+            variant = self._variants[same]
+            session, key = variant.session(graph), variant.keys.get(name, ())
+            skipped, full = self._outputs(name, session, clip_skip)
+            pooled = [spec.name for spec in session.outputs if spec.name == PROJECTED]
+            dtypes = {spec.name: spec.dtype for spec in session.inputs}
+            for i in group:
+                row = {k: v[i : i + 1].astype(dtypes[k], copy=False) for k, v in feeds.items()}
+                outputs = [full if i < negatives else skipped, *pooled]
+                first, *rest = self._rows.outputs(name, session, row, outputs, key)
+                hidden.append(first)
+                pooled_rows += rest
         return TextEmbeds(
             np.concatenate(hidden), np.concatenate(pooled_rows) if pooled_rows else None
         )
@@ -309,50 +355,3 @@ def _layer_count(package: Package, name: str) -> int:
         return checks.integer(f"{name}/config.json: num_hidden_layers", value, 1, MAX_LAYERS)
     except InvalidArgumentError as error:
         raise PackageError(f"{package.folder}: {error}") from error
-
-
-class _Outputs(NamedTuple):
-    """The outputs of a text encoder, and what built file it ran; see run_record."""
-
-    arrays: list[np.ndarray]
-    ran: frozenset[str]
-
-
-class _RowCache:
-    """The outputs of the text encoders for the last rows of tokens."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._cached: OrderedDict[tuple[object, ...], _Outputs] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def outputs(
-        self,
-        name: str,
-        session: Session,
-        row: Feeds,
-        outputs: Sequence[str],
-        adapted: tuple[object, ...] = (),
-    ) -> list[np.ndarray]:
-        """Run the text encoder on a row, unless its outputs are cached; they must not be modified.
-
-        Args:
-          adapted: what they depend on besides.
-        Raises: EngineError: the encoder failed, or an output holds NaN or infinity.
-        """
-        key = (name, session.refits, adapted, *outputs, *((k, v.tobytes()) for k, v in row.items()))
-        with self._lock:
-            if key in self._cached:
-                self._cached.move_to_end(key)
-            cached = self._cached.get(key)
-        if cached is None:
-            with recorded_runs() as ran:
-                results = session.run(row)
-            arrays = [finite(results[output], name, "the prompt") for output in outputs]
-            cached = _Outputs(arrays, frozenset(ran))
-            with self._lock:
-                self._cached[key] = cached
-                while len(self._cached) > self._limit:
-                    self._cached.popitem(last=False)
-        note_runs(cached.ran)
-        return cached.arrays

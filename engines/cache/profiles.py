@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.session import ANY_SIZE, TensorSpec
@@ -71,9 +71,16 @@ Profile = Mapping[str, Span]
 """Dimension name -> sizes."""
 
 
-def show(profile: Profile) -> str:
-    """A profile in one line: each dimension with its span."""
-    return ", ".join(f"{name} {span}" for name, span in profile.items())
+def show(profile: Mapping[str, Any]) -> str:
+    """A profile in one line: each dimension with its span.
+
+    Dimensions of layers, whose names have dots, are one if their last parts and their spans are.
+    """
+    spans = {
+        (f"*.{name.rpartition('.')[2]}" if "." in name else name, str(span)): None
+        for name, span in profile.items()
+    }
+    return ", ".join(f"{name} {span}" for name, span in spans)
 
 
 def dimension_names(inputs: Sequence[TensorSpec]) -> list[str]:
@@ -129,7 +136,7 @@ def narrowest(component: str, profiles: Sequence[Profile], sizes: Mapping[str, i
         if all(sizes[name] in span for name, span in profile.items())
     ]
     if not fitting:
-        wanted = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        wanted = show(sizes)
         listed = "; ".join(show(profile) for profile in profiles)
         raise InvalidArgumentError(
             f"{component}: the engine was not built for {wanted}; it was built for {listed}"

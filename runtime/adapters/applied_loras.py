@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from sdexport.engines import PLAN_BACKENDS, Session
+from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
+from sdexport.engines.session import Feeds, named_sizes
 from sdexport.runtime import checks
 from sdexport.runtime.adapters.adapted_session import AdaptedSession
+from sdexport.runtime.adapters.call_loras import LorasOfPrompts
+from sdexport.runtime.adapters.joined_factors import joined_down, joined_up, scaled
 from sdexport.runtime.adapters.lora_file import LayerFactors, LoadedLora
 from sdexport.runtime.adapters.lora_folder import LARGEST_SCALE
-from sdexport.runtime.adapters.lora_inputs import DOWN, UP, LayerShape, input_name
+from sdexport.runtime.adapters.lora_inputs import (
+    DOWN,
+    TAKE_LORAS,
+    UP,
+    LayerShape,
+    input_name,
+    rank_multiple,
+)
 from sdexport.runtime.adapters.lora_store import LoraStore
 from sdexport.runtime.component_sessions import ComponentSessions
 from sdexport.runtime.images.recorded_values import RecordedLora
 from sdexport.runtime.models.components import TOKEN_EMBEDDING, lora_graph
-from sdexport.runtime.text_encoders import TextEncoders
+from sdexport.runtime.text.added_vectors import Vectors, tokens_of, usable
+from sdexport.runtime.text_encoders import EncoderVariant, SessionOf, TextEncoders
+
+logger = logging.getLogger(__name__)
 
 MOST = 64
 """LoRAs of one call."""
-SAME_RANKS = ("openvino",)
-"""Backends that compile for the shapes of a call. There all layers get the same rank, a multiple of
-RANK_STEP, so that most LoRAs have the shapes of the one before; convolutions have a rank of their
-own, as most LoRAs leave them out."""
+SAME_RANKS = ("openvino", *TAKE_LORAS)
+"""Backends that compile for the shapes of a call, or take those that an engine was built for. There
+all layers get the same rank, a multiple of RANK_STEP, so that most LoRAs have the shapes of the one
+before; convolutions have a rank of their own, as most LoRAs leave them out."""
 RANK_STEP = 16
-UNSUPPORTED = (*PLAN_BACKENDS, "webgpu")
-SessionOf = Callable[[str], Session]
+UNSUPPORTED = ("tensorrt", "webgpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +71,7 @@ class AppliedLoras:
       loras: argument of the call: names or files, each alone or with its scale or scales.
       count: of images.
       components: the sessions of the pipeline, for their backends.
+      named: those that the prompts name.
     Raises: InvalidArgumentError: arguments of another kind, or a backend that takes no LoRAs. See
       LoraStore.find.
     """
@@ -68,19 +82,15 @@ class AppliedLoras:
         loras: object,
         count: int,
         components: ComponentSessions,
+        named: LorasOfPrompts = (),
     ) -> None:
         self._store, self._count, self._components = store, count, components
-        self._sessions: dict[str, Session] = {}
-        given = [_parsed(entry, count) for entry in _entries(loras)]
+        self._sessions: dict[str, tuple[tuple[object, ...], Session]] = {}
+        given = [_parsed(entry, count) for entry in _entries(loras, named)]
         self._all = [_Applied(*store.find(source), scales) for source, scales in given]
         self._used = [each for each in self._all if any(each.scales)]
         for part in self._parts():
-            backend = components.requested(part)
-            if backend in UNSUPPORTED:
-                raise InvalidArgumentError(
-                    f"loras: {backend} does not take LoRAs at run time; use --backend onnxruntime "
-                    "or openvino, or merge them when exporting: sdexport export --lora"
-                )
+            self._check_backend(part)
 
     @property
     def recorded(self) -> tuple[RecordedLora, ...] | None:
@@ -96,7 +106,7 @@ class AppliedLoras:
 
     def denoiser(self, component: str, session: SessionOf) -> Session:
         """The session of the denoiser."""
-        return self._session(component, component, session)
+        return self._session(component, component, session, self._of(component))
 
     def conditioning(self, component: str, *, guided: bool) -> dict[str, np.ndarray]:
         """Further inputs of the denoiser, a row for each row of the embeddings; see `denoise`.
@@ -107,102 +117,181 @@ class AppliedLoras:
         return {name: np.concatenate([up, up]) if guided else up for name, up in rows.items()}
 
     def text_encoders(self, encoders: TextEncoders) -> TextEncoders:
-        """Text encoders that run with the LoRAs.
+        """Text encoders that run with the LoRAs, and know the words that are bundled with them.
 
-        Raises: InvalidArgumentError: a LoRA of a text encoder has a scale for each image.
+        Images with other scales have their texts encoded with other factors, as in calls of their
+        own.
         """
-        changed = {name: self._key(name) for name in encoders.tokenizers if self._of(name)}
-        if not changed:
+        parts = [name for name in encoders.tokenizers if self._of(name)]
+        words = self._words(encoders)
+        if not parts and not words:
             return encoders
-        for name in changed:
-            if not self._is_uniform(name):
-                first = next(each for each in self._of(name) if len(set(each.scales)) > 1)
-                raise InvalidArgumentError(
-                    f"loras: {first.name} changes the text encoder, so it needs one scale for all "
-                    "images; give these images in calls of their own"
-                )
+        of_images = [self._of_image(image, parts) for image in range(self._count)]
+        distinct = dict(zip(map(_key, of_images), of_images, strict=True))
+        places = {key: place for place, key in enumerate(distinct)}
 
-        def session_of(graph: str, session: SessionOf) -> Session:
-            return self._session(graph.partition(".")[0], graph, session)
+        def variants(session: SessionOf) -> list[EncoderVariant]:
+            return [self._variant(loras, session) for loras in distinct.values()]
 
-        return encoders.adapted(session_of, changed)
+        return encoders.adapted(variants, [places[_key(loras)] for loras in of_images], words)
 
-    def _session(self, component: str, graph: str, session: SessionOf) -> Session:
-        if graph.endswith(f".{TOKEN_EMBEDDING}") or not self._of(component):
+    def _check_backend(self, part: str) -> None:
+        """Raises: InvalidArgumentError: the backend of a component does not take the LoRAs."""
+        backend, graph = self._components.requested(part), lora_graph(part)
+        if backend in UNSUPPORTED:
+            raise InvalidArgumentError(
+                f"loras: {backend} does not take LoRAs at run time; use --backend onnxruntime or "
+                "openvino, or merge them when exporting: sdexport export --lora"
+            )
+        if not self._components.has_engine(graph):
+            raise InvalidArgumentError(
+                f"loras: there is no engine of {graph} for {backend}; build it: sdexport build "
+                f"PACKAGE --backend {backend}"
+            )
+        varying = [each.name for each in self._of(part) if len(set(each.scales)) > 1]
+        if backend in TAKE_LORAS and varying and part not in self._store.target.widths:
+            raise InvalidArgumentError(
+                f"loras: {backend} takes one scale of {shown(varying[0])} for all images; give "
+                "these images in calls of their own"
+            )
+
+    def _words(self, encoders: TextEncoders) -> dict[str, Vectors]:
+        """The words that are bundled with the LoRAs, whatever their scales."""
+        found: dict[str, Vectors] = {}
+        for lora in {each.lora.sha256: each for each in self._all}.values():
+            for word, vectors in lora.lora.words.items():
+                taken = {token for other in found for token in tokens_of(other, found[other])}
+                why = usable(word, vectors, encoders.tokenizers.values())
+                if taken.intersection(tokens_of(word, vectors)):
+                    why = "another LoRA has that word"
+                if why is None:
+                    found[word] = vectors
+                else:
+                    logger.warning(
+                        "%s: its bundled embedding of %s is not used: %s",
+                        *(lora.name, shown(word), why),
+                    )
+        return found
+
+    def _of_image(self, image: int, parts: Collection[str]) -> list[_Applied]:
+        """The LoRAs that change one of these components for an image, with one scale each."""
+        loras = [each for each in self._used if not each.lora.layers.keys().isdisjoint(parts)]
+        single = [replace(each, scales=(_scale(each.scales, image),)) for each in loras]
+        return [each for each in single if each.scales != (0.0,)]
+
+    def _variant(self, loras: list[_Applied], plain: SessionOf) -> EncoderVariant:
+        def session(graph: str) -> Session:
+            component = graph.partition(".")[0]
+            return self._session(component, graph, plain, _changing(loras, component))
+
+        parts = {part for each in loras for part in each.lora.layers}
+        return EncoderVariant(session, {part: _key(_changing(loras, part)) for part in parts})
+
+    def _session(
+        self, component: str, graph: str, session: SessionOf, loras: list[_Applied]
+    ) -> Session:
+        """The session of a graph with these LoRAs; for each graph the last one is kept."""
+        if graph.endswith(f".{TOKEN_EMBEDDING}") or not loras:
             return session(graph)
-        if graph not in self._sessions:
-            adapted = session(lora_graph(graph))
-            self._sessions[graph] = AdaptedSession(adapted, self._inputs(component))
-        return self._sessions[graph]
+        key = _key(loras)
+        known = self._sessions.get(graph)
+        if known is None or known[0] != key:
+            adapted, inputs = session(lora_graph(graph)), self._inputs(component, loras)
+            _check_sizes(adapted, inputs)
+            known = self._sessions[graph] = key, AdaptedSession(adapted, inputs)
+        return known[1]
 
     def _parts(self) -> set[str]:
         return {part for each in self._used for part in each.lora.layers}
 
     def _of(self, component: str) -> list[_Applied]:
         """The LoRAs that change a component."""
-        return [each for each in self._used if component in each.lora.layers]
+        return _changing(self._used, component)
 
-    def _key(self, component: str) -> tuple[object, ...]:
-        """What the outputs of a component depend on."""
-        return tuple((each.lora.sha256, each.scales) for each in self._of(component))
-
-    def _is_uniform(self, component: str) -> bool:
-        return all(len(set(each.scales)) == 1 for each in self._of(component))
-
-    def _inputs(self, component: str) -> dict[str, np.ndarray]:
+    def _inputs(self, component: str, loras: list[_Applied]) -> dict[str, np.ndarray]:
         """The factors that are the same for all images, by input."""
-        uniform, inputs = self._is_uniform(component), {}
-        for shape, rank, pairs in self._layers(component):
+        uniform, inputs = _is_uniform(loras), {}
+        for shape, rank, pairs in self._layers(component, loras):
             downs = [pair.down for pair, _ in pairs]
-            inputs[input_name(shape.name, DOWN)] = _joined_down(shape, downs, rank)
+            inputs[input_name(shape.name, DOWN)] = joined_down(shape, downs, rank)
             if uniform:
-                ups = [_scaled(pair.up, scales[0]) for pair, scales in pairs]
-                inputs[input_name(shape.name, UP)] = _joined_up(shape, ups, rank)[None]
+                ups = [scaled(pair.up, scales[0]) for pair, scales in pairs]
+                inputs[input_name(shape.name, UP)] = joined_up(shape, ups, rank)[None]
         return inputs
 
     def _row_inputs(self, component: str) -> dict[str, np.ndarray]:
         """The factors that differ from image to image, (count, ...) each."""
         inputs: dict[str, np.ndarray] = {}
-        if self._is_uniform(component):
+        loras = self._of(component)
+        if _is_uniform(loras):
             return inputs
-        for shape, rank, pairs in self._layers(component):
+        for shape, rank, pairs in self._layers(component, loras):
             rows = [
-                _joined_up(shape, [_scaled(pair.up, _scale(s, i)) for pair, s in pairs], rank)
+                joined_up(shape, [scaled(pair.up, _scale(s, i)) for pair, s in pairs], rank)
                 for i in range(self._count)
             ]
             inputs[input_name(shape.name, UP)] = np.stack(rows)
         return inputs
 
-    def _layers(self, component: str) -> list[_LayerOfCall]:
+    def _layers(self, component: str, loras: list[_Applied]) -> list[_LayerOfCall]:
         """The layers of a component, each with its rank and the factors of every LoRA."""
         found = []
         for name, shape in self._store.target.shapes[component].items():
             pairs = [
                 (each.lora.layers[component][name], each.scales)
-                for each in self._of(component)
+                for each in loras
                 if name in each.lora.layers[component]
             ]
             found.append(_LayerOfCall(shape, sum(pair.rank for pair, _ in pairs), pairs))
         backend = self._components.opened_with(lora_graph(component)).name
-        if backend not in SAME_RANKS:
-            return found
-        largest = dict.fromkeys((False, True), 0)
-        for shape, rank, _ in found:
-            largest[shape.taps > 1] = max(largest[shape.taps > 1], rank)
-        ranks = {key: -(-rank // RANK_STEP) * RANK_STEP for key, rank in largest.items()}
-        return [each._replace(rank=ranks[each.shape.taps > 1]) for each in found]
+        return _same_ranks(found) if backend in SAME_RANKS else found
 
 
-def _entries(loras: object) -> list[object]:
-    if loras is None:
-        return []
+def _check_sizes(session: Session, inputs: Feeds) -> None:
+    """Raises: InvalidArgumentError: an engine was built for other sizes of the factors."""
+    specs = [spec for spec in session.inputs if spec.name in inputs]
+    sizes = named_sizes(specs, {name: value.shape for name, value in inputs.items()})
+    for name, size in session.nearest_sizes(sizes).items():
+        if size != sizes[name]:
+            taps = rank_multiple(name) or 1
+            raise InvalidArgumentError(
+                f"loras: their ranks add up to {sizes[name] // taps}, and the engine was built for "
+                f"{size // taps}; build it with --lora-rank"
+            )
+
+
+def _same_ranks(layers: list[_LayerOfCall]) -> list[_LayerOfCall]:
+    """All linear layers with one rank, and all convolutions with one."""
+    largest = dict.fromkeys((False, True), 0)
+    for shape, rank, _ in layers:
+        largest[shape.taps > 1] = max(largest[shape.taps > 1], rank)
+    ranks = {key: -(-rank // RANK_STEP) * RANK_STEP for key, rank in largest.items()}
+    return [each._replace(rank=ranks[each.shape.taps > 1]) for each in layers]
+
+
+def _changing(loras: Sequence[_Applied], component: str) -> list[_Applied]:
+    return [each for each in loras if component in each.lora.layers]
+
+
+def _key(loras: Sequence[_Applied]) -> tuple[object, ...]:
+    """What the outputs of a component with these LoRAs depend on."""
+    return tuple((each.lora.sha256, each.scales) for each in loras)
+
+
+def _is_uniform(loras: Sequence[_Applied]) -> bool:
+    return all(len(set(each.scales)) == 1 for each in loras)
+
+
+def _entries(loras: object, named: LorasOfPrompts) -> list[object]:
+    loras = () if loras is None else loras
     if not isinstance(loras, (list, tuple)):
         raise InvalidArgumentError(
             f'loras: expected a list such as [("style.safetensors", 0.8)], got {shown(loras)}'
         )
-    if len(loras) > MOST:
-        raise InvalidArgumentError(f"loras: at most {MOST} at once, got {len(loras)}")
-    return list(loras)
+    found = [*loras, *named]
+    if len(found) > MOST:
+        raise InvalidArgumentError(f"loras: at most {MOST} at once, got {len(found)}")
+    return found
 
 
 def _parsed(entry: object, count: int) -> tuple[object, tuple[float, ...]]:
@@ -230,26 +319,3 @@ def _single(scales: tuple[float, ...]) -> float | tuple[float, ...]:
 
 def _scale(scales: tuple[float, ...], image: int) -> float:
     return scales[0] if len(scales) == 1 else scales[image]
-
-
-def _scaled(up: np.ndarray, scale: float) -> np.ndarray:
-    with np.errstate(over="ignore"):  # the output is then not finite, which is an error
-        return up if scale == 1 else up * np.float32(scale)
-
-
-def _joined_down(shape: LayerShape, downs: Sequence[np.ndarray], rank: int) -> np.ndarray:
-    """The first factors, joined along the rank; with zeros up to `rank`, and at least to 1."""
-    rows = max(rank, 1) * max(shape.taps, 1)
-    return _joined(downs, 0 if shape.kernel else 1, rows, shape.inputs)
-
-
-def _joined_up(shape: LayerShape, ups: Sequence[np.ndarray], rank: int) -> np.ndarray:
-    return _joined(ups, 1 if shape.kernel else 0, max(rank, 1), shape.outputs)
-
-
-def _joined(parts: Sequence[np.ndarray], axis: int, size: int, other: int) -> np.ndarray:
-    missing = size - sum(part.shape[axis] for part in parts)
-    if missing:
-        zeros = np.zeros((missing, other) if axis == 0 else (other, missing), np.float32)
-        parts = [*parts, zeros]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)

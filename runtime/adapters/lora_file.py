@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,18 +15,19 @@ import numpy as np
 from sdexport.engines.errors import CheckpointError, PackageError
 from sdexport.engines.messages import one_line
 from sdexport.engines.onnx_file.graph_specs import specs_of
+from sdexport.runtime.adapters.bundled_words import bundled_words
 from sdexport.runtime.adapters.lora_factors import NotLowRankError, factors_of
 from sdexport.runtime.adapters.lora_folder import LoraSource
 from sdexport.runtime.adapters.lora_inputs import LayerShape, down_input, layer_shapes
 from sdexport.runtime.adapters.lora_layout import read_layout
+from sdexport.runtime.adapters.lora_names import LoraNames
 from sdexport.runtime.adapters.lora_report import does_not_fit, report, warn_about_prediction
 from sdexport.runtime.adapters.lora_roles import split_role
 from sdexport.runtime.adapters.lora_settings import PeftSettings
 from sdexport.runtime.adapters.safetensors_file import SafetensorsFile
 from sdexport.runtime.models.components import lora_graph
 from sdexport.runtime.packages.package import Package
-
-logger = logging.getLogger(__name__)
+from sdexport.runtime.text.added_vectors import Vectors
 
 MERGE = "merge it when exporting: sdexport export --lora"
 _OF_OTHER_LAYERS = {"w_norm": "norm", "b_norm": "norm"}
@@ -48,16 +48,20 @@ class LoadedLora:
     """The factors of a LoRA, at scale 1.
 
     sha256: of its file; of several files, of their hashes. layers: by component and layer.
+    words: that are bundled with it, with their vectors.
     """
 
     sha256: str
     layers: Mapping[str, Mapping[str, LayerFactors]] = field(repr=False)
+    words: Mapping[str, Vectors] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all factors."""
         layers = (each for part in self.layers.values() for each in part.values())
-        return sum(each.down.nbytes + each.up.nbytes for each in layers)
+        vectors = (rows for word in self.words.values() for rows in word.values())
+        size = sum(each.down.nbytes + each.up.nbytes for each in layers)
+        return size + sum(rows.nbytes for rows in vectors)
 
 
 class LoraTarget:
@@ -82,6 +86,11 @@ class LoraTarget:
                 raise PackageError(f"{path}: {error}") from error
             config = SimpleNamespace(**package.config(name))
             self.configs[name] = SimpleNamespace(config=config)
+        encoders = [spec.name for spec in family.text_encoders if spec.name in self.configs]
+        widths = {
+            name: getattr(self.configs[name].config, "hidden_size", None) for name in encoders
+        }
+        self.widths = {name: each if isinstance(each, int) else 0 for name, each in widths.items()}
 
 
 def read_lora(sources: Sequence[LoraSource], target: LoraTarget) -> LoadedLora:
@@ -91,15 +100,18 @@ def read_lora(sources: Sequence[LoraSource], target: LoraTarget) -> LoadedLora:
       no layer, or one that is no sum of factors.
     """
     layers: dict[str, dict[str, LayerFactors]] = {}
+    words: dict[str, Vectors] = {}
     digests = []
     for source in sources:
         file = _open(source.path)
         digests.append(file.sha256)
-        for part, name, factors in _layers(file, source.component, target):
+        names, model = _layout(file, source.component, target)
+        for part, name, factors in _layers(file, names, model, target):
             layers.setdefault(part, {})[name] = factors
+        words |= bundled_words(file, names.embeddings, target.widths)
         warn_about_prediction(file, target.prediction_type)
     digest = digests[0] if len(digests) == 1 else _digest(digests)
-    return LoadedLora(digest, layers)
+    return LoadedLora(digest, layers, words)
 
 
 def lora_digest(sources: Sequence[LoraSource]) -> str:
@@ -124,14 +136,20 @@ def _open(path: Path) -> SafetensorsFile:
         raise FileNotFoundError(f"no LoRA at {path}") from None
 
 
-def _layers(
+def _layout(
     file: SafetensorsFile, component: str | None, target: LoraTarget
-) -> Iterator[tuple[str, str, LayerFactors]]:
+) -> tuple[LoraNames, str | None]:
+    """See read_layout."""
     for name in file.tensors:
         role = (split_role(name) or ("", ""))[1]
         if role in _OF_OTHER_LAYERS:
             raise _not_low_rank(file, name, _OF_OTHER_LAYERS[role])
-    names, model = read_layout(file, target.shapes, component, kind="no file of LoRA weights")
+    return read_layout(file, target.shapes, component, kind="no file of LoRA weights")
+
+
+def _layers(
+    file: SafetensorsFile, names: LoraNames, model: str | None, target: LoraTarget
+) -> Iterator[tuple[str, str, LayerFactors]]:
     settings = PeftSettings.read(file.path, file.metadata)
     for (part, name), roles in names.layers.items():
         tensors = {role: file.tensors[of_role] for role, of_role in roles.items()}
@@ -149,12 +167,6 @@ def _layers(
         up = pair.up if shape.kernel else np.ascontiguousarray(pair.up.T)
         yield part, name, LayerFactors(down_input(pair.down), up, len(pair.down))
     report(file, names, model, target.configs)
-    if names.embeddings:
-        words = ", ".join(one_line(word, 40) for word in list(names.embeddings)[:5])
-        logger.warning(
-            "%s: its bundled embeddings are not used at run time (%s); add them when exporting",
-            *(file.path, words),
-        )
 
 
 def _not_low_rank(file: SafetensorsFile, where: str, kind: str) -> CheckpointError:

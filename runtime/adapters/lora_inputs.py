@@ -18,6 +18,8 @@ from sdexport.engines.session import TensorSpec
 DOWN, UP = "down", "up"
 ROWS = "lora_rows"
 """The named dimension of `up` that is 1, or the number of rows in the batch."""
+TAKE_LORAS = ("tensorrt-rtx",)
+"""Backends that take LoRAs with an engine of the graph that does, built for a range of ranks."""
 _PREFIX = "lora."
 _NAME = re.compile(r"lora\.(?P<layer>.+)\.(?P<which>down|up)")
 _RANK = re.compile(r".+\.rank(_(?P<kernel>\d{1,2}x\d{1,2}))?")
@@ -61,6 +63,14 @@ def input_name(layer: str, which: str) -> str:
 def is_lora_input(name: str) -> bool:
     """Whether an input of a graph takes a factor."""
     return name.startswith(_PREFIX)
+
+
+def rank_multiple(dimension: str) -> int | None:
+    """How many ranks a named dimension counts for one: the taps of a kernel; None for others."""
+    match = _RANK.fullmatch(dimension)
+    if match is None:
+        return None
+    return math.prod(map(int, (match["kernel"] or "1").split("x")))
 
 
 def layer_shapes(specs: Iterable[TensorSpec]) -> dict[str, LayerShape]:

@@ -69,6 +69,10 @@ class ConditionRows:
         return weights
 
 
+_Key = tuple[Text, int]
+"""A text, and the variant of the text encoders that encodes it."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Row:
     """A row of every step: for each step that runs its embeddings (n, width) and pooled ones."""
@@ -142,6 +146,7 @@ def prepare_prompts(
     style: str,
     guided: bool,
     zeros: bool = False,
+    variants: Sequence[int] = (),
 ) -> tuple[Embeds | PromptConditions, np.ndarray | None]:
     """The embeddings that `denoise` takes, from texts in a prompt style and from arrays.
 
@@ -151,26 +156,35 @@ def prepare_prompts(
       style: one of prompt_styles.STYLES.
       guided: whether there is an unconditional pass.
       zeros: the negative embeddings are zeros, unless they are among the arguments.
+      variants: for each image that of the text encoders; default the first one for all.
     Returns: an array or a function, see `prepare_embeds`, or PromptConditions where prompts need
       more than that; and the pooled embeddings of the first step, if the model has them.
     Raises: InvalidArgumentError: embeddings whose shapes do not fit; embeddings together with a
       text that changes from step to step or has several parts.
     """
     count = len(prompts)
+    variants = variants or [0] * count
     warn_about_unread_syntax(itertools.chain(*map(as_tuple, [*prompts, *negatives])), style)
     texts = read_tags([*prompts, *negatives], style)
     prompts, negatives = texts[:count], texts[count:]
     if arguments.prompt_embeds is None and arguments.negative_prompt_embeds is None:
         if style in (AUTOMATIC1111, COMFYUI):
             conditions = prompt_conditions(
-                encode, prompts, negatives, steps, style=style, guided=guided, zeros=zeros
+                encode,
+                prompts,
+                negatives,
+                steps,
+                style=style,
+                guided=guided,
+                zeros=zeros,
+                variants=variants,
             )
             constant = conditions.constant
             return (conditions if constant is None else constant), conditions.pooled
     else:
         require_constant(prompts, negatives, style, "embeddings of the other prompt")
     used = negatives if guided else None
-    return prepare_embeds(encode, prompts, used, arguments, zeros=zeros)
+    return prepare_embeds(encode, prompts, used, arguments, zeros=zeros, variants=variants)
 
 
 def needs_negatives(embeds: Embeds | PromptConditions) -> bool:
@@ -223,6 +237,7 @@ def prompt_conditions(
     style: str,
     guided: bool,
     zeros: bool = False,
+    variants: Sequence[int],
 ) -> PromptConditions:
     """Encode the prompts of a batch, whatever their syntax.
 
@@ -231,6 +246,7 @@ def prompt_conditions(
       style: "automatic1111" reads alternation, editing and AND; others have constant texts.
       guided: whether there is an unconditional pass.
       zeros: the negative embeddings are zeros.
+      variants: for each image that of the text encoders.
     Raises: InvalidArgumentError: texts that are not valid Unicode, and what `encode` raises.
     """
     parts = [parts_of(prompt, style) for prompt in prompts]
@@ -242,15 +258,21 @@ def prompt_conditions(
         negative = []
     everything = [*negative, *(part.text for part in itertools.chain(*parts))]
     warn_about_late_changes(everything, steps)
-    texts = [texts_of_steps(each, steps) for each in everything]
+    own = [*variants[: len(negative)]]
+    own += [variants[i] for i, image in enumerate(parts) for _ in image]
+    texts = [
+        [(text, variant) for text in texts_of_steps(each, steps)]
+        for each, variant in zip(everything, own, strict=True)
+    ]
     below = list(dict.fromkeys(itertools.chain(*texts[: len(negative)])))
     above = list(dict.fromkeys(itertools.chain(*texts[len(negative) :])))
-    found = encode([*below, *above], len(below))
+    both = [*below, *above]
+    found = encode([text for text, _ in both], len(below), [variant for _, variant in both])
     rows = [
-        _row(i, None, texts[i], found, {text: k for k, text in enumerate(below)})
+        _row(i, None, texts[i], found, {key: k for k, key in enumerate(below)})
         for i in range(len(negative))
     ]
-    place = {text: len(below) + k for k, text in enumerate(above)}
+    place = {key: len(below) + k for k, key in enumerate(above)}
     numbers = itertools.count(len(negative))
     for i, image in enumerate(parts):
         rows += _equally_long(
@@ -264,9 +286,9 @@ def prompt_conditions(
 def _row(
     image: int,
     weight: float | None,
-    texts: Sequence[Text],
+    texts: Sequence[_Key],
     found: TextEmbeds,
-    place: Mapping[Text, int],
+    place: Mapping[_Key, int],
 ) -> _Row:
     """A row of every step, as long as the longest of its texts needs."""
     used = {text: place[text] for text in texts}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -48,8 +49,9 @@ class EmbedArguments:
 
 Text = str | tuple[str, ...]
 """A text, or one for each text encoder."""
-Encode = Callable[[list[Text], int], TextEmbeds]
-"""Texts to embeddings; the number is how many of the first texts are negative prompts."""
+Encode = Callable[[list[Text], int, Sequence[int]], TextEmbeds]
+"""Texts to embeddings. The number is how many of the first texts are negative prompts; then follows
+for each text the index of the variant of the text encoders that encodes it."""
 
 
 def prepare_embeds(
@@ -59,6 +61,7 @@ def prepare_embeds(
     arguments: EmbedArguments,
     *,
     zeros: bool = False,
+    variants: Sequence[int],
 ) -> tuple[Embeds, np.ndarray | None]:
     """The embeddings that `denoise` takes: rows for the negative prompts, then for the prompts.
 
@@ -66,6 +69,7 @@ def prepare_embeds(
       negatives: as many as prompts; None if there is no unconditional pass.
       arguments: replace the embeddings of the texts.
       zeros: the negative embeddings are zeros, unless they are among the arguments.
+      variants: for each image that of the text encoders.
     Returns: (B or 2B, n, width) float32 or a function that returns it, and the pooled embeddings,
       (B or 2B, width) float32, if the model has them.
     Raises: InvalidArgumentError: embeddings whose shapes do not fit.
@@ -74,13 +78,16 @@ def prepare_embeds(
     from_texts = arguments.prompt_embeds is None and arguments.negative_prompt_embeds is None
     if from_texts and (negatives is None or not zeros):
         # in one call, so that all rows have the same length
-        both = encode([*(negatives or ()), *prompts], len(negatives or ()))
+        below = variants if negatives else ()
+        both = encode([*(negatives or ()), *prompts], len(below), [*below, *variants])
         return both.embeds, both.pooled
-    positive, pooled = _positive(encode, prompts, arguments)
+    positive, pooled = _positive(encode, prompts, arguments, variants)
     negative = None
     if negatives is not None:
         like = positive, pooled
-        negative, negative_pooled = _negative(encode, negatives, arguments, like, zeros=zeros)
+        negative, negative_pooled = _negative(
+            partial(encode, negatives, count, variants), arguments, like, count, zeros=zeros
+        )
         if pooled is not None:
             if negative_pooled is None:
                 raise InvalidArgumentError(
@@ -93,7 +100,7 @@ def prepare_embeds(
 
 
 def _positive(
-    encode: Encode, prompts: list[Text], arguments: EmbedArguments
+    encode: Encode, prompts: list[Text], arguments: EmbedArguments, variants: Sequence[int]
 ) -> tuple[Embeds, np.ndarray | None]:
     """The embeddings of the prompts, as they are in the arguments, and one pooled row for each."""
     pooled = arguments.pooled_prompt_embeds
@@ -101,20 +108,19 @@ def _positive(
         pooled = _rows("pooled_prompt_embeds", pooled, len(prompts), 2)
     if arguments.prompt_embeds is not None:
         return arguments.prompt_embeds, pooled
-    texts = encode(prompts, 0)
+    texts = encode(prompts, 0, variants)
     return texts.embeds, texts.pooled
 
 
 def _negative(
-    encode: Encode,
-    negatives: list[Text],
+    encode: Callable[[], TextEmbeds],
     arguments: EmbedArguments,
     like: tuple[Embeds, np.ndarray | None],
+    count: int,
     *,
     zeros: bool,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A row for each negative prompt, and its pooled embeddings."""
-    count = len(negatives)
+    """A row for each of `count` negative prompts, and its pooled embeddings."""
     if arguments.negative_prompt_embeds is not None:
         pooled = arguments.negative_pooled_prompt_embeds
         if pooled is not None:
@@ -126,7 +132,7 @@ def _negative(
         first = positive(0, 1) if callable(positive) else positive
         rows = _rows("prompt_embeds", first, count, 3)
         return np.zeros_like(rows), None if pooled is None else np.zeros_like(pooled)
-    texts = encode(negatives, count)
+    texts = encode()
     return texts.embeds, texts.pooled
 
 

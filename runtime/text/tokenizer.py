@@ -5,6 +5,7 @@ Source: Radford et al. 2021, arXiv 2103.00020, section 2.4; Sennrich et al. 2016
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,18 @@ class ClipTokenizer:
             if missing:
                 raise InvalidArgumentError(f"tokenizer: the vocabulary has no {', '.join(missing)}")
             added_tokens = [AddedToken(token, normalized=False) for token in specials]
-        added = assign_ids(added_tokens, vocab)
+        self._vocab = vocab
+        self._add(assign_ids(added_tokens, vocab))
+        self.bos_id, self.eos_id = self._id(vocab, bos_token), self._id(vocab, eos_token)
+        self.pad_id = self._id(vocab, pad_token)
+        self.max_length = max_length
+        self._unk_id = self._id(vocab, unk_token)
+        self._merges = merges if isinstance(merges, bpe.Merges) else bpe.Merges(merges)
+        self._words: dict[str, tuple[int, ...]] = {}
+
+    def _add(self, added: Mapping[AddedToken, int]) -> None:
+        """Set the added tokens, all of them."""
+        self._added_tokens = added
         self._added = {token.content: number for token, number in added.items()}
         self._continued = {
             number
@@ -77,19 +89,23 @@ class ClipTokenizer:
             if token.rpartition("_")[2].isdecimal() and token.rpartition("_")[0] in self._added
         }
         self._several = [token for token in self._added if f"{token}_1" in self._added]
-        self.bos_id, self.eos_id = self._id(vocab, bos_token), self._id(vocab, eos_token)
-        self.pad_id = self._id(vocab, pad_token)
-        self.vocab_size = max(*vocab.values(), *self._added.values()) + 1
-        self.max_length = max_length
-        self._unk_id = self._id(vocab, unk_token)
-        self._vocab = vocab
-        self._merges = merges if isinstance(merges, bpe.Merges) else bpe.Merges(merges)
-        self._words: dict[str, tuple[int, ...]] = {}
+        self.vocab_size = max(*self._vocab.values(), *self._added.values()) + 1
         self._tokens: dict[int, str] = {}
         self._raw = Splitter((t.content, t, i) for t, i in added.items() if not t.normalized)
         self._normalized = Splitter(
             (normalization.normalize(t.content), t, i) for t, i in added.items() if t.normalized
         )
+
+    def with_tokens(self, tokens: Sequence[str]) -> ClipTokenizer:
+        """A copy with further added tokens, which have the next ids."""
+        other = copy.copy(self)
+        new = {AddedToken(token): self.vocab_size + n for n, token in enumerate(tokens)}
+        other._add({**self._added_tokens, **new})
+        return other
+
+    def __contains__(self, token: object) -> bool:
+        """Whether the vocabulary or the added tokens have it."""
+        return token in self._vocab or token in self._added
 
     def _id(self, vocab: Mapping[str, int], token: str) -> int:
         number = self._added.get(token, vocab.get(token))

@@ -15,15 +15,17 @@ from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.ov.compiled_graph import BACKEND as OPENVINO
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
+from sdexport.runtime.adapters.lora_inputs import ROWS, TAKE_LORAS, rank_multiple
 from sdexport.runtime.component_engines import engine_path, package_binding
 from sdexport.runtime.expected_calls import ImageCall
-from sdexport.runtime.models.components import Role
+from sdexport.runtime.models.components import Role, lora_graph
 from sdexport.runtime.packages.package import Package
 
 TOKENS = 77
 """Tokens in a row of the text encoder's input; longer prompts are several rows."""
 BATCH = Span(1, 1, 4)
 PROMPTS = Span(TOKENS, TOKENS, 3 * TOKENS)
+LORA_RANK = Span(1, 16, 128)
 _BATCH = ("batch", "batch_size")
 _SEQUENCE = ("sequence", "sequence_length")
 _ROWS = ("height", "image_height")
@@ -40,6 +42,7 @@ class EngineSizes:
     batch: images at once.
     height, width: in pixels; None for half to one and a half of the package's default size.
     tokens: of a prompt, multiples of 77.
+    lora_rank: the ranks of the LoRAs of a call together.
     guidance: the UNet's batch holds the unconditional half too, so it is twice as large.
     static: add a profile for the best sizes only, which the builder can tune more closely.
     """
@@ -48,6 +51,7 @@ class EngineSizes:
     height: Span | None = None
     width: Span | None = None
     tokens: Span = PROMPTS
+    lora_rank: Span = LORA_RANK
     guidance: bool = True
     static: bool = False
 
@@ -68,7 +72,8 @@ def build(
       package: the package or its folder.
       backend: "onnxruntime" and "openvino" prepare graphs for this processor, which open faster and
         take less memory; "tensorrt" and "tensorrt-rtx" build engines for a GPU.
-      components: their names; all of them by default.
+      components: their names; all of them by default, for TensorRT-RTX also the graphs that take
+        LoRAs, such as "unet.lora".
       engine_dir: where to write the engines; by default the package's own engines folder.
       rebuild_stale: replace an engine that was built from or for something else.
       progress: see Report.
@@ -128,7 +133,7 @@ def build_engines(
     Other arguments and errors: those of `build`.
     """
     sizes = sizes or EngineSizes()
-    names = list(components) or list(package.manifest.components)
+    names = list(components) or _graphs(package, backend)
     planned = [(name, profiles(package, name, sizes)) for name in names]
     engines = []
     for name, wanted in planned:
@@ -151,6 +156,13 @@ def build_engines(
         engines.append(engine)
         progress(name, "done", 1.0)
     return engines
+
+
+def _graphs(package: Package, backend: str) -> list[str]:
+    """The graphs that get an engine: every component, and what takes LoRAs in place of one."""
+    components = list(package.manifest.components)
+    loras = [lora_graph(name) for name in components if backend in TAKE_LORAS]
+    return components + [graph for graph in loras if graph in package.graphs]
 
 
 def prepare_package(
@@ -262,8 +274,13 @@ def _span(
     package: Package, component: str, inputs: Sequence[TensorSpec], name: str, sizes: EngineSizes
 ) -> Span:
     """The sizes of one dimension, by its name."""
-    manifest, role = package.manifest, package.family.component(component).role
+    manifest = package.manifest
+    role = package.family.component(component.partition(".")[0]).role
     unit = manifest.downscale
+    if (rank := rank_multiple(name)) is not None:
+        return sizes.lora_rank.scaled(rank)
+    if name == ROWS:  # every image has the same scale
+        return Span(1, 1, 1)
     if name in _BATCH:
         return _batch(role, sizes)
     if name in _SEQUENCE:

@@ -33,6 +33,7 @@ _FOR_OPENVINO = {
 }
 """Parameters that --backend openvino has."""
 _LIBRARIES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_SPANS = ("batch", "height", "width", "tokens", "lora_rank")
 _FROM_USER = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
 
 
@@ -62,7 +63,7 @@ class SpanType(click.ParamType[Any]):
     "--component",
     "components",
     multiple=True,
-    help="Build only this component, such as unet. Repeatable; default all.",
+    help="Build only this component, such as unet or unet.lora. Repeatable; default all.",
 )
 @click.option(
     "--precision",
@@ -81,6 +82,11 @@ class SpanType(click.ParamType[Any]):
     "--guidance/--no-guidance",
     default=True,
     help="Leave room in the UNet's batch for the unconditional half; default yes.",
+)
+@click.option(
+    "--lora-rank",
+    type=SpanType(),
+    help="tensorrt-rtx: of the LoRAs of an image together; default 1:16:128.",
 )
 @click.option("--static", is_flag=True, help="Add a profile for the OPT sizes only.")
 @click.option("--refittable", is_flag=True, help="Allow new weights later; needs a GPU.")
@@ -184,7 +190,7 @@ def _sizes(options: dict[str, Any]) -> Any:
     """EngineSizes of the options that say sizes, which are removed."""
     from sdexport.builds.engine_builder import EngineSizes
 
-    spans = {name: options.pop(name) for name in ("batch", "height", "width", "tokens")}
+    spans = {name: options.pop(name) for name in _SPANS}
     flags = {name: options.pop(name) for name in ("guidance", "static")}
     return EngineSizes(**without_none(**spans), **flags)
 

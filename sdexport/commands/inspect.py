@@ -162,11 +162,13 @@ def _component_lines(manifest: Any, name: str) -> list[str]:
 
 
 def _engine_lines(engine: Mapping[str, Any]) -> list[str]:
+    from sdexport.engines.cache.profiles import show
+
     version = engine.get("library_version", "of an unknown version")
     size = engine["size"] / 1e6
     lines = [f"engine {engine['component']}: {engine['backend']} {version}, {size:.1f} MB"]
     for profile in engine.get("profiles", ()):
-        lines.append(f"  profile: {_pairs(profile) or 'fixed sizes'}")
+        lines.append(f"  profile: {show(profile) or 'fixed sizes'}")
     target = {name.replace("_", " "): value for name, value in engine.get("target", {}).items()}
     lines.append(f"  for: {_pairs(target) or 'unknown'}")
     options = [

@@ -79,7 +79,7 @@ _NOT_OF_SESSIONS = {
     *("folder", "package", "graph", "path", "backend", "sessions", "plan", "digest"),
     *("verify", "hashes", "only", "progress", "low_memory", "max_batch", "vae_tile"),
     *("source", "revision", "options", "seed", "trusted_key", "trust", "verify_hashes", "wait"),
-    "expected_images",
+    *("expected_images", "lora_dir"),
 }
 """Arguments of the functions that open and verify packages, which --option must not set."""
 

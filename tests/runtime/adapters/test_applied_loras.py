@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ from safetensors.torch import load_file, save_file
 
 from sdexport import InvalidArgumentError, PackageError, Pipeline, load_pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.checkpoints.lora import Lora
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.process_memory import resident_mb
 from sdexport.exporter import export
-from sdexport.graphs.wrappers import parts
+from sdexport.runtime.adapters.call_loras import loras_of_call
 from sdexport.runtime.adapters.lora_store import LoraStore
-from sdexport.verification.reference import TorchSession
+from sdexport.runtime.text.prompt_conditions import prepare_prompts
+from sdexport.runtime.text.prompt_embeds import EmbedArguments, Text
+from sdexport.runtime.text.prompt_texts import StepRange
+from sdexport.runtime.text_encoders import TextEncoders
 from tests.helpers import lora_package as lora_package_helper
 from tests.helpers.diffusers_images import image_inputs
 from tests.helpers.lora_files import ATTENTION, WIDE, random_lora, save_kohya, save_peft
+from tests.helpers.lora_package import merged
 from tests.tolerances import IMAGE_ABS, LORA_LOWER_PRECISION, LORA_SWITCH_MB
 
 CALL: dict[str, Any] = {
@@ -66,22 +69,6 @@ def files(modules: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 def pixels(pipe: Pipeline, **arguments: Any) -> np.ndarray:
     images = pipe(**{**CALL, **arguments}).images
     return np.stack([np.asarray(image) for image in images]).astype(int)
-
-
-def merged(lora_folder: Path, modules: dict[str, Any], loras: list[tuple[Path, float]]) -> Pipeline:
-    """A pipeline over PyTorch, with the LoRAs merged as an export does."""
-    changed = {part: copy.deepcopy(module) for part, module in modules.items() if part != "vae"}
-    for path, scale in loras:
-        lora = Lora.open(path, scale, changed)
-        for part, module in changed.items():
-            lora.merge_into(part, module)
-    configs = Checkpoint.open(lora_folder / "checkpoint").configs
-    sessions: Any = {
-        part.name: TorchSession(part, changed[part.source])
-        for part in parts(configs)
-        if part.source in changed
-    }
-    return load_pipeline(lora_folder / "package", sessions=sessions)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -136,14 +123,58 @@ def test_scales_for_each_image(pipe: Pipeline, files: dict[str, Path]) -> None:
     """Each image of a batch is the one that its scale gives alone."""
     batch = {"prompt": ["a red circle"] * 3, "negative_prompt": ["blurry"] * 3, "seed": [3, 3, 3]}
     scales = [0.0, 1.0, -0.5]
-    found = pixels(pipe, **batch, loras=[(files["unet"], scales)])
-    for image, scale in zip(found, scales, strict=True):
-        alone = pixels(pipe, loras=[(files["unet"], scale)])[0]
-        assert np.abs(image - alone).max() <= IMAGE_ABS
-    with pytest.raises(InvalidArgumentError, match="changes the text encoder, so it needs one"):
-        pixels(pipe, **batch, loras=[(files["wide"], scales)])
+    for name in ("unet", "wide", "text"):
+        found = pixels(pipe, **batch, loras=[(files[name], scales), files["unet"]])
+        for image, scale in zip(found, scales, strict=True):
+            alone = pixels(pipe, loras=[(files[name], scale), files["unet"]])[0]
+            assert np.abs(image - alone).max() <= IMAGE_ABS
     with pytest.raises(InvalidArgumentError, match=r"3 scales of .* for 1 images"):
         pixels(pipe, loras=[(files["unet"], scales)])
+
+
+TEXTS = {
+    "plain": ("a red circle", "a blue star", "blurry"),
+    "automatic1111": ("a (red:1.3) circle AND a blue star", "[a:two:0.5] stars, " * 40, "blurry"),
+    "comfyui": ("a (red:1.3) circle", "a blue star " * 40, "blurry"),
+    "compel": ("a red- circle", "a blue star. " * 40, "blurry+"),
+}
+
+
+@pytest.mark.parametrize("style", TEXTS)
+def test_scales_for_each_text(style: str, pipe: Pipeline, files: dict[str, Path]) -> None:
+    """A batch's embeddings are bit for bit those of each image alone."""
+    one, two, negative = TEXTS[style]
+    prompts, scales = [one, one, two, one], [0.0, 1.0, 1.0, -0.5]
+    steps = StepRange(range(2), 2, 2)
+
+    def encoded(texts: list[str], loras: list[Any]) -> tuple[Any, TextEncoders]:
+        applied = loras_of_call(pipe._loras, loras, len(texts), pipe._components)
+        encoders = applied.text_encoders(pipe.text_encoders)
+        how = {"style": style, "guided": True, "variants": encoders.image_variants}
+        negatives: list[Text] = [negative] * len(texts)
+        encode = partial(encoders.encode, prompt_style=style)
+        return prepare_prompts(encode, texts, negatives, EmbedArguments(), steps, **how)[
+            0
+        ], encoders
+
+    def rows(found: Any, image: int, count: int) -> list[np.ndarray]:
+        if isinstance(found, np.ndarray):
+            return [found[image], found[count + image]]
+        step = found(1, 2)
+        pairs = zip(step.embeds, step.images, strict=True)
+        return [each for each, of_image in pairs if of_image == image]
+
+    loras = [(files["wide"], scales), (files["text"], [0.5, 0.0, 0.25, 1.0])]
+    batch, encoders = encoded(prompts, loras)
+    assert len(set(encoders.image_variants)) == 4
+    for image, prompt in enumerate(prompts):
+        single = [(path, each[image]) for path, each in loras]
+        alone, _ = encoded([prompt], single)
+        expected, found = rows(alone, 0, 1), rows(batch, image, len(prompts))
+        assert len(expected) == len(found) >= 2
+        for one_row, other in zip(expected, found, strict=True):
+            length = min(len(one_row), len(other))  # the batch may repeat or extend it
+            assert np.array_equal(one_row[:length], other[:length])
 
 
 @pytest.mark.parametrize("options", [{"max_batch": 1}, {"low_memory": True}])
@@ -313,13 +344,31 @@ def test_package_without_lora_inputs(package: Path, files: dict[str, Path]) -> N
         pixels(pipe, loras=[files["unet"]])
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "webgpu"])
+@pytest.mark.parametrize("backend", ["tensorrt", "webgpu"])
 def test_backends_without_loras(backend: str, lora_package: Path, files: dict[str, Path]) -> None:
     with (
         load_pipeline(lora_package, backend) as pipe,
         pytest.raises(InvalidArgumentError, match=f"{backend} does not take LoRAs .* merge them"),
     ):
         pixels(pipe, loras=[files["unet"]])
+
+
+def test_backend_that_needs_an_engine(
+    lora_package: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """With one, what it was built for is checked before it runs."""
+    plans = tmp_path / "tensorrt-rtx"
+    with load_pipeline(lora_package, "tensorrt-rtx", engine_dir=tmp_path) as pipe:
+        with pytest.raises(
+            InvalidArgumentError, match=r"no engine of unet\.lora .* sdexport build"
+        ):
+            pixels(pipe, loras=[files["unet"]])
+        plans.mkdir()
+        (plans / "unet.lora.plan").touch()
+        with pytest.raises(
+            InvalidArgumentError, match="tensorrt-rtx takes one scale of 'unet' for"
+        ):
+            pixels(pipe, prompt=["a", "b"], negative_prompt="", loras=[(files["unet"], [0, 1])])
 
 
 def test_cache_is_bounded(pipe: Pipeline, files: dict[str, Path], tmp_path: Path) -> None:
@@ -332,42 +381,6 @@ def test_cache_is_bounded(pipe: Pipeline, files: dict[str, Path], tmp_path: Path
     name = store.add(files["unet"])
     store.find(files["text"])
     assert store.find(name)[1].sha256 == store.find(files["unet"])[1].sha256
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40))
-def test_random_configurations(
-    seed: int,
-    lora_folder: Path,
-    modules: dict[str, Any],
-    pipe: Pipeline,
-    tmp_path: Path,
-) -> None:
-    """At most 1 of 255 from the merged checkpoint, whatever the LoRAs, scales and sizes."""
-    rng = np.random.default_rng(seed)
-    loras = []
-    for number in range(int(rng.integers(1, 4))):
-        endings = rng.choice(WIDE, int(rng.integers(1, len(WIDE) + 1)), replace=False)
-        pairs = random_lora(modules, endings, rank=int(rng.integers(1, 9)), seed=seed + number)
-        if not pairs:
-            continue
-        path = tmp_path / f"{number}.safetensors"
-        if rng.random() < 0.5:
-            save_kohya(path, pairs, float(rng.uniform(0.5, 8)))
-        else:
-            save_peft(path, pairs)
-        loras.append((path, float(rng.uniform(-1, 1))))
-    arguments: dict[str, Any] = {
-        "height": 64 + 8 * int(rng.integers(0, 5)),
-        "width": 64 + 8 * int(rng.integers(0, 5)),
-        "guidance_scale": float(rng.choice([1.0, 3.0, 7.5])),
-        "scheduler": str(rng.choice(["ddim", "euler", "dpmpp_2m"])),
-    }
-    if not loras:
-        pytest.skip("no layer has one of these names")
-    found = pixels(pipe, **arguments, loras=loras)
-    with merged(lora_folder, modules, loras) as reference:
-        assert np.abs(found - pixels(reference, **arguments)).max() <= IMAGE_ABS
 
 
 @pytest.mark.slow

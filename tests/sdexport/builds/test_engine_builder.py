@@ -14,7 +14,7 @@ from sdexport import Package
 from sdexport.builds.engine_builder import EngineSizes, profiles
 from sdexport.cli import main
 from sdexport.engines import cuda_device
-from sdexport.engines.cache.profiles import Span
+from sdexport.engines.cache.profiles import Span, show
 from sdexport.engines.trt.engine_layers import layers_path
 
 
@@ -47,6 +47,19 @@ def test_profiles_without_guidance_and_with_a_static_one(loaded: Package) -> Non
     assert fixed == {name: Span(s.opt, s.opt, s.opt) for name, s in dynamic.items()}
     height, _ = loaded.manifest.default_size
     assert fixed["height"].opt == height // loaded.manifest.downscale
+
+
+def test_profiles_of_graphs_that_take_loras(lora_package: Path) -> None:
+    """Ranks are those of all LoRAs together, times the places of a kernel."""
+    loaded = Package.load(lora_package, verify=False)
+    (unet,) = profiles(loaded, "unet.lora", EngineSizes(lora_rank=Span(1, 8, 32)))
+    plain = profiles(loaded, "unet", EngineSizes())[0]
+    assert unet.items() >= plain.items()
+    assert unet["conv_in.rank_3x3"] == Span(9, 72, 288) and unet["conv_in.rank"] == Span(1, 8, 32)
+    assert unet["time_embedding.linear_1.rank"] == Span(1, 8, 32)
+    assert unet["lora_rows"] == Span(1, 1, 1)
+    shown = "*.rank 1:8:32, lora_rows 1:1:1, *.rank_3x3 9:72:288"
+    assert show(unet).endswith(shown) and len(show(unet)) < 200
 
 
 @pytest.mark.parametrize(
