@@ -1,4 +1,4 @@
-"""The arguments of a pipeline call, checked and turned into arrays."""
+"""The size and the input images of a pipeline call, checked and turned into arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from sdexport.runtime.images.paste_back import PasteBack
 from sdexport.runtime.images.pixels import to_sample
 from sdexport.runtime.images.resizing import resize
 from sdexport.runtime.models.latent_space import LatentSpace
-from sdexport.runtime.text.prompt_embeds import Embeds
 
 MAX_SIDE = 16384
 """Largest height and width in pixels."""
@@ -159,19 +158,6 @@ def _size_of_latents(
     return wide, high
 
 
-def repeated(name: str, texts: str | Sequence[str], count: int, repeats: int) -> list[str]:
-    """The text of each image: one for all of `count` images, or one for each prompt.
-
-    Raises: InvalidArgumentError: numbers that do not match.
-    """
-    found = checks.strings(name, texts)
-    if isinstance(texts, str):
-        return found * count
-    if len(found) * repeats != count:
-        raise InvalidArgumentError(f"got {count // repeats} prompts and {len(found)} in {name}")
-    return [text for text in found for _ in range(repeats)]
-
-
 def _side(name: str, value: int, unit: int) -> int:
     try:
         side = checks.integer(name, value, unit, MAX_SIDE)
@@ -182,40 +168,3 @@ def _side(name: str, value: int, unit: int) -> int:
             f"{name} must be a multiple of {unit} from {unit} to {MAX_SIDE}, got {shown(value)}"
         )
     return side
-
-
-def prompts(
-    prompt: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str] | None,
-    prompt_embeds: Embeds | None,
-    negative_prompt_embeds: np.ndarray | None,
-    num_images_per_prompt: int,
-) -> tuple[list[str], list[str]]:
-    """Prompt and negative prompt of each image; "" where embeddings replace them.
-
-    Raises: InvalidArgumentError: none or both of prompt and embeddings; numbers that do not match.
-    """
-    checks.integer("num_images_per_prompt", num_images_per_prompt, 1, 100_000)
-    if (prompt is None) == (prompt_embeds is None):
-        raise InvalidArgumentError("expected either a prompt or prompt_embeds")
-    if negative_prompt is not None and negative_prompt_embeds is not None:
-        raise InvalidArgumentError("expected either a negative_prompt or negative_prompt_embeds")
-    if prompt is not None:
-        prompts = checks.strings("prompt", prompt)
-    elif callable(prompt_embeds):
-        prompts = [""]
-    else:
-        prompts = [""] * len(checks.float_array("prompt_embeds", prompt_embeds, (None, None, None)))
-    if not prompts:
-        raise InvalidArgumentError("expected at least one prompt")
-    negatives = checks.strings(
-        "negative_prompt", "" if negative_prompt is None else negative_prompt
-    )
-    if negative_prompt is None or isinstance(negative_prompt, str):
-        negatives *= len(prompts)
-    if len(negatives) != len(prompts):
-        raise InvalidArgumentError(
-            f"got {len(prompts)} prompts and {len(negatives)} negative prompts"
-        )
-    repeat = range(num_images_per_prompt)
-    return [p for p in prompts for _ in repeat], [n for n in negatives for _ in repeat]

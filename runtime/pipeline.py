@@ -7,13 +7,12 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, Never
 
 import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.runtime import checks, inputs
+from sdexport.runtime import checks, inputs, prompt_arguments
 from sdexport.runtime.adapters.call_loras import (
     LoraArgument,
     LorasOfPrompts,
@@ -21,7 +20,6 @@ from sdexport.runtime.adapters.call_loras import (
     loras_of_call,
 )
 from sdexport.runtime.call_arguments import check_output, reject_unknown
-from sdexport.runtime.component_backends import Backends
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.generation import CheckedCall, generate
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
@@ -29,8 +27,6 @@ from sdexport.runtime.images.inpainting import InpaintOptions
 from sdexport.runtime.images.loading import ImageSources
 from sdexport.runtime.models.conditioning import SIZE_ARGUMENTS, SizeConditioning
 from sdexport.runtime.noise.image_noise import Generators, ImageNoise, Seeds
-from sdexport.runtime.packages.package import Package
-from sdexport.runtime.packages.signature import TrustedKey
 from sdexport.runtime.pipeline_stages import PipelineStages
 from sdexport.runtime.reproduction import (
     arguments_like,
@@ -43,7 +39,7 @@ from sdexport.runtime.reproduction import (
 from sdexport.runtime.result import Result
 from sdexport.runtime.scheduler_argument import SchedulerArgument
 from sdexport.runtime.step_callback import StepCallback, StepCallbacks
-from sdexport.runtime.text.prompt_embeds import Embeds, Text
+from sdexport.runtime.text.prompt_embeds import Embeds
 from sdexport.runtime.text.prompt_styles import style_name
 from sdexport.runtime.text.token_embeds import TokenEmbeds
 from sdexport.runtime.timestep_plan import ImageShare, plan_timesteps
@@ -228,10 +224,10 @@ class Pipeline(PipelineStages):
         defaults = self.defaults(**task)
         scale = _or(guidance_scale, defaults.guidance_scale)
         guidance = Guidance(scale, guidance_rescale, guidance_interval, guidance_function)
-        prompts, negatives = inputs.prompts(
+        prompts, negatives = prompt_arguments.prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
-        self._check_texts(arguments)
+        prompt_arguments.check_texts(arguments)
         self._family.check_task(**task)
         inpainting = InpaintOptions(mask_blur, mask_invert, paste_back, padding_mask_crop)
         inpainting.check(mask_image, resize_mode, output_type)
@@ -248,7 +244,12 @@ class Pipeline(PipelineStages):
         )
         if images.latents is not None and self._family.masked_input:
             raise InvalidArgumentError("image: an inpainting model needs pixels, got latents")
-        texts = self._texts("prompt_2", prompts, prompt_2, num_images_per_prompt)
+        both_texts = functools.partial(
+            prompt_arguments.both_texts,
+            repeats=num_images_per_prompt,
+            encoders=len(self.text_encoders.tokenizers),
+        )
+        texts = both_texts("prompt_2", prompts, prompt_2)
         named: LorasOfPrompts = []
         if self.lora_dir is not None:
             prompts, texts, named = loras_in_prompts(texts, self.lora_dir, arguments)
@@ -277,7 +278,7 @@ class Pipeline(PipelineStages):
             prompts,
             negatives,
             texts,
-            self._texts("negative_prompt_2", negatives, negative_prompt_2, num_images_per_prompt),
+            both_texts("negative_prompt_2", negatives, negative_prompt_2),
             zeros=negative_prompt is None
             and self._family.zeros_without_negative_prompt(self.package.model_index),
             style=style,
@@ -370,33 +371,6 @@ class Pipeline(PipelineStages):
         )
         return time.perf_counter() - began
 
-    def _texts(
-        self, name: str, first: list[str], second: str | Sequence[str] | None, repeats: int
-    ) -> list[Text]:
-        """The text of each image, or its texts for both encoders.
-
-        Raises: InvalidArgumentError: there is one encoder only; numbers that do not match.
-        """
-        if second is None or (isinstance(second, str) and not second):  # "" too, as in diffusers
-            return list(first)
-        if len(self.text_encoders.tokenizers) < 2:
-            raise InvalidArgumentError(f"{name} needs a package with two text encoders, as SDXL")
-        return list(zip(first, inputs.repeated(name, second, len(first), repeats), strict=True))
-
-    @staticmethod
-    def _check_texts(arguments: Mapping[str, Any]) -> None:
-        """Raises: InvalidArgumentError: arguments for texts that there are not."""
-        if arguments["token_embeds"] is not None and arguments["prompt_embeds"] is not None:
-            raise InvalidArgumentError(
-                "token_embeds change a prompt, not prompt_embeds; give one of them"
-            )
-        for name in ("prompt", "negative_prompt"):
-            second = f"{name}_2"
-            text = arguments[second]
-            is_given = text is not None and not (isinstance(text, str) and not text)
-            if arguments[name] is None and is_given:
-                raise InvalidArgumentError(f"{second} needs a {name}")
-
 
 @functools.cache
 def call_argument_names() -> tuple[str, ...]:
@@ -408,48 +382,3 @@ def call_argument_names() -> tuple[str, ...]:
 def _or(value: Any, default: Any) -> Any:
     """A value, or the default if it is None."""
     return default if value is None else value
-
-
-def load_pipeline(
-    folder: str | Path,
-    backend: Backends = "onnxruntime",
-    *,
-    verify: bool = True,
-    verify_hashes: bool = False,
-    trusted_key: TrustedKey | None = None,
-    trust: str = "warn",
-    **options: Any,
-) -> Pipeline:
-    """Load a package to generate images with it.
-
-    Args:
-      folder: a package, or a folder that Optimum exported.
-      backend: "onnxruntime", "openvino", "auto" and others; see Pipeline.
-      verify: compare every file with its SHA-256. Large weight files are read for that while the
-        components open: a component with an altered one is never run, and with an altered file
-        anywhere in the package no image is returned.
-      verify_hashes: read every file, also if its hash is remembered; see Package.load.
-      trusted_key, trust: whose signature is required, and what graphs may hold; see Package.load.
-      options: of Pipeline (max_batch, vae_tile, low_memory, lora_dir, expected_images),
-        `engine_dir`, and of the backends' sessions (such as threads);
-        sdexport.engines.session_options lists those of each backend.
-    Raises: FileNotFoundError, PackageError: see Package.load. InvalidArgumentError: an unknown
-      backend, or an option that no backend here has. A backend that is not installed raises an
-      error when it is first used; see also Pipeline.warm_up.
-
-    Example:
-        >>> from sdexport import load_pipeline
-        >>> with load_pipeline("package") as pipe:
-        ...     image = pipe("a red circle", num_inference_steps=2, seed=0).images[0]
-        >>> image.size
-        (128, 128)
-    """
-    package = Package.load(
-        folder,
-        verify=verify,
-        verify_hashes=verify_hashes,
-        trusted_key=trusted_key,
-        trust=trust,
-        wait=False,
-    )
-    return Pipeline(package, backend, **options)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sdexport.runtime.noise.torch_generator import TorchGenerator as TorchGenerator
     from sdexport.runtime.packages.package import Package as Package
     from sdexport.runtime.pipeline import Pipeline as Pipeline
-    from sdexport.runtime.pipeline import load_pipeline as load_pipeline
+    from sdexport.runtime.pipeline_loading import load_pipeline as load_pipeline
     from sdexport.runtime.result import Result as Result
     from sdexport.runtime.text.tokenizer import ClipTokenizer as ClipTokenizer
     from sdexport.runtime.version import __version__ as __version__
@@ -62,7 +62,8 @@ _NAMES = {
     "sdexport.runtime.images.read_parameters": ("read_parameters",),
     "sdexport.runtime.noise.torch_generator": ("TorchGenerator",),
     "sdexport.runtime.packages.package": ("Package",),
-    "sdexport.runtime.pipeline": ("Pipeline", "load_pipeline"),
+    "sdexport.runtime.pipeline": ("Pipeline",),
+    "sdexport.runtime.pipeline_loading": ("load_pipeline",),
     "sdexport.runtime.result": ("Result",),
     "sdexport.runtime.text.tokenizer": ("ClipTokenizer",),
     "sdexport.verification.verifier": ("verify",),

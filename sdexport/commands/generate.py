@@ -84,7 +84,7 @@ def generate(
     from sdexport.commands.generate_jobs import jobs_of, read_rows
     from sdexport.commands.generate_like import Reference
     from sdexport.commands.generate_loras import loras_of, with_tags
-    from sdexport.runtime.pipeline import load_pipeline
+    from sdexport.runtime.pipeline_loading import load_pipeline
 
     prompt, prompts_file = _prompt_source(prompt, prompts_file)
     _check_sources(prompt, prompts_file, embeds, save_embeds, like)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from sdexport.demo_model import MODEL_DIR, PACKAGE_DIR
 from sdexport.package_folder import package_folder
 from sdexport.runtime.images.metadata import save_image
-from sdexport.runtime.pipeline import load_pipeline
+from sdexport.runtime.pipeline_loading import load_pipeline
 from sdexport.verification.text_report import report_lines
 from sdexport.verification.verifier import verify
 

@@ -19,7 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from sdexport.demo_model import dataset, judge
-from sdexport.runtime.pipeline import Pipeline, load_pipeline
+from sdexport.runtime.pipeline import Pipeline
+from sdexport.runtime.pipeline_loading import load_pipeline
 
 EACH_BOUND, ALL_BOUND = 0.95, 0.90
 SINGLES = 332

@@ -23,7 +23,7 @@ from sdexport.commands.shared_options import session_arguments
 from sdexport.engines import open_session
 from sdexport.runtime import component_sessions
 from sdexport.runtime.component_engines import open_component
-from sdexport.runtime.pipeline import load_pipeline
+from sdexport.runtime.pipeline_loading import load_pipeline
 from sdexport.runtime.text.embeds_file import load_embeds, save_embeds
 from sdexport.verification.against_checkpoint import verify_against
 from sdexport.verification.verifier import verify_package
