@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.gpu_rewrites import REWRITES, rewrite_attention
 from sdexport.engines.errors import EngineError
 from sdexport.engines.onnx_file.graph_specs import graph_specs
-from sdexport.engines.ort.onnxruntime_session import ort
+from sdexport.engines.ort.runtime_library import ort
 from sdexport.engines.session import BoundSession, Feeds, Session, SessionBase, named_sizes
 
 VARIANTS: Mapping[str, tuple[Mapping[str, str], str]] = {

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
-from sdexport.engines.ort.onnxruntime_session import CPU, OnnxRuntimeSession, Provider
+from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession
 from sdexport.engines.ort.prepared.prepared_session import open_prepared
+from sdexport.engines.ort.runtime_library import CPU, Provider
 from sdexport.engines.session import Session
 
 NEEDS_DEFAULTS = "prepared graphs run only with the default providers, optimization and prepacking"

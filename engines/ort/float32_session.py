@@ -11,10 +11,10 @@ from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, open_guarded
 from sdexport.engines.onnx_file.float32_graph import in_float32
 from sdexport.engines.onnx_file.graph_survey import survey
-from sdexport.engines.ort.onnxruntime_session import (
+from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeBase
+from sdexport.engines.ort.runtime_library import (
     CPU,
     DATA_FOLDER,
-    OnnxRuntimeBase,
     loading,
     ort,
     session_options,

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +16,7 @@ from sdexport.engines.cache.hash_check import HashCheck
 from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
-from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, FileIdentity, open_guarded
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.runtime.models.components import LORA_GRAPHS, UNET
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.family import ModelFamily
@@ -27,15 +25,11 @@ from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.listed_files import (
     MODEL_INDEX,
     SCHEDULER_CONFIG,
-    check_all_listed,
-    check_records,
     graph_file,
     graphs_of,
-    inside,
 )
 from sdexport.runtime.packages.manifest import (
     MANIFEST,
-    FileRecord,
     Manifest,
     read_json,
     read_manifest,
@@ -43,6 +37,12 @@ from sdexport.runtime.packages.manifest import (
 from sdexport.runtime.packages.minisign import Signature
 from sdexport.runtime.packages.missing_manifest import check_never_had_one
 from sdexport.runtime.packages.optimum import manifest_of_optimum
+from sdexport.runtime.packages.package_files import (
+    check_listed,
+    check_opened,
+    file_identity,
+    files_opened,
+)
 from sdexport.runtime.packages.signature import TrustedKey
 from sdexport.runtime.packages.trust import UNTRUSTED, WARN, Trust
 from sdexport.runtime.packages.unfinished import check_finished
@@ -154,7 +154,7 @@ class Package:
             manifest = read_manifest(folder)
             signature = required.signature(folder, manifest)
             waits = wait or not required.built_engines
-            identities, hashes = _check_listed(folder, manifest, verify, waits, on_bytes)
+            identities, hashes = check_listed(folder, manifest, verify, waits, on_bytes)
         elif (folder / UNET.name / "model.onnx").is_file():
             signature = required.signature(folder, None)
             check_never_had_one(folder, surveys)
@@ -163,11 +163,11 @@ class Package:
             raise PackageError(
                 f"{folder} is not a package: it has no {MANIFEST}; make one with 'sdexport export'"
             )
-        opened = _files_opened(manifest, surveys)
+        opened = files_opened(manifest, surveys)
         if has_manifest:
-            _check_opened(folder, manifest, opened)
+            check_opened(folder, manifest, opened)
         else:
-            identities = {path: _identity(folder, path) for path in opened}
+            identities = {path: file_identity(folder, path) for path in opened}
         files = CheckedFiles(identities)
         has_index = (folder / MODEL_INDEX).is_file()
         with files.unchanged():
@@ -313,98 +313,3 @@ def _folder_identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _check_listed(
-    folder: Path, manifest: Manifest, verify: bool, wait: bool, on_bytes: Callable[[int], object]
-) -> tuple[dict[Path, FileIdentity], HashCheck | None]:
-    """The identity of every file that the manifest lists, after checking that those are all.
-
-    Args:
-      verify: check the hashes too. wait: also until those of large weight files are compared.
-    """
-    check_records(folder, manifest)
-    identities: dict[Path, FileIdentity] = {}
-
-    def opened() -> Iterator[tuple[Path, BufferedReader, str]]:
-        for record in manifest.every_file:
-            path = folder / record.path
-            file = _opened(folder, path)
-            try:
-                identities[path] = _checked_size(folder, record, file)
-            except PackageError:
-                file.close()
-                raise
-            yield path, file, record.sha256
-
-    if not verify:
-        for _, file, _ in opened():
-            on_bytes(os.fstat(file.fileno()).st_size)
-            file.close()
-        check_all_listed(folder, manifest)
-        return identities, None
-    hashes = HashCheck(opened(), partial(_altered, folder), what=str(folder))
-    others = [path for path in identities if not _is_weights(path)]
-    hashes.wait(None if wait else others, on_bytes=on_bytes)
-    check_all_listed(folder, manifest)
-    return identities, hashes
-
-
-def _is_weights(path: Path) -> bool:
-    """Whether a file holds numbers only, so that a library may map it before it is compared."""
-    return path.suffix not in (".onnx", ".json", ".txt", ".npz")
-
-
-def _altered(folder: Path, path: Path) -> PackageError:
-    name = path.relative_to(folder).as_posix()
-    return PackageError(f"{folder}: {name} was altered: its SHA-256 does not match")
-
-
-def _checked_size(folder: Path, record: FileRecord, file: BufferedReader) -> FileIdentity:
-    """The identity of a file that has the size of its record."""
-    identity = FileIdentity.of(os.fstat(file.fileno()))
-    if identity.size != record.size:
-        raise PackageError(
-            f"{folder}: {record.path} is truncated or altered: {identity.size} bytes, "
-            f"not {record.size}"
-        )
-    return identity
-
-
-def _identity(folder: Path, path: Path) -> FileIdentity:
-    with _opened(folder, path) as file:
-        return FileIdentity.of(os.fstat(file.fileno()))
-
-
-def _opened(folder: Path, path: Path) -> BufferedReader:
-    """A file of the package; PackageError if it is missing."""
-    try:
-        return open_guarded(path, error=PackageError, folder=folder)
-    except FileNotFoundError:
-        missing = path.relative_to(folder).as_posix()
-        raise PackageError(f"{folder} is incomplete: {missing} is missing") from None
-
-
-def _files_opened(manifest: Manifest, surveys: GraphSurveys) -> list[Path]:
-    """Every file that may be opened once a package is loaded."""
-    folder, opened = surveys.folder, list[Path]()
-    for name, component in manifest.components.items():
-        graphs = graphs_of(name, component)
-        opened += map(surveys.path, graphs)
-        weights = {each for graph in graphs for each in surveys.of(graph).locations}
-        opened += (inside(folder, f"{name}/{each}") for each in sorted(weights))
-    opened.append(folder / SCHEDULER_CONFIG)
-    for pattern in (MODEL_INDEX, "tokenizer*/*", "*/config.json", "reference/*.npz"):
-        opened += (path for path in folder.glob(pattern) if not path.is_dir())
-    return opened
-
-
-def _check_opened(folder: Path, manifest: Manifest, opened: list[Path]) -> None:
-    """Every file that is opened must be listed with its hash."""
-    listed = {record.path for record in manifest.every_file}
-    for path in opened:
-        name = path.relative_to(folder).as_posix()
-        if name not in listed:
-            if not path.exists():
-                raise PackageError(f"{folder} is incomplete: {name} is missing")
-            raise PackageError(f"{folder}: {name} is not listed in {MANIFEST}")

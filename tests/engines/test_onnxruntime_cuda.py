@@ -18,7 +18,7 @@ import pytest
 from sdexport.engines import EngineError, backends, cuda_device, open_session
 from sdexport.engines.backends import available, choose
 from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError
-from sdexport.engines.ort import cuda_libraries, onnxruntime_session
+from sdexport.engines.ort import cuda_libraries, onnxruntime_session, runtime_library
 from tests.helpers.fake_tensorrt import FakeCuda, Status, install, write_plan
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -61,7 +61,8 @@ class FakeOnnxRuntime(types.SimpleNamespace):
 @pytest.fixture
 def ort(monkeypatch: pytest.MonkeyPatch) -> FakeOnnxRuntime:
     fake = FakeOnnxRuntime()
-    monkeypatch.setattr(onnxruntime_session, "ort", fake)
+    for module in (onnxruntime_session, runtime_library):
+        monkeypatch.setattr(module, "ort", fake)
     monkeypatch.setattr(onnxruntime_session, "missing_libraries", lambda: "")
     return fake
 

@@ -17,14 +17,9 @@ from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.guarded_files import CheckedFiles
 from sdexport.engines.mapped_weights.mapped_files import open_mapped
 from sdexport.engines.messages import one_line
-from sdexport.engines.ort.onnxruntime_session import (
-    CPU,
-    OnnxRuntimeBase,
-    load,
-    ort,
-    session_options,
-)
+from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeBase
 from sdexport.engines.ort.prepared import prepared_graph as prepared
+from sdexport.engines.ort.runtime_library import CPU, load, ort, session_options
 from sdexport.engines.run_record import note_run
 from sdexport.engines.session import Feeds, GraphSource, Session
 
