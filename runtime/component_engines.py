@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
-from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from sdexport.engines import (
 from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import Sidecar, combined_digest
-from sdexport.engines.cache.staleness import stale_reasons
+from sdexport.engines.cache.staleness import fitting_sidecar
 from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.ort.prepared import prepared_graph
 from sdexport.engines.ov import compiled_graph
@@ -101,6 +99,7 @@ def resolve_backend(
     backend: str,
     engine_dir: str | Path | None = None,
     images: int | None = None,
+    precision: str = "f32",
 ) -> str:
     """The backend that runs a graph: `backend` itself, or for "auto" the best one; that is logged.
 
@@ -108,39 +107,40 @@ def resolve_backend(
 
     Args:
       images: how many are going to be generated, see sdexport.engines.choose.
+      precision: of OpenVINO's arithmetic, if it is taken.
     Raises: MissingDependencyError: no backend is installed.
     """
     if backend == AUTO or not runs_on(package, graph, backend, engine_dir):
         requested = backend
         backend = choose(
-            plan_of=lambda name: _fitting_engine(package, graph, name, engine_dir), images=images
+            plan_of=lambda name: _fitting_engine(package, graph, name, engine_dir, precision),
+            images=images,
         )
         _log.info("%s: %s takes %s", graph, requested, backend)
     return backend
 
 
 def _fitting_engine(
-    package: Package, graph: str, backend: str, engine_dir: str | Path | None
+    package: Package, graph: str, backend: str, engine_dir: str | Path | None, precision: str
 ) -> Path | None:
-    """As `usable_engine`; None also if a prepared graph was built from or for something else."""
+    """As `usable_engine`; None also if no prepared graph would be used.
+
+    That is one of this package, this processor and this version of the library; of OpenVINO also
+    of this precision.
+    """
     path = usable_engine(package, graph, backend, engine_dir)
-    if path is None or backend != PREPARED_BACKEND:
+    if path is None or backend not in _SUFFIXES:
         return path
+    digest, binding = package.model_digest(graph), package_binding(package)
+    if backend == compiled_graph.BACKEND:
+        version = compiled_graph.installed_version()
+        identity = {"digest": digest, "package": binding, "version": version}
+        plans = compiled_graph.fresh_plans(path.parent, graph, precision=precision, **identity)
+        return path if plans else None
     required = prepared_graph.requirements(
-        digest=package.model_digest(graph),
-        package=package_binding(package),
-        version=_version("onnxruntime") or _version("onnxruntime-gpu"),
+        digest=digest, package=binding, version=prepared_graph.installed_version()
     )
-    try:
-        return None if stale_reasons(Sidecar.read(path), required) else path
-    except (EngineError, OSError):  # opening it would say so, and take the package's graph
-        return None
-
-
-def _version(distribution: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(distribution)
-    return None
+    return path if fitting_sidecar(path, required) else None
 
 
 def runs_on(
@@ -170,7 +170,8 @@ def open_component(
       the component must have, or the package changed on disk since it was loaded.
     """
     path, files = package.model_path(graph), package.model_files(graph)
-    backend = resolve_backend(package, graph, backend, engine_dir)
+    precision = options.get("precision", "f32")
+    backend = resolve_backend(package, graph, backend, engine_dir, precision=precision)
     engine = engine_path(package, graph, backend, engine_dir)
     if backend == compiled_graph.BACKEND:
         options |= _openvino_options(package, graph, engine, engine_dir)

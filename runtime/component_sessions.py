@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from sdexport.engines import AUTO, EngineError, Session, SessionBase
-from sdexport.engines.guarded_files import MIB
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.session import Feeds, GraphSource
 from sdexport.engines.session_options import SESSION_OPTIONS
@@ -30,11 +29,9 @@ from sdexport.runtime.component_engines import (
 )
 from sdexport.runtime.expected_calls import ImageCall, expect_call
 from sdexport.runtime.images.recorded_values import plain, same_or_each
-from sdexport.runtime.opening_ahead import OpeningAhead, gains
+from sdexport.runtime.opening_ahead import LARGE, OpeningAhead, gains
 from sdexport.runtime.packages.package import Package
 
-_LARGE = 64 * MIB
-"""Bytes of mapped weights that are worth freeing for the time of the denoising loop."""
 EXTERNAL = "session"
 """Stands for the backend of a component that was open already."""
 
@@ -196,7 +193,7 @@ class ComponentSessions:
         with self._lock:
             self.finish(components)
             for name, session in self._opened.items():
-                if name.partition(".")[0] in components and (session.mapped or 0) >= _LARGE:
+                if name.partition(".")[0] in components and (session.mapped or 0) >= LARGE:
                     session.trim()
 
     def finish(self, components: Collection[str]) -> None:
@@ -249,10 +246,15 @@ class ComponentSessions:
     def _backend(self, component: str) -> str:
         """The backend that runs a component; "auto" is resolved once."""
         if component not in self._resolved:
-            requested = backend_of(self._backends, component).name
-            engine_dir = self._options.get("engine_dir")
+            requested = backend_of(self._backends, component)
+            options = {**self._options, **requested.options}
             self._resolved[component] = resolve_backend(
-                self._package, component, requested, engine_dir, self._images
+                self._package,
+                component,
+                requested.name,
+                options.get("engine_dir"),
+                self._images,
+                options.get("precision", "f32"),
             )
         return self._resolved[component]
 

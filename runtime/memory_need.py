@@ -177,11 +177,16 @@ def _form(package: Package, component: str, backends: Backends, options: Mapping
     """In which form a component's weights are kept: a key of _COSTS, or something else."""
     spec = backend_of(backends, component)
     options = {**options, **spec.options}
+    precision = options.get("precision", "f32")
     backend = resolve_backend(
-        package, component, spec.name, options.get("engine_dir"), options.get("expected_images")
+        package,
+        component,
+        spec.name,
+        options.get("engine_dir"),
+        options.get("expected_images"),
+        precision,
     )
     if backend == OPENVINO:
-        precision = options.get("precision", "f32")
         return f"{backend} {precision}" if options.get("device", "CPU") == "CPU" else ""
     if backend != PREPARED_BACKEND or options.get("providers", CPU) not in (CPU, [CPU], (CPU,)):
         return backend

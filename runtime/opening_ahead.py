@@ -17,8 +17,9 @@ from sdexport.engines.guarded_files import MIB
 from sdexport.runtime.component_backends import BackendSpec
 from sdexport.runtime.packages.package import Package
 
-SMALLEST = 64 * MIB
-"""Bytes of the files of a component from which on it is opened ahead."""
+LARGE = 64 * MIB
+"""Bytes of weights from which on it pays to open a component ahead, or to free mapped weights while
+the component does not run."""
 _BACKENDS = ("onnxruntime", "openvino")
 """Those that run on the CPU; the others are not tested in this way."""
 
@@ -105,4 +106,4 @@ def gains(package: Package, component: str, spec: BackendSpec) -> bool:
     with suppress(OSError):
         for file in (package.folder / component.partition(".")[0]).iterdir():
             size += file.stat().st_size
-    return size >= SMALLEST
+    return size >= LARGE

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sdexport.engines.cache.profiles import Profile, show
 from sdexport.engines.cache.sidecar import Sidecar
+from sdexport.engines.errors import EngineError
 from sdexport.engines.messages import plain
 
 Target = Mapping[str, str]
@@ -49,6 +51,18 @@ def stale_reasons(sidecar: Sidecar, required: Requirements) -> list[str]:
     if required.problems is not None:
         reasons += required.problems(sidecar)
     return reasons
+
+
+def fitting_sidecar(plan: Path, required: Requirements) -> Sidecar | None:
+    """The sidecar of an engine that can be used; None if there is none, or it fits something else.
+
+    The engine's own content is not compared.
+    """
+    try:
+        sidecar = Sidecar.read(plan)
+    except (EngineError, OSError):
+        return None
+    return None if stale_reasons(sidecar, required) else sidecar
 
 
 def key_differences(sidecar: Sidecar, wanted: Sidecar) -> list[str]:

@@ -14,11 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines.cache.processor import kernel_target
+from sdexport.engines.cache.processor_bound import requirements_here
 from sdexport.engines.cache.profiles import Profile, Span
-from sdexport.engines.cache.sidecar import Sidecar
-from sdexport.engines.cache.staleness import Requirements, stale_reasons
-from sdexport.engines.errors import EngineError
+from sdexport.engines.cache.staleness import Requirements, fitting_sidecar
 from sdexport.engines.session import ANY_SIZE, TensorSpec
 
 BACKEND = "openvino"
@@ -118,20 +116,14 @@ def plans_of(folder: Path, graph: str) -> list[Path]:
 
 
 def requirements(*, digest: str | None, package: str | None, version: str | None) -> Requirements:
-    """What a compiled graph must have been compiled from, with and for to be used here.
-
-    Args:
-      digest, package: see Requirements.onnx_sha256 and package_sha256.
-      version: of OpenVINO. None: not compared.
-    """
-    return Requirements(
-        backend=BACKEND,
-        library="OpenVINO",
-        onnx_sha256=digest,
-        package_sha256=package,
-        graph_sha256=str,  # weights cannot be put into a compiled graph
-        library_version=version,
-        problems=_problems,
+    """What a compiled graph must match to be used here; see processor_bound."""
+    return requirements_here(
+        BACKEND,
+        "OpenVINO",
+        rewrites=(REWRITES, REWRITES_VERSION),
+        digest=digest,
+        package=package,
+        version=version,
     )
 
 
@@ -151,24 +143,9 @@ def fresh_plans(
     """
     required, found = requirements(digest=digest, package=package, version=version), []
     for plan in plans_of(folder, graph):
-        try:
-            sidecar = Sidecar.read(plan)
-        except (EngineError, OSError):
+        sidecar = fitting_sidecar(plan, required)
+        if sidecar is None or sidecar.component != graph:
             continue
-        fits = sidecar.component == graph and sidecar.options.get("precision") == precision
-        if fits and not stale_reasons(sidecar, required):
+        if sidecar.options.get("precision") == precision:
             found.append(plan)
     return found
-
-
-def _problems(sidecar: Sidecar) -> list[str]:
-    """Why a graph that was compiled elsewhere, or by another sdexport, is not used here."""
-    problems = []
-    if dict(sidecar.target) != kernel_target():
-        problems.append("it was built on another kind of processor")
-    rewrites = sidecar.options.get(REWRITES)
-    if rewrites != REWRITES_VERSION:
-        problems.append(
-            f"it was built by version {rewrites!r:.20} of the rewrites, not {REWRITES_VERSION}"
-        )
-    return problems

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +106,7 @@ def _entry(
 
 def _prepared_requirements(package: Package) -> tuple[RequirementsFor, list[str]]:
     """How prepared graphs are compared, and what cannot be."""
-    version: str | None = None
-    for name in ("onnxruntime", "onnxruntime-gpu"):  # never both
-        with suppress(metadata.PackageNotFoundError):
-            version = metadata.version(name)
+    version = prepared.installed_version()
 
     def required(component: str) -> Requirements:
         digest, binding = package.model_digest(component), package_binding(package)

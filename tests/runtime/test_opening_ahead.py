@@ -23,7 +23,7 @@ SPEC = BackendSpec("onnxruntime")
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Package:
     """The demo model, whose components count as large, on two cores."""
-    monkeypatch.setattr(opening_ahead, "SMALLEST", 1)
+    monkeypatch.setattr(opening_ahead, "LARGE", 1)
     monkeypatch.setattr(opening_ahead.os, "cpu_count", lambda: 2)
     return Package.load(PACKAGE_DIR, verify=False)
 
@@ -130,7 +130,7 @@ def test_nothing_is_opened_ahead_where_it_does_not_gain(
     assert not gains(loaded, "unet", SPEC)
     monkeypatch.undo()
     size = sum(file.stat().st_size for file in Path(loaded.folder / "unet").iterdir())
-    assert size < opening_ahead.SMALLEST and not gains(loaded, "unet", SPEC)
+    assert size < opening_ahead.LARGE and not gains(loaded, "unet", SPEC)
 
 
 def test_components_are_closed_after_the_only_image(

@@ -6,9 +6,11 @@ of processor read. To open it is to map that file: nothing is computed or copied
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
-from sdexport.engines.cache.processor import kernel_target
+from sdexport.engines.cache.processor_bound import requirements_here
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.staleness import Requirements
 from sdexport.engines.errors import EngineError
@@ -22,33 +24,24 @@ REWRITES_VERSION = 3
 """Version of the rewrites (sdexport.graphs.cpu); graphs prepared by another one are stale."""
 
 
+def installed_version() -> str | None:
+    """The version of ONNX Runtime; None if it is not installed as a package."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):  # never both
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
 def requirements(*, digest: str | None, package: str | None, version: str | None) -> Requirements:
-    """What a prepared graph must have been built from, with and for to be used here.
-
-    Args:
-      digest, package: see Requirements.onnx_sha256 and package_sha256.
-      version: of ONNX Runtime. None: not compared.
-    """
-    return Requirements(
-        backend=BACKEND,
-        library="ONNX Runtime",
-        onnx_sha256=digest,
-        package_sha256=package,
-        graph_sha256=str,  # weights cannot be put into a prepared graph
-        library_version=version,
-        problems=_problems,
+    """What a prepared graph must match to be used here; see processor_bound."""
+    return requirements_here(
+        BACKEND,
+        "ONNX Runtime",
+        rewrites=(PASSES, REWRITES_VERSION),
+        digest=digest,
+        package=package,
+        version=version,
     )
-
-
-def _problems(sidecar: Sidecar) -> list[str]:
-    """Why a graph that was prepared elsewhere, or by another sdexport, is not used here."""
-    problems = []
-    if dict(sidecar.target) != kernel_target():
-        problems.append("it was built on another kind of processor")
-    passes = sidecar.options.get(PASSES)
-    if passes != REWRITES_VERSION:
-        problems.append(f"it was built by version {passes} of the rewrites, not {REWRITES_VERSION}")
-    return problems
 
 
 def multiples(sidecar: Sidecar) -> dict[str, int]:
