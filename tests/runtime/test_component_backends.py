@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sdexport.engines.cache.processor import kernel_target
 from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.ort.prepared import prepared_graph
+from sdexport.engines.ov import compiled_graph
 from sdexport.engines.session_options import FILE_OPTIONS, SESSION_OPTIONS
 from sdexport.runtime import component_sessions
 from sdexport.runtime.component_backends import (
@@ -304,38 +306,76 @@ def test_auto_prefers_prepared_graphs_for_few_images(
     assert f"auto: {says}" in caplog.text
 
 
-@pytest.mark.parametrize("fits", [True, False])
-def test_auto_ignores_prepared_graphs_that_would_not_be_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fits: bool
-) -> None:
-    backends = sdexport.engines.backends
-    monkeypatch.setattr(backends, "_installed", lambda name: name in ("openvino", "onnxruntime"))
-    monkeypatch.setattr(backends, "_has_cuda_provider", lambda: False)
-    loaded = Package.load(PACKAGE_DIR, verify=False)
-    plan = tmp_path / "onnxruntime" / "vae_decoder.onnx"
-    plan.parent.mkdir()
+def _prepared(package: Package, folder: Path, backend: str, version: str | None = None) -> Path:
+    """The sidecar of a decoder that is said to be prepared here, by a version of the library."""
+    name = "vae_decoder"
+    if backend == "onnxruntime":
+        plan = folder / backend / f"{name}.onnx"
+        options = {prepared_graph.PASSES: prepared_graph.REWRITES_VERSION}
+    else:
+        variant = compiled_graph.Variant("bf16", True, None)
+        plan = compiled_graph.plan_path(folder / backend, name, variant)
+        options = variant.options()
+    plan.parent.mkdir(exist_ok=True)
     plan.write_bytes(b"graph")
     sidecar = Sidecar(
-        component="vae_decoder",
-        backend="onnxruntime",
-        library_version=metadata.version("onnxruntime") if fits else "1",
-        onnx_sha256=loaded.model_digest("vae_decoder"),
+        component=name,
+        backend=backend,
+        library_version=version or metadata.version(backend),
+        onnx_sha256=package.model_digest(name),
         graph_sha256="",
         target=kernel_target(),
         profiles=(),
-        options={prepared_graph.PASSES: prepared_graph.REWRITES_VERSION},
+        options=options,
         inputs=(),
         outputs=(),
-        package_sha256=package_binding(loaded),
+        package_sha256=package_binding(package),
         files={plan.name: StoredFile.of(plan)},
     )
     sidecar_path(plan).write_text(sidecar.to_json(), encoding="utf-8")
-    for images, taken in ((1, "onnxruntime" if fits else "openvino"), (4, "openvino")):
-        pipe = Pipeline(loaded, "auto", engine_dir=tmp_path, expected_images=images)
-        assert pipe.opened_with("vae_decoder").name == taken
-    sidecar_path(plan).write_text("{", encoding="utf-8")
-    pipe = Pipeline(loaded, "auto", engine_dir=tmp_path, expected_images=1)
-    assert pipe.opened_with("vae_decoder").name == "openvino"
+    return sidecar_path(plan)
+
+
+@pytest.fixture
+def auto_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[Package, int, str], str]:
+    """What "auto" takes for the decoder, of both backends of the CPU."""
+    backends = sdexport.engines.backends
+    monkeypatch.setattr(backends, "_installed", lambda name: name in ("openvino", "onnxruntime"))
+    monkeypatch.setattr(backends, "_has_cuda_provider", lambda: False)
+
+    def takes(package: Package, images: int, precision: str) -> str:
+        further = {"engine_dir": tmp_path, "expected_images": images, "precision": precision}
+        return Pipeline(package, "auto", **further).opened_with("vae_decoder").name
+
+    return takes
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_auto_ignores_prepared_graphs_that_would_not_be_used(
+    auto_takes: Callable[[Package, int, str], str], tmp_path: Path, fits: bool
+) -> None:
+    loaded = Package.load(PACKAGE_DIR, verify=False)
+    sidecar = _prepared(loaded, tmp_path, "onnxruntime", None if fits else "1")
+    assert auto_takes(loaded, 1, "f32") == ("onnxruntime" if fits else "openvino")
+    assert auto_takes(loaded, 4, "f32") == "openvino"
+    sidecar.write_text("{", encoding="utf-8")
+    assert auto_takes(loaded, 1, "f32") == "openvino"
+
+
+@pytest.mark.parametrize("damage", ["", "version", "precision", "sidecar"])
+def test_auto_asks_the_same_of_graphs_that_openvino_compiled(
+    auto_takes: Callable[[Package, int, str], str], tmp_path: Path, damage: str
+) -> None:
+    pytest.importorskip("openvino", exc_type=ImportError)
+    loaded = Package.load(PACKAGE_DIR, verify=False)
+    _prepared(loaded, tmp_path, "onnxruntime")
+    sidecar = _prepared(loaded, tmp_path, "openvino", "1" if damage == "version" else None)
+    if damage == "sidecar":
+        sidecar.write_text("{", encoding="utf-8")
+    taken = auto_takes(loaded, 1, "f32" if damage == "precision" else "bf16")
+    assert taken == ("onnxruntime" if damage else "openvino")
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, "1", 2**40])
