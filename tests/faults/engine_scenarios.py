@@ -1,4 +1,4 @@
-"""Scenarios of engines: writing one, building one, and OpenVINO's cache."""
+"""Scenarios of engines: writing one, building one, and caches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sdexport.demo_model import PACKAGE_DIR
+from sdexport.engines.cache import remembered_hashes, user_cache
+from sdexport.engines.cache.file_states import FileState
+from sdexport.engines.cache.remembered_hashes import recall, remember
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
 from sdexport.engines.files import sha256_of, write_atomically
 from tests.faults.package_scenarios import place_shipped
@@ -73,32 +77,67 @@ def _start_cache() -> Action:
     return lambda folder: _embedded(folder / "cache")
 
 
-def _embedded(cache: Path) -> float:
-    """The output of a small graph that OpenVINO compiles, or takes from its cache."""
+def _start_own_cache() -> Action:
+    import openvino  # noqa: F401
+
+    return lambda folder: _embedded(folder / "cache", own=True)
+
+
+def _embedded(cache: Path, *, own: bool = False) -> float:
+    """The output of a small graph that OpenVINO compiles, or takes from a cache.
+
+    Args:
+      own: whether `cache` is for OpenVINO itself, as its option cache_dir, or the user's cache.
+    """
     from sdexport.engines.backends import open_session
 
     path = PACKAGE_DIR / "text_encoder" / "token_embedding.onnx"
-    with open_session(path, "openvino", cache_dir=cache) as session:
-        ids = np.arange(8, dtype=np.int64)[None]
-        (output,) = session.run({session.inputs[0].name: ids}).values()
+    options = {"cache_dir": cache} if own else {"digest": "0" * 64}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(user_cache.VARIABLE, user_cache.OFF if own else str(cache))
+        with open_session(path, "openvino", **options) as session:
+            ids = np.arange(8, dtype=np.int64)[None]
+            (output,) = session.run({session.inputs[0].name: ids}).values()
     return float(np.abs(output).sum())
 
 
-def _cache_state(folder: Path) -> str:
+def _cache_state(folder: Path, *, own: bool = False) -> str:
     """NEW if a copy of the cache gives the right output, whether a file of it is used or not."""
     copy = folder.parent / "copy-of-cache"
     shutil.rmtree(copy, ignore_errors=True)
     if (folder / "cache").exists():
         shutil.copytree(folder / "cache", copy)
-    assert _embedded(copy) == _embedded(folder.parent / "another-cache"), "a damaged file is used"
+    expected = _embedded(folder.parent / "another-cache", own=own)
+    assert _embedded(copy, own=own) == expected, "a damaged file is used"
     return NEW
+
+
+_STATE = FileState(1, 2, 2**30, 3, 4, "boot")
+
+
+def _remember(number: int, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(user_cache.VARIABLE, str(folder / "cache"))
+        remember([(_STATE, f"{number}" * 64)])
+
+
+def _remembered(folder: Path) -> str:
+    """Which hash is remembered; NOTHING if none is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(user_cache.VARIABLE, str(folder / "cache"))
+        remembered_hashes._known.clear()
+        found = recall(_STATE)
+    return NOTHING if found is None else {"1": OLD, "2": NEW}[found.sha256[0]]
 
 
 def engine_scenarios() -> dict[str, Scenario]:
     first = partial(_build_engine, 1), partial(_build_engine, 2)
+    remembers = partial(_remember, 1), partial(_remember, 2)
     return {
         "engine": Scenario(first[0], lambda: first[1], _engine_state, (OLD, NOTHING)),
         "first engine": Scenario(empty, lambda: first[0], _engine_state, (NOTHING, OLD)),
-        "OpenVINO's cache": Scenario(empty, _start_cache, _cache_state),
+        "compiled graph in the cache": Scenario(empty, _start_cache, _cache_state),
+        "hashes in the cache": Scenario(remembers[0], lambda: remembers[1], _remembered),
+        "cache_dir of OpenVINO": Scenario(empty, _start_own_cache, partial(_cache_state, own=True)),
         "build": Scenario(place_shipped, _start_build, _prepared_state, (NOTHING,)),
     }
