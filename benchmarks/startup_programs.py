@@ -161,9 +161,11 @@ class Job:
         return Job(self.model, self.size, self.steps, images, self.work)
 
 
-def prepare(program: Program, job: Job) -> list[Path]:
+def prepare(program: Program, job: Job, cache: Path) -> list[Path]:
     """Install, export and build what a program needs.
 
+    Args:
+      cache: the folder of `environment`.
     Returns: the folders of the model's files that it reads.
     Raises: WorkerError: something failed.
     """
@@ -182,7 +184,7 @@ def prepare(program: Program, job: Job) -> list[Path]:
     if backend == "openvino":  # for one size and one precision
         build += ["--height", str(job.size), "--width", str(job.size)]
         build += ["--precision", option.partition("=")[2] or "f32"]
-    variables = {**os.environ, **environment(job.work / "start-cache")}
+    variables = {**os.environ, **environment(cache)}
     done = subprocess.run(build, capture_output=True, text=True, env=variables)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

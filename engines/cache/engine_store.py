@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.lock import locked
+from sdexport.engines.cache.remembered_hashes import remember_written
 from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
 from sdexport.engines.cache.staleness import key_differences
 from sdexport.engines.errors import EngineError
@@ -71,6 +72,8 @@ def _into_place(new: Path, plan: Path, wanted: Sidecar) -> Sidecar:
     for file in (*others, new):
         os.replace(file, plan.with_name(file.name))
     write_atomically(sidecar_path(plan), sidecar.to_json())
+    # the next process need not read what this one has just written and hashed
+    remember_written({plan.with_name(name): stored.sha256 for name, stored in files.items()})
     return sidecar
 
 

@@ -7,7 +7,8 @@ every change only where
   a memory mapping: ext2 to ext4, XFS, Btrfs and F2FS on Linux do. On tmpfs such writes change no
   time; read-only images such as squashfs hold whatever times they were made with; a server's clock
   and caches stand between us and a network file system;
-- the last change is longer ago than the time is exact, and longer than one write may take;
+- the last change is longer ago than the time is exact, and longer than one write may take, or the
+  file is known to be complete (`state_of_written`);
 - the machine was not restarted: a crash may lose a time that was not on disk, and what another
   system wrote in between is not known.
 
@@ -28,6 +29,8 @@ from pathlib import Path
 SETTLED_NS = 10 * 10**9
 """Time since the last change from which on a file is remembered: one write may take seconds, and
 sets the time when it begins."""
+EXACT_NS = 10**8
+"""More than any of these file systems' clocks are inexact by: a hundredth of a second."""
 _FILE_SYSTEMS = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0xF2F52010: "f2fs"}
 """Those that keep the time of every change, by the number that statfs reports."""
 _STATFS_BYTES = 512
@@ -51,24 +54,46 @@ def state_of(file: int) -> FileState | None:
 
     To be taken before the file is read, and again after it.
     """
-    boot = _boot()
-    if not boot or _file_system(file) not in _FILE_SYSTEMS:
-        return None
     try:
-        os.fsync(file)  # then the next write through a mapping sets the time again
+        if _keeps_times(file):
+            os.fsync(file)  # then the next write through a mapping sets the time again
     except OSError:
         return None
-    status = os.fstat(file)
-    latest = max(status.st_mtime_ns, status.st_ctime_ns)
-    if time.time_ns() - latest <= SETTLED_NS:  # a time in the future too
+    state = _state(file)
+    if state is None or time.time_ns() - max(state.mtime_ns, state.ctime_ns) <= SETTLED_NS:
+        return None  # a time in the future too
+    return state
+
+
+def state_of_written(file: int) -> FileState | None:
+    """The state of a file that this process has completed, hashed and then renamed, in this order.
+
+    It need not be old. A later change of its content sets its mtime to a time after the renaming,
+    which is that of its ctime. So it shows if its mtime lies before that by more than such times
+    are inexact; if not, there is no state.
+    """
+    state = _state(file)
+    if state is None or state.ctime_ns - state.mtime_ns <= EXACT_NS:
         return None
+    return state if time.time_ns() >= state.ctime_ns else None
+
+
+def _keeps_times(file: int) -> bool:
+    return bool(_boot()) and _file_system(file) in _FILE_SYSTEMS
+
+
+def _state(file: int) -> FileState | None:
+    """The present state of an open file; None where it cannot be relied on."""
+    if not _keeps_times(file):
+        return None
+    status = os.fstat(file)
     return FileState(
         status.st_dev,
         status.st_ino,
         status.st_size,
         status.st_mtime_ns,
         status.st_ctime_ns,
-        boot,
+        _boot(),
     )
 
 

@@ -17,14 +17,14 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines.cache.file_states import FileState
+from sdexport.engines.cache.file_states import FileState, state_of_written
 from sdexport.engines.cache.lock import locked
 from sdexport.engines.cache.user_cache import user_cache
 from sdexport.engines.errors import EngineError
@@ -128,6 +128,19 @@ def remember(hashes: Iterable[tuple[FileState | None, str]]) -> None:
     except (OSError, EngineError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         _warn_once(f"hashes are not remembered: {folder / NAME}: {reason}")
+
+
+def remember_written(hashes: Mapping[Path, str]) -> None:
+    """Add the hashes of files that this process has written, hashed and then renamed.
+
+    Args:
+      hashes: the path of each, and its SHA-256.
+    """
+    known: list[tuple[FileState | None, str]] = []
+    for path, digest in hashes.items():
+        with suppress(OSError, EngineError), open_guarded(path, error=EngineError) as file:
+            known.append((state_of_written(file.fileno()), digest))
+    remember(known)
 
 
 def _key(state: FileState) -> str:

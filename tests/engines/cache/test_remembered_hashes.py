@@ -18,7 +18,13 @@ import pytest
 from sdexport.engines.cache import file_states, hash_check, remembered_hashes, user_cache
 from sdexport.engines.cache.file_states import FileState, state_of
 from sdexport.engines.cache.hash_check import HashCheck
-from sdexport.engines.cache.remembered_hashes import NAME, nothing_remembered, recall, remember
+from sdexport.engines.cache.remembered_hashes import (
+    NAME,
+    nothing_remembered,
+    recall,
+    remember,
+    remember_written,
+)
 from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
 
@@ -133,6 +139,31 @@ def test_young_files_are_not_remembered(file: Path, monkeypatch: pytest.MonkeyPa
     assert _state(file) is None
     _check(file).wait()
     assert _check(file).report().read == 1
+
+
+def _renamed(file: Path) -> Path:
+    """The file after its content was complete for a while, and was then renamed."""
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns - 2 * file_states.EXACT_NS))
+    return file.rename(file.with_name("renamed"))
+
+
+def test_a_file_that_this_process_wrote_is_remembered_at_once(file: Path) -> None:
+    path, digest = _renamed(file), sha256_of(file.with_name("renamed"))
+    remember_written({path: digest, file.with_name("missing"): digest})
+    _forget()
+    assert _check(path).report().remembered == 1
+    path.write_bytes(b"WEIGHTS")
+    assert _check(path).report().read == 1
+
+
+def test_a_file_whose_content_is_as_new_as_its_name_is_not_remembered(file: Path) -> None:
+    status = file.stat()
+    path = file.rename(file.with_name("renamed"))
+    os.utime(path, ns=(status.st_atime_ns, path.stat().st_ctime_ns))
+    remember_written({path: sha256_of(path)})
+    _forget()
+    assert _check(path).report().read == 1
 
 
 def test_a_time_in_the_future_is_not_relied_on(file: Path) -> None:
