@@ -6,9 +6,10 @@ Ours is the command line, `sdexport generate` with two prompts; the others are s
 would write them (benchmarks/peers/*_start.py). Each runs alone, in a new process, with two files
 that it writes as the marks of time: once with the model's files in the system's file cache, once
 without. What a program keeps from process to process starts empty, so its first process and a
-later one are reported apart; where graphs are prepared, it is as `sdexport build` leaves it. Both images are compared with those of diffusers in float32, which
-always runs. Ours, and every one in float32, has no times if an image differs; other libraries with
-lower precision are timed all the same, and the report says so. All is saved after each process.
+later one are reported apart; where graphs are prepared, it is as `sdexport build` leaves it. Both
+images are compared with those of diffusers in float32, which always runs. Ours, and every one in
+float32, has no times if an image differs; other libraries with lower precision are timed all the
+same, and the report says so. All is saved after each process.
 """
 
 from __future__ import annotations

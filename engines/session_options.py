@@ -23,7 +23,7 @@ SESSION_OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Backend -> the options that its sessions take; docs/backends.md says what they do."""
-FILE_OPTIONS = ("plan", "digest", "package", "files", "seldom", "cached")
+FILE_OPTIONS = ("plan", "digest", "package", "files", "seldom", "cached", "check")
 """Options that say which files are opened, and for what; a package's pipeline sets them itself."""
 
 

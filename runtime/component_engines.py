@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,11 @@ def open_component(
             "plan": engine,
             "digest": package.model_digest(graph),
             "package": package_binding(package),
+        }
+    elif backend == PREPARED_BACKEND and package.hashes is not None:
+        options |= {
+            "digest": package.model_digest(graph),
+            "check": partial(package.check_hashes, graph),
         }
     component, _, further = graph.partition(".")
     spec = package.family.component(component)

@@ -96,7 +96,7 @@ def _explain(error: BaseException) -> tuple[str, bool]:
 PREFIX = "SDEXPORT"
 """Of the environment variables that set options: SDEXPORT_GENERATE_BACKEND is its --backend."""
 CACHE_VARIABLES = ("SDEXPORT_CACHE", "SDEXPORT_CACHE_GB")
-"""Of engines/cache/user_cache.py and engines/ov/compiled_cache.py."""
+"""Of engines/cache/user_cache.py and engines/cache/graph_cache.py."""
 _SETTINGS = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX}
 
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdexport.engines.cache import graph_cache
 from sdexport.engines.cache.sidecar import Sidecar
 from sdexport.engines.cache.user_cache import folder_problem, user_cache_path
 from sdexport.engines.errors import EngineError
 from sdexport.engines.exit_actions import delete
 from sdexport.engines.messages import one_line
-from sdexport.engines.ov import compiled_cache
-from sdexport.engines.ov.compiled_graph import SUFFIX
 
-OPENVINO, HASHES, WEIGHTS = compiled_cache.SUBFOLDER, "hashes", "weights"
-PARTS = (OPENVINO, HASHES, WEIGHTS)
+HASHES, WEIGHTS = "hashes", "weights"
+PARTS = (*graph_cache.FOLDERS, HASHES, WEIGHTS)
 """The folders within it, each of which holds one kind of thing. Weights are there while a graph of
 ONNX Runtime opens, and after that only if the process was killed meanwhile."""
 
@@ -27,8 +26,8 @@ class CacheContents:
     """The cache as JSON values.
 
     folder: None if caching is turned off. problem: why it is not used, "" if it is.
-    size: bytes of all files in PARTS. limit: the most bytes of compiled graphs.
-    graphs: compiled graphs, the last used one first.
+    size: bytes of all files in PARTS. limit: the most bytes of graphs.
+    graphs: the last used one first.
     """
 
     folder: str | None
@@ -42,15 +41,14 @@ def contents() -> CacheContents:
     """What is in the user's cache folder."""
     root = user_cache_path()
     if root is None:
-        return CacheContents(None, "", 0, compiled_cache.limit(), [])
+        return CacheContents(None, "", 0, graph_cache.limit(), [])
     problem = next((p for p in map(_problem, (root, *_parts(root))) if p), "")
     size = (
         0 if problem else sum(file.lstat().st_size for part in _parts(root) for file in _all(part))
     )
-    graphs = []
-    if not problem and (root / OPENVINO).is_dir():
-        graphs = [_described(graph) for graph in reversed(compiled_cache.graphs(root / OPENVINO))]
-    return CacheContents(str(root), problem, size, compiled_cache.limit(), graphs)
+    found = [graph for part in _parts(root) for graph in _graphs(part)] if not problem else []
+    graphs = [_described(g) for g in sorted(found, key=lambda g: g.used, reverse=True)]
+    return CacheContents(str(root), problem, size, graph_cache.limit(), graphs)
 
 
 def clear() -> int:
@@ -68,8 +66,8 @@ def clear() -> int:
             raise EngineError(f"the cache is not cleared: {problem}")
     for part in _parts(root):
         before = sum(file.lstat().st_size for file in _all(part))
-        for graph in compiled_cache.graphs(part) if part.name == OPENVINO else ():
-            compiled_cache.delete(graph)  # the sidecar first
+        for graph in _graphs(part):
+            graph_cache.delete(graph)  # the sidecar first
         delete(part)
         freed += before - sum(file.lstat().st_size for file in _all(part))
     return freed
@@ -77,6 +75,11 @@ def clear() -> int:
 
 def _parts(root: Path) -> list[Path]:
     return [root / name for name in PARTS if os.path.lexists(root / name)]
+
+
+def _graphs(part: Path) -> list[graph_cache.CachedGraph]:
+    """The graphs of a folder; none in folders of something else."""
+    return graph_cache.graphs(part) if part.name in graph_cache.FOLDERS else []
 
 
 def _problem(folder: Path) -> str:
@@ -91,15 +94,15 @@ def _all(folder: Path) -> list[Path]:
     return [file for file in found if os.path.lexists(file)]
 
 
-def _described(graph: compiled_cache.CachedGraph) -> dict[str, Any]:
+def _described(graph: graph_cache.CachedGraph) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "file": graph.sidecar.with_suffix(SUFFIX).name,
+        "file": graph.plan.name,
         "size": graph.size,
         "used": graph.used,
         "problem": "",
     }
     try:
-        sidecar = Sidecar.read(graph.sidecar.with_suffix(SUFFIX))
+        sidecar = Sidecar.read(graph.plan)
     except (EngineError, OSError) as error:
         return entry | {"component": "", "problem": one_line(error)}
     with suppress(KeyError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession
+from sdexport.engines.ort.prepared.cached_graph import CachedGraph
 from sdexport.engines.ort.prepared.prepared_session import open_prepared
 from sdexport.engines.ort.runtime_library import CPU, Provider
 from sdexport.engines.session import Session
@@ -28,10 +29,11 @@ def open_onnxruntime(
     package: str | None = None,
     files: CheckedFiles = UNCHECKED,
     seldom: bool = False,
+    check: Callable[[], object] | None = None,
 ) -> Session:
-    """Open an ONNX graph in ONNX Runtime, or the graph that was prepared from it.
+    """Open an ONNX graph in ONNX Runtime, or what was prepared from it or is cached of it.
 
-    The prepared graph is used only with the default providers, optimization and prepacking.
+    Both are used only with the default providers, optimization and prepacking.
 
     Args:
       path, providers, threads, optimization, prepacking, files: see OnnxRuntimeSession.
@@ -39,8 +41,11 @@ def open_onnxruntime(
         anyway, it has no effect.
       plan: where `sdexport build` writes the prepared graph; the file may be missing.
       digest, package: what that must have been built from; see staleness.Requirements.
+      check: raises PackageError if the file or its weights were altered. With it and `digest`, the
+        user's cache is used; see prepared.cached_graph.
     Raises: see OnnxRuntimeSession.
     """
+    path = Path(path)
     providers = (providers,) if isinstance(providers, str) else tuple(providers)
     original = partial(
         OnnxRuntimeSession,
@@ -58,4 +63,12 @@ def open_onnxruntime(
         return open_prepared(
             Path(plan), original=original, digest=digest, package=package, threads=threads
         )
+    if check is not None and digest is not None and defaults:
+        return CachedGraph(path, _graph_of(path), digest, threads, original, check).open()
     return original(unused=NEEDS_DEFAULTS if exists else "")
+
+
+def _graph_of(path: Path) -> str:
+    """The name of the component, or of the token graph, that is in a file of a package."""
+    name = path.parent.name
+    return name if path.stem == "model" else f"{name}.{path.stem}"

@@ -27,6 +27,7 @@ from sdexport.engines.ort.runtime_library import (
     loading,
     ort,
     session_options,
+    store_optimized,
     tensor_specs,
 )
 from sdexport.engines.ort.widened_weights import widened_model, widens
@@ -86,6 +87,8 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
       files: those that are opened; their identity is compared before and after that.
       seldom: the graph runs seldom: do not copy large weights, so that `trim` frees them.
       unused: why a graph that was prepared from this one is not run; see GraphSource.
+      keep: where to write the graph as it runs, see store_optimized; large weights are copied then,
+        also with `seldom`.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded, or
       a provider is not in this installation or does not start. PackageError: the files changed.
     """
@@ -101,6 +104,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         files: CheckedFiles = UNCHECKED,
         seldom: bool = False,
         unused: str = "",
+        keep: Path | None = None,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
@@ -110,11 +114,13 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         if CUDA in wanted and (missing := missing_libraries()):
             raise EngineError(f"{name}: ONNX Runtime cannot start {CUDA}: {missing}")
         options = session_options(threads, optimization, prepacking)
+        if keep is not None:
+            store_optimized(options, keep)
         self._weights: MappedInitializers | None = None
         with files.unchanged():
             session = _load_widened(name, path, options) if tuple(wanted) == CPU else None
             if session is None:
-                self._weights = MappedInitializers.of(path) if seldom else None
+                self._weights = MappedInitializers.of(path) if seldom and keep is None else None
                 if self._weights is not None:
                     self._weights.give(options)
                 session = load(name, path, options, providers)

@@ -19,6 +19,7 @@ from sdexport.engines.errors import (
 from sdexport.engines.exit_actions import CANCEL
 from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.ort.cuda_libraries import INSTALL
+from sdexport.engines.ort.prepared.prepared_graph import data_path
 from sdexport.engines.session import ANY_SIZE, Feeds, TensorSpec, check_count
 from sdexport.engines.telemetry import import_onnxruntime
 
@@ -50,6 +51,8 @@ CUDA = "CUDAExecutionProvider"
 CPU = ("CPUExecutionProvider",)
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """Option of a session: where the external data of a model is that is given as bytes."""
+SMALLEST_MAPPED = 1024
+"""Least size in bytes of a weight that is stored in the separate, mapped file."""
 Provider = str | tuple[str, Mapping[str, Any]]
 
 
@@ -78,6 +81,21 @@ def session_options(threads: int | None, optimization: str, prepacking: bool) ->
     if not prepacking:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+def store_optimized(options: Any, path: Path) -> None:
+    """Let ONNX Runtime write the graph that it opens as it runs it, with its weights.
+
+    Args:
+      options: of the session. path: the .onnx to write; weights go to the file of `data_path`.
+    """
+    options.optimized_model_filepath = str(path)
+    for key, value in {
+        "session.optimized_model_external_initializers_file_name": data_path(path).name,
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(SMALLEST_MAPPED),
+        "session.save_external_prepacked_constant_initializers": "1",
+    }.items():
+        options.add_session_config_entry(key, value)
 
 
 def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> Any:

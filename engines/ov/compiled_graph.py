@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +76,8 @@ class Variant:
 
 def installed_version() -> str:
     """The version of OpenVINO; "" if it is not installed as a package."""
+    from importlib import metadata  # takes longer than all of this module
+
     try:
         return metadata.version("openvino")
     except metadata.PackageNotFoundError:

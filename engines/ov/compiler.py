@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdexport.engines.cache import graph_cache
 from sdexport.engines.cache.profiles import Profile
 from sdexport.engines.errors import EngineError, MissingDependencyError, engine_error
 from sdexport.engines.guarded_files import CheckedFiles
 from sdexport.engines.mapped_weights.mapped_files import MappedFiles, open_mapped
 from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.onnx_file.graph_survey import survey
-from sdexport.engines.ov import compiled_cache
 from sdexport.engines.ov.compiled_graph import Variant, plans_of
 from sdexport.engines.ov.graph_store import GraphStore, StoredGraph
 from sdexport.engines.ov.model_cache import checked_cache
@@ -196,10 +196,10 @@ class Compiler:
 
         if folder is not None:
             try:
-                problem = compiled_cache.no_room(folder, self._weights())
+                problem = graph_cache.no_room(folder, self._weights())
                 if not problem:
                     plan = store.write(folder, variant, compile_into).plan
-                    compiled_cache.evict(folder, keep=plan)
+                    graph_cache.evict(folder, keep=plan)
             except (EngineError, OSError) as error:
                 if not made and isinstance(error, EngineError) and error.__cause__ is not None:
                     _log.info("%s: %s", self._name, one_line(error))
@@ -233,7 +233,7 @@ class Compiler:
         with (
             self._explained(),
             checked_cache(self._cache, self._name),
-            scratch(compiled_cache.scratch_folder()) as weights,
+            scratch(graph_cache.scratch_folder()) as weights,
         ):
 
             def drop() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdexport.engines.cache import graph_cache
 from sdexport.engines.cache.engine_files import checked_files
 from sdexport.engines.cache.engine_store import Built, build_once
 from sdexport.engines.cache.processor import kernel_target
@@ -23,7 +24,6 @@ from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
 from sdexport.engines.cache.staleness import stale_reasons
 from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.messages import one_line
-from sdexport.engines.ov import compiled_cache
 from sdexport.engines.ov.blob_file import MappedBlob, plugin_offset
 from sdexport.engines.ov.compiled_graph import (
     BACKEND,
@@ -97,7 +97,7 @@ class GraphStore:
             return None
         found = self._open(cache, variant, None)
         if isinstance(found, StoredGraph):
-            compiled_cache.note_use(found.plan)
+            graph_cache.note_use(found.plan)
             return found, False
         if found:
             _log.warning("%s: its cached graph is not used: %s; it is replaced", self.graph, found)
@@ -154,7 +154,7 @@ class GraphStore:
     @property
     def cache(self) -> Path | None:
         """The folder of the user's cache, if it is used."""
-        return compiled_cache.folder() if self.cached else None
+        return graph_cache.folder(graph_cache.OPENVINO) if self.cached else None
 
     def name_in(self, folder: Path) -> str:
         """What names of files in a folder begin with.

@@ -22,13 +22,9 @@ from sdexport.engines.ort.prepared.prepared_graph import (
     MULTIPLES,
     PASSES,
     REWRITES_VERSION,
-    data_path,
 )
 from sdexport.engines.telemetry import import_onnxruntime
 from sdexport.engines.worker_process import run_in_worker, serve
-
-SMALLEST_MAPPED = 1024
-"""Least size in bytes of a weight that is stored in the separate, mapped file."""
 
 
 def prepare_graph(
@@ -103,22 +99,15 @@ def write(onnx: str, plan: str) -> None:
     """
     import onnx_ir as ir
 
-    ort = import_onnxruntime()
-
+    from sdexport.engines.ort.runtime_library import DATA_FOLDER, ort, store_optimized
     from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
 
     graph = CpuGraph(Path(onnx))
     graph.rewrite()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.optimized_model_filepath = plan
-    for key, value in {
-        "session.model_external_initializers_file_folder_path": str(Path(onnx).parent),
-        "session.optimized_model_external_initializers_file_name": data_path(Path(plan)).name,
-        "session.optimized_model_external_initializers_min_size_in_bytes": str(SMALLEST_MAPPED),
-        "session.save_external_prepacked_constant_initializers": "1",
-    }.items():
-        options.add_session_config_entry(key, value)
+    options.add_session_config_entry(DATA_FOLDER, str(Path(onnx).parent))
+    store_optimized(options, Path(plan))
     content = ir.to_proto(graph.model).SerializeToString()
     ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 

@@ -20,8 +20,9 @@ from sdexport.commands.verbosity import verbosity_options
 def cache(clear: bool, as_json: bool) -> None:
     """List what the user's cache folder holds, or clear it.
 
-    It holds graphs that OpenVINO has compiled, of which the least recently used ones are deleted
-    when they take more than SDEXPORT_CACHE_GB (24), and hashes of large files. All of it is made
+    It holds graphs that OpenVINO has compiled and ONNX Runtime optimised, of which the least
+    recently used ones are deleted when they take more than SDEXPORT_CACHE_GB (24), and hashes of
+    large files. All of it is made
     again when it is needed. SDEXPORT_CACHE names another folder; "off" turns caching off.
     """
     from sdexport.engines.cache import cache_contents
@@ -46,7 +47,7 @@ def cache(clear: bool, as_json: bool) -> None:
         return
     for graph in found.graphs:
         echo(_line(graph))
-    echo(f"{_mb(found.size)}, of at most {_mb(found.limit)} for compiled graphs")
+    echo(f"{_mb(found.size)}, of at most {_mb(found.limit)} for graphs")
 
 
 def _line(graph: dict[str, Any]) -> str:

@@ -17,11 +17,10 @@ import pytest
 pytest.importorskip("openvino", exc_type=ImportError)
 
 from sdexport import Package
-from sdexport.engines.cache import remembered_hashes, user_cache
+from sdexport.engines.cache import graph_cache, remembered_hashes, user_cache
 from sdexport.engines.cache.file_states import FileState
 from sdexport.engines.cache.remembered_hashes import NAME, recall, remember
 from sdexport.engines.cache.sidecar import sidecar_path
-from sdexport.engines.ov import compiled_cache
 from sdexport.runtime.component_engines import open_component
 from tests.helpers.small_disk import run_on_small_disk
 
@@ -99,9 +98,9 @@ def test_killed_process_leaves_no_graph_that_is_opened(
         assert process.returncode == -signal.SIGKILL and list(folder.rglob("*.blob"))
         assert not list(folder.glob("*.json"))
     assert np.array_equal(_decoded(package), expected)
-    (graph,) = compiled_cache.graphs(folder)
+    (graph,) = graph_cache.graphs(folder)
     assert sidecar_path(graph.sidecar.with_suffix(".blob")) == graph.sidecar
-    assert compiled_cache.stray_files(folder) == []
+    assert graph_cache.stray_files(folder) == []
     assert np.array_equal(_decoded(package), expected)
 
 
@@ -142,11 +141,11 @@ import logging, os
 from pathlib import Path
 from sdexport.engines.cache.file_states import FileState
 from sdexport.engines.cache.remembered_hashes import remember
-from sdexport.engines.ov import compiled_cache
+from sdexport.engines.cache import graph_cache
 
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 os.environ["SDEXPORT_CACHE"] = sys.argv[2]
-compiled_cache.FREE_SHARE = float(sys.argv[4])
+graph_cache.FREE_SHARE = float(sys.argv[4])
 np.save(sys.argv[3], decoded(sys.argv[1]))
 left = [file for file in Path(sys.argv[2]).rglob("*") if file.is_file()]
 assert not [file for file in left if file.suffix in (".json", ".blob", ".part")], left
@@ -167,7 +166,7 @@ def test_full_disk_costs_one_line(
     """Where the room is asked for before, and where it is used up meanwhile."""
     disk, output = tmp_path / "disk", tmp_path / "output.npy"
     disk.mkdir()
-    share = compiled_cache.FREE_SHARE if asks else 0
+    share = graph_cache.FREE_SHARE if asks else 0
     done = run_on_small_disk(FULL, disk, package, disk / "cache", output, share)
     assert done.returncode == 0, done.stderr
     graph, hashes = done.stdout.splitlines()

@@ -7,7 +7,6 @@ of processor read. To open it is to map that file: nothing is computed or copied
 from __future__ import annotations
 
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 
 from sdexport.engines.cache.processor_bound import requirements_here
@@ -26,6 +25,8 @@ REWRITES_VERSION = 3
 
 def installed_version() -> str | None:
     """The version of ONNX Runtime; None if it is not installed as a package."""
+    from importlib import metadata  # takes longer than all of this module
+
     for name in ("onnxruntime", "onnxruntime-gpu"):  # never both
         with suppress(metadata.PackageNotFoundError):
             return metadata.version(name)

@@ -23,6 +23,8 @@ from sdexport.engines.ort.runtime_library import CPU, load, ort, session_options
 from sdexport.engines.run_record import note_run
 from sdexport.engines.session import Feeds, GraphSource, Session
 
+PREPARED = "prepared"
+"""GraphSource.form of a graph that `sdexport build` wrote."""
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +53,7 @@ def open_prepared(
         required = prepared.requirements(digest=digest, package=package, version=ort.__version__)
         reasons = stale_reasons(sidecar, required)
         if not reasons:
-            return _opened(plan, sidecar, original, threads)
+            return opened(plan, sidecar, original, threads)
     except (EngineError, PackageError, OSError) as error:
         reasons = [str(error)]
     _log.warning(
@@ -64,13 +66,21 @@ def open_prepared(
     return original(unused=f"{plan.name} was prepared for it and is not used: {'; '.join(reasons)}")
 
 
-def _opened(
-    plan: Path, sidecar: Sidecar, original: Callable[..., Session], threads: int | None
+def opened(
+    plan: Path,
+    sidecar: Sidecar,
+    original: Callable[..., Session],
+    threads: int | None,
+    *,
+    source: GraphSource | None = None,
 ) -> Session:
-    """The session of a prepared graph, whose weights are hashed while it opens."""
+    """The session of a prepared graph, whose weights are hashed while it opens.
+
+    For the arguments and what is raised see PreparedSession.
+    """
     check = EngineCheck(plan, sidecar)
     check.wait_for(plan)
-    session = PreparedSession(plan, sidecar, check.files, original, threads=threads)
+    session = PreparedSession(plan, sidecar, check.files, original, threads=threads, source=source)
     try:
         check.wait()
     except BaseException:
@@ -87,6 +97,7 @@ class PreparedSession(OnnxRuntimeBase):
       original: opens the graph that it was built from, for sizes that the prepared one does not
         take.
       threads: see OnnxRuntimeSession.
+      source: what it counts as, if `sdexport build` did not write it.
     Raises: EngineError: it cannot be loaded. PackageError: a file changed since it was hashed.
     """
 
@@ -98,6 +109,7 @@ class PreparedSession(OnnxRuntimeBase):
         original: Callable[[], Session],
         *,
         threads: int | None,
+        source: GraphSource | None = None,
     ) -> None:
         name = sidecar.component
         options = session_options(threads, "none", True)
@@ -108,7 +120,7 @@ class PreparedSession(OnnxRuntimeBase):
                 [prepared.data_path(plan)], lambda: load(name, plan, options, CPU)
             )
         super().__init__(session, name, sidecar.inputs, sidecar.outputs)
-        self._prepared = GraphSource(plan, "prepared")
+        self._prepared = source or GraphSource(plan, PREPARED)
         self._open_original = original
         self._original: Session | None = None
         self._input_names = [value.name for value in session.get_inputs()]
@@ -146,7 +158,8 @@ class PreparedSession(OnnxRuntimeBase):
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         if not self._takes(feeds):
             return self._unprepared().run(feeds)
-        note_run(self.name, self._prepared.form)
+        if self._prepared.form == PREPARED:
+            note_run(self.name, PREPARED)
         return super()._compute({name: feeds[name] for name in self._input_names})
 
     def _takes(self, feeds: Feeds) -> bool:

@@ -18,11 +18,12 @@ pytest.importorskip("openvino", exc_type=ImportError)
 
 from sdexport import Package, load_pipeline
 from sdexport.builds.engine_builder import EngineSizes, build
+from sdexport.engines.cache import graph_cache
 from sdexport.engines.cache import user_cache as user_cache_module
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import with_own_digest
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.ov import compiled_cache, compiled_graph
+from sdexport.engines.ov import compiled_graph
 from sdexport.engines.ov.blob_file import plugin_offset
 from sdexport.engines.ov.compiled_graph import fresh_plans, installed_version, plans_of
 from sdexport.engines.ov.compiler import Compiler
@@ -195,7 +196,7 @@ def test_cache_that_cannot_be_written_costs_one_line(
     def full(*_: object) -> str:
         raise OSError(28, "No space left on device", str(cache))
 
-    monkeypatch.setattr(compiled_cache, "no_room", full)
+    monkeypatch.setattr(graph_cache, "no_room", full)
     assert np.array_equal(decoded(package), expected)
     monkeypatch.undo()
     monkeypatch.setenv("SDEXPORT_CACHE", str(cache.parent))
@@ -230,13 +231,13 @@ def test_least_recently_used_graph_goes_first(
     package: Path, cache: Path, warm: tuple[Path, np.ndarray]
 ) -> None:
     shutil.copytree(warm[0], cache.parent)
-    (old,) = compiled_cache.graphs(cache)
+    (old,) = graph_cache.graphs(cache)
     os.utime(old.sidecar, (1, 1))
     decoded(package, precision="bf16")
-    (_, new) = compiled_cache.graphs(cache)
-    assert compiled_cache.evict(cache, most=new.size + 1) == 1
-    assert compiled_cache.graphs(cache) == [new]
-    assert compiled_cache.stray_files(cache) == []
+    (_, new) = graph_cache.graphs(cache)
+    assert graph_cache.evict(cache, most=new.size + 1) == 1
+    assert graph_cache.graphs(cache) == [new]
+    assert graph_cache.stray_files(cache) == []
 
 
 def test_unverified_package_leaves_the_cache_alone(package: Path, cache: Path) -> None:
@@ -260,7 +261,7 @@ def test_two_processes_share_a_cache(package: Path, cache: Path) -> None:
     outputs = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert len(set(outputs)) == 1
-    assert len(compiled_cache.graphs(cache)) == 3
+    assert len(graph_cache.graphs(cache)) == 3
 
 
 def test_prepared_pipeline_compiles_nothing_and_says_what_it_ran(
@@ -304,12 +305,12 @@ def test_killed_build_leaves_nothing_that_is_opened(
     package: Path, cache: Path, warm: tuple[Path, np.ndarray]
 ) -> None:
     shutil.copytree(warm[0], cache.parent)
-    (graph,) = compiled_cache.graphs(cache)
+    (graph,) = graph_cache.graphs(cache)
     graph.sidecar.unlink()  # written last
-    assert compiled_cache.graphs(cache) == []
-    assert compiled_cache.stray_files(cache) == list(graph.files)
+    assert graph_cache.graphs(cache) == []
+    assert graph_cache.stray_files(cache) == list(graph.files)
     assert decoded(package).shape == (1, 3, 64, 64)
-    assert len(compiled_cache.graphs(cache)) == 1
+    assert len(graph_cache.graphs(cache)) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from sdexport.cli import main
-from sdexport.engines.cache import user_cache
+from sdexport.engines.cache import graph_cache, user_cache
 from sdexport.engines.cache.profiles import Span
 from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
-from sdexport.engines.ov import compiled_cache
 from tests.helpers.other_user import given_away
 
 SIZES = {"decoder": 3_000_000, "unet": 5_000_000}
@@ -26,9 +25,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that does not exist yet."""
     folder = tmp_path / "cache"
     monkeypatch.setenv(user_cache.VARIABLE, str(folder))
-    monkeypatch.delenv(compiled_cache.LIMIT_VARIABLE, raising=False)
+    monkeypatch.delenv(graph_cache.LIMIT_VARIABLE, raising=False)
     user_cache._warn_once.cache_clear()
-    compiled_cache._warn_once.cache_clear()
+    graph_cache._warn_once.cache_clear()
     return folder
 
 
@@ -70,7 +69,7 @@ def test_no_cache_is_empty_and_not_created(cache: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         str(cache),
-        "0.0 MB, of at most 24,000.0 MB for compiled graphs",
+        "0.0 MB, of at most 24,000.0 MB for graphs",
     ]
     assert json.loads(call("--json").stdout)["graphs"] == []
     assert json.loads(call("--clear", "--json").stdout) == {"freed": 0}
@@ -80,13 +79,13 @@ def test_no_cache_is_empty_and_not_created(cache: Path) -> None:
 def test_graphs_are_listed_the_last_used_one_first(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(compiled_cache.LIMIT_VARIABLE, "0.5")
+    monkeypatch.setenv(graph_cache.LIMIT_VARIABLE, "0.5")
     folder, unet, decoder, total = call().stdout.splitlines()
     assert folder == str(filled)
     assert unet.split()[:3] == ["unet", "5.0", "MB"] and unet.endswith("bf16, height 32")
     assert decoder.split()[:3] == ["decoder", "3.0", "MB"] and decoder.endswith("bf16, all sizes")
     assert "openvino 2026.4" in unet
-    assert total == "8.0 MB, of at most 500.0 MB for compiled graphs"
+    assert total == "8.0 MB, of at most 500.0 MB for graphs"
     found = json.loads(call("--json").stdout)
     assert found["limit"] == 500_000_000 and found["problem"] == ""
     files = [file for file in filled.rglob("*") if file.is_file()]
@@ -149,7 +148,7 @@ def test_folder_that_is_not_trusted_is_named_and_not_cleared(
 def test_limit_that_is_no_number_is_one_line(
     cache: Path, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(compiled_cache.LIMIT_VARIABLE, value)
+    monkeypatch.setenv(graph_cache.LIMIT_VARIABLE, value)
     result = call("--json")
     assert json.loads(result.stdout)["limit"] == 24_000_000_000
     (line,) = result.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""OpenVINO's compiled graphs in the user's cache folder, which holds so many bytes at most.
+"""Graphs in the user's cache folder that open at once, and the most bytes that they take together.
 
 The least recently used graph is deleted first. Its sidecar's time of change says when it was used.
 """
@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sdexport.engines.cache.user_cache import user_cache
+from sdexport.engines.cache.user_cache import folder_problem, user_cache
 from sdexport.engines.messages import shown
 
-SUBFOLDER = "openvino"
+OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
+FOLDERS = (OPENVINO, ONNXRUNTIME)
+"""Subfolders: of the graphs that OpenVINO has compiled, and ONNX Runtime optimised."""
+SUFFIXES = (".blob", ".onnx")
+"""Of a graph's first file, which has the name of its sidecar."""
 LIMIT_VARIABLE = "SDEXPORT_CACHE_GB"
-"""Environment variable: the most gigabytes that the compiled graphs take."""
+"""Environment variable: the most gigabytes that these graphs take."""
 DEFAULT_GB = 24.0
 """SD 1.5 in float32 takes 6 GB for one size, SDXL in bfloat16 7 GB."""
 FREE_SHARE = 2.0
@@ -28,27 +32,33 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachedGraph:
-    """One compiled graph: its sidecar, all of its files, their bytes, and when it was used."""
+    """One graph: its sidecar, all of its files, their bytes, and when it was used."""
 
     sidecar: Path
     files: tuple[Path, ...]
     size: int
     used: float
 
+    @property
+    def plan(self) -> Path:
+        """Its first file, whether it exists or not."""
+        plans = [self.sidecar.with_suffix(suffix) for suffix in SUFFIXES]
+        return next((plan for plan in plans if plan in self.files), plans[0])
 
-def folder() -> Path | None:
-    """The folder of compiled graphs in the user's cache; None if there is none to use."""
-    return user_cache(SUBFOLDER)
+
+def folder(name: str) -> Path | None:
+    """One of FOLDERS in the user's cache; None if there is none to use."""
+    return user_cache(name)
 
 
 def scratch_folder() -> Path | None:
     """Where rewritten weights are put meanwhile: where compiled graphs are, or None."""
-    place = folder()
+    place = folder(OPENVINO)
     return place if place is not None and os.access(place, os.W_OK) else None
 
 
 def limit() -> int:
-    """The most bytes of all compiled graphs together."""
+    """The most bytes of all graphs together."""
     text = os.environ.get(LIMIT_VARIABLE, "")
     if text:
         with suppress(ValueError, OverflowError):
@@ -96,10 +106,13 @@ def evict(place: Path, *, keep: Path | None = None, most: int | None = None) -> 
     """Delete the least recently used graphs until the others take `most` bytes.
 
     Args:
+      place: one of FOLDERS; graphs of the others next to it are counted and deleted too.
       keep: the file of a graph that stays. most: default `limit()`.
     Returns: how many were deleted.
     """
-    present, deleted = graphs(place), 0
+    places = [place, *(place.with_name(name) for name in FOLDERS if name != place.name)]
+    found = [graph for each in places if not folder_problem(each) for graph in graphs(each)]
+    present, deleted = sorted(found, key=lambda graph: graph.used), 0
     total, most = sum(graph.size for graph in present), limit() if most is None else most
     for graph in present:
         if total <= most:
