@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -21,7 +20,6 @@ from sdexport.builds.engine_builder import EngineSizes, build
 from sdexport.engines.cache import graph_cache
 from sdexport.engines.cache import user_cache as user_cache_module
 from sdexport.engines.cache.profiles import Span
-from sdexport.engines.cache.sidecar import with_own_digest
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.ov import compiled_graph
 from sdexport.engines.ov.blob_file import plugin_offset
@@ -30,6 +28,7 @@ from sdexport.engines.ov.compiler import Compiler
 from sdexport.engines.ov.openvino_session import OpenVinoSession
 from sdexport.engines.session import Session
 from sdexport.runtime.component_engines import open_component, package_binding
+from tests.helpers.engine_damages import DAMAGES, link, rotten
 
 DECODER = "vae_decoder"
 LATENTS = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)
@@ -110,49 +109,7 @@ def test_bound_and_shared_inputs_are_cached_too(
     assert len(list(cache.glob("*.once.blob"))) == 1
 
 
-def _truncated(blob: Path) -> None:
-    os.truncate(blob, blob.stat().st_size - 100)
-
-
-def _rotten(blob: Path) -> None:
-    content = bytearray(blob.read_bytes())
-    content[len(content) // 2] ^= 1
-    blob.write_bytes(content)
-
-
-def _other_version(blob: Path) -> None:
-    sidecar = blob.with_suffix(".json")
-    values = json.loads(sidecar.read_text())
-    values.pop("sidecar_sha256")
-    sidecar.write_text(with_own_digest(values | {"library_version": "2020.1"}))
-
-
-def _no_json(blob: Path) -> None:
-    blob.with_suffix(".json").write_text("{")
-
-
-def _missing(blob: Path) -> None:
-    blob.unlink()
-
-
-def _link(blob: Path) -> None:
-    other = blob.with_name("other")
-    blob.rename(other)
-    blob.symlink_to(other)
-
-
-def _folder(blob: Path) -> None:
-    blob.unlink()
-    blob.mkdir()
-
-
-def _pipe(blob: Path) -> None:
-    blob.unlink()
-    os.mkfifo(blob)
-
-
-DAMAGES = (_truncated, _rotten, _other_version, _no_json, _missing, _link, _folder, _pipe)
-PLACES = [*(("cache", damage) for damage in DAMAGES), ("prepared", _rotten), ("prepared", _link)]
+PLACES = [*(("cache", damage) for damage in DAMAGES), ("prepared", rotten), ("prepared", link)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes")

@@ -1,0 +1,168 @@
+"""Graphs that ONNX Runtime has optimised, in the user's cache: the same bits, or not used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdexport import Package, PackageError, load_pipeline
+from sdexport.engines.cache import graph_cache, remembered_hashes, user_cache
+from sdexport.engines.ort import onnxruntime_session
+from sdexport.engines.ort.prepared import cached_graph
+from sdexport.engines.ort.prepared.prepared_session import PreparedSession
+from sdexport.runtime.component_engines import open_component
+from tests.helpers.engine_damages import DAMAGES
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kept on Linux only")
+DECODER = "vae_decoder"
+LATENTS = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
+    for module in (user_cache, remembered_hashes):
+        module._warn_once.cache_clear()
+    remembered_hashes._known.clear()
+    return tmp_path / "cache" / "onnxruntime"
+
+
+@pytest.fixture(scope="module")
+def warm(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A cache folder that holds the decoder, and the decoder's output without it."""
+    expected = decoded(package)
+    folder = tmp_path_factory.mktemp("warm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(user_cache.VARIABLE, str(folder))
+        user_cache._warn_once.cache_clear()
+        assert np.array_equal(decoded(package), expected)
+    assert list(folder.glob("onnxruntime/*.onnx"))
+    return folder, expected
+
+
+@pytest.fixture
+def optimised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of graphs that were optimised instead of mapped."""
+    names: list[str] = []
+    load = onnxruntime_session.load
+
+    def counted(name: str, *arguments: object) -> object:
+        names.append(name)
+        return load(name, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(onnxruntime_session, "load", counted)
+    return names
+
+
+def decoded(package: Path, **options: object) -> np.ndarray:
+    with open_component(Package.load(package), DECODER, **options) as session:
+        return session.run({"latent_sample": LATENTS})["sample"]
+
+
+def test_cached_pipeline_gives_the_same_bits_and_optimises_nothing(
+    package: Path, cache: Path, optimised: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def image() -> bytes:
+        with load_pipeline(package) as pipe:
+            found = pipe("a", num_inference_steps=2, seed=0, width=64, height=64)
+            assert found.parameters[0].engines == ()
+            kinds.append(isinstance(pipe.session("unet"), PreparedSession))
+        return found.images[0].tobytes()
+
+    kinds: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setenv(user_cache.VARIABLE, user_cache.OFF)
+        expected = image()
+    assert image() == expected
+    optimised.clear()
+    assert image() == expected
+    assert optimised == [] and kinds == [False, False, True]
+    names = {graph.plan.name.split(".")[1] for graph in graph_cache.graphs(cache)}
+    assert names >= {"text_encoder", "unet", "vae_decoder"}
+    assert graph_cache.stray_files(cache) == []
+
+
+def test_other_sizes_and_batches_run_from_the_cached_graph(
+    package: Path, cache: Path, warm: tuple[Path, np.ndarray], optimised: list[str]
+) -> None:
+    shutil.copytree(warm[0], cache.parent)
+    latents = np.concatenate([LATENTS, LATENTS, LATENTS], axis=3)[..., :23].repeat(2, axis=0)
+    with open_component(Package.load(package), DECODER) as session:
+        found = session.run({"latent_sample": latents})["sample"]
+    assert optimised == [] and found.shape == (2, 3, 64, 184)
+    assert np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("part", [".onnx", ".onnx_data"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_graph_is_optimised_again(
+    part: str,
+    damage: Callable[[Path], None],
+    package: Path,
+    cache: Path,
+    warm: tuple[Path, np.ndarray],
+    optimised: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(warm[0], cache.parent)
+    (plan,) = cache.glob("*.onnx")
+    about_sidecar = damage.__name__ in ("other_version", "no_json")
+    damage(plan if about_sidecar else plan.with_suffix(part))
+    assert np.array_equal(decoded(package), warm[1])
+    assert optimised == [DECODER]
+    lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert 1 <= len(lines) <= 2 and all("\n" not in line for line in lines)
+    optimised.clear()
+    if damage.__name__ != "folder":
+        assert np.array_equal(decoded(package), warm[1]) and optimised == []
+
+
+def test_nothing_is_kept_of_altered_weights(package_copy: Path, cache: Path) -> None:
+    weights = max((package_copy / DECODER).iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    loaded = Package.load(package_copy, wait=False)
+    with pytest.raises(PackageError, match="was altered"):
+        open_component(loaded, DECODER)
+    assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("reason", ["memory", "disk", "limit", "options", "unverified"])
+def test_nothing_is_kept_where_it_would_not_fit_or_is_not_known(
+    reason: str, package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, object] = {}
+    if reason == "memory":
+        monkeypatch.setattr(cached_graph, "available_bytes", lambda: 0)
+    elif reason == "disk":
+        monkeypatch.setattr(graph_cache, "no_room", lambda *_: "the disk is full")
+    elif reason == "limit":
+        monkeypatch.setenv(graph_cache.LIMIT_VARIABLE, "0")
+    elif reason == "options":
+        options = {"optimization": "basic"}
+    loaded = Package.load(package, verify=reason != "unverified")
+    with open_component(loaded, DECODER, **options) as session:
+        assert np.isfinite(session.run({"latent_sample": LATENTS})["sample"]).all()
+    assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
+def test_both_backends_share_the_bound(
+    package: Path, cache: Path, warm: tuple[Path, np.ndarray]
+) -> None:
+    shutil.copytree(warm[0], cache.parent)
+    (old,) = graph_cache.graphs(cache)
+    os.utime(old.sidecar, (1, 1))
+    other = cache.with_name(graph_cache.OPENVINO)
+    other.mkdir(mode=0o700)
+    (other / "b.json").write_text("{}")
+    (other / "b.blob").write_bytes(bytes(1000))
+    assert graph_cache.evict(other, keep=other / "b.blob", most=2000) == 1
+    assert graph_cache.graphs(cache) == [] and len(graph_cache.graphs(other)) == 1
