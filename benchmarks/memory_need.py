@@ -2,17 +2,18 @@
 
     python -m benchmarks.memory_need PACKAGE [--size 256] [--backend NAME[,OPTION=VALUE...]]
                                      [--command generate|verify|build|float32] [--low-memory]
-                                     [--json FILE]
+                                     [--precision f32] [--prepared DIR] [--json FILE]
 
-Adds a row to the JSON file: the bytes and configurations from which the estimate is made, the
-measured peak, and the estimate. "float32" is the session alone with which a verification computes
-the denoiser in float32.
+Writes a row of the JSON file, in place of an earlier one of the same: the bytes and configurations
+from which the estimate is made, the measured peak, and the estimate. The user's cache is off.
+"float32" is the session alone with which a verification computes the denoiser in float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,22 @@ with np.load(sys.argv[2]) as arrays, open_float32(sys.argv[1]) as session:
 
 
 def estimate(
-    package: Package, command: str, size: int, backend: str, low_memory: bool
+    package: Package,
+    command: str,
+    size: int,
+    backend: str,
+    low_memory: bool,
+    *,
+    prepared: Path | None = None,
+    precision: str | None = None,
 ) -> int | None:
-    """The estimated peak of a command, in bytes."""
+    """The estimated peak of a command, in bytes.
+
+    Args:
+      prepared: where graphs are that are prepared. precision: of a build for OpenVINO.
+    """
     if command == "build":
-        return build_need(package, (), backend)
+        return build_need(package, (), backend, precision=precision)
     if command == "float32":
         calls = [Call(package.family.denoiser, 2, 8, 8, in_float32=True)]
     elif command == "verify":
@@ -50,19 +62,37 @@ def estimate(
     else:
         refines = package.family.starts_from_image
         calls = image_calls(package, width=size, height=size, from_image=refines)
-    return memory_need(package, calls, parse_backends([backend]), low_memory=low_memory)
+    options = {"engine_dir": prepared} if prepared else {}
+    spec = parse_backends([backend])
+    return memory_need(package, calls, spec, options=options, low_memory=low_memory)
 
 
-def run(folder: Path, command: str, size: int, backend: str, low_memory: bool) -> dict[str, Any]:
-    """The row of one command."""
+def run(
+    folder: Path,
+    command: str,
+    size: int,
+    backend: str,
+    low_memory: bool,
+    *,
+    prepared: Path | None = None,
+    precision: str | None = None,
+) -> dict[str, Any]:
+    """The row of one command; for the arguments see `estimate`."""
+    os.environ["SDEXPORT_CACHE"] = "off"
     package = Package.load(folder, verify=False)
-    need = estimate(package, command, size, backend, low_memory)
+    options = {"prepared": prepared, "precision": precision}
+    need = estimate(package, command, size, backend, low_memory, **options)
     with tempfile.TemporaryDirectory() as scratch:
         further: list[object] = ["--backend", backend, "--ignore-memory"]
         if command == "build":
             further += ["--engine-dir", scratch]
+            if backend == "openvino":
+                further += ["--precision", precision or "f32"]
+                further += ["--height", size, "--width", size]
         elif low_memory:
             further += ["--low-memory"]
+        if prepared:
+            further += ["--engine-dir", prepared]
         if command == "generate":
             further += [PROMPT, "-o", Path(scratch) / "image.png", "--steps", 2, "--seed", 0]
             if package.family.starts_from_image:
@@ -91,9 +121,18 @@ def run(folder: Path, command: str, size: int, backend: str, low_memory: bool) -
         "size": size,
         "backend": backend,
         "low_memory": low_memory,
+        "prepared": prepared is not None,
+        "build_precision": precision,
         "peak_gb": peak,
         "estimate_gb": None if need is None else round(need / 1e9, 2),
     }
+
+
+def _key(row: dict[str, Any]) -> tuple[object, ...]:
+    """What tells rows apart."""
+    names = ("family", "precision", "command", "size", "backend", "low_memory")
+    options = row.get("prepared", False), row.get("build_precision")
+    return (*(json.dumps(row[name], sort_keys=True) for name in names), *options)
 
 
 def main() -> None:
@@ -103,13 +142,24 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--command", choices=COMMANDS, default="generate")
     parser.add_argument("--low-memory", action="store_true")
+    parser.add_argument("--precision", help="of a build for OpenVINO")
+    parser.add_argument("--prepared", type=Path, help="folder of prepared graphs to use")
     parser.add_argument("--json", type=Path, help="add the row to this file")
     args = parser.parse_args()
-    row = run(args.package, args.command, args.size, args.backend, args.low_memory)
+    row = run(
+        args.package,
+        args.command,
+        args.size,
+        args.backend,
+        args.low_memory,
+        prepared=args.prepared,
+        precision=args.precision,
+    )
     shown = ("family", "command", "size", "backend", "low_memory", "peak_gb", "estimate_gb")
     print({key: row[key] for key in shown})
     if args.json:
         rows = json.loads(args.json.read_text()) if args.json.exists() else []
+        rows = [other for other in rows if _key(other) != _key(row)]
         args.json.write_text(json.dumps([*rows, row], indent=1, sort_keys=True) + "\n")
 
 

@@ -52,7 +52,14 @@ _COSTS: Mapping[str, _Cost] = {
     "openvino i8": _Cost(1.75, 1.75, 0, 40, 4.2, 4),
 }
 _PREPARED = f"{PREPARED_BACKEND} prepared"
-_BUILDS = {PREPARED_BACKEND: 1.45, "tensorrt-rtx": 1.9}
+_BUILDS = {
+    PREPARED_BACKEND: 1.45,
+    "tensorrt-rtx": 1.9,
+    "openvino f32": 1.7,
+    "openvino bf16": 0.75,
+    "openvino f16": 0.75,
+    "openvino i8": 0.6,
+}
 """Bytes that a build needs for each byte of a component's float32 weights."""
 _LOWER = (f"{OPENVINO} bf16", f"{OPENVINO} f16", f"{OPENVINO} i8")
 """Forms that compute any package in less than float32."""
@@ -159,18 +166,22 @@ def memory_need(
     return peak
 
 
-def build_need(package: Package, components: Sequence[str], backend: str) -> int | None:
+def build_need(
+    package: Package, components: Sequence[str], backend: str, *, precision: str | None = None
+) -> int | None:
     """The peak of building engines, in bytes; None for a backend whose need is not known.
 
     Args:
       components: their names; all of them if there are none.
+      precision: for which OpenVINO compiles; None is f32.
     """
-    if backend not in _BUILDS:
+    key = f"{backend} {precision or 'f32'}" if backend == OPENVINO else backend
+    if key not in _BUILDS:
         return None
     names = components or list(package.manifest.components)
     if not set(names) <= package.manifest.components.keys():
         return None  # the builder says which there are
-    return PYTHON + round(_BUILDS[backend] * max(_weights(package, name) for name in names))
+    return PYTHON + round(_BUILDS[key] * max(_weights(package, name) for name in names))
 
 
 def _form(package: Package, component: str, backends: Backends, options: Mapping[str, Any]) -> str:

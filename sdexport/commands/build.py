@@ -155,7 +155,7 @@ def build(
     loaded = Package.load(
         package, verify_hashes=verify_hashes, trusted_key=trusted_key, trust=trust
     )
-    check_build(loaded, components, backend, ignore=ignore_memory)
+    check_build(loaded, components, backend, precision=precision, ignore=ignore_memory)
     with progress(100, "build") as shown:
         built = _run(loaded, arguments, shown)
     if as_json:

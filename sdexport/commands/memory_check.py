@@ -122,14 +122,21 @@ def verification_calls(package: Any) -> list[Any]:
     return graphs + image_calls(package, width=width, height=height)
 
 
-def check_build(package: Any, components: Iterable[str], backend: str, *, ignore: bool) -> None:
+def check_build(
+    package: Any,
+    components: Iterable[str],
+    backend: str,
+    *,
+    precision: str | None = None,
+    ignore: bool,
+) -> None:
     """Check what building an engine for the largest component needs.
 
     Raises: see check_memory.
     """
     from sdexport.runtime.memory_need import build_need
 
-    need = build_need(package, list(components), backend)
+    need = build_need(package, list(components), backend, precision=precision)
     check_memory(need, "this build", "build on a machine with more memory", ignore=ignore)
 
 

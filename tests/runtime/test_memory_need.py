@@ -71,6 +71,10 @@ def package_of(row: dict[str, Any], folder: Path) -> Package:
         (folder / name / "config.json").write_text(json.dumps(row["configs"][name]))
         with (folder / name / "model.onnx").open("wb") as file:
             file.truncate(size)
+        if row.get("prepared"):
+            plan = folder / "engines" / "onnxruntime" / f"{name}.onnx"
+            plan.parent.mkdir(parents=True, exist_ok=True)
+            plan.touch()
         graphs = [graph for graph in row["graphs"] if graph.partition(".")[0] == name]
         files = [f"{name}/{graph.partition('.')[2] or 'model'}.onnx" for graph in graphs]
         records = tuple(FileRecord(file, 1, "") for file in files)
@@ -98,7 +102,7 @@ def estimate(row: dict[str, Any], package: Package) -> int | None:
             size * bytes_of[row["precision"][name]] for name, size in row["stored"].items()
         )
     if row["command"] == "build":
-        return build_need(package, (), row["backend"])
+        return build_need(package, (), row["backend"], precision=row.get("build_precision"))
     if row["command"] == "float32":
         calls = [Call(package.family.denoiser, 2, 8, 8, in_float32=True)]
     elif row["command"] == "verify":
