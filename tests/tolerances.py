@@ -399,6 +399,19 @@ MEMORY_ESTIMATE = 0.25
 """Relative error of an estimated memory peak. The peaks of one command differ by a tenth from run
 to run and from processor to processor, and decide only between a warning and an error."""
 
+MEMORY_GB = {
+    "onnxruntime": 4.3,
+    "openvino": 6.9,
+    "openvino,precision=bf16": 2.9,
+    "openvino,precision=i8": 2.3,
+    "fp16 package": 4.2,
+}
+"""Peak of resident memory of one image of SD 1.5 at 256x256: a tenth above what was measured."""
+PREPARED_CPU = 0.8
+"""Processor time with prepared graphs, of that without: two steps leave little but the start."""
+REMEMBERED_CPU = 1.0
+"""Seconds of a core: the hashes of 4.3 GB take 2.4."""
+
 # Fuzzing
 
 FUZZ_SECONDS = 1.0
