@@ -201,7 +201,8 @@ def open_component(
     try:
         _check_names(package, graph, "input", inputs, session.inputs)
         _check_names(package, graph, "output", outputs, session.outputs)
-        package.check_hashes(graph)
+        if backend != compiled_graph.BACKEND:  # it compiles, and checks, when it is called
+            package.check_hashes(graph)
     except (PackageError, OSError):
         session.close()
         raise
@@ -213,13 +214,12 @@ def _openvino_options(
 ) -> dict[str, Any]:
     """Which compiled graphs OpenVINO may use; the user's cache only if hashes are compared.
 
-    Raises: EngineError: the package's own folder of engines is a link. PackageError: a file of the
-      graph was altered.
+    Raises: EngineError: the package's own folder of engines is a link.
     """
     if not package.manifest.every_file:
         return {}  # nothing identifies the graph
-    package.check_hashes(graph)  # what is compiled may be kept
     options: dict[str, Any] = {
+        "check": partial(package.check_hashes, graph),
         "digest": package.model_digest(graph),
         "package": package_binding(package),
         "cached": package.hashes is not None,

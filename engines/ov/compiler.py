@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +88,7 @@ class Compiler:
       name: of the component. path: the .onnx file. inputs: of the graph.
       device, precision: see OpenVinoSession. config: for OpenVINO. rewrites: whether there are any.
       cache: OpenVINO's own folder of compiled graphs, if it is used.
-      files: see OpenVinoSession. store: compiled graphs on disk, if they are used.
+      files, check: see OpenVinoSession. store: compiled graphs on disk, if they are used.
     Raises: EngineError: there is no such device, or the file cannot be loaded.
     """
 
@@ -105,11 +105,12 @@ class Compiler:
         cache: Path | None,
         files: CheckedFiles,
         store: GraphStore | None,
+        check: Callable[[], object],
     ) -> None:
         self._name, self._path, self._inputs = name, path, inputs
         self._device, self._precision, self._config = device, precision, dict(config)
         self._rewrites, self._cache, self._files = rewrites, cache, files
-        self._store = store
+        self._store, self._check = store, check
         self._read: _Read | None = None
         with self._explained():
             self._core: Any = ov.Core()
@@ -166,7 +167,7 @@ class Compiler:
     def _opened(
         self, stored: StoredGraph, shapes: Shapes | None, bound: BoundInputs, *, is_prepared: bool
     ) -> Compiled:
-        """Raises: RuntimeError: OpenVINO cannot open it."""
+        """Raises: RuntimeError: OpenVINO cannot open it. PackageError: see `check`."""
         blobs = [blob for blob in (stored.model, stored.once) if blob is not None]
         mappings = [blob.mapping for blob in blobs]
         with dropped(lambda: drop_pages(mappings), mapped_files_bytes):
@@ -174,6 +175,7 @@ class Compiler:
                 self._core.import_model(blob.tensor, self._device, self._config) for blob in blobs
             ]
         taken = {name for value in models[0].inputs for name in value.get_names()}
+        self._check()
         was_split = bool(bound.constants) and not (bound.constants & taken)
         return Compiled(
             models[0],
@@ -255,6 +257,7 @@ class Compiler:
                 if once is not None:
                     once = self._core.compile_model(once, self._device, configs[1])
                 model = self._core.compile_model(rewritten.model, self._device, configs[0])
+        self._check()  # before anything is stored or run
         return Compiled(model, shapes, rewritten.bound, once, keep=weights)
 
     def _take_read(self) -> _Read:

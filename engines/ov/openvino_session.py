@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class OpenVinoSession(SessionBase):
         been built for. Without `digest` (sidecar.model_digest of the file) neither these are used
         nor those of the user's cache, which calls that compile write to.
       cached: False leaves the user's cache alone.
+      check: called when a graph was compiled or opened, before it is run or stored; raises
+        PackageError if the file or its weights were altered.
     Raises: InvalidArgumentError: an option out of range. EngineError: the file cannot be loaded,
       there is no such device, or the cache folder cannot be written. PackageError: the files
       changed.
@@ -89,6 +91,7 @@ class OpenVinoSession(SessionBase):
         digest: str | None = None,
         package: str | None = None,
         cached: bool = True,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         path = Path(path)
         name = path.parent.name or path.stem
@@ -129,6 +132,7 @@ class OpenVinoSession(SessionBase):
             cache=cache,
             files=files,
             store=store,
+            check=check,
         )
         if not static:
             self._compiled = self._compile(None)
