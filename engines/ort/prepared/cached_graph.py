@@ -95,8 +95,8 @@ class CachedGraph:
             made.append(self.original(keep=part / plan.name))
             self.check()
 
-        weights = sum(_FLOAT * math.prod(each.dims) for each in survey(self.path).external)
         try:
+            weights = _float32_bytes(self.path)
             problem = graph_cache.no_room(plan.parent, weights)
             if not problem and _is_memory_short(weights):
                 _log.info("%s: its optimised graph is not cached: little memory", self.graph)
@@ -138,6 +138,12 @@ class CachedGraph:
             inputs=tuple(inputs),
             outputs=tuple(outputs),
         )
+
+
+def _float32_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and of its weights in float32."""
+    external = sum(_FLOAT * math.prod(each.dims) for each in survey(path).external)
+    return path.stat().st_size + external
 
 
 def _is_memory_short(weights: int) -> bool:

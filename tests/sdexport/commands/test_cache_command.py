@@ -146,10 +146,9 @@ def test_folder_that_is_not_trusted_is_named_and_not_cleared(
 
 @pytest.mark.parametrize("value", ["many", "-1", "nan", "inf", "1e400"])
 def test_limit_that_is_no_number_is_one_line(
-    cache: Path, value: str, monkeypatch: pytest.MonkeyPatch
+    cache: Path, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(graph_cache.LIMIT_VARIABLE, value)
-    result = call("--json")
-    assert json.loads(result.stdout)["limit"] == 24_000_000_000
-    (line,) = result.stderr.splitlines()
-    assert f"SDEXPORT_CACHE_GB is '{value}'" in line
+    assert json.loads(call("--json").stdout)["limit"] == 24_000_000_000
+    (record,) = caplog.records
+    assert record.getMessage() == f"SDEXPORT_CACHE_GB is '{value}', no number; 24 is used"
