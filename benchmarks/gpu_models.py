@@ -21,7 +21,7 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.published_configs import FAMILIES
 from sdexport.demo_model import MODEL_DIR
-from sdexport.exporter import DEFAULT_OPSET
+from sdexport.export_steps import DEFAULT_OPSET
 from sdexport.graphs.precision import conversion
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import Part, parts

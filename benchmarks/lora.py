@@ -81,7 +81,7 @@ class Costs:
         """Seconds and processor seconds of a call, the smallest of each, and the ratio to plain."""
         sessions: dict[str, Session] = {"plain": self._pipe.session(self._name)}
         for name, path in self.files.items():
-            sessions[name] = self.applied(path).denoiser(self._name, self._pipe.session)
+            sessions[name] = self._adapted(path)
         steps = {spec.name: self._array(spec, 1) for spec in sessions["plain"].inputs}
         feeds = {name: value for name, value in steps.items() if name in STEP_INPUTS}
         bound = {name: self._bound(session) for name, session in sessions.items()}
@@ -103,10 +103,13 @@ class Costs:
             self.applied(path)
         for _, path in zip(range(count), itertools.cycle(self.others), strict=False):
             started = time.perf_counter()
-            session = self.applied(path).denoiser(self._name, self._pipe.session)
+            session = self._adapted(path)
             bound = self._bound(session)
             yield time.perf_counter() - started
             bound.close()
+
+    def _adapted(self, path: Path) -> Session:
+        return self.applied(path).adapted(self._name, self._pipe.session(lora_graph(self._name)))
 
     def _bound(self, session: Session) -> Session:
         constants = {

@@ -6,7 +6,7 @@ Errors: InvalidArgumentError if an argument does not fit, EngineError if the eng
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -268,6 +268,7 @@ class BoundSession(SessionBase):
                 raise InvalidArgumentError(
                     f"{parent.name}: no input '{name}' to share between the halves of the batch"
                 )
+            rest[name] = _halved(rest[name])
         super().__init__(parent.name, tuple(rest.values()), parent.outputs)
         self._parent, self._source = parent, parent._source
         self._constants: Feeds = copies
@@ -309,6 +310,12 @@ class BoundSession(SessionBase):
 
     def _release(self) -> None:
         self._constants = {}
+
+
+def _halved(spec: TensorSpec) -> TensorSpec:
+    """An input of which half of the rows are given; other inputs still have all of them."""
+    rows, *others = spec.shape
+    return spec if isinstance(rows, int) else replace(spec, shape=(f"half of {rows}", *others))
 
 
 def check_feeds(

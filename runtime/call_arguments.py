@@ -10,7 +10,10 @@ from sdexport.engines.messages import shown
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
-_NO_CONTROLNET = "ControlNet is not supported"
+_CONTROLNET = (
+    "give controlnets=[sdexport.ControlNet(package, image, scale=1.0, start=0.0, end=1.0, "
+    "guess_mode=False)]"
+)
 _NO_IP_ADAPTER = "IP-Adapters are not supported"
 _OLD_CALLBACK = "use callback_on_step_end or on_step"
 _AT_LOAD = "it is an option of load_pipeline or of the package's export"
@@ -21,12 +24,12 @@ NOT_TAKEN = {
     ),
     "ip_adapter_image": _NO_IP_ADAPTER,
     "ip_adapter_image_embeds": _NO_IP_ADAPTER,
-    "control_image": _NO_CONTROLNET,
-    "control_guidance_start": _NO_CONTROLNET,
-    "control_guidance_end": _NO_CONTROLNET,
-    "control_mode": _NO_CONTROLNET,
-    "controlnet_conditioning_scale": _NO_CONTROLNET,
-    "guess_mode": _NO_CONTROLNET,
+    "control_image": _CONTROLNET,
+    "control_guidance_start": _CONTROLNET,
+    "control_guidance_end": _CONTROLNET,
+    "control_mode": "ControlNet-Union is not supported",
+    "controlnet_conditioning_scale": _CONTROLNET,
+    "guess_mode": _CONTROLNET,
     "adapter_conditioning_scale": "T2I-Adapters are not supported",
     "adapter_conditioning_factor": "T2I-Adapters are not supported",
     "masked_image_latents": "give image and mask_image; their latents are computed from them",

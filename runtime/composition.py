@@ -12,6 +12,7 @@ import numpy as np
 from sdexport.engines import Session, TensorSpec
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.component_sessions import chunks, finite
+from sdexport.runtime.expected_calls import STEP
 from sdexport.runtime.loop_state import LoopState
 from sdexport.runtime.models.text_layers import PROJECTED
 from sdexport.runtime.text.prompt_conditions import (
@@ -52,11 +53,11 @@ class ComposedPredictor:
             self._bind(rows, unconditional, count)
             self._key = rows, unconditional
         sample = state.start.denoiser_input(sample)
-        time = timestep_input(self._unet.inputs, timestep)
+        times = step_feeds(self._unet.inputs, timestep, i)
         images = np.array(rows.images)
         predictions: dict[int, np.ndarray] = {}
         for places, session in self._bound:
-            feeds = {"sample": sample[images[places]], "timestep": time}
+            feeds = {"sample": sample[images[places]], **times}
             noise_pred = finite(session.run(feeds)["out_sample"], self._unet.name, f"step {i}")
             predictions |= dict(zip(places, noise_pred, strict=True))
         return self._combined(rows, predictions, count, guided)
@@ -135,7 +136,14 @@ def compose(unconditional: np.ndarray | None, parts: list[tuple[float, np.ndarra
     return composed
 
 
-def timestep_input(inputs: tuple[TensorSpec, ...], timestep: float) -> np.ndarray:
-    """The denoiser's timestep, in the shape and dtype of its input."""
-    spec = next(spec for spec in inputs if spec.name == "timestep")
-    return np.full((1,) * len(spec.shape), timestep, spec.dtype)
+def step_feeds(inputs: tuple[TensorSpec, ...], timestep: float, i: int) -> dict[str, np.ndarray]:
+    """The denoiser's timestep, and the index of the step if it takes that, by input.
+
+    Both are in the shape and dtype of their input.
+    """
+    values = {"timestep": timestep, STEP: i}
+    return {
+        spec.name: np.full((1,) * len(spec.shape), values[spec.name], spec.dtype)
+        for spec in inputs
+        if spec.name in values
+    }

@@ -12,17 +12,27 @@ from dataclasses import dataclass
 
 from sdexport.engines import Session, TensorSpec
 from sdexport.engines.errors import PackageError
-from sdexport.runtime.models.components import Role
+from sdexport.runtime.models.components import (
+    PIXEL_ROLES,
+    STEP_ROLES,
+    Role,
+    is_residual,
+    level_dimensions,
+)
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.prompt_embeds import Text
 
 STEP_INPUTS = ("sample", "timestep")
-"""Inputs of the denoiser that change from step to step; all others are bound."""
+"""Inputs of the denoiser that change from step to step; all others are bound, except residuals of
+ControlNets."""
+STEP = "step"
+"""An input of a denoiser with ControlNets: the index of the step, (1,) int64."""
 SHARED_INPUTS = ("sample",)
 """Inputs that are the same for the unconditional and the conditional half of a guided batch."""
 _log = logging.getLogger(__name__)
 _LONGEST = 250
 """Characters of a prompt that is expected to have one row of tokens; most tokens have four."""
+_MOST_LEVELS = 8
 TOKENS = 77
 """Tokens in a row of the text encoder's input."""
 
@@ -62,20 +72,21 @@ def expected_call(
     """
     family, unit = package.family, package.manifest.downscale
     role = family.component(component).role
-    doubled = role is Role.DENOISER and call.guided and not family.guidance_embedding
+    doubled = role in STEP_ROLES and call.guided and not family.guidance_embedding
     rows = 1 if role is Role.TEXT_ENCODER else call.batch * (2 if doubled else 1)
-    scale = 1 if role is Role.VAE_ENCODER else unit
+    scale = 1 if role in PIXEL_ROLES else unit
     tokens = TOKENS if role is Role.TEXT_ENCODER else call.tokens
     sizes = {
         **dict.fromkeys(("batch", "batch_size"), rows),
         **dict.fromkeys(("sequence", "sequence_length"), tokens),
         **dict.fromkeys(("height", "image_height"), call.height // scale),
         **dict.fromkeys(("width", "image_width"), call.width // scale),
+        **level_sizes(call.height // unit, call.width // unit),
     }
     shapes = {spec.name: tuple(_size(component, d, sizes) for d in spec.shape) for spec in specs}
-    if role is not Role.DENOISER:
+    if role not in STEP_ROLES:
         return ExpectedCall(shapes)
-    constants = tuple(name for name in shapes if name not in STEP_INPUTS)
+    constants = tuple(name for name in shapes if not is_step_input(name))
     return ExpectedCall(shapes, constants, SHARED_INPUTS if doubled else ())
 
 
@@ -90,6 +101,24 @@ def expect_call(package: Package, component: str, session: Session, call: ImageC
         _log.info("%s", error)
         return
     session.expect(expected.shapes, constants=expected.constants, shared=expected.shared)
+
+
+def is_step_input(name: str) -> bool:
+    """Whether an input of a denoiser or of a ControlNet changes from step to step."""
+    return name in STEP_INPUTS or is_residual(name)
+
+
+def level_sizes(height: int, width: int) -> dict[str, int]:
+    """Sizes of the dimensions of the smaller levels of a UNet, by name.
+
+    Args:
+      height, width: of the latents.
+    """
+    found: dict[str, int] = {}
+    for level in range(1, _MOST_LEVELS):
+        high, wide = level_dimensions(level)
+        found |= {high: -(-height // 2**level), wide: -(-width // 2**level)}
+    return found
 
 
 def is_short(prompt: Text) -> bool:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sdexport.engines.run_record import recorded_runs
-from sdexport.runtime.adapters.call_loras import NoLoras
+from sdexport.runtime.adapters.call_adapters import CallAdapters
 from sdexport.runtime.denoise import DenoiseStep, denoise
 from sdexport.runtime.expected_calls import ImageCall, is_short
 from sdexport.runtime.guidance import Guidance
@@ -38,9 +38,6 @@ from sdexport.runtime.text.prompt_conditions import (
 from sdexport.runtime.text.prompt_embeds import EmbedArguments, Embeds, Text
 from sdexport.runtime.text.prompt_texts import StepRange
 from sdexport.runtime.timestep_plan import TimestepPlan
-
-if TYPE_CHECKING:
-    from sdexport.runtime.adapters.applied_loras import AppliedLoras
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +65,7 @@ class CheckedCall:
     noise: ImageNoise
     sizes: SizeConditioning
     callbacks: StepCallbacks
-    loras: NoLoras | AppliedLoras
+    adapters: CallAdapters
 
     @property
     def count(self) -> int:
@@ -83,7 +80,7 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
       EngineError: a component failed, or its output is not finite. PackageError: a file of the
       package was altered.
     """
-    with recorded_runs() as ran:
+    with recorded_runs() as ran, closing(call.adapters):
         latents, decoded, clock = _run_stages(pipeline, call)
     pipeline.package.check_hashes()  # of every file before an image is returned
     parameters = image_parameters(
@@ -94,7 +91,7 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
         call.plan,
         call.noise,
         call.guidance_scale,
-        pipeline.settings | {"engines": pipeline.components_in(ran), "loras": call.loras.recorded},
+        pipeline.settings | {"engines": pipeline.components_in(ran)} | call.adapters.recorded,
     )
     return Result.from_decoded(decoded, latents, parameters, clock)
 
@@ -114,7 +111,7 @@ def _run_stages(
     call.callbacks.check(conditioning, start, composed=composed)
     clock.append(time.perf_counter())
     steps = denoise(
-        call.loras.denoiser(pipeline.package.family.denoiser, pipeline.session),
+        call.adapters.denoiser(pipeline.session),
         start,
         embeds,
         call.plan.scheduler,
@@ -126,6 +123,7 @@ def _run_stages(
     )
     latents = _last_latents(pipeline, call, steps)
     del steps  # which keeps the denoiser's session
+    call.adapters.close()
     pipeline.finish_denoising()
     clock.append(time.perf_counter())
     samples = _decode(pipeline, latents, call.arguments["output_type"])
@@ -141,7 +139,7 @@ def _opened_ahead(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
     """
     family = pipeline.package.family
     encoder = [family.vae_encoder] if call.images.image is not None else []
-    return [*encoder, call.loras.graph(family.denoiser)]
+    return [*encoder, call.adapters.graph]
 
 
 def _expected(pipeline: PipelineStages, call: CheckedCall) -> ImageCall | None:
@@ -162,7 +160,7 @@ def _encode(
 ) -> tuple[Embeds | PromptConditions, np.ndarray | None]:
     """The embeddings of the prompts, and the pooled ones."""
     arguments, plan = call.arguments, call.plan
-    encoders = call.loras.text_encoders(pipeline.text_encoders)
+    encoders = call.adapters.text_encoders(pipeline.text_encoders)
     return prepare_prompts(
         partial(
             encoders.encode,
@@ -204,9 +202,9 @@ def _conditioning(
         scored=bool(index.get("requires_aesthetics_score")),
         pooled=pooled,
     )
-    denoiser = call.loras.denoiser(family.denoiser, pipeline.session)
+    denoiser = call.adapters.denoiser(pipeline.session)
     found = conditioning_values(family.conditioning, denoiser.inputs, request)
-    found |= call.loras.conditioning(family.denoiser, guided=guided)
+    found |= call.adapters.conditioning(guided=guided)
     sizes = [
         name
         for name in SIZE_ARGUMENTS

@@ -13,16 +13,20 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, inputs, prompt_arguments
+from sdexport.runtime.adapters.call_adapters import CallAdapters
 from sdexport.runtime.adapters.call_loras import (
     LoraArgument,
     LorasOfPrompts,
     loras_in_prompts,
     loras_of_call,
 )
+from sdexport.runtime.adapters.controlled_images import ControlledImages
+from sdexport.runtime.adapters.controlnet_argument import ControlNet, checked_controlnets
 from sdexport.runtime.call_arguments import check_output, reject_unknown
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.generation import CheckedCall, generate
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
+from sdexport.runtime.images.control_images import ControlImages, Crop
 from sdexport.runtime.images.inpainting import InpaintOptions
 from sdexport.runtime.images.loading import ImageSources
 from sdexport.runtime.models.conditioning import SIZE_ARGUMENTS, SizeConditioning
@@ -114,6 +118,7 @@ class Pipeline(PipelineStages):
         clip_skip: int | None = 0,
         token_embeds: TokenEmbeds | None = None,
         loras: Sequence[LoraArgument] | None = None,
+        controlnets: Sequence[ControlNet] | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,
@@ -140,7 +145,7 @@ class Pipeline(PipelineStages):
             takes zeros as negative embeddings, which is not the same as "".
           prompt_2, negative_prompt_2: for the second text encoder of SDXL; default the first's.
           height, width: pixels, multiples of the package's downscale (8); default the size of
-            `image`, rounded down, or else the package's.
+            `image`, or else of the first control image, rounded down, or else the package's.
           num_inference_steps: 1 or more, at most as many as the scheduler was trained with; default
             50, for latent consistency models 4.
           timesteps, sigmas: instead of a number of steps, for schedulers that take them.
@@ -187,6 +192,7 @@ class Pipeline(PipelineStages):
           loras: names that load_lora gave, or files, each alone or as (file, scale); a scale of
             -100..100, default 1, or one for each image. Applied in addition to each other; see
             docs/lora.md.
+          controlnets: ControlNets with their control images; see ControlNet and docs/controlnet.md.
           original_size, crops_coords_top_left, target_size, aesthetic_score,
             negative_aesthetic_score, negative_original_size, negative_crops_coords_top_left,
             negative_target_size: SDXL's size conditioning; sizes are (height, width), default the
@@ -231,6 +237,9 @@ class Pipeline(PipelineStages):
         self._family.check_task(**task)
         inpainting = InpaintOptions(mask_blur, mask_invert, paste_back, padding_mask_crop)
         inpainting.check(mask_image, resize_mode, output_type)
+        nets = checked_controlnets(controlnets)
+        control_images = [ControlImages(net.image) for net in nets]
+        default_size = self._default_size(control_images)
         images = inputs.image_inputs(
             image,
             mask_image,
@@ -238,7 +247,7 @@ class Pipeline(PipelineStages):
             width,
             resize_mode,
             inpainting=inpainting,
-            default_size=self.package.manifest.default_size,
+            default_size=default_size,
             space=self._space,
             count=len(prompts),
         )
@@ -293,7 +302,23 @@ class Pipeline(PipelineStages):
                 **{name: arguments[name] for name in SIZE_ARGUMENTS},
             ),
             callbacks=callbacks,
-            loras=loras_of_call(self._loras, loras, len(prompts), self._components, named=named),
+            adapters=self._call_adapters(
+                loras,
+                named,
+                nets,
+                control_images,
+                ControlledImages(
+                    len(prompts),
+                    images.width,
+                    images.height,
+                    plan.steps,
+                    resize_mode,
+                    [Crop(each.original.size, each.box) for each in images.paste_back]
+                    if padding_mask_crop is not None
+                    else (),
+                    self.max_batch,
+                ),
+            ),
         )
         result = generate(self, call)
         return result if return_dict else self._family.output_tuple(result.images)
@@ -370,6 +395,42 @@ class Pipeline(PipelineStages):
             **further,
         )
         return time.perf_counter() - began
+
+    def _default_size(self, control_images: Sequence[ControlImages]) -> tuple[int, int]:
+        """(height, width) where neither is given and there is no input image."""
+        if not control_images:
+            return self.package.manifest.default_size
+        unit = self.package.manifest.downscale
+        height, width = (max(side // unit, 1) * unit for side in control_images[0].size)
+        return height, width
+
+    def _call_adapters(
+        self,
+        loras: Sequence[LoraArgument] | None,
+        named: LorasOfPrompts,
+        nets: Sequence[ControlNet],
+        control_images: Sequence[ControlImages],
+        controlled: ControlledImages,
+    ) -> CallAdapters:
+        """What the adapters of a call change; `generate` closes it.
+
+        Raises: see AppliedLoras and AppliedControlNets.
+        """
+        applied = loras_of_call(
+            self._loras, loras, controlled.count, self._components, named=named
+        )
+        parts = []
+        if nets:
+            from sdexport.runtime.adapters.applied_controlnets import (
+                AppliedControlNets,
+                check_backend,
+            )
+
+            check_backend(self._components.requested(self._family.denoiser))
+            parts.append(
+                AppliedControlNets(self._adapters, self.package, nets, control_images, controlled)
+            )
+        return CallAdapters(self._family.denoiser, applied, parts)
 
 
 @functools.cache

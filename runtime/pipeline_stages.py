@@ -12,6 +12,7 @@ from sdexport.engines import Session
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, scheduler_argument, timestep_plan
+from sdexport.runtime.adapters.adapter_store import AdapterStore
 from sdexport.runtime.adapters.call_loras import LoraArgument, lora_folder, loras_of_call
 from sdexport.runtime.adapters.lora_store import LoraStore
 from sdexport.runtime.component_backends import Backends, BackendSpec
@@ -52,6 +53,12 @@ class PipelineStages(ClosesOnExit):
         expected_images: int | None = None,
         **options: Any,
     ) -> None:
+        if package.manifest.is_adapter:
+            raise InvalidArgumentError(
+                f"{package.folder} is the package of a {package.manifest.family}, not of a model: "
+                "give it to the pipeline of a model, as controlnets=[ControlNet(folder, image)] "
+                "(--controlnet FOLDER:IMAGE)"
+            )
         unit = package.manifest.downscale
         if max_batch is not None:
             checks.integer("max_batch", max_batch, 1, 2**31)
@@ -69,6 +76,9 @@ class PipelineStages(ClosesOnExit):
         )
         self.text_encoders = TextEncoders(package, self.session)
         self._loras = LoraStore(package)
+        self._adapters = AdapterStore(
+            package, backend, options, low_memory=low_memory, images=expected_images
+        )
         scheduler_argument.warn_of_replacement(package.scheduler_config)
 
     @property
@@ -145,6 +155,7 @@ class PipelineStages(ClosesOnExit):
 
     def close(self) -> None:
         """Close every session that the pipeline opened; closing twice is allowed."""
+        self._adapters.close()
         self._components.close()
 
     @property

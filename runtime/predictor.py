@@ -10,7 +10,7 @@ from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks
 from sdexport.runtime.component_sessions import chunks, finite
-from sdexport.runtime.composition import timestep_input
+from sdexport.runtime.composition import step_feeds
 from sdexport.runtime.expected_calls import SHARED_INPUTS
 from sdexport.runtime.loop_state import LoopState
 
@@ -42,11 +42,11 @@ class Predictor:
         guidance = state.guidance
         guided = guidance.is_guided_at(i, state.steps)
         sample = state.start.denoiser_input(sample)
-        time = timestep_input(self._unet.inputs, timestep)
+        times = step_feeds(self._unet.inputs, timestep, i)
         parts = []
         for rows in chunks(count, self._max_batch):
             unet = self._session(rows, count, guided)
-            feeds = {"sample": sample[rows], "timestep": time}
+            feeds = {"sample": sample[rows], **times}
             noise_pred = finite(unet.run(feeds)["out_sample"], unet.name, f"step {i}")
             parts.append(guidance.combine(noise_pred) if guided else noise_pred)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

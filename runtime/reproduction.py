@@ -11,11 +11,17 @@ from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError, SDExportError
 from sdexport.engines.messages import shown
+from sdexport.runtime.adapters.controlnet_argument import ControlNet
 from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.parameters import INPUT_IMAGES, Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
-from sdexport.runtime.images.recorded_values import InputImage, RecordedLora, identity
+from sdexport.runtime.images.recorded_values import (
+    InputImage,
+    RecordedControlNet,
+    RecordedLora,
+    identity,
+)
 from sdexport.runtime.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -80,6 +86,8 @@ def arguments_like(
         found["loras"] = [
             (_find_lora(each, folder, lora_dir), each.scale) for each in parameters.loras
         ]
+    if parameters.controlnets and "controlnets" not in changes:
+        found["controlnets"] = [_find_controlnet(each, folder) for each in parameters.controlnets]
     if found.get("strength") is not None and "image" not in found:
         raise InvalidArgumentError(
             "the image was made from an input image, which its settings do not name; give image"
@@ -127,6 +135,31 @@ def _find_lora(
             if path.exists() and lora_digest(sources_at(path)) == recorded.sha256:
                 return path
     return recorded
+
+
+def _find_controlnet(recorded: RecordedControlNet, folder: Path | None) -> ControlNet:
+    """A ControlNet whose package and control images are in a folder or in the current one.
+
+    Raises: InvalidArgumentError: one of them is not there.
+    """
+    from sdexport.runtime.packages.manifest import read_manifest
+
+    name = Path(recorded.name).name  # a recorded name is untrusted: only its last part counts
+    for place in (folder, Path()):
+        path = place / name if place is not None and name else None
+        try:
+            if path is None or read_manifest(path).digest != recorded.sha256:
+                continue
+        except (OSError, SDExportError):  # no package
+            continue
+        images = _find("controlnets", recorded.images, folder)
+        settings = (recorded.scale, recorded.start, recorded.end, recorded.guess_mode)
+        return ControlNet(path, images, *settings)
+    raise InvalidArgumentError(
+        f"the image was made with the ControlNet {shown(name)} "
+        f"({recorded.sha256[:HASH_DIGITS]}), which is not there; give controlnets (--controlnet) "
+        "again"
+    )
 
 
 def _is(path: Path, recorded: InputImage) -> bool:

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdexport.adapter_exporter import export_adapter as export_adapter
     from sdexport.builds.engine_builder import build as build
     from sdexport.engines.backends import open_session as open_session
     from sdexport.engines.errors import CheckpointError as CheckpointError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from sdexport.engines.errors import WorkerError as WorkerError
     from sdexport.exporter import export as export
     from sdexport.runtime import schedulers as schedulers
+    from sdexport.runtime.adapters.controlnet_argument import ControlNet as ControlNet
     from sdexport.runtime.images import preprocessors as preprocessors
     from sdexport.runtime.images.metadata import save_image as save_image
     from sdexport.runtime.images.parameters import Parameters as Parameters
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from sdexport.verification.verifier import verify as verify
 
 _NAMES = {
+    "sdexport.adapter_exporter": ("export_adapter",),
     "sdexport.builds.engine_builder": ("build",),
     "sdexport.engines.backends": ("open_session",),
     "sdexport.engines.errors": (
@@ -57,6 +60,7 @@ _NAMES = {
         "WorkerError",
     ),
     "sdexport.exporter": ("export",),
+    "sdexport.runtime.adapters.controlnet_argument": ("ControlNet",),
     "sdexport.runtime.images.metadata": ("save_image",),
     "sdexport.runtime.images.parameters": ("Parameters",),
     "sdexport.runtime.images.read_parameters": ("read_parameters",),

@@ -22,6 +22,7 @@ from sdexport.commands import (
     cache,
     demo,
     export,
+    export_adapter,
     generate,
     inspect,
     preprocess,
@@ -145,6 +146,7 @@ def _variables(command: click.Command, option: click.Parameter) -> Iterator[str]
 
 for _command in (
     export.export,
+    export_adapter.export_adapter,
     verify.verify,
     generate.generate,
     preprocess.preprocess,

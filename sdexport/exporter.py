@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdexport.checkpoints.config_files import read_config, write_config
+from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.modules import free_weights
 from sdexport.checkpoints.source_index import package_index
 from sdexport.checkpoints.sources import Options, open_source
-from sdexport.engines.errors import (
-    CheckpointError,
-    InvalidArgumentError,
-    OutOfMemoryError,
-    VerificationError,
-    is_out_of_memory,
+from sdexport.engines.errors import CheckpointError
+from sdexport.export_steps import (
+    DEFAULT_OPSET,
+    TRACING,
+    Begin,
+    Progress,
+    checked_destination,
+    notes_of,
+    tools_used,
+    tracing,
+    verified,
+    write_json,
 )
-from sdexport.engines.messages import one_line
-from sdexport.graphs.adapter_graphs import kinds_of, write_adapter_graphs
-from sdexport.graphs.precision import check_precision, conversion, verifying_backend
+from sdexport.graphs.adapter_graphs import TracedGraph, kinds_of, write_adapter_graphs
+from sdexport.graphs.precision import conversion, verifying_backend
 from sdexport.graphs.token_graphs import write_token_graphs
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import Part, parts
-from sdexport.package_folder import check_destination, package_folder
+from sdexport.package_folder import package_folder
 from sdexport.package_writer import describe, describe_component, write
 from sdexport.preview_fit import fit_preview
 from sdexport.runtime.models.components import AdapterKind, Role
@@ -39,8 +40,6 @@ from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.tokenizer import ClipTokenizer
-from sdexport.runtime.version import __version__
-from sdexport.unfinished_exports import sweep
 from sdexport.verification.adapter_reference import record_adapter_graphs
 from sdexport.verification.reference import (
     ImageRecorder,
@@ -49,11 +48,8 @@ from sdexport.verification.reference import (
     record_float32_outputs,
     record_token_graphs,
 )
-from sdexport.verification.report import Check
-from sdexport.verification.verifier import REFERENCE_IMAGE, verify_package
+from sdexport.verification.verifier import REFERENCE_IMAGE
 
-DEFAULT_OPSET = 23
-OPSETS = range(18, 25)
 _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -62,18 +58,6 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "numpy")
-
-_MAPPED: dict[str, Any] = {"optimization": "none", "prepacking": False}
-"""Options with which ONNX Runtime computes from memory-mapped weights. Its optimizer would first
-copy all of them, and convert float16 to float32: 19 s and 5.9 GB for SD 1.5's UNet instead of 3 s
-and 3.7 GB."""
-
-Progress = Callable[[str, str, int], object]
-"""Called with a component, the stage that begins, and the number of stages in all."""
-_Begin = Callable[[str, str], object]
-TRACING = 1_400_000_000
-"""Bytes of PyTorch, the traced graph and the reference image, for full-size models."""
 
 
 def export(
@@ -85,6 +69,7 @@ def export(
     revision: str | None = None,
     options: Options | None = None,
     lora_inputs: bool = False,
+    controlnet_inputs: bool = False,
     force: bool = False,
     progress: Progress = lambda component, stage, total: None,
     on_memory_need: Callable[[int], object] = lambda need: None,
@@ -103,6 +88,7 @@ def export(
       revision: of a hub id.
       options: how to read the source, and what to merge into it.
       lora_inputs: also write graphs of the UNet and the text encoders that take LoRAs at run time.
+      controlnet_inputs: also write a graph of the UNet that takes ControlNets at run time.
       force: replace the destination, if it is a package or an empty folder.
       progress: see Progress.
       on_memory_need: called with the bytes of memory that the export will need at most, before it
@@ -118,25 +104,13 @@ def export(
         >>> manifest.family, manifest.components["unet"].precision
         ('stable-diffusion', 'fp16')
     """
-    if opset not in OPSETS:
-        raise InvalidArgumentError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}")
-    check_precision(precision, opset)
-    destination = Path(os.path.realpath(destination))
-    sweep(destination)
-    check_destination(destination, force=force)
+    destination = checked_destination(destination, opset, precision, force=force)
     checkpoint = open_source(source, revision=revision, options=options)
     on_memory_need(_memory_need(checkpoint))
-    with package_folder(destination, force=force) as folder:
-        try:
-            adapters = frozenset({AdapterKind.LORA} if lora_inputs else ())
-            make = partial(_write_package, adapters=adapters)
-            return make(checkpoint, folder, opset, precision, progress)
-        except RuntimeError as error:  # raised by PyTorch and its exporter
-            if is_out_of_memory(str(error)):
-                raise OutOfMemoryError(f"{checkpoint.label}: {one_line(error, 300)}") from error
-            raise CheckpointError(
-                f"{checkpoint.label}: PyTorch cannot run or trace it: {one_line(error, 300)}"
-            ) from error
+    inputs = {AdapterKind.LORA: lora_inputs, AdapterKind.CONTROLNET: controlnet_inputs}
+    adapters = frozenset(kind for kind, is_wanted in inputs.items() if is_wanted)
+    with package_folder(destination, force=force) as folder, tracing(checkpoint.label):
+        return _write_package(checkpoint, folder, opset, precision, progress, adapters=adapters)
 
 
 def _write_package(
@@ -161,15 +135,13 @@ def _write_package(
         checkpoint, folder, opset, precision, begin, recorder, adapters=adapters
     )
     record_float32_outputs(folder, {name: c.precision for name, c in components.items()})
-    tools = {"sdexport": __version__, "python": platform.python_version()}
-    tools |= {name: metadata.version(name) for name in _TOOLS}
-    manifest = describe(checkpoint, folder, components, tools=tools, preview=preview)
+    manifest = describe(checkpoint, folder, components, tools=tools_used(), preview=preview)
     if backend is not None:
         surveys = GraphSurveys(folder)
         package = Package(
             folder, manifest, checkpoint.scheduler_config, checkpoint.index, surveys=surveys
         )
-        figures = _verified(package, backend, begin)
+        figures = verified(package, backend, begin)
         manifest = replace(manifest, verification=figures, verified_with=backend)
     write(manifest, folder)
     return manifest
@@ -208,7 +180,7 @@ def _write_components(
     folder: Path,
     opset: int,
     precision: str,
-    begin: _Begin,
+    begin: Begin,
     recorder: ImageRecorder,
     *,
     adapters: frozenset[AdapterKind],
@@ -240,7 +212,7 @@ def _write_components(
         config = checkpoint.configs[part.source]
         change = conversion(precision, part.component, checkpoint.family, config)
         path = folder / part.name / "model.onnx"
-        notes = _notes(checkpoint, part.name, change.precision)
+        notes = notes_of(checkpoint.source, checkpoint.family, part.name, change.precision)
         layers = trace(
             part,
             module,
@@ -253,7 +225,7 @@ def _write_components(
         )
         if part.role is Role.TEXT_ENCODER:
             write_token_graphs(path)
-        write_adapter_graphs(path, part.role, layers, kinds)
+        write_adapter_graphs(path, part.role, TracedGraph(layers, config), kinds)
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
@@ -284,13 +256,6 @@ def _record(
         recorder.decode(module, folder / f"{REFERENCE_IMAGE}.npz")
 
 
-def _notes(checkpoint: Checkpoint, component: str, precision: str) -> dict[str, str]:
-    """The metadata of a graph: where it comes from, without paths and times."""
-    source = {f"source.{key}": value for key, value in checkpoint.source.items()}
-    of_graph = {"component": component, "family": checkpoint.family.name, "precision": precision}
-    return {"sdexport": __version__} | of_graph | source
-
-
 def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
     for where in map(tokenizer_folder, checkpoint.text_encoders):
         (folder / where).mkdir()
@@ -300,43 +265,9 @@ def _copy_configuration(checkpoint: Checkpoint, folder: Path) -> None:
                 copy = _copy_json if name == "tokenizer_config.json" else shutil.copyfile
                 copy(source, target)
     index = package_index(checkpoint.index, checkpoint.configs)
-    _write_json(folder / "model_index.json", index)
-    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler_config)
+    write_json(folder / "model_index.json", index)
+    write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler_config)
 
 
 def _copy_json(source: Path, destination: Path) -> None:
-    _write_json(destination, read_config(source))
-
-
-def _write_json(destination: Path, values: Mapping[str, Any]) -> None:
-    """Write a configuration without the path that it was loaded from."""
-    private = ("_name_or_path", "name_or_path")
-    write_config(destination, {k: v for k, v in values.items() if k not in private})
-
-
-def _verified(package: Package, backend: str, begin: _Begin) -> dict[str, Any]:
-    """What verification measured, to two digits: further digits vary with the machine."""
-    options = _MAPPED if backend == "onnxruntime" else {}
-    checks = verify_package(
-        package,
-        backend,
-        hashes=False,
-        progress=lambda what: begin(what, "verify"),
-        low_memory=True,
-        **options,
-    )
-    failed = [f"{c.name} {c.output}: {c.verdict}" for c in checks if not c.passed]
-    if failed:
-        raise VerificationError(
-            f"the exported graphs do not reproduce PyTorch's outputs: {'; '.join(failed)}"
-        )
-    recorded = [check for check in checks if not check.way and not check.compared_with]
-    return {f"{c.name}.{c.output}": _figures(c) for c in recorded}
-
-
-def _figures(check: Check) -> dict[str, float]:
-    return {
-        measure.kind: float(f"{measure.value:.1e}")
-        for measure in check.measures
-        if measure.value is not None
-    }
+    write_json(destination, read_config(source))

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from sdexport.checkpoints.adapter_source import AdapterCheckpoint
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines.files import sha256_of, write_atomically
 from sdexport.graphs.precision import Conversion
 from sdexport.graphs.wrappers import Part
-from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, FileRecord, Manifest
+from sdexport.runtime.packages.manifest import (
+    MANIFEST,
+    OF_MODELS,
+    ComponentRecord,
+    FileRecord,
+    Manifest,
+)
 
 
 def describe_component(folder: Path, part: Part, change: Conversion, opset: int) -> ComponentRecord:
@@ -51,6 +58,26 @@ def describe(
         prediction_type=str(checkpoint.scheduler_config.get("prediction_type", "epsilon")),
         components=components,
         preview=preview,
+        files=_records(folder, except_for=set(components)),
+        tools=tools,
+    )
+
+
+def describe_adapter(
+    checkpoint: AdapterCheckpoint,
+    folder: Path,
+    components: Mapping[str, ComponentRecord],
+    *,
+    tools: Mapping[str, str],
+) -> Manifest:
+    """The manifest of an adapter's package whose other files are all in `folder`."""
+    return Manifest(
+        **OF_MODELS,
+        family=checkpoint.family.name,
+        source=checkpoint.source,
+        latent_channels=checkpoint.latent_channels,
+        downscale=checkpoint.downscale,
+        components=components,
         files=_records(folder, except_for=set(components)),
         tools=tools,
     )

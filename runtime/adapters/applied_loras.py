@@ -100,13 +100,21 @@ class AppliedLoras:
         ]
         return tuple(found) or None
 
-    def graph(self, component: str) -> str:
-        """The graph that runs: the component's own, or the one that takes LoRAs."""
-        return lora_graph(component) if self._of(component) else component
+    def changes(self, component: str) -> bool:
+        """Whether a component runs a graph that takes LoRAs."""
+        return bool(self._of(component))
 
-    def denoiser(self, component: str, session: SessionOf) -> Session:
-        """The session of the denoiser."""
-        return self._session(component, component, session, self._of(component))
+    def adapted(self, component: str, session: Session) -> Session:
+        """The session of a component with the factors of the LoRAs.
+
+        Args:
+          session: of its graph that takes LoRAs, if they change it.
+        """
+        if not self.changes(component):
+            return session
+        inputs = self._inputs(component, self._of(component))
+        _check_sizes(session, inputs)
+        return AdaptedSession(session, inputs)
 
     def conditioning(self, component: str, *, guided: bool) -> dict[str, np.ndarray]:
         """Further inputs of the denoiser, a row for each row of the embeddings; see `denoise`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,11 @@ class NoLoras:
 
     recorded: tuple[RecordedLora, ...] | None = None
 
-    def graph(self, component: str) -> str:
-        return component
+    def changes(self, component: str) -> bool:
+        return False
 
-    def denoiser(self, component: str, session: Callable[[str], Session]) -> Session:
-        return session(component)
+    def adapted(self, component: str, session: Session) -> Session:
+        return session
 
     def conditioning(self, component: str, *, guided: bool) -> dict[str, np.ndarray]:
         return {}

@@ -108,6 +108,21 @@ def _layer_shape(layer: str, specs: dict[str, TensorSpec]) -> LayerShape:
     raise ValueError(f"its inputs for {layer:.80} are no factors of a LoRA")
 
 
+def zero_factors(specs: Iterable[TensorSpec]) -> dict[str, np.ndarray]:
+    """Factors of rank 1 that change nothing, for all layers of a graph.
+
+    Args:
+      specs: of all inputs of the graph.
+    """
+    factors = {}
+    for layer in layer_shapes(specs).values():
+        down = (layer.taps, layer.inputs) if layer.kernel else (layer.inputs, 1)
+        up = (1, layer.outputs, 1) if layer.kernel else (1, 1, layer.outputs)
+        factors[input_name(layer.name, DOWN)] = np.zeros(down, np.float32)
+        factors[input_name(layer.name, UP)] = np.zeros(up, np.float32)
+    return factors
+
+
 def down_input(down: np.ndarray) -> np.ndarray:
     """The input of a layer's first factor.
 

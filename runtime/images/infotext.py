@@ -61,6 +61,7 @@ def _known(p: Parameters) -> dict[str, Any]:
         "Mask hash": _hashes(p.mask_image),
         "Mask mode": "Inpaint not masked" if p.mask_invert else None,
         "Mask blur": number(p.mask_blur) if p.mask_blur else None,
+        **_controlnets(p),
         "Inpaint area": "Only masked" if cropped else None,
         "Masked area padding": p.padding_mask_crop,
     }
@@ -72,7 +73,7 @@ _KNOWN_FIELDS = {
     *("seed", "width", "height"),
     *("model", "model_hash", "strength", "clip_skip", "noise_device", "eta"),
     *("batch_size", "batch_index", "image", "mask_image", "version"),
-    *("mask_blur", "mask_invert", "padding_mask_crop"),
+    *("mask_blur", "mask_invert", "padding_mask_crop", "controlnets"),
 }
 
 
@@ -87,6 +88,22 @@ def _own(parameters: Parameters) -> dict[str, Any]:
             found[label(each.name)] = json.dumps(value) if exact else _text(value)
     for name, what in parameters.external.items():
         found[label(name)] = what
+    return found
+
+
+def _controlnets(parameters: Parameters) -> dict[str, str]:
+    """The ControlNets as AUTOMATIC1111's extension writes them, each under its number."""
+    found = {}
+    for number_, net in enumerate(parameters.controlnets or ()):
+        values = {
+            "Model": f"{net.name} [{net.sha256[:8]}]",
+            "Weight": number(net.scale),
+            "Guidance Start": number(net.start),
+            "Guidance End": number(net.end),
+            "Guess Mode": net.guess_mode,
+            "Image hash": _hashes(net.images),
+        }
+        found[f"ControlNet {number_}"] = ", ".join(f"{k}: {v}" for k, v in values.items())
     return found
 
 

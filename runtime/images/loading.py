@@ -73,12 +73,12 @@ def listed(source: ImageSources, name: str) -> list[ImageInput]:
 def _load(source: ImageInput, name: str) -> list[Image.Image]:
     if isinstance(source, Image.Image | str | Path):
         image, called = open_image(source, name)
-        return [_to_rgb(image, called)]
+        return [to_rgb(image, called)]
     pixels = to_array(checked_source(source, name), name)
     parts = split_batch(pixels, name)
     if pixels.dtype != np.uint8:  # the range is that of the whole batch
         parts = split_batch(to_levels(pixels, name, signed=True), name)
-    return [_to_rgb(Image.fromarray(np.ascontiguousarray(each)), name) for each in parts]
+    return [to_rgb(Image.fromarray(np.ascontiguousarray(each)), name) for each in parts]
 
 
 def checked_source(source: object, name: str) -> ArrayLike:
@@ -173,7 +173,13 @@ def _upright(image: Image.Image, called: str) -> Image.Image:
         return image.copy()
 
 
-def _to_rgb(image: Image.Image, called: str) -> Image.Image:
+def to_rgb(image: Image.Image, called: str) -> Image.Image:
+    """An image of any mode as 8-bit RGB; see `load_images`.
+
+    Args:
+      called: what a message calls it.
+    Raises: InvalidArgumentError: a mode that cannot be converted.
+    """
     if image.mode in ("I", "F"):
         pixels = np.asarray(image)
         if image.mode == "I":

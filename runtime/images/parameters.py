@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from sdexport.runtime.images.infotext import infotext
 from sdexport.runtime.images.recorded_values import (
     InputImage,
+    RecordedControlNet,
     RecordedLora,
     convert,
     identity,
@@ -38,7 +39,7 @@ EFFECTIVE = (
 )
 """Fields that hold what an argument came to, such as a default of the package."""
 INPUT_IMAGES = ("image", "mask_image")
-INPUT_FILES = (*INPUT_IMAGES, "loras")
+INPUT_FILES = (*INPUT_IMAGES, "loras", "controlnets")
 """Fields that name files, of which only digests are recorded."""
 OF_BATCH = ("batch_size", "batch_index", "prompts", "negative_prompts", "seeds")
 OF_PIPELINE = (
@@ -67,6 +68,7 @@ class Parameters:
       prompts, negative_prompts, seeds: those of the whole batch; None where all images have the
         same prompt, or one seed.
       loras: the name, digest and scale of each LoRA that was used.
+      controlnets: the package, control images and settings of each ControlNet that was used.
       external: arguments that a text cannot hold, such as latents: what identifies them.
       model: name of the package's folder. model_hash: digest of its manifest; None without one.
       backend, precision: for all components, or by component.
@@ -119,6 +121,7 @@ class Parameters:
     clip_skip: int = 0
     token_embeds: Mapping[str, Any] | None = None
     loras: tuple[RecordedLora, ...] | None = None
+    controlnets: tuple[RecordedControlNet, ...] | None = None
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
@@ -166,7 +169,7 @@ class Parameters:
     def arguments(self) -> dict[str, Any]:
         """The arguments of a pipeline call that generates the image, as `batch_index` of its batch.
 
-        Those that text cannot hold, `external`, the input images and the LoRAs, are missing.
+        Those that text cannot hold, `external`, the input images and the adapters, are missing.
         """
         found: dict[str, Any] = {}
         for each in fields(self):
@@ -208,7 +211,7 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Arguments that differ from the default and that a text cannot hold are in `external`.
 
     Args:
-      arguments: by name; those in NOT_RECORDED and EFFECTIVE, images and LoRAs are left out.
+      arguments: by name; those in NOT_RECORDED and EFFECTIVE, images and adapters are left out.
     """
     found: dict[str, Any] = {}
     external: dict[str, str] = {}

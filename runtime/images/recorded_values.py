@@ -51,6 +51,33 @@ class RecordedLora:
         return f"{self.name}:{'/'.join(f'{s:g}' for s in scales)}:{self.sha256[:HASH_DIGITS]}"
 
 
+@dataclass(frozen=True)
+class RecordedControlNet:
+    """A ControlNet that an image was generated with.
+
+    Attributes:
+      name: of its package's folder.
+      sha256: digest of its package's manifest.
+      images: its control images.
+      scale, start, end, guess_mode: see ControlNet.
+    """
+
+    name: str
+    sha256: str
+    images: tuple[InputImage, ...]
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    guess_mode: bool = False
+
+    def __str__(self) -> str:
+        part = "" if (self.start, self.end) == (0, 1) else f":{self.start:g}:{self.end:g}"
+        guess = ":guess" if self.guess_mode else ""
+        images = "/".join(each.sha256[:HASH_DIGITS] for each in self.images)
+        digest = self.sha256[:HASH_DIGITS]
+        return f"{self.name}:{self.scale:g}{part}{guess}:{digest}:{images}"
+
+
 def plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
 
@@ -159,6 +186,20 @@ def _mapping(value: Mapping[str, Any], hint: Any) -> Any:
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise TypeError
         return RecordedLora(name, digest, scale)
+    if hint is RecordedControlNet:
+        return _controlnet(value)
     if get_origin(hint) is Mapping:
         return {str(key): convert(entry, get_args(hint)[1]) for key, entry in value.items()}
     raise TypeError
+
+
+def _controlnet(value: Mapping[str, Any]) -> RecordedControlNet:
+    name, digest = value.get("name"), value.get("sha256")
+    if not isinstance(name, str) or not isinstance(digest, str):
+        raise TypeError
+    if not re.fullmatch("[0-9a-f]{64}|", digest):
+        raise TypeError
+    images = convert(value.get("images"), tuple[InputImage, ...])
+    numbers = {key: convert(value.get(key), float) for key in ("scale", "start", "end")}
+    guess_mode = convert(value.get("guess_mode"), bool)
+    return RecordedControlNet(name, digest, images, **numbers, guess_mode=guess_mode)

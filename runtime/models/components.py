@@ -14,6 +14,14 @@ class Role(Enum):
     DENOISER = "denoiser"
     VAE_DECODER = "VAE decoder"
     VAE_ENCODER = "VAE encoder"
+    CONTROL_EMBEDDING = "control image embedding"
+    CONTROLNET = "ControlNet"
+
+
+STEP_ROLES = (Role.DENOISER, Role.CONTROLNET)
+"""Components that run in each step, on both halves of a guided batch."""
+PIXEL_ROLES = (Role.VAE_ENCODER, Role.CONTROL_EMBEDDING)
+"""Components whose input is an image in pixels."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,11 @@ LORA_GRAPHS = {
 ADAPTER_GRAPHS = LORA_GRAPHS | {kind.value: MODEL for kind in AdapterKind} | {ADAPTERS: MODEL}
 """Graphs that take the inputs of adapters, each with the graph that it was made from. ADAPTERS is
 that of a denoiser for all kinds that were exported together, if there are several."""
+EXPORT_OPTIONS = {
+    AdapterKind.LORA: ("LoRAs", "--lora-inputs"),
+    AdapterKind.CONTROLNET: ("ControlNets", "--controlnet-inputs"),
+}
+"""What adapters of a kind are called, and the option of `sdexport export` that they need."""
 FURTHER_GRAPHS = (*TOKEN_GRAPHS, *ADAPTER_GRAPHS)
 """What a package may hold of a component in addition to model.onnx."""
 
@@ -132,6 +145,33 @@ def lora_graph(graph: str) -> str:
     component, _, further = graph.partition(".")
     lora = AdapterKind.LORA.value
     return f"{component}.{f'{lora}_{further}' if further else lora}"
+
+
+DOWN_RESIDUAL, MID_RESIDUAL = "down_block_additional_residuals_", "mid_block_additional_residual"
+"""The inputs of a denoiser, and outputs of a ControlNet, that are added to skip connections (each
+with its number) and to what leaves the middle block. The names are those of diffusers."""
+
+
+def is_residual(name: str) -> bool:
+    """Whether a tensor is one that a ControlNet adds to the denoiser in a step."""
+    return name == MID_RESIDUAL or name.startswith(DOWN_RESIDUAL)
+
+
+def needed_by(further: str) -> tuple[str, str]:
+    """What needs one of FURTHER_GRAPHS, in words, and the options of the export that write it."""
+    if further in LORA_GRAPHS:
+        return EXPORT_OPTIONS[AdapterKind.LORA]
+    for kind, needs in EXPORT_OPTIONS.items():
+        if further == kind.value:
+            return needs
+    if further == ADAPTERS:
+        return "adapters of several kinds at once", " ".join(o for _, o in EXPORT_OPTIONS.values())
+    return "replaced token embeddings and weights below 1 in Compel's style", ""
+
+
+def level_dimensions(level: int) -> tuple[str, str]:
+    """Names of height and width on a level of a UNet, on which latents are 2**level smaller."""
+    return (f"height_{2**level}", f"width_{2**level}") if level else ("height", "width")
 
 
 def adapter_graph(component: str, kinds: Collection[AdapterKind]) -> str:

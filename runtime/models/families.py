@@ -9,6 +9,7 @@ from typing import Any
 from sdexport.engines.errors import PackageError
 from sdexport.runtime.models.components import UNET, VAE_DECODER, ComponentSpec, Role
 from sdexport.runtime.models.conditioning import Configs
+from sdexport.runtime.models.controlnet import CONTROLNET_FAMILY
 from sdexport.runtime.models.family import ModelFamily
 from sdexport.runtime.models.latent_consistency import latent_consistency
 from sdexport.runtime.models.stable_diffusion import STABLE_DIFFUSION
@@ -29,16 +30,19 @@ FAMILIES: dict[str, ModelFamily] = {
     for base in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_REFINER)
     for family in _variants(base)
 }
+ADAPTER_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (CONTROLNET_FAMILY,)}
+"""Of packages that hold an adapter instead of a model."""
 
 
 def family_named(name: str) -> ModelFamily:
     """Raises: PackageError: a family that this version does not know."""
-    if name not in FAMILIES:
+    known = FAMILIES | ADAPTER_FAMILIES
+    if name not in known:
         raise PackageError(
             f"the model family '{name:.60}' is unknown to this sdexport, which knows "
-            f"{', '.join(FAMILIES)}; update sdexport"
+            f"{', '.join(known)}; update sdexport"
         )
-    return FAMILIES[name]
+    return known[name]
 
 
 def family_of(
@@ -70,15 +74,24 @@ def family_of_configs(configs: Configs) -> ModelFamily:
 
 
 def components() -> dict[str, ComponentSpec]:
-    """Every component of any family, by name, in the order of a pipeline."""
-    found = {spec.name: spec for family in FAMILIES.values() for spec in family.components}
+    """Every component of any family, adapters included, by name, in the order of a pipeline."""
+    return {**_components(FAMILIES), **adapter_components()}
+
+
+def adapter_components() -> dict[str, ComponentSpec]:
+    """Every component of any adapter, by name."""
+    return _components(ADAPTER_FAMILIES)
+
+
+def _components(families: Mapping[str, ModelFamily]) -> dict[str, ComponentSpec]:
+    found = {spec.name: spec for family in families.values() for spec in family.components}
     order = list(Role)
     return dict(sorted(found.items(), key=lambda item: order.index(item[1].role)))
 
 
 def source_classes() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Library and class names by folder of a diffusers checkpoint, in the order of a pipeline."""
-    return {spec.source: spec.classes for spec in components().values()}
+    return {spec.source: spec.classes for spec in _components(FAMILIES).values()}
 
 
 def text_encoders() -> tuple[ComponentSpec, ...]:

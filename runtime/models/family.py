@@ -9,7 +9,7 @@ from typing import Any
 from sdexport.engines import TensorSpec
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.guidance import Guidance
-from sdexport.runtime.models.components import ComponentSpec, Role
+from sdexport.runtime.models.components import AdapterKind, ComponentSpec, Role
 from sdexport.runtime.models.conditioning import ConditioningInput, Configs
 from sdexport.runtime.models.latent_space import latent_size_of
 from sdexport.runtime.models.text_layers import TextLayers, pooled_output
@@ -49,6 +49,7 @@ class ModelFamily:
     reports_nsfw: whether diffusers' pipelines return the verdict of a safety checker with images.
     half_precision_vae: whether the VAE can be computed in float16.
     normalised_latents: whether the mean and standard deviation in the VAE's configuration are used.
+    adapter: the kind of adapter that packages of this family hold, instead of a model.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ModelFamily:
     reports_nsfw: bool = True
     half_precision_vae: bool = True
     normalised_latents: bool = False
+    adapter: AdapterKind | None = None
 
     def component(self, name: str) -> ComponentSpec:
         """A component by its name; KeyError if the family has no such component."""

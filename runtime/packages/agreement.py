@@ -42,8 +42,9 @@ def check_agreement(package: Package) -> None:
 
 def _values(package: Package) -> Iterator[_Values]:
     manifest = package.manifest
-    prediction = str(package.scheduler_config.get("prediction_type", "epsilon"))
-    yield "prediction_type", SCHEDULER_CONFIG, manifest.prediction_type, prediction
+    if not manifest.is_adapter:
+        prediction = str(package.scheduler_config.get("prediction_type", "epsilon"))
+        yield "prediction_type", SCHEDULER_CONFIG, manifest.prediction_type, prediction
     for name in manifest.components:
         file = f"{name}/config.json"
         with parsing(PackageError, package.folder / file):

@@ -104,8 +104,9 @@ def _check_path(folder: Path, path: str) -> None:
 
 def _needed(manifest: Manifest, listed: set[str]) -> Iterator[str]:
     """The paths that a manifest must list, given what it does list."""
-    yield from (MODEL_INDEX, SCHEDULER_CONFIG)
-    graphs = []
+    if not manifest.is_adapter:
+        yield from (MODEL_INDEX, SCHEDULER_CONFIG)
+    graphs = [] if manifest.is_adapter else ["image"]
     for spec in families.family_named(manifest.family).components:
         yield from (f"{spec.name}/model.onnx", f"{spec.name}/config.json")
         if spec.tokenizer and f"{spec.tokenizer}/tokenizer.json" not in listed:
@@ -113,7 +114,7 @@ def _needed(manifest: Manifest, listed: set[str]) -> Iterator[str]:
         if spec.name in manifest.components:
             graphs += graphs_of(spec.name, manifest.components[spec.name])
     if any(path.startswith(f"{REFERENCE}/") for path in listed):  # all of them, or none
-        yield from (f"{REFERENCE}/{name}.npz" for name in (*graphs, "image"))
+        yield from (f"{REFERENCE}/{name}.npz" for name in graphs)
 
 
 def _entries(folder: Path) -> Iterator[str]:

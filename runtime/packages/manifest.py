@@ -18,12 +18,18 @@ from sdexport.engines.errors import PackageError
 from sdexport.engines.files import read_json as read_json_object
 from sdexport.engines.guarded_files import parsing
 from sdexport.engines.messages import shown
-from sdexport.runtime.models.families import family_named
+from sdexport.runtime.models.families import ADAPTER_FAMILIES, family_named
 from sdexport.runtime.models.latent_space import LatentSpace
 from sdexport.runtime.packages.unfinished import check_manifest_finished
 
 FORMAT_VERSION = 3
 MANIFEST = "sdexport.json"
+OF_MODELS: Mapping[str, Any] = {
+    "scaling_factor": 1.0,
+    "default_size": (512, 512),
+    "prediction_type": "",
+}
+"""Settings of models that adapters do not have, and what stands in their place in memory."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Manifest:
     preview: (latent_channels + 1, 3) colors for preview.linear_preview.
     verification: what verification measured at export, by "component.output"; verified_with: the
     backend that it used.
+
+    An adapter has no settings of its own in OF_MODELS, and its file does not name them.
     """
 
     family: str
@@ -78,6 +86,11 @@ class Manifest:
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the package holds an adapter instead of a model."""
+        return self.family in ADAPTER_FAMILIES
 
     @property
     def latent_space(self) -> LatentSpace:
@@ -107,11 +120,14 @@ class Manifest:
 
     def _content(self) -> dict[str, Any]:
         """JSON values without the digest; what there is none of is left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        left_out = OF_MODELS if self.is_adapter else {}
+        return {k: v for k, v in asdict(self).items() if v is not None and k not in left_out}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Raises: KeyError, TypeError, ValueError: not the shape of a manifest."""
+        if str(data["family"]) in ADAPTER_FAMILIES:
+            data = {**OF_MODELS, **data}
         values = dict(data)
         values["components"] = {
             str(name): ComponentRecord(

@@ -17,7 +17,7 @@ from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
-from sdexport.runtime.models.components import LORA_GRAPHS, UNET
+from sdexport.runtime.models.components import UNET, needed_by
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.family import ModelFamily
 from sdexport.runtime.packages.agreement import check_agreement
@@ -172,7 +172,8 @@ class Package:
         has_index = (folder / MODEL_INDEX).is_file()
         with files.unchanged():
             model_index = read_json(folder, MODEL_INDEX) if has_index else {}
-            scheduler_config = read_json(folder, SCHEDULER_CONFIG)
+            is_adapter = manifest.is_adapter
+            scheduler_config = {} if is_adapter else read_json(folder, SCHEDULER_CONFIG)
         package = cls(
             folder,
             manifest,
@@ -260,13 +261,11 @@ class Package:
                 f"{self.folder} has no {name}; it has {', '.join(self.manifest.components)}"
             )
         if graph not in self.graphs:
-            needed = "replaced token embeddings and weights below 1 in Compel's style need"
-            option = ""
-            if further in LORA_GRAPHS:
-                needed, option = "LoRAs need", " --lora-inputs"
+            what, option = needed_by(further)
+            command = f"sdexport export {option}".rstrip()
             raise PackageError(
-                f"{self.folder} has no {name}/{further}.onnx, which {needed}; "
-                f"'sdexport export{option}' writes it"
+                f"{self.folder} has no {name}/{further}.onnx, which {what} need; "
+                f"'{command}' writes it"
             )
         return self.folder / graph_file(graph)
 

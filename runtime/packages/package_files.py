@@ -107,7 +107,8 @@ def files_opened(manifest: Manifest, surveys: GraphSurveys) -> list[Path]:
         opened += map(surveys.path, graphs)
         weights = {each for graph in graphs for each in surveys.of(graph).locations}
         opened += (inside(folder, f"{name}/{each}") for each in sorted(weights))
-    opened.append(folder / SCHEDULER_CONFIG)
+    if not manifest.is_adapter:
+        opened.append(folder / SCHEDULER_CONFIG)
     for pattern in (MODEL_INDEX, "tokenizer*/*", "*/config.json", "reference/*.npz"):
         opened += (path for path in folder.glob(pattern) if not path.is_dir())
     return opened

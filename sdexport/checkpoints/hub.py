@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sdexport.checkpoints.diffusers_layout import CLASSES
@@ -41,6 +43,63 @@ def locate(
     return found, {"type": "hub", "id": str(source), "revision": found.name}
 
 
+def locate_adapter(
+    source: str | Path,
+    revision: str | None,
+    *,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+) -> tuple[Path, dict[str, str] | None]:
+    """The folder of an adapter, downloaded if `source` is the id of a repository.
+
+    Returns: the folder, and what the manifest says of the origin; None of a local folder.
+    Raises: FileNotFoundError: no such folder. ConnectionError: the hub cannot be reached, or has no
+      such repository.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder, None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise _no_folder(source)
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index*.json"]
+    wanted += ["*.bin*"] * allow_pickle
+    found = _snapshot(str(source), revision, wanted, [] if variant else _UNWANTED)
+    return found, {"type": "hub", "id": str(source), "revision": found.name}
+
+
+def _snapshot(
+    repository: str, revision: str | None, wanted: list[str], unwanted: list[str]
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _explained(repository):
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted
+            )
+        )
+
+
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """Turn the hub's errors in a block into those of `locate`."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    try:
+        yield
+    except HFValidationError as error:  # a path such as ./model also looks like an id
+        raise _no_folder(repository) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConnectionError(
+            f"no folder {repository}, and it could not be fetched from the hub "
+            f"({type(error).__name__}); check the name and the network, or give a local folder"
+        ) from error
+
+
 def _no_folder(source: str | Path) -> FileNotFoundError:
     return FileNotFoundError(f"no checkpoint at {source}: there is no such folder")
 
@@ -49,35 +108,19 @@ def _download(
     repository: str, revision: str | None, variant: str | None, allow_pickle: bool
 ) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
 
-    try:
-        found = Path(
-            snapshot_download(
-                repository, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
-            )
-        )
-        parts = [part for part in CLASSES if (found / part / "config.json").is_file()]
+    found = _snapshot(repository, revision, _WANTED, _UNWANTED)
+    parts = [part for part in CLASSES if (found / part / "config.json").is_file()]
 
-        def fetch(parts: list[str], pattern: str) -> None:
-            patterns = [f"{part}/{pattern}" for part in parts]
-            snapshot_download(repository, revision=found.name, allow_patterns=patterns)
+    def fetch(parts: list[str], pattern: str) -> None:
+        patterns = [f"{part}/{pattern}" for part in parts]
+        snapshot_download(repository, revision=found.name, allow_patterns=patterns)
 
+    with _explained(repository):
         if variant:
             fetch(parts, f"*.{variant}*")
         for pattern in ("*.fp16*", "*.safetensors", *(["*.bin*"] * allow_pickle)):
             without = [p for p in parts if not has_weights(found, p, allow_pickle=allow_pickle)]
             if without:  # published in half precision alone, or without .safetensors
                 fetch(without, pattern)
-    except HFValidationError as error:  # a path such as ./model also looks like an id
-        raise _no_folder(repository) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ConnectionError(
-            f"no folder {repository}, and it could not be fetched from the hub "
-            f"({type(error).__name__}); check the name and the network, or give a local folder"
-        ) from error
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,48 @@ from sdexport.commands.shared_options import (
     needs_torch,
     print_json,
     source_options,
+    with_options,
 )
 from sdexport.commands.verbosity import verbosity_options
 from sdexport.graphs.precision import PRECISIONS, verifying_backends
+
+_GRAPH_OPTIONS = (
+    click.option(
+        "--opset",
+        type=click.IntRange(18, 24),
+        default=23,
+        show_default=True,
+        help="Version of the ONNX operators; from 23 on attention is a single node.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(list(PRECISIONS)),
+        default="fp32",
+        show_default=True,
+        help="; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items()) + ".",
+    ),
+)
+
+
+def graph_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which graphs an export writes."""
+    return with_options(command, _GRAPH_OPTIONS)
 
 
 @click.command()
 @click.argument("source")
 @click.argument("package", type=FOLDER)
-@click.option(
-    "--opset",
-    type=click.IntRange(18, 24),
-    default=23,
-    show_default=True,
-    help="Version of the ONNX operators; from 23 on attention is a single node.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(list(PRECISIONS)),
-    default="fp32",
-    show_default=True,
-    help="; ".join(f"{name}: {meaning}" for name, meaning in PRECISIONS.items()) + ".",
-)
+@graph_options
 @source_options
 @click.option(
     "--lora-inputs",
     is_flag=True,
     help="Also write graphs that take LoRAs at run time: 'sdexport generate --lora'.",
+)
+@click.option(
+    "--controlnet-inputs",
+    is_flag=True,
+    help="Also write a graph that takes ControlNets at run time: 'sdexport generate --controlnet'.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @ignore_memory_option
@@ -55,6 +71,7 @@ def export(
     opset: int,
     precision: str,
     lora_inputs: bool,
+    controlnet_inputs: bool,
     force: bool,
     ignore_memory: bool,
     as_json: bool,
@@ -73,11 +90,17 @@ def export(
         opset=opset,
         precision=precision,
         lora_inputs=lora_inputs,
+        controlnet_inputs=controlnet_inputs,
         force=force,
         on_memory_need=lambda need: check_memory(
             need, "this export", "export on a machine with more memory", ignore=ignore_memory
         ),
     )
+    print_exported(manifest, package, precision, as_json=as_json)
+
+
+def print_exported(manifest: Any, package: Path, precision: str, *, as_json: bool) -> None:
+    """Print what an export wrote, and how to verify it if that was not possible."""
     size = sum(record.size for part in manifest.components.values() for record in part.files)
     if as_json:
         print_json(
@@ -116,16 +139,17 @@ def run_export(
     options = dict(of_source or {})
     revision = options.pop("revision", None)
     with progress(None, "export") as shown:
-
-        def on_stage(component: str, stage: str, total: int) -> None:
-            shown.total = total
-            shown.begin(f"{component}: {stage}")
-
         return run(
             source,
             package,
             revision=revision,
             options=Options(**options),
-            progress=on_stage,
+            progress=partial(on_stage, shown),
             **arguments,
         )
+
+
+def on_stage(shown: Any, component: str, stage: str, total: int) -> None:
+    """Show the stage of an export that begins."""
+    shown.total = total
+    shown.begin(f"{component}: {stage}")

@@ -47,6 +47,8 @@ def generate(
     like: Path | None,
     lora_texts: tuple[str, ...],
     lora_dir: Path | None,
+    controlnet_texts: tuple[str, ...],
+    guess_mode: bool | None,
     output: str,
     seed: int | None,
     size: tuple[int, int] | None,
@@ -76,6 +78,7 @@ def generate(
     PROMPT is the text; - reads prompts from standard input, and @FILE from a file, as --prompts
     does. The settings of each image are written to its file, as AUTOMATIC1111 does.
     """
+    from sdexport.commands.generate_controlnets import controlnets_of
     from sdexport.commands.generate_images import (
         check_previews,
         generate_images,
@@ -90,7 +93,9 @@ def generate(
     _check_sources(prompt, prompts_file, embeds, save_embeds, like)
     rows = [without_none(prompt=prompt)] if prompts_file is None else read_rows(prompts_file)
     loras = loras_of(lora_texts)
-    settings = without_none(**settings | _sides(settings, size), loras=loras or None)
+    controlnets = controlnets_of(controlnet_texts, guess_mode=guess_mode)
+    adapters = {"loras": loras or None, "controlnets": controlnets or None}
+    settings = without_none(**settings | _sides(settings, size) | adapters)
     saved_as = without_none(quality=quality, lossless=lossless, mark=mark)
     reference = None if like is None else Reference.read(like, seed=seed)
     if lora_dir is not None:

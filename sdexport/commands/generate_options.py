@@ -62,6 +62,21 @@ PROMPT_OPTIONS = (
         type=FOLDER,
         help="Apply the LoRAs of this folder that a prompt names, as <lora:name:0.8>.",
     ),
+    click.option(
+        "--controlnet",
+        "controlnet_texts",
+        multiple=True,
+        metavar="PACKAGE:IMAGE[:SCALE[:START:END]]",
+        help="Follow this control image with this ControlNet, which 'sdexport export-adapter' "
+        "wrote; the model must have been exported with --controlnet-inputs. START and END are "
+        "fractions of the steps. Repeatable.",
+    ),
+    click.option(
+        "--guess-mode",
+        is_flag=True,
+        default=None,
+        help="Follow the control images without a prompt.",
+    ),
     click.option("--embeds", type=FILE, help="Use the embeddings in this .npz file, not PROMPT."),
     click.option(
         "--save-embeds", type=FILE, help="Write the prompt's embeddings to this .npz file."

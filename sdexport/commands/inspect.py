@@ -119,7 +119,7 @@ def _signed(package: Any) -> str:
 
 
 def _package_lines(package: Any) -> list[str]:
-    from sdexport.runtime.models.components import lora_graph
+    from sdexport.runtime.models.components import AdapterKind, adapter_graph, lora_graph
 
     manifest = package.manifest
     height, width = manifest.default_size
@@ -142,7 +142,14 @@ def _package_lines(package: Any) -> list[str]:
     }
     if loras:
         values["LoRAs"] = f"taken at run time by {', '.join(loras)}"
-    return [f"{name:<11}{value}" for name, value in values.items()]
+    if manifest.is_adapter:
+        for name in ("images", "prediction", "scheduler"):
+            del values[name]
+        values["latents"] = f"{manifest.latent_channels} channels, of 1/{manifest.downscale} size"
+    elif adapter_graph(package.family.denoiser, {AdapterKind.CONTROLNET}) in package.graphs:
+        values["ControlNets"] = f"taken at run time by {package.family.denoiser}"
+    width = max(11, *(len(name) + 1 for name in values))
+    return [f"{name:<{width}}{value}" for name, value in values.items()]
 
 
 def _component_lines(manifest: Any, name: str) -> list[str]:

@@ -3,6 +3,7 @@
     lora.onnx                  of the UNet and of text encoders, made from model.onnx
     lora_inputs_embeds.onnx    of text encoders, made from inputs_embeds.onnx
     lora_attention_mask.onnx   of text encoders, made from attention_mask.onnx
+    controlnet.onnx            of the UNet, with the residuals of ControlNets as inputs
     adapters.onnx              of the UNet, with the inputs of several kinds of adapters
 
 They read the weights of model.onnx from its data file, so they take no room to speak of, and
@@ -12,10 +13,13 @@ model.onnx itself stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx_ir as ir
 
+from sdexport.graphs.controlnet_inputs import add_controlnet_inputs
 from sdexport.graphs.lora_branches import add_lora_inputs
 from sdexport.graphs.lora_layers import LoraLayer
 from sdexport.runtime.models.components import (
@@ -26,9 +30,23 @@ from sdexport.runtime.models.components import (
     Role,
 )
 
-_ADD: Mapping[AdapterKind, Callable[[ir.Graph, Sequence[LoraLayer]], None]] = {
-    AdapterKind.LORA: add_lora_inputs,
+
+@dataclass(frozen=True)
+class TracedGraph:
+    """What is known of a component whose graph was written.
+
+    layers: those that a LoRA may change. config: of the component in the checkpoint.
+    """
+
+    layers: Sequence[LoraLayer]
+    config: SimpleNamespace
+
+
+_ADD: Mapping[AdapterKind, Callable[[ir.Graph, TracedGraph], None]] = {
+    AdapterKind.LORA: lambda graph, traced: add_lora_inputs(graph, traced.layers),
+    AdapterKind.CONTROLNET: lambda graph, traced: add_controlnet_inputs(graph, traced.config),
 }
+"""Each gives a graph the inputs of its kind."""
 
 
 def kinds_of(role: Role, kinds: Collection[AdapterKind]) -> frozenset[AdapterKind]:
@@ -54,18 +72,17 @@ def adapter_graphs_of(role: Role, kinds: Collection[AdapterKind]) -> dict[str, l
 
 
 def write_adapter_graphs(
-    path: Path, role: Role, layers: Sequence[LoraLayer], kinds: Collection[AdapterKind]
+    path: Path, role: Role, traced: TracedGraph, kinds: Collection[AdapterKind]
 ) -> None:
     """Write the graphs of `adapter_graphs_of` next to the .onnx file of a component.
 
     Args:
       path: of model.onnx, with a data file, and with the token graphs of a text encoder next to it.
-      layers: those that a LoRA may change.
-    Raises: CheckpointError: the graph does not have the node of a layer.
+    Raises: CheckpointError: the graph does not have the nodes that an adapter changes.
     """
     for name, added in adapter_graphs_of(role, kinds).items():
         model = ir.load(path.with_name(f"{ADAPTER_GRAPHS[name]}.onnx"))
         for kind in added:
-            _ADD[kind](model.graph, layers)
+            _ADD[kind](model.graph, traced)
         model.graph.name = f"{model.graph.name}.{name}"
         ir.save(model, path.with_name(f"{name}.onnx"))

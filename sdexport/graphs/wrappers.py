@@ -74,7 +74,7 @@ class UNet(nn.Module):
         super().__init__()
         self.model = model
         self.added = [each.name for each in conditioning if each.added]
-        self.forward = _with_parameters(
+        self.forward = with_parameters(
             self._forward,
             ["sample", "timestep", "encoder_hidden_states", *(each.name for each in conditioning)],
         )
@@ -97,7 +97,7 @@ class UNet(nn.Module):
         return result
 
 
-def _with_parameters(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+def with_parameters(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
     """The function with a signature of these names: torch.export does not take **kwargs."""
 
     def call(*args: Any, **kwargs: Any) -> Any:

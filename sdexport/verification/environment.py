@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sdexport.engines.cache.processor import cpuinfo
 from sdexport.runtime.component_backends import BackendSpec
-from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.version import __version__
+from sdexport.verification.open_package import OpenPackage
 
 LIBRARIES = (
     *("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
@@ -20,7 +20,7 @@ _NOT_ARITHMETIC = ("threads", "streams", "cache_dir", "engine_dir", "runtime_cac
 """Options of sessions that are about speed or folders."""
 
 
-def environment(pipeline: Pipeline) -> dict[str, str]:
+def environment(pipeline: OpenPackage) -> dict[str, str]:
     """The package, the versions and the machine of a verification, by what they are called."""
     package = pipeline.package
     manifest = package.manifest

@@ -33,6 +33,15 @@ NEGATIVE_PROMPT = "blurry"
 STEPS = 4
 GUIDANCE_SCALE = 7.5
 SEED = 20260101
+RECORDED_SIZES: Mapping[str, int] = {
+    "batch": 2,
+    "sequence": 77,
+    "height": 10,
+    "width": 13,
+    "image_height": 80,
+    "image_width": 104,
+}
+"""Of recorded inputs; odd on purpose, so that an axis that is not dynamic is noticed."""
 _MASKED = slice(2, 5)
 """Tokens of a prompt that are masked in the reference of the graph with an attention mask."""
 
@@ -76,21 +85,12 @@ def record_component(
 ) -> None:
     """Write the inputs and PyTorch's outputs of one component.
 
-    The sizes are odd on purpose, so that an axis that is not dynamic is noticed.
-
     Args:
       input_ids: (2, S) int64 ids of real prompts, for text encoders; random ids would not do.
       further: inputs that PyTorch's module does not have.
     """
-    sizes = {
-        "batch": 2,
-        "sequence": 77,
-        "height": 10,
-        "width": 13,
-        "image_height": 80,
-        "image_width": 104,
-    }
-    feeds = {name: tensor.numpy() for name, tensor in part.example(sizes, SEED).items()}
+    example = part.example(dict(RECORDED_SIZES), SEED)
+    feeds = {name: tensor.numpy() for name, tensor in example.items()}
     if input_ids is not None:
         feeds["input_ids"] = input_ids
     outputs = session.run(feeds)

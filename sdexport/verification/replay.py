@@ -31,12 +31,12 @@ from sdexport.engines.session import (
 from sdexport.runtime.component_backends import Backends, BackendSpec, backend_of
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.component_sessions import ComponentSessions
-from sdexport.runtime.expected_calls import SHARED_INPUTS, STEP_INPUTS
+from sdexport.runtime.expected_calls import SHARED_INPUTS, is_step_input, level_sizes
 from sdexport.runtime.images import vae
-from sdexport.runtime.models.components import Role
+from sdexport.runtime.models.components import STEP_ROLES, Role
 from sdexport.runtime.packages.package import Package
-from sdexport.runtime.pipeline import Pipeline
 from sdexport.verification.comparison import FAILURES
+from sdexport.verification.open_package import OpenPackage
 
 LARGEST_SIDE = 256
 """Largest width and height of a reference image, in pixels."""
@@ -96,7 +96,7 @@ class GraphReplayer(ClosesOnExit):
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipeline: OpenPackage,
         backends: Backends,
         options: Mapping[str, Any],
         *,
@@ -218,7 +218,7 @@ class GraphReplayer(ClosesOnExit):
     def _ways(self, graph: str, feeds: Feeds) -> tuple[str, ...]:
         """How a pipeline may run a graph, the usual way last."""
         family = self._package.family
-        if graph.partition(".")[0] != family.denoiser:
+        if not self._runs_in_steps(graph):
             return (RUN,)
         guided = not family.guidance_embedding
         rows = {len(feeds[name]) for name in SHARED_INPUTS if name in feeds}
@@ -230,15 +230,19 @@ class GraphReplayer(ClosesOnExit):
         height, width = reference_size(self._package)
         if "height" not in recorded and "image_height" not in recorded:
             return {}
-        guided = graph.partition(".")[0] == family.denoiser and not family.guidance_embedding
+        guided = self._runs_in_steps(graph) and not family.guidance_embedding
         sizes = {
             "batch": 2 if guided else 1,
             "height": height // unit,
             "width": width // unit,
             "image_height": height,
             "image_width": width,
+            **level_sizes(height // unit, width // unit),
         }
         return {name: size for name, size in sizes.items() if name in recorded}
+
+    def _runs_in_steps(self, graph: str) -> bool:
+        return self._package.family.component(graph.partition(".")[0]).role in STEP_ROLES
 
     def _compiles(self, graph: str) -> bool:
         return self._pipeline.opened_with(graph).name in COMPILES_FOR_SHAPES
@@ -314,8 +318,8 @@ def _run_bound(session: Session, feeds: Feeds, *, shared: Sequence[str]) -> dict
     With shared inputs, one call takes those of the first half of the batch, and one those of the
     second. Of each, the half of the output counts whose rows are those of `feeds`.
     """
-    constants = {name: value for name, value in feeds.items() if name not in STEP_INPUTS}
-    each_step = {name: value for name, value in feeds.items() if name in STEP_INPUTS}
+    constants = {name: value for name, value in feeds.items() if not is_step_input(name)}
+    each_step = {name: value for name, value in feeds.items() if is_step_input(name)}
     with session.bind(shared=shared, **constants) as bound:
         if not shared:
             return bound.run(each_step)

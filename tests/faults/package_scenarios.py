@@ -57,7 +57,7 @@ def _start_export(*, force: bool) -> Action:
 
     Its modules are loaded and traced here, once. Nothing is verified, and no preview is fitted.
     """
-    from sdexport import exporter
+    from sdexport import export_steps, exporter
     from sdexport.checkpoints.diffusers_folder import Checkpoint
     from sdexport.graphs import trace
     from sdexport.graphs.wrappers import parts
@@ -67,7 +67,7 @@ def _start_export(*, force: bool) -> Action:
     checkpoint = Checkpoint.open(source)
     modules = {name: checkpoint.load(name) for name in checkpoint.configs}
     graphs = {
-        part.name: trace._traced(part, modules[part.source], exporter.DEFAULT_OPSET)
+        part.name: trace._traced(part, modules[part.source], export_steps.DEFAULT_OPSET)
         for part in parts(checkpoint.configs)
     }
     changed: Any = exporter

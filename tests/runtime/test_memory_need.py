@@ -12,7 +12,7 @@ from benchmarks.checkpoints import NAMES
 from sdexport import Package
 from sdexport.checkpoints.published_configs import FAMILIES
 from sdexport.commands.memory_check import verification_calls
-from sdexport.exporter import TRACING
+from sdexport.export_steps import TRACING
 from sdexport.runtime import memory_need as module
 from sdexport.runtime.component_backends import parse_backends
 from sdexport.runtime.memory_need import Call, build_need, image_calls, memory_need

@@ -16,7 +16,7 @@ from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import EngineError
 from sdexport.engines.files import sha256_of
 from sdexport.engines.onnx_file.graph_digest import graph_digest
-from sdexport.exporter import DEFAULT_OPSET
+from sdexport.export_steps import DEFAULT_OPSET
 from sdexport.graphs.trace import trace
 from sdexport.graphs.wrappers import parts
 

@@ -1,0 +1,53 @@
+"""The sessions of an adapter's package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdexport.engines import Session
+from sdexport.engines.closing import ClosesOnExit
+from sdexport.runtime.component_backends import Backends, BackendSpec
+from sdexport.runtime.component_sessions import ComponentSessions
+from sdexport.runtime.packages.package import Package
+
+
+class AdapterSessions(ClosesOnExit):
+    """Opens the components of an adapter when they are first needed; a context manager.
+
+    Args:
+      package: of an adapter. backends, options, low_memory, images: see ComponentSessions.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        backends: Backends = "onnxruntime",
+        options: Mapping[str, Any] | None = None,
+        *,
+        low_memory: bool = False,
+        images: int | None = None,
+    ) -> None:
+        self.package = package
+        self._components = ComponentSessions(
+            package, backends, options or {}, {}, low_memory=low_memory, images=images
+        )
+
+    def session(self, component: str) -> Session:
+        """The open session of a component.
+
+        Raises: PackageError: the package has no such component. EngineError: it cannot be opened,
+          or everything is closed.
+        """
+        return self._components[component]
+
+    def opened_with(self, component: str) -> BackendSpec:
+        """The backend that runs a component, with all options of its session.
+
+        Raises: MissingDependencyError: no backend is installed.
+        """
+        return self._components.opened_with(component)
+
+    def close(self) -> None:
+        """Close every session; closing twice is allowed."""
+        self._components.close()

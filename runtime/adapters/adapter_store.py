@@ -1,0 +1,144 @@
+"""The packages of adapters that a pipeline has opened, shared by its calls."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines.closing import ClosesOnExit
+from sdexport.engines.errors import EngineError, InvalidArgumentError
+from sdexport.engines.guarded_files import FileIdentity
+from sdexport.engines.session_options import SESSION_OPTIONS
+from sdexport.runtime.adapters.adapter_sessions import AdapterSessions
+from sdexport.runtime.component_backends import Backends, backend_of
+from sdexport.runtime.models.components import EXPORT_OPTIONS, AdapterKind
+from sdexport.runtime.packages.manifest import MANIFEST
+from sdexport.runtime.packages.package import Package
+
+MOST_IDLE = 2
+"""Adapters that stay open although no call uses them, the last used ones."""
+_Key = tuple[object, ...]
+
+
+class OpenAdapter:
+    """An adapter that a call uses; `release` it afterwards."""
+
+    def __init__(self, store: AdapterStore, key: _Key, sessions: AdapterSessions) -> None:
+        self._store, self._key, self.sessions = store, key, sessions
+        self.package = sessions.package
+
+    def release(self) -> None:
+        """Say that the call does not use it any more."""
+        self._store._release(self._key)
+
+
+class AdapterStore(ClosesOnExit):
+    """Opens packages of adapters for a pipeline. Safe to call from several threads.
+
+    Args:
+      package: of the pipeline; what it required of its own package is required of adapters too.
+      backends, options, low_memory, images: of the pipeline's sessions, see ComponentSessions.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        backends: Backends,
+        options: Mapping[str, Any],
+        *,
+        low_memory: bool = False,
+        images: int | None = None,
+    ) -> None:
+        self._package, self._backends, self._options = package, backends, options
+        self._images, self._low_memory = images, low_memory
+        self._keeps_none = low_memory or images == 1
+        self._open: dict[_Key, AdapterSessions] = {}
+        self._users: dict[_Key, int] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def open(self, source: str | PathLike[str] | Package, kind: AdapterKind) -> OpenAdapter:
+        """Open an adapter, or return it as it is open.
+
+        Args:
+          source: the folder of its package, or the package.
+        Raises: InvalidArgumentError: a package of something else. FileNotFoundError, PackageError:
+          see Package.load.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineError("the pipeline is closed; load it again")
+            key = _key(source)
+            if key not in self._open:
+                package = source if isinstance(source, Package) else self._load(Path(source))
+                _check_kind(package, kind)
+                self._open[key] = self._sessions(package)
+            self._open[key] = self._open.pop(key)  # the last used one comes last
+            self._users[key] = self._users.get(key, 0) + 1
+            return OpenAdapter(self, key, self._open[key])
+
+    def close(self) -> None:
+        """Close every adapter; closing twice is allowed."""
+        with self._lock:
+            self._closed = True
+            for sessions in self._open.values():
+                sessions.close()
+            self._open.clear()
+
+    def _release(self, key: _Key) -> None:
+        with self._lock:
+            self._users[key] -= 1
+            idle = [key for key in self._open if not self._users.get(key)]
+            kept = 0 if self._keeps_none else MOST_IDLE
+            for old in idle[: len(idle) - kept]:
+                self._open.pop(old).close()
+
+    def _load(self, folder: Path) -> Package:
+        trust = self._package.trust
+        return Package.load(
+            folder,
+            verify=self._package.hashes is not None,
+            verify_hashes=self._package.reads_every_hash,
+            trusted_key=trust.key,
+            trust=trust.policy,
+            wait=False,
+        )
+
+    def _sessions(self, package: Package) -> AdapterSessions:
+        """Sessions on the pipeline's backends, with those of its options that they have."""
+        specs = {name: backend_of(self._backends, name) for name in package.manifest.components}
+        known = [SESSION_OPTIONS.get(spec.name) for spec in specs.values()]
+        options = {
+            name: value
+            for name, value in self._options.items()
+            if name != "engine_dir" and any(each is None or name in each for each in known)
+        }
+        backends = {name: str(spec) for name, spec in specs.items()}
+        return AdapterSessions(
+            package, backends, options, low_memory=self._low_memory, images=self._images
+        )
+
+
+def _key(source: str | PathLike[str] | Package) -> _Key:
+    """What a package is recognised by: a folder by its manifest as it is now."""
+    if isinstance(source, Package):
+        return ("package", source.digest, str(source.folder))
+    folder = Path(source)
+    try:
+        return (str(folder.absolute()), FileIdentity.of((folder / MANIFEST).stat()))
+    except OSError:
+        return (str(folder.absolute()),)  # which cannot be loaded
+
+
+def _check_kind(package: Package, kind: AdapterKind) -> None:
+    """Raises: InvalidArgumentError: a package of a model, or of another kind of adapter."""
+    found = package.family.adapter if package.manifest.every_file else None
+    if found is not kind:
+        what = "a model" if found is None else f"one of {EXPORT_OPTIONS[found][0]}"
+        raise InvalidArgumentError(
+            f"{package.folder} is the package of {what}, not of {EXPORT_OPTIONS[kind][0]}; "
+            "'sdexport export-adapter' makes one"
+        )

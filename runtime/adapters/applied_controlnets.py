@@ -1,0 +1,231 @@
+"""The ControlNets of one call: their packages opened, and their control images embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sdexport.engines import PLAN_BACKENDS, Session
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.onnx_file.graph_specs import specs_of
+from sdexport.engines.session import TensorSpec
+from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
+from sdexport.runtime.adapters.controlled_images import ControlledImages
+from sdexport.runtime.adapters.controlled_session import (
+    CONDITIONAL,
+    ControlledSession,
+    StepControlNet,
+    embedding_name,
+)
+from sdexport.runtime.adapters.controlnet_argument import NAME, ControlNet
+from sdexport.runtime.component_sessions import chunks, finite
+from sdexport.runtime.images.control_images import ControlImages
+from sdexport.runtime.images.input_digest import identify
+from sdexport.runtime.images.recorded_values import RecordedControlNet
+from sdexport.runtime.models.components import AdapterKind, adapter_graph, is_residual
+from sdexport.runtime.models.controlnet import CONTROL_EMBEDDING, CONTROL_IMAGE, CONTROLNET
+from sdexport.runtime.packages.package import Package
+
+
+class AppliedControlNets:
+    """What the ControlNets of a call change.
+
+    Args:
+      store: of the pipeline. package: of the model.
+      nets: at least one. images: the control images of each.
+    Raises: InvalidArgumentError: a ControlNet that does not fit the model, or control images that
+      cannot be shared out; a backend that takes none. PackageError: the model's package takes no
+      ControlNets. See Package.load.
+    """
+
+    kind = AdapterKind.CONTROLNET
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        package: Package,
+        nets: Sequence[ControlNet],
+        images: Sequence[ControlImages],
+        call: ControlledImages,
+    ) -> None:
+        self._call, self._nets, self._images = call, nets, images
+        denoiser = package.family.denoiser
+        specs = _denoiser_specs(package, denoiser)
+        for opened in images:
+            _check_count(len(opened), call.count)
+        self._opened: list[OpenAdapter] = []
+        self._embeddings: list[np.ndarray] | None = None
+        try:
+            for net in nets:
+                self._opened.append(store.open(net.package, self.kind))
+                _check_fits(package, specs, self._opened[-1].package)
+        except BaseException:
+            self.close()
+            raise
+        self.recorded = tuple(map(_recorded, nets, self._opened))
+
+    def close(self) -> None:
+        """Release the packages; closing twice is allowed."""
+        while self._opened:
+            self._opened.pop().release()
+
+    def wrap(self, session: Session) -> Session:
+        """The denoiser with the ControlNets.
+
+        Args:
+          session: of its graph that takes residuals.
+        """
+        return ControlledSession(
+            session,
+            [
+                self._step_net(net, opened)
+                for net, opened in zip(self._nets, self._opened, strict=True)
+            ],
+        )
+
+    def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
+        """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""
+        if self._embeddings is None:
+            self._embeddings = [
+                self._embedded(opened, images)
+                for opened, images in zip(self._opened, self._images, strict=True)
+            ]
+        conditional = np.ones(self._call.count, np.float32)
+        rows = {embedding_name(i): each for i, each in enumerate(self._embeddings)}
+        if guided:
+            rows = {name: np.concatenate([each, each]) for name, each in rows.items()}
+            conditional = np.concatenate([np.zeros_like(conditional), conditional])
+        return {**rows, CONDITIONAL: conditional}
+
+    def _embedded(self, opened: OpenAdapter, images: ControlImages) -> np.ndarray:
+        """The embedding of the control image of each image that is generated."""
+        call, session = self._call, opened.sessions.session(CONTROL_EMBEDDING.name)
+        (spec,) = (spec for spec in session.inputs if spec.name == CONTROL_IMAGE)
+        samples = images.samples(
+            call.width,
+            call.height,
+            int(spec.shape[1]),
+            mode=call.resize_mode,
+            crops=call.crops,
+            count=call.count,
+        )
+        (output,) = (each.name for each in session.outputs)
+        parts = [
+            session.run({CONTROL_IMAGE: samples[rows]})[output]
+            for rows in chunks(len(samples), call.max_batch)
+        ]
+        embedded = finite(np.concatenate(parts), session.name, "the control image")
+        return np.repeat(embedded, call.count // len(embedded), axis=0)
+
+    def _step_net(self, net: ControlNet, opened: OpenAdapter) -> StepControlNet:
+        session = opened.sessions.session(CONTROLNET.name)
+        pools = bool(opened.package.config(CONTROLNET.name).get("global_pool_conditions"))
+        guess_mode = net.guess_mode or pools
+        names = [spec.name for spec in session.outputs]
+        weights = np.ones(len(names))
+        if guess_mode and not pools:
+            weights = np.logspace(-1, 0, len(names))
+        scales = dict(zip(names, (weights * net.scale).astype(np.float32), strict=True))
+        return StepControlNet(
+            session,
+            scales,
+            steps_of(self._call.steps, net) if net.scale else frozenset(),
+            guess_mode,
+        )
+
+
+def steps_of(steps: range, net: ControlNet) -> frozenset[int]:
+    """The steps in which a ControlNet runs.
+
+    A step runs if it is wholly between start and end, which are fractions of the steps that are
+    run, as in diffusers.
+    """
+    count = len(steps)
+    return frozenset(
+        step
+        for i, step in enumerate(steps)
+        if not (i / count < net.start or (i + 1) / count > net.end)
+    )
+
+
+def _recorded(net: ControlNet, opened: OpenAdapter) -> RecordedControlNet:
+    return RecordedControlNet(
+        opened.package.folder.resolve().name,
+        opened.package.digest or "",
+        identify(net.image) or (),
+        float(net.scale),
+        float(net.start),
+        float(net.end),
+        bool(net.guess_mode),
+    )
+
+
+def _denoiser_specs(package: Package, denoiser: str) -> dict[str, TensorSpec]:
+    """The inputs of the denoiser's graph that takes ControlNets, by name.
+
+    Raises: PackageError: there is none.
+    """
+    graph = adapter_graph(denoiser, {AdapterKind.CONTROLNET})
+    path = package.model_path(graph)
+    return {spec.name: spec for spec in specs_of(package.surveys.of(graph).inputs, path)}
+
+
+def _check_count(images: int, count: int) -> None:
+    if count % images:
+        raise InvalidArgumentError(
+            f"{NAME}: got {images} control images to generate {count} images; give one for all, or "
+            "one for each prompt"
+        )
+
+
+def _check_fits(package: Package, specs: dict[str, TensorSpec], adapter: Package) -> None:
+    """Raises: InvalidArgumentError: the ControlNet was made for another model."""
+    record = adapter.manifest.components[CONTROLNET.name]
+    what = f"{NAME}: {adapter.folder} does not fit {package.folder}"
+    unit = package.manifest.downscale
+    if adapter.manifest.downscale != unit:
+        raise InvalidArgumentError(
+            f"{what}: its latents are {adapter.manifest.downscale} times smaller than the image, "
+            f"those of the model {unit} times"
+        )
+    residuals = {name: spec.shape[1] for name, spec in specs.items() if is_residual(name)}
+    given = {spec.name: spec.shape[1] for spec in record.outputs}
+    if residuals != given:
+        raise InvalidArgumentError(
+            f"{what}: it gives {_channels(given)}, and the model takes {_channels(residuals)}; it "
+            "was made for a model of another family"
+        )
+    latents = package.manifest.latent_channels
+    for spec in record.inputs:
+        expected = latents if spec.name == "sample" else None
+        if spec.name in specs and spec.name != "sample":
+            expected = specs[spec.name].shape[-1]  # type: ignore[assignment]
+            got = spec.shape[-1]
+        elif spec.name == "sample":
+            got = spec.shape[1]
+        elif spec.name in ("timestep", "control_embedding"):
+            continue
+        else:
+            raise InvalidArgumentError(
+                f"{what}: it takes {spec.name}, which the model does not have; it was made for a "
+                "model of another family"
+            )
+        if expected != got:
+            raise InvalidArgumentError(
+                f"{what}: its {spec.name} has {got} channels, that of the model {expected}; it was "
+                "made for a model of another family"
+            )
+
+
+def _channels(residuals: dict[str, int | str]) -> str:
+    return f"{len(residuals)} residuals of {', '.join(map(str, residuals.values()))} channels"
+
+
+def check_backend(requested: str) -> None:
+    """Raises: InvalidArgumentError: a backend whose engines take no ControlNets."""
+    if requested in PLAN_BACKENDS:
+        raise InvalidArgumentError(
+            f"{NAME}: {requested} does not take ControlNets at run time, as its engines were built "
+            "without their inputs; use --backend onnxruntime or openvino"
+        )

@@ -1,0 +1,122 @@
+"""What the adapters of a call change: which graphs run, and what they get in addition.
+
+This is the one place where kinds of adapters meet. LoRAs change the denoiser and the text encoders;
+each further kind is a DenoiserAdapter. A denoiser runs the graph that takes exactly the kind that
+is used, or the one for all kinds; inputs of kinds that are not used then get values without effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from sdexport.engines import Session
+from sdexport.runtime.adapters.call_loras import NoLoras
+from sdexport.runtime.models.components import AdapterKind, adapter_graph, is_residual
+from sdexport.runtime.text_encoders import TextEncoders
+
+if TYPE_CHECKING:
+    from sdexport.runtime.adapters.applied_loras import AppliedLoras
+
+SessionOf = Callable[[str], Session]
+FIELDS = {AdapterKind.CONTROLNET: "controlnets"}
+"""By kind, the field of the images' settings that records it."""
+
+
+class DenoiserAdapter(Protocol):
+    """Adapters of one kind in a call."""
+
+    kind: AdapterKind
+    recorded: Any
+
+    def wrap(self, session: Session) -> Session:
+        """The denoiser's session without the inputs of this kind, and perhaps with others."""
+        ...
+
+    def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
+        """Those others, a row for each row of the embeddings; see `denoise`."""
+        ...
+
+    def close(self) -> None:
+        """Release what the call used; closing twice is allowed."""
+        ...
+
+
+class CallAdapters:
+    """The adapters of a call.
+
+    Args:
+      denoiser: name of that component.
+      loras: what the LoRAs change. parts: further kinds, each once.
+    """
+
+    def __init__(
+        self,
+        denoiser: str,
+        loras: NoLoras | AppliedLoras,
+        parts: Sequence[DenoiserAdapter] = (),
+    ) -> None:
+        self._denoiser, self._loras, self._parts = denoiser, loras, tuple(parts)
+        self._session: Session | None = None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What is recorded in the images, by field of their settings."""
+        found = {FIELDS[part.kind]: part.recorded for part in self._parts}
+        return {**found, "loras": self._loras.recorded}
+
+    @property
+    def graph(self) -> str:
+        """The graph of the denoiser that runs."""
+        kinds = {part.kind for part in self._parts}
+        if self._loras.changes(self._denoiser):
+            kinds.add(AdapterKind.LORA)
+        return adapter_graph(self._denoiser, kinds)
+
+    def denoiser(self, session: SessionOf) -> Session:
+        """The session of the denoiser; the same one each time.
+
+        Raises: PackageError: the package has no graph for these kinds.
+        """
+        if self._session is None:
+            opened = self._loras.adapted(self._denoiser, session(self.graph))
+            for part in self._parts:
+                opened = part.wrap(opened)
+            self._session = _without_unused(opened)
+        return self._session
+
+    def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
+        """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""
+        found = self._loras.conditioning(self._denoiser, guided=guided)
+        for part in self._parts:
+            found |= part.conditioning(guided=guided)
+        return found
+
+    def text_encoders(self, encoders: TextEncoders) -> TextEncoders:
+        """Text encoders that run with the LoRAs.
+
+        Raises: InvalidArgumentError: a LoRA of a text encoder has a scale for each image.
+        """
+        return self._loras.text_encoders(encoders)
+
+    def close(self) -> None:
+        """Release what the call used; closing twice is allowed."""
+        self._session = None
+        for part in self._parts:
+            part.close()
+
+
+def _without_unused(session: Session) -> Session:
+    """The session with values without effect for the inputs of kinds that the call does not use."""
+    if any(is_residual(spec.name) for spec in session.inputs):
+        from sdexport.runtime.adapters.controlled_session import ControlledSession
+
+        session = ControlledSession(session, ())
+    if any(spec.name.startswith("lora.") for spec in session.inputs):
+        from sdexport.runtime.adapters.adapted_session import AdaptedSession
+        from sdexport.runtime.adapters.lora_inputs import zero_factors
+
+        session = AdaptedSession(session, zero_factors(session.inputs))
+    return session

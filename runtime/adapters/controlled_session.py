@@ -1,0 +1,210 @@
+"""A denoiser with ControlNets: each step runs them first, and adds what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdexport.engines.session import Feeds, GraphSource, Session, SessionBase, TensorSpec
+from sdexport.runtime.component_sessions import finite
+from sdexport.runtime.expected_calls import STEP
+from sdexport.runtime.models.components import MID_RESIDUAL, is_residual
+from sdexport.runtime.models.controlnet import EMBEDDING
+
+CONDITIONAL = "controlnets.conditional"
+"""An input: (rows,) float32, 1 for rows of prompts and 0 for those of negative prompts."""
+_EMBEDDING = "controlnets.{}.embedding"
+
+
+def embedding_name(place: int) -> str:
+    """The input for the embedded control image of the ControlNet in this place, a row for each."""
+    return _EMBEDDING.format(place)
+
+
+@dataclass(frozen=True, eq=False)
+class StepControlNet:
+    """A ControlNet in the denoising loop.
+
+    scales: by residual. steps: in which it runs. conditional_only: whether it runs on the rows of
+    prompts alone, and adds nothing to the others.
+    """
+
+    session: Session
+    scales: Mapping[str, np.float32]
+    steps: frozenset[int]
+    conditional_only: bool
+
+
+class ControlledSession(SessionBase):
+    """The session of a denoiser whose graph takes residuals; they are no inputs any more.
+
+    Args:
+      session: of a graph that takes residuals; closing this session leaves it open.
+      nets: without any, the residuals are zeros.
+    """
+
+    def __init__(self, session: Session, nets: Sequence[StepControlNet]) -> None:
+        rest = [spec for spec in session.inputs if not is_residual(spec.name)]
+        batch = next(spec.shape[0] for spec in session.inputs if spec.name == "sample")
+        if nets:
+            rest.append(TensorSpec(STEP, "int64", (1,)))
+            rest.append(TensorSpec(CONDITIONAL, "float32", (batch,)))
+        for place, net in enumerate(nets):
+            spec = next(each for each in net.session.inputs if each.name == EMBEDDING)
+            shape = (batch, spec.shape[1], f"{EMBEDDING}_height", f"{EMBEDDING}_width")
+            rest.append(TensorSpec(embedding_name(place), spec.dtype, shape))
+        super().__init__(session.name, rest, session.outputs)
+        self._session, self._nets = session, tuple(nets)
+
+    @property
+    def refits(self) -> int:
+        return self._session.refits
+
+    @property
+    def mapped(self) -> int | None:
+        return self._session.mapped
+
+    def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
+        return _BoundControlled(self._session, self._nets, self.inputs, shared, constants)
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        self._check_open()
+        steps = {name: feeds[name] for name in ("sample", "timestep", STEP) if name in feeds}
+        constants = {name: value for name, value in feeds.items() if name not in steps}
+        with self.bind(shared=(), **constants) as bound:
+            return bound.run(steps)
+
+    def source(self, feeds: Feeds) -> GraphSource:
+        known = {spec.name for spec in self._session.inputs}
+        return self._session.source({k: v for k, v in feeds.items() if k in known})
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return self._session.nearest_sizes(sizes)
+
+    def trim(self, room: int | None = None) -> bool:
+        return self._session.trim(room)
+
+
+class _BoundControlled(SessionBase):
+    """The denoiser and its ControlNets with their constant inputs bound."""
+
+    def __init__(
+        self,
+        session: Session,
+        nets: Sequence[StepControlNet],
+        inputs: Sequence[TensorSpec],
+        shared: Sequence[str],
+        constants: Feeds,
+    ) -> None:
+        rest = [spec for spec in inputs if spec.name not in constants]
+        super().__init__(session.name, rest, session.outputs)
+        self._specs = tuple(spec for spec in session.inputs if is_residual(spec.name))
+        self._channels = {spec.name: int(spec.shape[1]) for spec in self._specs}
+        self._levels = _levels(self._specs)
+        self._is_shared = bool(shared)
+        known = {spec.name for spec in session.inputs}
+        own = {name: value for name, value in constants.items() if name in known}
+        self._denoiser = session.bind(shared=shared, **own)
+        self._nets = [
+            _BoundNet(net, constants, constants[embedding_name(place)], shared)
+            for place, net in enumerate(nets)
+        ]
+
+    @property
+    def refits(self) -> int:
+        return self._denoiser.refits
+
+    @property
+    def mapped(self) -> int | None:
+        return self._denoiser.mapped
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        self._check_open()
+        feeds = dict(feeds)
+        step = int(feeds.pop(STEP)[0]) if STEP in feeds else -1
+        sample = feeds["sample"]
+        rows = len(sample) * (2 if self._is_shared else 1)
+        total: dict[str, np.ndarray] = {}
+        for net in self._nets:
+            for name, residual in net.residuals(step, sample, feeds["timestep"]).items():
+                if net.rows is not None:
+                    whole = np.zeros((rows, *residual.shape[1:]), np.float32)
+                    whole[net.rows] = residual
+                    residual = whole
+                if name in total:
+                    total[name] += residual
+                else:
+                    total[name] = residual
+        if not total:
+            height, width = sample.shape[2:]
+            total = {
+                name: np.zeros(
+                    (rows, self._channels[name], -(-height // by), -(-width // by)), np.float32
+                )
+                for name, by in self._levels.items()
+            }
+        return self._denoiser.run({**feeds, **total})
+
+    def _release(self) -> None:
+        self._denoiser.close()
+        for net in self._nets:
+            net.session.close()
+
+
+class _BoundNet:
+    """A ControlNet with its constant inputs bound.
+
+    Attributes:
+      rows: those of the batch that it computes; None for all.
+    """
+
+    def __init__(
+        self, net: StepControlNet, constants: Feeds, embedding: np.ndarray, shared: Sequence[str]
+    ) -> None:
+        self._net, self._is_shared = net, bool(shared)
+        self.rows: np.ndarray | None = None
+        if net.conditional_only and not constants[CONDITIONAL].all():
+            self.rows = np.flatnonzero(constants[CONDITIONAL])
+        specs = {spec.name: spec for spec in net.session.inputs}
+        self._channels = int(specs["sample"].shape[1])
+        self._timestep = specs["timestep"]
+        inputs = {name: constants[name] for name in specs if name in constants}
+        inputs[EMBEDDING] = embedding
+        if self.rows is not None:
+            inputs = {name: value[self.rows] for name, value in inputs.items()}
+        self.is_empty = self.rows is not None and not len(self.rows)
+        self._doubles = self._is_shared and self.rows is None
+        self.session: Session = net.session
+        if not self.is_empty:
+            self.session = net.session.bind(shared=shared if self._doubles else (), **inputs)
+
+    def residuals(self, step: int, sample: np.ndarray, timestep: np.ndarray) -> Feeds:
+        """What it adds in a step, scaled, for its rows; empty if it adds nothing.
+
+        Args:
+          sample: the denoiser's; of one half of the batch if that is shared.
+        """
+        if step not in self._net.steps or self.is_empty:
+            return {}
+        if self.rows is not None:
+            count = len(sample)
+            sample = sample[self.rows % count if self._is_shared else self.rows]
+        time = np.full((1,) * len(self._timestep.shape), timestep.flat[0], self._timestep.dtype)
+        feeds = {"sample": np.ascontiguousarray(sample[:, : self._channels]), "timestep": time}
+        outputs = self.session.run(feeds)
+        finite(outputs[MID_RESIDUAL], self.session.name, f"step {step}")
+        for name, residual in outputs.items():
+            if self._net.scales[name] != 1:
+                residual *= self._net.scales[name]
+        return outputs
+
+
+def _levels(specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """By how much each residual is smaller than the latents."""
+    found = {}
+    for spec in specs:
+        _, _, by = str(spec.shape[2]).rpartition("_")
+        found[spec.name] = int(by) if by.isdecimal() else 1
+    return found

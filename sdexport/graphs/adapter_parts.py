@@ -1,0 +1,25 @@
+"""The graphs of the packages of adapters, by family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
+from sdexport.graphs.controlnet_parts import controlnet_parts
+from sdexport.graphs.wrappers import Part
+from sdexport.runtime.models.controlnet import CONTROLNET, CONTROLNET_FAMILY
+from sdexport.runtime.models.family import ModelFamily
+
+Configs = Mapping[str, SimpleNamespace]
+_PARTS: Mapping[str, Callable[[Configs], tuple[Part, ...]]] = {
+    CONTROLNET_FAMILY.name: lambda configs: controlnet_parts(configs[CONTROLNET.source]),
+}
+
+
+def adapter_parts(family: ModelFamily, configs: Configs) -> tuple[Part, ...]:
+    """The graphs of an adapter, in the order in which they run.
+
+    Args:
+      configs: by component of its source.
+    """
+    return _PARTS[family.name](configs)

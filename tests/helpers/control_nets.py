@@ -1,0 +1,46 @@
+"""Small random ControlNets for the checkpoints of tests.helpers.families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from PIL import Image
+
+EMBEDDING = (4, 8, 8, 16)
+"""Channels of the embedding of the control image; it halves three times."""
+
+
+def random_controlnet(checkpoint: Path, seed: int = 0, **config: Any) -> Any:
+    """A ControlNet for the UNet of a checkpoint, whose residuals change the image.
+
+    Args:
+      config: settings that differ from the UNet's.
+    """
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet")
+    settings = {"conditioning_embedding_out_channels": EMBEDDING, **config}
+    latents = {"in_channels": unet.config.out_channels}
+    base = dict(ControlNetModel.from_unet(unet, load_weights_from_unet=False).config)
+    base = {key: value for key, value in base.items() if not key.startswith("_")}
+    model = ControlNetModel(**{**base, **latents, **settings})
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.startswith(("controlnet_down", "controlnet_mid")) or "conv_out" in name:
+                weight.normal_(std=0.3)  # they are initialised with zeros
+    return model.eval()
+
+
+def build_controlnet(checkpoint: Path, folder: Path, seed: int = 0, **config: Any) -> Path:
+    """Write the folder of a random ControlNet."""
+    random_controlnet(checkpoint, seed, **config).save_pretrained(folder)
+    return folder
+
+
+def control_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Random blocks of colours with sharp edges."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
