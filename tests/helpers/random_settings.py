@@ -104,7 +104,7 @@ ELSEWHERE = {
     *("prompt", "seed", "generator", "num_images_per_prompt", "image", "mask_image"),
     *("latents", "prompt_embeds", "negative_prompt_embeds"),
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-    *("guidance_function", "callback_on_step_end", "loras"),
+    *("guidance_function", "callback_on_step_end", "loras", "controlnets"),
 }
 """Arguments that `random_call` makes itself, and those that have to be given again."""
 

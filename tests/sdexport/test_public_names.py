@@ -26,7 +26,7 @@ HEAVY = (
     "cuda",
     "scipy",
 )
-EXPORTS_WITH_TORCH = {"export"}
+EXPORTS_WITH_TORCH = {"export", "export_adapter"}
 
 
 def loaded(code: str, among: tuple[str, ...] = HEAVY) -> list[str]:
