@@ -81,10 +81,14 @@ class CallAdapters:
         Raises: PackageError: the package has no graph for these kinds.
         """
         if self._session is None:
-            opened = self._loras.adapted(self._denoiser, session(self.graph))
+            opened = session(self.graph)
+            if self._loras.changes(self._denoiser):
+                opened = self._loras.adapted(self._denoiser, opened)
+            else:
+                opened = _without_loras(opened)
             for part in self._parts:
                 opened = part.wrap(opened)
-            self._session = _without_unused(opened)
+            self._session = _without_residuals(opened)
         return self._session
 
     def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
@@ -108,15 +112,20 @@ class CallAdapters:
             part.close()
 
 
-def _without_unused(session: Session) -> Session:
-    """The session with values without effect for the inputs of kinds that the call does not use."""
-    if any(is_residual(spec.name) for spec in session.inputs):
-        from sdexport.runtime.adapters.controlled_session import ControlledSession
+def _without_residuals(session: Session) -> Session:
+    """The session with zeros as residuals, if it takes some and the call has no ControlNets."""
+    if not any(is_residual(spec.name) for spec in session.inputs):
+        return session
+    from sdexport.runtime.adapters.controlled_session import ControlledSession
 
-        session = ControlledSession(session, ())
-    if any(spec.name.startswith("lora.") for spec in session.inputs):
-        from sdexport.runtime.adapters.adapted_session import AdaptedSession
-        from sdexport.runtime.adapters.lora_inputs import zero_factors
+    return ControlledSession(session, ())
 
-        session = AdaptedSession(session, zero_factors(session.inputs))
-    return session
+
+def _without_loras(session: Session) -> Session:
+    """The session with factors without effect, if it takes some."""
+    if not any(spec.name.startswith("lora.") for spec in session.inputs):
+        return session
+    from sdexport.runtime.adapters.adapted_session import AdaptedSession
+    from sdexport.runtime.adapters.lora_inputs import zero_factors
+
+    return AdaptedSession(session, zero_factors(session.inputs))

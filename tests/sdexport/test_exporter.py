@@ -129,7 +129,7 @@ def test_destination_that_appears_meanwhile_is_left_alone(
         (tmp_path / "package" / "another's").write_text("x")
 
     monkeypatch.setattr(export_module, "write", appear)
-    monkeypatch.setattr(export_module, "_verified", lambda *_: {})
+    monkeypatch.setattr(export_module, "verified", lambda *_: {})
     with pytest.raises(FileExistsError, match="created by another process in the meantime"):
         export(checkpoint, tmp_path / "package")
     assert [f.name for f in tmp_path.iterdir()] == ["package"]
