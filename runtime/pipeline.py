@@ -416,9 +416,7 @@ class Pipeline(PipelineStages):
 
         Raises: see AppliedLoras and AppliedControlNets.
         """
-        applied = loras_of_call(
-            self._loras, loras, controlled.count, self._components, named=named
-        )
+        applied = loras_of_call(self._loras, loras, controlled.count, self._components, named=named)
         parts = []
         if nets:
             from sdexport.runtime.adapters.applied_controlnets import (
