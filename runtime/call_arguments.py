@@ -14,7 +14,8 @@ _CONTROLNET = (
     "give controlnets=[sdexport.ControlNet(package, image, scale=1.0, start=0.0, end=1.0, "
     "guess_mode=False)]"
 )
-_NO_IP_ADAPTER = "IP-Adapters are not supported"
+_IP_ADAPTER = "give ip_adapters=[sdexport.IPAdapter(package, images, scale=1.0, masks=None)]"
+_T2I_ADAPTER = "give t2i_adapters=[sdexport.T2IAdapter(package, image, scale=1.0, factor=1.0)]"
 _OLD_CALLBACK = "use callback_on_step_end or on_step"
 _AT_LOAD = "it is an option of load_pipeline or of the package's export"
 NOT_TAKEN = {
@@ -22,16 +23,16 @@ NOT_TAKEN = {
         "it changes PyTorch's attention layers, which a package does not have; "
         "give LoRAs as loras=[(file, scale)]"
     ),
-    "ip_adapter_image": _NO_IP_ADAPTER,
-    "ip_adapter_image_embeds": _NO_IP_ADAPTER,
+    "ip_adapter_image": _IP_ADAPTER,
+    "ip_adapter_image_embeds": _IP_ADAPTER,
     "control_image": _CONTROLNET,
     "control_guidance_start": _CONTROLNET,
     "control_guidance_end": _CONTROLNET,
     "control_mode": "ControlNet-Union is not supported",
     "controlnet_conditioning_scale": _CONTROLNET,
     "guess_mode": _CONTROLNET,
-    "adapter_conditioning_scale": "T2I-Adapters are not supported",
-    "adapter_conditioning_factor": "T2I-Adapters are not supported",
+    "adapter_conditioning_scale": _T2I_ADAPTER,
+    "adapter_conditioning_factor": _T2I_ADAPTER,
     "masked_image_latents": "give image and mask_image; their latents are computed from them",
     "pag_scale": "perturbed-attention guidance is not supported",
     "pag_adaptive_scale": "perturbed-attention guidance is not supported",

@@ -18,6 +18,7 @@ from sdexport.runtime.models.components import (
     Role,
     is_residual,
     level_dimensions,
+    positions_dimension,
 )
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.text.prompt_embeds import Text
@@ -114,10 +115,11 @@ def level_sizes(height: int, width: int) -> dict[str, int]:
     Args:
       height, width: of the latents.
     """
-    found: dict[str, int] = {}
+    found: dict[str, int] = {positions_dimension(0): height * width}
     for level in range(1, _MOST_LEVELS):
         high, wide = level_dimensions(level)
         found |= {high: -(-height // 2**level), wide: -(-width // 2**level)}
+        found[positions_dimension(level)] = found[high] * found[wide]
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks, inputs, prompt_arguments
-from sdexport.runtime.adapters.call_adapters import CallAdapters
+from sdexport.runtime.adapters.call_adapters import CallAdapters, DenoiserAdapter
 from sdexport.runtime.adapters.call_loras import (
     LoraArgument,
     LorasOfPrompts,
@@ -22,11 +22,18 @@ from sdexport.runtime.adapters.call_loras import (
 )
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.controlnet_argument import ControlNet, checked_controlnets
+from sdexport.runtime.adapters.followed_images import FollowedImages
+from sdexport.runtime.adapters.image_adapter_arguments import (
+    IPAdapter,
+    T2IAdapter,
+    checked_ip_adapters,
+    checked_t2i_adapters,
+)
 from sdexport.runtime.call_arguments import check_output, reject_unknown
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.generation import CheckedCall, generate
 from sdexport.runtime.guidance import Guidance, GuidanceFunction
-from sdexport.runtime.images.control_images import ControlImages, Crop
+from sdexport.runtime.images.control_images import Crop
 from sdexport.runtime.images.inpainting import InpaintOptions
 from sdexport.runtime.images.loading import ImageSources
 from sdexport.runtime.models.conditioning import SIZE_ARGUMENTS, SizeConditioning
@@ -119,6 +126,8 @@ class Pipeline(PipelineStages):
         token_embeds: TokenEmbeds | None = None,
         loras: Sequence[LoraArgument] | None = None,
         controlnets: Sequence[ControlNet] | None = None,
+        t2i_adapters: Sequence[T2IAdapter] | None = None,
+        ip_adapters: Sequence[IPAdapter] | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,
@@ -193,6 +202,9 @@ class Pipeline(PipelineStages):
             -100..100, default 1, or one for each image. Applied in addition to each other; see
             docs/lora.md.
           controlnets: ControlNets with their control images; see ControlNet and docs/controlnet.md.
+          t2i_adapters: T2I-Adapters with their control images; see T2IAdapter and
+            docs/t2i-adapter.md.
+          ip_adapters: IP-Adapters with their images; see IPAdapter and docs/ip-adapter.md.
           original_size, crops_coords_top_left, target_size, aesthetic_score,
             negative_aesthetic_score, negative_original_size, negative_crops_coords_top_left,
             negative_target_size: SDXL's size conditioning; sizes are (height, width), default the
@@ -237,9 +249,11 @@ class Pipeline(PipelineStages):
         self._family.check_task(**task)
         inpainting = InpaintOptions(mask_blur, mask_invert, paste_back, padding_mask_crop)
         inpainting.check(mask_image, resize_mode, output_type)
-        nets = checked_controlnets(controlnets)
-        control_images = [ControlImages(net.image) for net in nets]
-        default_size = self._default_size(control_images)
+        following = FollowedImages(
+            checked_controlnets(controlnets),
+            checked_t2i_adapters(t2i_adapters),
+            checked_ip_adapters(ip_adapters),
+        )
         images = inputs.image_inputs(
             image,
             mask_image,
@@ -247,7 +261,7 @@ class Pipeline(PipelineStages):
             width,
             resize_mode,
             inpainting=inpainting,
-            default_size=default_size,
+            default_size=following.default_size(self.package.manifest),
             space=self._space,
             count=len(prompts),
         )
@@ -305,8 +319,7 @@ class Pipeline(PipelineStages):
             adapters=self._call_adapters(
                 loras,
                 named,
-                nets,
-                control_images,
+                following,
                 ControlledImages(
                     len(prompts),
                     images.width,
@@ -317,6 +330,7 @@ class Pipeline(PipelineStages):
                     if padding_mask_crop is not None
                     else (),
                     self.max_batch,
+                    plan.counted_steps,
                 ),
             ),
         )
@@ -396,38 +410,24 @@ class Pipeline(PipelineStages):
         )
         return time.perf_counter() - began
 
-    def _default_size(self, control_images: Sequence[ControlImages]) -> tuple[int, int]:
-        """(height, width) where neither is given and there is no input image."""
-        if not control_images:
-            return self.package.manifest.default_size
-        unit = self.package.manifest.downscale
-        height, width = (max(side // unit, 1) * unit for side in control_images[0].size)
-        return height, width
-
     def _call_adapters(
         self,
         loras: Sequence[LoraArgument] | None,
         named: LorasOfPrompts,
-        nets: Sequence[ControlNet],
-        control_images: Sequence[ControlImages],
+        following: FollowedImages,
         controlled: ControlledImages,
     ) -> CallAdapters:
         """What the adapters of a call change; `generate` closes it.
 
-        Raises: see AppliedLoras and AppliedControlNets.
+        Raises: see AppliedLoras and denoiser_adapters.
         """
         applied = loras_of_call(self._loras, loras, controlled.count, self._components, named=named)
-        parts = []
-        if nets:
-            from sdexport.runtime.adapters.applied_controlnets import (
-                AppliedControlNets,
-                check_backend,
-            )
+        parts: Sequence[DenoiserAdapter] = ()
+        if following:
+            from sdexport.runtime.adapters.denoiser_adapters import denoiser_adapters
 
-            check_backend(self._components.requested(self._family.denoiser))
-            parts.append(
-                AppliedControlNets(self._adapters, self.package, nets, control_images, controlled)
-            )
+            backend = self._components.requested(self._family.denoiser)
+            parts = denoiser_adapters(self._adapters, self.package, following, controlled, backend)
         return CallAdapters(self._family.denoiser, applied, parts)
 
 

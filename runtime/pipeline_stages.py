@@ -56,8 +56,8 @@ class PipelineStages(ClosesOnExit):
         if package.manifest.is_adapter:
             raise InvalidArgumentError(
                 f"{package.folder} is the package of a {package.manifest.family}, not of a model: "
-                "give it to the pipeline of a model, as controlnets=[ControlNet(folder, image)] "
-                "(--controlnet FOLDER:IMAGE)"
+                "give it to the pipeline of a model, as one of controlnets, t2i_adapters or "
+                "ip_adapters (--controlnet FOLDER:IMAGE)"
             )
         unit = package.manifest.downscale
         if max_batch is not None:

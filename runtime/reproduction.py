@@ -12,6 +12,7 @@ from typing import Any
 from sdexport.engines.errors import InvalidArgumentError, SDExportError
 from sdexport.engines.messages import shown
 from sdexport.runtime.adapters.controlnet_argument import ControlNet
+from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter, T2IAdapter
 from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.parameters import INPUT_IMAGES, Parameters
@@ -19,7 +20,9 @@ from sdexport.runtime.images.read_parameters import read_parameters
 from sdexport.runtime.images.recorded_values import (
     InputImage,
     RecordedControlNet,
+    RecordedIPAdapter,
     RecordedLora,
+    RecordedT2IAdapter,
     identity,
 )
 from sdexport.runtime.version import __version__
@@ -88,6 +91,10 @@ def arguments_like(
         ]
     if parameters.controlnets and "controlnets" not in changes:
         found["controlnets"] = [_find_controlnet(each, folder) for each in parameters.controlnets]
+    if parameters.t2i_adapters and "t2i_adapters" not in changes:
+        found["t2i_adapters"] = [_find_t2i_adapter(e, folder) for e in parameters.t2i_adapters]
+    if parameters.ip_adapters and "ip_adapters" not in changes:
+        found["ip_adapters"] = [_find_ip_adapter(each, folder) for each in parameters.ip_adapters]
     if found.get("strength") is not None and "image" not in found:
         raise InvalidArgumentError(
             "the image was made from an input image, which its settings do not name; give image"
@@ -142,23 +149,51 @@ def _find_controlnet(recorded: RecordedControlNet, folder: Path | None) -> Contr
 
     Raises: InvalidArgumentError: one of them is not there.
     """
+    path = _find_package(recorded, folder, "ControlNet", "controlnets (--controlnet)")
+    images = _find("controlnets", recorded.images, folder)
+    return ControlNet(
+        path, images, recorded.scale, recorded.start, recorded.end, recorded.guess_mode
+    )
+
+
+def _find_t2i_adapter(recorded: RecordedT2IAdapter, folder: Path | None) -> T2IAdapter:
+    """As _find_controlnet."""
+    path = _find_package(recorded, folder, "T2I-Adapter", "t2i_adapters (--t2i-adapter)")
+    images = _find("t2i_adapters", recorded.images, folder)
+    return T2IAdapter(path, images, recorded.scale, recorded.factor)
+
+
+def _find_ip_adapter(recorded: RecordedIPAdapter, folder: Path | None) -> IPAdapter:
+    """As _find_controlnet."""
+    path = _find_package(recorded, folder, "IP-Adapter", "ip_adapters (--ip-adapter)")
+    images = _find("ip_adapters", recorded.images, folder)
+    masks = None if recorded.masks is None else _find("ip_adapters", recorded.masks, folder)
+    return IPAdapter(path, images, recorded.scale, masks)
+
+
+def _find_package(
+    recorded: RecordedControlNet | RecordedT2IAdapter | RecordedIPAdapter,
+    folder: Path | None,
+    kind: str,
+    argument: str,
+) -> Path:
+    """The package of an adapter, in a folder or in the current one.
+
+    Raises: InvalidArgumentError: it is not there.
+    """
     from sdexport.runtime.packages.manifest import read_manifest
 
     name = Path(recorded.name).name  # a recorded name is untrusted: only its last part counts
     for place in (folder, Path()):
         path = place / name if place is not None and name else None
         try:
-            if path is None or read_manifest(path).digest != recorded.sha256:
-                continue
+            if path is not None and read_manifest(path).digest == recorded.sha256:
+                return path
         except (OSError, SDExportError):  # no package
             continue
-        images = _find("controlnets", recorded.images, folder)
-        settings = (recorded.scale, recorded.start, recorded.end, recorded.guess_mode)
-        return ControlNet(path, images, *settings)
     raise InvalidArgumentError(
-        f"the image was made with the ControlNet {shown(name)} "
-        f"({recorded.sha256[:HASH_DIGITS]}), which is not there; give controlnets (--controlnet) "
-        "again"
+        f"the image was made with the {kind} {shown(name)} ({recorded.sha256[:HASH_DIGITS]}), "
+        f"which is not there; give {argument} again"
     )
 
 

@@ -48,6 +48,14 @@ class TimestepPlan:
         return range(self.first_step, end)
 
     @property
+    def counted_steps(self) -> int:
+        """The number of steps of which diffusers takes fractions, for T2I-Adapters."""
+        options = self.scheduler.options
+        listed = any(options.get(key) is not None for key in ("timesteps", "sigmas"))
+        is_part = self.first_step > 0 or self.end_step is not None
+        return len(self.steps) if listed or is_part else self.num_inference_steps
+
+    @property
     def is_pure_noise(self) -> bool:
         """Whether inpainting starts from noise alone."""
         return self.first_step == 0 and self.is_noised

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sdexport.exporter import export as export
     from sdexport.runtime import schedulers as schedulers
     from sdexport.runtime.adapters.controlnet_argument import ControlNet as ControlNet
+    from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter as IPAdapter
+    from sdexport.runtime.adapters.image_adapter_arguments import T2IAdapter as T2IAdapter
     from sdexport.runtime.images import preprocessors as preprocessors
     from sdexport.runtime.images.metadata import save_image as save_image
     from sdexport.runtime.images.parameters import Parameters as Parameters
@@ -61,6 +63,7 @@ _NAMES = {
     ),
     "sdexport.exporter": ("export",),
     "sdexport.runtime.adapters.controlnet_argument": ("ControlNet",),
+    "sdexport.runtime.adapters.image_adapter_arguments": ("IPAdapter", "T2IAdapter"),
     "sdexport.runtime.images.metadata": ("save_image",),
     "sdexport.runtime.images.parameters": ("Parameters",),
     "sdexport.runtime.images.read_parameters": ("read_parameters",),

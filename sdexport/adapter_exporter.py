@@ -44,6 +44,7 @@ def export_adapter(
     revision: str | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
+    image_encoder: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda component, stage, total: None,
     on_memory_need: Callable[[int], object] = lambda need: None,
@@ -58,12 +59,20 @@ def export_adapter(
       opset, precision: see `sdexport.export`; they need not be those of the model's package.
       revision: of a hub id. variant: of a folder's weights, such as "fp16".
       allow_pickle: also read .pth, .pt and .bin files, weights only.
+      image_encoder: of an IP-Adapter, the folder of its image encoder; default image_encoder/ in
+        the file's folder or the one above.
       force, progress, on_memory_need: see `sdexport.export`.
     Returns: the manifest that was written.
     Raises: see open_adapter, and `sdexport.export`.
     """
     destination = checked_destination(destination, opset, precision, force=force)
-    checkpoint = open_adapter(source, revision=revision, variant=variant, allow_pickle=allow_pickle)
+    checkpoint = open_adapter(
+        source,
+        revision=revision,
+        variant=variant,
+        allow_pickle=allow_pickle,
+        image_encoder=image_encoder,
+    )
     on_memory_need(TRACING + 4 * checkpoint.weights)
     with package_folder(destination, force=force) as folder, tracing(checkpoint.label):
         return _write_package(checkpoint, folder, opset, precision, progress)

@@ -70,6 +70,8 @@ def export(
     options: Options | None = None,
     lora_inputs: bool = False,
     controlnet_inputs: bool = False,
+    t2i_adapter_inputs: bool = False,
+    ip_adapter_inputs: bool = False,
     force: bool = False,
     progress: Progress = lambda component, stage, total: None,
     on_memory_need: Callable[[int], object] = lambda need: None,
@@ -89,6 +91,8 @@ def export(
       options: how to read the source, and what to merge into it.
       lora_inputs: also write graphs of the UNet and the text encoders that take LoRAs at run time.
       controlnet_inputs: also write a graph of the UNet that takes ControlNets at run time.
+      t2i_adapter_inputs, ip_adapter_inputs: also write a graph of the UNet that takes T2I-Adapters,
+        or IP-Adapters, at run time.
       force: replace the destination, if it is a package or an empty folder.
       progress: see Progress.
       on_memory_need: called with the bytes of memory that the export will need at most, before it
@@ -107,7 +111,12 @@ def export(
     destination = checked_destination(destination, opset, precision, force=force)
     checkpoint = open_source(source, revision=revision, options=options)
     on_memory_need(_memory_need(checkpoint))
-    inputs = {AdapterKind.LORA: lora_inputs, AdapterKind.CONTROLNET: controlnet_inputs}
+    inputs = {
+        AdapterKind.LORA: lora_inputs,
+        AdapterKind.CONTROLNET: controlnet_inputs,
+        AdapterKind.T2I_ADAPTER: t2i_adapter_inputs,
+        AdapterKind.IP_ADAPTER: ip_adapter_inputs,
+    }
     adapters = frozenset(kind for kind, is_wanted in inputs.items() if is_wanted)
     with package_folder(destination, force=force) as folder, tracing(checkpoint.label):
         return _write_package(checkpoint, folder, opset, precision, progress, adapters=adapters)
@@ -220,7 +229,7 @@ def _write_components(
             opset=opset,
             change=change,
             notes=notes,
-            find_lora_layers=AdapterKind.LORA in kinds,
+            find_lora_layers=bool(kinds),
             data_file=bool(kinds),
         )
         if part.role is Role.TEXT_ENCODER:

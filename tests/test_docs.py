@@ -45,9 +45,11 @@ NOT_RUN = {
     "getting-started.md": 4,
     "gpu-benchmark.md": 2,
     "controlnet.md": 3,
+    "ip-adapter.md": 2,
     "lora.md": 2,
     "performance.md": 2,
     "signing.md": 5,
+    "t2i-adapter.md": 2,
     "verification.md": 1,
 }
 """How many blocks of a page carry the marker."""

@@ -395,6 +395,14 @@ LORA_GRAPH_L2 = 1e-5
 """Relative L2 of a graph with LoRA inputs from PyTorch: float32 in another order. Measured: 5e-7; a
 branch that is left out changes the output by 1e-2."""
 
+ADAPTER_GRAPH_L2 = 1e-5
+"""Relative L2 of a UNet's graph with the inputs of T2I-Adapters and IP-Adapters from PyTorch:
+float32 in another order. An input that is left out changes the output by 1e-2 and more."""
+
+BICUBIC_ABS = 1e-4
+"""Masks of 0 and 1 after bicubic interpolation, next to PyTorch's in float32. A mask that is moved
+by one place differs by 1."""
+
 MEMORY_ESTIMATE = 0.25
 """Relative error of an estimated memory peak. The peaks of one command differ by a tenth from run
 to run and from processor to processor, and decide only between a warning and an error."""

@@ -7,7 +7,7 @@ is used, or the one for all kinds; inputs of kinds that are not used then get va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,8 +20,17 @@ from sdexport.runtime.text_encoders import TextEncoders
 if TYPE_CHECKING:
     from sdexport.runtime.adapters.applied_loras import AppliedLoras
 
+_OTHERS = {
+    AdapterKind.T2I_ADAPTER: "down_intrablock_additional_residuals_",
+    AdapterKind.IP_ADAPTER: "ip_adapter.",
+}
+"""What the names of inputs begin with that stay inputs of a session with such adapters."""
 SessionOf = Callable[[str], Session]
-FIELDS = {AdapterKind.CONTROLNET: "controlnets"}
+FIELDS = {
+    AdapterKind.CONTROLNET: "controlnets",
+    AdapterKind.T2I_ADAPTER: "t2i_adapters",
+    AdapterKind.IP_ADAPTER: "ip_adapters",
+}
 """By kind, the field of the images' settings that records it."""
 
 
@@ -86,9 +95,12 @@ class CallAdapters:
                 opened = self._loras.adapted(self._denoiser, opened)
             else:
                 opened = _without_loras(opened)
+            used = {part.kind for part in self._parts}
+            if AdapterKind.CONTROLNET not in used:
+                opened = _without_residuals(opened)
             for part in self._parts:
                 opened = part.wrap(opened)
-            self._session = _without_residuals(opened)
+            self._session = _without_images(opened, used)
         return self._session
 
     def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
@@ -129,3 +141,13 @@ def _without_loras(session: Session) -> Session:
     from sdexport.runtime.adapters.lora_inputs import zero_factors
 
     return AdaptedSession(session, zero_factors(session.inputs))
+
+
+def _without_images(session: Session, used: Collection[AdapterKind]) -> Session:
+    """The session without inputs for T2I-Adapters and IP-Adapters that the call does not use."""
+    unused = tuple(start for kind, start in _OTHERS.items() if kind not in used)
+    if not any(spec.name.startswith(unused) for spec in session.inputs):
+        return session
+    from sdexport.runtime.adapters.unused_inputs import UnusedInputs
+
+    return UnusedInputs(session, unused)

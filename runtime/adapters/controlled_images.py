@@ -13,7 +13,8 @@ class ControlledImages:
     """What is generated with control images.
 
     count: of images. width, height: in pixels. resize_mode, crops: see ControlImages.samples.
-    steps: indices of the steps that are run. max_batch: of the pipeline.
+    steps: indices of the steps that are run. num_inference_steps: as diffusers counts them, which
+    is fewer for schedulers that run twice a step. max_batch: of the pipeline.
     """
 
     count: int
@@ -23,3 +24,4 @@ class ControlledImages:
     resize_mode: str = "stretch"
     crops: Sequence[Crop] = ()
     max_batch: int | None = None
+    num_inference_steps: int = 0

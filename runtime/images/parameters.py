@@ -17,7 +17,9 @@ from sdexport.runtime.images.infotext import infotext
 from sdexport.runtime.images.recorded_values import (
     InputImage,
     RecordedControlNet,
+    RecordedIPAdapter,
     RecordedLora,
+    RecordedT2IAdapter,
     convert,
     identity,
     plain,
@@ -39,7 +41,7 @@ EFFECTIVE = (
 )
 """Fields that hold what an argument came to, such as a default of the package."""
 INPUT_IMAGES = ("image", "mask_image")
-INPUT_FILES = (*INPUT_IMAGES, "loras", "controlnets")
+INPUT_FILES = (*INPUT_IMAGES, "loras", "controlnets", "t2i_adapters", "ip_adapters")
 """Fields that name files, of which only digests are recorded."""
 OF_BATCH = ("batch_size", "batch_index", "prompts", "negative_prompts", "seeds")
 OF_PIPELINE = (
@@ -68,7 +70,8 @@ class Parameters:
       prompts, negative_prompts, seeds: those of the whole batch; None where all images have the
         same prompt, or one seed.
       loras: the name, digest and scale of each LoRA that was used.
-      controlnets: the package, control images and settings of each ControlNet that was used.
+      controlnets, t2i_adapters, ip_adapters: the package, images and settings of each one that was
+        used.
       external: arguments that a text cannot hold, such as latents: what identifies them.
       model: name of the package's folder. model_hash: digest of its manifest; None without one.
       backend, precision: for all components, or by component.
@@ -122,6 +125,8 @@ class Parameters:
     token_embeds: Mapping[str, Any] | None = None
     loras: tuple[RecordedLora, ...] | None = None
     controlnets: tuple[RecordedControlNet, ...] | None = None
+    t2i_adapters: tuple[RecordedT2IAdapter, ...] | None = None
+    ip_adapters: tuple[RecordedIPAdapter, ...] | None = None
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None

@@ -78,6 +78,55 @@ class RecordedControlNet:
         return f"{self.name}:{self.scale:g}{part}{guess}:{digest}:{images}"
 
 
+@dataclass(frozen=True)
+class RecordedT2IAdapter:
+    """A T2I-Adapter that an image was generated with.
+
+    Attributes:
+      name: of its package's folder.
+      sha256: digest of its package's manifest.
+      images: its control images.
+      scale, factor: see T2IAdapter.
+    """
+
+    name: str
+    sha256: str
+    images: tuple[InputImage, ...]
+    scale: float = 1.0
+    factor: float = 1.0
+
+    def __str__(self) -> str:
+        part = "" if self.factor == 1 else f":{self.factor:g}"
+        return f"{self.name}:{self.scale:g}{part}:{_digests(self)}"
+
+
+@dataclass(frozen=True)
+class RecordedIPAdapter:
+    """An IP-Adapter that an image was generated with.
+
+    Attributes:
+      name: of its package's folder.
+      sha256: digest of its package's manifest.
+      images: that it showed. masks: of them, if there were any.
+      scale: see IPAdapter.
+    """
+
+    name: str
+    sha256: str
+    images: tuple[InputImage, ...]
+    scale: Any = 1.0
+    masks: tuple[InputImage, ...] | None = None
+
+    def __str__(self) -> str:
+        scale = f"{self.scale:g}" if isinstance(self.scale, (int, float)) else f"{self.scale}"
+        return f"{self.name}:{scale}:{_digests(self)}"
+
+
+def _digests(adapter: RecordedT2IAdapter | RecordedIPAdapter) -> str:
+    images = "/".join(each.sha256[:HASH_DIGITS] for each in adapter.images)
+    return f"{adapter.sha256[:HASH_DIGITS]}:{images}"
+
+
 def plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON can hold it: sequences as tuples, NumPy's numbers as Python's.
 
@@ -188,18 +237,28 @@ def _mapping(value: Mapping[str, Any], hint: Any) -> Any:
         return RecordedLora(name, digest, scale)
     if hint is RecordedControlNet:
         return _controlnet(value)
+    if hint is RecordedT2IAdapter:
+        numbers = {key: convert(value.get(key), float) for key in ("scale", "factor")}
+        return RecordedT2IAdapter(*_package_and_images(value), **numbers)
+    if hint is RecordedIPAdapter:
+        masks = convert(value.get("masks"), tuple[InputImage, ...] | None)
+        scale = plain(value.get("scale"))
+        return RecordedIPAdapter(*_package_and_images(value), scale, masks)
     if get_origin(hint) is Mapping:
         return {str(key): convert(entry, get_args(hint)[1]) for key, entry in value.items()}
     raise TypeError
 
 
-def _controlnet(value: Mapping[str, Any]) -> RecordedControlNet:
+def _package_and_images(value: Mapping[str, Any]) -> tuple[str, str, tuple[InputImage, ...]]:
     name, digest = value.get("name"), value.get("sha256")
     if not isinstance(name, str) or not isinstance(digest, str):
         raise TypeError
     if not re.fullmatch("[0-9a-f]{64}|", digest):
         raise TypeError
-    images = convert(value.get("images"), tuple[InputImage, ...])
+    return name, digest, convert(value.get("images"), tuple[InputImage, ...])
+
+
+def _controlnet(value: Mapping[str, Any]) -> RecordedControlNet:
     numbers = {key: convert(value.get(key), float) for key in ("scale", "start", "end")}
     guess_mode = convert(value.get("guess_mode"), bool)
-    return RecordedControlNet(name, digest, images, **numbers, guess_mode=guess_mode)
+    return RecordedControlNet(*_package_and_images(value), **numbers, guess_mode=guess_mode)

@@ -16,11 +16,14 @@ class Role(Enum):
     VAE_ENCODER = "VAE encoder"
     CONTROL_EMBEDDING = "control image embedding"
     CONTROLNET = "ControlNet"
+    T2I_ADAPTER = "T2I-Adapter"
+    IMAGE_ENCODER = "image encoder"
+    IMAGE_PROJECTION = "image projection"
 
 
 STEP_ROLES = (Role.DENOISER, Role.CONTROLNET)
 """Components that run in each step, on both halves of a guided batch."""
-PIXEL_ROLES = (Role.VAE_ENCODER, Role.CONTROL_EMBEDDING)
+PIXEL_ROLES = (Role.VAE_ENCODER, Role.CONTROL_EMBEDDING, Role.T2I_ADAPTER)
 """Components whose input is an image in pixels."""
 
 
@@ -124,6 +127,8 @@ that of a denoiser for all kinds that were exported together, if there are sever
 EXPORT_OPTIONS = {
     AdapterKind.LORA: ("LoRAs", "--lora-inputs"),
     AdapterKind.CONTROLNET: ("ControlNets", "--controlnet-inputs"),
+    AdapterKind.T2I_ADAPTER: ("T2I-Adapters", "--t2i-adapter-inputs"),
+    AdapterKind.IP_ADAPTER: ("IP-Adapters", "--ip-adapter-inputs"),
 }
 """What adapters of a kind are called, and the option of `sdexport export` that they need."""
 FURTHER_GRAPHS = (*TOKEN_GRAPHS, *ADAPTER_GRAPHS)
@@ -172,6 +177,11 @@ def needed_by(further: str) -> tuple[str, str]:
 def level_dimensions(level: int) -> tuple[str, str]:
     """Names of height and width on a level of a UNet, on which latents are 2**level smaller."""
     return (f"height_{2**level}", f"width_{2**level}") if level else ("height", "width")
+
+
+def positions_dimension(level: int) -> str:
+    """Name of the number of places on a level of a UNet: its height times its width."""
+    return f"positions_{2**level}"
 
 
 def adapter_graph(component: str, kinds: Collection[AdapterKind]) -> str:

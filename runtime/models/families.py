@@ -11,12 +11,14 @@ from sdexport.runtime.models.components import UNET, VAE_DECODER, ComponentSpec,
 from sdexport.runtime.models.conditioning import Configs
 from sdexport.runtime.models.controlnet import CONTROLNET_FAMILY
 from sdexport.runtime.models.family import ModelFamily
+from sdexport.runtime.models.ip_adapter import IP_FAMILY
 from sdexport.runtime.models.latent_consistency import latent_consistency
 from sdexport.runtime.models.stable_diffusion import STABLE_DIFFUSION
 from sdexport.runtime.models.stable_diffusion_xl import (
     STABLE_DIFFUSION_XL,
     STABLE_DIFFUSION_XL_REFINER,
 )
+from sdexport.runtime.models.t2i_adapter import T2I_FAMILY
 
 
 def _variants(base: ModelFamily) -> Iterator[ModelFamily]:
@@ -30,7 +32,9 @@ FAMILIES: dict[str, ModelFamily] = {
     for base in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_XL_REFINER)
     for family in _variants(base)
 }
-ADAPTER_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (CONTROLNET_FAMILY,)}
+ADAPTER_FAMILIES: dict[str, ModelFamily] = {
+    family.name: family for family in (CONTROLNET_FAMILY, T2I_FAMILY, IP_FAMILY)
+}
 """Of packages that hold an adapter instead of a model."""
 
 

@@ -13,6 +13,8 @@ import torch
 from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.controlnet_source import controlnet_in_file, controlnet_in_folder
 from sdexport.checkpoints.hub import locate_adapter
+from sdexport.checkpoints.ip_source import ip_in_file
+from sdexport.checkpoints.t2i_source import t2i_in_file, t2i_in_folder
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.messages import shown
@@ -60,10 +62,14 @@ class AdapterCheckpoint:
 
 _IN_FOLDERS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "ControlNetModel": controlnet_in_folder,
+    "T2IAdapter": t2i_in_folder,
 }
 """By class name in config.json, what opens the folder: (folder, config, variant=, allow_pickle=).
 It returns fields of AdapterCheckpoint, as do those of _IN_FILES."""
-_IN_FILES: tuple[Callable[[WeightFile], dict[str, Any] | None], ...] = (controlnet_in_file,)
+_IN_FILES: tuple[Callable[[WeightFile], dict[str, Any] | None], ...] = (
+    controlnet_in_file,
+    t2i_in_file,
+)
 """Each opens a file if it is of its kind, else it returns None."""
 _NOT_SUPPORTED = {
     "ControlNetUnionModel": "ControlNet-Union",
@@ -84,6 +90,7 @@ def open_adapter(
     revision: str | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
+    image_encoder: str | Path | None = None,
 ) -> AdapterCheckpoint:
     """Find and check an adapter, without reading its weights.
 
@@ -91,6 +98,7 @@ def open_adapter(
       source: a folder with config.json, a hub id, or a single file.
       revision: of a hub id. variant: of a folder's weights, such as "fp16".
       allow_pickle: read .pth, .pt and .bin files too.
+      image_encoder: folder of the image encoder of an IP-Adapter; see ip_in_file.
     Raises: FileNotFoundError: no such folder or file. CheckpointError: damaged, incomplete, or of a
       kind that is not supported. InvalidArgumentError: options that do not fit the source.
       ConnectionError: the hub cannot be reached.
@@ -100,20 +108,30 @@ def open_adapter(
         for name, value in (("revision", revision), ("variant", variant)):
             if value is not None:
                 raise InvalidArgumentError(f"{source} is a file; omit --{name}")
-        return _from_file(path, allow_pickle=allow_pickle)
+        return _from_file(path, image_encoder, allow_pickle=allow_pickle)
+    if image_encoder is not None:
+        raise InvalidArgumentError(f"{source} is no file of an IP-Adapter; omit --image-encoder")
     folder, origin = locate_adapter(source, revision, variant=variant, allow_pickle=allow_pickle)
     opened = _from_folder(folder, variant=variant, allow_pickle=allow_pickle)
     return opened if origin is None else replace(opened, source=origin, label=str(source))
 
 
-def _from_file(path: Path, *, allow_pickle: bool) -> AdapterCheckpoint:
+def _from_file(
+    path: Path, image_encoder: str | Path | None, *, allow_pickle: bool
+) -> AdapterCheckpoint:
     file = WeightFile.open(path, allow_pickle=allow_pickle)
+    found = ip_in_file(file, image_encoder, allow_pickle=allow_pickle)
+    if found is None and image_encoder is not None:
+        raise InvalidArgumentError(f"{path} is {file.kind}, no IP-Adapter; omit --image-encoder")
     for opens in _IN_FILES:
-        found = opens(file)
-        if found is not None:
-            origin = {"type": "file", "sha256": file.sha256()}
-            return AdapterCheckpoint(label=str(path), source=origin, **found)
-    raise CheckpointError(f"{path} is {file.kind}; expected an adapter: a ControlNet")
+        found = found or opens(file)
+    if found is None:
+        raise CheckpointError(
+            f"{path} is {file.kind}; expected an adapter: a ControlNet, T2I-Adapter or IP-Adapter"
+        )
+    return AdapterCheckpoint(
+        label=str(path), **{"source": {"type": "file", "sha256": file.sha256()}, **found}
+    )
 
 
 def _from_folder(folder: Path, *, variant: str | None, allow_pickle: bool) -> AdapterCheckpoint:

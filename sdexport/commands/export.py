@@ -61,6 +61,16 @@ def graph_options(command: Callable[..., None]) -> Callable[..., None]:
     is_flag=True,
     help="Also write a graph that takes ControlNets at run time: 'sdexport generate --controlnet'.",
 )
+@click.option(
+    "--t2i-adapter-inputs",
+    is_flag=True,
+    help="Also write a graph that takes T2I-Adapters: 'sdexport generate --t2i-adapter'.",
+)
+@click.option(
+    "--ip-adapter-inputs",
+    is_flag=True,
+    help="Also write a graph that takes IP-Adapters: 'sdexport generate --ip-adapter'.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @ignore_memory_option
 @json_option
@@ -72,6 +82,8 @@ def export(
     precision: str,
     lora_inputs: bool,
     controlnet_inputs: bool,
+    t2i_adapter_inputs: bool,
+    ip_adapter_inputs: bool,
     force: bool,
     ignore_memory: bool,
     as_json: bool,
@@ -91,6 +103,8 @@ def export(
         precision=precision,
         lora_inputs=lora_inputs,
         controlnet_inputs=controlnet_inputs,
+        t2i_adapter_inputs=t2i_adapter_inputs,
+        ip_adapter_inputs=ip_adapter_inputs,
         force=force,
         on_memory_need=lambda need: check_memory(
             need, "this export", "export on a machine with more memory", ignore=ignore_memory

@@ -23,6 +23,11 @@ from sdexport.commands.verbosity import verbosity_options
 @click.option(
     "--allow-pickle", is_flag=True, help="Also read .pth, .pt and .bin files, weights only."
 )
+@click.option(
+    "--image-encoder",
+    type=FOLDER,
+    help="Folder of an IP-Adapter's image encoder; default image_encoder/ near the file.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @ignore_memory_option
 @json_option
@@ -35,6 +40,7 @@ def export_adapter(
     revision: str | None,
     variant: str | None,
     allow_pickle: bool,
+    image_encoder: Path | None,
     force: bool,
     ignore_memory: bool,
     as_json: bool,
@@ -56,6 +62,7 @@ def export_adapter(
             revision=revision,
             variant=variant,
             allow_pickle=allow_pickle,
+            image_encoder=image_encoder,
             force=force,
             progress=partial(on_stage, shown),
             on_memory_need=lambda need: check_memory(

@@ -49,6 +49,8 @@ def generate(
     lora_dir: Path | None,
     controlnet_texts: tuple[str, ...],
     guess_mode: bool | None,
+    t2i_adapter_texts: tuple[str, ...],
+    ip_adapter_texts: tuple[str, ...],
     output: str,
     seed: int | None,
     size: tuple[int, int] | None,
@@ -78,7 +80,11 @@ def generate(
     PROMPT is the text; - reads prompts from standard input, and @FILE from a file, as --prompts
     does. The settings of each image are written to its file, as AUTOMATIC1111 does.
     """
-    from sdexport.commands.generate_controlnets import controlnets_of
+    from sdexport.commands.generate_controlnets import (
+        controlnets_of,
+        ip_adapters_of,
+        t2i_adapters_of,
+    )
     from sdexport.commands.generate_images import (
         check_previews,
         generate_images,
@@ -94,7 +100,12 @@ def generate(
     rows = [without_none(prompt=prompt)] if prompts_file is None else read_rows(prompts_file)
     loras = loras_of(lora_texts)
     controlnets = controlnets_of(controlnet_texts, guess_mode=guess_mode)
-    adapters = {"loras": loras or None, "controlnets": controlnets or None}
+    adapters = {
+        "loras": loras or None,
+        "controlnets": controlnets or None,
+        "t2i_adapters": t2i_adapters_of(t2i_adapter_texts) or None,
+        "ip_adapters": ip_adapters_of(ip_adapter_texts) or None,
+    }
     settings = without_none(**settings | _sides(settings, size) | adapters)
     saved_as = without_none(quality=quality, lossless=lossless, mark=mark)
     reference = None if like is None else Reference.read(like, seed=seed)

@@ -1,4 +1,4 @@
-"""The ControlNets of `sdexport generate`: the values of --controlnet."""
+"""The values of --controlnet, --t2i-adapter and --ip-adapter of `sdexport generate`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from sdexport.engines.messages import shown
 
 if TYPE_CHECKING:
     from sdexport.runtime.adapters.controlnet_argument import ControlNet
+    from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter, T2IAdapter
 
 FORM = "PACKAGE:IMAGE[:SCALE[:START:END]]"
+_OF_ADAPTERS = "PACKAGE:IMAGE[:SCALE]"
 _Reading = tuple[Path, Path, list[float]]
 
 
@@ -30,30 +32,55 @@ def controlnets_of(texts: Sequence[str], *, guess_mode: bool | None) -> list[Con
         raise InvalidArgumentError("--guess-mode needs --controlnet")
     found = []
     for text in texts:
-        package, image, numbers = _parsed(text)
+        package, image, numbers = _parsed(text, "--controlnet", FORM, (3, 1, 0))
         settings = dict(zip(("scale", "start", "end"), numbers, strict=False))
         found.append(ControlNet(package, image, **settings, guess_mode=bool(guess_mode)))
     return found
 
 
-def _parsed(text: str) -> _Reading:
+def t2i_adapters_of(texts: Sequence[str]) -> list[T2IAdapter]:
+    """The T2I-Adapter of each value of --t2i-adapter.
+
+    Raises: as controlnets_of.
+    """
+    from sdexport.runtime.adapters.image_adapter_arguments import T2IAdapter
+
+    parsed = [_parsed(text, "--t2i-adapter", _OF_ADAPTERS, (1, 0)) for text in texts]
+    return [T2IAdapter(package, image, *numbers) for package, image, numbers in parsed]
+
+
+def ip_adapters_of(texts: Sequence[str]) -> list[IPAdapter]:
+    """The IP-Adapter of each value of --ip-adapter.
+
+    Raises: as controlnets_of.
+    """
+    from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter
+
+    parsed = [_parsed(text, "--ip-adapter", _OF_ADAPTERS, (1, 0)) for text in texts]
+    return [
+        IPAdapter(package, image, scale=numbers[0] if numbers else 1.0)
+        for package, image, numbers in parsed
+    ]
+
+
+def _parsed(text: str, option: str, form: str, counts: Sequence[int]) -> _Reading:
     """Package, image and numbers. Their names may hold colons, such as that of a Windows drive."""
-    readings = list(_readings(text))
+    readings = list(_readings(text, counts))
     if not readings:
-        raise InvalidArgumentError(f"--controlnet: expected {FORM}, got {shown(text)}")
+        raise InvalidArgumentError(f"{option}: expected {form}, got {shown(text)}")
     with_package = [each for each in readings if each[0].is_dir()]
     for reading in with_package:
         if reading[1].is_file():
             return reading
     if with_package:
-        raise FileNotFoundError(f"--controlnet {text}: no image at {with_package[0][1]}")
-    raise FileNotFoundError(f"--controlnet {text}: no package at {readings[0][0]}")
+        raise FileNotFoundError(f"{option} {text}: no image at {with_package[0][1]}")
+    raise FileNotFoundError(f"{option} {text}: no package at {readings[0][0]}")
 
 
-def _readings(text: str) -> Iterator[_Reading]:
-    """Every way to read a value, the one with most numbers first."""
+def _readings(text: str, counts: Sequence[int]) -> Iterator[_Reading]:
+    """Every way to read a value, with one of these counts of numbers at its end."""
     pieces = text.split(":")
-    for count in (3, 1, 0):
+    for count in counts:
         numbers = _numbers(pieces[len(pieces) - count :])
         rest = pieces[: len(pieces) - count]
         if numbers is None:

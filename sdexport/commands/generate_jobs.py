@@ -29,7 +29,8 @@ MAX_BYTES, MAX_LINES, MAX_LINE = 2**24, 100_000, 2**20
 """Bytes and lines of a file of prompts, and bytes of one line."""
 _NOT_SETTINGS = {
     *("on_step", "guidance_function", "latents", "token_embeds", "num_images_per_prompt"),
-    *("generator", "controlnets", "callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+    *("generator", "controlnets", "t2i_adapters", "ip_adapters"),
+    *("callback_on_step_end", "callback_on_step_end_tensor_inputs"),
     *("output_type", "return_dict"),
     *("prompt_embeds", "negative_prompt_embeds"),
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),

@@ -77,6 +77,22 @@ PROMPT_OPTIONS = (
         default=None,
         help="Follow the control images without a prompt.",
     ),
+    click.option(
+        "--t2i-adapter",
+        "t2i_adapter_texts",
+        multiple=True,
+        metavar="PACKAGE:IMAGE[:SCALE]",
+        help="Follow this control image with this T2I-Adapter, which 'sdexport export-adapter' "
+        "wrote; the model must have been exported with --t2i-adapter-inputs. Repeatable.",
+    ),
+    click.option(
+        "--ip-adapter",
+        "ip_adapter_texts",
+        multiple=True,
+        metavar="PACKAGE:IMAGE[:SCALE]",
+        help="Show this image to the model with this IP-Adapter, which 'sdexport export-adapter' "
+        "wrote; the model must have been exported with --ip-adapter-inputs. Repeatable.",
+    ),
     click.option("--embeds", type=FILE, help="Use the embeddings in this .npz file, not PROMPT."),
     click.option(
         "--save-embeds", type=FILE, help="Write the prompt's embeddings to this .npz file."

@@ -119,7 +119,12 @@ def _signed(package: Any) -> str:
 
 
 def _package_lines(package: Any) -> list[str]:
-    from sdexport.runtime.models.components import AdapterKind, adapter_graph, lora_graph
+    from sdexport.runtime.models.components import (
+        EXPORT_OPTIONS,
+        AdapterKind,
+        adapter_graph,
+        lora_graph,
+    )
 
     manifest = package.manifest
     height, width = manifest.default_size
@@ -146,8 +151,10 @@ def _package_lines(package: Any) -> list[str]:
         for name in ("images", "prediction", "scheduler"):
             del values[name]
         values["latents"] = f"{manifest.latent_channels} channels, of 1/{manifest.downscale} size"
-    elif adapter_graph(package.family.denoiser, {AdapterKind.CONTROLNET}) in package.graphs:
-        values["ControlNets"] = f"taken at run time by {package.family.denoiser}"
+    for kind, (name, _) in () if manifest.is_adapter else EXPORT_OPTIONS.items():
+        graph = adapter_graph(package.family.denoiser, {kind})
+        if kind is not AdapterKind.LORA and graph in package.graphs:
+            values[name] = f"taken at run time by {package.family.denoiser}"
     width = max(11, *(len(name) + 1 for name in values))
     return [f"{name:<{width}}{value}" for name, value in values.items()]
 

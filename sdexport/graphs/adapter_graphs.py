@@ -4,6 +4,8 @@
     lora_inputs_embeds.onnx    of text encoders, made from inputs_embeds.onnx
     lora_attention_mask.onnx   of text encoders, made from attention_mask.onnx
     controlnet.onnx            of the UNet, with the residuals of ControlNets as inputs
+    t2i_adapter.onnx           of the UNet
+    ip_adapter.onnx            of the UNet
     adapters.onnx              of the UNet, with the inputs of several kinds of adapters
 
 They read the weights of model.onnx from its data file, so they take no room to speak of, and
@@ -20,8 +22,10 @@ from types import SimpleNamespace
 import onnx_ir as ir
 
 from sdexport.graphs.controlnet_inputs import add_controlnet_inputs
+from sdexport.graphs.image_attention import add_ip_inputs
 from sdexport.graphs.lora_branches import add_lora_inputs
 from sdexport.graphs.lora_layers import LoraLayer
+from sdexport.graphs.t2i_additions import add_t2i_inputs
 from sdexport.runtime.models.components import (
     ADAPTER_GRAPHS,
     ADAPTERS,
@@ -35,7 +39,7 @@ from sdexport.runtime.models.components import (
 class TracedGraph:
     """What is known of a component whose graph was written.
 
-    layers: those that a LoRA may change. config: of the component in the checkpoint.
+    layers: all linear and convolution layers. config: of the component in the checkpoint.
     """
 
     layers: Sequence[LoraLayer]
@@ -43,10 +47,13 @@ class TracedGraph:
 
 
 _ADD: Mapping[AdapterKind, Callable[[ir.Graph, TracedGraph], None]] = {
-    AdapterKind.LORA: lambda graph, traced: add_lora_inputs(graph, traced.layers),
     AdapterKind.CONTROLNET: lambda graph, traced: add_controlnet_inputs(graph, traced.config),
+    AdapterKind.T2I_ADAPTER: lambda graph, traced: add_t2i_inputs(graph, traced.layers),
+    AdapterKind.IP_ADAPTER: lambda graph, traced: add_ip_inputs(graph, traced.layers),
+    AdapterKind.LORA: lambda graph, traced: add_lora_inputs(graph, traced.layers),
 }
-"""Each gives a graph the inputs of its kind."""
+"""Each gives a graph the inputs of its kind. LoRAs come last: the others look for what follows a
+layer."""
 
 
 def kinds_of(role: Role, kinds: Collection[AdapterKind]) -> frozenset[AdapterKind]:
@@ -82,7 +89,7 @@ def write_adapter_graphs(
     """
     for name, added in adapter_graphs_of(role, kinds).items():
         model = ir.load(path.with_name(f"{ADAPTER_GRAPHS[name]}.onnx"))
-        for kind in added:
+        for kind in filter(added.__contains__, _ADD):
             _ADD[kind](model.graph, traced)
         model.graph.name = f"{model.graph.name}.{name}"
         ir.save(model, path.with_name(f"{name}.onnx"))

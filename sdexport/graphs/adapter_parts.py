@@ -6,13 +6,21 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
 from sdexport.graphs.controlnet_parts import controlnet_parts
+from sdexport.graphs.ip_parts import ip_parts
+from sdexport.graphs.t2i_parts import t2i_parts
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.models.controlnet import CONTROLNET, CONTROLNET_FAMILY
 from sdexport.runtime.models.family import ModelFamily
+from sdexport.runtime.models.ip_adapter import IMAGE_ENCODER, IMAGE_PROJECTION, IP_FAMILY
+from sdexport.runtime.models.t2i_adapter import T2I_ADAPTER, T2I_FAMILY
 
 Configs = Mapping[str, SimpleNamespace]
 _PARTS: Mapping[str, Callable[[Configs], tuple[Part, ...]]] = {
     CONTROLNET_FAMILY.name: lambda configs: controlnet_parts(configs[CONTROLNET.source]),
+    T2I_FAMILY.name: lambda configs: t2i_parts(configs[T2I_ADAPTER.source]),
+    IP_FAMILY.name: lambda configs: ip_parts(
+        configs[IMAGE_ENCODER.source], configs[IMAGE_PROJECTION.source]
+    ),
 }
 
 

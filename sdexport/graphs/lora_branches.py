@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from sdexport.engines.errors import CheckpointError
 from sdexport.graphs.lora_layers import LoraLayer
-from sdexport.graphs.onnx_nodes import NodeBuilder
+from sdexport.graphs.onnx_nodes import NodeBuilder, weight_dtype
 from sdexport.runtime.adapters.lora_inputs import DOWN, UP, LayerShape, input_name
 
 _FLOAT = ir.DataType.FLOAT
@@ -45,7 +45,7 @@ def add_lora_inputs(graph: ir.Graph, layers: Sequence[LoraLayer]) -> None:
 
 
 def _add_branch(graph: ir.Graph, node: ir.Node, layer: LoraLayer) -> None:
-    dtype = _dtype(node.inputs[1])
+    dtype = weight_dtype(node.inputs[1])
     builder = NodeBuilder(f"lora.{layer.name}", graph)
     factors = [_factor(graph, layer, which) for which in (DOWN, UP)]
     down, up = (
@@ -134,14 +134,3 @@ def _add_to_output(graph: ir.Graph, node: ir.Node, builder: NodeBuilder, branch:
             output.name, total.name = f"{output.name}.without_lora", output.name
             total.shape, output.shape = output.shape, None
             graph.outputs[place] = total
-
-
-def _dtype(weight: ir.Value | None) -> ir.DataType:
-    """The type that a layer computes in: that of its weight, or of the scale of int8 weights."""
-    producer = None if weight is None else weight.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        return _dtype(producer.inputs[1])
-    constant = None if weight is None else weight.const_value
-    if constant is None:
-        raise CheckpointError(f"{'' if weight is None else weight.name}: not a constant weight")
-    return constant.dtype

@@ -21,6 +21,7 @@ class LoraLayer:
     name: as the checkpoint's module calls it. node: the name of its node in the graph.
     inputs, outputs: channels. kernel: of a convolution, (height, width); empty for a linear layer.
     rank: the number of axes of its input.
+    heads: of the attention that it belongs to; 0 if it belongs to none.
     """
 
     name: str
@@ -29,6 +30,7 @@ class LoraLayer:
     outputs: int
     kernel: tuple[int, ...]
     rank: int
+    heads: int = 0
 
 
 def find_layers(
@@ -66,6 +68,7 @@ def find_layers(
             layer.weight.shape[0],
             tuple(layer.weight.shape[2:]),
             len(shape),
+            getattr(module.get_submodule(name.rpartition(".")[0]), "heads", 0),
         )
     missing = sorted(name for name, _ in layers.values() if name not in found)
     if missing:

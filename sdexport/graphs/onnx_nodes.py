@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from sdexport.engines.errors import CheckpointError
+
 
 class NodeBuilder:
     """Builds the nodes that replace one node of a graph.
@@ -58,3 +60,17 @@ class NodeBuilder:
         ir.convenience.replace_nodes_and_values(
             self.graph, node, [node], self.nodes, [node.outputs[0]], [result]
         )
+
+
+def weight_dtype(weight: ir.Value | None) -> ir.DataType:
+    """The type that a layer computes in: that of its weight, or of the scale of int8 weights.
+
+    Raises: CheckpointError: the weight is no constant.
+    """
+    producer = None if weight is None else weight.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return weight_dtype(producer.inputs[1])
+    constant = None if weight is None else weight.const_value
+    if constant is None:
+        raise CheckpointError(f"{'' if weight is None else weight.name}: not a constant weight")
+    return constant.dtype

@@ -144,6 +144,7 @@ class Part:
     wrap: turns the checkpoint's module into one with the inputs and outputs of the graph.
     inputs, outputs: as in the package, with the widths of this checkpoint filled in.
     conditioning: the family's conditioning inputs among them.
+    multiple: sides of example images are rounded up to multiples of it.
     """
 
     component: ComponentSpec
@@ -151,6 +152,7 @@ class Part:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     conditioning: tuple[ConditioningInput, ...] = ()
+    multiple: int = 1
 
     @property
     def name(self) -> str:
@@ -170,6 +172,8 @@ class Part:
     def example(self, sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         """Random inputs with the given size for every named dimension."""
         generator = torch.Generator().manual_seed(seed)
+        sides = ("image_height", "image_width")
+        sizes = sizes | {s: -(-sizes[s] // self.multiple) * self.multiple for s in sides}
         return {
             spec.name: self._random(
                 spec, [sizes[d] if isinstance(d, str) else d for d in spec.shape], generator

@@ -14,12 +14,16 @@ from sdexport.graphs.adapter_graphs import adapter_graphs_of
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.models.components import ADAPTER_GRAPHS, MODEL, AdapterKind
 from sdexport.verification.controlnet_reference import residuals_added
+from sdexport.verification.ip_reference import ip_added
 from sdexport.verification.lora_reference import lora_added
 from sdexport.verification.reference import TorchSession, record_component, record_token_graphs
+from sdexport.verification.t2i_reference import t2i_added
 
 _ADDED: Mapping[AdapterKind, Callable[[Part, Any], AbstractContextManager[Feeds]]] = {
     AdapterKind.LORA: lora_added,
     AdapterKind.CONTROLNET: residuals_added,
+    AdapterKind.T2I_ADAPTER: t2i_added,
+    AdapterKind.IP_ADAPTER: ip_added,
 }
 """Each changes the module that a part wraps as its adapter does, and gives the inputs with which
 the graph does the same."""

@@ -1,0 +1,164 @@
+"""The IP-Adapters of one call: their images encoded, and bound to the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
+from sdexport.engines.onnx_file.graph_specs import specs_of
+from sdexport.engines.session import Session, TensorSpec
+from sdexport.runtime.adapters.adapted_session import AdaptedSession
+from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
+from sdexport.runtime.adapters.controlled_images import ControlledImages
+from sdexport.runtime.adapters.image_adapter_arguments import IP_NAME, IPAdapter
+from sdexport.runtime.adapters.ip_groups import ImageGroup, group_inputs, no_images
+from sdexport.runtime.adapters.ip_images import (
+    EncodedImages,
+    check_fits,
+    groups_of,
+    load_attention_masks,
+)
+from sdexport.runtime.adapters.ip_inputs import image_layers, is_row_input
+from sdexport.runtime.adapters.ip_scales import scale_of_layers
+from sdexport.runtime.expected_calls import level_sizes
+from sdexport.runtime.images.clip_image import ClipImageProcessor
+from sdexport.runtime.images.input_digest import identify
+from sdexport.runtime.images.loading import load_images
+from sdexport.runtime.images.recorded_values import RecordedIPAdapter, plain
+from sdexport.runtime.models.components import AdapterKind, adapter_graph
+from sdexport.runtime.models.ip_adapter import IMAGE_ENCODER, IMAGE_PROJECTION, PIXELS
+from sdexport.runtime.packages.package import Package
+
+MOST_IMAGES = 64
+"""Of one adapter."""
+
+
+class AppliedIPAdapters:
+    """What the IP-Adapters of a call change.
+
+    Args:
+      store: of the pipeline. package: of the model.
+      adapters: at least one.
+    Raises: InvalidArgumentError: an adapter that does not fit the model, or images and masks that
+      cannot be used. PackageError: the model's package takes no IP-Adapters. See Package.load.
+    """
+
+    kind = AdapterKind.IP_ADAPTER
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        package: Package,
+        adapters: Sequence[IPAdapter],
+        call: ControlledImages,
+    ) -> None:
+        self._adapters, self._call = adapters, call
+        self._unit = package.manifest.downscale
+        self._specs = _unet_specs(package)
+        self._layers = image_layers(self._specs)
+        widths = {spec.name: spec.shape[-1] for spec in self._specs}
+        self._images = [load_images(each.images, IP_NAME) for each in adapters]
+        self._scales = [
+            self._layer_scales(*each) for each in zip(adapters, self._images, strict=True)
+        ]
+        self._masks = [
+            None
+            if each.masks is None
+            else load_attention_masks(each.masks, len(images), (call.height, call.width))
+            for each, images in zip(adapters, self._images, strict=True)
+        ]
+        self._opened: list[OpenAdapter] = []
+        try:
+            for each in adapters:
+                self._opened.append(store.open(each.package, self.kind))
+                opened = self._opened[-1].package
+                outputs = opened.manifest.components[IMAGE_PROJECTION.name].outputs
+                name, text = str(opened.folder), widths["encoder_hidden_states"]
+                check_fits(name, outputs, self._layers, text)
+        except BaseException:
+            self.close()
+            raise
+        self.recorded = tuple(map(_recorded, adapters, self._opened))
+
+    def close(self) -> None:
+        """Release the packages; closing twice is allowed."""
+        while self._opened:
+            self._opened.pop().release()
+
+    def wrap(self, session: Session) -> Session:
+        """The denoiser with the masks of the images.
+
+        Args:
+          session: of its graph that takes IP-Adapters.
+        """
+        inputs = self._computed(guided=False)
+        constants = {name: value for name, value in inputs.items() if not is_row_input(name)}
+        return AdaptedSession(session, constants)
+
+    def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
+        """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""
+        inputs = self._computed(guided=guided)
+        return {name: value for name, value in inputs.items() if is_row_input(name)}
+
+    def _computed(self, *, guided: bool) -> dict[str, np.ndarray]:
+        """All inputs of the graph for images."""
+        groups: list[ImageGroup] = []
+        for images, scales, masks in zip(self._encoded, self._scales, self._masks, strict=True):
+            if any(any(each.values()) for each in scales):
+                groups += groups_of(images, scales, masks, self._call.count, guided=guided)
+        sizes = level_sizes(self._call.height // self._unit, self._call.width // self._unit)
+        if not groups:
+            return no_images(self._specs, self._call.count * (2 if guided else 1), sizes)
+        return group_inputs(self._specs, groups, sizes)
+
+    @cached_property
+    def _encoded(self) -> list[EncodedImages]:
+        pairs = zip(self._opened, self._images, strict=True)
+        return [self._to_encode(*each) for each in pairs]
+
+    def _to_encode(self, opened: OpenAdapter, images: Sequence[Any]) -> EncodedImages:
+        encoder = opened.sessions.session(IMAGE_ENCODER.name)
+        side = next(int(spec.shape[-1]) for spec in encoder.inputs if spec.name == PIXELS)
+        pixels = ClipImageProcessor(size=side, crop=(side, side))(images)
+        projection = opened.sessions.session(IMAGE_PROJECTION.name)
+        return EncodedImages(encoder, projection, pixels, self._layers)
+
+    def _layer_scales(self, adapter: IPAdapter, images: Sequence[Any]) -> list[Mapping[str, float]]:
+        """The scale of each layer, for all images or for each of them."""
+        if len(images) > MOST_IMAGES:
+            raise InvalidArgumentError(
+                f"{IP_NAME}: at most {MOST_IMAGES} images at once, got {len(images)}"
+            )
+        names = [layer.name for layer in self._layers]
+        if isinstance(adapter.scale, Sequence) and len(adapter.scale) != len(images):
+            raise InvalidArgumentError(
+                f"{IP_NAME}: expected a scale for each of {len(images)} images, "
+                f"got {shown(list(adapter.scale))}"
+            )
+        given = list(adapter.scale) if isinstance(adapter.scale, Sequence) else [adapter.scale]
+        return [scale_of_layers("IPAdapter: scale", each, names) for each in given]
+
+
+def _unet_specs(package: Package) -> list[TensorSpec]:
+    """The inputs of the denoiser's graph that takes IP-Adapters.
+
+    Raises: PackageError: there is none.
+    """
+    graph = adapter_graph(package.family.denoiser, {AdapterKind.IP_ADAPTER})
+    path = package.model_path(graph)
+    return list(specs_of(package.surveys.of(graph).inputs, path))
+
+
+def _recorded(adapter: IPAdapter, opened: OpenAdapter) -> RecordedIPAdapter:
+    return RecordedIPAdapter(
+        opened.package.folder.resolve().name,
+        opened.package.digest or "",
+        identify(adapter.images) or (),
+        plain(adapter.scale),
+        None if adapter.masks is None else identify(adapter.masks),
+    )

@@ -1,0 +1,177 @@
+"""Images with T2I-Adapters and IP-Adapters equal those of diffusers' pipelines."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from sdexport import IPAdapter, Pipeline, T2IAdapter, load_pipeline
+from sdexport.adapter_exporter import export_adapter
+from sdexport.exporter import export
+from tests.helpers.family_pipelines import over_diffusers
+from tests.helpers.image_adapters import (
+    random_checkpoint,
+    random_image_encoder,
+    random_ip_adapter,
+    random_t2i_adapter,
+)
+from tests.tolerances import IMAGE_ABS
+
+SIZE = {"height": 64, "width": 96}
+KINDS = {"sd1": ("full_adapter", "light_adapter"), "sdxl": ("full_adapter_xl",)}
+
+
+@dataclass
+class Adapted:
+    """A checkpoint with adapters: diffusers' modules, and our packages."""
+
+    family: str
+    folder: Path
+    theirs: Any
+    pipe: Pipeline
+    t2i: dict[str, Any]
+    encoder: Any
+    ip: dict[str, Any]
+
+    def package(self, name: str) -> Path:
+        return self.folder / f"{name}-package"
+
+    def with_t2i(self, *names: str) -> Any:
+        xl = "XL" if self.family == "sdxl" else ""
+        class_ = getattr(diffusers, f"StableDiffusion{xl}AdapterPipeline")
+        adapters = [self.t2i[name] for name in names]
+        options: dict[str, Any] = {"requires_safety_checker": False}
+        if xl:
+            options = {"force_zeros_for_empty_prompt": True}
+        components = dict(self.theirs.components)
+        if not xl:
+            del components["image_encoder"]
+        made = class_(
+            **components,
+            adapter=adapters[0] if len(adapters) == 1 else adapters,
+            **options,
+        )
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    def with_ip(self, *names: str, task: str = "") -> Any:
+        made = self.theirs
+        if task:
+            made = getattr(diffusers, type(self.theirs).__name__.replace("Pipeline", task))(
+                **self.theirs.components
+            )
+            made.set_progress_bar_config(disable=True)
+        made.register_modules(
+            image_encoder=self.encoder, feature_extractor=CLIPImageProcessor(size=28, crop_size=28)
+        )
+        made.load_ip_adapter(
+            [self.ip[name] for name in names],
+            subfolder="",
+            weight_name=["x.safetensors"] * len(names),
+            image_encoder_folder=None,
+            low_cpu_mem_usage=False,
+        )
+        return made
+
+
+def build(family: str, folder: Path, seed: int) -> Adapted:
+    checkpoint = random_checkpoint(family, folder / "checkpoint", seed)
+    export(
+        checkpoint,
+        folder / "package",
+        t2i_adapter_inputs=True,
+        ip_adapter_inputs=True,
+        lora_inputs=seed > 0,
+    )
+    theirs = over_diffusers(checkpoint)
+    t2i = {}
+    for number, kind in enumerate(KINDS[family]):
+        t2i[kind] = random_t2i_adapter(kind, seed + number)
+        t2i[kind].save_pretrained(folder / kind)
+        export_adapter(folder / kind, folder / f"{kind}-package")
+    encoder = random_image_encoder(folder / "image_encoder", seed)
+    ip = {}
+    for kind in ("base", "plus"):
+        path = folder / f"{kind}.safetensors"
+        ip[kind] = random_ip_adapter(kind, theirs.unet, path, seed)
+        export_adapter(path, folder / f"{kind}-package")
+    return Adapted(family, folder, theirs, load_pipeline(folder / "package"), t2i, encoder, ip)
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def adapted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Adapted]:
+    made = build(request.param, tmp_path_factory.mktemp(request.param), 0)
+    with made.pipe:
+        yield made
+
+
+def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (90, 70)) -> Image.Image:
+    """Soft random colours."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def difference(ours: Any, theirs: Any) -> int:
+    one, two = (np.asarray(image, int) for image in (ours, theirs))
+    assert one.shape == two.shape
+    assert np.ptp(two) > 20, "a flat image shows nothing"
+    return int(np.abs(one - two).max())
+
+
+def both(adapted: Adapted, pipeline: Any, theirs: dict[str, Any], **ours: Any) -> int:
+    """The largest difference of the images of both pipelines, which differ without the adapter."""
+    shared = {"num_inference_steps": 3, "guidance_scale": ours.pop("guidance_scale", 5.0), **SIZE}
+    prompt = ours.pop("prompt", "a red circle")
+    further = ours.pop("both", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = pipeline(
+            prompt,
+            generator=torch.Generator().manual_seed(7),
+            **shared,
+            **theirs,
+            **further,
+        ).images
+    call = {"seed": 7, **shared, **further}
+    images = adapted.pipe(prompt, **call, **ours).images
+    plain = adapted.pipe(prompt, **call).images
+    assert max(map(difference_only, images, plain)) > 3 * IMAGE_ABS, "the adapter has no effect"
+    return max(map(difference, images, expected))
+
+
+def difference_only(one: Any, two: Any) -> int:
+    return int(np.abs(np.asarray(one, int) - np.asarray(two, int)).max())
+
+
+def test_t2i_adapter(adapted: Adapted) -> None:
+    for kind in adapted.t2i:
+        ours = [T2IAdapter(adapted.package(kind), picture(1), scale=0.8)]
+        theirs = {"image": picture(1), "adapter_conditioning_scale": 0.8}
+        found = both(adapted, adapted.with_t2i(kind), theirs, t2i_adapters=ours)
+        assert found <= IMAGE_ABS, kind
+
+
+def test_ip_adapter(adapted: Adapted) -> None:
+    for kind in ("base", "plus"):
+        pipeline = adapted.with_ip(kind)
+        pipeline.set_ip_adapter_scale(0.7)
+        try:
+            ours = [IPAdapter(adapted.package(kind), picture(2), scale=0.7)]
+            theirs = {"ip_adapter_image": picture(2)}
+            found = both(adapted, pipeline, theirs, ip_adapters=ours)
+        finally:
+            pipeline.unload_ip_adapter()
+        assert found <= IMAGE_ABS, kind
