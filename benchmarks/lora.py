@@ -1,10 +1,11 @@
 """What LoRAs cost at run time: `python -m benchmarks.lora PACKAGE [--backend NAME] [--json FILE]`.
 
 PACKAGE was exported with --lora-inputs. Calls of the UNet with the inputs bound, as in a guided
-image, in turn: of the plain graph, and of the one that takes LoRAs with three files of random
-factors: one of the layers that most LoRAs change (attention and feed-forward), of rank 1 and of
-`--rank`, and one of all layers. Then the time from one LoRA to the next, once both were read, and
-the memory over many of these. Processor time does not depend on what else runs.
+image, in turn: of the plain graph, and of the one that takes LoRAs with files of random factors:
+one of the layers that most LoRAs change (attention and feed-forward), of rank 1 and of `--rank`.
+Then the time from one LoRA to the next, once both were read, and the memory over many of these. In
+sessions of their own, as backends that compile do so for the shapes of the factors, the plain graph
+and a LoRA of all layers. Processor time does not depend on what else runs.
 """
 
 from __future__ import annotations
@@ -64,10 +65,12 @@ class Costs:
         self._name = pipe.package.family.denoiser
         layers = pipe._loras.target.shapes[self._name]
         usual = {name: shape for name, shape in layers.items() if name.endswith(USUAL)}
-        self.files = {
+        self.usual = {
             "usual layers, rank 1": write_lora(folder / "1.safetensors", usual, 1, 0),
             f"usual layers, rank {rank}": write_lora(folder / "2.safetensors", usual, rank, 1),
-            f"all layers, rank {rank}": write_lora(folder / "3.safetensors", layers, rank, 2),
+        }
+        self.all = {
+            f"all layers, rank {rank}": write_lora(folder / "3.safetensors", layers, rank, 2)
         }
         self.others = [
             write_lora(folder / f"switch-{i}.safetensors", usual, rank, 3 + i) for i in range(3)
@@ -77,10 +80,10 @@ class Costs:
         """The LoRA of a file, as a call applies it."""
         return AppliedLoras(self._pipe._loras, [(path, 0.5)], 1, self._pipe._components)
 
-    def calls(self, repeats: int) -> dict[str, dict[str, float]]:
+    def calls(self, files: Mapping[str, Path], repeats: int) -> dict[str, dict[str, float]]:
         """Seconds and processor seconds of a call, the smallest of each, and the ratio to plain."""
         sessions: dict[str, Session] = {"plain": self._pipe.session(self._name)}
-        for name, path in self.files.items():
+        for name, path in files.items():
             sessions[name] = self._adapted(path)
         steps = {spec.name: self._array(spec, 1) for spec in sessions["plain"].inputs}
         feeds = {name: value for name, value in steps.items() if name in STEP_INPUTS}
@@ -138,17 +141,20 @@ def main() -> None:
     parser.add_argument("--switches", type=int, default=100)
     parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        load_pipeline(args.package, args.backend, verify=False, threads=args.threads) as pipe,
-    ):
-        pipe.package.model_path(lora_graph(pipe.package.family.denoiser))
-        costs = Costs(pipe, args.size, Path(folder), args.rank)
-        calls = costs.calls(args.repeats)
-        seconds, memory = [], []
-        for each in costs.switches(args.switches):
-            seconds.append(each)
-            memory.append(resident_mb()["private_mb"])
+    seconds, memory = [], []
+    calls: dict[str, dict[str, float]] = {}
+    for kind in ("all", "usual"):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            load_pipeline(args.package, args.backend, verify=False, threads=args.threads) as pipe,
+        ):
+            costs = Costs(pipe, args.size, Path(folder), args.rank)
+            calls = costs.calls(getattr(costs, kind), args.repeats) | {
+                name: call for name, call in calls.items() if name != "plain"
+            }
+            for each in costs.switches(args.switches if kind == "usual" else 0):
+                seconds.append(each)
+                memory.append(resident_mb()["private_mb"])
     names = ("backend", "size", "rank", "threads", "repeats")
     settings = {name: getattr(args, name) for name in names}
     report: dict[str, Any] = {"machine": machine(), **settings, "calls": calls}

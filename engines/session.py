@@ -360,7 +360,8 @@ def _check_feed(name: str, spec: TensorSpec, value: object) -> None:
         for dimension, size in zip(spec.shape, value.shape, strict=True)
     ):
         raise InvalidArgumentError(f"{where}: expected {spec}, got {value.dtype} {value.shape}")
-    if 0 in value.shape:
+    empty = [name for name, size in zip(spec.shape, value.shape, strict=True) if not size]
+    if not all("." in str(name) for name in empty):  # the rank of a layer's factors may be 0
         raise InvalidArgumentError(f"{where}: empty array {value.shape}")
 
 

@@ -196,6 +196,15 @@ class ComponentSessions:
                 if name.partition(".")[0] in components and (session.mapped or 0) >= LARGE:
                     session.trim()
 
+    def forget(self, prefix: str) -> None:
+        """Open the graphs whose names begin so anew, when they are needed next.
+
+        Calls that run go on with the sessions that they have.
+        """
+        with self._lock:
+            for name in [name for name in self._opened if name.startswith(prefix)]:
+                del self._opened[name]
+
     def finish(self, components: Collection[str]) -> None:
         """Close components that the image does not need any more, if it is the only one."""
         with self._lock:

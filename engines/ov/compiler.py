@@ -62,7 +62,8 @@ class Compiled:
     bound: the bound inputs that it was split for. once: a second compiled model, which computes
     what depends only on the constants among them. idle: infer requests that no thread uses.
     prepared: the file that it was opened from, if `sdexport build` wrote that. keep: what the
-    models read from memory. is_used: whether a call has come, as was expected.
+    models read from memory. is_used: whether a call has come, as was expected. empty: inputs that
+    it does not have, see rewrites.empty_products.
     """
 
     model: Any
@@ -73,6 +74,7 @@ class Compiled:
     prepared: Path | None = None
     keep: Any = None
     is_used: bool = False
+    empty: frozenset[str] = frozenset()
 
     def fits_first(self, shapes: Shapes, bound: BoundInputs) -> bool:
         """Whether the first call is the expected one; True after that."""
@@ -119,13 +121,17 @@ class Compiler:
             if not self._has_stored():
                 self._read = self._read_file()  # so that a damaged file is an error now
 
-    def compiled(self, shapes: Shapes | None, bound: BoundInputs) -> Compiled:
+    def compiled(
+        self, shapes: Shapes | None, bound: BoundInputs, empty: frozenset[str] = frozenset()
+    ) -> Compiled:
         """The graph for some shapes (None: all), split for bound inputs if it can be.
 
+        Args:
+          empty: if it is for all shapes, inputs that have no elements.
         Raises: EngineError: OpenVINO cannot compile it. PackageError: its files changed.
         """
-        if self._store is None:
-            return self._new(shapes, bound)
+        if self._store is None or (shapes is None and empty):
+            return self._new(shapes, bound, empty=empty)
         variant = self._variant(shapes, bound)
         found = self._store.find(variant)
         if found is not None:
@@ -220,9 +226,12 @@ class Compiler:
         shapes: Shapes | None,
         bound: BoundInputs,
         *,
+        empty: frozenset[str] = frozenset(),
         caches: tuple[Path, Path] | None = None,
     ) -> Compiled:
         """Rewrite and compile the graph; caches: see graph_store.CompileInto."""
+        if shapes is not None:
+            empty = frozenset(name for name, shape in shapes.items() if 0 in shape)
         configs = [self._config, self._config]
         if caches is not None:
             configs = [self._config | {"CACHE_DIR": str(folder)} for folder in caches]
@@ -250,6 +259,7 @@ class Compiler:
                     shapes,
                     precision=self._precision,
                     bound=bound,
+                    empty=empty,
                     convolutions=self._rewrites,
                     in_bfloat16=self._in_bfloat16,
                 )
@@ -258,7 +268,7 @@ class Compiler:
                     once = self._core.compile_model(once, self._device, configs[1])
                 model = self._core.compile_model(rewritten.model, self._device, configs[0])
         self._check()  # before anything is stored or run
-        return Compiled(model, shapes, rewritten.bound, once, keep=weights)
+        return Compiled(model, shapes, rewritten.bound, once, keep=weights, empty=empty)
 
     def _take_read(self) -> _Read:
         """The file as it was read first, then, as rewrites change it, read anew in each call."""

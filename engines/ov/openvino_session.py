@@ -194,7 +194,7 @@ class OpenVinoSession(SessionBase):
             values = {
                 name: _half(value) if name in bound.shared else value
                 for name, value in feeds.items()
-                if name not in bound.constants
+                if name not in bound.constants and value.size
             }
             if session is not None and bound.constants:
                 values |= session.computed_once(compiled)
@@ -223,11 +223,12 @@ class OpenVinoSession(SessionBase):
         ):
             present = None  # compiled for a call that did not come
         if present is not None:
-            if present.shapes is None:
+            empty = frozenset(name for name, shape in shapes.items() if 0 in shape)
+            if present.shapes is None and present.empty == empty:
                 return present
             if present.shapes != shapes:
                 self._compiled = present = None
-                return self._compile(None)
+                return self._compile(None, empty=empty)
             is_split = bool(present.bound.constants)
             if present.bound == bound or not (is_split or self._splits):
                 return present
@@ -235,8 +236,13 @@ class OpenVinoSession(SessionBase):
         self._compiled = present = None
         return self._compile(shapes, bound if self._splits else UNBOUND)
 
-    def _compile(self, shapes: Shapes | None, bound: BoundInputs = UNBOUND) -> Compiled:
-        compiled = self._compiler.compiled(shapes, bound)
+    def _compile(
+        self,
+        shapes: Shapes | None,
+        bound: BoundInputs = UNBOUND,
+        empty: frozenset[str] = frozenset(),
+    ) -> Compiled:
+        compiled = self._compiler.compiled(shapes, bound, empty)
         if compiled.bound != bound:
             self._splits = False
         return compiled
@@ -267,7 +273,9 @@ class _Bound(BoundSession):
             return {}
         with self._lock:
             if self._once[0] is not compiled:
-                constants = {name: _tensor(value) for name, value in self._constants.items()}
+                constants = {
+                    name: _tensor(value) for name, value in self._constants.items() if value.size
+                }
                 outputs = compiled.once(constants)
                 count = len(compiled.once.outputs)
                 self._once = compiled, {ONCE.format(i): np.array(outputs[i]) for i in range(count)}

@@ -27,6 +27,12 @@ from sdexport.runtime.adapters.lora_inputs import (
     input_name,
     rank_multiple,
 )
+from sdexport.runtime.adapters.lora_ranks import (
+    COMPILES,
+    group_of,
+    largest,
+    rounded,
+)
 from sdexport.runtime.adapters.lora_store import LoraStore
 from sdexport.runtime.component_sessions import ComponentSessions
 from sdexport.runtime.images.recorded_values import RecordedLora
@@ -38,11 +44,6 @@ logger = logging.getLogger(__name__)
 
 MOST = 64
 """LoRAs of one call."""
-SAME_RANKS = ("openvino", *TAKE_LORAS)
-"""Backends that compile for the shapes of a call, or take those that an engine was built for. There
-all layers get the same rank, a multiple of RANK_STEP, so that most LoRAs have the shapes of the one
-before; convolutions have a rank of their own, as most LoRAs leave them out."""
-RANK_STEP = 16
 UNSUPPORTED = ("tensorrt", "webgpu")
 
 
@@ -89,8 +90,11 @@ class AppliedLoras:
         given = [_parsed(entry, count) for entry in _entries(loras, named)]
         self._all = [_Applied(*store.find(source), scales) for source, scales in given]
         self._used = [each for each in self._all if any(each.scales)]
+        self._compiled: dict[str, dict[str, int]] = {}
         for part in self._parts():
             self._check_backend(part)
+            if components.opened_with(lora_graph(part)).name == COMPILES:
+                self._compiled[part] = self._grown(part)
 
     @property
     def recorded(self) -> tuple[RecordedLora, ...] | None:
@@ -251,8 +255,29 @@ class AppliedLoras:
                 if name in each.lora.layers[component]
             ]
             found.append(_LayerOfCall(shape, sum(pair.rank for pair, _ in pairs), pairs))
-        backend = self._components.opened_with(lora_graph(component)).name
-        return _same_ranks(found) if backend in SAME_RANKS else found
+        if component in self._compiled:
+            ranks = self._compiled[component]
+        elif self._components.opened_with(lora_graph(component)).name in TAKE_LORAS:
+            needed = rounded(largest({each.shape: each.rank for each in found}))
+            ranks = {group: max(rank, 1) for group, rank in needed.items()}
+        else:
+            return [each._replace(rank=max(each.rank, 1)) for each in found]
+        return [each._replace(rank=ranks[group_of(each.shape)]) for each in found]
+
+    def _grown(self, component: str) -> dict[str, int]:
+        """The ranks of a component that is compiled, by group; for larger ones it opens anew."""
+        needed = {
+            shape: sum(
+                each.lora.layers[component][name].rank
+                for each in self._of(component)
+                if name in each.lora.layers[component]
+            )
+            for name, shape in self._store.target.shapes[component].items()
+        }
+        ranks, others_before = self._store.ranks.grown(component, largest(needed))
+        if others_before:
+            self._components.forget(f"{component}.")
+        return ranks
 
 
 def _check_sizes(session: Session, inputs: Feeds) -> None:
@@ -266,15 +291,6 @@ def _check_sizes(session: Session, inputs: Feeds) -> None:
                 f"loras: their ranks add up to {sizes[name] // taps}, and the engine was built for "
                 f"{size // taps}; build it with --lora-rank"
             )
-
-
-def _same_ranks(layers: list[_LayerOfCall]) -> list[_LayerOfCall]:
-    """All linear layers with one rank, and all convolutions with one."""
-    largest = dict.fromkeys((False, True), 0)
-    for shape, rank, _ in layers:
-        largest[shape.taps > 1] = max(largest[shape.taps > 1], rank)
-    ranks = {key: -(-rank // RANK_STEP) * RANK_STEP for key, rank in largest.items()}
-    return [each._replace(rank=ranks[each.shape.taps > 1]) for each in layers]
 
 
 def _changing(loras: Sequence[_Applied], component: str) -> list[_Applied]:

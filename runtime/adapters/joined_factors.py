@@ -16,19 +16,19 @@ def scaled(up: np.ndarray, scale: float) -> np.ndarray:
 
 
 def joined_down(shape: LayerShape, downs: Sequence[np.ndarray], rank: int) -> np.ndarray:
-    """The first factors, joined along the rank; with zeros up to `rank`, and at least to 1."""
-    rows = max(rank, 1) * max(shape.taps, 1)
+    """The first factors, joined along the rank; with zeros up to `rank`."""
+    rows = rank * max(shape.taps, 1)
     return _joined(downs, 0 if shape.kernel else 1, rows, shape.inputs)
 
 
 def joined_up(shape: LayerShape, ups: Sequence[np.ndarray], rank: int) -> np.ndarray:
     """The second factors, as joined_down."""
-    return _joined(ups, 1 if shape.kernel else 0, max(rank, 1), shape.outputs)
+    return _joined(ups, 1 if shape.kernel else 0, rank, shape.outputs)
 
 
 def _joined(parts: Sequence[np.ndarray], axis: int, size: int, other: int) -> np.ndarray:
     missing = size - sum(part.shape[axis] for part in parts)
-    if missing:
+    if missing or not parts:
         zeros = np.zeros((missing, other) if axis == 0 else (other, missing), np.float32)
         parts = [*parts, zeros]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.guarded_files import FileIdentity
 from sdexport.engines.messages import shown
+from sdexport.runtime.adapters.lora_ranks import LargestRanks
 from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.recorded_values import RecordedLora
 from sdexport.runtime.packages.package import Package
@@ -32,6 +33,9 @@ class LoraStore:
 
     Factors are kept by the hash of their file, the last used ones first, up to `limit` bytes. A
     file is read again if it was written to since.
+
+    Attributes:
+      ranks: of the graphs that were compiled.
     """
 
     def __init__(self, package: Package, limit: int = CACHE_BYTES) -> None:
@@ -41,6 +45,7 @@ class LoraStore:
         self._named: dict[str, tuple[Path, str]] = {}
         self._cached: OrderedDict[str, LoadedLora] = OrderedDict()
         self._lock = threading.RLock()
+        self.ranks = LargestRanks()
 
     @property
     def target(self) -> LoraTarget:

@@ -18,7 +18,7 @@ from sdexport import Pipeline, load_pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.runtime import schedulers
 from tests.helpers import lora_package
-from tests.helpers.lora_files import WIDE, random_lora, save_kohya, save_peft
+from tests.helpers.lora_files import WIDE, Pairs, random_lora, save_kohya, save_peft
 from tests.helpers.lora_package import merged
 from tests.helpers.shared import made_once
 from tests.tolerances import IMAGE_ABS
@@ -69,6 +69,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Made]]:
             pipe.close()
 
 
+def for_diffusers(path: Path) -> Path:
+    """The same LoRA in PEFT's names; see by_diffusers."""
+    return path.with_name(f"peft-{path.name}")
+
+
+def with_alpha(pairs: Pairs, alpha: float) -> Pairs:
+    """The factors with alpha / rank in the second one."""
+    return {
+        part: {name: (down, up * (alpha / len(down))) for name, (down, up) in layers.items()}
+        for part, layers in pairs.items()
+    }
+
+
 def random_files(
     rng: np.random.Generator, modules: dict[str, Any], folder: Path, count: int
 ) -> LoraScales:
@@ -87,11 +100,12 @@ def random_files(
             if not pairs:
                 continue
             path = folder / f"{number}.safetensors"
+            save_peft(path, pairs)
             if rng.random() < 0.5:
                 unet = modules["unet"] if "text_encoder_2" in pairs else None
-                save_kohya(path, pairs, float(rng.uniform(0.5, 8)), unet)
-            else:
-                save_peft(path, pairs)
+                alpha = float(rng.uniform(0.5, 8))
+                save_peft(for_diffusers(path), with_alpha(pairs, alpha))
+                save_kohya(path, pairs, alpha, unet)
             scales = [round(float(each), 3) for each in rng.uniform(-1, 1, count)]
             if rng.random() < 0.4:
                 scales = scales[:1] * count
@@ -124,7 +138,12 @@ def by_diffusers(
     images: list[tuple[str, int]],
     call: dict[str, Any],
 ) -> np.ndarray:
-    """Each image of its own, with diffusers' LoRA layers in the modules."""
+    """Each image of its own, with diffusers' LoRA layers in the modules.
+
+    Of kohya's files diffusers 0.42 leaves out text encoders' projections with transformers 5 where
+    the file has not all four of an attention, and cannot load files of some layers of SDXL. So it
+    gets those in PEFT's names.
+    """
     import diffusers
 
     with warnings.catch_warnings():
@@ -132,7 +151,8 @@ def by_diffusers(
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(made.folder / "checkpoint")
         names = [f"lora{number}" for number in range(len(loras))]
         for name, (path, _) in zip(names, loras, strict=True):
-            pipe.load_lora_weights(str(path), adapter_name=name)
+            other = for_diffusers(path)
+            pipe.load_lora_weights(str(other if other.exists() else path), adapter_name=name)
         if "image" in call:
             class_ = getattr(diffusers, type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline"))
             options = {} if "XL" in class_.__name__ else {"requires_safety_checker": False}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sdexport.engines.ov.rewrites.convolutions import rewrite_convolutions
+from sdexport.engines.ov.rewrites.empty_products import remove_empty_products
 from sdexport.engines.ov.rewrites.half_weights import halve_weights
 from sdexport.engines.ov.rewrites.int8 import quantize
 from sdexport.engines.ov.rewrites.split import Shapes, half_shapes, split
@@ -45,6 +46,7 @@ def rewrite_model(
     *,
     precision: str,
     bound: BoundInputs = UNBOUND,
+    empty: Collection[str] = (),
     convolutions: bool = True,
     in_bfloat16: bool = False,
 ) -> RewrittenModel:
@@ -54,17 +56,26 @@ def rewrite_model(
       read: returns the openvino.Model as it is in the file; called again if it cannot be split.
       specs: the inputs. shapes: theirs; None leaves shapes dynamic, which allows int8 alone.
       precision: of the arithmetic, one of openvino_session.PRECISIONS.
-      bound: inputs to split the model for.
+      bound: inputs to split the model for. empty: those without elements, see empty_products.
       convolutions: False leaves convolutions and products as they are.
       in_bfloat16: whether they are computed in bfloat16 on this processor.
     """
-    model, once = read(), None
+
+    def read_without() -> Any:
+        model = read()
+        remove_empty_products(model, empty)
+        return model
+
+    model, once = read_without(), None
+    if shapes is not None:
+        specs = [spec for spec in specs if spec.name not in empty]
+        shapes = {name: shape for name, shape in shapes.items() if name not in empty}
     if shapes is not None and bound.constants:
         try:
             half = half_shapes(specs, shapes, bound.shared)
             model, once = split(model, shapes, half, bound.constants, bound.shared)
         except ValueError:  # this graph cannot be split
-            model, bound = read(), UNBOUND
+            model, bound = read_without(), UNBOUND
     if shapes is not None and not bound.constants:
         model.reshape({name: list(shape) for name, shape in shapes.items()})
     if shapes is not None and convolutions:

@@ -188,6 +188,34 @@ def test_pipeline_options_change_nothing(
         assert np.abs(pixels(other, **batch, loras=loras) - expected).max() <= IMAGE_ABS
 
 
+def test_openvino_compiles_for_the_layers_that_change(
+    pipe: Pipeline, lora_package: Path, files: dict[str, Path]
+) -> None:
+    """Branches of other layers are left out; a LoRA that changes more compiles again."""
+    compiled: list[Any] = []
+    with load_pipeline(lora_package, "openvino") as other:
+        for name, size in (("unet", 64), ("wide", 64), ("unet", 64), ("unet", 80), ("unet", 64)):
+            loras, height = [(files[name], 0.5)], {"height": size}
+            found = pixels(other, **height, loras=loras)
+            assert np.abs(found - pixels(pipe, **height, loras=loras)).max() <= IMAGE_ABS
+            compiled.append(other.session("unet.lora")._compiled)  # type: ignore[attr-defined]
+    first, wide, again, dynamic, last = compiled
+    assert len(first.empty) > 2 and not wide.empty and wide is again is not first
+    assert first.shapes and wide.shapes and dynamic.shapes is None and dynamic is last
+
+
+@pytest.mark.slow
+def test_openvino_without_branches_for_all_sizes(
+    pipe: Pipeline, lora_package: Path, files: dict[str, Path]
+) -> None:
+    with load_pipeline(lora_package, "openvino") as other:
+        for size in (64, 80, 64):
+            height = {"height": size}
+            found = pixels(other, **height, loras=[files["unet"]])
+            expected = pixels(pipe, **height, loras=[files["unet"]])
+            assert np.abs(found - expected).max() <= IMAGE_ABS
+
+
 @pytest.mark.parametrize("style", ["automatic1111", "comfyui", "compel"])
 def test_prompt_styles(
     style: str, lora_folder: Path, modules: dict[str, Any], files: dict[str, Path], pipe: Pipeline
@@ -394,7 +422,7 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     original = modules["unet"] if "text_encoder_2" in modules else None
     pairs = random_lora(modules, WIDE)
     path = save_kohya(tmp_path / "a.safetensors", pairs, 2.0, original)
-    arguments = image_inputs(family)
+    arguments = image_inputs(family) | ({"strength": 0.5} if family == "refiner" else {})
     with load_pipeline(folder / "package") as pipe:
         plain = pixels(pipe, **arguments)
         found = pixels(pipe, **arguments, loras=[(path, 0.8)])

@@ -146,7 +146,7 @@ def test_image_is_that_of_the_export(
 ) -> None:
     path, row = tmp_path / "a.safetensors", torch.randn(3, WIDTH)
     save_file({**tensors, "bundle_emb.my-word.clip_l": row}, path)
-    options = Options(loras=(f"{path}:0.7",))
+    options = Options(lora=(f"{path}:0.7",))
     export(lora_folder / "checkpoint", tmp_path / "merged", options=options)
     with load_pipeline(tmp_path / "merged") as merged:
         expected = pixels(merged, "a my-word circle")

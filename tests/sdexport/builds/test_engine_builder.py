@@ -16,6 +16,7 @@ from sdexport.cli import main
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.profiles import Span, show
 from sdexport.engines.trt.engine_layers import layers_path
+from tests.helpers import families
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,38 @@ def test_build_command_builds_keeps_and_replaces(package: Path, tmp_path: Path) 
         package, tmp_path, "--component", "text_encoder", "--batch", "2", "--rebuild-stale"
     )
     assert replaced.exit_code == 0, replaced.stderr
+
+
+def test_engine_of_a_graph_that_takes_loras(lora_package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    result = build(lora_package, tmp_path, "--component", "text_encoder.lora", "--json")
+    assert result.exit_code == 0, result.stderr
+    (entry,) = json.loads(result.stdout)["engines"]
+    assert entry["component"] == "text_encoder.lora" and entry["built"]
+    ranks = [span for name, span in entry["profiles"][0].items() if name.endswith(".rank")]
+    assert len(ranks) == 3 * 6 and set(ranks) == {"1:16:128"}
+    listed = run("inspect", lora_package, "--engine-dir", tmp_path)
+    assert "profile: batch 1:1:24, sequence 77:77:77, *.rank 1:16:128, lora_rows 1:1:1" in (
+        listed.stdout
+    )
+    other = build(lora_package, tmp_path, "--component", "text_encoder.lora", "--lora-rank", "16")
+    assert other.exit_code == 1 and len(other.stderr) < 500
+    assert "*.rank 1:16:128" in other.stderr and "*.rank 16:16:16" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_engines_of_all_graphs_that_take_loras(family: str, precision: str, tmp_path: Path) -> None:
+    """Convolutions included; a package's own build has them."""
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    checkpoint = families.build(family, tmp_path / "checkpoint")
+    sdexport.export(checkpoint, tmp_path / "package", precision=precision, lora_inputs=True)
+    result = build(tmp_path / "package", tmp_path / "engines", "--json")
+    assert result.exit_code == 0, result.stderr
+    built = {entry["component"] for entry in json.loads(result.stdout)["engines"]}
+    assert {"unet", "unet.lora", "text_encoder.lora"} <= built
+    assert ("text_encoder_2.lora" in built) == (family == "sdxl")
 
 
 def test_inspect_layers_without_engines_and_of_an_image(package: Path, tmp_path: Path) -> None:
