@@ -6,10 +6,11 @@ Ours is the command line, `sdexport generate` with two prompts; the others are s
 would write them (benchmarks/peers/*_start.py). Each runs alone, in a new process, with two files
 that it writes as the marks of time: once with the model's files in the system's file cache, once
 without. What a program keeps from process to process starts empty, so its first process and a
-later one are reported apart; where graphs are prepared, it is as `sdexport build` leaves it. Both
-images are compared with those of diffusers in float32, which always runs. Ours, and every one in
-float32, has no times if an image differs; other libraries with lower precision are timed all the
-same, and the report says so. All is saved after each process.
+later one are reported apart; what ours stores in the background is complete by then, and where
+graphs are prepared, it is as `sdexport build` leaves it. Both images are compared with those of
+diffusers in float32, which always runs. Ours, and every one in float32, has no times if an image
+differs; other libraries with lower precision are timed all the same, and the report says so. All is
+saved after each process.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.contenders import OURS, ROOT
 from benchmarks.latency import EXACT, ROUNDED
 from benchmarks.models import made
 from benchmarks.reports import read, save
-from benchmarks.startup_process import ProcessFailedError, measured
+from benchmarks.startup_process import ProcessFailedError, measured, wait_for_stores
 from benchmarks.startup_programs import (
     PROGRAMS,
     REFERENCE,
@@ -109,6 +110,7 @@ class Startup:
         began = time.monotonic()
         try:
             row |= self._timed(program, cache, files, references=first_round)
+            wait_for_stores()
         except (WorkerError, ProcessFailedError) as error:
             row["error"] = str(error)
         said = row.get("error") or " and ".join(f"{s:.2f} s" for s in row["images_s"])

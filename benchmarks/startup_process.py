@@ -64,6 +64,25 @@ def measured(
     return found | {"others_cores": round(max(others, 0.0) / found["exit_s"], 2)}
 
 
+def wait_for_stores(timeout: float = 900.0) -> None:
+    """Wait until no process stores what an earlier one has left to it, see runtime/store_graphs.py.
+
+    Raises: ProcessFailedError: one takes too long.
+    """
+    began = time.monotonic()
+    while any(map(_stores, Path("/proc").glob("[0-9]*"))):
+        if time.monotonic() > began + timeout:
+            raise ProcessFailedError(f"graphs are still being stored after {timeout:.0f} s")
+        time.sleep(0.1)
+
+
+def _stores(process: Path) -> bool:
+    try:
+        return b"sdexport.runtime.store_graphs" in (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return False
+
+
 def _watched(
     process: subprocess.Popen[bytes], outputs: Sequence[Path], started: float, timeout: float
 ) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def generate(
     from sdexport.commands.generate_like import Reference
     from sdexport.commands.generate_loras import loras_of, with_tags
     from sdexport.runtime.pipeline_loading import load_pipeline
+    from sdexport.runtime.store_graphs import store_later
 
     prompt, prompts_file = _prompt_source(prompt, prompts_file)
     _check_sources(prompt, prompts_file, embeds, save_embeds, like)
@@ -160,6 +161,7 @@ def generate(
         )
         if reference:
             reference.warn_of_engines(report)
+    store_later(pipe.package)
     if as_json:
         print_json({"images": report})
 

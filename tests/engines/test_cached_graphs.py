@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sdexport import Package, PackageError, load_pipeline
+from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.cache import graph_cache, remembered_hashes, user_cache
 from sdexport.engines.ort import onnxruntime_session
 from sdexport.engines.ort.prepared import cached_graph
 from sdexport.engines.ort.prepared.prepared_session import PreparedSession
+from sdexport.runtime import store_graphs
 from sdexport.runtime.component_engines import open_component
 from tests.helpers.engine_damages import DAMAGES
 
@@ -34,12 +38,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "onnxruntime"
 
 
+@pytest.fixture(autouse=True)
+def stores() -> Iterator[None]:
+    """What a test opens is stored."""
+    with cached_graph.storing():
+        yield
+
+
 @pytest.fixture(scope="module")
 def warm(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A cache folder that holds the decoder, and the decoder's output without it."""
     expected = decoded(package)
     folder = tmp_path_factory.mktemp("warm")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, cached_graph.storing():
         patch.setenv(user_cache.VARIABLE, str(folder))
         user_cache._warn_once.cache_clear()
         assert np.array_equal(decoded(package), expected)
@@ -168,3 +179,31 @@ def test_both_backends_share_the_bound(
     (other / "b.blob").write_bytes(bytes(1000))
     assert graph_cache.evict(other, keep=other / "b.blob", most=2000) == 1
     assert graph_cache.graphs(cache) == [] and len(graph_cache.graphs(other)) == 1
+
+
+def test_command_line_stores_graphs_for_the_next_start(tmp_path: Path) -> None:
+    """In a process that goes on when the command has ended."""
+    cache, outputs = tmp_path / "cache", [tmp_path / "first.png", tmp_path / "second.png"]
+    sidecars, started = [], 0.0
+    for output in outputs:
+        command = [sys.executable, "-m", "sdexport", "generate", str(PACKAGE_DIR), "a red circle"]
+        command += ["-o", str(output), "--steps", "1", "--seed", "0", "--quiet"]
+        started = time.time()
+        subprocess.run(command, check=True, env=os.environ | {user_cache.VARIABLE: str(cache)})
+        while len(sidecars := list(cache.rglob("*.optimized.json"))) < 3:
+            assert time.time() < started + 300
+            time.sleep(0.05)
+    assert all(sidecar.stat().st_mtime >= started for sidecar in sidecars)  # they were used
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_nothing_is_started_if_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_graphs.subprocess, "Popen", None)  # would raise TypeError
+    store_graphs.store_later(Package.load(PACKAGE_DIR, verify=False))
+
+
+def test_graphs_of_other_packages_are_not_missing(tmp_path: Path, package: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cached_graph, "_missing", {package / "unet" / "model.onnx": "unet"})
+        assert cached_graph.missing_graphs(package) == ["unet"]
+        assert cached_graph.missing_graphs(tmp_path) == []

@@ -2,7 +2,8 @@
 
 To open a graph, ONNX Runtime rewrites it and copies its weights into the layout of its kernels. The
 result is stored with those copies, as `sdexport build` stores a prepared graph, but without any
-rewrite of ours: the same nodes compute the same bits.
+rewrite of ours: the same nodes compute the same bits. To store it takes twice as long as to open it
+does, so that only a block of `storing` does it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +42,23 @@ MEMORY_SHARE = 4.0
 written there are three copies."""
 _FLOAT = 4
 _log = logging.getLogger(__name__)
+_storing: ContextVar[bool] = ContextVar("storing", default=False)
+_missing: dict[Path, str] = {}
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Let graphs that are opened in this block, in this thread, be stored."""
+    token = _storing.set(True)
+    try:
+        yield
+    finally:
+        _storing.reset(token)
+
+
+def missing_graphs(folder: Path) -> list[str]:
+    """The graphs of a package that this process has opened and that are not in the cache."""
+    return sorted(graph for path, graph in _missing.items() if path.is_relative_to(folder))
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,7 @@ class CachedGraph:
     check: Callable[[], object]
 
     def open(self) -> Session:
-        """Open it; or the ONNX file, which is then stored if there is room.
+        """Open it; or the ONNX file, which a block of `storing` also stores if there is room.
 
         Raises: see OnnxRuntimeSession; what `check` raises.
         """
@@ -72,10 +92,13 @@ class CachedGraph:
                 return self._opened(plan)
             except (EngineError, PackageError, OSError) as error:
                 _log.warning(
-                    "%s: its cached graph is not used: %s; it is replaced",
+                    "%s: its cached graph is not used: %s; it is made again",
                     *(self.graph, one_line(error)),
                 )
-        return self._stored(plan)
+        if _storing.get():
+            return self._stored(plan)
+        _missing[self.path] = self.graph
+        return self.original()
 
     def _opened(self, plan: Path) -> Session:
         """Raises: EngineError, PackageError, OSError: it cannot be used."""
