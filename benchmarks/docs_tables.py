@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     gpu_table,
+    memory_need_table,
     operators_table,
     plans_table,
     security_tables,
@@ -27,7 +28,10 @@ from sdexport.verification.report import MEASURES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-_NAMES = ("performance.md", "verification.md", "security.md", "tensorrt-builds.md")
+_NAMES = (
+    *("performance.md", "verification.md", "security.md", "tensorrt-builds.md"),
+    "start-and-memory.md",
+)
 PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_file()]
 COMMAND = "python -m benchmarks.docs_tables"
 MISSING = "Not measured yet."
@@ -221,6 +225,8 @@ def all_tables() -> dict[str, str]:
         found["concurrency"] = security_tables.concurrency(report)
     if _has("interruption"):
         found["interruption"] = security_tables.interruption(_read("interruption"))
+    if _has("memory_need"):
+        found["memory_need"] = memory_need_table.table(_read("memory_need"))
     found["startup"] = startup_table.table(_read("startup")) if _has("startup") else MISSING
     profiled = tables.reports(RESULTS, "operators")
     found["operators"] = operators_table.table(profiled) if profiled else MISSING
@@ -342,8 +348,8 @@ def _has(name: str) -> bool:
     return (RESULTS / f"{name}.json").is_file()
 
 
-def _read(name: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+def _read(name: str) -> Any:
+    report = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return report
 
 

@@ -62,7 +62,9 @@ def estimate(
     else:
         refines = package.family.starts_from_image
         calls = image_calls(package, width=size, height=size, from_image=refines)
-    options = {"engine_dir": prepared} if prepared else {}
+    options: dict[str, Any] = {"engine_dir": prepared} if prepared else {}
+    if command == "generate":
+        options["expected_images"] = 1
     spec = parse_backends([backend])
     return memory_need(package, calls, spec, options=options, low_memory=low_memory)
 

@@ -44,12 +44,12 @@ class _Cost:
 
 _COSTS: Mapping[str, _Cost] = {
     "onnxruntime fp32": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
-    "onnxruntime fp16": _Cost(1.62, 1.15, 1, 20, 7.6, 4),
+    "onnxruntime fp16": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
     f"{PREPARED_BACKEND} prepared": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
-    "openvino f32": _Cost(2.6, 2.6, 0, 80, 4.6, 4),
-    "openvino bf16": _Cost(1.9, 1.85, 0, 40, 4.2, 4),
-    "openvino f16": _Cost(1.9, 1.85, 0, 40, 4.2, 4),
-    "openvino i8": _Cost(1.75, 1.75, 0, 40, 4.2, 4),
+    "openvino f32": _Cost(1.27, 1.27, 0, 320, 4.6, 4),
+    "openvino bf16": _Cost(0.58, 0.56, 0, 40, 4.2, 4),
+    "openvino f16": _Cost(0.58, 0.56, 0, 40, 4.2, 4),
+    "openvino i8": _Cost(0.42, 0.42, 0, 40, 4.2, 4),
 }
 _PREPARED = f"{PREPARED_BACKEND} prepared"
 _BUILDS = {
@@ -138,13 +138,17 @@ def memory_need(
       low_memory: whether a component is closed before the next one opens.
     Returns: None if a component runs on a backend whose need is not known, such as a GPU.
     """
-    kept = peak = PYTHON
-    opened: set[str] = set()
+    options, peak = options or {}, PYTHON
+    kept: dict[str, int] = {}
     for call in calls:
         component = call.component.partition(".")[0]
-        form = _form(package, component, backends, options or {})
+        form = _form(package, component, backends, options)
+        if low_memory:
+            kept = {}
+        for name in [name for name in kept if _is_done(package, name, component, form, options)]:
+            del kept[name]
+        base = PYTHON + sum(kept.values())
         if call.in_float32:
-            base = PYTHON if low_memory else kept
             peak = max(peak, base + _in_float32(package, call, form))
             continue
         if call.unprepared and form != _PREPARED:
@@ -154,16 +158,30 @@ def memory_need(
             return None
         if call.unprepared:
             opening = round(cost.opening * _weights(package, component))
-            peak = max(peak, kept + opening + _activations(package, call, cost))
+            peak = max(peak, base + opening + _activations(package, call, cost))
             continue
-        weights = _weights(package, component) if low_memory or call.component not in opened else 0
+        weights = 0 if call.component in kept else _weights(package, component)
         if call.component.endswith(TOKEN_EMBEDDING):
             weights = 0  # a table, which is mapped
-        opened.add(call.component)
-        base = PYTHON if low_memory else kept
-        kept = base + round(cost.kept * weights) + _activations(package, call, cost)
-        peak = max(peak, base + round(cost.opening * weights), kept)  # arenas are not given back
+        new = round(cost.kept * weights) + _activations(package, call, cost)
+        peak = max(peak, base + round(cost.opening * weights), base + new)
+        kept[call.component] = kept.get(call.component, 0) + new  # arenas are not given back
     return peak
+
+
+def _is_done(
+    package: Package, graph: str, coming: str, form: str, options: Mapping[str, Any]
+) -> bool:
+    """Whether the memory of an open graph is free again when another component runs.
+
+    Weights of text encoders are mapped by ONNX Runtime, and freed. If one image is expected, a
+    component is closed when it has done its work.
+    """
+    own, other = (package.family.component(n.partition(".")[0]).role for n in (graph, coming))
+    is_only = options.get("expected_images") == 1
+    if own is Role.TEXT_ENCODER and other is not own:
+        return is_only or form.startswith(PREPARED_BACKEND)
+    return own is Role.DENOISER and other is Role.VAE_DECODER and is_only
 
 
 def build_need(
