@@ -349,8 +349,7 @@ def _has(name: str) -> bool:
 
 
 def _read(name: str) -> Any:
-    report = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return report
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def filled() -> dict[Path, str]:

@@ -59,7 +59,8 @@ def _line(graph: dict[str, Any]) -> str:
         ", ".join(f"{name} {span.partition(':')[0]}" for name, span in profile.items())
         for profile in graph["profiles"]
     )
-    return f"{start}  {graph['library']} {graph.get('precision', '')}, {sizes or 'all sizes'}"
+    built = " ".join(filter(None, (graph["library"], graph.get("precision"))))
+    return f"{start}  {built}, {sizes or 'all sizes'}"
 
 
 def _mb(size: int) -> str:
