@@ -183,7 +183,7 @@ def open_component(
             "digest": package.model_digest(graph),
             "package": package_binding(package),
         }
-    elif backend == PREPARED_BACKEND and package.hashes is not None:
+    elif backend == PREPARED_BACKEND and package.hashes is not None and "." not in graph:
         options |= {
             "digest": package.model_digest(graph),
             "check": partial(package.check_hashes, graph),

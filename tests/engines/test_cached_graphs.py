@@ -111,6 +111,18 @@ def test_other_sizes_and_batches_run_from_the_cached_graph(
     assert np.array_equal(found[0], found[1])
 
 
+def test_float16_package_is_stored_too(
+    half_package: Path, cache: Path, optimised: list[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(user_cache.VARIABLE, user_cache.OFF)
+        expected = decoded(half_package)
+    stored = decoded(half_package)
+    optimised.clear()
+    assert np.array_equal(stored, expected) and np.array_equal(decoded(half_package), expected)
+    assert graph_cache.graphs(cache) and optimised == []
+
+
 @pytest.mark.parametrize("part", [".onnx", ".onnx_data"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_graph_is_optimised_again(
