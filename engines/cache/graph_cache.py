@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from sdexport.engines.cache.lock import locked
 from sdexport.engines.cache.user_cache import folder_problem, user_cache
+from sdexport.engines.errors import EngineError
+from sdexport.engines.exit_actions import delete as delete_now
 from sdexport.engines.messages import shown
+from sdexport.engines.temporary_files import TEMPORARY
 
 OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
 FOLDERS = (OPENVINO, ONNXRUNTIME)
@@ -88,6 +92,18 @@ def note_use(plan: Path) -> None:
     """Note that a graph was used now, where the folder can be written to."""
     with suppress(OSError):
         os.utime(plan.with_suffix(".json"))
+    delete_abandoned(plan.parent)
+
+
+def delete_abandoned(place: Path) -> None:
+    """Delete what killed processes left: gigabytes that no graph would ever use."""
+    parts = list(place.glob(f".*{TEMPORARY}"))
+    stems = {part.name[1:].removesuffix(TEMPORARY).rpartition(".")[0] for part in parts}
+    for stem in stems | {file.stem for file in place.glob("*.lock")}:
+        # a process that writes the graph holds the lock
+        with suppress(EngineError, OSError), locked(place / f"{stem}.lock", stem):
+            for part in place.glob(f".{stem}.*{TEMPORARY}"):
+                delete_now(part)
 
 
 def graphs(place: Path) -> list[CachedGraph]:
@@ -110,6 +126,7 @@ def evict(place: Path, *, keep: Path | None = None, most: int | None = None) -> 
       keep: the file of a graph that stays. most: default `limit()`.
     Returns: how many were deleted.
     """
+    delete_abandoned(place)
     places = [place, *(place.with_name(name) for name in FOLDERS if name != place.name)]
     found = [graph for each in places if not folder_problem(each) for graph in graphs(each)]
     present, deleted = sorted(found, key=lambda graph: graph.used), 0
