@@ -17,9 +17,11 @@ import pytest
 from sdexport import Package, PackageError, load_pipeline
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.cache import graph_cache, remembered_hashes, user_cache
+from sdexport.engines.cache.lock import locked
 from sdexport.engines.ort import onnxruntime_session
 from sdexport.engines.ort.prepared import cached_graph
 from sdexport.engines.ort.prepared.prepared_session import PreparedSession
+from sdexport.engines.temporary_files import TEMPORARY
 from sdexport.runtime import store_graphs
 from sdexport.runtime.component_engines import open_component
 from tests.helpers.engine_damages import DAMAGES
@@ -177,6 +179,24 @@ def test_nothing_is_kept_where_it_would_not_fit_or_is_not_known(
     with open_component(loaded, DECODER, **options) as session:
         assert np.isfinite(session.run({"latent_sample": LATENTS})["sample"]).all()
     assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
+def test_what_killed_processes_left_is_deleted_unless_one_still_writes(
+    package: Path, cache: Path, warm: tuple[Path, np.ndarray]
+) -> None:
+    shutil.copytree(warm[0], cache.parent)
+    for name in ("dead", "alive"):
+        folder = cache / f".{name}.abc{TEMPORARY}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(bytes(1000))
+    (cache / "old.lock").touch()
+    with locked(cache / "alive.lock", "it"):
+        decoded(package)
+        assert not (cache / f".dead.abc{TEMPORARY}").exists()
+        assert not (cache / "old.lock").exists()
+        assert (cache / f".alive.abc{TEMPORARY}" / "weights").exists()
+    decoded(package)
+    assert graph_cache.stray_files(cache) == []
 
 
 def test_both_backends_share_the_bound(
