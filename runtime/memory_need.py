@@ -55,10 +55,10 @@ _PREPARED = f"{PREPARED_BACKEND} prepared"
 _BUILDS = {
     PREPARED_BACKEND: 1.45,
     "tensorrt-rtx": 1.9,
-    "openvino f32": 1.7,
-    "openvino bf16": 0.75,
-    "openvino f16": 0.75,
-    "openvino i8": 0.6,
+    "openvino f32": 0.89,
+    "openvino bf16": 0.62,
+    "openvino f16": 0.62,
+    "openvino i8": 0.45,
 }
 """Bytes that a build needs for each byte of a component's float32 weights."""
 _LOWER = (f"{OPENVINO} bf16", f"{OPENVINO} f16", f"{OPENVINO} i8")

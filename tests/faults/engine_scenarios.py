@@ -15,6 +15,7 @@ from sdexport.engines.cache import remembered_hashes, user_cache
 from sdexport.engines.cache.file_states import FileState
 from sdexport.engines.cache.remembered_hashes import recall, remember
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
+from sdexport.engines.errors import EngineError
 from sdexport.engines.files import sha256_of, write_atomically
 from tests.faults.package_scenarios import place_shipped
 from tests.faults.scenario import NEW, NOTHING, OLD, Action, Scenario, empty
@@ -116,9 +117,16 @@ _STATE = FileState(1, 2, 2**30, 3, 4, "boot")
 
 
 def _remember(number: int, folder: Path) -> None:
+    """Remember another hash.
+
+    Raises: EngineError: it is not in the list, which the function itself only logs.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(user_cache.VARIABLE, str(folder / "cache"))
         remember([(_STATE, f"{number}" * 64)])
+        remembered_hashes._known.clear()
+        if recall(_STATE, f"{number}" * 64) is None:
+            raise EngineError("the hash is not remembered")
 
 
 def _remembered(folder: Path) -> str:
