@@ -192,7 +192,8 @@ def test_verification_counts_graphs_in_float32_where_they_run_in_less(package: P
     stored = sum(record.size for record in loaded.manifest.components["unet"].files)
     for backend in ("openvino,precision=bf16", "unet=openvino,precision=i8"):
         assert need(backend, unet) >= need(backend, alone) + stored
-        assert need(backend, unet, low_memory=True) == need(backend, alone, low_memory=True)
+        one_by_one = need(backend, unet, low_memory=True)
+        assert need(backend, alone, low_memory=True) <= one_by_one < need(backend, unet)
 
 
 def test_unknown_needs(package: Package) -> None:
