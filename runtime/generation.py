@@ -29,6 +29,7 @@ from sdexport.runtime.models.conditioning import (
 from sdexport.runtime.noise.image_noise import ImageNoise
 from sdexport.runtime.pipeline_stages import PipelineStages
 from sdexport.runtime.result import Result, image_parameters
+from sdexport.runtime.safety_checker import SafetyChecker, blacked_out
 from sdexport.runtime.step_callback import RunningCall, StepCallbacks
 from sdexport.runtime.text.prompt_conditions import (
     PromptConditions,
@@ -49,6 +50,7 @@ class CheckedCall:
     arguments: all, by name, as they are recorded in the images. prompts, negatives: the text of
     each image; texts, negative_texts: the same, or one text for each encoder. zeros: whether the
     negative embeddings are zeros. style: of the prompts. guidance_scale: the effective one.
+    safety: what checks the images; None if nothing does.
     """
 
     arguments: Mapping[str, Any]
@@ -66,6 +68,7 @@ class CheckedCall:
     sizes: SizeConditioning
     callbacks: StepCallbacks
     adapters: CallAdapters
+    safety: SafetyChecker | None = None
 
     @property
     def count(self) -> int:
@@ -81,7 +84,7 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
       package was altered.
     """
     with recorded_runs() as ran, closing(call.adapters):
-        latents, decoded, clock = _run_stages(pipeline, call)
+        latents, decoded, detected, clock = _run_stages(pipeline, call)
     pipeline.package.check_hashes()  # of every file before an image is returned
     parameters = image_parameters(
         call.arguments,
@@ -93,13 +96,13 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
         call.guidance_scale,
         pipeline.settings | {"engines": pipeline.components_in(ran)} | call.adapters.recorded,
     )
-    return Result.from_decoded(decoded, latents, parameters, clock)
+    return Result.from_decoded(decoded, latents, parameters, clock, detected)
 
 
 def _run_stages(
     pipeline: PipelineStages, call: CheckedCall
-) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[float]]:
-    """The latents, the images, and the time before and after each stage."""
+) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[bool] | None, list[float]]:
+    """The latents, the images, which were flagged, and the time before and after each stage."""
     clock = [time.perf_counter()]
     pipeline.open_ahead(_opened_ahead(pipeline, call), _expected(pipeline, call))
     embeds, pooled = _encode(pipeline, call)
@@ -127,9 +130,10 @@ def _run_stages(
     pipeline.finish_denoising()
     clock.append(time.perf_counter())
     samples = _decode(pipeline, latents, call.arguments["output_type"])
+    samples, detected = blacked_out(samples, call.safety)
     decoded = pasted(samples, call.images.paste_back)
     clock.append(time.perf_counter())
-    return latents, decoded, clock
+    return latents, decoded, detected, clock
 
 
 def _opened_ahead(pipeline: PipelineStages, call: CheckedCall) -> list[str]:

@@ -97,6 +97,7 @@ def image_calls(
     from_image: bool = False,
     max_batch: int | None = None,
     vae_tile: int | None = None,
+    safety: bool = False,
 ) -> list[Call]:
     """The components that generate images, in the order in which they run.
 
@@ -106,6 +107,7 @@ def image_calls(
       guided: whether the denoiser runs on the unconditional half too.
       from_image: whether there is an input image.
       max_batch, vae_tile: of the pipeline.
+      safety: whether the images are checked.
     """
     unit = package.manifest.downscale
     rows = min(batch, max_batch or batch)
@@ -120,6 +122,9 @@ def image_calls(
             sides = [min(side, tile) for side in size] if in_tiles else size
             doubled = role is Role.DENOISER and guided
             calls.append(Call(spec.name, rows * (2 if doubled else 1), *sides))
+    checker = package.family.safety_checker
+    if safety and checker in package.manifest.components:
+        calls.append(Call(str(checker), rows, 0, 0))
     return calls
 
 
@@ -251,7 +256,7 @@ def _activations(package: Package, call: Call, cost: _Cost) -> int:
     """Bytes of the intermediate tensors of a call that are held at once."""
     component = call.component.partition(".")[0]
     spec, config = package.family.component(component), package.config(component)
-    if spec.role is Role.TEXT_ENCODER:
+    if spec.role in (Role.TEXT_ENCODER, Role.SAFETY_CHECKER):
         return 0
     levels: Sequence[int] = (
         config.get("block_out_channels") or config.get("decoder_block_out_channels") or (128,)

@@ -48,6 +48,7 @@ from sdexport.runtime.reproduction import (
     warn_of_differences,
 )
 from sdexport.runtime.result import Result
+from sdexport.runtime.safety_checker import safety_of_call
 from sdexport.runtime.scheduler_argument import SchedulerArgument
 from sdexport.runtime.step_callback import StepCallback, StepCallbacks
 from sdexport.runtime.text.prompt_embeds import Embeds
@@ -140,6 +141,7 @@ class Pipeline(PipelineStages):
         schedule: str | None = None,
         scheduler_options: Mapping[str, Any] | None = None,
         eta: float = 0.0,
+        safety: bool = False,
         on_step: Callable[[DenoiseStep], object] | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
@@ -217,6 +219,8 @@ class Pipeline(PipelineStages):
           scheduler_options: keys of the scheduler's configuration, and its arguments, such as
             {"solver_order": 3} or {"s_churn": 4}.
           eta: for DDIM and TCD, 0..1.
+          safety: run the package's safety checker, and return black images in place of those that
+            it flags, as diffusers does; see Result.nsfw_content_detected.
           on_step: called after every step; it cannot change the image.
           callback_on_step_end: called after every step with (pipeline, step, timestep, arrays by
             name) as in diffusers; the arrays of the dict that it returns replace the loop's. See
@@ -233,6 +237,7 @@ class Pipeline(PipelineStages):
         arguments = dict(locals())  # what is recorded in the images
         reject_unknown(unknown, call_argument_names())
         check_output(output_type, return_dict)
+        checker = safety_of_call(self.package, self.session, self.max_batch, safety, output_type)
         callbacks = StepCallbacks(callback_on_step_end, callback_on_step_end_tensor_inputs)
         checks.function("on_step", on_step)
         style = style_name(prompt_style, weights=prompt_weights)
@@ -333,9 +338,11 @@ class Pipeline(PipelineStages):
                     plan.counted_steps,
                 ),
             ),
+            safety=checker,
         )
         result = generate(self, call)
-        return result if return_dict else self._family.output_tuple(result.images)
+        detected = result.nsfw_content_detected
+        return result if return_dict else self._family.output_tuple(result.images, detected)
 
     def like(self, source: Any, **changes: Any) -> Result:
         """Generate an image again from the settings that it carries.

@@ -29,6 +29,8 @@ class Result:
       latents: (B, C, H/8, W/8) float32, from which the images were decoded.
       parameters: the settings of each image.
       seconds: the time of each stage: encode, denoise, decode.
+      nsfw_content_detected: for each image whether the safety checker flagged it, and it is black;
+        None if images were not checked.
     Example:
         >>> import sdexport
         >>> with sdexport.load_pipeline("package") as pipe:
@@ -43,6 +45,7 @@ class Result:
     latents: np.ndarray
     parameters: list[Parameters]
     seconds: Mapping[str, float]
+    nsfw_content_detected: list[bool] | None = None
 
     @classmethod
     def from_decoded(
@@ -51,6 +54,7 @@ class Result:
         latents: np.ndarray,
         parameters: list[Parameters],
         clock: Sequence[float],
+        nsfw_content_detected: list[bool] | None = None,
     ) -> Self:
         """Make a result.
 
@@ -59,12 +63,13 @@ class Result:
             has another dtype is taken as it is.
           latents: (B, C, H/8, W/8) float32.
           clock: the time in seconds before the first stage and after each stage.
+          nsfw_content_detected: see Result.
         """
         images: Any = decoded
         if decoded[0].dtype == np.uint8:
             images = [to_image(p, q) for p, q in zip(decoded, parameters, strict=True)]
         seconds = dict(zip(STAGES, np.diff(clock).tolist(), strict=True))
-        return cls(images, latents, parameters, seconds)
+        return cls(images, latents, parameters, seconds, nsfw_content_detected)
 
     def __repr__(self) -> str:
         first = self.parameters[0]
@@ -80,11 +85,13 @@ class Result:
 
     def only(self, index: int) -> Self:
         """The result of one image of the batch."""
+        detected = self.nsfw_content_detected
         return replace(
             self,
             images=self.images[index : index + 1],
             latents=self.latents[index : index + 1],
             parameters=self.parameters[index : index + 1],
+            nsfw_content_detected=detected and detected[index : index + 1],
         )
 
 

@@ -12,6 +12,7 @@ from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.checkpoints.diffusers_layout import tokenizer_folder
 from sdexport.checkpoints.modules import free_weights
+from sdexport.checkpoints.safety_checker_source import write_safety_checker_configs
 from sdexport.checkpoints.source_index import package_index
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.engines.errors import CheckpointError
@@ -238,6 +239,8 @@ def _write_components(
         _copy_json(
             checkpoint.folder / part.source / "config.json", folder / part.name / "config.json"
         )
+        if part.role is Role.SAFETY_CHECKER:
+            write_safety_checker_configs(checkpoint.folder, module, folder / part.name)
         components[part.name] = describe_component(folder, part, change, opset)
     free_weights(loaded[1])
     return components, preview

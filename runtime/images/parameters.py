@@ -138,6 +138,7 @@ class Parameters:
     schedule: str | None = None
     scheduler_options: Mapping[str, Any] | None = None
     eta: float = 0.0
+    safety: bool = False
     callback_on_step_end: None = None
     batch_size: int = 1
     batch_index: int = 0

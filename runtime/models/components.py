@@ -14,6 +14,7 @@ class Role(Enum):
     DENOISER = "denoiser"
     VAE_DECODER = "VAE decoder"
     VAE_ENCODER = "VAE encoder"
+    SAFETY_CHECKER = "safety checker"
     CONTROL_EMBEDDING = "control image embedding"
     CONTROLNET = "ControlNet"
     T2I_ADAPTER = "T2I-Adapter"
@@ -37,6 +38,7 @@ class ComponentSpec:
     tokenizer: for text encoders, the folder of its tokenizer.
     projected: for text encoders, whether it also gives projected pooled embeddings.
     classes: library and class names that the checkpoint may name for it.
+    optional: whether a checkpoint or a package may be without it.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ComponentSpec:
     classes: tuple[str, tuple[str, ...]]
     tokenizer: str = ""
     projected: bool = False
+    optional: bool = False
 
 
 def clip_text_encoder(number: int = 1, *, projected: bool = False) -> ComponentSpec:
@@ -88,6 +91,17 @@ VAE_ENCODER = ComponentSpec(
     inputs=frozenset({"sample"}),
     outputs=frozenset({"latent_parameters"}),
     classes=_VAE[1],
+)
+
+CONCEPTS, SPECIAL_CARE = "concept_cosines", "special_care_cosines"
+SAFETY_CHECKER = ComponentSpec(
+    name="safety_checker",
+    role=Role.SAFETY_CHECKER,
+    source="safety_checker",
+    inputs=frozenset({"clip_input"}),
+    outputs=frozenset({CONCEPTS, SPECIAL_CARE}),
+    classes=("stable_diffusion", ("StableDiffusionSafetyChecker",)),
+    optional=True,
 )
 
 TOKEN_EMBEDDING, INPUTS_EMBEDS = "token_embedding", "inputs_embeds"

@@ -9,7 +9,13 @@ from typing import Any
 from sdexport.engines import TensorSpec
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.guidance import Guidance
-from sdexport.runtime.models.components import AdapterKind, ComponentSpec, Role
+from sdexport.runtime.models.components import (
+    CONCEPTS,
+    SPECIAL_CARE,
+    AdapterKind,
+    ComponentSpec,
+    Role,
+)
 from sdexport.runtime.models.conditioning import ConditioningInput, Configs
 from sdexport.runtime.models.latent_space import latent_size_of
 from sdexport.runtime.models.text_layers import TextLayers, pooled_output
@@ -33,7 +39,8 @@ class ModelFamily:
 
     name: as in a package's manifest.
     pipelines: class names of diffusers' pipelines whose checkpoints belong to it.
-    components: in the order in which a pipeline runs them; the VAE encoder comes last.
+    components: in the order in which a pipeline runs them; then the VAE encoder, and the safety
+      checker if the family has one.
     text_to_image, image_to_image, inpainting: default arguments of each task.
     conditioning: inputs of the denoiser in addition to latents, timestep and prompt.
     text_layers: which outputs of the text encoders are used.
@@ -102,7 +109,14 @@ class ModelFamily:
     @property
     def prompt_components(self) -> tuple[str, ...]:
         """Names of the components that generate an image from a prompt, without an input image."""
-        return tuple(spec.name for spec in self.components if spec.role is not Role.VAE_ENCODER)
+        others = (Role.VAE_ENCODER, Role.SAFETY_CHECKER)
+        return tuple(spec.name for spec in self.components if spec.role not in others)
+
+    @property
+    def safety_checker(self) -> str | None:
+        """Name of the component that checks images; None if the family has none."""
+        found = (spec.name for spec in self.components if spec.role is Role.SAFETY_CHECKER)
+        return next(found, None)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -135,9 +149,9 @@ class ModelFamily:
         """The guidance that the denoising loop applies: none if the denoiser takes the scale."""
         return replace(guidance, scale=1.0) if self.guidance_embedding else guidance
 
-    def output_tuple(self, images: Any) -> Any:
-        """What diffusers' pipeline returns with return_dict=False; there is no safety checker."""
-        return (images, None) if self.reports_nsfw else (images,)
+    def output_tuple(self, images: Any, nsfw_content_detected: Any = None) -> Any:
+        """What diffusers' pipeline returns with return_dict=False."""
+        return (images, nsfw_content_detected) if self.reports_nsfw else (images,)
 
     def denoiser_channels(self, latent_channels: int) -> int:
         """Input channels of the denoiser: the latents, and for inpainting a mask and latents."""
@@ -196,6 +210,13 @@ class ModelFamily:
             return (
                 (_spec("latent_sample", "batch", config.latent_channels, *space),),
                 (_spec("sample", "batch", config.out_channels, *pixels),),
+            )
+        if component.role is Role.SAFETY_CHECKER:
+            vision = config.vision_config
+            side = vision["image_size"]
+            return (_spec("clip_input", "batch", vision["num_channels"], side, side),), (
+                _spec(CONCEPTS, "batch", config.concepts),
+                _spec(SPECIAL_CARE, "batch", config.special_care),
             )
         parameters = config.latent_channels * (2 if hasattr(config, "use_quant_conv") else 1)
         return (

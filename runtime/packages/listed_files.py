@@ -10,12 +10,14 @@ from pathlib import Path, PurePosixPath
 
 from sdexport.engines.errors import PackageError
 from sdexport.runtime.models import families
-from sdexport.runtime.models.components import FURTHER_GRAPHS
+from sdexport.runtime.models.components import FURTHER_GRAPHS, Role
 from sdexport.runtime.packages.manifest import MANIFEST, ComponentRecord, Manifest
 
 MODEL_INDEX = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 REFERENCE = "reference"
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+"""In the folder of a safety checker: how images are brought to its input."""
 _LITTER = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 """Files that file managers write into the folders that they show. Nothing here reads them."""
 _HASH = re.compile("[0-9a-f]{64}")
@@ -108,6 +110,10 @@ def _needed(manifest: Manifest, listed: set[str]) -> Iterator[str]:
         yield from (MODEL_INDEX, SCHEDULER_CONFIG)
     graphs = [] if manifest.is_adapter else ["image"]
     for spec in families.family_named(manifest.family).components:
+        if spec.optional and spec.name not in manifest.components:
+            continue
+        if spec.role is Role.SAFETY_CHECKER:
+            yield f"{spec.name}/{PREPROCESSOR_CONFIG}"
         yield from (f"{spec.name}/model.onnx", f"{spec.name}/config.json")
         if spec.tokenizer and f"{spec.tokenizer}/tokenizer.json" not in listed:
             yield from (f"{spec.tokenizer}/vocab.json", f"{spec.tokenizer}/merges.txt")

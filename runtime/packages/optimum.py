@@ -20,7 +20,11 @@ def manifest_of_optimum(folder: Path) -> Manifest:
     unet = read_json(folder, f"{UNET.name}/config.json")
     vae = read_json(folder, f"{VAE_DECODER.name}/config.json")
     scheduler = read_json(folder, "scheduler/scheduler_config.json")
-    present = [name for name in components() if (folder / name / "model.onnx").is_file()]
+    present = [
+        name
+        for name, spec in components().items()
+        if not spec.optional and (folder / name / "model.onnx").is_file()
+    ]
     configs = f"{folder}: {UNET.name} or {VAE_DECODER.name} config.json"
     with parsing(PackageError, configs):
         space = latent_space_of(vae)

@@ -233,12 +233,12 @@ class Package:
         with self.files.within(folder).unchanged():
             return ClipTokenizer.from_folder(folder)
 
-    def config(self, component: str) -> Mapping[str, Any]:
-        """A component's config.json; empty if there is none.
+    def config(self, component: str, file: str = "config.json") -> Mapping[str, Any]:
+        """A component's config.json, or another of its configurations; empty if there is none.
 
         Raises: PackageError: it is damaged.
         """
-        name = f"{component}/config.json"
+        name = f"{component}/{file}"
         if not (self.folder / name).is_file():
             return {}
         with self.files.of([self.folder / name]).unchanged():

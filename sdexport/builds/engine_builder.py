@@ -304,7 +304,7 @@ def _span(
 
 def _batch(role: Role, sizes: EngineSizes) -> Span:
     batch = sizes.batch
-    if role in (Role.VAE_DECODER, Role.VAE_ENCODER):
+    if role in (Role.VAE_DECODER, Role.VAE_ENCODER, Role.SAFETY_CHECKER):
         return batch
     factor = 2 if sizes.guidance else 1
     if role is Role.TEXT_ENCODER:  # the pipeline runs it with one row at a time

@@ -23,8 +23,14 @@ from sdexport.checkpoints.diffusers_layout import (
 )
 from sdexport.checkpoints.hub import locate
 from sdexport.checkpoints.modules import check_shapes, empty, fill
+from sdexport.checkpoints.safety_checker_source import checker_left_out, safety_checker_config
 from sdexport.checkpoints.source_index import check_index, warn_of_unknown_keys
-from sdexport.checkpoints.state_dicts import Tensors, text_state, vae_state
+from sdexport.checkpoints.state_dicts import (
+    Tensors,
+    safety_checker_state,
+    text_state,
+    vae_state,
+)
 from sdexport.checkpoints.supported_configs import check_components
 from sdexport.checkpoints.supported_schedulers import supported_scheduler
 from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts
@@ -36,7 +42,7 @@ from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import one_line, shown
 from sdexport.runtime.adapters.damaged_files import parsing
 from sdexport.runtime.models import families
-from sdexport.runtime.models.components import UNET, VAE_DECODER
+from sdexport.runtime.models.components import SAFETY_CHECKER, UNET, VAE_DECODER
 from sdexport.runtime.models.family import ModelFamily
 from sdexport.runtime.models.latent_space import LatentSpace, latent_space_of
 
@@ -75,6 +81,7 @@ class Checkpoint:
         revision: str | None = None,
         variant: str | None = None,
         allow_pickle: bool = False,
+        no_safety_checker: bool = False,
         loader: Callable[[str], Any] | None = None,
         origin: Mapping[str, str] | None = None,
         label: str | None = None,
@@ -86,25 +93,37 @@ class Checkpoint:
           revision: of the hub id.
           variant: of the weights, such as "fp16"; see weight_sets.files_in.
           allow_pickle: read .bin files too.
+          no_safety_checker: leave it out.
           loader, origin, label: for a folder that holds configurations alone; see sources.py.
         Raises: FileNotFoundError: no such folder. CheckpointError: it is incomplete, damaged or
           not supported. ConnectionError: the hub cannot be reached.
         """
-        folder, found = locate(source, revision, variant=variant, allow_pickle=allow_pickle)
+        folder, found = locate(
+            source,
+            revision,
+            variant=variant,
+            allow_pickle=allow_pickle,
+            without=[SAFETY_CHECKER.source] if no_safety_checker else (),
+        )
         _check_is_pipeline(folder)
         index = read_config(folder / "model_index.json")
         with parsing(folder):
-            present = _components(folder, index)
             warns = loader is None  # otherwise the checkpoint that is changed was opened before
+            chosen: dict[str, Any] = {"variant": variant, "allow_pickle": allow_pickle}
+            named = _components(folder, index)
+            left_out = checker_left_out(
+                folder, index, named, on_demand=no_safety_checker, reads=warns, **chosen
+            )
+            present = tuple(part for part in named if part not in left_out)
             configs = {part: _config(folder, index, part, warns=warns) for part in present}
             check_components(folder, configs)
         files: dict[str, list[Path]] = {}
         if loader is None:
-            files = every_file(folder, present, variant=variant, allow_pickle=allow_pickle)
+            files = every_file(folder, present, **chosen)
         for part in text_encoders_of(present):
             _check_tokenizer(folder, tokenizer_folder(part), index)
         if warns:
-            check_index(folder, index, present)
+            check_index(folder, index, present, left_out)
         scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
         scheduler = supported_scheduler(folder, index, scheduler, warns=warns)
         if origin is None:
@@ -194,7 +213,7 @@ class Checkpoint:
             return text_state(tensors, class_name)
         if class_name == "AutoencoderKL":
             return vae_state(tensors, vars(self.configs[part]))
-        return tensors
+        return safety_checker_state(tensors) if part == SAFETY_CHECKER.source else tensors
 
 
 def _check_is_pipeline(folder: Path) -> None:
@@ -232,6 +251,8 @@ def _config(folder: Path, index: Mapping[str, Any], part: str, *, warns: bool) -
     Args:
       warns: of keys that the class does not have.
     """
+    if part == SAFETY_CHECKER.source:
+        return safety_checker_config(folder, warns=warns)
     named, (library, known) = index.get(part), CLASSES[part]
     if named not in [[library, name] for name in known]:
         raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from sdexport.checkpoints.diffusers_layout import CLASSES
 from sdexport.checkpoints.weight_sets import has_weights
 from sdexport.engines.errors import CheckpointError
 
-_WANTED = ["model_index.json", "tokenizer*/*", "scheduler/*"] + [
-    f"{part}/{pattern}" for part in CLASSES for pattern in ("*.json", "*.safetensors")
-]
+_WANTED = ("model_index.json", "tokenizer*/*", "scheduler/*", "feature_extractor/*.json")
+_OF_COMPONENT = ("*.json", "*.safetensors")
 _UNWANTED = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*non_ema*"]
 
 
@@ -23,11 +22,13 @@ def locate(
     *,
     variant: str | None = None,
     allow_pickle: bool = False,
+    without: Collection[str] = (),
 ) -> tuple[Path, dict[str, str]]:
     """The folder of a checkpoint, downloaded if `source` is the id of a repository.
 
     Args:
       variant, allow_pickle: which weights are downloaded; see weight_sets.files_in.
+      without: components that are not downloaded.
     Returns: the folder, and what the manifest says of the origin.
     Raises: FileNotFoundError: no such folder. CheckpointError: it is a file. ConnectionError: the
       hub cannot be reached, or has no such repository.
@@ -39,7 +40,8 @@ def locate(
         raise CheckpointError(f"{source} is a file; expected a diffusers folder or a hub id")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise _no_folder(source)
-    found = _download(str(source), revision, variant, allow_pickle)
+    parts = [part for part in CLASSES if part not in without]
+    found = _download(str(source), revision, variant, allow_pickle, parts)
     return found, {"type": "hub", "id": str(source), "revision": found.name}
 
 
@@ -105,12 +107,17 @@ def _no_folder(source: str | Path) -> FileNotFoundError:
 
 
 def _download(
-    repository: str, revision: str | None, variant: str | None, allow_pickle: bool
+    repository: str,
+    revision: str | None,
+    variant: str | None,
+    allow_pickle: bool,
+    components: Collection[str],
 ) -> Path:
     from huggingface_hub import snapshot_download
 
-    found = _snapshot(repository, revision, _WANTED, _UNWANTED)
-    parts = [part for part in CLASSES if (found / part / "config.json").is_file()]
+    wanted = [*_WANTED, *(f"{part}/{name}" for part in components for name in _OF_COMPONENT)]
+    found = _snapshot(repository, revision, wanted, _UNWANTED)
+    parts = [part for part in components if (found / part / "config.json").is_file()]
 
     def fetch(parts: list[str], pattern: str) -> None:
         patterns = [f"{part}/{pattern}" for part in parts]

@@ -21,6 +21,7 @@ import transformers
 from torch import nn
 
 from sdexport.engines.errors import CheckpointError
+from sdexport.runtime.models.components import SAFETY_CHECKER
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -47,6 +48,11 @@ _UPCASTING = {nn.Linear: _Linear, nn.Conv2d: _Conv2d}
 def empty(class_name: str, config: Mapping[str, Any]) -> Any:
     """A module of diffusers or transformers without weights."""
     with torch.device("meta"):
+        if class_name in SAFETY_CHECKER.classes[1]:
+            from diffusers.pipelines.stable_diffusion import safety_checker
+
+            clip = transformers.CLIPConfig.from_dict(dict(config))
+            return getattr(safety_checker, class_name)(clip)
         if class_name.startswith("CLIP"):
             text = transformers.CLIPTextConfig.from_dict(dict(config))
             return getattr(transformers, class_name)(text)

@@ -6,6 +6,7 @@ published ones (published_configs.py), and its tokenizer comes from a folder.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -31,12 +32,19 @@ from sdexport.checkpoints.state_dicts import (
     vae_prefix,
     vae_state,
 )
-from sdexport.checkpoints.unused_weights import check_all_used, check_supported_parts, listed
+from sdexport.checkpoints.unused_weights import (
+    SINGLE_FILE_CHECKER,
+    check_all_used,
+    check_supported_parts,
+    listed,
+)
 from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.checkpoints.weight_origins import origins
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.runtime.adapters.damaged_files import parsing
 from sdexport.runtime.text.special_tokens import BOS, EOS
+
+logger = logging.getLogger(__name__)
 
 _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 _LAYER = re.compile(r"\.(attentions|transformer_blocks|resnets)\.\d+\.")
@@ -134,6 +142,12 @@ class SingleFile:
         for part in parts:
             check_shapes(self.file.path, part, modules[part], states[part])
         check_all_used(self.file.path, self.family.name, left)
+        if any(name.startswith(SINGLE_FILE_CHECKER) for name in left):
+            logger.warning(
+                "%s: its safety checker is not exported, so images are not checked: only that of a "
+                "diffusers folder is",
+                self.file.path,
+            )
 
     def _check_depth(self, unet: Any, state: Tensors) -> None:
         """Raises: CheckpointError: layers of the UNet are missing, and nothing else."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdexport.checkpoints.diffusers_layout import text_encoders_of, tokenizer_folder
 from sdexport.engines.messages import one_line
+from sdexport.runtime.models.components import SAFETY_CHECKER
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,17 @@ _CONFIG_KEYS = frozenset(
 """Keys of a component's configuration that change nothing when images are generated."""
 
 
-def check_index(folder: Path, index: Mapping[str, Any], present: Collection[str]) -> None:
+def check_index(
+    folder: Path,
+    index: Mapping[str, Any],
+    present: Collection[str],
+    reasons: Mapping[str, str] | None = None,
+) -> None:
     """Warn of components and settings of model_index.json that are not exported.
 
     Args:
       present: the components that are exported.
+      reasons: why some of the others are not, by name; "" for those that the caller left out.
     """
     used = {*present, "scheduler", *map(tokenizer_folder, text_encoders_of(present))}
     for name, value in index.items():
@@ -44,11 +51,14 @@ def check_index(folder: Path, index: Mapping[str, Any], present: Collection[str]
             continue
         if value in (None, NO_COMPONENT, False):
             continue
-        shown = one_line(name, 60)
+        shown, reason = one_line(name, 60), (reasons or {}).get(name)
+        if reason == "":
+            continue
         if isinstance(value, list):
             meaning = _MEANINGS.get(name, "so images may differ from those of the checkpoint")
             kind = f" ({one_line(value[-1], 60)})" if value and isinstance(value[-1], str) else ""
-            logger.warning("%s: its %s%s is not exported, %s", folder, shown, kind, meaning)
+            why = f": {reason}" if reason else ""
+            logger.warning("%s: its %s%s is not exported, %s%s", folder, shown, kind, meaning, why)
         else:
             logger.warning("%s: model_index.json: %s is unknown and ignored", folder, shown)
 
@@ -60,6 +70,7 @@ def package_index(index: Mapping[str, Any], present: Collection[str]) -> dict[st
     not look for them.
     """
     held = {*present, "scheduler", *map(tokenizer_folder, text_encoders_of(present))}
+    held.discard(SAFETY_CHECKER.source)  # which only this runtime reads
     return {
         name: NO_COMPONENT if isinstance(value, list) and name not in held else value
         for name, value in index.items()

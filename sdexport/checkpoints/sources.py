@@ -26,6 +26,7 @@ from sdexport.checkpoints.file_prediction import (
 from sdexport.checkpoints.single_file import SingleFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
 from sdexport.engines.exit_actions import UNDO, delete
+from sdexport.runtime.models.components import SAFETY_CHECKER
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Options:
     vae: a folder or file that replaces the VAE.
     lora: each PATH or PATH:SCALE, merged one after another.
     embedding: each PATH or PATH:WORD, added to tokenizer and text encoder.
+    no_safety_checker: leave it out.
     """
 
     tokenizer: Path | None = None
@@ -59,12 +61,13 @@ class Options:
     vae: Path | None = None
     lora: tuple[str, ...] = ()
     embedding: tuple[str, ...] = ()
+    no_safety_checker: bool = False
 
     @property
     def changes(self) -> set[str]:
         """The names of the options that are set, except those that only choose files."""
         set_ = {f.name for f in fields(self) if getattr(self, f.name) not in (None, (), False)}
-        return set_ - {"allow_pickle", "variant"}
+        return set_ - {"allow_pickle", "variant", "no_safety_checker"}
 
 
 def open_source(
@@ -94,7 +97,11 @@ def open_source(
         for change in (_change_scheduler, _replace_vae, _merge_adapters):
             draft = change(draft, options)
         checkpoint = Checkpoint.open(
-            folder, loader=draft.loader, origin=draft.origin, label=str(source)
+            folder,
+            loader=draft.loader,
+            origin=draft.origin,
+            label=str(source),
+            no_safety_checker=options.no_safety_checker,
         )
     except BaseException as error:
         _delete_folder(folder, unregister)
@@ -158,6 +165,7 @@ def _open_folder(source: str | Path, revision: str | None, options: Options) -> 
         revision=revision,
         variant=options.variant,
         allow_pickle=options.allow_pickle,
+        no_safety_checker=options.no_safety_checker,
     )
 
 
@@ -170,6 +178,8 @@ def _from_folder(
             target = folder / file.relative_to(base.folder)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
+    if SAFETY_CHECKER.source not in base.configs:
+        shutil.rmtree(folder / SAFETY_CHECKER.source, ignore_errors=True)
     return _Draft(folder, base.load, base.source)
 
 

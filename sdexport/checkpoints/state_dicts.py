@@ -81,6 +81,12 @@ def text_state(tensors: Tensors, class_name: str) -> dict[str, torch.Tensor]:
     return {k if k == "text_projection.weight" else f"text_model.{k}": v for k, v in bare.items()}
 
 
+def safety_checker_state(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The weights of a safety checker, whose vision model older versions nested twice."""
+    start = "vision_model."
+    return {k.replace(start + start, start, 1): v for k, v in tensors.items()}
+
+
 def _present(converted: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
     """What diffusers found; it gives None for some of the weights that are missing."""
     return {name: value for name, value in converted.items() if value is not None}

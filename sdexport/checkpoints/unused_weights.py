@@ -15,6 +15,8 @@ from sdexport.engines.messages import one_line
 _NAMED = 3
 """Weights that a message names; it counts the others."""
 
+SINGLE_FILE_CHECKER = "safety_checker."
+"""What the names of a safety checker's weights begin with, in the few single files with one."""
 MAY_REMAIN: tuple[tuple[str, str], ...] = (
     (r"(^|\.)(\w+_)?ema\.", "averaged (EMA) copies, which --ema takes instead"),
     (r"(^|\.)(position_ids|attn_mask|attention_mask)$", "positions and causal masks"),
@@ -36,6 +38,7 @@ MAY_REMAIN: tuple[tuple[str, str], ...] = (
         r"(visual|vision_model|visual_projection)\.",
         "CLIP's vision model and projections, where the text encoder alone is used",
     ),
+    (f"^{SINGLE_FILE_CHECKER}", "a safety checker, which only diffusers folders are exported with"),
 )
 """Patterns of names that may be left over, each with its reason."""
 

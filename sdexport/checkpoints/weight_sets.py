@@ -18,10 +18,13 @@ from sdexport.checkpoints.diffusers_layout import TEXT_ENCODERS
 from sdexport.checkpoints.weight_file import PICKLE_HINT
 from sdexport.engines.errors import CheckpointError
 from sdexport.engines.messages import one_line
+from sdexport.runtime.models.components import SAFETY_CHECKER
 
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".safetensors", ".bin")
+_OF_TRANSFORMERS = (*TEXT_ENCODERS, SAFETY_CHECKER.source)
+"""Components whose files are named as transformers names them."""
 _SHOWN = 5
 """Files that a message lists where no weights are found."""
 
@@ -164,6 +167,6 @@ def _none_found(folder: Path, part: str, sets: list[WeightSet]) -> CheckpointErr
 
 
 def _stem(part: str, suffix: str) -> str:
-    if part not in TEXT_ENCODERS:
+    if part not in _OF_TRANSFORMERS:
         return "diffusion_pytorch_model"
     return "model" if suffix == ".safetensors" else "pytorch_model"

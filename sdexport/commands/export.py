@@ -22,6 +22,7 @@ from sdexport.commands.shared_options import (
 )
 from sdexport.commands.verbosity import verbosity_options
 from sdexport.graphs.precision import PRECISIONS, verifying_backends
+from sdexport.runtime.models.components import SAFETY_CHECKER
 
 _GRAPH_OPTIONS = (
     click.option(
@@ -127,6 +128,8 @@ def print_exported(manifest: Any, package: Path, precision: str, *, as_json: boo
         )
     else:
         echo(f"{package}: {', '.join(manifest.components)}; {size / 1e6:.0f} MB")
+        if SAFETY_CHECKER.name in manifest.components:
+            echo("the safety checker is off by default: 'sdexport generate --safety' uses it")
     if manifest.verified_with is None:
         backend = verifying_backends(precision)[0]
         extra = "cpu" if backend == "onnxruntime" else backend

@@ -148,6 +148,8 @@ def generate(
         check_images(pipe, jobs, opened_with, ignore=ignore_memory)
         if previews:
             check_previews(previews, jobs, force=force)
+            if any(job.arguments.get("safety") for job in jobs):
+                _log.warning("--previews: --safety does not check the previews")
         if save_embeds:
             save_embeds_of(pipe, save_embeds, jobs[0].arguments, force=force)
         report = generate_images(

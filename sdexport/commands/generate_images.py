@@ -59,6 +59,8 @@ def generate_images(
         save_image(result.images[0], job.path, **saved_as)
         parameters = result.parameters[0]
         entry = {"path": str(job.path)} | parameters.to_dict() | {"seconds": dict(result.seconds)}
+        if result.nsfw_content_detected is not None:
+            entry["nsfw_content_detected"] = result.nsfw_content_detected[0]
         if writer is not None:
             entry["animation"] = str(writer.finish())
         report.append(entry)

@@ -230,6 +230,12 @@ OUTPUT_OPTIONS = (
         help="Do not say in the files that the images were made by a model.",
     ),
     click.option(
+        "--safety",
+        is_flag=True,
+        default=None,
+        help="Replace images that the package's safety checker flags by black ones. Default off.",
+    ),
+    click.option(
         "--tile", "vae_tile", type=int, help="Let the VAE work in tiles of this many pixels."
     ),
 )

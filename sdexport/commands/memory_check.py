@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def check_memory(need: int | None, what: str, remedies: str, *, ignore: bool) ->
 
 
 def check_images(
-    pipe: Any, jobs: Iterable[Any], opened_with: Mapping[str, Any], *, ignore: bool
+    pipe: Any, jobs: Sequence[Any], opened_with: Mapping[str, Any], *, ignore: bool
 ) -> None:
     """Check the largest of the images that will be generated.
 
@@ -69,6 +69,7 @@ def check_images(
     low_memory = bool(options.pop("low_memory", False))
     tiles = {name: options.pop(name, None) for name in ("vae_tile", "max_batch")}
     sizes = {_size(pipe.package, job.arguments) for job in jobs}
+    safety = any(job.arguments.get("safety") for job in jobs)
     for width, height, from_image, guided in sizes:
         if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (width, height)):
             continue  # the pipeline says what is wrong
@@ -78,6 +79,7 @@ def check_images(
             height=height,
             guided=guided,
             from_image=from_image,
+            safety=safety,
             **tiles,
         )
         need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)

@@ -144,6 +144,11 @@ _SOURCE_OPTIONS = (
     ),
     click.option("--ema", is_flag=True, help="Use the averaged (EMA) weights of a single file."),
     click.option(
+        "--no-safety-checker",
+        is_flag=True,
+        help="Leave out the checkpoint's safety checker, which 'generate --safety' needs.",
+    ),
+    click.option(
         "--allow-pickle", is_flag=True, help="Also read .ckpt, .pt and .bin files, weights only."
     ),
 )

@@ -26,6 +26,7 @@ _FLOAT32_OPERATORS = {
     "InstanceNormalization": STATISTICS,
     "ReduceMean": STATISTICS,
     "ReduceSumSquare": STATISTICS,
+    "ReduceL2": STATISTICS,
     "Pow": STATISTICS,
     "Sqrt": STATISTICS,
     "Reciprocal": STATISTICS,

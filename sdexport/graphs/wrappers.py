@@ -137,6 +137,27 @@ class VaeEncoder(nn.Module):
         return moments if self.conv is None else self.conv(moments)
 
 
+class SafetyChecker(nn.Module):
+    """clip_input -> cosines of an image's embedding with those of the concepts, and special care.
+
+    What is left of StableDiffusionSafetyChecker, comparing with thresholds, is done without the
+    graph: see sdexport.runtime.safety_checker.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clip_input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.model.vision_model(clip_input).pooler_output
+        image = nn.functional.normalize(self.model.visual_projection(pooled))
+        concepts, special_care = (
+            image @ nn.functional.normalize(embeds).T
+            for embeds in (self.model.concept_embeds, self.model.special_care_embeds)
+        )
+        return concepts, special_care
+
+
 @dataclass(frozen=True)
 class Part:
     """How one component of a package is made from a checkpoint.
@@ -198,7 +219,8 @@ class Part:
 def parts(configs: Configs) -> tuple[Part, ...]:
     """The graphs for the configurations of a checkpoint, in the order in which they run."""
     family = family_of_configs(configs)
-    return tuple(_part(family, component, configs) for component in family.components)
+    present = (c for c in family.components if not c.optional or c.source in configs)
+    return tuple(_part(family, component, configs) for component in present)
 
 
 def vae_parts(config: Any) -> tuple[Part, ...]:
@@ -223,6 +245,8 @@ def _wrapper(
         return VaeDecoder
     if component.role is Role.VAE_ENCODER:
         return VaeEncoder
+    if component.role is Role.SAFETY_CHECKER:
+        return SafetyChecker
     if not family.text_layers.penultimate:
         return TextEncoder
     projected = component.projected

@@ -63,7 +63,7 @@ def verify_against(
     if seed < 0:
         raise InvalidArgumentError(f"seed must be 0 or more, got {seed}")
     checkpoint = open_source(source, revision=revision, options=options)
-    every = parts(checkpoint.configs)
+    every = _compared(package, parts(checkpoint.configs))
     _check_matches(package, checkpoint, every)
     checks = [_configuration(package, checkpoint)]
     rng = np.random.default_rng(seed)
@@ -90,6 +90,12 @@ def verify_against(
             for each, expected in zip(feeds, references, strict=True):
                 checks += _compare(graphs, package, part, each, expected, limits)
     return checks
+
+
+def _compared(package: Package, every: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts of the checkpoint without optional ones that the package does not hold."""
+    held = package.manifest.components
+    return tuple(part for part in every if not part.component.optional or part.name in held)
 
 
 def _sizes(part: Part, checkpoint: Checkpoint, step: int) -> list[dict[str, int]]:

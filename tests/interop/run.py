@@ -48,7 +48,7 @@ CLASSES = {
     "refiner": "ORTStableDiffusionXLImg2ImgPipeline",
 }
 CHECKED = "sd1-checker"
-"""SD 1 as it is published: with a safety checker, which no package holds. Field case C7."""
+"""SD 1 as it is published: with a safety checker, which Optimum does not read. Field case C7."""
 HALF = ("sd1", "sdxl")
 """Families whose packages are tried in half precision too."""
 UNSUPPORTED = {("tiny-vae", "Optimum"): 'attribute named "down_block_types"'}
@@ -144,7 +144,7 @@ def add_checker(checkpoint: Path) -> None:
         projection_dim=8,
     )
     StableDiffusionSafetyChecker(config).save_pretrained(checkpoint / "safety_checker")
-    CLIPImageProcessor().save_pretrained(checkpoint / "feature_extractor")
+    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(checkpoint / "feature_extractor")
     path = checkpoint / "model_index.json"
     entries = {
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],

@@ -38,7 +38,7 @@ def change(folder: Path, **entries: Any) -> Path:
 
 @file_kind(
     "checkpoint",
-    "diffusers folder with a safety checker, an image encoder or other components",
+    "diffusers folder with an image encoder or other components",
     recognised="entries of `model_index.json`",
     result="exported without them, with a warning",
     says="is not exported, so",
@@ -46,7 +46,7 @@ def change(folder: Path, **entries: Any) -> Path:
 @pytest.mark.parametrize(
     ("entries", "meaning"),
     [
-        (CHECKER, "safety_checker (StableDiffusionSafetyChecker)"),
+        (CHECKER, "are not checked: safety_checker/config.json is missing"),
         ({"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}, "IP-Adapter"),
         ({"upscaler": ["my_module", "Upscaler"]}, "images may differ from those of the checkpoint"),
     ],
