@@ -59,13 +59,15 @@ def generate_images(
         save_image(result.images[0], job.path, **saved_as)
         parameters = result.parameters[0]
         entry = {"path": str(job.path)} | parameters.to_dict() | {"seconds": dict(result.seconds)}
+        flagged = ""
         if result.nsfw_content_detected is not None:
-            entry["nsfw_content_detected"] = result.nsfw_content_detected[0]
+            (entry["nsfw_content_detected"],) = result.nsfw_content_detected
+            flagged = ", black: flagged by the safety checker" * entry["nsfw_content_detected"]
         if writer is not None:
             entry["animation"] = str(writer.finish())
         report.append(entry)
         nth = f"{number + 1} of {len(jobs)}: " if len(jobs) > 1 else ""
-        on_image(f"{nth}{job.path} (seed {job.seed})")
+        on_image(f"{nth}{job.path} (seed {job.seed}{flagged})")
     return report
 
 
