@@ -54,12 +54,24 @@ def state_of(file: int) -> FileState | None:
 
     To be taken before the file is read, and again after it.
     """
+    return settled(present_state(file))
+
+
+def present_state(file: int) -> FileState | None:
+    """The state of an open file, to compare with one that was remembered.
+
+    It may be as young as it likes: the remembered one was settled, or that of a complete file.
+    """
     try:
         if _keeps_times(file):
             os.fsync(file)  # then the next write through a mapping sets the time again
     except OSError:
         return None
-    state = _state(file)
+    return _state(file)
+
+
+def settled(state: FileState | None) -> FileState | None:
+    """The state itself, if a later change of the file would show; else None."""
     if state is None or time.time_ns() - max(state.mtime_ns, state.ctime_ns) <= SETTLED_NS:
         return None  # a time in the future too
     return state

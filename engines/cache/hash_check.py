@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from sdexport.engines.cache.file_states import state_of
+from sdexport.engines.cache.file_states import present_state, settled, state_of
 from sdexport.engines.cache.remembered_hashes import SMALLEST, recall, remember
 from sdexport.engines.errors import SDExportError
 from sdexport.engines.guarded_files import MIB
@@ -155,14 +155,15 @@ class _File:
         self.size = os.fstat(file.fileno()).st_size
         self.expected, self.sha256 = expected, ""
         self.at: int | None = None
-        self.state = state_of(file.fileno()) if self.size >= SMALLEST else None
+        self._present = present_state(file.fileno()) if self.size >= SMALLEST else None
+        self.state = settled(self._present)
         self.failure: BaseException | None = None
         self.done = threading.Event()
         self._file = file
 
     def recalled(self) -> bool:
         """Whether the expected hash is remembered for the file as it is."""
-        found = recall(self.state, self.expected)
+        found = recall(self._present, self.expected)
         if found is None:
             return False
         self.sha256, self.at = found.sha256, found.at

@@ -148,10 +148,13 @@ def _renamed(file: Path) -> Path:
     return file.rename(file.with_name("renamed"))
 
 
-def test_a_file_that_this_process_wrote_is_remembered_at_once(file: Path) -> None:
+def test_a_file_that_this_process_wrote_is_remembered_at_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, digest = _renamed(file), sha256_of(file.with_name("renamed"))
     remember_written({path: digest, file.with_name("missing"): digest})
     _forget()
+    monkeypatch.setattr(file_states, "SETTLED_NS", 3600 * 10**9)
     assert _check(path).report().remembered == 1
     path.write_bytes(b"WEIGHTS")
     assert _check(path).report().read == 1
