@@ -44,7 +44,7 @@ NOT_RUN = {
     "export.md": 2,
     "getting-started.md": 4,
     "gpu-benchmark.md": 2,
-    "controlnet.md": 3,
+    "controlnet.md": 4,
     "ip-adapter.md": 2,
     "lora.md": 2,
     "performance.md": 2,

@@ -2,7 +2,8 @@
 
 Files, Pillow images and arrays of integers become 8-bit RGB and are resized with a Lanczos filter,
 as diffusers' VaeImageProcessor does without normalisation. Arrays of floats are taken as they are:
-in 0..1, or down to -1, which marks pixels that an inpainting ControlNet does not see.
+in 0..1, or down to -1, which marks pixels that an inpainting ControlNet does not see. An .npy file
+holds such an array.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sdexport.engines.messages import shown
 from sdexport.runtime.images.loading import (
     ImageInput,
     ImageSources,
+    array_file,
     checked_source,
     listed,
     open_image,
@@ -106,6 +108,8 @@ class ControlImages:
 
 
 def _opened(source: ImageInput) -> list[Image.Image | np.ndarray]:
+    array = array_file(source)
+    source = source if array is None else array
     if isinstance(source, Image.Image | str | Path):
         image, called = open_image(source, NAME)
         has_levels = image.mode in ("I", "F") or image.mode.startswith("I")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdexport.runtime.images.loading import open_image
+from sdexport.runtime.images.loading import array_file, open_image
 from sdexport.runtime.images.pixel_levels import ArrayLike, to_array
 from sdexport.runtime.images.recorded_values import InputImage, digest
 
@@ -30,6 +30,8 @@ def identify(source: Any) -> tuple[InputImage, ...] | None:
 
 
 def _identify(source: Any) -> InputImage:
+    if (array := array_file(source)) is not None:
+        return InputImage(digest(array), _base_name(source))
     if isinstance(source, (str, Path, Image.Image)):
         image, _ = open_image(source, "image")
         # Pillow names the file that it opened

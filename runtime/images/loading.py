@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sdexport.engines.array_files import read_array
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.guarded_files import IMAGE_LIMIT, open_guarded
 from sdexport.engines.messages import one_line, shown
@@ -109,6 +110,19 @@ def open_image(source: str | Path | Image.Image, name: str) -> tuple[Image.Image
         return _upright(source, called), called
     with opened_file(source) as opened:
         return _upright(opened, str(source)), str(source)
+
+
+def array_file(source: object) -> np.ndarray | None:
+    """The array in a file that ends in .npy; None for any other source.
+
+    Raises: FileNotFoundError: no such file. InvalidArgumentError: no array, or too large.
+    """
+    if not isinstance(source, str | Path) or Path(source).suffix.lower() != ".npy":
+        return None
+    try:
+        return read_array(Path(source), error=InvalidArgumentError, limit=IMAGE_LIMIT)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no array at {source}") from None
 
 
 @contextmanager
