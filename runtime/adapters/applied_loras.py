@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -274,8 +275,8 @@ class AppliedLoras:
             )
             for name, shape in self._store.target.shapes[component].items()
         }
-        ranks, others_before = self._store.ranks.grown(component, largest(needed))
-        if others_before:
+        ranks, are_others = self._store.ranks.grown(component, largest(needed))
+        if are_others:  # a graph for several kinds of adapters may be open without LoRAs
             self._components.forget(f"{component}.")
         return ranks
 
@@ -325,13 +326,12 @@ def _parsed(entry: object, count: int) -> tuple[object, tuple[float, ...]]:
         if len(entry) != 2:
             raise InvalidArgumentError(f"loras: expected (file, scale), got {shown(entry)}")
         source, scale = entry
+    name = shown(str(source) if isinstance(source, PathLike) else source)
     several = isinstance(scale, (list, tuple, np.ndarray)) and np.ndim(scale) == 1
     values = list(scale) if several else [scale]  # type: ignore[call-overload]
     if several and len(values) != count:
-        raise InvalidArgumentError(
-            f"loras: got {len(values)} scales of {shown(source)} for {count} images"
-        )
-    where = f"loras: the scale of {shown(source)}"
+        raise InvalidArgumentError(f"loras: got {len(values)} scales of {name} for {count} images")
+    where = f"loras: the scale of {name}"
     return source, tuple(
         checks.number(where, value, -LARGEST_SCALE, LARGEST_SCALE) for value in values
     )

@@ -23,16 +23,15 @@ class LargestRanks:
         self._ranks: dict[str, dict[str, int]] = {}
 
     def grown(self, component: str, ranks: Mapping[str, int]) -> tuple[dict[str, int], bool]:
-        """The ranks to use, and whether another one was used before.
+        """The ranks to use, and whether they are others than before.
 
         Args:
           ranks: those that are needed, by group.
         """
-        before = self._ranks.get(component)
-        old = before or {}
-        now = {group: max(old.get(group, 0), _bucket(rank)) for group, rank in ranks.items()}
+        before = self._ranks.get(component, {})
+        now = {group: max(before.get(group, 0), _bucket(rank)) for group, rank in ranks.items()}
         self._ranks[component] = now
-        return now, before is not None and before != now
+        return now, before != now
 
 
 def group_of(shape: LayerShape) -> str:

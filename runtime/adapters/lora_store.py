@@ -77,8 +77,10 @@ class LoraStore:
           path: a .safetensors file, or a folder as diffusers or PEFT write it.
           name: default that of the file without its ending.
         Returns: the name.
-        Raises: InvalidArgumentError: another LoRA has that name. See read_lora.
+        Raises: InvalidArgumentError: no path, or another LoRA has that name. See read_lora.
         """
+        if not isinstance(path, (str, PathLike)) or "\0" in str(path):
+            raise InvalidArgumentError(f"expected the file of a LoRA, got {shown(path)}")
         source = Path(path)
         name = source.stem if name is None else name
         if not isinstance(name, str) or not name.strip():
@@ -114,7 +116,8 @@ class LoraStore:
         """
         if isinstance(source, RecordedLora):
             return self._known(source)
-        if not isinstance(source, (str, PathLike)) or not str(source).strip():
+        text = str(source) if isinstance(source, (str, PathLike)) else ""
+        if not text.strip() or "\0" in text:
             raise InvalidArgumentError(
                 f"loras: expected the name or the file of a LoRA, got {shown(source)}"
             )

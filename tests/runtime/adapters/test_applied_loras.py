@@ -275,6 +275,9 @@ def test_names(pipe: Pipeline, files: dict[str, Path], tmp_path: Path) -> None:
             pipe.load_lora(files["text"], name)
     finally:
         pipe.unload_lora(name)
+    for wrong in (None, 1, "\0"):
+        with pytest.raises(InvalidArgumentError, match="expected the file of a LoRA, got"):
+            pipe.load_lora(wrong)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="no LoRA at ünet"):
         pixels(pipe, loras=["ünet"])
     with pytest.raises(InvalidArgumentError, match="no LoRA is loaded as 'ünet'"):
@@ -290,6 +293,8 @@ WRONG: dict[str, Any] = {
     "the scale of 'a' must be -100 to 100, got 'b'": [("a", "b")],
     "expected the name or the file of a LoRA, got None": [None],
     "expected the name or the file of a LoRA, got ''": [""],
+    r"expected the name or the file of a LoRA, got 'a\\x00'": ["a\0"],
+    r"the scale of 'a\.safetensors' must be": [(Path("a.safetensors"), 101)],
     "at most 64 at once": ["a"] * 65,
 }
 

@@ -32,9 +32,9 @@ def test_groups_of_layers() -> None:
 
 def test_ranks_only_grow() -> None:
     ranks = LargestRanks()
-    assert ranks.grown("unet", {"a": 4, "k": 0}) == ({"a": 16, "k": 0}, False)
+    assert ranks.grown("unet", {"a": 4, "k": 0}) == ({"a": 16, "k": 0}, True)
     assert ranks.grown("unet", {"a": 16, "k": 0}) == ({"a": 16, "k": 0}, False)
-    assert ranks.grown("text_encoder", {"a": 17}) == ({"a": 32}, False)
+    assert ranks.grown("text_encoder", {"a": 17}) == ({"a": 32}, True)
     assert ranks.grown("unet", {"a": 1, "k": 1}) == ({"a": 16, "k": 16}, True)
     for rank, expected in ((33, 64), (64, 64), (65, 128), (128, 128), (129, 256), (1, 256)):
         assert ranks.grown("unet", {"a": rank, "k": 0})[0] == {"a": expected, "k": 16}
