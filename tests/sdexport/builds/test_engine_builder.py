@@ -139,9 +139,8 @@ def test_engine_of_a_graph_that_takes_loras(lora_package: Path, tmp_path: Path) 
     ranks = [span for name, span in entry["profiles"][0].items() if name.endswith(".rank")]
     assert len(ranks) == 3 * 6 and set(ranks) == {"1:16:128"}
     listed = run("inspect", lora_package, "--engine-dir", tmp_path)
-    assert "profile: batch 1:1:24, sequence 77:77:77, *.rank 1:16:128, lora_rows 1:1:1" in (
-        listed.stdout
-    )
+    assert "*.rank 1:16:128, lora_rows 1:1:1" in listed.stdout
+    assert max(map(len, listed.stdout.splitlines())) < 200
     other = build(lora_package, tmp_path, "--component", "text_encoder.lora", "--lora-rank", "16")
     assert other.exit_code == 1 and len(other.stderr) < 500
     assert "*.rank 1:16:128" in other.stderr and "*.rank 16:16:16" in other.stderr
