@@ -116,8 +116,8 @@ class LoraStore:
         """
         if isinstance(source, RecordedLora):
             return self._known(source)
-        text = str(source) if isinstance(source, (str, PathLike)) else ""
-        if not text.strip() or "\0" in text:
+        is_text = str(source).strip() and "\0" not in str(source)
+        if not isinstance(source, (str, PathLike)) or not is_text:
             raise InvalidArgumentError(
                 f"loras: expected the name or the file of a LoRA, got {shown(source)}"
             )
