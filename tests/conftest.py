@@ -23,6 +23,7 @@ from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import MODEL_DIR
 from sdexport.exporter import export
 from sdexport.runtime.noise import torch_generator
+from tests.helpers import image_adapters as image_adapters_helper
 from tests.helpers import lora_package as lora_package_helper
 from tests.helpers import software_gpu as software_gpu_helper
 from tests.helpers.low_precision import export_from_graphs
@@ -89,6 +90,13 @@ def lora_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def lora_package(lora_folder: Path) -> Path:
     return lora_folder / "package"
+
+
+@pytest.fixture(scope="session")
+def image_adapters(lora_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small package that takes T2I-Adapters and IP-Adapters, with some that fit it."""
+    make = partial(image_adapters_helper.make_folder, lora_folder)
+    return made_once(tmp_path_factory, "image_adapters", make)
 
 
 @pytest.fixture(scope="session")

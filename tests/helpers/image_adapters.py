@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import T2IAdapter, UNet2DConditionModel
@@ -16,6 +19,9 @@ from diffusers.models.embeddings import (
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from sdexport.adapter_exporter import export_adapter
+from sdexport.exporter import export
+from sdexport.graphs.trace import trace
 from tests.helpers.families import build
 
 _SD1 = {
@@ -60,15 +66,16 @@ def random_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
 
 def random_t2i_adapter(kind: str, seed: int = 0, *, channels: int = 3) -> T2IAdapter:
     """A T2I-Adapter for such a checkpoint, of "full_adapter", "light_adapter" (SD 1) or
-    "full_adapter_xl" (SDXL)."""
+    "full_adapter_xl" (SDXL); "small" for those of tests.helpers.families."""
     torch.manual_seed(seed)
-    widths = {"full_adapter": CHANNELS, "light_adapter": CHANNELS[:2]}
+    widths = {"full_adapter": CHANNELS, "light_adapter": CHANNELS[:2], "small": CHANNELS[:2]}
+    of_xl = kind in ("full_adapter_xl", "small")
     adapter = T2IAdapter(
         in_channels=channels,
         channels=list(widths.get(kind, (*CHANNELS, CHANNELS[-1]))),
         num_res_blocks=1 + seed % 2,
-        downscale_factor=16 if kind == "full_adapter_xl" else 8,
-        adapter_type=kind,
+        downscale_factor=16 if of_xl else 8,
+        adapter_type="full_adapter_xl" if of_xl else kind,
     )
     with torch.no_grad():
         for name, weight in adapter.named_parameters():
@@ -165,3 +172,37 @@ def _plus_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             if rest.startswith(old):
                 found[f"{start}.{layer}.{new}{rest.removeprefix(old)}"] = value
     return found
+
+
+def make_folder(lora_folder: Path, folder: Path) -> None:
+    """The package of a checkpoint with graphs for image adapters, and adapters that fit it.
+
+    Args:
+      lora_folder: with the checkpoint and its package, whose other graphs are taken.
+      folder: gets package/, t2i/, base/ and plus/, and the sources of the adapters.
+    """
+    folder.mkdir()
+    checkpoint = lora_folder / "checkpoint"
+    with (
+        mock.patch("sdexport.exporter.trace", partial(_traced, lora_folder / "package")),
+        mock.patch("sdexport.exporter.verifying_backend", lambda _: None),
+        mock.patch("sdexport.adapter_exporter.verifying_backend", lambda _: None),
+    ):
+        export(checkpoint, folder / "package", t2i_adapter_inputs=True, ip_adapter_inputs=True)
+        random_t2i_adapter("small").save_pretrained(folder / "t2i-source")
+        export_adapter(folder / "t2i-source", folder / "t2i")
+        random_image_encoder(folder / "image_encoder")
+        unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet")
+        for kind in ("base", "plus"):
+            random_ip_adapter(kind, unet, folder / f"{kind}.safetensors")
+            export_adapter(folder / f"{kind}.safetensors", folder / kind)
+
+
+def _traced(package: Path, part: Any, module: Any, path: Path, **arguments: Any) -> Any:
+    """Trace the UNet; take the other graphs from a package of the same checkpoint."""
+    if part.name == "unet":
+        return trace(part, module, path, **arguments)
+    path.parent.mkdir(parents=True)
+    for source in sorted((package / part.name).glob("model.onnx*")):
+        shutil.copyfile(source, path.with_name(source.name))
+    return ()

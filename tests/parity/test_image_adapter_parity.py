@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import MultiAdapter
 from PIL import Image
 from transformers import CLIPImageProcessor
 
@@ -25,8 +26,9 @@ from tests.helpers.image_adapters import (
     random_ip_adapter,
     random_t2i_adapter,
 )
-from tests.tolerances import IMAGE_ABS
+from tests.tolerances import IMAGE_ABS, UNUSED_ABS
 
+pytestmark = pytest.mark.slow
 SIZE = {"height": 64, "width": 96}
 KINDS = {"sd1": ("full_adapter", "light_adapter"), "sdxl": ("full_adapter_xl",)}
 
@@ -50,6 +52,7 @@ class Adapted:
         xl = "XL" if self.family == "sdxl" else ""
         class_ = getattr(diffusers, f"StableDiffusion{xl}AdapterPipeline")
         adapters = [self.t2i[name] for name in names]
+        adapter = adapters[0] if len(adapters) == 1 else MultiAdapter(adapters)
         options: dict[str, Any] = {"requires_safety_checker": False}
         if xl:
             options = {"force_zeros_for_empty_prompt": True}
@@ -58,7 +61,7 @@ class Adapted:
             del components["image_encoder"]
         made = class_(
             **components,
-            adapter=adapters[0] if len(adapters) == 1 else adapters,
+            adapter=adapter,
             **options,
         )
         made.set_progress_bar_config(disable=True)
@@ -175,3 +178,166 @@ def test_ip_adapter(adapted: Adapted) -> None:
         finally:
             pipeline.unload_ip_adapter()
         assert found <= IMAGE_ABS, kind
+
+
+def test_t2i_adapters_of_a_batch_in_part_of_the_steps(adapted: Adapted) -> None:
+    """Several prompts with images of their own, without guidance; in SDXL's first steps alone."""
+    kind = next(iter(adapted.t2i))
+    factor = 0.5 if adapted.family == "sdxl" else 1.0
+    images = [picture(3), picture(4)]
+    ours = [T2IAdapter(adapted.package(kind), images, scale=1.2, factor=factor)]
+    theirs: dict[str, Any] = {"image": images, "adapter_conditioning_scale": 1.2}
+    if adapted.family == "sdxl":
+        theirs["adapter_conditioning_factor"] = factor
+    found = both(
+        adapted,
+        adapted.with_t2i(kind),
+        theirs,
+        t2i_adapters=ours,
+        prompt=["a red circle", "a blue square"],
+        guidance_scale=1.0,
+    )
+    assert found <= IMAGE_ABS
+
+
+def test_several_t2i_adapters(adapted: Adapted) -> None:
+    kinds = [*adapted.t2i, *adapted.t2i][:2]
+    scales = [0.7, -0.4]
+    images = [picture(5), picture(6)]
+    pairs = zip(kinds, images, scales, strict=True)
+    ours = [T2IAdapter(adapted.package(kind), image, scale) for kind, image, scale in pairs]
+    theirs = {"image": images, "adapter_conditioning_scale": scales}
+    found = both(adapted, adapted.with_t2i(*kinds), theirs, t2i_adapters=ours)
+    assert found <= IMAGE_ABS
+
+
+def test_several_ip_adapters_with_several_images(adapted: Adapted) -> None:
+    """Scales by block, a batch of prompts, and no guidance."""
+    by_block = {"down": {"block_1": 0.8}, "up": [0.5], "mid": 1.0}
+    pipeline = adapted.with_ip("base", "plus")
+    pipeline.set_ip_adapter_scale([by_block, 0.6])
+    try:
+        ours = [
+            IPAdapter(adapted.package("base"), [picture(7), picture(8)], scale=by_block),
+            IPAdapter(adapted.package("plus"), picture(9), scale=0.6),
+        ]
+        theirs = {"ip_adapter_image": [[picture(7), picture(8)], picture(9)]}
+        for guidance_scale in (1.0, 6.0):
+            found = both(
+                adapted,
+                pipeline,
+                theirs,
+                ip_adapters=ours,
+                prompt=["a red circle", "a blue square"],
+                guidance_scale=guidance_scale,
+            )
+            assert found <= IMAGE_ABS, guidance_scale
+    finally:
+        pipeline.unload_ip_adapter()
+
+
+def test_ip_adapters_with_masks(adapted: Adapted) -> None:
+    masks = [picture(10, "L"), picture(11, "L")]
+    processor = diffusers.image_processor.IPAdapterMaskProcessor()
+    prepared = processor.preprocess(masks, **SIZE)
+    pipeline = adapted.with_ip("base", "plus")
+    pipeline.set_ip_adapter_scale([[0.7, 0.9], 0.5])
+    attention = {"ip_adapter_masks": [prepared.reshape(1, 2, *prepared.shape[2:]), None]}
+    try:
+        ours = [
+            IPAdapter(adapted.package("base"), [picture(12), picture(13)], [0.7, 0.9], masks),
+            IPAdapter(adapted.package("plus"), picture(9), scale=0.5),
+        ]
+        theirs = {
+            "ip_adapter_image": [[picture(12), picture(13)], picture(9)],
+            "cross_attention_kwargs": attention,
+        }
+        found = both(adapted, pipeline, theirs, ip_adapters=ours)
+    finally:
+        pipeline.unload_ip_adapter()
+    assert found <= IMAGE_ABS
+
+
+def test_ip_adapter_from_an_image(adapted: Adapted) -> None:
+    pipeline = adapted.with_ip("base", task="Img2ImgPipeline")
+    pipeline.set_ip_adapter_scale(0.9)
+    size = SIZE["width"], SIZE["height"]
+    try:
+        ours = [IPAdapter(adapted.package("base"), picture(14), scale=0.9)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = pipeline(
+                "a red circle",
+                image=picture(15, size=size),
+                strength=0.7,
+                num_inference_steps=5,
+                guidance_scale=4.0,
+                ip_adapter_image=picture(14),
+                generator=torch.Generator().manual_seed(3),
+            ).images
+    finally:
+        pipeline.unload_ip_adapter()
+    images = adapted.pipe(
+        "a red circle",
+        image=picture(15, size=size),
+        strength=0.7,
+        num_inference_steps=5,
+        guidance_scale=4.0,
+        seed=3,
+        ip_adapters=ours,
+    ).images
+    assert difference(images[0], expected[0]) <= IMAGE_ABS
+
+
+def test_both_kinds_at_once(adapted: Adapted) -> None:
+    """Through the graph that takes all kinds; as diffusers' SDXL pipeline, which takes both."""
+    kind = next(iter(adapted.t2i))
+    t2i = [T2IAdapter(adapted.package(kind), picture(1), scale=0.8)]
+    ip = [IPAdapter(adapted.package("base"), picture(2), scale=0.7)]
+    if adapted.family == "sdxl":
+        pipeline = adapted.with_t2i(kind)
+        pipeline.register_modules(
+            image_encoder=adapted.encoder,
+            feature_extractor=CLIPImageProcessor(size=28, crop_size=28),
+        )
+        pipeline.load_ip_adapter(
+            [adapted.ip["base"]],
+            subfolder="",
+            weight_name=["x.safetensors"],
+            image_encoder_folder=None,
+            low_cpu_mem_usage=False,
+        )
+        pipeline.set_ip_adapter_scale(0.7)
+        theirs = {
+            "image": picture(1),
+            "adapter_conditioning_scale": 0.8,
+            "ip_adapter_image": picture(2),
+        }
+        try:
+            found = both(adapted, pipeline, theirs, t2i_adapters=t2i, ip_adapters=ip)
+        finally:
+            pipeline.unload_ip_adapter()
+        assert found <= IMAGE_ABS
+        return
+    call: dict[str, Any] = {"num_inference_steps": 2, "seed": 1, **SIZE}
+    images = [
+        adapted.pipe("a red circle", **call, t2i_adapters=one, ip_adapters=two).images[0]
+        for one, two in ((t2i, ip), (t2i, None), (None, ip), (None, None))
+    ]
+    for i, image in enumerate(images):
+        assert all(difference_only(image, other) > IMAGE_ABS for other in images[i + 1 :])
+
+
+def test_scale_zero_changes_nothing(adapted: Adapted) -> None:
+    kind = next(iter(adapted.t2i))
+    call: dict[str, Any] = {"num_inference_steps": 2, "seed": 1, "output_type": "np", **SIZE}
+    plain = adapted.pipe("a red circle", **call).images
+    t2i = [T2IAdapter(adapted.package(kind), picture(1), scale=0)]
+    ip = [IPAdapter(adapted.package("plus"), picture(2), scale=0)]
+    for ours in (
+        {"t2i_adapters": t2i},
+        {"ip_adapters": ip},
+        {"t2i_adapters": t2i, "ip_adapters": ip},
+    ):
+        images = adapted.pipe("a red circle", **call, **ours).images
+        assert np.abs(images - plain).max() <= UNUSED_ABS
