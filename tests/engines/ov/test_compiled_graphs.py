@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("openvino", exc_type=ImportError)
 
-from sdexport import Package, load_pipeline
+from sdexport import Package, PackageError, load_pipeline
 from sdexport.builds.engine_builder import EngineSizes, build
 from sdexport.engines.cache import graph_cache
 from sdexport.engines.cache import user_cache as user_cache_module
@@ -203,6 +203,28 @@ def test_unverified_package_leaves_the_cache_alone(package: Path, cache: Path) -
             session.run({"latent_sample": LATENTS})
         is_verified = folder.hashes is not None
         assert bool(list(cache.glob("*.blob"))) == is_verified
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_altered_weights_are_neither_run_nor_kept(
+    is_cached: bool,
+    package: Path,
+    cache: Path,
+    warm: tuple[Path, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their hashes are computed while a graph is compiled or opened."""
+
+    def altered(*_: object) -> None:
+        raise PackageError("vae_decoder/model.onnx_data was altered")
+
+    if is_cached:
+        shutil.copytree(warm[0], cache.parent)
+    before = sorted(cache.rglob("*"))
+    monkeypatch.setattr(Package, "check_hashes", altered)
+    with pytest.raises(PackageError, match="was altered"):
+        decoded(package)
+    assert [path for path in sorted(cache.rglob("*")) if path.is_file()] == before
 
 
 def test_two_processes_share_a_cache(package: Path, cache: Path) -> None:
