@@ -435,7 +435,10 @@ class Pipeline(PipelineStages):
 
             backend = self._components.requested(self._family.denoiser)
             parts = denoiser_adapters(self._adapters, self.package, following, controlled, backend)
-        return CallAdapters(self._family.denoiser, applied, parts)
+        rank_of = functools.partial(
+            self._loras.rank_without_loras, self._family.denoiser, self._components
+        )
+        return CallAdapters(self._family.denoiser, applied, parts, rank_of)
 
 
 @functools.cache

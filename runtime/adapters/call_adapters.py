@@ -19,6 +19,7 @@ from sdexport.runtime.text_encoders import TextEncoders
 
 if TYPE_CHECKING:
     from sdexport.runtime.adapters.applied_loras import AppliedLoras
+    from sdexport.runtime.adapters.lora_inputs import LayerShape
 
 _OTHERS = {
     AdapterKind.T2I_ADAPTER: "down_intrablock_additional_residuals_",
@@ -59,6 +60,7 @@ class CallAdapters:
     Args:
       denoiser: name of that component.
       loras: what the LoRAs change. parts: further kinds, each once.
+      rank_of: returns the rank of each layer's factors where the call has no LoRAs; default 1.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class CallAdapters:
         denoiser: str,
         loras: NoLoras | AppliedLoras,
         parts: Sequence[DenoiserAdapter] = (),
+        rank_of: Callable[[], Callable[[LayerShape], int]] = lambda: lambda shape: 1,
     ) -> None:
+        self._rank_of = rank_of
         self._denoiser, self._loras, self._parts = denoiser, loras, tuple(parts)
         self._session: Session | None = None
 
@@ -94,7 +98,7 @@ class CallAdapters:
             if self._loras.changes(self._denoiser):
                 opened = self._loras.adapted(self._denoiser, opened)
             else:
-                opened = _without_loras(opened)
+                opened = _without_loras(opened, self._rank_of)
             used = {part.kind for part in self._parts}
             if AdapterKind.CONTROLNET not in used:
                 opened = _without_residuals(opened)
@@ -133,14 +137,14 @@ def _without_residuals(session: Session) -> Session:
     return ControlledSession(session, ())
 
 
-def _without_loras(session: Session) -> Session:
+def _without_loras(session: Session, rank_of: Callable[[], Callable[[LayerShape], int]]) -> Session:
     """The session with factors without effect, if it takes some."""
     if not any(spec.name.startswith("lora.") for spec in session.inputs):
         return session
     from sdexport.runtime.adapters.adapted_session import AdaptedSession
     from sdexport.runtime.adapters.lora_inputs import zero_factors
 
-    return AdaptedSession(session, zero_factors(session.inputs))
+    return AdaptedSession(session, zero_factors(session.inputs, rank_of()))
 
 
 def _without_images(session: Session, used: Collection[AdapterKind]) -> Session:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,16 +108,20 @@ def _layer_shape(layer: str, specs: dict[str, TensorSpec]) -> LayerShape:
     raise ValueError(f"its inputs for {layer:.80} are no factors of a LoRA")
 
 
-def zero_factors(specs: Iterable[TensorSpec]) -> dict[str, np.ndarray]:
-    """Factors of rank 1 that change nothing, for all layers of a graph.
+def zero_factors(
+    specs: Iterable[TensorSpec], rank_of: Callable[[LayerShape], int] = lambda shape: 1
+) -> dict[str, np.ndarray]:
+    """Factors that change nothing, for all layers of a graph.
 
     Args:
       specs: of all inputs of the graph.
+      rank_of: the rank of a layer's factors; default 1.
     """
     factors = {}
     for layer in layer_shapes(specs).values():
-        down = (layer.taps, layer.inputs) if layer.kernel else (layer.inputs, 1)
-        up = (1, layer.outputs, 1) if layer.kernel else (1, 1, layer.outputs)
+        rank = rank_of(layer)
+        down = (rank * layer.taps, layer.inputs) if layer.kernel else (layer.inputs, rank)
+        up = (1, layer.outputs, rank) if layer.kernel else (1, rank, layer.outputs)
         factors[input_name(layer.name, DOWN)] = np.zeros(down, np.float32)
         factors[input_name(layer.name, UP)] = np.zeros(up, np.float32)
     return factors

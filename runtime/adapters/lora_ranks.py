@@ -22,6 +22,10 @@ class LargestRanks:
     def __init__(self) -> None:
         self._ranks: dict[str, dict[str, int]] = {}
 
+    def of(self, component: str, shape: LayerShape) -> int:
+        """The rank of a layer without a LoRA, in a graph that takes some."""
+        return self._ranks.get(component, {}).get(group_of(shape), 0)
+
     def grown(self, component: str, ranks: Mapping[str, int]) -> tuple[dict[str, int], bool]:
         """The ranks to use, and whether they are others than before.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.guarded_files import FileIdentity
 from sdexport.engines.messages import shown
-from sdexport.runtime.adapters.lora_ranks import LargestRanks
+from sdexport.runtime.adapters.lora_ranks import COMPILES, LargestRanks
 from sdexport.runtime.images.infotext import HASH_DIGITS
 from sdexport.runtime.images.recorded_values import RecordedLora
+from sdexport.runtime.models.components import lora_graph
 from sdexport.runtime.packages.package import Package
 
 if TYPE_CHECKING:  # what reads LoRAs is imported when there is one
     from sdexport.runtime.adapters.lora_file import LoadedLora, LoraTarget
     from sdexport.runtime.adapters.lora_folder import LoraSource
+    from sdexport.runtime.adapters.lora_inputs import LayerShape
+    from sdexport.runtime.component_sessions import ComponentSessions
 
 CACHE_BYTES = 2**30
 """Of the factors of all LoRAs that are kept; those of the last call are kept in any case."""
@@ -59,6 +63,17 @@ class LoraStore:
             if self._target is None:
                 self._target = LoraTarget(self._package)
             return self._target
+
+    def rank_without_loras(
+        self, component: str, components: ComponentSessions
+    ) -> Callable[[LayerShape], int]:
+        """The rank of each layer's factors in a call without LoRAs, of a graph that takes some.
+
+        Where it is compiled for the ranks, they are those of the LoRAs before.
+        """
+        if components.opened_with(lora_graph(component)).name != COMPILES:
+            return lambda shape: 1
+        return partial(self.ranks.of, component)
 
     @property
     def nbytes(self) -> int:
