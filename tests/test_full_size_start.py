@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_models import MODELS, checkpoint, write_package
+from sdexport.engines.cache.graph_cache import LIMIT_VARIABLE
 from sdexport.engines.cache.user_cache import VARIABLE
 from tests.tolerances import MEMORY_GB, PREPARED_CPU, REMEMBERED_CPU
 
 pytestmark = pytest.mark.slow
 SIZE = "256"
+MAKE = """
+import sys
+from pathlib import Path
+from benchmarks.gpu_models import MODELS, checkpoint, write_package
+made = checkpoint(MODELS["sd15"], Path(sys.argv[1]))
+write_package(made, Path(sys.argv[2]), half=bool(sys.argv[3]))
+"""
+"""Makes a package with random weights."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,16 @@ class Package:
     def __init__(self, folder: Path, *, half: bool) -> None:
         self.path, self.engines = folder / "package", folder / "engines"
         self._cache = folder / "cache"
-        write_package(checkpoint(MODELS["sd15"], folder / "checkpoint"), self.path, half=half)
+        # in a process of its own: a child's peak is at least what its parent has when it starts
+        command = [sys.executable, "-c", MAKE, folder / "checkpoint", self.path, "half" * half]
+        subprocess.run(list(map(str, command)), check=True)
 
     def run(self, *arguments: object, cache: bool = True) -> Ended:
         """Run a command of sdexport. cache: whether the user's cache is on."""
-        variables: Mapping[str, str] = os.environ | {VARIABLE: str(self._cache) if cache else "off"}
+        variables: Mapping[str, str] = os.environ | {
+            VARIABLE: str(self._cache) if cache else "off",
+            LIMIT_VARIABLE: "0",  # hashes alone
+        }
         command = [sys.executable, "-m", "sdexport", *map(str, arguments), "-v"]
         with subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=variables
@@ -57,7 +70,7 @@ class Package:
         return self.run(
             *("generate", self.path, "a lighthouse", "-o", self.path.with_name("image.png")),
             *("--size", f"{SIZE}x{SIZE}", "--steps", 2, "--seed", 0, "--backend", backend),
-            *("--engine-dir", engines),
+            *("--engine-dir", engines, "--force"),
             cache=cache,
         )
 
@@ -81,7 +94,7 @@ def fp16(tmp_path_factory: pytest.TempPathFactory) -> Package:
     return Package(tmp_path_factory.mktemp("fp16"), half=True)
 
 
-@pytest.mark.parametrize("backend", [name for name in MEMORY_GB if name != "fp16 package"])
+@pytest.mark.parametrize("backend", [name for name in MEMORY_GB if " " not in name])
 def test_peak_of_resident_memory_is_that_of_the_table(fp32: Package, backend: str) -> None:
     found = fp32.generate(backend, cache=False)
     assert found.peak_gb < MEMORY_GB[backend]
@@ -98,7 +111,7 @@ def test_prepared_graphs_start_sooner(fp32: Package, backend: str) -> None:
     fp32.build(backend)
     prepared = fp32.generate(backend, prepared=True)
     assert prepared.cpu_s < PREPARED_CPU * plain.cpu_s
-    assert prepared.peak_gb < MEMORY_GB[backend]
+    assert prepared.peak_gb < MEMORY_GB[f"{backend} prepared"]
 
 
 def test_hashes_are_remembered_by_the_next_process(fp32: Package) -> None:

@@ -412,11 +412,13 @@ MEMORY_ESTIMATE = 0.25
 to run and from processor to processor, and decide only between a warning and an error."""
 
 MEMORY_GB = {
-    "onnxruntime": 4.3,
-    "openvino": 6.9,
-    "openvino,precision=bf16": 2.9,
-    "openvino,precision=i8": 2.3,
-    "fp16 package": 4.2,
+    "onnxruntime": 4.1,
+    "openvino": 5.8,
+    "openvino,precision=bf16": 2.5,
+    "openvino,precision=i8": 1.8,
+    "fp16 package": 4.1,
+    "onnxruntime prepared": 4.5,
+    "openvino,precision=bf16 prepared": 2.5,
 }
 """Peak of resident memory of one image of SD 1.5 at 256x256: a tenth above what was measured."""
 PREPARED_CPU = 0.8
