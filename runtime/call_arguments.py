@@ -33,6 +33,7 @@ NOT_TAKEN = {
     "guess_mode": _CONTROLNET,
     "adapter_conditioning_scale": _T2I_ADAPTER,
     "adapter_conditioning_factor": _T2I_ADAPTER,
+    "safety_checker": "give safety=True, which runs the one of the package",
     "masked_image_latents": "give image and mask_image; their latents are computed from them",
     "pag_scale": "perturbed-attention guidance is not supported",
     "pag_adaptive_scale": "perturbed-attention guidance is not supported",

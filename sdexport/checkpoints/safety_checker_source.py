@@ -11,7 +11,7 @@ from sdexport.checkpoints.config_files import read_config, write_config
 from sdexport.checkpoints.source_index import warn_of_unknown_keys
 from sdexport.checkpoints.weight_sets import weight_files
 from sdexport.engines.errors import CheckpointError
-from sdexport.engines.messages import one_line
+from sdexport.engines.messages import one_line, shown
 from sdexport.runtime.images.clip_image import ClipImageProcessor
 from sdexport.runtime.models.components import CONCEPTS, SAFETY_CHECKER, SPECIAL_CARE
 from sdexport.runtime.models.families import FAMILIES
@@ -72,9 +72,12 @@ def why_not_exported(
             return f"{name} is missing"
     try:
         processor = _processor(folder)
-        side = safety_checker_config(folder).vision_config["image_size"]
+        vision = safety_checker_config(folder).vision_config
+        side, channels = vision["image_size"], vision["num_channels"]
         if processor.output_size != (side, side):
-            return f"{EXTRACTOR} makes images of another size than {side}x{side}"
+            return f"{EXTRACTOR} makes images of another size than {shown(side)}x{shown(side)}"
+        if channels != 3:
+            return f"its images have {shown(channels)} channels, not 3"
         if reads:
             weight_files(folder, FOLDER, variant=variant, allow_pickle=allow_pickle)
     except CheckpointError as error:

@@ -123,6 +123,12 @@ LEFT_OUT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / CHECKER / "config.json", lambda v: v.update(vision_config=3)),
         "config.json is damaged",
     ),
+    "channels": (
+        lambda f: edit(
+            f / CHECKER / "config.json", lambda v: v["vision_config"].update(num_channels=4)
+        ),
+        "its images have 4 channels, not 3",
+    ),
     "other size": (_image_size, "makes images of another size than 32x32"),
     "other extractor": (
         lambda f: edit(
