@@ -10,7 +10,7 @@ from sdexport.engines.backends import AUTO, check_backend
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.engines.session_options import SESSION_OPTIONS, check_options
-from sdexport.runtime.models.families import components
+from sdexport.runtime.models.families import adapter_components, components
 
 Backends = str | Mapping[str, str]
 """One backend for all components, or one by component; "*" stands for all others.
@@ -66,7 +66,7 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
     """`backends` themselves.
 
     Args:
-      present: the components of the package.
+      present: the components of the package; those of adapters may be named as well.
     Raises: InvalidArgumentError: an unknown backend, or a component that the package does not have.
     """
     if isinstance(backends, str):
@@ -78,7 +78,7 @@ def check_backends(backends: Backends, present: Sequence[str]) -> Backends:
         )
     for component, backend in backends.items():
         BackendSpec.parse(backend)
-        if component not in (*present, OTHERS):
+        if component not in (*present, *adapter_components(), OTHERS):
             raise InvalidArgumentError(
                 f"no component '{component:.40}' to run on {backend}; "
                 f"the package has {', '.join(present)}"

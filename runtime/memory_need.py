@@ -15,7 +15,7 @@ from typing import Any
 from sdexport.engines import PREPARED_BACKEND
 from sdexport.runtime.component_backends import Backends, backend_of
 from sdexport.runtime.component_engines import resolve_backend, usable_engine
-from sdexport.runtime.models.components import TOKEN_EMBEDDING, Role
+from sdexport.runtime.models.components import STEP_ROLES, TOKEN_EMBEDDING, Role
 from sdexport.runtime.packages.package import Package
 
 PYTHON = 70_000_000
@@ -126,6 +126,18 @@ def image_calls(
     if safety and checker in package.manifest.components:
         calls.append(Call(str(checker), rows, 0, 0))
     return calls
+
+
+def adapter_calls(
+    package: Package, *, width: int, height: int, batch: int = 1, guided: bool = True
+) -> list[Call]:
+    """The components of an adapter that images need; see image_calls for the arguments."""
+    unit = package.manifest.downscale
+    size = -(-height // unit), -(-width // unit)
+    return [
+        Call(spec.name, batch * (2 if guided and spec.role in STEP_ROLES else 1), *size)
+        for spec in package.family.components
+    ]
 
 
 def memory_need(
@@ -262,7 +274,10 @@ def _activations(package: Package, call: Call, cost: _Cost) -> int:
         config.get("block_out_channels") or config.get("decoder_block_out_channels") or (128,)
     )
     cells = call.rows * call.height * call.width
-    if spec.role is Role.DENOISER:
+    if spec.role is Role.CONTROL_EMBEDDING:
+        widest = config.get("conditioning_embedding_out_channels") or (16,)
+        return round(_FLOAT * cost.encoder * widest[0] * cells * package.manifest.downscale**2)
+    if spec.role in STEP_ROLES:
         scores = max(_scores(config, level, call) for level in range(len(levels)))
         held = cost.denoiser
     else:

@@ -26,6 +26,7 @@ from sdexport.runtime.noise import torch_generator
 from tests.helpers import image_adapters as image_adapters_helper
 from tests.helpers import lora_package as lora_package_helper
 from tests.helpers import software_gpu as software_gpu_helper
+from tests.helpers.control_calls import make_nets
 from tests.helpers.low_precision import export_from_graphs
 from tests.helpers.shared import made_once
 
@@ -83,7 +84,7 @@ def half_package(package: Path, checkpoint: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def lora_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint, and the package with graphs that take LoRAs."""
+    """A small checkpoint, and the package with graphs that take LoRAs and ControlNets."""
     return made_once(tmp_path_factory, "lora_folder", lora_package_helper.make)
 
 
@@ -97,6 +98,13 @@ def image_adapters(lora_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A small package that takes T2I-Adapters and IP-Adapters, with some that fit it."""
     make = partial(image_adapters_helper.make_folder, lora_folder)
     return made_once(tmp_path_factory, "image_adapters", make)
+
+
+@pytest.fixture(scope="session")
+def control_folder(tmp_path_factory: pytest.TempPathFactory, lora_folder: Path) -> Path:
+    """Two ControlNets for that checkpoint, and their packages."""
+    make = partial(make_nets, lora_folder / "checkpoint")
+    return made_once(tmp_path_factory, "control_folder", make)
 
 
 @pytest.fixture(scope="session")

@@ -83,8 +83,14 @@ class ModelFamily:
         return {spec.name: spec for spec in self.components}[name]
 
     def with_role(self, role: Role) -> ComponentSpec:
-        """The first component of a role."""
-        return next(spec for spec in self.components if spec.role is role)
+        """The first component of a role.
+
+        Raises: InvalidArgumentError: there is none, as in an adapter.
+        """
+        for spec in self.components:
+            if spec.role is role:
+                return spec
+        raise InvalidArgumentError(f"a package of the family {self.name} has no {role.value}")
 
     @property
     def text_encoders(self) -> tuple[ComponentSpec, ...]:

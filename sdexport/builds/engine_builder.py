@@ -18,7 +18,7 @@ from sdexport.engines.trt.engine_build import build_plan
 from sdexport.runtime.adapters.lora_inputs import ROWS, TAKE_LORAS, rank_multiple
 from sdexport.runtime.component_engines import engine_path, package_binding
 from sdexport.runtime.expected_calls import ImageCall
-from sdexport.runtime.models.components import Role, lora_graph
+from sdexport.runtime.models.components import PIXEL_ROLES, Role, lora_graph
 from sdexport.runtime.packages.package import Package
 
 TOKENS = 77
@@ -294,7 +294,7 @@ def _span(
         if pixels is None:
             pixels = Span(*(max(default * n // 2 // unit, 1) * unit for n in (1, 2, 3)))
         cells = pixels.divided(unit, "height" if vertical else "width")
-        return pixels if role is Role.VAE_ENCODER else cells
+        return pixels if role in PIXEL_ROLES else cells
     known = dimension_names(inputs)
     raise PackageError(
         f"{component}: the meaning of the dimension '{name}' is not known; "
@@ -304,7 +304,7 @@ def _span(
 
 def _batch(role: Role, sizes: EngineSizes) -> Span:
     batch = sizes.batch
-    if role in (Role.VAE_DECODER, Role.VAE_ENCODER, Role.SAFETY_CHECKER):
+    if role in (Role.VAE_DECODER, Role.SAFETY_CHECKER) or role in PIXEL_ROLES:
         return batch
     factor = 2 if sizes.guidance else 1
     if role is Role.TEXT_ENCODER:  # the pipeline runs it with one row at a time

@@ -47,6 +47,7 @@ _OTHERS = (
 )
 """Names of weights of other kinds of ControlNets."""
 _LAYERS_PER_BLOCK = 2
+"""In the original layout, which has names for no other number."""
 
 
 def controlnet_in_folder(
@@ -186,14 +187,14 @@ def _config_of(
     same = (
         *("attention_head_dim", "use_linear_projection", "upcast_attention"),
         *("cross_attention_dim", "addition_embed_type", "addition_time_embed_dim"),
-        "projection_class_embeddings_input_dim",
+        *("projection_class_embeddings_input_dim", "norm_num_groups"),
     )
     config = {key: unet[key] for key in same if key in unet}
     config |= {
         "in_channels": state["conv_in.weight"].shape[1],
         "conditioning_channels": first.shape[1],
         "block_out_channels": list(channels.values()),
-        "layers_per_block": _LAYERS_PER_BLOCK,
+        "layers_per_block": len(_numbered(state, r"down_blocks\.0\.resnets\.(\d+)\.conv1\.weight")),
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "conditioning_embedding_out_channels": outs,
         "transformer_layers_per_block": [

@@ -12,6 +12,7 @@ from sdexport.engines.printable_text import escaped
 from sdexport.runtime.images.infotext import label
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
+from sdexport.runtime.images.recorded_values import RecordedControlNet
 
 _LONGEST = 400
 """Characters that are printed of a setting that is not understood."""
@@ -50,6 +51,8 @@ def settings_lines(parameters: Parameters) -> list[str]:
 
 def _shown(value: Any) -> str:
     """A value on one line; control characters of a text are escaped."""
+    if isinstance(value, tuple) and value and isinstance(value[0], RecordedControlNet):
+        return "; ".join(_shown(str(each)) for each in value)
     if isinstance(value, tuple) and value and hasattr(value[0], "sha256"):
         return ", ".join(f"{each.name or 'unnamed'} (pixels {each.sha256[:10]})" for each in value)
     if isinstance(value, tuple):

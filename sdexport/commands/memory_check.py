@@ -62,12 +62,15 @@ def check_images(
     """
     from sdexport.runtime.component_backends import DEFAULT
     from sdexport.runtime.inputs import MAX_SIDE
-    from sdexport.runtime.memory_need import image_calls, memory_need
+    from sdexport.runtime.memory_need import PYTHON, adapter_calls, image_calls, memory_need
+    from sdexport.runtime.packages.package import Package
 
+    jobs = list(jobs)
     options = dict(opened_with)
     backends = options.pop("backend", DEFAULT)
     low_memory = bool(options.pop("low_memory", False))
     tiles = {name: options.pop(name, None) for name in ("vae_tile", "max_batch")}
+    adapters = {folder: Package.load(folder, verify=False) for folder in _adapters(jobs)}
     sizes = {_size(pipe.package, job.arguments) for job in jobs}
     safety = any(job.arguments.get("safety") for job in jobs)
     for width, height, from_image, guided in sizes:
@@ -83,9 +86,19 @@ def check_images(
             **tiles,
         )
         need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)
+        for adapter in adapters.values():
+            calls = adapter_calls(adapter, width=width, height=height, guided=guided)
+            own = memory_need(adapter, calls, backends, low_memory=low_memory)
+            need = None if need is None or own is None else need + own - PYTHON
         remedies = "use a smaller --size" + ("" if low_memory else ", or --low-memory")
         what = f"an image of {width}x{height}"
         check_memory(need, what, remedies, ignore=ignore)
+
+
+def _adapters(jobs: Iterable[Any]) -> set[Any]:
+    """The folders of the packages of adapters that the images use."""
+    nets = [net for job in jobs for net in job.arguments.get("controlnets") or ()]
+    return {net.package for net in nets if isinstance(net.package, str | Path)}
 
 
 def check_verification(
@@ -118,9 +131,11 @@ def verification_calls(package: Any) -> list[Any]:
     graphs = []
     for graph in package.graphs:
         graphs.append(Call(graph, 2, 8, 8))
-        if graph == package.family.denoiser:
+        if not package.manifest.is_adapter and graph == package.family.denoiser:
             graphs.append(Call(graph, 2, 8, 8, unprepared=True))
         graphs.append(Call(graph, 2, 8, 8, in_float32=True))
+    if package.manifest.is_adapter:
+        return graphs
     return graphs + image_calls(package, width=width, height=height)
 
 

@@ -58,10 +58,15 @@ def verify_against(
       progress: called with each component as it begins.
     Returns: one row for the configuration, and one for each component, input size and output.
     Raises: FileNotFoundError, CheckpointError, ConnectionError: see open_source.
-      InvalidArgumentError: `seed` is negative, or the checkpoint is of another family or size.
+      InvalidArgumentError: `seed` is negative, an adapter, or a checkpoint of another family or size.
     """
     if seed < 0:
         raise InvalidArgumentError(f"seed must be 0 or more, got {seed}")
+    if package.manifest.is_adapter:
+        raise InvalidArgumentError(
+            f"{package.folder} is the package of a {package.manifest.family}; only models are "
+            "compared with their checkpoint, so leave --against out or export it again"
+        )
     checkpoint = open_source(source, revision=revision, options=options)
     every = _compared(package, parts(checkpoint.configs))
     _check_matches(package, checkpoint, every)

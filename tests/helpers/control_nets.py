@@ -29,8 +29,11 @@ def random_controlnet(checkpoint: Path, seed: int = 0, **config: Any) -> Any:
     model = ControlNetModel(**{**base, **latents, **settings})
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.startswith(("controlnet_down", "controlnet_mid")) or "conv_out" in name:
+            if name.startswith(("controlnet_down", "controlnet_mid")):
                 weight.normal_(std=0.3)  # they are initialised with zeros
+            elif name.startswith("controlnet_cond_embedding") and weight.ndim > 1:
+                gain = 4 if "conv_out" in name else 2  # so that what the image shows counts
+                weight.normal_(std=gain / weight[0].numel() ** 0.5)
     return model.eval()
 
 

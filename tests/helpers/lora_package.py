@@ -1,4 +1,4 @@
-"""A small package whose graphs take LoRAs, with the checkpoint that it was exported from."""
+"""A small package whose graphs take LoRAs and ControlNets, and the checkpoint it was made from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ FAMILY = "sd1"
 def make(folder: Path, family: str = FAMILY) -> None:
     """Write checkpoint/ and package/ to a folder."""
     folder.mkdir()
-    export(build(family, folder / "checkpoint"), folder / "package", lora_inputs=True)
+    checkpoint = build(family, folder / "checkpoint")
+    export(checkpoint, folder / "package", lora_inputs=True, controlnet_inputs=True)
 
 
 def merged(
