@@ -58,7 +58,7 @@ def verify_against(
       progress: called with each component as it begins.
     Returns: one row for the configuration, and one for each component, input size and output.
     Raises: FileNotFoundError, CheckpointError, ConnectionError: see open_source.
-      InvalidArgumentError: `seed` is negative, an adapter, or a checkpoint of another family or size.
+      InvalidArgumentError: `seed` is negative; an adapter; a checkpoint of another family or size.
     """
     if seed < 0:
         raise InvalidArgumentError(f"seed must be 0 or more, got {seed}")

@@ -22,6 +22,8 @@ from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.cli import main
 from sdexport.runtime.packages.manifest import read_manifest
 from sdexport.runtime.packages.package import Package
+from tests.helpers.control_nets import EMBEDDING, original_layout_of
+from tests.helpers.original_layout import SMALL, random_modules
 
 
 @pytest.fixture
@@ -85,6 +87,22 @@ def test_file_in_the_layout_of_diffusers(net: Path, tmp_path: Path) -> None:
     assert found is not None
     expected = ControlNetModel.from_pretrained(net).state_dict()
     loaded = found["loader"]("controlnet").state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("family", [SMALL[0], SMALL[2]], ids=lambda family: family.name)
+def test_file_in_the_original_layout(family: Any, tmp_path: Path) -> None:
+    unet = random_modules(family)["unet"]
+    torch.manual_seed(0)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=EMBEDDING)
+    path = tmp_path / "net.safetensors"
+    other = {"model.diffusion_model.out.0.weight": torch.zeros(3)}  # of the model itself
+    save_file({**original_layout_of(net), **other}, path)
+    found = controlnet_in_file(WeightFile.open(path), [family.unet])
+    assert found is not None
+    loaded = found["loader"]("controlnet").state_dict()
+    expected = net.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 

@@ -115,7 +115,7 @@ def test_with_loras(pipe: Pipeline, lora_folder: Path, net: Path, tmp_path: Path
     checkpoint = Checkpoint.open(lora_folder / "checkpoint")
     pairs = random_lora({"unet": checkpoint.load("unet")}, ATTENTION, rank=3)
     file = save_peft(tmp_path / "a.safetensors", {"unet": pairs["unet"]})
-    nets, lora = [ControlNet(net, EDGES)], [(file, 0.8)]
+    nets, lora = [ControlNet(net, EDGES, 0.2)], [(file, 0.8)]
     both = pixels(pipe, controlnets=nets, loras=lora)
     assert pipe("a", seed=0, num_inference_steps=1, controlnets=nets, loras=lora)
     for other in (pixels(pipe, controlnets=nets), pixels(pipe, loras=lora)):
@@ -137,7 +137,7 @@ def test_a_callback_changes_the_prompt(pipe: Pipeline, net: Path) -> None:
     def halve(_: Any, __: int, ___: float, arrays: dict[str, Any]) -> dict[str, Any]:
         return {"prompt_embeds": arrays["prompt_embeds"] * 0.5}
 
-    nets = [ControlNet(net, EDGES)]
+    nets = [ControlNet(net, EDGES, 0.2)]
     changed = pixels(
         pipe,
         controlnets=nets,
