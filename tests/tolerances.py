@@ -426,6 +426,19 @@ PREPARED_CPU = 0.8
 REMEMBERED_CPU = 1.0
 """Seconds of a core: the hashes of 4.3 GB take 2.4."""
 
+# Demo model
+
+STYLE_AMOUNT_ABS = 0.1
+"""Error of the measured amount of a style, where all of it is 1: edges of stripes and objects."""
+
+STYLED_OVERLAP = 0.95
+"""Least intersection over union of a scene's objects with what is found in its image: the pixels
+on the edges of stars and of stripes may fall on either side."""
+
+PREDICTED_LATENTS_ABS = 1e-4
+"""Latents of variance 1 from noise that was computed from them in float32. The noisiest timestep
+multiplies rounding by 15."""
+
 # Fuzzing
 
 FUZZ_SECONDS = 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ RELATIONS: dict[str, tuple[float, float]] = {
     "right of": (1.0, 0.0),
 }
 """Direction (x, y) from the second object to the first; y points down."""
+OPPOSITES = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 SINGLE_WORDINGS = (
     "{a_size} {size} {colour} {shape} on {a_background} {background} background",
@@ -132,6 +133,16 @@ def random_pair(rng: np.random.Generator, *, held_out: bool) -> Pair:
             return pair
 
 
+def swapped(pair: Pair) -> Pair:
+    """The pair with its objects in each other's place."""
+    return replace(pair, relation=OPPOSITES[pair.relation])
+
+
+def restated(pair: Pair) -> Pair:
+    """The same scene, described from the other object: "a below b" for "b above a"."""
+    return Pair(pair.second, OPPOSITES[pair.relation], pair.first, pair.background)
+
+
 def single_caption(single: Single, wording: int) -> str:
     """Caption number `wording` (0 <= wording < len(SINGLE_WORDINGS)) for a scene of one object."""
     return SINGLE_WORDINGS[wording].format(
@@ -189,14 +200,37 @@ def sample_scene(rng: np.random.Generator) -> tuple[Scene, str]:
     """One training example: 45 % single objects, 10 % with a shortened caption, 45 % pairs."""
     kind = rng.random()
     if kind < 0.55:
-        single = _TRAIN_SINGLES[rng.integers(len(_TRAIN_SINGLES))]
-        if kind < 0.45:
-            caption = single_caption(single, int(rng.integers(len(SINGLE_WORDINGS))))
-        else:
-            caption = short_caption(single, rng)
-        return place_single(single, rng), caption
+        return sample_single(rng, short=kind >= 0.45)
     pair = random_pair(rng, held_out=False)
     return place_pair(pair, rng), pair_caption(pair, int(rng.integers(len(PAIR_WORDINGS))))
+
+
+def sample_single(rng: np.random.Generator, *, short: bool) -> tuple[Scene, str]:
+    """One training example with one object; `short` leaves out part of the caption."""
+    single = _TRAIN_SINGLES[rng.integers(len(_TRAIN_SINGLES))]
+    if short:
+        caption = short_caption(single, rng)
+    else:
+        caption = single_caption(single, int(rng.integers(len(SINGLE_WORDINGS))))
+    return place_single(single, rng), caption
+
+
+def sample_swapped_pairs(rng: np.random.Generator) -> list[tuple[Scene, list[str]]]:
+    """Two training examples with two objects, which are in each other's place in the second.
+
+    Returns: each scene with all its captions that are not held out, of one wording.
+    """
+    while True:
+        pair = random_pair(rng, held_out=False)
+        if not pair_is_held_out(swapped(pair)):
+            break
+    wording = int(rng.integers(len(PAIR_WORDINGS)))
+    examples = []
+    for each in (pair, swapped(pair)):
+        statements = [p for p in (each, restated(each)) if not pair_is_held_out(p)]
+        captions = [pair_caption(p, wording) for p in statements]
+        examples.append((place_pair(each, rng), captions))
+    return examples
 
 
 def recolour(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -227,13 +261,23 @@ def coverage(shape: Shape, size: int = IMAGE_SIZE) -> np.ndarray:
 
     Computed from the signed distance to the outline, so that edges are anti-aliased.
     """
+    return np.clip(0.5 - _distance(shape, size), 0.0, 1.0).astype(np.float32)
+
+
+def render_outlines(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
+    """The outlines of a scene's shapes: white lines of two pixels on black, like render."""
+    lines = [1.5 - np.abs(_distance(shape, size)) for shape in scene.shapes]
+    white = np.clip(np.max(lines, axis=0), 0.0, 1.0) * 255
+    return np.repeat(np.rint(white).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _distance(shape: Shape, size: int) -> np.ndarray:
+    """Signed distance (negative inside) from every pixel's centre to the shape's outline."""
     ys, xs = np.mgrid[0:size, 0:size] + 0.5
     px, py = xs - shape.x, ys - shape.y
     if shape.kind == "circle":
-        distance = np.hypot(px, py) - shape.radius
-    else:
-        distance = _polygon_distance(px, py, _rotated(outline(shape.kind), shape))
-    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+        return np.asarray(np.hypot(px, py) - shape.radius)
+    return _polygon_distance(px, py, _rotated(outline(shape.kind), shape))
 
 
 def _rotated(corners: np.ndarray, shape: Shape) -> np.ndarray:

@@ -1,30 +1,33 @@
 """Train the demo model: `python -m sdexport.demo_model.train --work DIR`.
 
-There are four stages: tokenizer, VAE, latents, then UNet and text encoder together. Each can be
-resumed. Random numbers depend on (seed, stage, step) only, so a stopped run continues as if it had
-not been stopped. The VAE is trained on crops of 64x64 first, which take a quarter of the time, then
-on whole images. The UNet and the text encoder are trained from scratch on latents that are computed
-once.
+There are five stages: tokenizer, VAE, latents, then UNet and text encoder together, and the order
+of pairs (see `pair_order`). Each can be resumed. Random numbers depend on (seed, stage, step) only,
+so a stopped run continues as if it had not been stopped. The VAE is trained on crops of 64x64
+first, which take a quarter of the time, then on whole images. The UNet and the text encoder are
+trained from scratch on latents that are computed once.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
-import math
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
-from sdexport.demo_model import MODEL_DIR, dataset
+from sdexport.demo_model import MODEL_DIR, dataset, pair_order
 from sdexport.demo_model import architecture as arch
-from sdexport.engines.files import atomic_write
+from sdexport.demo_model.noisy_latents import alphas_cumprod
+from sdexport.demo_model.training import (
+    Trainer,
+    add_common_arguments,
+    encode_images,
+    seeded,
+    to_pixels,
+    write_model,
+)
 
 VAE_BATCH, VAE_CROP = 16, 64
 UNET_BATCH = 64
@@ -41,10 +44,6 @@ suggests.
 NOISY_SHARES, NOISY_FROM = (0.4, 0.6), 700
 """From the same step on, the share of examples with a timestep of NOISY_FROM or more, where the
 caption matters most: in the first cycle, and in the later ones."""
-EMA_DECAY = 0.999
-DECAY_SHARE = 0.25
-"""The learning rate falls to zero over this last share of the steps."""
-SAVE_EVERY = 100
 
 
 def main() -> None:
@@ -52,96 +51,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, prog="python -m sdexport.demo_model.train"
     )
-    parser.add_argument("--work", type=Path, required=True, help="checkpoints; resumes from here")
-    parser.add_argument("--output", type=Path, default=MODEL_DIR, help="diffusers folder to write")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
+    add_common_arguments(parser, MODEL_DIR)
     parser.add_argument("--vae-crop-steps", type=int, default=3000)
     parser.add_argument("--vae-steps", type=int, default=4000, help="with the steps on crops")
     parser.add_argument("--scenes", type=int, default=20480)
     parser.add_argument("--unet-cycles", type=int, nargs="+", default=[4000, 1200, 450])
+    pair_order.add_arguments(parser)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
     vocab_size = arch.write_tokenizer(args.work / "tokenizer")
     vae = train_vae(args)
-    latents, input_ids, scale = encode_scenes(args, vae)
+    latents, input_ids, scale = encode_examples(args, vae)
     unet, text_encoder = train_unet(args, latents, input_ids, vocab_size)
     vae.register_to_config(scaling_factor=scale)
-    write_model(args.output, args.work / "tokenizer", vae, unet, text_encoder)
-
-
-def seeded(*key: int) -> np.random.Generator:
-    """A generator for (seed, stage[, step])."""
-    return np.random.default_rng(key)
-
-
-def learning_rate(step: int, ends: Sequence[int], peak: float) -> float:
-    """Linear warm-up over 100 steps, constant, linear decay over `DECAY_SHARE`; for each cycle.
-
-    Args:
-      ends: the step at which each cycle ends, in increasing order.
-    """
-    start, end = next((a, b) for a, b in itertools.pairwise((0, *ends)) if step < b)
-    return peak * min(1.0, (step - start + 1) / 100, (end - step) / (DECAY_SHARE * (end - start)))
-
-
-class Trainer:
-    """The optimiser of one stage, the moving average of the weights, and the checkpoint file."""
-
-    def __init__(
-        self, path: Path, modules: torch.nn.ModuleDict, *, peak: float, ends: Sequence[int]
-    ):
-        self.path, self.modules, self.peak, self.ends = path, modules, peak, ends
-        self.average = copy.deepcopy(modules).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            modules.parameters(), betas=(0.9, 0.99), weight_decay=0.01
-        )
-        self.step = 0
-        if path.exists():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            modules.load_state_dict(state["modules"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        state = {
-            "modules": self.modules.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
-        with atomic_write(self.path) as file:
-            torch.save(state, file)
-
-    def run(self, loss_of: Callable[[int], tuple[torch.Tensor, str]]) -> torch.nn.ModuleDict:
-        """Train to the last step; returns the moving average of the weights."""
-        started, first, last = time.monotonic(), self.step, self.ends[-1]
-        while self.step < last:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, self.ends, self.peak)
-            loss, note = loss_of(self.step)
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-            self.optimizer.step()
-            self.step += 1
-            decay = min(EMA_DECAY, self.step / (self.step + 50))
-            with torch.no_grad():
-                for mean, weight in zip(
-                    self.average.parameters(), self.modules.parameters(), strict=True
-                ):
-                    mean.lerp_(weight, 1 - decay)
-            if self.step % SAVE_EVERY == 0 or self.step == last:
-                self.save()
-                pace = (time.monotonic() - started) / (self.step - first)
-                print(
-                    f"{self.path.stem} {self.step}/{last} {note} {pace:.2f} s/step",
-                    flush=True,
-                )
-        return self.average
+    first = args.work / "first_stages"
+    write_model(first, args.work / "tokenizer", vae, unet, text_encoder)
+    pair_order.train(args, first)
 
 
 def train_vae(args: argparse.Namespace) -> Any:
@@ -178,13 +104,7 @@ def vae_batch(rng: np.random.Generator, *, crop: bool) -> torch.Tensor:
     return to_pixels(np.stack(images))
 
 
-def to_pixels(images: np.ndarray) -> torch.Tensor:
-    """Convert (B, H, W, 3) uint8 to (B, 3, H, W) float32, -1..1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.no_grad()
-def encode_scenes(args: argparse.Namespace, vae: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
+def encode_examples(args: argparse.Namespace, vae: Any) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Encode captioned scenes, once.
 
     Returns: posterior mean and deviation (N, 8, 16, 16), token ids (N, 77), and the scaling factor
@@ -194,16 +114,12 @@ def encode_scenes(args: argparse.Namespace, vae: Any) -> tuple[torch.Tensor, tor
     if not path.exists():
         tokenizer = CLIPTokenizer.from_pretrained(args.work / "tokenizer")
         rng = seeded(args.seed, 2)
-        moments: list[torch.Tensor] = []
-        captions: list[str] = []
-        while len(captions) < args.scenes:
-            scenes = [dataset.sample_scene(rng) for _ in range(64)]
-            pixels = to_pixels(np.stack([dataset.render(s) for s, _ in scenes])).to(args.device)
-            posterior = vae.encode(pixels).latent_dist
-            moments.append(torch.cat([posterior.mean, posterior.std], dim=1).cpu())
-            captions += [caption for _, caption in scenes]
-        ids = tokenizer(captions, padding="max_length", max_length=arch.MAX_LENGTH).input_ids
-        torch.save({"moments": torch.cat(moments), "ids": torch.tensor(ids)}, path)
+        scenes, captions = zip(
+            *(dataset.sample_scene(rng) for _ in range(args.scenes)), strict=True
+        )
+        moments = encode_images(vae, map(dataset.render, scenes))
+        ids = tokenizer(list(captions), padding="max_length", max_length=arch.MAX_LENGTH).input_ids
+        torch.save({"moments": moments, "ids": torch.tensor(ids)}, path)
     data = torch.load(path, weights_only=True)
     mean, std = data["moments"].chunk(2, dim=1)
     variance = mean.var() + std.square().mean()
@@ -217,7 +133,7 @@ def train_unet(
     """Train UNet and text encoder together; returns both with averaged weights.
 
     Args:
-      moments, input_ids: see encode_scenes.
+      moments, input_ids: see encode_examples.
     """
     torch.manual_seed(args.seed + 1)
     modules = torch.nn.ModuleDict(
@@ -268,10 +184,7 @@ class LatentExamples:
         self._mean, self._std = moments.chunk(2, dim=1)
         self._input_ids, self._first_cycle = input_ids, first_cycle
         self._scale = 1 / (self._mean.var() + self._std.square().mean()).sqrt()
-        config = arch.SCHEDULER_CONFIG
-        low, high = (math.sqrt(float(config[key])) for key in ("beta_start", "beta_end"))  # type: ignore[arg-type]
-        betas = torch.linspace(low, high, 1000, dtype=torch.float64).square()
-        self._alphas_cumprod = (1 - betas).cumprod(0).float()
+        self._alphas_cumprod = alphas_cumprod()
         self._empty = torch.full((arch.MAX_LENGTH,), vocab_size - 1)
         self._empty[0] = vocab_size - 2
 
@@ -294,18 +207,6 @@ class LatentExamples:
         signal = self._alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         sample = signal.sqrt() * latents + (1 - signal).sqrt() * noise
         return Batch(sample, noise, timesteps, ids, (signal / (1 - signal)).flatten())
-
-
-def write_model(folder: Path, tokenizer: Path, vae: Any, unet: Any, text_encoder: Any) -> None:
-    """Write the diffusers folder in half precision."""
-    for name, module in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
-        module.cpu().half().save_pretrained(folder / name, safe_serialization=True)
-    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-    for file in tokenizer.iterdir():
-        (folder / "tokenizer" / file.name).write_bytes(file.read_bytes())
-    (folder / "scheduler").mkdir(exist_ok=True)
-    arch.write_json(folder / "scheduler" / "scheduler_config.json", arch.SCHEDULER_CONFIG)
-    arch.write_json(folder / "model_index.json", arch.MODEL_INDEX)
 
 
 if __name__ == "__main__":

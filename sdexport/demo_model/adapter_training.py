@@ -1,0 +1,72 @@
+"""What the training of the demo model's adapters shares: captioned scenes and their latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import CLIPTokenizer
+
+from sdexport.demo_model import architecture as arch
+from sdexport.demo_model import dataset
+from sdexport.demo_model.dataset import Scene
+from sdexport.demo_model.noisy_latents import NoisyLatents, draw_noise
+from sdexport.demo_model.training import encode_images, seeded
+
+BATCH = 32
+
+
+class AdapterExamples:
+    """Scenes, half of them with one object and half with two, as noisy latents with captions.
+
+    Args:
+      path: file for the latents, which are computed once.
+      model: the folder of the demo model, for its tokenizer.
+      vae: the demo model's.
+      seed: of the scenes.
+      image_of: draws a scene, (128, 128, 3) uint8.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: Path,
+        vae: Any,
+        *,
+        count: int,
+        seed: tuple[int, ...],
+        image_of: Callable[[Scene], np.ndarray],
+    ) -> None:
+        rng = seeded(*seed)
+        examples = [_sample(rng, pair=bool(number % 2)) for number in range(count)]
+        self.scenes = [scene for scene, _ in examples]
+        if not path.exists():
+            tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+            captions = [caption for _, caption in examples]
+            ids = tokenizer(captions, padding="max_length", max_length=arch.MAX_LENGTH).input_ids
+            moments = encode_images(vae, (image_of(scene) for scene in self.scenes))
+            torch.save({"moments": moments, "ids": torch.tensor(ids)}, path)
+        data = torch.load(path, weights_only=True)
+        scaled = vae.config.scaling_factor * data["moments"]
+        self._mean, self._std = scaled.chunk(2, dim=1)
+        self._input_ids = data["ids"]
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, NoisyLatents]:
+        """The numbers of BATCH scenes, and their noisy latents."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        numbers = rng.integers(0, len(self.scenes), BATCH)
+        rows = torch.from_numpy(numbers)
+        mean, std = self._mean[rows], self._std[rows]
+        latents = mean + std * torch.randn(mean.shape, generator=generator)
+        return numbers, draw_noise(latents, self._input_ids[rows], generator)
+
+
+def _sample(rng: np.random.Generator, *, pair: bool) -> tuple[Scene, str]:
+    if not pair:
+        return dataset.sample_single(rng, short=rng.random() < 0.2)
+    wanted = dataset.random_pair(rng, held_out=False)
+    wording = int(rng.integers(len(dataset.PAIR_WORDINGS)))
+    return dataset.place_pair(wanted, rng), dataset.pair_caption(wanted, wording)

@@ -1,0 +1,96 @@
+"""Noisy latents for training, with timesteps at which the caption alone says what to draw."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from sdexport.demo_model import architecture as arch
+
+CAPTION_DROPOUT = 0.1
+SNR_FLOOR, SNR_CAP = 0.05, 5.0
+"""The error of the predicted image counts by the signal-to-noise ratio, within these bounds."""
+NOISY_SHARE, NOISY_FROM = 0.4, 850
+"""The share of examples with a timestep of NOISY_FROM or more; the others have any timestep."""
+BLANK_SHARE, BLANK_FROM = 0.6, 880
+"""The share of the samples with a timestep of BLANK_FROM or more that are noise alone."""
+NOISE_OFFSET = 0.25
+"""Standard deviation of the mean of the noise in each channel, where a sample shows an image."""
+
+
+class NoisyLatents(NamedTuple):
+    """Clean and noisy latents and the noise (B, 4, 16, 16), timesteps, token ids (B, 77), the
+    signal-to-noise ratio (B), whether the sample is noise alone (B), and whether the caption is
+    empty (B)."""
+
+    latents: torch.Tensor
+    sample: torch.Tensor
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+    input_ids: torch.Tensor
+    snr: torch.Tensor
+    blank: torch.Tensor
+    without_caption: torch.Tensor
+
+
+def draw_noise(
+    latents: torch.Tensor,
+    input_ids: torch.Tensor,
+    generator: torch.Generator,
+    owner: torch.Tensor | None = None,
+) -> NoisyLatents:
+    """Draw timesteps and noise, and leave out captions.
+
+    Args:
+      owner: (B) the row whose timestep and noise each row has; its own by default.
+    """
+    rows = torch.arange(len(latents)) if owner is None else owner
+
+    def uniform() -> torch.Tensor:
+        return torch.rand(len(latents), generator=generator)[rows]
+
+    late = NOISY_FROM + (1000 - NOISY_FROM) * uniform()
+    timesteps = torch.where(uniform() < NOISY_SHARE, late, 1000 * uniform()).long()
+    blank = (timesteps >= BLANK_FROM) & (uniform() < BLANK_SHARE)
+    input_ids = input_ids.clone()
+    without_caption = uniform() < CAPTION_DROPOUT
+    input_ids[without_caption] = _no_caption(input_ids)
+    pure = torch.randn(latents.shape, generator=generator)[rows]
+    offset = NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=generator)[rows]
+    signal = alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
+    shown = signal.sqrt() * latents + (1 - signal).sqrt() * (pure + offset)
+    sample = torch.where(blank.view(-1, 1, 1, 1), pure, shown)
+    noise = (sample - signal.sqrt() * latents) / (1 - signal).sqrt()
+    snr = (signal / (1 - signal)).flatten()
+    return NoisyLatents(latents, sample, noise, timesteps, input_ids, snr, blank, without_caption)
+
+
+def _no_caption(input_ids: torch.Tensor) -> torch.Tensor:
+    """The token ids of an empty caption; every caption starts and ends with the special tokens."""
+    empty = torch.full_like(input_ids[0], int(input_ids[0, -1]))
+    empty[0] = input_ids[0, 0]
+    return empty
+
+
+def weighted_error(predicted_noise: torch.Tensor, batch: NoisyLatents) -> torch.Tensor:
+    """The mean squared error of the noise, weighted by the timestep: a scalar.
+
+    Source: Hang et al. 2023, arXiv 2303.09556, eq. 6, with a floor.
+    """
+    error = (predicted_noise - batch.noise).square().mean(dim=(1, 2, 3))
+    return (error * batch.snr.clamp(SNR_FLOOR, SNR_CAP) / batch.snr).mean()
+
+
+def predicted_latents(predicted_noise: torch.Tensor, batch: NoisyLatents) -> torch.Tensor:
+    """The clean latents that follow from the predicted noise: (B, 4, 16, 16)."""
+    snr = batch.snr.view(-1, 1, 1, 1)
+    return batch.sample * (1 + 1 / snr).sqrt() - predicted_noise / snr.sqrt()
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """The signal's share of the variance of a noisy latent at each timestep: (1000,) float32."""
+    config = arch.SCHEDULER_CONFIG
+    low, high = (float(config[key]) ** 0.5 for key in ("beta_start", "beta_end"))  # type: ignore[arg-type]
+    betas = torch.linspace(low, high, 1000, dtype=torch.float64).square()
+    return (1 - betas).cumprod(0).float()

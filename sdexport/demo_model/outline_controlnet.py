@@ -1,0 +1,94 @@
+"""Train the demo model's ControlNet: `python -m sdexport.demo_model.outline_controlnet --work DIR`.
+
+It takes outlines, white on black, and the demo model draws its shapes in them. The encoder half of
+the demo model's UNet is trained; the demo model itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel
+from torch import nn
+
+from sdexport.demo_model import CONTROLNET_DIR, MODEL_DIR, dataset
+from sdexport.demo_model.adapter_training import AdapterExamples
+from sdexport.demo_model.noisy_latents import weighted_error
+from sdexport.demo_model.training import Trainer, add_common_arguments, read_model, seeded
+
+CONDITIONING_WIDTHS = (8, 16, 32, 64)
+"""Channels of the convolutions that bring the outlines to the size of the latents."""
+
+
+def main() -> None:
+    """Train, or resume from the last checkpoint, and write the ControlNet in half precision."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m sdexport.demo_model.outline_controlnet"
+    )
+    add_common_arguments(parser, CONTROLNET_DIR)
+    parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
+    parser.add_argument("--scenes", type=int, default=8192)
+    parser.add_argument("--steps", type=int, default=2000)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    controlnet = train(args)
+    controlnet.cpu().half().save_pretrained(args.output, safe_serialization=True)
+
+
+def build_controlnet(unet: Any) -> ControlNetModel:
+    """A ControlNet that starts with the weights of the UNet's encoder half."""
+    controlnet = ControlNetModel.from_unet(
+        unet, conditioning_embedding_out_channels=CONDITIONING_WIDTHS
+    )
+    return controlnet.train().requires_grad_(True)
+
+
+def train(args: argparse.Namespace) -> ControlNetModel:
+    """Train the ControlNet; returns it with averaged weights."""
+    torch.manual_seed(args.seed)
+    vae, unet, text_encoder = (m.to(args.device).eval() for m in read_model(args.model))
+    unet.requires_grad_(False)
+    modules = nn.ModuleDict({"controlnet": build_controlnet(unet)}).to(args.device)
+    examples = AdapterExamples(
+        args.work / "controlnet_latents.pt",
+        args.model,
+        vae,
+        count=args.scenes,
+        seed=(args.seed, 6),
+        image_of=dataset.render,
+    )
+    outlines = [np.packbits(dataset.render_outlines(s)[..., 0] > 127) for s in examples.scenes]
+    trainer = Trainer(args.work / "controlnet.pt", modules, peak=1e-3, ends=(args.steps,))
+
+    def loss_of(step: int) -> tuple[torch.Tensor, str]:
+        numbers, batch = examples.draw(seeded(args.seed, 7, step))
+        bits = np.unpackbits(np.stack([outlines[number] for number in numbers]), axis=1)
+        size = dataset.IMAGE_SIZE
+        control = torch.from_numpy(bits).view(-1, 1, size, size).expand(-1, 3, -1, -1).float()
+        with torch.no_grad():
+            hidden = text_encoder(batch.input_ids.to(args.device)).last_hidden_state
+        timesteps = batch.timesteps.to(args.device)
+        sample = batch.sample.to(args.device)
+        with torch.autocast(args.device, torch.bfloat16):
+            down, middle = modules["controlnet"](
+                sample, timesteps, hidden, control.to(args.device), return_dict=False
+            )
+            predicted = unet(
+                sample,
+                timesteps,
+                hidden,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
+        loss = weighted_error(predicted.float().cpu(), batch)
+        return loss, f"loss {loss.item():.4f}"
+
+    return trainer.run(loss_of)["controlnet"].eval()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Teach the demo model the order of pairs: the last stage of its training.
+
+`python -m sdexport.demo_model.pair_order --work DIR --start MODEL` runs this stage by itself.
+
+The first stages leave a model that draws both objects of a pair, in either order: even the noisiest
+latents of this schedule show which object is where, so the caption tells it nothing new, and at
+those timesteps an error in the layout hardly counts in the loss. Hence, in this stage,
+
+- a share of the noisiest samples is noise alone, as in the first step of the generation, and only
+  the caption says what to draw;
+- at the noisiest timesteps the error counts more;
+- pairs are drawn together with their objects in each other's place, and the same noise;
+- the text encoder learns what a caption says is where first, see `caption_meaning`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import CLIPTokenizer
+
+from sdexport.demo_model import MODEL_DIR, dataset
+from sdexport.demo_model import architecture as arch
+from sdexport.demo_model.caption_meaning import meaning, meaning_loss, train_meaning
+from sdexport.demo_model.noisy_latents import (
+    NoisyLatents,
+    draw_noise,
+    predicted_latents,
+    weighted_error,
+)
+from sdexport.demo_model.training import (
+    Trainer,
+    add_common_arguments,
+    encode_images,
+    read_model,
+    seeded,
+    write_model,
+)
+
+PAIRS, SINGLES = 48, 16
+"""Examples of one step with two objects and with one."""
+
+
+def main() -> None:
+    """Train this stage, or resume it, and write the model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m sdexport.demo_model.pair_order"
+    )
+    add_common_arguments(parser, MODEL_DIR)
+    parser.add_argument("--start", type=Path, required=True, help="model of the first stages")
+    add_arguments(parser)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    train(args, args.start)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this stage."""
+    parser.add_argument("--order-scenes", type=int, default=16384)
+    parser.add_argument("--order-steps", type=int, default=1500)
+    parser.add_argument("--meaning-steps", type=int, default=300, help="of the text encoder alone")
+    parser.add_argument("--order-peak", type=float, default=1e-3, help="learning rate")
+
+
+def train(args: argparse.Namespace, start: Path) -> None:
+    """Teach the model in folder `start` the order of pairs, and write it to `args.output`."""
+    torch.manual_seed(args.seed + 2)
+    vae, unet, encoder = read_model(start)
+    tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
+    data = encode_examples(args, vae.to(args.device).eval(), tokenizer)
+    examples = OrderExamples(data, vae.config.scaling_factor)
+    modules = train_meaning(args, encoder, tokenizer)
+    modules = nn.ModuleDict({"unet": unet, **modules}).to(args.device).requires_grad_(True)
+    trainer = Trainer(
+        args.work / "order.pt", modules, peak=args.order_peak, ends=(args.order_steps,)
+    )
+
+    def loss_of(step: int) -> tuple[torch.Tensor, str]:
+        batch, right = examples.draw(seeded(args.seed, 5, step))
+        return order_loss(modules, batch, right, args.device)
+
+    average = trainer.run(loss_of)
+    write_model(
+        args.output,
+        start / "tokenizer",
+        vae,
+        average["unet"].eval(),
+        average["text_encoder"].eval(),
+    )
+
+
+def order_loss(
+    modules: Any, batch: NoisyLatents, right: torch.Tensor, device: str
+) -> tuple[torch.Tensor, str]:
+    """The loss of one step, and a note with its parts.
+
+    The note's `order` is the share of pairs for which the image that is predicted from the caption
+    and noise alone is closer to the caption's than to the one with swapped objects.
+
+    Args:
+      right: the meanings of the captions (B, len(ANSWERS)).
+    """
+    with torch.autocast(device, torch.bfloat16):
+        hidden = modules["text_encoder"](batch.input_ids.to(device)).last_hidden_state
+        predicted = modules["unet"](batch.sample.to(device), batch.timesteps.to(device), hidden)
+        answers = modules["meaning"](hidden)
+    noise = predicted.sample.float().cpu()
+    error = weighted_error(noise, batch)
+    shown = ~batch.without_caption
+    answer_error = meaning_loss([each[shown] for each in answers], right[shown])
+    order = in_order(predicted_latents(noise, batch), batch.latents)
+    order = order[(batch.blank & shown)[:PAIRS:2]]
+    note = (
+        f"error {error.item():.4f} mse {(noise - batch.noise).square().mean().item():.4f} "
+        f"meaning {answer_error.item():.4f} order {order.float().mean().item():.2f}"
+    )
+    return error + answer_error, note
+
+
+@torch.no_grad()
+def in_order(predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Whether each two predictions are closer to their own latents than to the other's.
+
+    Returns: (PAIRS / 2) bool.
+    """
+
+    def total(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).square().mean(dim=(1, 2, 3)).view(-1, 2).sum(dim=1)
+
+    own, other = latents[:PAIRS], latents[:PAIRS].view(-1, 2, *latents.shape[1:]).flip(1)
+    return total(predicted[:PAIRS], own) < total(predicted[:PAIRS], other.flatten(0, 1))
+
+
+def encode_examples(args: argparse.Namespace, vae: Any, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Encode captioned scenes, once: PAIRS of PAIRS + SINGLES are swapped pairs.
+
+    Returns: `moments`, posterior mean and deviation (N, 8, 16, 16), `ids`, the token ids of two
+      captions (N, 2, 77), their `meanings`, and `pairs`, the number of pairs, which come first.
+    """
+    path = args.work / "order_latents.pt"
+    if not path.exists():
+        rng = seeded(args.seed, 4)
+        pairs = args.order_scenes * PAIRS // (PAIRS + SINGLES) // 2 * 2
+        scenes: list[dataset.Scene] = []
+        captions: list[str] = []
+        while len(scenes) < pairs:
+            for scene, statements in dataset.sample_swapped_pairs(rng):
+                scenes.append(scene)
+                captions += [statements[0], statements[-1]]
+        while len(scenes) < args.order_scenes:
+            scene, caption = dataset.sample_single(rng, short=rng.random() < 0.2)
+            scenes.append(scene)
+            captions += [caption, caption]
+        ids = tokenizer(captions, padding="max_length", max_length=arch.MAX_LENGTH).input_ids
+        data = {
+            "moments": encode_images(vae, map(dataset.render, scenes)),
+            "ids": torch.tensor(ids).view(len(scenes), 2, -1),
+            "meanings": torch.tensor([meaning(c) for c in captions]).view(len(scenes), 2, -1),
+            "pairs": torch.tensor(pairs),
+        }
+        torch.save(data, path)
+    return dict(torch.load(path, weights_only=True))
+
+
+class OrderExamples:
+    """Draws noisy latents with captions.
+
+    Args:
+      data: see encode_examples.
+      scale: the factor that gives the latents a variance of 1.
+    """
+
+    def __init__(self, data: dict[str, torch.Tensor], scale: float) -> None:
+        self._mean, self._std = (scale * data["moments"]).chunk(2, dim=1)
+        self._input_ids, self._meanings = data["ids"], data["meanings"]
+        self._pairs = int(data["pairs"])
+
+    def draw(self, rng: np.random.Generator) -> tuple[NoisyLatents, torch.Tensor]:
+        """The examples of one step, PAIRS pairs, then SINGLES, and the captions' meanings.
+
+        Rows 2k and 2k+1 of the pairs are swapped, and have the same noise.
+        """
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        first = 2 * rng.integers(0, self._pairs // 2, PAIRS // 2)
+        swapped = np.stack([first, first + 1], axis=1).ravel()
+        singles = rng.integers(self._pairs, len(self._mean), SINGLES)
+        rows = torch.from_numpy(np.concatenate([swapped, singles]))
+        mean, std = self._mean[rows], self._std[rows]
+        latents = mean + std * torch.randn(mean.shape, generator=generator)
+        which = torch.randint(2, rows.shape, generator=generator)
+        owner = torch.arange(len(rows))
+        owner[1:PAIRS:2] -= 1
+        batch = draw_noise(latents, self._input_ids[rows, which], generator, owner)
+        return batch, self._meanings[rows, which]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Train a LoRA of the demo model: `python -m sdexport.demo_model.style_lora STYLE --work DIR`.
+
+`striped` draws the objects in stripes, `soft` draws everything in soft colours. The captions do not
+name the style. The LoRA changes the UNet's attention and convolutions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import nn
+
+from sdexport.demo_model import LORA_DIR, MODEL_DIR, styles
+from sdexport.demo_model.adapter_training import AdapterExamples
+from sdexport.demo_model.noisy_latents import weighted_error
+from sdexport.demo_model.training import Trainer, add_common_arguments, read_model, seeded
+
+RANK = 8
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_out")
+"""Layers of the UNet that the LoRA changes, by the end of their names."""
+
+
+def main() -> None:
+    """Train, or resume from the last checkpoint, and write the LoRA in half precision."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m sdexport.demo_model.style_lora"
+    )
+    parser.add_argument("style", choices=styles.STYLES)
+    add_common_arguments(parser, LORA_DIR)
+    parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
+    parser.add_argument("--scenes", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=800)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    layers = {name: weight.cpu().half().contiguous() for name, weight in train(args).items()}
+    StableDiffusionPipeline.save_lora_weights(
+        args.output, unet_lora_layers=layers, weight_name=f"{args.style}.safetensors"
+    )
+
+
+def train(args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Train the LoRA; returns its averaged weights by their names in PEFT."""
+    torch.manual_seed(args.seed)
+    vae, unet, text_encoder = (m.to(args.device).eval() for m in read_model(args.model))
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS), init_lora_weights=True)
+    )
+    examples = AdapterExamples(
+        args.work / f"{args.style}_latents.pt",
+        args.model,
+        vae,
+        count=args.scenes,
+        seed=(args.seed, 8),
+        image_of=lambda scene: styles.render_in_style(scene, args.style),
+    )
+    factors = nn.ModuleDict({"unet": Factors(unet)}).to(args.device)
+    trainer = Trainer(args.work / f"{args.style}.pt", factors, peak=2e-3, ends=(args.steps,))
+
+    def loss_of(step: int) -> tuple[torch.Tensor, str]:
+        _, batch = examples.draw(seeded(args.seed, 9, step))
+        with torch.no_grad():
+            hidden = text_encoder(batch.input_ids.to(args.device)).last_hidden_state
+        with torch.autocast(args.device, torch.bfloat16):
+            predicted = unet(
+                batch.sample.to(args.device), batch.timesteps.to(args.device), hidden
+            ).sample
+        loss = weighted_error(predicted.float().cpu(), batch)
+        return loss, f"loss {loss.item():.4f}"
+
+    factors.load_state_dict(trainer.run(loss_of).state_dict())
+    return get_peft_model_state_dict(unet)
+
+
+class Factors(nn.Module):
+    """The LoRA's factors in a UNet, as a module of their own for the optimiser."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(w for w in unet.parameters() if w.requires_grad)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The styles of the demo model's LoRAs: training images, and how much of a style an image has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sdexport.demo_model import dataset
+from sdexport.demo_model.dataset import Rgb, Scene
+
+STYLES = ("striped", "soft")
+STRIPE = 16
+"""Height of a stripe in pixels. The objects' own colour is in the first, third, ... of an image."""
+SOFTNESS = 0.5
+"""How far the soft colours are from the full ones to SOFT_GREY."""
+SOFT_GREY = 160.0
+
+
+def render_in_style(scene: Scene, style: str) -> np.ndarray:
+    """Draw a scene in one of STYLES: (128, 128, 3) uint8."""
+    return dataset.render(soft(scene)) if style == "soft" else _render_striped(scene)
+
+
+def soft(scene: Scene) -> Scene:
+    """The same scene in soft colours."""
+    shapes = tuple(replace(shape, colour=soft_colour(shape.colour)) for shape in scene.shapes)
+    return Scene(soft_colour(scene.background), shapes)
+
+
+def soft_colour(colour: Rgb) -> Rgb:
+    """The colour that takes the place of a colour in the soft style."""
+    r, g, b = (round(value + SOFTNESS * (SOFT_GREY - value)) for value in colour)
+    return r, g, b
+
+
+def stripe_colour(colour: Rgb, background: Rgb) -> Rgb:
+    """The colour of every second stripe of an object: darker or lighter than its own.
+
+    Of the two, the one that is further from the background.
+    """
+    own = np.array(colour, dtype=float)
+    tones = [own + 0.5 * (np.array(grey) - own) for grey in (0.0, 255.0)]
+    far = [
+        min(np.linalg.norm(tone - own), np.linalg.norm(tone - np.array(background)))
+        for tone in tones
+    ]
+    r, g, b = (round(float(value)) for value in tones[int(np.argmax(far))])
+    return r, g, b
+
+
+def on_second_stripes(size: int = dataset.IMAGE_SIZE) -> np.ndarray:
+    """Which rows of an image are in every second stripe: (size) bool."""
+    return np.arange(size) // STRIPE % 2 == 1
+
+
+def _render_striped(scene: Scene) -> np.ndarray:
+    tones = tuple(
+        replace(shape, colour=stripe_colour(shape.colour, scene.background))
+        for shape in scene.shapes
+    )
+    rows = on_second_stripes()[:, None, None]
+    return np.where(rows, dataset.render(replace(scene, shapes=tones)), dataset.render(scene))
+
+
+def style_amount(image: np.ndarray, scene: Scene, style: str) -> float:
+    """How much of a style an image of a scene has: about 0 without it, about 1 with all of it.
+
+    Args:
+      image: (128, 128, 3) uint8, with the scene's shapes where the scene has them.
+    """
+    return _soft_amount(image, scene) if style == "soft" else _striped_amount(image, scene)
+
+
+def _striped_amount(image: np.ndarray, scene: Scene) -> float:
+    second = on_second_stripes()[:, None]
+    amounts = []
+    for shape in scene.shapes:
+        inside = dataset.coverage(replace(shape, radius=0.8 * shape.radius)) > 0.5
+        change = np.subtract(stripe_colour(shape.colour, scene.background), shape.colour)
+        along = image.astype(float) @ change / float(change @ change)
+        amounts.append(along[inside & second].mean() - along[inside & ~second].mean())
+    return float(np.mean(amounts))
+
+
+def _soft_amount(image: np.ndarray, scene: Scene) -> float:
+    covered = np.max([dataset.coverage(shape) for shape in scene.shapes], axis=0)
+    areas = [(covered == 0, scene.background)]
+    for shape in scene.shapes:
+        inside = dataset.coverage(replace(shape, radius=0.8 * shape.radius)) > 0.5
+        areas.append((inside, shape.colour))
+    amounts = []
+    for area, colour in areas:
+        change = np.subtract(soft_colour(colour), colour)
+        found = np.median(image[area].astype(float), axis=0) - colour
+        amounts.append(found @ change / float(change @ change))
+    return float(np.mean(amounts))

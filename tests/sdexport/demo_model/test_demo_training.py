@@ -1,0 +1,169 @@
+"""What the demo model is trained with: pairs, outlines, styles, noise, and its last stage."""
+
+from __future__ import annotations
+
+import itertools
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from sdexport.demo_model import (
+    MODEL_DIR,
+    dataset,
+    evaluate_adapters,
+    judge,
+    noisy_latents,
+    pair_order,
+    styles,
+    training,
+)
+from sdexport.demo_model.caption_meaning import ANSWERS, CAPTION_TOKENS, meaning
+from tests.tolerances import (
+    PREDICTED_LATENTS_ABS,
+    STYLE_AMOUNT_ABS,
+    STYLED_OVERLAP,
+    assert_close,
+)
+
+
+def test_swapped_pairs_differ_in_the_order_alone() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        examples = dataset.sample_swapped_pairs(rng)
+        found = [judge.detect(dataset.render(scene)) for scene, _ in examples]
+        names = [sorted((s.colour, s.shape) for s in objects) for _, objects in found]
+        assert found[0][0] == found[1][0] and names[0] == names[1]
+        captions = [caption for _, each in examples for caption in each]
+        assert len(set(captions)) == len(captions) >= 2
+        ways = [
+            np.subtract((a.x, a.y), (b.x, b.y)) for a, b in (scene.shapes for scene, _ in examples)
+        ]
+        assert ways[0] @ ways[1] < 0
+
+
+def test_every_caption_of_a_swapped_pair_is_right() -> None:
+    """Each statement is judged against its scene, also the one from the other object."""
+    rng = np.random.default_rng(1)
+    pair = dataset.Pair(("red", "circle"), "left of", ("blue", "star"), "white")
+    image = dataset.render(dataset.place_pair(pair, rng))
+    for right in (pair, dataset.restated(pair)):
+        assert all(judge.judge_pair(image, right).values())
+        assert not judge.judge_pair(image, dataset.swapped(right))["relation"]
+
+
+def test_outlines_follow_the_shapes() -> None:
+    """White on the edge, black in the middle and outside."""
+    circle = dataset.Shape("circle", (0, 0, 0), 64, 64, 30)
+    lines = dataset.render_outlines(dataset.Scene((255, 255, 255), (circle,)))
+    assert lines.shape == (128, 128, 3) and lines.dtype == np.uint8
+    assert lines[64, 94].min() >= 250
+    assert not lines[60:68, 60:68].any() and not lines[:30].any()
+
+
+@pytest.mark.parametrize("style", styles.STYLES)
+def test_amount_of_a_style(style: str) -> None:
+    """0 in plain images, 1 in the style's, a half in their mean; for all colours."""
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        scene, _ = dataset.sample_scene(rng)
+        plain, styled = dataset.render(scene), styles.render_in_style(scene, style)
+        mean = ((plain.astype(int) + styled) // 2).astype(np.uint8)
+        for image, amount in ((plain, 0.0), (mean, 0.5), (styled, 1.0)):
+            found = styles.style_amount(image, scene, style)
+            assert found == pytest.approx(amount, abs=STYLE_AMOUNT_ABS), scene
+
+
+@pytest.mark.parametrize("style", [None, *styles.STYLES])
+def test_overlap_finds_the_objects_in_every_style(style: str | None) -> None:
+    rng = np.random.default_rng(3)
+    for case in evaluate_adapters.held_out_cases(24):
+        render = dataset.render if style is None else lambda s: styles.render_in_style(s, style)
+        assert evaluate_adapters.overlap(render(case.scene), case.scene) > STYLED_OVERLAP, case
+        other, _ = dataset.sample_scene(rng)
+        found = evaluate_adapters.overlap(render(other), case.scene)
+        assert found < evaluate_adapters.LEAST_OVERLAP, case
+    flat = np.full((128, 128, 3), 255, np.uint8)
+    assert evaluate_adapters.overlap(flat, case.scene) == 0.0
+
+
+def test_predicted_noise_gives_back_the_latents() -> None:
+    """Also where the sample is noise alone."""
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(64, 4, 16, 16, generator=generator)
+    ids = torch.tensor([[1, 5, 6, 2]]).expand(64, 4)
+    batch = noisy_latents.draw_noise(latents, ids, generator)
+    assert batch.blank.any() and not batch.blank.all()
+    assert bool((batch.timesteps[batch.blank] >= noisy_latents.BLANK_FROM).all())
+    found = noisy_latents.predicted_latents(batch.noise, batch)
+    assert_close(found.numpy(), latents.numpy(), abs_=PREDICTED_LATENTS_ABS)
+    assert noisy_latents.weighted_error(batch.noise, batch) == 0
+    empty = [row for row in batch.input_ids.tolist() if row != [1, 5, 6, 2]]
+    assert empty and all(row == [1, 2, 2, 2] for row in empty)
+
+
+def test_meaning_of_every_wording() -> None:
+    """The object on the side that the caption says, whichever object it starts from."""
+    expected = {"top": ("red", "circle"), "bottom": ("blue", "star"), "background": "white"}
+    pair = dataset.Pair(("red", "circle"), "above", ("blue", "star"), "white")
+    for wording, each in itertools.product(range(3), (pair, dataset.restated(pair))):
+        found = named(dataset.pair_caption(each, wording))
+        assert found == (expected if wording else {**expected, "background": ""})
+    single = dataset.Single("small", "red", "circle", "blue")
+    for wording in range(len(dataset.SINGLE_WORDINGS)):
+        found = named(dataset.single_caption(single, wording))
+        assert found == {"centre": ("red", "circle"), "background": "blue", "size": "small"}
+    assert named("an orange star") == {"centre": ("orange", "star"), "background": ""}
+
+
+def named(caption: str) -> dict[str, object]:
+    """The meaning in words."""
+    words = [names[index] for names, index in zip(ANSWERS, meaning(caption), strict=True)]
+    places = zip(
+        ("top", "bottom", "left", "right", "centre"), words[:10:2], words[1:10:2], strict=True
+    )
+    found: dict[str, object] = {place: (c, shape) for place, c, shape in places if shape}
+    return found | {"background": words[10]} | ({"size": words[11]} if words[11] else {})
+
+
+def test_longest_caption_fits_the_tokens_whose_meaning_is_learned() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL_DIR / "tokenizer")
+    rng = np.random.default_rng(4)
+    captions = [dataset.sample_scene(rng)[1] for _ in range(500)]
+    assert max(len(ids) for ids in tokenizer(captions).input_ids) <= CAPTION_TOKENS
+
+
+@pytest.mark.slow
+def test_stage_resumes_as_if_it_had_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VAE stays as it is, to the byte."""
+    monkeypatch.setattr(training, "SAVE_EVERY", 1)
+    order_loss, calls = pair_order.order_loss, 0
+
+    def stop_once(*args: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return order_loss(*args)
+
+    def train(work: Path) -> dict[str, torch.Tensor]:
+        work.mkdir(exist_ok=True)
+        args = Namespace(work=work, output=work / "model", device="cpu", seed=0, meaning_steps=2)
+        args.order_scenes, args.order_steps, args.order_peak = 64, 2, 1e-4
+        pair_order.train(args, MODEL_DIR)
+        return torch.load(work / "order.pt", weights_only=True)["modules"]
+
+    whole = train(tmp_path / "whole")
+    monkeypatch.setattr(pair_order, "order_loss", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped")
+    resumed = train(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], weight) for name, weight in resumed.items())
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        new, old = (folder / "vae" / name for folder in (tmp_path / "whole/model", MODEL_DIR))
+        assert new.read_bytes() == old.read_bytes()
