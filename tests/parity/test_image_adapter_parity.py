@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from diffusers import MultiAdapter
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from sdexport import IPAdapter, Pipeline, T2IAdapter, load_pipeline
+from sdexport import ControlNet, IPAdapter, Pipeline, T2IAdapter, load_pipeline
 from sdexport.adapter_exporter import export_adapter
 from sdexport.exporter import export
+from tests.helpers.control_nets import build_controlnet
 from tests.helpers.family_pipelines import over_diffusers
 from tests.helpers.image_adapters import (
     random_checkpoint,
@@ -26,6 +28,7 @@ from tests.helpers.image_adapters import (
     random_ip_adapter,
     random_t2i_adapter,
 )
+from tests.helpers.lora_files import random_lora, save_peft
 from tests.tolerances import IMAGE_ABS, UNUSED_ABS
 
 pytestmark = pytest.mark.slow
@@ -67,11 +70,11 @@ class Adapted:
         made.set_progress_bar_config(disable=True)
         return made
 
-    def with_ip(self, *names: str, task: str = "") -> Any:
+    def with_ip(self, *names: str, task: str = "", **further: Any) -> Any:
         made = self.theirs
         if task:
             made = getattr(diffusers, type(self.theirs).__name__.replace("Pipeline", task))(
-                **self.theirs.components
+                **self.theirs.components, **further
             )
             made.set_progress_bar_config(disable=True)
         made.register_modules(
@@ -94,7 +97,8 @@ def build(family: str, folder: Path, seed: int) -> Adapted:
         folder / "package",
         t2i_adapter_inputs=True,
         ip_adapter_inputs=True,
-        lora_inputs=seed > 0,
+        lora_inputs=True,
+        controlnet_inputs=True,
     )
     theirs = over_diffusers(checkpoint)
     t2i = {}
@@ -102,6 +106,8 @@ def build(family: str, folder: Path, seed: int) -> Adapted:
         t2i[kind] = random_t2i_adapter(kind, seed + number)
         t2i[kind].save_pretrained(folder / kind)
         export_adapter(folder / kind, folder / f"{kind}-package")
+    build_controlnet(checkpoint, folder / "controlnet", seed)
+    export_adapter(folder / "controlnet", folder / "controlnet-package")
     encoder = random_image_encoder(folder / "image_encoder", seed)
     ip = {}
     for kind in ("base", "plus"):
@@ -341,3 +347,73 @@ def test_scale_zero_changes_nothing(adapted: Adapted) -> None:
     ):
         images = adapted.pipe("a red circle", **call, **ours).images
         assert np.abs(images - plain).max() <= UNUSED_ABS
+
+
+def test_ip_adapter_with_a_lora(adapted: Adapted) -> None:
+    pairs = random_lora({"unet": adapted.theirs.unet}, ("to_q", "to_k", "to_v", "to_out.0"))
+    path = save_peft(adapted.folder / "lora.safetensors", pairs)
+    pipeline = adapted.with_ip("base")
+    pipeline.set_ip_adapter_scale(0.8)
+    pipeline.load_lora_weights(str(path))
+    try:
+        ours = [IPAdapter(adapted.package("base"), picture(2), scale=0.8)]
+        theirs = {"ip_adapter_image": picture(2)}
+        found = both(adapted, pipeline, theirs, ip_adapters=ours, loras=[path])
+    finally:
+        pipeline.unload_lora_weights()
+        pipeline.unload_ip_adapter()
+    assert found <= IMAGE_ABS
+
+
+def test_ip_adapter_with_a_controlnet(adapted: Adapted) -> None:
+    net = diffusers.ControlNetModel.from_pretrained(adapted.folder / "controlnet")
+    pipeline = adapted.with_ip("plus", task="ControlNetPipeline", controlnet=net)
+    pipeline.set_ip_adapter_scale(0.8)
+    size = SIZE["width"], SIZE["height"]
+    theirs = {
+        "ip_adapter_image": picture(2),
+        "image": picture(3, size=size),
+        "controlnet_conditioning_scale": 0.6,
+    }
+    try:
+        ours = [IPAdapter(adapted.package("plus"), picture(2), scale=0.8)]
+        nets = [ControlNet(adapted.package("controlnet"), picture(3, size=size), scale=0.6)]
+        found = both(adapted, pipeline, theirs, ip_adapters=ours, controlnets=nets)
+    finally:
+        pipeline.unload_ip_adapter()
+    assert found <= IMAGE_ABS
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_configurations(family: str, seed: int, tmp_path: Path) -> None:
+    choose = random.Random(seed)
+    adapted = build(family, tmp_path, seed)
+    with adapted.pipe:
+        for _ in range(6):
+            prompt: Any = choose.choice(["a red circle", ["a red circle", "a blue square"]])
+            guidance_scale = choose.choice([1.0, 4.0, 9.0])
+            scale = choose.choice([-0.5, 0.3, 1.0, 1.7])
+            numbers = [choose.randrange(100) for _ in range(2)]
+            if choose.random() < 0.5:
+                kind = choose.choice(list(adapted.t2i))
+                ours: dict[str, Any] = {
+                    "t2i_adapters": [T2IAdapter(adapted.package(kind), picture(numbers[0]), scale)]
+                }
+                pipeline = adapted.with_t2i(kind)
+                many = 2 if isinstance(prompt, list) else 1
+                images = [picture(numbers[0])] * many
+                theirs = {"image": images, "adapter_conditioning_scale": scale}
+            else:
+                kind = choose.choice(["base", "plus"])
+                images = [picture(number) for number in numbers]
+                ours = {"ip_adapters": [IPAdapter(adapted.package(kind), images, scale)]}
+                pipeline = adapted.with_ip(kind)
+                pipeline.set_ip_adapter_scale(scale)
+                theirs = {"ip_adapter_image": [images]}
+            found = both(
+                adapted, pipeline, theirs, prompt=prompt, guidance_scale=guidance_scale, **ours
+            )
+            if "ip_adapters" in ours:
+                pipeline.unload_ip_adapter()
+            assert found <= IMAGE_ABS, (kind, scale, guidance_scale, prompt)
