@@ -63,11 +63,11 @@ def detect(image: np.ndarray) -> tuple[str, list[Detected]]:
     background = int(np.bincount(nearest_colours(border), minlength=len(NAMES)).argmax())
     middle = np.median(border[nearest_colours(border) == background], axis=0)
     mask = np.linalg.norm(image.astype(np.float64) - middle, axis=-1) > FAR
-    objects = [_describe(image, region) for region in _regions(mask)]
+    objects = [_describe(image, region) for region in regions(mask)]
     return NAMES[background], sorted(objects, key=lambda s: -s.radius)
 
 
-def _regions(mask: np.ndarray) -> list[np.ndarray]:
+def regions(mask: np.ndarray) -> list[np.ndarray]:
     """Connected regions (four neighbours) of SMALLEST_AREA or more, each as a mask."""
     labels, count = ndimage.label(mask)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
@@ -76,7 +76,7 @@ def _regions(mask: np.ndarray) -> list[np.ndarray]:
 
 def _describe(image: np.ndarray, region: np.ndarray) -> Detected:
     colours = np.bincount(nearest_colours(image[region]), minlength=len(NAMES))
-    best = max((_fit(region, kind) for kind in dataset.SHAPES), key=lambda fit: fit[0])
+    best = max((fit(region, kind) for kind in dataset.SHAPES), key=lambda fit: fit[0])
     overlap, shape = best
     return Detected(
         colour=NAMES[int(colours.argmax())],
@@ -89,7 +89,7 @@ def _describe(image: np.ndarray, region: np.ndarray) -> Detected:
     )
 
 
-def _fit(region: np.ndarray, kind: str) -> tuple[float, dataset.Shape]:
+def fit(region: np.ndarray, kind: str) -> tuple[float, dataset.Shape]:
     """The overlap with the best shape of a kind that has the region's area and centre."""
     ys, xs = np.nonzero(region)
     corners = dataset.outline(kind)

@@ -21,6 +21,7 @@ from sdexport.demo_model import (
     styles,
     training,
 )
+from sdexport.demo_model import evaluate as evaluation
 from sdexport.demo_model.caption_meaning import ANSWERS, CAPTION_TOKENS, meaning
 from tests.tolerances import (
     PREDICTED_LATENTS_ABS,
@@ -88,6 +89,26 @@ def test_overlap_finds_the_objects_in_every_style(style: str | None) -> None:
         assert found < evaluate_adapters.LEAST_OVERLAP, case
     flat = np.full((128, 128, 3), 255, np.uint8)
     assert evaluate_adapters.overlap(flat, case.scene) == 0.0
+
+
+@pytest.mark.parametrize("style", styles.STYLES)
+def test_style_of_a_lora_alone_is_judged_where_the_objects_are(style: str) -> None:
+    """The judge has the scene of the case, and the image has its objects elsewhere."""
+    rng = np.random.default_rng(5)
+    cases = evaluate_adapters.held_out_cases(24)
+    prompts = [*evaluation.held_out_singles(12), *evaluation.held_out_pairs(12)]
+    scenes = [
+        dataset.place_single(wanted, rng)
+        if isinstance(wanted, dataset.Single)
+        else dataset.place_pair(wanted, rng)
+        for _, wanted in prompts
+    ]
+    styled = [styles.render_in_style(scene, style) for scene in scenes]
+    assert evaluate_adapters.judged_alone(styled, cases, style)["style"] == 1
+    plain = [dataset.render(scene) for scene in scenes]
+    assert evaluate_adapters.judged_alone(plain, cases, style)["style"] == 0
+    flat = [np.full((128, 128, 3), 255, np.uint8)]
+    assert evaluate_adapters.judged_alone(flat, cases[:1], style)["mean amount"] == 0
 
 
 def test_predicted_noise_gives_back_the_latents() -> None:
