@@ -270,6 +270,13 @@ def test_damaged_sources(image_adapters: Path, tmp_path: Path) -> None:
     torch.save({"image_proj": {}, "ip_adapter": {}}, tmp_path / "ip.bin")
     with pytest.raises(CheckpointError, match=r"is a pickle.*--allow-pickle"):
         open_adapter(tmp_path / "ip.bin")
+    nested: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in weights.items():
+        group, _, name = key.partition(".")
+        nested[group][name] = value
+    torch.save(nested, tmp_path / "ip.bin")
+    opened = open_adapter(tmp_path / "ip.bin", allow_pickle=True)
+    assert opened.configs["image_projection"].layers == [32] * 4
     save_file(weights, tmp_path / "ip.safetensors")
     with pytest.raises(FileNotFoundError, match="no image encoder at"):
         open_adapter(tmp_path / "ip.safetensors", image_encoder=tmp_path / "nothing")
