@@ -6,6 +6,7 @@ of processor read. To open it is to map that file: nothing is computed or copied
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +61,22 @@ def multiples(sidecar: Sidecar) -> dict[str, int]:
             f"{sidecar.component}: '{MULTIPLES}' in its sidecar must be positive integers"
         )
     return entries
+
+
+_ALIGNMENT = 64
+"""Bytes; kernels for AVX-512 read weights with instructions that need it."""
+_KERNEL_WEIGHTS = re.compile(rb"\|(\d+);\d+;\d+")
+"""Where the copy of a weight for a kernel begins in the data file, as ONNX Runtime notes it."""
+
+
+def is_aligned(plan: Path) -> bool:
+    """Whether every copy of a weight for a kernel begins at a multiple of 64 bytes.
+
+    ONNX Runtime (1.32) writes them one after the other, so that they do not if a weight has another
+    size. The process would be killed by a segmentation fault when its kernel reads such a copy.
+    """
+    begins = map(int, _KERNEL_WEIGHTS.findall(plan.read_bytes()))
+    return all(begin % _ALIGNMENT == 0 for begin in begins)
 
 
 def data_path(plan: Path) -> Path:

@@ -112,10 +112,11 @@ class PreparedSession(OnnxRuntimeBase):
         source: GraphSource | None = None,
     ) -> None:
         name = sidecar.component
-        options = session_options(threads, "none", True)
-        _share_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
         with files.unchanged():
+            # else the copies of weights in the file are not used
+            options = session_options(threads, "none", prepared.is_aligned(plan))
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
             session, self._weights = open_mapped(
                 [prepared.data_path(plan)], lambda: load(name, plan, options, CPU)
             )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from sdexport.cli import main
 from sdexport.engines import EngineError, open_session
 from sdexport.engines.cache.sidecar import StoredFile, with_own_digest
 from sdexport.engines.ort.prepared import prepared_session
+from sdexport.engines.ort.prepared.prepared_graph import is_aligned
 from sdexport.engines.worker_process import Worker
 from sdexport.graphs.cpu import winograd_onnx
 from sdexport.graphs.cpu.cpu_rewrites import CpuGraph
@@ -631,3 +633,29 @@ def test_read_only_folder_is_one_line(
 def test_worker_reports_what_onnx_runtime_says(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="No such file"):
         module.write(str(tmp_path / "missing.onnx"), str(tmp_path / "out.onnx"))
+
+
+def test_weights_of_odd_sizes_are_no_segmentation_fault(tmp_path: Path) -> None:
+    """A product with 24x17 weights, whose copy for the kernel begins at an odd place."""
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((24, 17)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "odd",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 24])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 17])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    path, plan = tmp_path / "odd" / "model.onnx", tmp_path / "engines" / "odd.onnx"
+    path.parent.mkdir()
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    prepare_graph(path, plan, component="odd")
+    assert not is_aligned(plan)
+    code = (
+        "import numpy as np; from sdexport import open_session\n"
+        f"with open_session({str(path)!r}, plan={str(plan)!r}) as session:\n"
+        "    x = np.ones((3, 24), np.float32); print(session.run({'x': x})['y'][2].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert_close(np.array(json.loads(done.stdout)), weights.sum(0), rel=COMPONENT_REL)
