@@ -20,7 +20,6 @@ from benchmarks.reports import save
 from sdexport import ControlNet, Pipeline, load_pipeline
 from sdexport.bench.measure import machine
 from sdexport.engines import Session
-from sdexport.engines.process_memory import resident_mb
 from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.expected_calls import SHARED_INPUTS, STEP
@@ -87,21 +86,22 @@ def main() -> None:
     )
     parser.add_argument("package", type=Path)
     parser.add_argument("controlnet", type=Path)
-    parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     options: dict[str, Any] = {"verify": False, "threads": args.threads}
-    with load_pipeline(args.package, args.backend, **options) as pipe:
-        calls = measure(pipe, args.controlnet, args.size, args.repeats)
-        memory = resident_mb()["private_mb"]
-    settings = {name: getattr(args, name) for name in ("backend", "size", "threads", "repeats")}
-    for name, call in calls.items():
-        print(f"{name:24} {call['s']:.3f} s, {call['cpu_s']:.3f} s of processor: ", end="")
-        print(f"{call['ratio']:.3f} and {call['cpu_ratio']:.3f} times the plain graph")
-    save({"machine": machine(), **settings, "calls": calls, "private_mb": memory}, args.json)
+    backends = {}
+    for backend in args.backends:
+        with load_pipeline(args.package, backend, **options) as pipe:
+            backends[backend] = measure(pipe, args.controlnet, args.size, args.repeats)
+        for name, call in backends[backend].items():
+            print(f"{backend:12} {name:24} {call['s']:.3f} s, {call['cpu_s']:.3f} s of processor, ")
+            print(f"{call['ratio']:.3f} and {call['cpu_ratio']:.3f} times the plain graph")
+    settings = {name: getattr(args, name) for name in ("size", "threads", "repeats")}
+    save({"machine": machine(), **settings, "backends": backends}, args.json)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    controlnet_table,
     gpu_table,
     memory_need_table,
     operators_table,
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 _NAMES = (
     *("performance.md", "verification.md", "security.md", "tensorrt-builds.md"),
-    "start-and-memory.md",
+    *("start-and-memory.md", "controlnet.md"),
 )
 PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_file()]
 COMMAND = "python -m benchmarks.docs_tables"
@@ -227,6 +228,9 @@ def all_tables() -> dict[str, str]:
         found["interruption"] = security_tables.interruption(_read("interruption"))
     if _has("memory_need"):
         found["memory_need"] = memory_need_table.table(_read("memory_need"))
+    found["controlnet"] = (
+        controlnet_table.table(_read("controlnet")) if _has("controlnet") else MISSING
+    )
     found["startup"] = startup_table.table(_read("startup")) if _has("startup") else MISSING
     profiled = tables.reports(RESULTS, "operators")
     found["operators"] = operators_table.table(profiled) if profiled else MISSING
