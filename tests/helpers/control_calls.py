@@ -89,7 +89,7 @@ def random_control_call(number: int, families: Sequence[str] = tuple(TASKS)) -> 
         shared["negative_prompt"] = ["blurry"] * len(prompts)
     picture = partial(control_image, seed=int(rng.integers(100)))
     if task:
-        shared |= {"image": picture(width, height), "strength": float(rng.uniform(0.4, 1))}
+        shared |= {"image": picture(width, height), "strength": float(rng.uniform(0.55, 1))}
     if task == "Inpaint":
         mask = np.zeros((height, width), np.uint8)
         mask[height // 4 :, : width // 2] = 255
