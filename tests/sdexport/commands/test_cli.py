@@ -336,7 +336,7 @@ def test_field_case_n8_backend_that_is_not_installed(
     for module in ("onnxruntime", "openvino", "tensorrt"):
         monkeypatch.setitem(sys.modules, module, None)
     for module in [name for name in sys.modules if name.startswith("sdexport.engines.")]:
-        if module.endswith(("_session", ".library", ".compiler")):
+        if module.endswith(("_session", "library", ".compiler")):
             monkeypatch.delitem(sys.modules, module)
     result = call("generate", package, "x", "-o", tmp_path / "a.png", "--steps", 1, *options)
     assert_one_line_error(result, "is not installed" if options[1:] != ["auto"] else "no inference")
