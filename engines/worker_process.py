@@ -188,8 +188,18 @@ def module_worker(
     Args:
       module: full name. patience, on_event: see Worker.
     """
-    command = [sys.executable, "-P", "-m", module]
-    return Worker(command, _import_path(), patience=patience, on_event=on_event)
+    command, environment = module_command(module)
+    return Worker(command, environment, patience=patience, on_event=on_event)
+
+
+def module_command(module: str) -> tuple[list[str], dict[str, str]]:
+    """How to run a module of this package, whatever modules the current folder holds.
+
+    Args:
+      module: full name.
+    Returns: the command, and variables in addition to those of this process.
+    """
+    return [sys.executable, "-P", "-m", module], _import_path()
 
 
 def _import_path() -> dict[str, str]:

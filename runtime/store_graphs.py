@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sdexport.engines.errors import SDExportError
 from sdexport.engines.messages import one_line
+from sdexport.engines.worker_process import module_command
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.packages.package import Package
 
@@ -36,11 +37,16 @@ def store_later(package: Package) -> None:
     graphs = cached.missing_graphs(package.folder) if cached else []
     if not graphs:
         return
-    command = [sys.executable, "-m", __name__, str(package.folder.absolute()), *graphs]
+    command, environment = module_command(__name__)
     nothing = subprocess.DEVNULL
     try:
         subprocess.Popen(
-            command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+            [*command, str(package.folder.absolute()), *graphs],
+            stdin=nothing,
+            stdout=nothing,
+            stderr=nothing,
+            env=os.environ | environment,
+            start_new_session=True,
         )
     except OSError as error:
         _log.info("optimised graphs are not stored: %s", one_line(error))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -232,6 +233,35 @@ def test_command_line_stores_graphs_for_the_next_start(tmp_path: Path) -> None:
 def test_nothing_is_started_if_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_graphs.subprocess, "Popen", None)  # would raise TypeError
     store_graphs.store_later(Package.load(PACKAGE_DIR, verify=False))
+
+
+def test_worker_runs_no_module_of_the_current_folder(
+    package: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / "numpy.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(folder)
+    assert stored_later(package, monkeypatch) == 0
+    (graph,) = graph_cache.graphs(cache)
+    assert DECODER in graph.plan.name
+
+
+def stored_later(package: Path, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """Exit status of the worker that stores the decoder; None if none was started."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    missing = {package / DECODER / "model.onnx": DECODER}
+    with monkeypatch.context() as patch:
+        patch.setattr(cached_graph, "_missing", missing)
+        patch.setattr(store_graphs.subprocess, "Popen", start)
+        store_graphs.store_later(Package.load(package))
+    return started[0].wait(timeout=300) if started else None
 
 
 def test_graphs_of_other_packages_are_not_missing(tmp_path: Path, package: Path) -> None:
