@@ -68,11 +68,11 @@ def expected_call(
     """How a component is called for an image.
 
     Args:
-      specs: its inputs.
+      component: its name, or that of one of its further graphs. specs: inputs of the graph.
     Raises: PackageError: a dimension whose meaning is not known.
     """
     family, unit = package.family, package.manifest.downscale
-    role = family.component(component).role
+    role = family.component(component.partition(".")[0]).role
     doubled = role in STEP_ROLES and call.guided and not family.guidance_embedding
     rows = 1 if role is Role.TEXT_ENCODER else call.batch * (2 if doubled else 1)
     scale = 1 if role in PIXEL_ROLES else unit

@@ -95,6 +95,8 @@ class OpeningAhead:
                     then(name, session)
                 except BaseException as error:  # noqa: BLE001  `take` raises it
                     opening.failure = error
+                    if opening.session is not None:
+                        opening.session.close()
             opening.done.set()
 
 

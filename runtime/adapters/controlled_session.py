@@ -104,6 +104,7 @@ class _BoundControlled(SessionBase):
         self._channels = {spec.name: int(spec.shape[1]) for spec in self._specs}
         self._levels = _levels(self._specs)
         self._is_shared = bool(shared)
+        self._nothing: tuple[tuple[int, ...], dict[str, np.ndarray]] = (), {}
         known = {spec.name for spec in session.inputs}
         own = {name: value for name, value in constants.items() if name in known}
         self._denoiser = session.bind(shared=shared, **own)
@@ -137,20 +138,24 @@ class _BoundControlled(SessionBase):
                     total[name] += residual
                 else:
                     total[name] = residual
-        if not total:
-            height, width = sample.shape[2:]
-            total = {
+        return self._denoiser.run({**feeds, **(total or self._zeros(rows, *sample.shape[2:]))})
+
+    def _zeros(self, rows: int, height: int, width: int) -> dict[str, np.ndarray]:
+        """Residuals of steps in which nothing is added; the same arrays each time."""
+        if self._nothing[0] != (rows, height, width):
+            zeros = {
                 name: np.zeros(
                     (rows, self._channels[name], -(-height // by), -(-width // by)), np.float32
                 )
                 for name, by in self._levels.items()
             }
-        return self._denoiser.run({**feeds, **total})
+            self._nothing = (rows, height, width), zeros
+        return self._nothing[1]
 
     def _release(self) -> None:
         self._denoiser.close()
         for net in self._nets:
-            net.session.close()
+            net.close()
 
 
 class _BoundNet:
@@ -174,11 +179,10 @@ class _BoundNet:
         inputs[EMBEDDING] = embedding
         if self.rows is not None:
             inputs = {name: value[self.rows] for name, value in inputs.items()}
-        self.is_empty = self.rows is not None and not len(self.rows)
-        self._doubles = self._is_shared and self.rows is None
-        self.session: Session = net.session
-        if not self.is_empty:
-            self.session = net.session.bind(shared=shared if self._doubles else (), **inputs)
+        self._bound: Session | None = None
+        if self.rows is None or len(self.rows):
+            doubles = self._is_shared and self.rows is None
+            self._bound = net.session.bind(shared=shared if doubles else (), **inputs)
 
     def residuals(self, step: int, sample: np.ndarray, timestep: np.ndarray) -> Feeds:
         """What it adds in a step, scaled, for its rows; empty if it adds nothing.
@@ -186,19 +190,24 @@ class _BoundNet:
         Args:
           sample: the denoiser's; of one half of the batch if that is shared.
         """
-        if step not in self._net.steps or self.is_empty:
+        if step not in self._net.steps or self._bound is None:
             return {}
         if self.rows is not None:
             count = len(sample)
             sample = sample[self.rows % count if self._is_shared else self.rows]
         time = np.full((1,) * len(self._timestep.shape), timestep.flat[0], self._timestep.dtype)
         feeds = {"sample": np.ascontiguousarray(sample[:, : self._channels]), "timestep": time}
-        outputs = self.session.run(feeds)
-        finite(outputs[MID_RESIDUAL], self.session.name, f"step {step}")
+        outputs = self._bound.run(feeds)
+        finite(outputs[MID_RESIDUAL], self._bound.name, f"step {step}")
         for name, residual in outputs.items():
             if self._net.scales[name] != 1:
                 residual *= self._net.scales[name]
         return outputs
+
+    def close(self) -> None:
+        """Release the bound inputs; the ControlNet's own session stays open."""
+        if self._bound is not None:
+            self._bound.close()
 
 
 def _levels(specs: Sequence[TensorSpec]) -> dict[str, int]:

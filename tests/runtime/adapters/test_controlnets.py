@@ -107,7 +107,8 @@ def test_other_settings_are_as_with_one_image_at_a_time(
     nets = [ControlNet(net, EDGES, start=0.1), ControlNet(net, EDGES, -0.3, guess_mode=True)]
     found = pixels(pipe, controlnets=nets, **arguments)
     with load_pipeline(lora_package, max_batch=1) as single:
-        assert differ(found, pixels(single, controlnets=nets, **arguments)) <= IMAGE_ABS
+        for _ in range(2):  # the second call uses sessions that the first one left open
+            assert differ(found, pixels(single, controlnets=nets, **arguments)) <= IMAGE_ABS
     assert differ(found, pixels(pipe, **arguments)) > IMAGE_ABS
 
 
