@@ -407,6 +407,10 @@ BICUBIC_ABS = 1e-4
 """Masks of 0 and 1 after bicubic interpolation, next to PyTorch's in float32. A mask that is moved
 by one place differs by 1."""
 
+RAMP_PIXEL_ABS = 0.08
+"""A ramp from 0 to 1 over 40 pixels or more, resized to at least 17: the nearest pixel next to the
+one of a Lanczos filter. It covers a pixel or two; another part of the image is a fifth away."""
+
 MEMORY_ESTIMATE = 0.25
 """Relative error of an estimated memory peak. The peaks of one command differ by a tenth from run
 to run and from processor to processor, and decide only between a warning and an error."""

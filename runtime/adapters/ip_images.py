@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,9 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.adapters.ip_groups import ImageGroup
 from sdexport.runtime.adapters.ip_inputs import ImageLayer
 from sdexport.runtime.component_sessions import finite
-from sdexport.runtime.images.loading import ImageSources, listed, load_images
+from sdexport.runtime.images.loading import ImageSources, listed
+from sdexport.runtime.images.masks import THRESHOLD, load_masks
+from sdexport.runtime.images.resizing import nearest, resize
 from sdexport.runtime.models.ip_adapter import FEATURES, IMAGE_TOKENS, PIXELS, key_name, value_name
 
 _HIDDEN_RANK = 3
@@ -153,18 +156,27 @@ def _rows(
 
 def load_attention_masks(source: object, images: int, size: tuple[int, int]) -> list[np.ndarray]:
     """Masks of images, bright where an image has an effect, as by diffusers: resized and black or
-    white.
+    white. Arrays are resized to the nearest pixels, images as their mode says.
 
     Args:
       source: one for each of the adapter's images. size: (height, width) of the call.
     Returns: (height, width) float32 of 0 and 1 each.
-    Raises: InvalidArgumentError: another number of masks; see load_images.
+    Raises: InvalidArgumentError: another number of masks; see load_masks.
     """
     given: ImageSources = source  # type: ignore[assignment]
-    loaded = [m for each in listed(given, "masks") for m in load_images(each, "masks")]
+    loaded = [
+        _grey(m, each, size) for each in listed(given, "masks") for m in load_masks(each, "masks")
+    ]
     if len(loaded) != images:
         raise InvalidArgumentError(
             f"masks: expected one for each of {images} images, got {len(loaded)}"
         )
-    grey = [m.resize(size[::-1], Image.Resampling.LANCZOS).convert("L") for m in loaded]
-    return [(np.asarray(each) >= 128).astype(np.float32) for each in grey]
+    return [(each >= THRESHOLD).astype(np.float32) for each in loaded]
+
+
+def _grey(mask: Image.Image, source: object, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) uint8."""
+    height, width = size
+    if isinstance(source, Image.Image | str | Path):
+        return np.asarray(resize(mask, width, height).convert("L"))
+    return nearest(np.asarray(mask.convert("L")), width, height)

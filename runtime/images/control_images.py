@@ -1,9 +1,9 @@
 """Control images of ControlNets: loaded, brought to the size that is generated, and as arrays.
 
 Files, Pillow images and arrays of integers become 8-bit RGB and are resized with a Lanczos filter,
-as diffusers' VaeImageProcessor does without normalisation. Arrays of floats are taken as they are:
-in 0..1, or down to -1, which marks pixels that an inpainting ControlNet does not see. An .npy file
-holds such an array.
+as diffusers' VaeImageProcessor does without normalisation. Arrays of floats keep their values and
+are resized to the nearest pixels: in 0..1, or down to -1, which marks pixels that an inpainting
+ControlNet does not see. An .npy file holds such an array.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sdexport.runtime.images.loading import (
     to_rgb,
 )
 from sdexport.runtime.images.pixel_levels import split_batch, to_array, to_levels
-from sdexport.runtime.images.resizing import resize
+from sdexport.runtime.images.resizing import nearest, resize
 
 NAME = "control image"
 _RGB = 3
@@ -135,9 +135,10 @@ def _fitted(
     if isinstance(image, np.ndarray):
         if crop is not None:
             left, top, right, bottom = crop.box
-            image = _resized(image, *crop.size)
+            image = nearest(image, *crop.size)
             image = image[max(top, 0) : bottom, max(left, 0) : right]
-        return _resized(image, width, height)
+            mode = "fill"
+        return nearest(image, width, height, mode)
     if crop is not None:
         image = resize(image, *crop.size).crop(crop.box)
         mode = "fill"
@@ -152,11 +153,3 @@ def _with_channels(pixels: np.ndarray) -> np.ndarray:
     if pixels.shape[2] not in (1, _RGB, _RGB + 1):
         raise InvalidArgumentError(f"{NAME}: expected RGB, got {shown(pixels)}")
     return np.asarray(pixels[..., :_RGB], np.float32)
-
-
-def _resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The nearest pixels, as diffusers resizes arrays."""
-    rows = np.arange(height) * pixels.shape[0] // height
-    columns = np.arange(width) * pixels.shape[1] // width
-    found: np.ndarray = pixels[rows][:, columns]
-    return found

@@ -30,13 +30,15 @@ _KEPT_MODES = ("1", "P", "RGB", "RGBX", "CMYK")
 _log = logging.getLogger(__name__)
 
 
-def load_masks(source: ImageSources) -> list[Image.Image]:
+def load_masks(source: ImageSources, name: str = NAME) -> list[Image.Image]:
     """Load one mask or several: bright pixels are generated, dark ones are kept.
 
     Brightness is multiplied by alpha, so that transparent pixels are kept. If no value is above 1,
     0 and 1 are read as black and white. Files and Pillow images are rotated as their EXIF
     orientation says, and arrays are read as `to_levels` describes; they may be (B, H, W).
 
+    Args:
+      name: of the argument, for messages.
     Returns: opaque images, where possible in their own mode, which decides how Pillow resizes and
       blurs them.
     Raises:
@@ -44,17 +46,17 @@ def load_masks(source: ImageSources) -> list[Image.Image]:
       InvalidArgumentError: a file that cannot be read as an image; an array of another shape or
         with other values; an empty list.
     """
-    return [mask for each in listed(source, NAME) for mask in _load(each)]
+    return [mask for each in listed(source, name) for mask in _load(each, name)]
 
 
-def _load(source: ImageInput) -> list[Image.Image]:
+def _load(source: ImageInput, name: str) -> list[Image.Image]:
     if isinstance(source, Image.Image | str | Path):
-        image, called = open_image(source, NAME)
+        image, called = open_image(source, name)
         return [_normalized(image, called)]
-    pixels = to_array(checked_source(source, NAME), NAME)
-    split_batch(pixels, NAME, grey=True)  # says what is wrong with an empty array
-    parts = split_batch(to_levels(pixels, NAME, zero_one=True), NAME, grey=True)
-    return [_normalized(Image.fromarray(np.ascontiguousarray(each)), NAME) for each in parts]
+    pixels = to_array(checked_source(source, name), name)
+    split_batch(pixels, name, grey=True)  # says what is wrong with an empty array
+    parts = split_batch(to_levels(pixels, name, zero_one=True), name, grey=True)
+    return [_normalized(Image.fromarray(np.ascontiguousarray(each)), name) for each in parts]
 
 
 def _normalized(image: Image.Image, called: str) -> Image.Image:

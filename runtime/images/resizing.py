@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image
 
 from sdexport.engines.errors import InvalidArgumentError
@@ -26,10 +27,7 @@ def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -
     Returns: an image of that size; in RGB where "crop" or "fill" changed the proportions.
     Raises: InvalidArgumentError: unknown mode.
     """
-    if mode not in RESIZE_MODES:
-        raise InvalidArgumentError(
-            f"unknown resize_mode {shown(mode)}; choose one of {', '.join(RESIZE_MODES)}"
-        )
+    _check_mode(mode)
     if image.size == (width, height):
         return image
     if mode == "stretch":
@@ -45,6 +43,32 @@ def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -
     if mode == "fill":
         _repeat_edges(canvas, resized, left, top)
     return canvas
+
+
+def nearest(pixels: np.ndarray, width: int, height: int, mode: str = "stretch") -> np.ndarray:
+    """Resize an array to the nearest pixels, as diffusers resizes arrays.
+
+    Args:
+      pixels: (H, W) or (H, W, channels).
+      width, height, mode: see `resize`, which places an image in the same way.
+    Raises: InvalidArgumentError: unknown mode.
+    """
+    _check_mode(mode)
+    size = pixels.shape[1], pixels.shape[0]
+    scaled = (width, height) if mode == "stretch" else scaled_size(size, width, height, mode)
+    columns, rows = (
+        np.clip(np.arange(part) + whole // 2 - part // 2, 0, whole - 1) * side // whole
+        for side, whole, part in zip(size, scaled, (width, height), strict=True)
+    )
+    found: np.ndarray = pixels[rows][:, columns]
+    return found
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in RESIZE_MODES:
+        raise InvalidArgumentError(
+            f"unknown resize_mode {shown(mode)}; choose one of {', '.join(RESIZE_MODES)}"
+        )
 
 
 def scaled_size(size: tuple[int, int], width: int, height: int, mode: str) -> tuple[int, int]:

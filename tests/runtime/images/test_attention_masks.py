@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import IPAdapterMaskProcessor
+from PIL import Image
 
+from sdexport import InvalidArgumentError
+from sdexport.runtime.adapters.ip_images import load_attention_masks
 from sdexport.runtime.images.attention_masks import attention_mask, resized_bicubic
 from tests.tolerances import BICUBIC_ABS
 
@@ -40,3 +45,35 @@ def test_interpolation_is_that_of_pytorch() -> None:
         )
         ours = resized_bicubic(image, *after.tolist())
         assert np.abs(ours - theirs.numpy()[0, 0]).max() <= BICUBIC_ABS
+
+
+BOX = np.random.default_rng(2).random((30, 44)) > 0.5
+LOADED: dict[str, Any] = {
+    "mode L": Image.fromarray(BOX * np.uint8(255)),
+    "mode 1": Image.fromarray(BOX),
+    "mode RGB": Image.fromarray(BOX * np.uint8(255)).convert("RGB"),
+    "floats": BOX.astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("kind", LOADED)
+@pytest.mark.parametrize("size", [(64, 64), (16, 24), (30, 44)])
+def test_loaded_masks_are_those_of_diffusers(kind: str, size: tuple[int, int]) -> None:
+    height, width = size
+    (ours,) = load_attention_masks(LOADED[kind], 1, size)
+    theirs = IPAdapterMaskProcessor(vae_scale_factor=1).preprocess(
+        LOADED[kind], height=height, width=width
+    )
+    np.testing.assert_array_equal(ours, theirs[0, 0].numpy())
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float64"])
+def test_masks_of_0_and_1(dtype: str, tmp_path: Path) -> None:
+    """They are black and white in any type, and in files too."""
+    size = BOX.shape[0], BOX.shape[1]
+    two = load_attention_masks(np.stack([BOX, ~BOX]).astype(dtype), 2, size)
+    np.testing.assert_array_equal(two, np.stack([BOX, ~BOX]))
+    Image.fromarray(BOX.astype(np.uint8)).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(load_attention_masks(tmp_path / "m.png", 1, size), BOX[None])
+    with pytest.raises(InvalidArgumentError, match="masks: contains NaN"):
+        load_attention_masks(np.full((4, 4), np.nan), 1, size)
