@@ -6,7 +6,7 @@ Source: the prompt syntax of AUTOMATIC1111's web UI 1.10.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -50,6 +50,22 @@ class LoraFolder:
         """
         return [self._lora(match) for match in TAG.finditer(text)]
 
+    def named_in_all(self, texts: Iterable[str]) -> list[NamedLora]:
+        """The LoRAs that the texts of one prompt name, each text for one text encoder.
+
+        A LoRA that a text names several times has the sum of the scales; one that several texts
+        name with the same scale is there once.
+
+        Raises: see named_in.
+        """
+        found: dict[NamedLora, None] = {}
+        for text in texts:
+            sums: dict[Path, float] = {}
+            for path, scale in self.named_in(text):
+                sums[path] = sums.get(path, 0.0) + scale
+            found |= dict.fromkeys(sums.items())
+        return list(found)
+
     def files(self, name: str) -> list[Path]:
         """The files of a name."""
         return list(self._files.get(name, ()))
@@ -88,8 +104,7 @@ def loras_of_prompts(
 ) -> list[tuple[Path, float | list[float]]]:
     """The LoRAs that the prompts of a batch name, each with its scale for every image.
 
-    A LoRA that a prompt names twice has the sum of both scales, and one that both texts of a prompt
-    name with the same scale has it once.
+    Each has the sum of the scales in a prompt; see LoraFolder.named_in_all.
 
     Raises: see LoraFolder.
     """
@@ -97,8 +112,7 @@ def loras_of_prompts(
         return []
     known, scales = LoraFolder(folder), dict[Path, list[float]]()
     for image, prompt in enumerate(prompts):
-        named = dict.fromkeys(each for text in as_tuple(prompt) for each in known.named_in(text))
-        for path, scale in named:
+        for path, scale in known.named_in_all(as_tuple(prompt)):
             scales.setdefault(path, [0.0] * len(prompts))[image] += scale
     return [(path, _same_or_each(each)) for path, each in scales.items()]
 

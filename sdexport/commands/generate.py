@@ -136,9 +136,9 @@ def generate(
     if backends or not reference:
         opened_with["backend"] = backends_of(backends)
     if reference:
-        jobs = reference.jobs(jobs)
+        jobs = reference.jobs(jobs, lora_dir)
         opened_with = reference.pipeline_arguments(opened_with)
-    opened_with["expected_images"] = len(jobs)
+    opened_with |= {"expected_images": len(jobs), "lora_dir": lora_dir}
     with (
         load_pipeline(package, **checked, **opened_with) as pipe,
         progress(None, "generate") as shown,

@@ -59,9 +59,11 @@ class Reference:
             kept |= {k: recorded[k] for k in ("quality", "lossless") if k in recorded}
         return {**kept, **changes}
 
-    def jobs(self, jobs: Sequence[Job]) -> list[Job]:
+    def jobs(self, jobs: Sequence[Job], lora_dir: Path | None = None) -> list[Job]:
         """The jobs with the image's settings, which their own replace.
 
+        Args:
+          lora_dir: where LoRAs are looked for as well.
         Raises: InvalidArgumentError: see `arguments_like`.
         """
         found = []
@@ -69,7 +71,7 @@ class Reference:
             changes = dict(job.arguments)
             if self.seed is not None or job.seed != self.parameters.seed is not None:
                 changes["seed"] = job.seed
-            arguments = arguments_like(self.parameters, changes, self.path.parent)
+            arguments = arguments_like(self.parameters, changes, self.path.parent, lora_dir)
             index = self.parameters.batch_index
             found.append(replace(job, arguments=arguments, batch_index=index))
         return found

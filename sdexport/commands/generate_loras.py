@@ -40,14 +40,10 @@ def with_tags(
     known = LoraFolder(folder, "--lora-dir")
     found = []
     for given in rows:
-        named: list[Lora] = []
         row = {**({"prompt": recorded} if TAG.search(recorded) else {}), **given}
-        changed = dict(row)
-        for key in ("prompt", "prompt_2"):
-            if isinstance(row.get(key), str):
-                named += known.named_in(row[key])
-                changed[key] = TAG.sub("", row[key])
-        if named:
-            changed["loras"] = [*row.get("loras", loras), *dict.fromkeys(named)]
+        texts = {key: row[key] for key in ("prompt", "prompt_2") if isinstance(row.get(key), str)}
+        changed = {**row, **{key: TAG.sub("", text) for key, text in texts.items()}}
+        if named := known.named_in_all(texts.values()):
+            changed["loras"] = [*row.get("loras", loras), *named]
         found.append(changed)
     return found

@@ -33,6 +33,9 @@ def test_scales_of_each_prompt(folder: Path) -> None:
     assert loras_of_prompts(["x<lora:a:0.5>", "<lora:a:0.5> y"], folder) == [(a, 0.5)]
     texts: list[Any] = ["<lora:a:0.5> x <lora:a>", "y", ("<lora:b c:-1>", "<lora:b c:-1> z")]
     assert loras_of_prompts(texts, folder) == [(a, [1.5, 0.0, 0.0]), (b, [0.0, 0.0, -1.0])]
+    twice: list[Any] = ["<lora:a:0.5> <lora:a:0.5>", ("<lora:a:0.5><lora:a:0.5>", "<lora:a:1>")]
+    assert loras_of_prompts(twice, folder) == [(a, 1.0)]
+    assert loras_of_prompts([("<lora:a:0.5>", "<lora:a:0.4>")], folder) == [(a, 0.9)]
     assert list(map(without_lora_tags, texts)) == [" x ", "y", ("", " z")]
 
 

@@ -44,6 +44,8 @@ def test_names_in_prompts(folder: Path) -> None:
         "seed": 1,
         "loras": [(b, 2.0), (a, 0.5), (b, 1.0)],
     }
+    (twice,) = with_tags([{"prompt": "<lora:a:0.5><lora:a:0.5>"}], folder, [])
+    assert twice["loras"] == [(a, 1.0)]
     assert found[1] == rows[1] and found[3] == rows[3]
     assert found[2]["loras"] == [(b, 3.0), (a, -1.0), (a, 2.0)] and found[2]["prompt_2"] == "z "
 
@@ -109,6 +111,12 @@ def test_command_and_like(lora_package: Path, folder: Path, tmp_path: Path) -> N
     assert (lora.name, lora.scale) == ("a", 0.5)
     again = generate(None, "4.png", "--like", one)
     assert again.read_bytes() == one.read_bytes()
+    other = folder / "other"
+    other.mkdir()
+    elsewhere = one.rename(other / "1.png")  # where no LoRA is, but --lora-dir says where
+    once_more = generate(None, "7.png", "--like", elsewhere, "--lora-dir", folder)
+    assert once_more.read_bytes() == elsewhere.read_bytes()
+    one = elsewhere.rename(one)
     texts = ("--save-embeds", folder / "1.npz")
     generate("x", "6.png", *settings, *texts, "--lora", folder / "a.safetensors")
     stronger = generate(None, "5.png", "--like", one, "--lora", folder / "a.safetensors")
