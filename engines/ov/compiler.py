@@ -243,7 +243,7 @@ class Compiler:
 
         with (
             self._explained(),
-            checked_cache(self._cache, self._name),
+            checked_cache(self._cache, self._name, self._check),
             scratch(graph_cache.scratch_folder()) as weights,
         ):
 
@@ -267,7 +267,6 @@ class Compiler:
                 if once is not None:
                     once = self._core.compile_model(once, self._device, configs[1])
                 model = self._core.compile_model(rewritten.model, self._device, configs[0])
-        self._check()  # before anything is stored or run
         return Compiled(model, shapes, rewritten.bound, once, keep=weights, empty=empty)
 
     def _take_read(self) -> _Read:

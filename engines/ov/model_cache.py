@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,15 +50,20 @@ def cache_folder(cache_dir: Path, name: str) -> Path:
 
 
 @contextmanager
-def checked_cache(folder: Path | None, name: str) -> Iterator[None]:
+def checked_cache(
+    folder: Path | None, name: str, check: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Check a folder of compiled graphs, let a block compile, and hash what is new.
 
     Args:
-      folder: None does nothing. name: of the component, for messages.
+      folder: None only compiles and checks. name: of the component, for messages.
+      check: called after the block; what is new counts only if it raises nothing.
     Raises: EngineError: a damaged file cannot be deleted, or a file changed during the block.
+      What `check` raises.
     """
     if folder is None:
         yield
+        check()
         return
     with _compiling:
         intact = _intact(folder, name)
@@ -69,6 +74,7 @@ def checked_cache(folder: Path | None, name: str) -> Iterator[None]:
             raise EngineError(
                 f"{name}: a file of {folder} changed while it was read; run it again"
             ) from error
+        check()
         for blob in folder.glob("*.blob"):
             if blob not in intact:
                 _record(blob)

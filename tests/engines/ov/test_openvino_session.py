@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sdexport.engines import EngineError, open_session
+from sdexport.engines.errors import PackageError
 from sdexport.engines.files import sha256_of
 from tests.helpers.unet_sessions import feeds
 from tests.tolerances import BF16_COSINE, COMPONENT_REL, assert_close
@@ -153,6 +154,17 @@ def test_openvino_cache_that_was_altered_is_compiled_again(
     caplog.clear()
     run(model, cache_dir=tmp_path)
     assert not caplog.messages
+
+
+def test_nothing_counts_that_was_compiled_from_altered_weights(
+    package: Path, tmp_path: Path
+) -> None:
+    def altered() -> None:
+        raise PackageError("unet/model.onnx_data was altered")
+
+    with pytest.raises(PackageError, match="was altered"):
+        run(package / "unet" / "model.onnx", cache_dir=tmp_path, check=altered)
+    assert list(tmp_path.rglob("*.blob")) and not list(tmp_path.rglob("*.sha256"))
 
 
 def test_openvino_cache_leaves_other_files_alone(package: Path, tmp_path: Path) -> None:
