@@ -37,7 +37,7 @@ def temporary_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     Yields: its name, and the file, open for writing; the caller closes and renames it.
     Raises: OSError: the folder is missing or cannot be written.
     """
-    _delete_abandoned(path)
+    delete_abandoned_files(path.parent, path.name)
     while True:
         name = path.with_name(f".{shortened(path.name)}.{secrets.token_hex(8)}{TEMPORARY}")
         created = name.open("xb")
@@ -75,13 +75,18 @@ def shortened(name: str) -> str:
     return name.encode(errors="ignore")[:_NAME_BYTES].decode(errors="ignore")
 
 
-def _delete_abandoned(path: Path) -> None:
-    """Delete what killed processes left of earlier writes of `path`."""
-    of_path = re.compile(rf"\.{re.escape(shortened(path.name))}\.[0-9a-f]{{16}}{TEMPORARY}")
-    with suppress(OSError), os.scandir(path.parent) as entries:
-        for name in [entry.name for entry in entries if of_path.fullmatch(entry.name)]:
+def delete_abandoned_files(folder: Path, name: str | None = None) -> None:
+    """Delete the temporary files of a folder that killed processes left.
+
+    Args:
+      name: only those for a file of this name.
+    """
+    of_file = ".+" if name is None else re.escape(shortened(name))
+    temporary = re.compile(rf"\.{of_file}\.[0-9a-f]{{16}}{TEMPORARY}", re.DOTALL)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for found in [entry.name for entry in entries if temporary.fullmatch(entry.name)]:
             with suppress(OSError):
-                _delete_unlocked(path.with_name(name))
+                _delete_unlocked(folder / found)
 
 
 def _delete_unlocked(path: Path) -> None:

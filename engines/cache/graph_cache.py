@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,13 +18,14 @@ from sdexport.engines.cache.user_cache import folder_problem, user_cache
 from sdexport.engines.errors import EngineError
 from sdexport.engines.exit_actions import delete as delete_now
 from sdexport.engines.messages import shown
-from sdexport.engines.temporary_files import TEMPORARY
+from sdexport.engines.temporary_files import TEMPORARY, delete_abandoned_files
 
 OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
 FOLDERS = (OPENVINO, ONNXRUNTIME)
 """Subfolders: of the graphs that OpenVINO has compiled, and ONNX Runtime optimised."""
 SUFFIXES = (".blob", ".onnx")
 """Of a graph's first file, which has the name of its sidecar."""
+_STRAY_SUFFIXES = (*SUFFIXES, ".onnx_data")
 LIMIT_VARIABLE = "SDEXPORT_CACHE_GB"
 """Environment variable: the most gigabytes that these graphs take."""
 DEFAULT_GB = 24.0
@@ -97,13 +98,33 @@ def note_use(plan: Path) -> None:
 
 def delete_abandoned(place: Path) -> None:
     """Delete what killed processes left: gigabytes that no graph would ever use."""
-    parts = list(place.glob(f".*{TEMPORARY}"))
+    delete_abandoned_files(place)
+    parts = _temporary_folders(place, "*")
     stems = {part.name[1:].removesuffix(TEMPORARY).rpartition(".")[0] for part in parts}
     for stem in stems | {file.stem for file in place.glob("*.lock")}:
         # a process that writes the graph holds the lock
         with suppress(EngineError, OSError), locked(place / f"{stem}.lock", stem):
-            for part in place.glob(f".{stem}.*{TEMPORARY}"):
+            for part in _temporary_folders(place, f"{stem}.*"):
                 delete_now(part)
+
+
+def _temporary_folders(place: Path, names: str) -> list[Path]:
+    """Folders in which graphs are written, and no files: those have locks of their own."""
+    found = place.glob(f".{names}{TEMPORARY}")
+    return [each for each in found if each.is_dir() and not each.is_symlink()]
+
+
+def _delete_strays(place: Path) -> None:
+    """Delete graph files without a sidecar, which is written last and deleted first."""
+    for file in [each for each in stray_files(place) if each.suffix in _STRAY_SUFFIXES]:
+        stem = file.name.removesuffix(file.suffix)
+        # the second file of a graph has one more part in its name than the sidecar
+        stems = sorted({stem, stem.rpartition(".")[0] or stem})
+        with suppress(EngineError, OSError), ExitStack() as stack:
+            for each in stems:
+                stack.enter_context(locked(place / f"{each}.lock", each))
+            if not any(os.path.lexists(place / f"{each}.json") for each in stems):
+                delete_now(file)
 
 
 def graphs(place: Path) -> list[CachedGraph]:
@@ -119,16 +140,19 @@ def graphs(place: Path) -> list[CachedGraph]:
 
 
 def evict(place: Path, *, keep: Path | None = None, most: int | None = None) -> int:
-    """Delete the least recently used graphs until the others take `most` bytes.
+    """Delete the least recently used graphs until the others take `most` bytes, and stray files.
 
     Args:
       place: one of FOLDERS; graphs of the others next to it are counted and deleted too.
       keep: the file of a graph that stays. most: default `limit()`.
     Returns: how many were deleted.
     """
-    delete_abandoned(place)
-    places = [place, *(place.with_name(name) for name in FOLDERS if name != place.name)]
-    found = [graph for each in places if not folder_problem(each) for graph in graphs(each)]
+    others = [place.with_name(name) for name in FOLDERS if name != place.name]
+    places = [each for each in (place, *others) if not folder_problem(each)]
+    for each in places:
+        delete_abandoned(each)
+        _delete_strays(each)
+    found = [graph for each in places for graph in graphs(each)]
     present, deleted = sorted(found, key=lambda graph: graph.used), 0
     total, most = sum(graph.size for graph in present), limit() if most is None else most
     for graph in present:

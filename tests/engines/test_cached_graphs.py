@@ -22,7 +22,7 @@ from sdexport.engines.cache.lock import locked
 from sdexport.engines.ort import onnxruntime_session
 from sdexport.engines.ort.prepared import cached_graph
 from sdexport.engines.ort.prepared.prepared_session import PreparedSession
-from sdexport.engines.temporary_files import TEMPORARY
+from sdexport.engines.temporary_files import TEMPORARY, temporary_file
 from sdexport.runtime import store_graphs
 from sdexport.runtime.component_engines import open_component
 from tests.helpers.engine_damages import DAMAGES
@@ -198,6 +198,35 @@ def test_what_killed_processes_left_is_deleted_unless_one_still_writes(
         assert (cache / f".alive.abc{TEMPORARY}" / "weights").exists()
     decoded(package)
     assert graph_cache.stray_files(cache) == []
+
+
+def test_sidecar_that_another_process_writes_is_left_alone(
+    cache: Path, warm: tuple[Path, np.ndarray]
+) -> None:
+    shutil.copytree(warm[0], cache.parent)
+    (graph,) = graph_cache.graphs(cache)
+    dead = cache / f".{graph.sidecar.name}.0123456789abcdef{TEMPORARY}"
+    dead.touch()
+    with temporary_file(graph.sidecar) as (alive, _):
+        graph_cache.note_use(graph.plan)
+        assert alive.exists() and not dead.exists()
+
+
+def test_files_without_a_sidecar_are_deleted_unless_one_is_being_written(
+    cache: Path, warm: tuple[Path, np.ndarray]
+) -> None:
+    shutil.copytree(warm[0], cache.parent)
+    (graph,) = graph_cache.graphs(cache)
+    other = cache.with_name(graph_cache.OPENVINO)
+    other.mkdir(mode=0o700)
+    strays = [cache / "a.b.onnx", cache / "a.b.onnx_data", other / "c.blob", other / "c.once.blob"]
+    for file in (*strays, other / "d.once.blob", other / "not_ours.txt"):
+        file.write_bytes(b"0")
+    with locked(other / "d.lock", "d"):
+        assert graph_cache.evict(cache, keep=graph.plan) == 0
+        assert (other / "d.once.blob").exists()
+    assert not [file for file in strays if file.exists()]
+    assert graph_cache.graphs(cache) == [graph] and (other / "not_ours.txt").exists()
 
 
 def test_both_backends_share_the_bound(
