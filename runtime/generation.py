@@ -86,6 +86,7 @@ def generate(pipeline: PipelineStages, call: CheckedCall) -> Result:
     with recorded_runs() as ran, closing(call.adapters):
         latents, decoded, detected, clock = _run_stages(pipeline, call)
     pipeline.package.check_hashes()  # of every file before an image is returned
+    call.adapters.check_hashes()
     parameters = image_parameters(
         call.arguments,
         call.prompts,

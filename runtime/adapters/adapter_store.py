@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdexport.engines.closing import ClosesOnExit
-from sdexport.engines.errors import EngineError, InvalidArgumentError
+from sdexport.engines.errors import EngineError, InvalidArgumentError, PackageError
 from sdexport.engines.guarded_files import FileIdentity
 from sdexport.engines.session_options import SESSION_OPTIONS
 from sdexport.runtime.adapters.adapter_sessions import AdapterSessions
@@ -17,9 +17,10 @@ from sdexport.runtime.component_backends import Backends, backend_of
 from sdexport.runtime.models.components import EXPORT_OPTIONS, AdapterKind
 from sdexport.runtime.packages.manifest import MANIFEST
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.packages.trust import WARN
 
 MOST_IDLE = 2
-"""Adapters that stay open although no call uses them, the last used ones."""
+"""Adapters that stay open in addition to those of the last call, the last used ones."""
 _Key = tuple[object, ...]
 
 
@@ -65,20 +66,33 @@ class AdapterStore(ClosesOnExit):
 
         Args:
           source: the folder of its package, or the package.
-        Raises: InvalidArgumentError: a package of something else. FileNotFoundError, PackageError:
-          see Package.load.
+        Raises: InvalidArgumentError: a package of something else. PackageError: a package that was
+          loaded with less than the pipeline requires. FileNotFoundError, PackageError: see
+          Package.load.
         """
+        if isinstance(source, Package):
+            self._check_required(source)
         with self._lock:
             if self._closed:
                 raise EngineError("the pipeline is closed; load it again")
             key = _key(source)
-            if key not in self._open:
+            opened = self._open.get(key)
+            if opened is not None:
+                package = opened.package
+            else:
                 package = source if isinstance(source, Package) else self._load(Path(source))
-                _check_kind(package, kind)
-                self._open[key] = self._sessions(package)
-            self._open[key] = self._open.pop(key)  # the last used one comes last
+            _check_kind(package, kind)
+            self._open.pop(key, None)  # the last used one comes last
+            self._open[key] = self._sessions(package) if opened is None else opened
             self._users[key] = self._users.get(key, 0) + 1
             return OpenAdapter(self, key, self._open[key])
+
+    def close_others(self) -> None:
+        """Close adapters that no call uses, except the last used ones; see MOST_IDLE."""
+        with self._lock:
+            idle = [key for key in self._open if key not in self._users]
+            for key in idle[: max(len(idle) - MOST_IDLE, 0)]:
+                self._open.pop(key).close()
 
     def close(self) -> None:
         """Close every adapter; closing twice is allowed."""
@@ -91,10 +105,30 @@ class AdapterStore(ClosesOnExit):
     def _release(self, key: _Key) -> None:
         with self._lock:
             self._users[key] -= 1
-            idle = [key for key in self._open if not self._users.get(key)]
-            kept = 0 if self._keeps_none else MOST_IDLE
-            for old in idle[: len(idle) - kept]:
-                self._open.pop(old).close()
+            if self._users[key]:
+                return
+            del self._users[key]
+            if self._keeps_none and key in self._open:
+                self._open.pop(key).close()
+
+    def _check_required(self, package: Package) -> None:
+        """Raises: PackageError: it was loaded with less than what is required of the model's."""
+        ours, own = self._package, package
+        missing = [
+            option
+            for option, is_met in (
+                ("trusted_key", ours.trust.key in (None, own.trust.key)),
+                ("trust", ours.trust.policy in (WARN, own.trust.policy)),
+                ("verify", ours.hashes is None or own.hashes is not None),
+                ("verify_hashes", own.reads_every_hash or not ours.reads_every_hash),
+            )
+            if not is_met
+        ]
+        if missing:
+            raise PackageError(
+                f"{package.folder}: this package was loaded without what the pipeline requires "
+                f"({', '.join(missing)}); give its folder, or load it with the same settings"
+            )
 
     def _load(self, folder: Path) -> Package:
         trust = self._package.trust

@@ -63,6 +63,7 @@ class AppliedControlNets:
         except BaseException:
             self.close()
             raise
+        self.packages = tuple(each.package for each in self._opened)
         self.recorded = tuple(map(_recorded, nets, self._opened))
 
     def close(self) -> None:

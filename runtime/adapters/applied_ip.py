@@ -83,6 +83,7 @@ class AppliedIPAdapters:
         except BaseException:
             self.close()
             raise
+        self.packages = tuple(each.package for each in self._opened)
         self.recorded = tuple(map(_recorded, adapters, self._opened))
 
     def close(self) -> None:

@@ -69,6 +69,7 @@ class AppliedT2IAdapters:
         except BaseException:
             self.close()
             raise
+        self.packages = tuple(each.package for each in self._opened)
         self.recorded = tuple(map(_recorded, adapters, self._opened))
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from sdexport.runtime.text_encoders import TextEncoders
 if TYPE_CHECKING:
     from sdexport.runtime.adapters.applied_loras import AppliedLoras
     from sdexport.runtime.adapters.lora_inputs import LayerShape
+    from sdexport.runtime.packages.package import Package
 
 _OTHERS = {
     AdapterKind.T2I_ADAPTER: "down_intrablock_additional_residuals_",
@@ -40,6 +41,7 @@ class DenoiserAdapter(Protocol):
 
     kind: AdapterKind
     recorded: Any
+    packages: tuple[Package, ...]
 
     def wrap(self, session: Session) -> Session:
         """The denoiser's session without the inputs of this kind, and perhaps with others."""
@@ -120,6 +122,15 @@ class CallAdapters:
         Raises: InvalidArgumentError: a LoRA of a text encoder has a scale for each image.
         """
         return self._loras.text_encoders(encoders)
+
+    def check_hashes(self) -> None:
+        """Wait until every file of the adapters' packages is compared with its hash.
+
+        Raises: PackageError: a file was altered. OSError: it cannot be read.
+        """
+        for part in self._parts:
+            for package in part.packages:
+                package.check_hashes()
 
     def close(self) -> None:
         """Release what the call used; closing twice is allowed."""

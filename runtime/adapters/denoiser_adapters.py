@@ -52,6 +52,8 @@ def denoiser_adapters(
         for each in found:
             each.close()
         raise
+    finally:
+        store.close_others()  # before the sessions of these are opened
     return found
 
 
