@@ -111,7 +111,9 @@ def open_adapter(
         return _from_file(path, image_encoder, allow_pickle=allow_pickle)
     if image_encoder is not None:
         raise InvalidArgumentError(f"{source} is no file of an IP-Adapter; omit --image-encoder")
-    folder, origin = locate_adapter(source, revision, variant=variant, allow_pickle=allow_pickle)
+    folder, origin = locate_adapter(
+        source, revision, variant=variant, allow_pickle=allow_pickle, check=_opener
+    )
     opened = _from_folder(folder, variant=variant, allow_pickle=allow_pickle)
     return opened if origin is None else replace(opened, source=origin, label=str(source))
 
@@ -135,6 +137,16 @@ def _from_file(
 
 
 def _from_folder(folder: Path, *, variant: str | None, allow_pickle: bool) -> AdapterCheckpoint:
+    opens, config = _opener(folder)
+    found = opens(folder, config, variant=variant, allow_pickle=allow_pickle)
+    return AdapterCheckpoint(label=str(folder), **found)
+
+
+def _opener(folder: Path) -> tuple[Callable[..., dict[str, Any]], dict[str, Any]]:
+    """What opens a folder, and its configuration.
+
+    Raises: CheckpointError: it holds no adapter of a kind that is supported.
+    """
     if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
         inside = [p.parent.name for p in sorted(folder.glob("controlnet*/config.json"))]
         hint = f"give the folder of its {inside[0]}" if inside else "export it with sdexport export"
@@ -148,5 +160,4 @@ def _from_folder(folder: Path, *, variant: str | None, allow_pickle: bool) -> Ad
             f"{folder}: {shown(name)} is not supported: {what}; expected one of "
             f"{', '.join(_IN_FOLDERS)}"
         )
-    found = opens(folder, config, variant=variant, allow_pickle=allow_pickle)
-    return AdapterCheckpoint(label=str(folder), **found)
+    return opens, config

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sdexport.checkpoints.diffusers_layout import CLASSES
+from sdexport.checkpoints.weight_file import PICKLE_HINT
 from sdexport.checkpoints.weight_sets import has_weights
 from sdexport.engines.errors import CheckpointError
 
 _WANTED = ("model_index.json", "tokenizer*/*", "scheduler/*", "feature_extractor/*.json")
 _OF_COMPONENT = ("*.json", "*.safetensors")
+_BELOW = "*/*"
+"""What is not at the top of a repository: an asterisk also stands for slashes."""
+_STEM = "diffusion_pytorch_model"
 _UNWANTED = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*non_ema*"]
 
 
@@ -51,21 +55,37 @@ def locate_adapter(
     *,
     variant: str | None = None,
     allow_pickle: bool = False,
+    check: Callable[[Path], object] = lambda folder: None,
 ) -> tuple[Path, dict[str, str] | None]:
     """The folder of an adapter, downloaded if `source` is the id of a repository.
 
+    Of a repository the files at its top are downloaded, as variants and formats of a checkpoint's.
+
+    Args:
+      check: called with a downloaded folder that holds config.json alone, before the weights.
     Returns: the folder, and what the manifest says of the origin; None of a local folder.
     Raises: FileNotFoundError: no such folder. ConnectionError: the hub cannot be reached, or has no
-      such repository.
+      such repository. CheckpointError: no adapter at its top; what `check` raises.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder, None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise _no_folder(source)
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index*.json"]
-    wanted += ["*.bin*"] * allow_pickle
-    found = _snapshot(str(source), revision, wanted, [] if variant else _UNWANTED)
+    found = _snapshot(str(source), revision, ["config.json", "model_index.json"], [_BELOW])
+    if not any((found / name).is_file() for name in ("config.json", "model_index.json")):
+        raise CheckpointError(
+            f"{source}: no config.json at the top of the repository; download the file of the "
+            "adapter, as of IP-Adapters, and give that"
+        )
+    check(found)
+    _snapshot(str(source), found.name, [f"{_STEM}*.safetensors*"], [*_UNWANTED, _BELOW])
+    _fetch_weights(str(source), found, [""], variant, allow_pickle=allow_pickle)
+    if not (allow_pickle or has_weights(found, "")):
+        raise CheckpointError(
+            f"{source}: no weights named {_STEM}.safetensors at the top of the repository; "
+            f"if there are .bin files: {PICKLE_HINT}"
+        )
     return found, {"type": "hub", "id": str(source), "revision": found.name}
 
 
@@ -113,15 +133,27 @@ def _download(
     allow_pickle: bool,
     components: Collection[str],
 ) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = [*_WANTED, *(f"{part}/{name}" for part in components for name in _OF_COMPONENT)]
     found = _snapshot(repository, revision, wanted, _UNWANTED)
     parts = [part for part in components if (found / part / "config.json").is_file()]
+    _fetch_weights(repository, found, parts, variant, allow_pickle=allow_pickle)
+    return found
+
+
+def _fetch_weights(
+    repository: str, found: Path, parts: list[str], variant: str | None, *, allow_pickle: bool
+) -> None:
+    """Download the chosen variant, and where there are no weights yet, those by other names.
+
+    Args:
+      parts: folders of components; the empty text is the top of the repository.
+    """
+    from huggingface_hub import snapshot_download
 
     def fetch(parts: list[str], pattern: str) -> None:
-        patterns = [f"{part}/{pattern}" for part in parts]
-        snapshot_download(repository, revision=found.name, allow_patterns=patterns)
+        patterns = [f"{part}/{pattern}" if part else pattern for part in parts]
+        unwanted = {} if all(parts) else {"ignore_patterns": [_BELOW]}
+        snapshot_download(repository, revision=found.name, allow_patterns=patterns, **unwanted)
 
     with _explained(repository):
         if variant:
@@ -130,4 +162,3 @@ def _download(
             without = [p for p in parts if not has_weights(found, p, allow_pickle=allow_pickle)]
             if without:  # published in half precision alone, or without .safetensors
                 fetch(without, pattern)
-    return found
