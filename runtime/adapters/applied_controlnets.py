@@ -77,10 +77,11 @@ class AppliedControlNets:
         Args:
           session: of its graph that takes residuals.
         """
+        all_guess = _pools(self._opened[0])  # as in diffusers, where the first one decides for all
         return ControlledSession(
             session,
             [
-                self._step_net(net, opened)
+                self._step_net(net, opened, net.guess_mode or all_guess)
                 for net, opened in zip(self._nets, self._opened, strict=True)
             ],
         )
@@ -119,13 +120,11 @@ class AppliedControlNets:
         embedded = finite(np.concatenate(parts), session.name, "the control image")
         return np.repeat(embedded, call.count // len(embedded), axis=0)
 
-    def _step_net(self, net: ControlNet, opened: OpenAdapter) -> StepControlNet:
+    def _step_net(self, net: ControlNet, opened: OpenAdapter, guess_mode: bool) -> StepControlNet:
         session = opened.sessions.session(CONTROLNET.name)
-        pools = bool(opened.package.config(CONTROLNET.name).get("global_pool_conditions"))
-        guess_mode = net.guess_mode or pools
         names = [spec.name for spec in session.outputs]
         weights = np.ones(len(names))
-        if guess_mode and not pools:
+        if guess_mode and not _pools(opened):
             weights = np.logspace(-1, 0, len(names))
         scales = dict(zip(names, (weights * net.scale).astype(np.float32), strict=True))
         return StepControlNet(
@@ -134,6 +133,11 @@ class AppliedControlNets:
             steps_of(self._call.steps, net) if net.scale else frozenset(),
             guess_mode,
         )
+
+
+def _pools(opened: OpenAdapter) -> bool:
+    """Whether a ControlNet pools its outputs over all pixels."""
+    return bool(opened.package.config(CONTROLNET.name).get("global_pool_conditions"))
 
 
 def steps_of(steps: range, net: ControlNet) -> frozenset[int]:

@@ -90,7 +90,7 @@ class ControlImages:
           mode: see `resize`.
           crops: of the input images of which only a part is generated, one or several that divide
             `count`; n is then `count`.
-        Raises: InvalidArgumentError: other channels than RGB of an image that has no others.
+        Raises: InvalidArgumentError: a ControlNet that takes other channels than RGB; unknown mode.
         """
         total = count if crops else len(self._images)
         found = []
@@ -99,10 +99,9 @@ class ControlImages:
             crop = crops[i * len(crops) // total] if crops else None
             pixels = _fitted(image, width, height, mode, crop)
             found.append(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        if any(each.shape[0] != channels for each in found):
+        if channels != _RGB:
             raise InvalidArgumentError(
-                f"{NAME}: the ControlNet takes {channels} channels, got {found[0].shape[0]}; give "
-                f"an array of floats with {channels} channels"
+                f"{NAME}: the ControlNet takes {channels} channels; only RGB, 3, is supported"
             )
         return np.stack(found)
 

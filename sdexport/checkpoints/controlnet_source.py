@@ -149,8 +149,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         "lists of channels": all(isinstance(each, list | tuple) and each for each in sizes),
         "1 to 64 input channels, those of latents": isinstance(config["in_channels"], int)
         and 1 <= config["in_channels"] <= 64,
-        "1 to 16 channels of the control image": isinstance(config["conditioning_channels"], int)
-        and 1 <= config["conditioning_channels"] <= 16,
+        "3 conditioning_channels, control images in RGB": config["conditioning_channels"] == 3,
     }
     for name, holds in expectations.items():
         if not holds:

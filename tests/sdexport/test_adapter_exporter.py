@@ -136,6 +136,7 @@ def change(net: Path, **values: Any) -> None:
         ({"class_embed_type": "timestep"}, "class conditioning"),
         ({"in_channels": 9}, "another shape"),
         ({"controlnet_conditioning_channel_order": "grb"}, "rgb or bgr"),
+        ({"conditioning_channels": 4}, "3 conditioning_channels"),
         ({"block_out_channels": []}, "lists of channels"),
         ({"block_out_channels": [16, "x"]}, "net"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 
 from sdexport import ControlNet, InvalidArgumentError, PackageError, Pipeline, load_pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.runtime.adapters.applied_controlnets import steps_of
+from sdexport.runtime.adapters import applied_controlnets
+from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets, steps_of
 from sdexport.runtime.packages.package import Package
 from tests.helpers.control_nets import control_image
 from tests.helpers.lora_files import ATTENTION, random_lora, save_peft
@@ -267,3 +269,29 @@ def test_steps_are_those_of_diffusers() -> None:
     assert steps_of(range(4), net) == {1, 2}
     assert steps_of(range(10, 14), net) == {11, 12}
     assert steps_of(range(3), net) == {1}
+
+
+@pytest.mark.parametrize("pools", [(True, False), (False, True), (False, False)])
+def test_pooling_of_the_first_decides_for_all(
+    pools: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in diffusers: guess mode for every ControlNet if the first one pools its outputs."""
+    session = SimpleNamespace(outputs=[SimpleNamespace(name="a"), SimpleNamespace(name="b")])
+    opened = [
+        SimpleNamespace(
+            package=SimpleNamespace(config=lambda _, pool=pool: {"global_pool_conditions": pool}),
+            sessions=SimpleNamespace(session=lambda _: session),
+        )
+        for pool in pools
+    ]
+    applied = object.__new__(AppliedControlNets)
+    vars(applied).update(
+        _nets=[ControlNet("one", EDGES), ControlNet("two", EDGES)],
+        _opened=opened,
+        _call=SimpleNamespace(steps=range(2)),
+    )
+    monkeypatch.setattr(applied_controlnets, "ControlledSession", lambda _, nets: nets)
+    first, second = applied.wrap(session)  # type: ignore[arg-type, misc]
+    assert (first.conditional_only, second.conditional_only) == (pools[0], pools[0])
+    assert first.scales["a"] == 1
+    assert (second.scales["a"] < 1) == pools[0]
