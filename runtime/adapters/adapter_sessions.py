@@ -48,6 +48,10 @@ class AdapterSessions(ClosesOnExit):
         """
         return self._components.opened_with(component)
 
+    def finish(self, component: str) -> None:
+        """Close a component that the image does not need any more, if it is the only one."""
+        self._components.finish([component])
+
     def close(self) -> None:
         """Close every session; closing twice is allowed."""
         self._components.close()

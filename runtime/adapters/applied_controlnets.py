@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sdexport.engines import PLAN_BACKENDS, Session
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
+from sdexport.engines.guarded_files import parsing
+from sdexport.engines.messages import shown
 from sdexport.engines.onnx_file.graph_specs import specs_of
 from sdexport.engines.session import TensorSpec
 from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
@@ -24,8 +26,17 @@ from sdexport.runtime.images.control_images import ControlImages
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.recorded_values import RecordedControlNet
 from sdexport.runtime.models.components import AdapterKind, adapter_graph, is_residual
-from sdexport.runtime.models.controlnet import CONTROL_EMBEDDING, CONTROL_IMAGE, CONTROLNET
+from sdexport.runtime.models.controlnet import (
+    CONTROL_EMBEDDING,
+    CONTROL_IMAGE,
+    CONTROLNET,
+    EMBEDDING,
+)
 from sdexport.runtime.packages.package import Package
+
+_MAPS = ("sample", CONTROL_IMAGE, EMBEDDING)
+"""Inputs and outputs with channels, height and width; residuals are others."""
+_CHECKED_ELSEWHERE = ("timestep", EMBEDDING)
 
 
 class AppliedControlNets:
@@ -93,6 +104,8 @@ class AppliedControlNets:
                 self._embedded(opened, images)
                 for opened, images in zip(self._opened, self._images, strict=True)
             ]
+            for opened in self._opened:
+                opened.sessions.finish(CONTROL_EMBEDDING.name)
         conditional = np.ones(self._call.count, np.float32)
         rows = {embedding_name(i): each for i, each in enumerate(self._embeddings)}
         if guided:
@@ -112,9 +125,8 @@ class AppliedControlNets:
             crops=call.crops,
             count=call.count,
         )
-        (output,) = (each.name for each in session.outputs)
         parts = [
-            session.run({CONTROL_IMAGE: samples[rows]})[output]
+            session.run({CONTROL_IMAGE: samples[rows]})[EMBEDDING]
             for rows in chunks(len(samples), call.max_batch)
         ]
         embedded = finite(np.concatenate(parts), session.name, "the control image")
@@ -169,11 +181,12 @@ def _recorded(net: ControlNet, opened: OpenAdapter) -> RecordedControlNet:
 def _denoiser_specs(package: Package, denoiser: str) -> dict[str, TensorSpec]:
     """The inputs of the denoiser's graph that takes ControlNets, by name.
 
-    Raises: PackageError: there is none.
+    Raises: PackageError: there is none, or it is damaged.
     """
     graph = adapter_graph(denoiser, {AdapterKind.CONTROLNET})
     path = package.model_path(graph)
-    return {spec.name: spec for spec in specs_of(package.surveys.of(graph).inputs, path)}
+    with parsing(PackageError, path):
+        return {spec.name: spec for spec in specs_of(package.surveys.of(graph).inputs, path)}
 
 
 def _check_count(images: int, count: int) -> None:
@@ -185,7 +198,9 @@ def _check_count(images: int, count: int) -> None:
 
 
 def _check_fits(package: Package, specs: dict[str, TensorSpec], adapter: Package) -> None:
-    """Raises: InvalidArgumentError: the ControlNet was made for another model."""
+    """Raises: InvalidArgumentError: the ControlNet was made for another model. PackageError: one of
+    the packages is damaged.
+    """
     record = adapter.manifest.components[CONTROLNET.name]
     what = f"{NAME}: {adapter.folder} does not fit {package.folder}"
     unit = package.manifest.downscale
@@ -194,36 +209,59 @@ def _check_fits(package: Package, specs: dict[str, TensorSpec], adapter: Package
             f"{what}: its latents are {adapter.manifest.downscale} times smaller than the image, "
             f"those of the model {unit} times"
         )
-    residuals = {name: spec.shape[1] for name, spec in specs.items() if is_residual(name)}
-    given = {spec.name: spec.shape[1] for spec in record.outputs}
+    with parsing(PackageError, adapter.folder):
+        _check_embedding(adapter)
+        given = {spec.name: _channels_of(spec) for spec in record.outputs}
+        taken = {
+            spec.name: _channels_of(spec)
+            for spec in record.inputs
+            if spec.name not in _CHECKED_ELSEWHERE
+        }
+    with parsing(PackageError, package.folder):
+        residuals = {name: _channels_of(spec) for name, spec in specs.items() if is_residual(name)}
+        known = {name: _channels_of(specs[name]) for name in taken if name in specs}
+    known["sample"] = package.manifest.latent_channels
     if residuals != given:
         raise InvalidArgumentError(
             f"{what}: it gives {_channels(given)}, and the model takes {_channels(residuals)}; it "
             "was made for a model of another family"
         )
-    latents = package.manifest.latent_channels
-    for spec in record.inputs:
-        expected = latents if spec.name == "sample" else None
-        if spec.name in specs and spec.name != "sample":
-            expected = specs[spec.name].shape[-1]  # type: ignore[assignment]
-            got = spec.shape[-1]
-        elif spec.name == "sample":
-            got = spec.shape[1]
-        elif spec.name in ("timestep", "control_embedding"):
-            continue
-        else:
+    for name, got in taken.items():
+        if name not in known:
             raise InvalidArgumentError(
-                f"{what}: it takes {spec.name}, which the model does not have; it was made for a "
+                f"{what}: it takes {name}, which the model does not have; it was made for a "
                 "model of another family"
             )
-        if expected != got:
+        if known[name] != got:
             raise InvalidArgumentError(
-                f"{what}: its {spec.name} has {got} channels, that of the model {expected}; it was "
+                f"{what}: its {name} has {got} channels, that of the model {known[name]}; it was "
                 "made for a model of another family"
             )
 
 
-def _channels(residuals: dict[str, int | str]) -> str:
+def _check_embedding(adapter: Package) -> None:
+    """Raises: ValueError, KeyError: the network does not take what the control image becomes."""
+    first, second = (
+        adapter.manifest.components[spec.name] for spec in (CONTROL_EMBEDDING, CONTROLNET)
+    )
+    (image,), (embedding,) = first.inputs, first.outputs
+    _channels_of(image)
+    taken = {spec.name: spec for spec in second.inputs}[embedding.name]
+    if _channels_of(embedding) != _channels_of(taken):
+        raise ValueError(f"{CONTROLNET.name} takes another {EMBEDDING} than there is")
+
+
+def _channels_of(spec: TensorSpec) -> int:
+    """Raises: ValueError: it has none."""
+    is_map = is_residual(spec.name) or spec.name in _MAPS
+    rank = len(spec.shape)
+    channels = spec.shape[1 if is_map else -1] if rank > 1 else None
+    if not isinstance(channels, int) or (is_map and rank != 4):
+        raise ValueError(f"{spec.name:.80} has the shape {shown(spec.shape)}")
+    return channels
+
+
+def _channels(residuals: dict[str, int]) -> str:
     return f"{len(residuals)} residuals of {', '.join(map(str, residuals.values()))} channels"
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
+from sdexport.engines.guarded_files import parsing
 from sdexport.engines.messages import shown
 from sdexport.engines.onnx_file.graph_specs import specs_of
 from sdexport.engines.session import Session, TensorSpec
+from sdexport.runtime import checks
 from sdexport.runtime.adapters.adapted_session import AdaptedSession
 from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
 from sdexport.runtime.adapters.controlled_images import ControlledImages
@@ -36,6 +38,8 @@ from sdexport.runtime.packages.package import Package
 
 MOST_IMAGES = 64
 """Of one adapter."""
+_LARGEST = 4096
+"""Pixels in width and height that an image encoder takes."""
 
 
 class AppliedIPAdapters:
@@ -60,8 +64,9 @@ class AppliedIPAdapters:
         self._adapters, self._call = adapters, call
         self._unit = package.manifest.downscale
         self._specs = _unet_specs(package)
-        self._layers = image_layers(self._specs)
-        widths = {spec.name: spec.shape[-1] for spec in self._specs}
+        with parsing(PackageError, package.folder):
+            self._layers = image_layers(self._specs)
+            width = {spec.name: spec.shape for spec in self._specs}["encoder_hidden_states"][-1]
         self._images = [load_images(each.images, IP_NAME) for each in adapters]
         self._scales = [
             self._layer_scales(*each) for each in zip(adapters, self._images, strict=True)
@@ -78,8 +83,8 @@ class AppliedIPAdapters:
                 self._opened.append(store.open(each.package, self.kind))
                 opened = self._opened[-1].package
                 outputs = opened.manifest.components[IMAGE_PROJECTION.name].outputs
-                name, text = str(opened.folder), widths["encoder_hidden_states"]
-                check_fits(name, outputs, self._layers, text)
+                check_fits(str(opened.folder), outputs, self._layers, width)
+                _image_side(opened)
         except BaseException:
             self.close()
             raise
@@ -102,8 +107,12 @@ class AppliedIPAdapters:
         return AdaptedSession(session, constants)
 
     def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
-        """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""
+        """Further inputs of that session, a row for each row of the embeddings; see `denoise`.
+
+        Releases the packages: they do not run in the steps.
+        """
         inputs = self._computed(guided=guided)
+        self.close()
         return {name: value for name, value in inputs.items() if is_row_input(name)}
 
     def _computed(self, *, guided: bool) -> dict[str, np.ndarray]:
@@ -124,7 +133,7 @@ class AppliedIPAdapters:
 
     def _to_encode(self, opened: OpenAdapter, images: Sequence[Any]) -> EncodedImages:
         encoder = opened.sessions.session(IMAGE_ENCODER.name)
-        side = next(int(spec.shape[-1]) for spec in encoder.inputs if spec.name == PIXELS)
+        side = _image_side(opened.package)
         pixels = ClipImageProcessor(size=side, crop=(side, side))(images)
         projection = opened.sessions.session(IMAGE_PROJECTION.name)
         return EncodedImages(encoder, projection, pixels, self._layers)
@@ -145,14 +154,29 @@ class AppliedIPAdapters:
         return [scale_of_layers("IPAdapter: scale", each, names) for each in given]
 
 
+def _image_side(adapter: Package) -> int:
+    """Width and height of the images that the adapter's encoder takes, in pixels.
+
+    Raises: PackageError: it takes something else.
+    """
+    with parsing(PackageError, adapter.folder):
+        inputs = adapter.manifest.components[IMAGE_ENCODER.name].inputs
+        shape = {spec.name: spec.shape for spec in inputs}[PIXELS]
+        side = checks.integer(f"size of {PIXELS}", shape[-1], 1, _LARGEST)
+        if shape[1:] != (3, side, side):
+            raise ValueError(f"{PIXELS} has the shape {shown(shape)}")
+    return side
+
+
 def _unet_specs(package: Package) -> list[TensorSpec]:
     """The inputs of the denoiser's graph that takes IP-Adapters.
 
-    Raises: PackageError: there is none.
+    Raises: PackageError: there is none, or it is damaged.
     """
     graph = adapter_graph(package.family.denoiser, {AdapterKind.IP_ADAPTER})
     path = package.model_path(graph)
-    return list(specs_of(package.surveys.of(graph).inputs, path))
+    with parsing(PackageError, path):
+        return list(specs_of(package.surveys.of(graph).inputs, path))
 
 
 def _recorded(adapter: IPAdapter, opened: OpenAdapter) -> RecordedIPAdapter:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
+from sdexport.engines.guarded_files import parsing
 from sdexport.engines.onnx_file.graph_specs import specs_of
 from sdexport.engines.session import Feeds, GraphSource, Session, SessionBase, TensorSpec
+from sdexport.runtime import checks
 from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.image_adapter_arguments import T2I_NAME, T2IAdapter
@@ -28,6 +30,8 @@ from sdexport.runtime.models.t2i_adapter import CONTROL_IMAGE, T2I_ADAPTER
 from sdexport.runtime.packages.package import Package
 
 _RGB = 3
+_MOST_DOWNSCALE = 1024
+"""Pixels of an image, in width and height, for one of its smallest features."""
 
 
 class AppliedT2IAdapters:
@@ -58,7 +62,7 @@ class AppliedT2IAdapters:
                     "give one for all, or one for each"
                 )
         self._unit = package.manifest.downscale
-        self._specs = residual_specs(_unet_specs(package))
+        self._specs = _unet_residuals(package)
         self._opened: list[OpenAdapter] = []
         self._features: list[dict[str, np.ndarray]] | None = None
         self._phases = _phases([each.factor for each in adapters], call)
@@ -88,12 +92,16 @@ class AppliedT2IAdapters:
         return PhasedSession(session, self._specs, [end for end, _ in self._phases])
 
     def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
-        """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""
+        """Further inputs of that session, a row for each row of the embeddings; see `denoise`.
+
+        Releases the packages: they do not run in the steps.
+        """
         if self._features is None:
             self._features = [
                 self._computed(opened, images)
                 for opened, images in zip(self._opened, self._images, strict=True)
             ]
+            self.close()
         rows = self._call.count * (2 if guided else 1)
         found: dict[str, np.ndarray] = {}
         for index, (_, active) in enumerate(self._phases):
@@ -110,8 +118,8 @@ class AppliedT2IAdapters:
         samples = images.samples(
             call.width, call.height, _RGB, mode=call.resize_mode, crops=call.crops, count=call.count
         )
-        channels = next(s.shape[1] for s in session.inputs if s.name == CONTROL_IMAGE)
-        return features_of(session, grey(samples) if channels == 1 else samples, call.max_batch)
+        is_grey = _channels(session.inputs) == 1
+        return features_of(session, grey(samples) if is_grey else samples, call.max_batch)
 
     def _rows(self, features: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         """The features of each row: one image for all, or those of the images twice if guided."""
@@ -132,7 +140,12 @@ class AppliedT2IAdapters:
     def _check(self, adapter: Package) -> None:
         name, record = str(adapter.folder), adapter.manifest.components[T2I_ADAPTER.name]
         check_fits(name, record.outputs, self._specs)
-        unit = int(adapter.config(T2I_ADAPTER.name).get("downscale_factor", 8))
+        config = adapter.config(T2I_ADAPTER.name)
+        with parsing(PackageError, adapter.folder / T2I_ADAPTER.name / "config.json"):
+            factor = config.get("downscale_factor", 8)
+            unit = checks.integer("downscale_factor", factor, 1, _MOST_DOWNSCALE)
+        with parsing(PackageError, name):
+            _channels(record.inputs)
         height, width = self._call.height, self._call.width
         if height % unit or width % unit:
             raise InvalidArgumentError(
@@ -264,14 +277,27 @@ class _BoundPhases(SessionBase):
             self._bound = None
 
 
-def _unet_specs(package: Package) -> list[TensorSpec]:
-    """The inputs of the denoiser's graph that takes T2I-Adapters.
+def _channels(inputs: Sequence[TensorSpec]) -> int:
+    """Those of the image that an adapter takes.
 
-    Raises: PackageError: there is none.
+    Raises: ValueError: it takes something else.
+    """
+    for spec in inputs:
+        match spec.shape:
+            case (_, (1 | 3) as channels, _, _) if spec.name == CONTROL_IMAGE and len(inputs) == 1:
+                return int(channels)
+    raise ValueError(f"{T2I_ADAPTER.name} takes {', '.join(map(str, inputs)):.200}, not an image")
+
+
+def _unet_residuals(package: Package) -> list[TensorSpec]:
+    """The residuals among the inputs of the denoiser's graph that takes T2I-Adapters.
+
+    Raises: PackageError: there is none, or it is damaged.
     """
     graph = adapter_graph(package.family.denoiser, {AdapterKind.T2I_ADAPTER})
     path = package.model_path(graph)
-    return list(specs_of(package.surveys.of(graph).inputs, path))
+    with parsing(PackageError, path):
+        return residual_specs(specs_of(package.surveys.of(graph).inputs, path))
 
 
 def _recorded(adapter: T2IAdapter, opened: OpenAdapter) -> RecordedT2IAdapter:

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from sdexport.engines import Session, TensorSpec
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
+from sdexport.engines.guarded_files import parsing
+from sdexport.engines.messages import shown
 from sdexport.runtime.adapters.ip_groups import ImageGroup
 from sdexport.runtime.adapters.ip_inputs import ImageLayer
 from sdexport.runtime.component_sessions import finite
@@ -95,17 +97,31 @@ def check_fits(
       name: of the adapter's package, for messages.
       outputs: of its projection.
       layers: of the UNet. text_width: of the UNet's text embeddings.
-    Raises: InvalidArgumentError: another family, or other widths.
+    Raises: InvalidArgumentError: another family, or other widths. PackageError: its outputs are no
+      keys and values.
     """
-    widths = {spec.name: spec.shape[-1] for spec in outputs}
-    width = widths.pop(IMAGE_TOKENS, None)
-    given = [widths[key_name(i)] for i in range(len(widths) // 2)]
+    with parsing(PackageError, name):
+        shapes = {spec.name: _projected_shape(spec) for spec in outputs}
+        *_, width = shapes.pop(IMAGE_TOKENS)
+        pairs = [
+            (shapes.pop(key_name(i)), shapes.pop(value_name(i))) for i in range(len(shapes) // 2)
+        ]
+        if shapes or any(keys != values for keys, values in pairs):
+            raise ValueError("its outputs are no keys and values for each layer")
+        given = [keys[-1] for keys, _ in pairs]
     wanted = [layer.width for layer in layers]
     if given != wanted or width != text_width:
         raise InvalidArgumentError(
             f"ip_adapters: {name} is for another model: it has {_described(given, width)}, and the "
             f"UNet takes {_described(wanted, text_width)}"
         )
+
+
+def _projected_shape(spec: TensorSpec) -> tuple[int | str, ...]:
+    """Raises: ValueError: it is not that of tokens."""
+    if len(spec.shape) != 3:
+        raise ValueError(f"{spec.name:.80} is {shown(str(spec))}")
+    return spec.shape
 
 
 def _described(widths: Sequence[object], width: object) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from sdexport.engines import Session, TensorSpec
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import EngineError, InvalidArgumentError, PackageError
+from sdexport.engines.guarded_files import parsing
 from sdexport.runtime.adapters.t2i_inputs import residual_name, residual_specs
 from sdexport.runtime.component_sessions import chunks, finite
 from sdexport.runtime.models.t2i_adapter import CONTROL_IMAGE
@@ -32,10 +33,12 @@ def check_fits(name: str, adapter: Sequence[TensorSpec], unet: Sequence[TensorSp
     Args:
       name: of the adapter's package, for messages.
       adapter: outputs of the adapter. unet: inputs of the UNet's graph.
-    Raises: InvalidArgumentError: another family, or other widths.
+    Raises: InvalidArgumentError: another family, or other widths. PackageError: its outputs are no
+      features.
     """
     wanted = [spec.shape[1:] for spec in residual_specs(unet)]
-    given = [spec.shape[1:] for spec in residual_specs(adapter)]
+    with parsing(PackageError, name):
+        given = [spec.shape[1:] for spec in residual_specs(adapter)]
     if given != wanted[: len(given)]:
         raise InvalidArgumentError(
             f"t2i_adapters: {name} is for another model: its features have {_widths(given)}, and "
@@ -77,6 +80,7 @@ def summed(
       specs: of the residuals. sizes: (channels, height, width) of each.
       count: of rows.
     Returns: (count, channels, height, width) float32 each, by input.
+    Raises: EngineError: features of another size.
     """
     found = {}
     for index, (spec, size) in enumerate(zip(specs, sizes, strict=True)):
@@ -84,6 +88,11 @@ def summed(
         for each, scale in features:
             feature = each.get(residual_name(index))
             if feature is not None:
+                if feature.shape[1:] != size:
+                    raise EngineError(
+                        f"t2i_adapter: {spec.name} has the shape {feature.shape[1:]}, "
+                        f"expected {size}"
+                    )
                 total += feature * np.float32(scale)
         found[spec.name] = total
     return found

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sdexport import (
     ControlNet,
     InvalidArgumentError,
+    IPAdapter,
     Package,
     PackageError,
+    Pipeline,
+    T2IAdapter,
     load_pipeline,
 )
 from sdexport.runtime.adapters.adapter_sessions import AdapterSessions
@@ -171,3 +175,39 @@ def test_no_image_is_returned_if_a_file_of_an_adapter_was_altered(
         pipe("a", **CALL)
         with pytest.raises(PackageError, match="altered"):
             pipe("a", **CALL, controlnets=[ControlNet(control_folder / "first", IMAGE)])
+
+
+@pytest.mark.parametrize("options", [{"low_memory": True}, {"expected_images": 1}], ids=str)
+def test_what_runs_once_is_closed_before_the_steps(
+    image_adapters: Path, options: dict[str, Any]
+) -> None:
+    """And the image stays the same."""
+
+    def generate(pipe: Pipeline, **further: Any) -> Any:
+        return pipe(
+            "a",
+            t2i_adapters=[T2IAdapter(image_adapters / "t2i", IMAGE)],
+            ip_adapters=[IPAdapter(image_adapters / "base", IMAGE)],
+            output_type="np",
+            **CALL,
+            **further,
+        ).images
+
+    in_steps: list[int] = []
+    with load_pipeline(image_adapters / "package") as pipe:
+        expected = generate(pipe)
+    with load_pipeline(image_adapters / "package", **options) as pipe:
+        found = generate(pipe, on_step=lambda step: in_steps.append(len(pipe._adapters._open)))
+    assert in_steps == [0] and np.array_equal(found, expected)
+
+
+def test_control_images_are_embedded_before_the_steps(
+    lora_package: Path, control_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one image expected, the graph for them is then closed."""
+    finished: list[str] = []
+    monkeypatch.setattr(AdapterSessions, "finish", lambda self, name: finished.append(name))
+    with load_pipeline(lora_package, expected_images=1) as pipe:
+        net = ControlNet(control_folder / "first", IMAGE)
+        pipe("a", **CALL, controlnets=[net], on_step=lambda step: finished.append("step"))
+    assert finished == ["control_embedding", "step"]
