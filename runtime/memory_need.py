@@ -66,6 +66,8 @@ _LOWER = (f"{OPENVINO} bf16", f"{OPENVINO} f16", f"{OPENVINO} i8")
 _IN_FLOAT32 = 1.2
 """Bytes that a graph in float32 needs for each stored byte: most are mapped, and weights are
 converted one at a time."""
+_SMALL = (Role.TEXT_ENCODER, Role.SAFETY_CHECKER, Role.IMAGE_ENCODER, Role.IMAGE_PROJECTION)
+"""Components whose intermediate tensors are small next to their weights, for any image."""
 _STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Bytes of a weight in a package of a precision."""
 
@@ -268,7 +270,7 @@ def _activations(package: Package, call: Call, cost: _Cost) -> int:
     """Bytes of the intermediate tensors of a call that are held at once."""
     component = call.component.partition(".")[0]
     spec, config = package.family.component(component), package.config(component)
-    if spec.role in (Role.TEXT_ENCODER, Role.SAFETY_CHECKER):
+    if spec.role in _SMALL:
         return 0
     levels: Sequence[int] = (
         config.get("block_out_channels") or config.get("decoder_block_out_channels") or (128,)
@@ -277,6 +279,9 @@ def _activations(package: Package, call: Call, cost: _Cost) -> int:
     if spec.role is Role.CONTROL_EMBEDDING:
         widest = config.get("conditioning_embedding_out_channels") or (16,)
         return round(_FLOAT * cost.encoder * widest[0] * cells * package.manifest.downscale**2)
+    if spec.role is Role.T2I_ADAPTER:
+        widest = config.get("channels") or (320,)
+        return round(_FLOAT * cost.encoder * widest[0] * cells)
     if spec.role in STEP_ROLES:
         scores = max(_scores(config, level, call) for level in range(len(levels)))
         held = cost.denoiser

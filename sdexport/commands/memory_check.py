@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from sdexport.engines.available_memory import available_bytes
-from sdexport.engines.errors import OutOfMemoryError, SDExportError
+from sdexport.engines.errors import OutOfMemoryError, PackageError, SDExportError
+from sdexport.engines.guarded_files import parsing
 
 SURELY = 1.25
 """A need of so many times the available memory is an error: estimates are within a quarter."""
@@ -62,7 +63,7 @@ def check_images(
     """
     from sdexport.runtime.component_backends import DEFAULT
     from sdexport.runtime.inputs import MAX_SIDE
-    from sdexport.runtime.memory_need import PYTHON, adapter_calls, image_calls, memory_need
+    from sdexport.runtime.memory_need import image_calls, memory_need
     from sdexport.runtime.packages.package import Package
 
     jobs = list(jobs)
@@ -87,18 +88,49 @@ def check_images(
         )
         need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)
         for adapter in adapters.values():
-            calls = adapter_calls(adapter, width=width, height=height, guided=guided)
-            own = memory_need(adapter, calls, backends, low_memory=low_memory)
-            need = None if need is None or own is None else need + own - PYTHON
+            with parsing(PackageError, adapter.folder):
+                size = {"width": width, "height": height, "guided": guided}
+                need = _with_adapter(need, adapter, size, backends, options, low_memory=low_memory)
         remedies = "use a smaller --size" + ("" if low_memory else ", or --low-memory")
         what = f"an image of {width}x{height}"
         check_memory(need, what, remedies, ignore=ignore)
 
 
+def _with_adapter(
+    need: int | None,
+    adapter: Any,
+    size: Mapping[str, Any],
+    backends: Any,
+    options: Mapping[str, Any],
+    *,
+    low_memory: bool,
+) -> int | None:
+    """What images need with an adapter.
+
+    Args:
+      need: without it. size: see adapter_calls.
+    """
+    from sdexport.runtime.memory_need import PYTHON, adapter_calls, memory_need
+    from sdexport.runtime.models.components import AdapterKind
+
+    options = {name: value for name, value in options.items() if name != "engine_dir"}
+    calls = adapter_calls(adapter, **size)
+    own = memory_need(adapter, calls, backends, options=options, low_memory=low_memory)
+    if need is None or own is None:
+        return None
+    if low_memory and adapter.family.adapter is not AdapterKind.CONTROLNET:
+        return max(need, own)  # it is closed before the steps
+    return need + own - PYTHON
+
+
 def _adapters(jobs: Iterable[Any]) -> set[Any]:
     """The folders of the packages of adapters that the images use."""
-    nets = [net for job in jobs for net in job.arguments.get("controlnets") or ()]
-    return {net.package for net in nets if isinstance(net.package, str | Path)}
+    from sdexport.runtime.adapters.call_adapters import FIELDS
+
+    every = [
+        each for job in jobs for name in FIELDS.values() for each in job.arguments.get(name) or ()
+    ]
+    return {each.package for each in every if isinstance(each.package, str | Path)}
 
 
 def check_verification(
@@ -160,21 +192,36 @@ def check_build(
 def _size(package: Any, arguments: Mapping[str, Any]) -> tuple[Any, Any, bool, bool]:
     """Width and height in pixels, whether there is an input image, and whether guidance is used."""
     image, (height, width) = arguments.get("image"), package.manifest.default_size
-    if isinstance(image, str | Path) and not {"width", "height"} & arguments.keys():
-        width, height = _image_size(Path(image), package.manifest.default_size) or (width, height)
+    source = image
+    if image is None or arguments.get("padding_mask_crop") is not None:
+        source = _control_image(arguments)
+    if isinstance(source, str | Path) and not {"width", "height"} & arguments.keys():
+        width, height = _image_size(Path(source), package.manifest.default_size) or (width, height)
     width, height = arguments.get("width", width), arguments.get("height", height)
     scale = arguments.get("guidance_scale", 2.0)
     guided = not isinstance(scale, int | float) or scale > 1
     return width, height, image is not None, guided
 
 
+def _control_image(arguments: Mapping[str, Any]) -> Any:
+    """The control image whose size is that of the result; see FollowedImages.default_size."""
+    for each in (*(arguments.get("controlnets") or ()), *(arguments.get("t2i_adapters") or ())):
+        is_list = isinstance(each.image, list | tuple) and each.image
+        return each.image[0] if is_list else each.image
+    return None
+
+
 def _image_size(path: Path, own: tuple[int, int]) -> tuple[int, int] | None:
     """(width, height) of an image file, with a warning if it is large; None if it is none."""
+    from sdexport.runtime.images.control_images import ControlImages
     from sdexport.runtime.images.loading import opened_file
 
     try:
-        with opened_file(path) as image:
-            width, height = image.size
+        if path.suffix.lower() == ".npy":
+            height, width = ControlImages(path).size
+        else:
+            with opened_file(path) as image:
+                width, height = image.size
     except (SDExportError, OSError):  # the pipeline reads it again and says what is wrong
         return None
     if width * height > LARGE * own[0] * own[1]:

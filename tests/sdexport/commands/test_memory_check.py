@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from sdexport import ControlNet, IPAdapter, Package, PackageError, T2IAdapter
 from sdexport.cli import main
 from sdexport.commands import memory_check
+from tests.helpers.changed_package import accept_files
 
 
 def call(*arguments: object) -> Result:
@@ -85,3 +91,60 @@ def test_need_that_may_just_fit_is_a_warning(monkeypatch: pytest.MonkeyPatch) ->
     memory_check.check_memory(None, "x", "y", ignore=False)
     monkeypatch.setattr(memory_check, "available_bytes", lambda: None)
     memory_check.check_memory(10**20, "x", "y", ignore=False)
+
+
+def test_size_is_that_of_the_first_control_image(
+    package: Path, photo: Path, tmp_path: Path
+) -> None:
+    """If there is no input image, or only a part of one is generated; as of a pipeline call."""
+    np.save(tmp_path / "masked.npy", np.zeros((72, 80, 3), np.float32))
+    Image.new("RGB", (96, 64)).save(tmp_path / "small.png")
+    of_npy = {"controlnets": [ControlNet("x", [tmp_path / "masked.npy", photo])]}
+    of_photo = {"t2i_adapters": [T2IAdapter("x", photo)]}
+    small = {"image": tmp_path / "small.png"}
+    loaded = Package.load(package)
+
+    def size(**arguments: Any) -> tuple[Any, ...]:
+        return memory_check._size(loaded, arguments)[:2]
+
+    assert size(**of_photo) == (4032, 3024)
+    assert size(**of_npy, **of_photo) == (80, 72)
+    assert size(**of_photo, **small) == (96, 64)
+    assert size(**of_photo, **small, padding_mask_crop=8) == (4032, 3024)
+    assert size(**small, padding_mask_crop=8) == size(controlnets=None) == (128, 128)
+    assert size(**of_photo, width=64, height=64) == (64, 64)
+    assert size(t2i_adapters=[T2IAdapter("x", tmp_path / "none.png")]) == (128, 128)
+
+
+def test_every_kind_of_adapter_counts(
+    image_adapters: Path, control_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs: list[int] = []
+    monkeypatch.setattr(memory_check, "check_memory", lambda need, *_, **__: needs.append(need))
+    image = Image.new("RGB", (64, 64))
+    folders = {kind: image_adapters / kind for kind in ("t2i", "base")}
+    folders["net"] = control_folder / "first"
+    adapters: dict[str, Any] = {
+        "t2i_adapters": [T2IAdapter(folders["t2i"], image)],
+        "ip_adapters": [IPAdapter(folders["base"], image)],
+        "controlnets": [ControlNet(folders["net"], image)],
+    }
+
+    def need(low_memory: bool = False, **arguments: Any) -> int:
+        job = SimpleNamespace(arguments={"width": 64, "height": 64, **arguments})
+        memory_check.check_images(pipe, [job], {"low_memory": low_memory}, ignore=False)
+        return needs.pop()
+
+    pipe = SimpleNamespace(package=Package.load(image_adapters / "package"))
+    plain = need()
+    for (name, given), folder in zip(adapters.items(), folders.values(), strict=True):
+        weights = sum(path.stat().st_size for path in folder.glob("*/model.onnx*"))
+        assert need(**{name: given}) >= plain + weights > plain
+        assert (need(low_memory=True, **{name: given}) > need(low_memory=True)) is (
+            name == "controlnets"
+        )
+    damaged = shutil.copytree(folders["t2i"], tmp_path / "t2i")
+    (damaged / "t2i_adapter" / "config.json").write_text('{"channels": 7}')
+    accept_files(damaged, "t2i_adapter/config.json")
+    with pytest.raises(PackageError, match="t2i is damaged"):
+        need(t2i_adapters=[T2IAdapter(damaged, image)])
