@@ -193,7 +193,7 @@ class Part:
     def example(self, sizes: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
         """Random inputs with the given size for every named dimension."""
         generator = torch.Generator().manual_seed(seed)
-        sides = ("image_height", "image_width")
+        sides = sizes.keys() & {"image_height", "image_width"}
         sizes = sizes | {s: -(-sizes[s] // self.multiple) * self.multiple for s in sides}
         return {
             spec.name: self._random(

@@ -105,6 +105,7 @@ ELSEWHERE = {
     *("latents", "prompt_embeds", "negative_prompt_embeds"),
     *("pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("guidance_function", "callback_on_step_end", "loras", "controlnets"),
+    *("t2i_adapters", "ip_adapters", "safety"),
 }
 """Arguments that `random_call` makes itself, and those that have to be given again."""
 

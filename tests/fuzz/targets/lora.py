@@ -79,7 +79,12 @@ def graphs() -> Any:
         }
         for part, module in modules().items()
     }
-    return types.SimpleNamespace(shapes=shapes, configs=modules(), prediction_type="epsilon")
+    return types.SimpleNamespace(
+        shapes=shapes,
+        configs=modules(),
+        prediction_type="epsilon",
+        widths={"text_encoder": 8},
+    )
 
 
 def run(folder: Path, data: bytes) -> None:

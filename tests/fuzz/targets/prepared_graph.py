@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sdexport.engines.cache.engine_files import checked_files
+from sdexport.engines.cache.processor import kernel_target
 from sdexport.engines.cache.sidecar import Sidecar, StoredFile, with_own_digest
 from sdexport.engines.cache.staleness import stale_reasons
 from sdexport.engines.errors import EngineError, InvalidArgumentError
@@ -69,7 +70,7 @@ def write(folder: Path, data: bytes) -> None:
             library_version=_VERSION,
             onnx_sha256="0" * 64,
             graph_sha256="0" * 64,
-            target=prepared_graph.kernel_target(),
+            target=kernel_target(),
             profiles=(),
             options={
                 prepared_graph.PASSES: prepared_graph.REWRITES_VERSION,

@@ -116,10 +116,11 @@ def test_scale_zero_changes_nothing(pipe: Pipeline, image_adapters: Path) -> Non
 
 def test_factor_ends_the_effect(pipe: Pipeline, image_adapters: Path) -> None:
     def images(factor: float) -> Any:
-        ours = [T2IAdapter(image_adapters / "t2i", picture(1), 4.0, factor)]
-        return pipe(PROMPT, t2i_adapters=ours, **CALL).images[0]
+        ours = [T2IAdapter(image_adapters / "t2i", picture(1), 10.0, factor)]
+        return pipe(PROMPT, t2i_adapters=ours, **steps).images[0]
 
-    plain = pipe(PROMPT, **CALL).images[0]
+    steps = CALL | {"num_inference_steps": 6}
+    plain = pipe(PROMPT, **steps).images[0]
     assert largest(images(0.0), plain) <= IMAGE_ABS
     assert largest(images(0.5), plain) > IMAGE_ABS
     assert largest(images(0.5), images(1.0)) > IMAGE_ABS

@@ -160,12 +160,12 @@ def test_warnings_tracebacks_and_library_output_are_escaped(tmp_path: Path) -> N
     code = (
         "import sys, warnings\n"
         "from sdexport.cli import main\n"
-        "import sdexport.runtime.pipeline as pipeline\n"
+        "import sdexport.runtime.pipeline_loading as pipeline_loading\n"
         "def load(folder, **options):\n"
         "    warnings.warn('library ' + folder.name)\n"
         "    print('printed ' + folder.name, file=sys.stderr)\n"
         "    raise RuntimeError(folder.name)\n"
-        "pipeline.load_pipeline = load\n"
+        "pipeline_loading.load_pipeline = load\n"
         "main(['--debug', 'generate', *sys.argv[1:]])"
     )
     name = HOSTILE.replace("\0", "").replace("/", "")
