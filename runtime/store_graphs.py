@@ -10,20 +10,27 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from sdexport.engines.cache import graph_cache
+from sdexport.engines.cache.lock import locked
 from sdexport.engines.errors import SDExportError
 from sdexport.engines.messages import one_line
 from sdexport.engines.worker_process import module_command
-from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.packages.package import Package
 
 _CACHED = "sdexport.engines.ort.prepared.cached_graph"
 """The module that knows what is missing, if ONNX Runtime was used."""
 _LOWEST = 19
 """Of the priorities of POSIX."""
+_FIRST_KILLED = "1000"
+"""The highest score of a process that Linux ends to get memory."""
+_LOCK = "storing.lock"
+"""In the cache folder: one process stores graphs at a time, of whatever package."""
+_NOT_STORED = "%s: its optimised graph is not stored: %s"
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +41,11 @@ def store_later(package: Package) -> None:
     what this one did.
     """
     cached = sys.modules.get(_CACHED)
-    graphs = cached.missing_graphs(package.folder) if cached else []
+    if cached is None:
+        return
+    paths = {graph: package.model_path(graph) for graph in package.graphs}
+    missing = cached.missing_graphs(paths)
+    graphs = [graph for graph in missing if _has_room(graph, paths[graph], cached.shortage)]
     if not graphs:
         return
     command, environment = module_command(__name__)
@@ -54,21 +65,49 @@ def store_later(package: Package) -> None:
         _log.debug("optimised graphs are stored in the background, for the next start")
 
 
+def _has_room(graph: str, path: Path, shortage: Callable[[Path], str]) -> bool:
+    try:
+        problem = shortage(path)
+    except (SDExportError, OSError, ValueError) as error:
+        problem = one_line(error)
+    if problem:
+        _log.info(_NOT_STORED, graph, problem)
+    return not problem
+
+
 def store(folder: Path, graphs: Sequence[str]) -> None:
-    """Store graphs of a package.
+    """Store graphs of a package, one after the other; one that cannot be stored is left out.
 
-    Raises: see Package.load and open_component.
+    Raises: see Package.load. EngineError: another process stores graphs.
     """
-    from sdexport.engines.ort.prepared.cached_graph import storing
+    from sdexport.engines.ort.cpu_session import store_onnxruntime
 
-    package = Package.load(folder)
-    with storing():
-        for graph in graphs:
-            open_component(package, graph, "onnxruntime").close()
+    place = graph_cache.folder(graph_cache.ONNXRUNTIME)
+    if place is None:
+        return
+    with locked(place / _LOCK, "the cache"):
+        package = Package.load(folder, verify_hashes=True)
+        for graph in graphs if package.hashes is not None else ():
+            try:
+                store_onnxruntime(
+                    package.model_path(graph),
+                    digest=package.model_digest(graph),
+                    files=package.model_files(graph),
+                    check=partial(package.check_hashes, graph),
+                )
+            except (SDExportError, OSError, ValueError, MemoryError) as error:
+                _log.info(_NOT_STORED, graph, one_line(error))
+
+
+def _step_back() -> None:
+    """Give way to other processes, in time and when memory runs out."""
+    if hasattr(os, "nice"):
+        os.nice(_LOWEST)
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_KILLED, encoding="ascii")
 
 
 if __name__ == "__main__":
-    if hasattr(os, "nice"):
-        os.nice(_LOWEST)
+    _step_back()
     with suppress(SDExportError, OSError, MemoryError):
         store(Path(sys.argv[1]), sys.argv[2:])

@@ -73,14 +73,17 @@ def limit() -> int:
     return int(DEFAULT_GB * 1e9)
 
 
-def no_room(place: Path, weights: int) -> str:
+def no_room(place: Path, weights: int, *, meanwhile: int = 0) -> str:
     """Why a graph with so many bytes of weights is not stored, in words; "" if it is.
 
+    Args:
+      meanwhile: bytes of temporary files on the same disk while it is stored.
     Raises: OSError: the disk does not say how much is free.
     """
     need = int(FREE_SHARE * weights)
     if need > limit():
         return f"it may need {need / 1e9:.1f} GB of the cache's {limit() / 1e9:g}"
+    need += meanwhile
     free = shutil.disk_usage(place).free
     if need > free:
         return f"{place} has {free / 1e9:.1f} GB free, and it may need {need / 1e9:.1f}"

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
-from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession
+from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession, maps_weights
 from sdexport.engines.ort.prepared.cached_graph import CachedGraph
 from sdexport.engines.ort.prepared.prepared_session import open_prepared
 from sdexport.engines.ort.runtime_library import CPU, Provider
@@ -42,7 +42,8 @@ def open_onnxruntime(
       plan: where `sdexport build` writes the prepared graph; the file may be missing.
       digest, package: what that must have been built from; see staleness.Requirements.
       check: raises PackageError if the file or its weights were altered. With it and `digest`, the
-        user's cache is used; see prepared.cached_graph.
+        user's cache is used, see prepared.cached_graph; but not for large weights of a graph that
+        runs seldom, which are used where they are.
     Raises: see OnnxRuntimeSession.
     """
     path = Path(path)
@@ -63,9 +64,24 @@ def open_onnxruntime(
         return open_prepared(
             Path(plan), original=original, digest=digest, package=package, threads=threads
         )
-    if check is not None and digest is not None and defaults:
+    is_known = check is not None and digest is not None and defaults
+    if is_known and not (seldom and maps_weights(path)):
+        assert check is not None and digest is not None
         return CachedGraph(path, _graph_of(path), digest, threads, original, check).open()
     return original(unused=NEEDS_DEFAULTS if exists else "")
+
+
+def store_onnxruntime(
+    path: Path, *, digest: str, files: CheckedFiles, check: Callable[[], object]
+) -> None:
+    """Store the optimised form of a graph in the user's cache, where open_onnxruntime finds it.
+
+    Args:
+      path, digest, files, check: see open_onnxruntime.
+    Raises: see CachedGraph.store.
+    """
+    original = partial(OnnxRuntimeSession, path, files=files)
+    CachedGraph(path, _graph_of(path), digest, None, original, check).store()
 
 
 def _graph_of(path: Path) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import MIB, open_guarded
 from sdexport.engines.onnx_file.graph_survey import survey
+from sdexport.engines.onnx_file.tensor_checks import ExternalTensor
 from sdexport.engines.telemetry import import_onnxruntime
 
 SMALLEST = 64 * MIB
@@ -42,11 +43,10 @@ class MappedInitializers:
 
         Raises: EngineError: a file of weights is too short, or no regular file.
         """
-        found = survey(path)
-        tensors = [each for each in found.external if each.kind == _FLOAT]
-        size = sum(each.size for each in tensors)
-        if size < SMALLEST or found.depth > 0 or sys.platform != "linux":
+        if not cls.suits(path):
             return None
+        tensors = _float32_tensors(path)
+        size = sum(each.size for each in tensors)
         maps = {name: _mapped(path.parent / name) for name in {each.location for each in tensors}}
         make = import_onnxruntime().OrtValue.ortvalue_from_numpy  # which shares the memory
         values = {}
@@ -58,6 +58,12 @@ class MappedInitializers:
             array = np.frombuffer(maps[each.location], np.float32, count, each.offset)
             values[each.name] = array.reshape(each.dims), make(array.reshape(each.dims))
         return cls(values, list(maps.values()), size)
+
+    @staticmethod
+    def suits(path: Path) -> bool:
+        """Whether the weights of an ONNX file are large, float32 and in files of their own."""
+        size = sum(each.size for each in _float32_tensors(path))
+        return size >= SMALLEST and survey(path).depth == 0 and sys.platform == "linux"
 
     def give(self, options: Any) -> None:
         """Let a session use them; this object must be kept as long as the session is open.
@@ -73,6 +79,10 @@ class MappedInitializers:
         """Free their memory; it is filled from the file again when they are used."""
         for each in self._maps:
             each.madvise(mmap.MADV_DONTNEED)
+
+
+def _float32_tensors(path: Path) -> list[ExternalTensor]:
+    return [each for each in survey(path).external if each.kind == _FLOAT]
 
 
 def _mapped(path: Path) -> mmap.mmap:

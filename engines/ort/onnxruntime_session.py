@@ -222,6 +222,15 @@ class OnDevice(BoundSession):
         self._uploaded = {}
 
 
+def maps_weights(path: Path) -> bool:
+    """Whether a session with `seldom` uses the weights of an ONNX file where they are mapped.
+
+    Raises: EngineError: the file cannot be read.
+    """
+    with loading(path.parent.name or path.stem, path.name):
+        return widens(path) is None and MappedInitializers.suits(path)
+
+
 def _load_widened(name: str, path: Path, options: Any) -> Any:
     """ONNX Runtime's own session of a graph with large float16 weights; None for other graphs.
 

@@ -8,18 +8,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sdexport import Package, PackageError, load_pipeline
+from sdexport import EngineError, Package, PackageError, load_pipeline
 from sdexport.demo_model import PACKAGE_DIR
-from sdexport.engines.cache import graph_cache, remembered_hashes, user_cache
+from sdexport.engines.cache import graph_cache, processor_bound, remembered_hashes, user_cache
 from sdexport.engines.cache.lock import locked
-from sdexport.engines.ort import onnxruntime_session
+from sdexport.engines.ort import mapped_initializers, onnxruntime_session, widened_weights
 from sdexport.engines.ort.prepared import cached_graph
 from sdexport.engines.ort.prepared.prepared_session import PreparedSession
 from sdexport.engines.temporary_files import TEMPORARY, temporary_file
@@ -38,14 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (user_cache, remembered_hashes):
         module._warn_once.cache_clear()
     remembered_hashes._known.clear()
+    monkeypatch.setattr(cached_graph, "_missing", {})
     return tmp_path / "cache" / "onnxruntime"
-
-
-@pytest.fixture(autouse=True)
-def stores() -> Iterator[None]:
-    """What a test opens is stored."""
-    with cached_graph.storing():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +47,10 @@ def warm(package: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """A cache folder that holds the decoder, and the decoder's output without it."""
     expected = decoded(package)
     folder = tmp_path_factory.mktemp("warm")
-    with pytest.MonkeyPatch.context() as patch, cached_graph.storing():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv(user_cache.VARIABLE, str(folder))
         user_cache._warn_once.cache_clear()
+        store_graphs.store(package, [DECODER])
         assert np.array_equal(decoded(package), expected)
     assert list(folder.glob("onnxruntime/*.onnx"))
     return folder, expected
@@ -80,6 +75,12 @@ def decoded(package: Path, **options: object) -> np.ndarray:
         return session.run({"latent_sample": LATENTS})["sample"]
 
 
+def missing(package: Path) -> list[str]:
+    """What the worker would be told to store."""
+    loaded = Package.load(package)
+    return cached_graph.missing_graphs({graph: loaded.model_path(graph) for graph in loaded.graphs})
+
+
 def test_cached_pipeline_gives_the_same_bits_and_optimises_nothing(
     package: Path, cache: Path, optimised: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +96,7 @@ def test_cached_pipeline_gives_the_same_bits_and_optimises_nothing(
         patch.setenv(user_cache.VARIABLE, user_cache.OFF)
         expected = image()
     assert image() == expected
+    store_graphs.store(package, missing(package))
     optimised.clear()
     assert image() == expected
     assert optimised == [] and kinds == [False, False, True]
@@ -120,9 +122,9 @@ def test_float16_package_is_stored_too(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(user_cache.VARIABLE, user_cache.OFF)
         expected = decoded(half_package)
-    stored = decoded(half_package)
+    store_graphs.store(half_package, [DECODER])
     optimised.clear()
-    assert np.array_equal(stored, expected) and np.array_equal(decoded(half_package), expected)
+    assert np.array_equal(decoded(half_package), expected)
     assert graph_cache.graphs(cache) and optimised == []
 
 
@@ -145,21 +147,24 @@ def test_damaged_graph_is_optimised_again(
     assert optimised == [DECODER]
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert 1 <= len(lines) <= 2 and all("\n" not in line for line in lines)
+    assert missing(package) == [DECODER]
+    store_graphs.store(package, [DECODER])
     optimised.clear()
     if damage.__name__ != "folder":
         assert np.array_equal(decoded(package), warm[1]) and optimised == []
 
 
 def test_nothing_is_kept_of_altered_weights(
-    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
+
     def altered(*_: object) -> None:
         raise PackageError("vae_decoder/model.onnx_data was altered")
 
-    loaded = Package.load(package, wait=False)
     monkeypatch.setattr(Package, "check_hashes", altered)
-    with pytest.raises(PackageError, match="was altered"):
-        open_component(loaded, DECODER)
+    store_graphs.store(package, [DECODER])
+    assert "was altered" in caplog.text
     assert not [file for file in cache.rglob("*") if file.is_file()]
 
 
@@ -171,7 +176,7 @@ def test_nothing_is_kept_where_it_would_not_fit_or_is_not_known(
     if reason == "memory":
         monkeypatch.setattr(cached_graph, "available_bytes", lambda: 0)
     elif reason == "disk":
-        monkeypatch.setattr(graph_cache, "no_room", lambda *_: "the disk is full")
+        monkeypatch.setattr(graph_cache, "no_room", lambda *_, **__: "the disk is full")
     elif reason == "limit":
         monkeypatch.setenv(graph_cache.LIMIT_VARIABLE, "0")
     elif reason == "options":
@@ -179,6 +184,10 @@ def test_nothing_is_kept_where_it_would_not_fit_or_is_not_known(
     loaded = Package.load(package, verify=reason != "unverified")
     with open_component(loaded, DECODER, **options) as session:
         assert np.isfinite(session.run({"latent_sample": LATENTS})["sample"]).all()
+    assert missing(package) == ([] if reason in ("options", "unverified") else [DECODER])
+    if missing(package):
+        assert stored_later(package, monkeypatch) is None
+        store_graphs.store(package, [DECODER])
     assert not [file for file in cache.rglob("*") if file.is_file()]
 
 
@@ -285,16 +294,89 @@ def stored_later(package: Path, monkeypatch: pytest.MonkeyPatch) -> int | None:
         started.append(popen(*arguments, **options))
         return started[-1]
 
-    missing = {package / DECODER / "model.onnx": DECODER}
+    opened = {package / DECODER / "model.onnx": DECODER}
     with monkeypatch.context() as patch:
-        patch.setattr(cached_graph, "_missing", missing)
+        patch.setattr(cached_graph, "_missing", opened)
         patch.setattr(store_graphs.subprocess, "Popen", start)
         store_graphs.store_later(Package.load(package))
     return started[0].wait(timeout=300) if started else None
 
 
 def test_graphs_of_other_packages_are_not_missing(tmp_path: Path, package: Path) -> None:
+    inside = {"unet": package / "unet" / "model.onnx", "vae": package / "vae" / "model.onnx"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cached_graph, "_missing", {package / "unet" / "model.onnx": "unet"})
-        assert cached_graph.missing_graphs(package) == ["unet"]
-        assert cached_graph.missing_graphs(tmp_path) == []
+        patch.setattr(cached_graph, "_missing", {inside["unet"]: "unet"})
+        assert cached_graph.missing_graphs(inside) == ["unet"]
+        below = {"unet": tmp_path / "unet" / "model.onnx"}
+        assert cached_graph.missing_graphs(below) == []
+
+
+def test_large_weights_that_stay_where_they_are_mapped_are_not_stored(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without copies of weights the bits of a product may be others."""
+    with open_component(Package.load(package), "text_encoder") as session:
+        assert session.mapped is None
+    assert missing(package) == ["text_encoder"]
+    store_graphs.store(package, ["text_encoder"])
+    monkeypatch.setattr(cached_graph, "_missing", {})
+    monkeypatch.setattr(mapped_initializers, "SMALLEST", 0)
+    with open_component(Package.load(package), "text_encoder") as session:
+        assert not isinstance(session, PreparedSession) and session.mapped
+    assert missing(package) == []
+
+
+def test_graph_whose_copies_of_weights_are_misplaced_is_tried_once(
+    package: Path, cache: Path, optimised: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = decoded(package)
+    monkeypatch.setattr(cached_graph, "_missing", {})
+    monkeypatch.setattr(cached_graph, "is_aligned", lambda plan: False)
+    store_graphs.store(package, [DECODER])
+    (graph,) = graph_cache.graphs(cache)
+    assert [file.stat().st_size for file in graph.files] == [0]
+    optimised.clear()
+    assert np.array_equal(decoded(package), expected)
+    assert optimised == [DECODER] and missing(package) == []
+
+
+def test_another_kind_of_processor_has_a_graph_of_its_own(
+    package: Path,
+    cache: Path,
+    warm: tuple[Path, np.ndarray],
+    optimised: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(warm[0], cache.parent)
+    with monkeypatch.context() as patch:
+        for module in (cached_graph, processor_bound):
+            patch.setattr(module, "kernel_target", lambda: {"machine": "another"})
+        assert np.array_equal(decoded(package), warm[1]) and missing(package) == [DECODER]
+        store_graphs.store(package, [DECODER])
+    assert len(graph_cache.graphs(cache)) == 2
+    optimised.clear()
+    assert np.array_equal(decoded(package), warm[1])
+    assert optimised == [] and not caplog.records
+
+
+def test_one_process_stores_graphs_at_a_time(package: Path, cache: Path) -> None:
+    place = graph_cache.folder(graph_cache.ONNXRUNTIME)
+    assert place == cache
+    with locked(cache / store_graphs._LOCK, "it"), pytest.raises(EngineError, match="another"):
+        store_graphs.store(package, [DECODER])
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_disk_must_hold_converted_weights_as_well(
+    half: bool, package: Path, half_package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(widened_weights, "SMALLEST", 1)
+    path = (half_package if half else package) / "text_encoder" / "model.onnx"
+    assert cached_graph.shortage(path) == ""
+    weights = cached_graph._float32_bytes(path)
+    free = int((graph_cache.FREE_SHARE + 0.5) * weights)
+    usage = shutil.disk_usage(cache)._replace(free=free)
+    monkeypatch.setattr(graph_cache.shutil, "disk_usage", lambda place: usage)
+    assert bool(cached_graph.shortage(path)) == half

@@ -3,17 +3,17 @@
 To open a graph, ONNX Runtime rewrites it and copies its weights into the layout of its kernels. The
 result is stored with those copies, as `sdexport build` stores a prepared graph, but without any
 rewrite of ours: the same nodes compute the same bits. To store it takes twice as long as to open it
-does, so that only a block of `storing` does it.
+does, so that a process of its own does it (runtime/store_graphs.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,37 +28,49 @@ from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.messages import one_line
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.onnx_file.graph_survey import survey
-from sdexport.engines.ort.prepared.prepared_graph import BACKEND
+from sdexport.engines.ort.prepared.prepared_graph import BACKEND, is_aligned
 from sdexport.engines.ort.prepared.prepared_session import opened
 from sdexport.engines.ort.runtime_library import ort
+from sdexport.engines.ort.widened_weights import widens
 from sdexport.engines.session import GraphSource, Session
 
 VERSION = 1
-"""Of what is stored; graphs of another one are replaced."""
+"""Of what is stored; graphs of another one are not used."""
 _OPTION = "optimized"
-_DIGITS = 12
-MEMORY_SHARE = 4.0
+_DIGITS, _KEY_DIGITS = 12, 8
+MEMORY_SHARE = 5.0
 """A graph is stored if so many times its weights in float32 are available in memory: while they are
-written there are three copies."""
+written there are three copies, and a command that starts meanwhile needs memory as well."""
 _FLOAT = 4
 _log = logging.getLogger(__name__)
-_storing: ContextVar[bool] = ContextVar("storing", default=False)
 _missing: dict[Path, str] = {}
 
 
-@contextmanager
-def storing() -> Iterator[None]:
-    """Let graphs that are opened in this block, in this thread, be stored."""
-    token = _storing.set(True)
-    try:
-        yield
-    finally:
-        _storing.reset(token)
+def missing_graphs(paths: Mapping[str, Path]) -> list[str]:
+    """The graphs that this process has opened and that are not in the cache.
+
+    Args:
+      paths: the ONNX files to look for, by the name of their component or token graph.
+    """
+    return [graph for graph, path in paths.items() if _missing.get(path) == graph]
 
 
-def missing_graphs(folder: Path) -> list[str]:
-    """The graphs of a package that this process has opened and that are not in the cache."""
-    return sorted(graph for path, graph in _missing.items() if path.is_relative_to(folder))
+def shortage(path: Path) -> str:
+    """Why the optimised form of an ONNX file is not stored at the moment; "" if it can be.
+
+    Raises: see survey; OSError: the disk does not say how much is free.
+    """
+    folder = _folder()
+    if folder is None:
+        return "there is no cache folder"
+    weights = _float32_bytes(path)
+    converted = weights if widens(path) is not None else 0
+    if problem := graph_cache.no_room(folder, weights, meanwhile=converted):
+        return problem
+    available, need = available_bytes(), MEMORY_SHARE * weights
+    if available is not None and available < need:
+        return f"{available / 1e9:.1f} GB of memory are available, of {need / 1e9:.1f}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -79,63 +91,69 @@ class CachedGraph:
     check: Callable[[], object]
 
     def open(self) -> Session:
-        """Open it; or the ONNX file, which a block of `storing` also stores if there is room.
+        """Open it if it is in the cache, else the ONNX file; see missing_graphs.
 
         Raises: see OnnxRuntimeSession; what `check` raises.
         """
-        folder = graph_cache.folder(graph_cache.ONNXRUNTIME) if sys.platform == "linux" else None
+        folder = _folder()
         if folder is None:
             return self.original()
-        plan = folder / f"{self.digest[:_DIGITS]}.{self.graph}.{_OPTION}.onnx"
+        plan = self._plan(folder)
         if sidecar_path(plan).is_file():
             try:
-                return self._opened(plan)
+                session = self._opened(plan)
             except (EngineError, PackageError, OSError) as error:
-                _log.warning(
-                    "%s: its cached graph is not used: %s; it is made again",
-                    *(self.graph, one_line(error)),
-                )
-        if _storing.get():
-            return self._stored(plan)
+                _log.warning("%s: its cached graph is not used: %s", self.graph, one_line(error))
+            else:
+                return session if session is not None else self.original()
         _missing[self.path] = self.graph
         return self.original()
 
-    def _opened(self, plan: Path) -> Session:
-        """Raises: EngineError, PackageError, OSError: it cannot be used."""
+    def _opened(self, plan: Path) -> Session | None:
+        """The stored graph; None if it is one that must not be stored, see `store`.
+
+        Raises: EngineError, PackageError, OSError: it cannot be used.
+        """
         sidecar = Sidecar.read(plan)
         if reasons := stale_reasons(sidecar, self._required()):
             raise EngineError("; ".join(reasons))
+        if not sidecar.size:
+            return None
         source = GraphSource(self.path)  # what it is, but for the time to open it
         session = opened(plan, sidecar, self.original, self.threads, source=source)
         graph_cache.note_use(plan)
         return session
 
-    def _stored(self, plan: Path) -> Session:
-        """Open the ONNX file, and store its optimised form."""
-        made: list[Session] = []
+    def store(self) -> None:
+        """Store it, if there is none that fits.
+
+        If ONNX Runtime stores copies of weights where its kernels cannot read them, an empty file
+        is stored: the graph is then not tried again.
+        Raises: EngineError: there is no room, another process stores it, or the ONNX file cannot be
+          opened. What `check` raises. ValueError, OSError: see `shortage`.
+        """
 
         def build(part: Path) -> None:
-            made.append(self.original(keep=part / plan.name))
+            target = part / plan.name
+            self.original(keep=target).close()
             self.check()
+            if not is_aligned(target):
+                for file in list(part.iterdir()):
+                    file.unlink()
+                target.touch()
 
-        try:
-            weights = _float32_bytes(self.path)
-            problem = graph_cache.no_room(plan.parent, weights)
-            if not problem and _is_memory_short(weights):
-                _log.info("%s: its optimised graph is not cached: little memory", self.graph)
-                return self.original()
-            if not problem:
-                build_once(plan, self._wanted(), build, rebuild_stale=True)
-                graph_cache.evict(plan.parent, keep=plan)
-        except (EngineError, OSError) as error:
-            problem = one_line(error).partition(";")[0]
-        except BaseException:
-            for session in made:
-                session.close()
-            raise
-        if problem:
-            _log.warning("%s: its optimised graph is not cached: %s", self.graph, problem)
-        return made[0] if made else self.original()
+        folder, problem = _folder(), shortage(self.path)
+        if folder is None or problem:
+            raise EngineError(problem)
+        plan = self._plan(folder)
+        build_once(plan, self._wanted(), build, rebuild_stale=True)
+        graph_cache.evict(folder, keep=plan)
+
+    def _plan(self, folder: Path) -> Path:
+        """Its file; other versions and kinds of processors that share the folder have others."""
+        bound_to = json.dumps([ort.__version__, kernel_target(), VERSION], sort_keys=True)
+        key = hashlib.sha256(bound_to.encode()).hexdigest()[:_KEY_DIGITS]
+        return folder / f"{self.digest[:_DIGITS]}.{self.graph}.{key}.{_OPTION}.onnx"
 
     def _required(self) -> Requirements:
         return requirements_here(
@@ -169,6 +187,5 @@ def _float32_bytes(path: Path) -> int:
     return path.stat().st_size + external
 
 
-def _is_memory_short(weights: int) -> bool:
-    available = available_bytes()
-    return available is not None and available < MEMORY_SHARE * weights
+def _folder() -> Path | None:
+    return graph_cache.folder(graph_cache.ONNXRUNTIME) if sys.platform == "linux" else None
