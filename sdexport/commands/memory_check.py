@@ -11,7 +11,6 @@ import click
 
 from sdexport.engines.available_memory import available_bytes
 from sdexport.engines.errors import OutOfMemoryError, PackageError, SDExportError
-from sdexport.engines.guarded_files import parsing
 
 SURELY = 1.25
 """A need of so many times the available memory is an error: estimates are within a quarter."""
@@ -61,6 +60,7 @@ def check_images(
       jobs: of generate_jobs. opened_with: arguments of load_pipeline.
     Raises: see check_memory.
     """
+    from sdexport.engines.guarded_files import parsing
     from sdexport.runtime.component_backends import DEFAULT
     from sdexport.runtime.inputs import MAX_SIDE
     from sdexport.runtime.memory_need import image_calls, memory_need
