@@ -255,7 +255,37 @@ class SessionBase(ClosesOnExit):
         """Free the resources of the subclass; called once."""
 
 
-class BoundSession(SessionBase):
+class WrappedSession(SessionBase):
+    """A session that runs another one with other inputs; closing it leaves that one open.
+
+    Args:
+      inputs: of this session; the outputs are those of the other one.
+    """
+
+    def __init__(self, parent: Session, inputs: Sequence[TensorSpec]) -> None:
+        super().__init__(parent.name, inputs, parent.outputs)
+        self._parent = parent
+
+    @property
+    def refits(self) -> int:
+        return self._parent.refits
+
+    @property
+    def mapped(self) -> int | None:
+        return self._parent.mapped
+
+    def source(self, feeds: Feeds) -> GraphSource:
+        known = {spec.name for spec in self._parent.inputs}
+        return self._parent.source({k: v for k, v in feeds.items() if k in known})
+
+    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return self._parent.nearest_sizes(sizes)
+
+    def trim(self, room: int | None = None) -> bool:
+        return self._parent.trim(room)
+
+
+class BoundSession(WrappedSession):
     """A session with some of its inputs fixed; see Session.bind."""
 
     def __init__(self, parent: SessionBase, constants: Feeds, shared: Sequence[str] = ()) -> None:
@@ -269,27 +299,13 @@ class BoundSession(SessionBase):
                     f"{parent.name}: no input '{name}' to share between the halves of the batch"
                 )
             rest[name] = _halved(rest[name])
-        super().__init__(parent.name, tuple(rest.values()), parent.outputs)
-        self._parent, self._source = parent, parent._source
+        super().__init__(parent, tuple(rest.values()))
+        self._source = parent._source
         self._constants: Feeds = copies
         self._shared = frozenset(shared)
 
-    @property
-    def refits(self) -> int:
-        return self._parent.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._parent.mapped
-
     def source(self, feeds: Feeds) -> GraphSource:
         return self._parent.source(self._all_feeds(feeds))
-
-    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        return self._parent.nearest_sizes(sizes)
-
-    def trim(self, room: int | None = None) -> bool:
-        return self._parent.trim(room)
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self._parent.run(self._all_feeds(feeds))

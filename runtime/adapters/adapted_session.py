@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from sdexport.engines.session import BoundSession, Feeds, GraphSource, Session, SessionBase
+from sdexport.engines.session import BoundSession, Feeds, GraphSource, Session, WrappedSession
 from sdexport.runtime.adapters.lora_inputs import is_lora_input
 
 
-class AdaptedSession(SessionBase):
+class AdaptedSession(WrappedSession):
     """The session without the inputs that are bound; closing it leaves the other one open.
 
     Args:
@@ -20,36 +20,22 @@ class AdaptedSession(SessionBase):
 
     def __init__(self, session: Session, factors: Feeds) -> None:
         rest = [spec for spec in session.inputs if spec.name not in factors]
-        super().__init__(session.name, rest, session.outputs)
-        self._session, self._factors = session, dict(factors)
-
-    @property
-    def refits(self) -> int:
-        return self._session.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._session.mapped
+        super().__init__(session, rest)
+        self._factors = dict(factors)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
-        return self._session.run({**self._factors, **feeds})
+        return self._parent.run({**self._factors, **feeds})
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         if shared and any(map(is_lora_input, constants)):
             # Rows with factors of their own: a backend would compute what both halves of the batch
             # have in common from half of the rows.
             return BoundSession(self, constants, shared)
-        return self._session.bind(shared=shared, **self._factors, **constants)
+        return self._parent.bind(shared=shared, **self._factors, **constants)
 
     def source(self, feeds: Feeds) -> GraphSource:
-        return self._session.source({**self._factors, **feeds})
-
-    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        return self._session.nearest_sizes(sizes)
-
-    def trim(self, room: int | None = None) -> bool:
-        return self._session.trim(room)
+        return self._parent.source({**self._factors, **feeds})
 
     def _release(self) -> None:
         self._factors = {}

@@ -9,7 +9,7 @@ import numpy as np
 from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.guarded_files import parsing
 from sdexport.engines.onnx_file.graph_specs import specs_of
-from sdexport.engines.session import Feeds, GraphSource, Session, SessionBase, TensorSpec
+from sdexport.engines.session import Feeds, Session, TensorSpec, WrappedSession
 from sdexport.runtime import checks
 from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
 from sdexport.runtime.adapters.controlled_images import ControlledImages
@@ -176,7 +176,7 @@ def phase_name(residual: str, phase: int) -> str:
     return f"{residual}.{phase}" if phase else residual
 
 
-class PhasedSession(SessionBase):
+class PhasedSession(WrappedSession):
     """The session of a denoiser whose residuals change once or more during the loop.
 
     Args:
@@ -196,16 +196,8 @@ class PhasedSession(SessionBase):
         ]
         known = {spec.name for spec in session.inputs}
         step = [] if STEP in known else [TensorSpec(STEP, "int64", (1,))]
-        super().__init__(session.name, [*session.inputs, *further, *step], session.outputs)
-        self._session, self._ends, self._passes_step = session, tuple(ends), STEP in known
-
-    @property
-    def refits(self) -> int:
-        return self._session.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._session.mapped
+        super().__init__(session, [*session.inputs, *further, *step])
+        self._ends, self._passes_step = tuple(ends), STEP in known
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return _BoundPhases(self, shared, constants)
@@ -217,16 +209,6 @@ class PhasedSession(SessionBase):
         with _BoundPhases(self, (), constants) as bound:
             return bound.run(steps)
 
-    def source(self, feeds: Feeds) -> GraphSource:
-        known = {spec.name for spec in self._session.inputs}
-        return self._session.source({k: v for k, v in feeds.items() if k in known})
-
-    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        return self._session.nearest_sizes(sizes)
-
-    def trim(self, room: int | None = None) -> bool:
-        return self._session.trim(room)
-
     def bound(self, phase: int, shared: Sequence[str], constants: Feeds) -> Session:
         """The denoiser with the residuals of a part of the loop, and all other constants."""
         later = {
@@ -234,7 +216,7 @@ class PhasedSession(SessionBase):
         }
         own = {name: value for name, value in constants.items() if name not in later}
         own |= {name: constants[phase_name(name, phase)] for name in self._names}
-        return self._session.bind(shared=shared, **own)
+        return self._parent.bind(shared=shared, **own)
 
     def phase_at(self, step: int) -> int:
         """The part of the loop that a step belongs to."""
@@ -246,30 +228,22 @@ class PhasedSession(SessionBase):
         return {k: v for k, v in feeds.items() if k != STEP or self._passes_step}
 
 
-class _BoundPhases(SessionBase):
+class _BoundPhases(WrappedSession):
     """The denoiser with its constant inputs bound, those of one part of the loop at a time."""
 
     def __init__(self, parent: PhasedSession, shared: Sequence[str], constants: Feeds) -> None:
         rest = [spec for spec in parent.inputs if spec.name not in constants]
-        super().__init__(parent.name, rest, parent.outputs)
-        self._parent, self._shared, self._constants = parent, tuple(shared), dict(constants)
+        super().__init__(parent, rest)
+        self._phases, self._shared, self._constants = parent, tuple(shared), dict(constants)
         self._bound: tuple[int, Session] | None = None
-
-    @property
-    def refits(self) -> int:
-        return self._parent.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._parent.mapped
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
-        phase = self._parent.phase_at(int(feeds[STEP][0]))
+        phase = self._phases.phase_at(int(feeds[STEP][0]))
         if self._bound is None or self._bound[0] != phase:
             self._release()
-            self._bound = phase, self._parent.bound(phase, self._shared, self._constants)
-        return self._bound[1].run(self._parent.passed(feeds))
+            self._bound = phase, self._phases.bound(phase, self._shared, self._constants)
+        return self._bound[1].run(self._phases.passed(feeds))
 
     def _release(self) -> None:
         if self._bound is not None:

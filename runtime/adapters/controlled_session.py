@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdexport.engines.session import Feeds, GraphSource, Session, SessionBase, TensorSpec
+from sdexport.engines.session import Feeds, Session, TensorSpec, WrappedSession
 from sdexport.runtime.component_sessions import finite
 from sdexport.runtime.expected_calls import STEP
 from sdexport.runtime.models.components import MID_RESIDUAL, is_residual
@@ -37,7 +37,7 @@ class StepControlNet:
     conditional_only: bool
 
 
-class ControlledSession(SessionBase):
+class ControlledSession(WrappedSession):
     """The session of a denoiser whose graph takes residuals; they are no inputs any more.
 
     Args:
@@ -55,19 +55,11 @@ class ControlledSession(SessionBase):
             spec = next(each for each in net.session.inputs if each.name == EMBEDDING)
             shape = (batch, spec.shape[1], f"{EMBEDDING}_height", f"{EMBEDDING}_width")
             rest.append(TensorSpec(embedding_name(place), spec.dtype, shape))
-        super().__init__(session.name, rest, session.outputs)
-        self._session, self._nets = session, tuple(nets)
-
-    @property
-    def refits(self) -> int:
-        return self._session.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._session.mapped
+        super().__init__(session, rest)
+        self._nets = tuple(nets)
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
-        return _BoundControlled(self._session, self._nets, self.inputs, shared, constants)
+        return _BoundControlled(self._parent, self._nets, self.inputs, shared, constants)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
@@ -76,18 +68,8 @@ class ControlledSession(SessionBase):
         with self.bind(shared=(), **constants) as bound:
             return bound.run(steps)
 
-    def source(self, feeds: Feeds) -> GraphSource:
-        known = {spec.name for spec in self._session.inputs}
-        return self._session.source({k: v for k, v in feeds.items() if k in known})
 
-    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        return self._session.nearest_sizes(sizes)
-
-    def trim(self, room: int | None = None) -> bool:
-        return self._session.trim(room)
-
-
-class _BoundControlled(SessionBase):
+class _BoundControlled(WrappedSession):
     """The denoiser and its ControlNets with their constant inputs bound."""
 
     def __init__(
@@ -99,27 +81,18 @@ class _BoundControlled(SessionBase):
         constants: Feeds,
     ) -> None:
         rest = [spec for spec in inputs if spec.name not in constants]
-        super().__init__(session.name, rest, session.outputs)
+        known = {spec.name for spec in session.inputs}
+        own = {name: value for name, value in constants.items() if name in known}
+        super().__init__(session.bind(shared=shared, **own), rest)
         self._specs = tuple(spec for spec in session.inputs if is_residual(spec.name))
         self._channels = {spec.name: int(spec.shape[1]) for spec in self._specs}
         self._levels = _levels(self._specs)
         self._is_shared = bool(shared)
         self._nothing: tuple[tuple[int, ...], dict[str, np.ndarray]] = (), {}
-        known = {spec.name for spec in session.inputs}
-        own = {name: value for name, value in constants.items() if name in known}
-        self._denoiser = session.bind(shared=shared, **own)
         self._nets = [
             _BoundNet(net, constants, constants[embedding_name(place)], shared)
             for place, net in enumerate(nets)
         ]
-
-    @property
-    def refits(self) -> int:
-        return self._denoiser.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._denoiser.mapped
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
@@ -138,7 +111,7 @@ class _BoundControlled(SessionBase):
                     total[name] += residual
                 else:
                     total[name] = residual
-        return self._denoiser.run({**feeds, **(total or self._zeros(rows, *sample.shape[2:]))})
+        return self._parent.run({**feeds, **(total or self._zeros(rows, *sample.shape[2:]))})
 
     def _zeros(self, rows: int, height: int, width: int) -> dict[str, np.ndarray]:
         """Residuals of steps in which nothing is added; the same arrays each time."""
@@ -153,7 +126,7 @@ class _BoundControlled(SessionBase):
         return self._nothing[1]
 
     def _release(self) -> None:
-        self._denoiser.close()
+        self._parent.close()
         for net in self._nets:
             net.close()
 

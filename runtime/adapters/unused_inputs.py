@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from sdexport.engines.session import Feeds, GraphSource, Session, SessionBase, TensorSpec
+from sdexport.engines.session import Feeds, GraphSource, Session, TensorSpec, WrappedSession
 from sdexport.runtime.adapters.ip_groups import no_images
 from sdexport.runtime.adapters.t2i_inputs import is_t2i_input
 from sdexport.runtime.expected_calls import level_sizes
 
 
-class UnusedInputs(SessionBase):
+class UnusedInputs(WrappedSession):
     """The session without inputs for T2I-Adapters or IP-Adapters, which then have no effect.
 
     Args:
@@ -23,35 +23,20 @@ class UnusedInputs(SessionBase):
     def __init__(self, session: Session, prefixes: tuple[str, ...]) -> None:
         self._unused = [spec for spec in session.inputs if spec.name.startswith(prefixes)]
         rest = [spec for spec in session.inputs if spec not in self._unused]
-        super().__init__(session.name, rest, session.outputs)
-        self._session = session
-
-    @property
-    def refits(self) -> int:
-        return self._session.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._session.mapped
+        super().__init__(session, rest)
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
-        return _Bound(self._session, self._unused, self.inputs, shared, constants)
+        return _Bound(self._parent, self._unused, self.inputs, shared, constants)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
-        return self._session.run({**feeds, **neutral(self._unused, feeds["sample"].shape)})
+        return self._parent.run({**feeds, **neutral(self._unused, feeds["sample"].shape)})
 
     def source(self, feeds: Feeds) -> GraphSource:
-        return self._session.source({**feeds, **neutral(self._unused, feeds["sample"].shape)})
-
-    def nearest_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        return self._session.nearest_sizes(sizes)
-
-    def trim(self, room: int | None = None) -> bool:
-        return self._session.trim(room)
+        return self._parent.source({**feeds, **neutral(self._unused, feeds["sample"].shape)})
 
 
-class _Bound(SessionBase):
+class _Bound(WrappedSession):
     """Bound when the size of the latents is known: with the first step."""
 
     def __init__(
@@ -63,18 +48,10 @@ class _Bound(SessionBase):
         constants: Feeds,
     ) -> None:
         rest = [spec for spec in inputs if spec.name not in constants]
-        super().__init__(session.name, rest, session.outputs)
-        self._session, self._unused = session, unused
+        super().__init__(session, rest)
+        self._unused = unused
         self._shared, self._constants = tuple(shared), dict(constants)
         self._bound: Session | None = None
-
-    @property
-    def refits(self) -> int:
-        return self._session.refits
-
-    @property
-    def mapped(self) -> int | None:
-        return self._session.mapped
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
@@ -82,7 +59,7 @@ class _Bound(SessionBase):
             rows, *others = feeds["sample"].shape
             rows *= 2 if "sample" in self._shared else 1
             unused = neutral(self._unused, (rows, *others))
-            self._bound = self._session.bind(shared=self._shared, **self._constants, **unused)
+            self._bound = self._parent.bind(shared=self._shared, **self._constants, **unused)
         return self._bound.run(feeds)
 
     def _release(self) -> None:
