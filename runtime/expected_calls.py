@@ -84,7 +84,7 @@ def expected_call(
         **dict.fromkeys(("width", "image_width"), call.width // scale),
         **level_sizes(call.height // unit, call.width // unit),
     }
-    shapes = {spec.name: tuple(_size(component, d, sizes) for d in spec.shape) for spec in specs}
+    shapes = {spec.name: tuple(size_of(component, d, sizes) for d in spec.shape) for spec in specs}
     if role not in STEP_ROLES:
         return ExpectedCall(shapes)
     constants = tuple(name for name in shapes if not is_step_input(name))
@@ -129,9 +129,15 @@ def is_short(prompt: Text) -> bool:
     return all(len(text) <= _LONGEST and " AND " not in text for text in texts)
 
 
-def _size(component: str, dimension: int | str, sizes: dict[str, int]) -> int:
+def size_of(name: str, dimension: int | str, sizes: dict[str, int]) -> int:
+    """The size of a dimension of a graph's input.
+
+    Args:
+      name: of the graph or of the input, for the message. sizes: of named dimensions.
+    Raises: PackageError: a dimension whose meaning is not known.
+    """
     if isinstance(dimension, int):
         return dimension
     if dimension not in sizes:
-        raise PackageError(f"{component}: the meaning of the dimension '{dimension}' is not known")
+        raise PackageError(f"{name}: the meaning of the dimension '{dimension}' is not known")
     return sizes[dimension]

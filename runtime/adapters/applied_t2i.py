@@ -21,7 +21,7 @@ from sdexport.runtime.adapters.t2i_features import (
     summed,
 )
 from sdexport.runtime.adapters.t2i_inputs import residual_specs
-from sdexport.runtime.expected_calls import STEP, level_sizes
+from sdexport.runtime.expected_calls import STEP, level_sizes, size_of
 from sdexport.runtime.images.control_images import ControlImages
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.recorded_values import RecordedT2IAdapter
@@ -133,7 +133,7 @@ class AppliedT2IAdapters:
         height, width = self._call.height // self._unit, self._call.width // self._unit
         sizes = {"height": height, "width": width, **level_sizes(height, width)}
         return [
-            tuple(sizes[each] if isinstance(each, str) else each for each in spec.shape[1:])
+            tuple(size_of(spec.name, each, sizes) for each in spec.shape[1:])
             for spec in self._specs
         ]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdexport.engines.session import Feeds, Session, TensorSpec, WrappedSession
+from sdexport.runtime.adapters.unused_inputs import zero_residuals
 from sdexport.runtime.component_sessions import finite
 from sdexport.runtime.expected_calls import STEP
 from sdexport.runtime.models.components import MID_RESIDUAL, is_residual
@@ -85,10 +86,8 @@ class _BoundControlled(WrappedSession):
         own = {name: value for name, value in constants.items() if name in known}
         super().__init__(session.bind(shared=shared, **own), rest)
         self._specs = tuple(spec for spec in session.inputs if is_residual(spec.name))
-        self._channels = {spec.name: int(spec.shape[1]) for spec in self._specs}
-        self._levels = _levels(self._specs)
         self._is_shared = bool(shared)
-        self._nothing: tuple[tuple[int, ...], dict[str, np.ndarray]] = (), {}
+        self._nothing: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
         self._nets = [
             _BoundNet(net, constants, constants[embedding_name(place)], shared)
             for place, net in enumerate(nets)
@@ -111,19 +110,13 @@ class _BoundControlled(WrappedSession):
                     total[name] += residual
                 else:
                     total[name] = residual
-        return self._parent.run({**feeds, **(total or self._zeros(rows, *sample.shape[2:]))})
+        return self._parent.run({**feeds, **(total or self._zeros((rows, *sample.shape[1:])))})
 
-    def _zeros(self, rows: int, height: int, width: int) -> dict[str, np.ndarray]:
+    def _zeros(self, sample: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Residuals of steps in which nothing is added; the same arrays each time."""
-        if self._nothing[0] != (rows, height, width):
-            zeros = {
-                name: np.zeros(
-                    (rows, self._channels[name], -(-height // by), -(-width // by)), np.float32
-                )
-                for name, by in self._levels.items()
-            }
-            self._nothing = (rows, height, width), zeros
-        return self._nothing[1]
+        if sample not in self._nothing:
+            self._nothing = {sample: zero_residuals(self._specs, sample)}
+        return self._nothing[sample]
 
     def _release(self) -> None:
         self._parent.close()
@@ -181,12 +174,3 @@ class _BoundNet:
         """Release the bound inputs; the ControlNet's own session stays open."""
         if self._bound is not None:
             self._bound.close()
-
-
-def _levels(specs: Sequence[TensorSpec]) -> dict[str, int]:
-    """By how much each residual is smaller than the latents."""
-    found = {}
-    for spec in specs:
-        _, _, by = str(spec.shape[2]).rpartition("_")
-        found[spec.name] = int(by) if by.isdecimal() else 1
-    return found

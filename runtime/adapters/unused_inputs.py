@@ -9,7 +9,7 @@ import numpy as np
 from sdexport.engines.session import Feeds, GraphSource, Session, TensorSpec, WrappedSession
 from sdexport.runtime.adapters.ip_groups import no_images
 from sdexport.runtime.adapters.t2i_inputs import is_t2i_input
-from sdexport.runtime.expected_calls import level_sizes
+from sdexport.runtime.expected_calls import level_sizes, size_of
 
 
 class UnusedInputs(WrappedSession):
@@ -74,14 +74,22 @@ def neutral(specs: Sequence[TensorSpec], sample: tuple[int, ...]) -> dict[str, n
     Args:
       sample: shape of the latents, (rows, channels, height, width).
     """
+    found = zero_residuals([spec for spec in specs if is_t2i_input(spec.name)], sample)
+    images = [spec for spec in specs if spec.name not in found]
+    rows, _, height, width = sample
+    return found | (no_images(images, rows, level_sizes(height, width)) if images else {})
+
+
+def zero_residuals(specs: Sequence[TensorSpec], sample: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Residuals that add nothing, for inputs of ControlNets or T2I-Adapters.
+
+    Args:
+      sample: shape of the latents, (rows, channels, height, width).
+    Raises: PackageError: a dimension whose meaning is not known.
+    """
     rows, _, height, width = sample
     sizes = {"batch": rows, "height": height, "width": width, **level_sizes(height, width)}
-    found = {
-        spec.name: np.zeros(
-            [sizes[each] if isinstance(each, str) else each for each in spec.shape], np.float32
-        )
+    return {
+        spec.name: np.zeros([size_of(spec.name, each, sizes) for each in spec.shape], np.float32)
         for spec in specs
-        if is_t2i_input(spec.name)
     }
-    images = [spec for spec in specs if spec.name not in found]
-    return found | (no_images(images, rows, sizes) if images else {})
