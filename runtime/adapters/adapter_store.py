@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,43 @@ class OpenAdapter:
     def release(self) -> None:
         """Say that the call does not use it any more."""
         self._store._release(self._key)
+
+
+class OpenedAdapters:
+    """The adapters of one kind that a call uses; iterating gives each OpenAdapter.
+
+    Args:
+      store: of the pipeline. sources: the package of each, or its folder. kind: of all.
+      check: raises what it is in a package that does not fit the call.
+    Attributes:
+      packages: of each; they stay known after `close`.
+    Raises: see AdapterStore.open; what `check` raises. No adapter stays in use then.
+    """
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        sources: Iterable[str | PathLike[str] | Package],
+        kind: AdapterKind,
+        check: Callable[[Package], object],
+    ) -> None:
+        self._opened: list[OpenAdapter] = []
+        try:
+            for source in sources:
+                self._opened.append(store.open(source, kind))
+                check(self._opened[-1].package)
+        except BaseException:
+            self.close()
+            raise
+        self.packages = tuple(each.package for each in self._opened)
+
+    def __iter__(self) -> Iterator[OpenAdapter]:
+        return iter(self._opened)
+
+    def close(self) -> None:
+        """Release the adapters; closing twice is allowed."""
+        while self._opened:
+            self._opened.pop().release()
 
 
 class AdapterStore(ClosesOnExit):
@@ -154,6 +191,11 @@ class AdapterStore(ClosesOnExit):
         return AdapterSessions(
             package, backends, options, low_memory=self._low_memory, images=self._images
         )
+
+
+def recorded_identity(package: Package) -> tuple[str, str]:
+    """The name of an adapter's folder and the digest of its package, as images record them."""
+    return package.folder.resolve().name, package.digest or ""
 
 
 def _key(source: str | PathLike[str] | Package) -> _Key:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from sdexport.engines import PLAN_BACKENDS, Session
+from sdexport.engines import Session
 from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.guarded_files import parsing
 from sdexport.engines.messages import shown
-from sdexport.engines.onnx_file.graph_specs import specs_of
 from sdexport.engines.session import TensorSpec
-from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
+from sdexport.runtime.adapters.adapter_store import (
+    AdapterStore,
+    OpenAdapter,
+    OpenedAdapters,
+    recorded_identity,
+)
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.controlled_session import (
     CONDITIONAL,
@@ -46,7 +51,7 @@ class AppliedControlNets:
       store: of the pipeline. package: of the model.
       nets: at least one. images: the control images of each.
     Raises: InvalidArgumentError: a ControlNet that does not fit the model, or control images that
-      cannot be shared out; a backend that takes none. PackageError: the model's package takes no
+      cannot be shared out. PackageError: the model's package takes no
       ControlNets. See Package.load.
     """
 
@@ -61,26 +66,18 @@ class AppliedControlNets:
         call: ControlledImages,
     ) -> None:
         self._call, self._nets, self._images = call, nets, images
-        denoiser = package.family.denoiser
-        specs = _denoiser_specs(package, denoiser)
+        specs = package.graph_inputs(adapter_graph(package.family.denoiser, {self.kind}))
         for opened in images:
             _check_count(len(opened), call.count)
-        self._opened: list[OpenAdapter] = []
         self._embeddings: list[np.ndarray] | None = None
-        try:
-            for net in nets:
-                self._opened.append(store.open(net.package, self.kind))
-                _check_fits(package, specs, self._opened[-1].package)
-        except BaseException:
-            self.close()
-            raise
-        self.packages = tuple(each.package for each in self._opened)
-        self.recorded = tuple(map(_recorded, nets, self._opened))
+        check = partial(_check_fits, package, {spec.name: spec for spec in specs})
+        self._opened = OpenedAdapters(store, [net.package for net in nets], self.kind, check)
+        self.packages = self._opened.packages
+        self.recorded = tuple(map(_recorded, nets, self.packages))
 
     def close(self) -> None:
         """Release the packages; closing twice is allowed."""
-        while self._opened:
-            self._opened.pop().release()
+        self._opened.close()
 
     def wrap(self, session: Session) -> Session:
         """The denoiser with the ControlNets.
@@ -88,7 +85,7 @@ class AppliedControlNets:
         Args:
           session: of its graph that takes residuals.
         """
-        all_guess = _pools(self._opened[0])  # as in diffusers, where the first one decides for all
+        all_guess = _pools(self.packages[0])  # as in diffusers, where the first one decides for all
         return ControlledSession(
             session,
             [
@@ -136,7 +133,7 @@ class AppliedControlNets:
         session = opened.sessions.session(CONTROLNET.name)
         names = [spec.name for spec in session.outputs]
         weights = np.ones(len(names))
-        if guess_mode and not _pools(opened):
+        if guess_mode and not _pools(opened.package):
             weights = np.logspace(-1, 0, len(names))
         scales = dict(zip(names, (weights * net.scale).astype(np.float32), strict=True))
         return StepControlNet(
@@ -147,9 +144,9 @@ class AppliedControlNets:
         )
 
 
-def _pools(opened: OpenAdapter) -> bool:
+def _pools(package: Package) -> bool:
     """Whether a ControlNet pools its outputs over all pixels."""
-    return bool(opened.package.config(CONTROLNET.name).get("global_pool_conditions"))
+    return bool(package.config(CONTROLNET.name).get("global_pool_conditions"))
 
 
 def steps_of(steps: range, net: ControlNet) -> frozenset[int]:
@@ -166,27 +163,15 @@ def steps_of(steps: range, net: ControlNet) -> frozenset[int]:
     )
 
 
-def _recorded(net: ControlNet, opened: OpenAdapter) -> RecordedControlNet:
+def _recorded(net: ControlNet, package: Package) -> RecordedControlNet:
     return RecordedControlNet(
-        opened.package.folder.resolve().name,
-        opened.package.digest or "",
+        *recorded_identity(package),
         identify(net.image) or (),
         float(net.scale),
         float(net.start),
         float(net.end),
         bool(net.guess_mode),
     )
-
-
-def _denoiser_specs(package: Package, denoiser: str) -> dict[str, TensorSpec]:
-    """The inputs of the denoiser's graph that takes ControlNets, by name.
-
-    Raises: PackageError: there is none, or it is damaged.
-    """
-    graph = adapter_graph(denoiser, {AdapterKind.CONTROLNET})
-    path = package.model_path(graph)
-    with parsing(PackageError, path):
-        return {spec.name: spec for spec in specs_of(package.surveys.of(graph).inputs, path)}
 
 
 def _check_count(images: int, count: int) -> None:
@@ -263,12 +248,3 @@ def _channels_of(spec: TensorSpec) -> int:
 
 def _channels(residuals: dict[str, int]) -> str:
     return f"{len(residuals)} residuals of {', '.join(map(str, residuals.values()))} channels"
-
-
-def check_backend(requested: str) -> None:
-    """Raises: InvalidArgumentError: a backend whose engines take no ControlNets."""
-    if requested in PLAN_BACKENDS:
-        raise InvalidArgumentError(
-            f"{NAME}: {requested} does not take ControlNets at run time, as its engines were built "
-            "without their inputs; use --backend onnxruntime or openvino"
-        )

@@ -11,11 +11,15 @@ import numpy as np
 from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.guarded_files import parsing
 from sdexport.engines.messages import shown
-from sdexport.engines.onnx_file.graph_specs import specs_of
-from sdexport.engines.session import Session, TensorSpec
+from sdexport.engines.session import Session
 from sdexport.runtime import checks
 from sdexport.runtime.adapters.adapted_session import AdaptedSession
-from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
+from sdexport.runtime.adapters.adapter_store import (
+    AdapterStore,
+    OpenAdapter,
+    OpenedAdapters,
+    recorded_identity,
+)
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.image_adapter_arguments import IP_NAME, IPAdapter
 from sdexport.runtime.adapters.ip_groups import ImageGroup, group_inputs, no_images
@@ -38,6 +42,7 @@ from sdexport.runtime.packages.package import Package
 
 MOST_IMAGES = 64
 """Of one adapter."""
+_EMBEDDINGS = "encoder_hidden_states"
 _LARGEST = 4096
 """Pixels in width and height that an image encoder takes."""
 
@@ -63,10 +68,10 @@ class AppliedIPAdapters:
     ) -> None:
         self._adapters, self._call = adapters, call
         self._unit = package.manifest.downscale
-        self._specs = _unet_specs(package)
+        self._specs = package.graph_inputs(adapter_graph(package.family.denoiser, {self.kind}))
         with parsing(PackageError, package.folder):
             self._layers = image_layers(self._specs)
-            width = {spec.name: spec.shape for spec in self._specs}["encoder_hidden_states"][-1]
+            self._width = {each.name: each.shape for each in self._specs}[_EMBEDDINGS][-1]
         self._images = [load_images(each.images, IP_NAME) for each in adapters]
         self._scales = [
             self._layer_scales(*each) for each in zip(adapters, self._images, strict=True)
@@ -77,24 +82,14 @@ class AppliedIPAdapters:
             else load_attention_masks(each.masks, len(images), (call.height, call.width))
             for each, images in zip(adapters, self._images, strict=True)
         ]
-        self._opened: list[OpenAdapter] = []
-        try:
-            for each in adapters:
-                self._opened.append(store.open(each.package, self.kind))
-                opened = self._opened[-1].package
-                outputs = opened.manifest.components[IMAGE_PROJECTION.name].outputs
-                check_fits(str(opened.folder), outputs, self._layers, width)
-                _image_side(opened)
-        except BaseException:
-            self.close()
-            raise
-        self.packages = tuple(each.package for each in self._opened)
-        self.recorded = tuple(map(_recorded, adapters, self._opened))
+        sources = [each.package for each in adapters]
+        self._opened = OpenedAdapters(store, sources, self.kind, self._check)
+        self.packages = self._opened.packages
+        self.recorded = tuple(map(_recorded, adapters, self.packages))
 
     def close(self) -> None:
         """Release the packages; closing twice is allowed."""
-        while self._opened:
-            self._opened.pop().release()
+        self._opened.close()
 
     def wrap(self, session: Session) -> Session:
         """The denoiser with the masks of the images.
@@ -114,6 +109,11 @@ class AppliedIPAdapters:
         inputs = self._computed(guided=guided)
         self.close()
         return {name: value for name, value in inputs.items() if is_row_input(name)}
+
+    def _check(self, adapter: Package) -> None:
+        outputs = adapter.manifest.components[IMAGE_PROJECTION.name].outputs
+        check_fits(str(adapter.folder), outputs, self._layers, self._width)
+        _image_side(adapter)
 
     def _computed(self, *, guided: bool) -> dict[str, np.ndarray]:
         """All inputs of the graph for images."""
@@ -168,21 +168,9 @@ def _image_side(adapter: Package) -> int:
     return side
 
 
-def _unet_specs(package: Package) -> list[TensorSpec]:
-    """The inputs of the denoiser's graph that takes IP-Adapters.
-
-    Raises: PackageError: there is none, or it is damaged.
-    """
-    graph = adapter_graph(package.family.denoiser, {AdapterKind.IP_ADAPTER})
-    path = package.model_path(graph)
-    with parsing(PackageError, path):
-        return list(specs_of(package.surveys.of(graph).inputs, path))
-
-
-def _recorded(adapter: IPAdapter, opened: OpenAdapter) -> RecordedIPAdapter:
+def _recorded(adapter: IPAdapter, package: Package) -> RecordedIPAdapter:
     return RecordedIPAdapter(
-        opened.package.folder.resolve().name,
-        opened.package.digest or "",
+        *recorded_identity(package),
         identify(adapter.images) or (),
         plain(adapter.scale),
         None if adapter.masks is None else identify(adapter.masks),

@@ -8,10 +8,14 @@ import numpy as np
 
 from sdexport.engines.errors import InvalidArgumentError, PackageError
 from sdexport.engines.guarded_files import parsing
-from sdexport.engines.onnx_file.graph_specs import specs_of
 from sdexport.engines.session import Feeds, Session, TensorSpec, WrappedSession
 from sdexport.runtime import checks
-from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenAdapter
+from sdexport.runtime.adapters.adapter_store import (
+    AdapterStore,
+    OpenAdapter,
+    OpenedAdapters,
+    recorded_identity,
+)
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.image_adapter_arguments import T2I_NAME, T2IAdapter
 from sdexport.runtime.adapters.t2i_features import (
@@ -63,23 +67,16 @@ class AppliedT2IAdapters:
                 )
         self._unit = package.manifest.downscale
         self._specs = _unet_residuals(package)
-        self._opened: list[OpenAdapter] = []
         self._features: list[dict[str, np.ndarray]] | None = None
         self._phases = _phases([each.factor for each in adapters], call)
-        try:
-            for adapter in adapters:
-                self._opened.append(store.open(adapter.package, self.kind))
-                self._check(self._opened[-1].package)
-        except BaseException:
-            self.close()
-            raise
-        self.packages = tuple(each.package for each in self._opened)
-        self.recorded = tuple(map(_recorded, adapters, self._opened))
+        sources = [each.package for each in adapters]
+        self._opened = OpenedAdapters(store, sources, self.kind, self._check)
+        self.packages = self._opened.packages
+        self.recorded = tuple(map(_recorded, adapters, self.packages))
 
     def close(self) -> None:
         """Release the packages; closing twice is allowed."""
-        while self._opened:
-            self._opened.pop().release()
+        self._opened.close()
 
     def wrap(self, session: Session) -> Session:
         """The denoiser with the adapters.
@@ -269,15 +266,13 @@ def _unet_residuals(package: Package) -> list[TensorSpec]:
     Raises: PackageError: there is none, or it is damaged.
     """
     graph = adapter_graph(package.family.denoiser, {AdapterKind.T2I_ADAPTER})
-    path = package.model_path(graph)
-    with parsing(PackageError, path):
-        return residual_specs(specs_of(package.surveys.of(graph).inputs, path))
+    with parsing(PackageError, package.model_path(graph)):
+        return residual_specs(package.graph_inputs(graph))
 
 
-def _recorded(adapter: T2IAdapter, opened: OpenAdapter) -> RecordedT2IAdapter:
+def _recorded(adapter: T2IAdapter, package: Package) -> RecordedT2IAdapter:
     return RecordedT2IAdapter(
-        opened.package.folder.resolve().name,
-        opened.package.digest or "",
+        *recorded_identity(package),
         identify(adapter.image) or (),
         float(adapter.scale),
         float(adapter.factor),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from sdexport.engines import PLAN_BACKENDS
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.adapters.adapter_store import AdapterStore
-from sdexport.runtime.adapters.call_adapters import DenoiserAdapter
+from sdexport.runtime.adapters.call_adapters import FIELDS, DenoiserAdapter
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.followed_images import FollowedImages
+from sdexport.runtime.models.components import EXPORT_OPTIONS, AdapterKind
 from sdexport.runtime.packages.package import Package
 
 
@@ -29,24 +30,21 @@ def denoiser_adapters(
     found: list[DenoiserAdapter] = []
     try:
         if following.controlnets:
-            from sdexport.runtime.adapters.applied_controlnets import (
-                AppliedControlNets,
-                check_backend,
-            )
+            from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets
 
-            check_backend(backend)
+            _check_backend(AdapterKind.CONTROLNET, backend)
             nets, controls = following.controlnets, following.controls
             found.append(AppliedControlNets(store, package, nets, controls, call))
         if following.t2i_adapters:
             from sdexport.runtime.adapters.applied_t2i import AppliedT2IAdapters
 
-            _check_backend("t2i_adapters", backend)
+            _check_backend(AdapterKind.T2I_ADAPTER, backend)
             adapters, images = following.t2i_adapters, following.t2i_images
             found.append(AppliedT2IAdapters(store, package, adapters, images, call))
         if following.ip_adapters:
             from sdexport.runtime.adapters.applied_ip import AppliedIPAdapters
 
-            _check_backend("ip_adapters", backend)
+            _check_backend(AdapterKind.IP_ADAPTER, backend)
             found.append(AppliedIPAdapters(store, package, following.ip_adapters, call))
     except BaseException:
         for each in found:
@@ -57,9 +55,10 @@ def denoiser_adapters(
     return found
 
 
-def _check_backend(name: str, requested: str) -> None:
+def _check_backend(kind: AdapterKind, requested: str) -> None:
+    """Raises: InvalidArgumentError: a backend whose engines take no adapters of a kind."""
     if requested in PLAN_BACKENDS:
         raise InvalidArgumentError(
-            f"{name}: {requested} takes no adapters at run time, as its engines were built without "
-            "their inputs; use --backend onnxruntime or openvino"
+            f"{FIELDS[kind]}: {requested} does not take {EXPORT_OPTIONS[kind][0]} at run time, as "
+            "its engines were built without their inputs; use --backend onnxruntime or openvino"
         )

@@ -14,7 +14,6 @@ import numpy as np
 
 from sdexport.engines.errors import CheckpointError, PackageError
 from sdexport.engines.messages import one_line
-from sdexport.engines.onnx_file.graph_specs import specs_of
 from sdexport.runtime.adapters.bundled_words import bundled_words
 from sdexport.runtime.adapters.lora_factors import NotLowRankError, factors_of
 from sdexport.runtime.adapters.lora_folder import LoraSource
@@ -80,8 +79,7 @@ class LoraTarget:
                 continue
             path = package.model_path(lora_graph(name))
             try:
-                specs = specs_of(package.surveys.of(lora_graph(name)).inputs, path)
-                self.shapes[name] = layer_shapes(specs)
+                self.shapes[name] = layer_shapes(package.graph_inputs(lora_graph(name)))
             except ValueError as error:
                 raise PackageError(f"{path}: {error}") from error
             config = SimpleNamespace(**package.config(name))

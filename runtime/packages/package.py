@@ -16,7 +16,9 @@ from sdexport.engines.cache.hash_check import HashCheck
 from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import combined_digest, model_digest
 from sdexport.engines.errors import PackageError
-from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, parsing
+from sdexport.engines.onnx_file.graph_specs import specs_of
+from sdexport.engines.session import TensorSpec
 from sdexport.runtime.models.components import UNET, needed_by
 from sdexport.runtime.models.families import family_named
 from sdexport.runtime.models.family import ModelFamily
@@ -268,6 +270,15 @@ class Package:
                 f"'{command}' writes it"
             )
         return self.folder / graph_file(graph)
+
+    def graph_inputs(self, graph: str) -> tuple[TensorSpec, ...]:
+        """The inputs of a component's graph or of one of `graphs`, as its file declares them.
+
+        Raises: PackageError: the package has no such graph, or the file is damaged.
+        """
+        path = self.model_path(graph)
+        with parsing(PackageError, path):
+            return specs_of(self.surveys.of(graph).inputs, path)
 
     def model_files(self, graph: str) -> CheckedFiles:
         """The files of a component or of one of `graphs`, as they were checked.

@@ -288,6 +288,7 @@ def test_pooling_of_the_first_decides_for_all(
     vars(applied).update(
         _nets=[ControlNet("one", EDGES), ControlNet("two", EDGES)],
         _opened=opened,
+        packages=[each.package for each in opened],
         _call=SimpleNamespace(steps=range(2)),
     )
     monkeypatch.setattr(applied_controlnets, "ControlledSession", lambda _, nets: nets)
