@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from os import PathLike
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.messages import shown
 from sdexport.runtime import checks
+from sdexport.runtime.adapters.adapter_arguments import (
+    LARGEST_SCALE,
+    check_package,
+    checked_list,
+)
 from sdexport.runtime.images.loading import ImageSources
 from sdexport.runtime.packages.package import Package
 
-MOST = 16
-"""ControlNets of one call."""
-LARGEST_SCALE = 100.0
 NAME = "controlnets"
 
 
@@ -49,11 +50,7 @@ class ControlNet:
         checks.number("ControlNet: scale", self.scale, -LARGEST_SCALE, LARGEST_SCALE)
         checks.interval("ControlNet: (start, end)", (self.start, self.end))
         checks.boolean("ControlNet: guess_mode", self.guess_mode)
-        is_path = isinstance(self.package, (str, PathLike)) and str(self.package).strip()
-        if not is_path and not isinstance(self.package, Package):
-            raise InvalidArgumentError(
-                f"ControlNet: expected the folder of a package, got {shown(self.package)}"
-            )
+        check_package("ControlNet", self.package)
         if self.image is None:
             raise InvalidArgumentError("ControlNet: expected a control image, got None")
 
@@ -63,18 +60,4 @@ def checked_controlnets(controlnets: object) -> Sequence[ControlNet]:
 
     Raises: InvalidArgumentError: it is no list of ControlNets, or a long one.
     """
-    if controlnets is None:
-        return ()
-    if isinstance(controlnets, ControlNet):
-        return (controlnets,)
-    if not isinstance(controlnets, (list, tuple)):
-        raise InvalidArgumentError(
-            f'{NAME}: expected a list such as [ControlNet("canny", "edges.png")], '
-            f"got {shown(controlnets)}"
-        )
-    for each in controlnets:
-        if not isinstance(each, ControlNet):
-            raise InvalidArgumentError(f"{NAME}: expected a ControlNet, got {shown(each)}")
-    if len(controlnets) > MOST:
-        raise InvalidArgumentError(f"{NAME}: at most {MOST} at once, got {len(controlnets)}")
-    return tuple(controlnets)
+    return checked_list(NAME, controlnets, ControlNet, 'ControlNet("canny", "edges.png")')

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.engines.messages import shown
 from sdexport.runtime import checks
-from sdexport.runtime.adapters.ip_scales import LARGEST_SCALE
+from sdexport.runtime.adapters.adapter_arguments import (
+    LARGEST_SCALE,
+    check_package,
+    checked_list,
+)
 from sdexport.runtime.images.loading import ImageSources
 from sdexport.runtime.packages.package import Package
 
-MOST = 16
-"""Adapters of one kind of one call."""
 T2I_NAME, IP_NAME = "t2i_adapters", "ip_adapters"
 """The arguments of a call."""
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class T2IAdapter:
     def __post_init__(self) -> None:
         checks.number("T2IAdapter: scale", self.scale, -LARGEST_SCALE, LARGEST_SCALE)
         checks.number("T2IAdapter: factor", self.factor, 0, 1)
-        _check_package("T2IAdapter", self.package)
+        check_package("T2IAdapter", self.package)
         if self.image is None:
             raise InvalidArgumentError("T2IAdapter: expected a control image, got None")
 
@@ -82,17 +82,9 @@ class IPAdapter:
             scales = list(self.scale) if several else [self.scale]  # type: ignore[arg-type]
             for each in scales:
                 checks.number("IPAdapter: scale", each, -LARGEST_SCALE, LARGEST_SCALE)
-        _check_package("IPAdapter", self.package)
+        check_package("IPAdapter", self.package)
         if self.images is None:
             raise InvalidArgumentError("IPAdapter: expected an image, got None")
-
-
-def _check_package(name: str, package: object) -> None:
-    is_path = isinstance(package, (str, PathLike)) and str(package).strip()
-    if not is_path and not isinstance(package, Package):
-        raise InvalidArgumentError(
-            f"{name}: expected the folder of a package, got {shown(package)}"
-        )
 
 
 def checked_t2i_adapters(adapters: object) -> tuple[T2IAdapter, ...]:
@@ -100,7 +92,7 @@ def checked_t2i_adapters(adapters: object) -> tuple[T2IAdapter, ...]:
 
     Raises: InvalidArgumentError: it is no list of T2I-Adapters, or a long one.
     """
-    return _checked(T2I_NAME, adapters, T2IAdapter, 'T2IAdapter("canny", "edges.png")')
+    return checked_list(T2I_NAME, adapters, T2IAdapter, 'T2IAdapter("canny", "edges.png")')
 
 
 def checked_ip_adapters(adapters: object) -> tuple[IPAdapter, ...]:
@@ -108,21 +100,4 @@ def checked_ip_adapters(adapters: object) -> tuple[IPAdapter, ...]:
 
     Raises: InvalidArgumentError: it is no list of IP-Adapters, or a long one.
     """
-    return _checked(IP_NAME, adapters, IPAdapter, 'IPAdapter("ip-adapter", "painting.png")')
-
-
-def _checked(name: str, adapters: object, class_: type[_T], example: str) -> tuple[_T, ...]:
-    if adapters is None:
-        return ()
-    if isinstance(adapters, class_):
-        return (adapters,)
-    if not isinstance(adapters, (list, tuple)):
-        raise InvalidArgumentError(
-            f"{name}: expected a list such as [{example}], got {shown(adapters)}"
-        )
-    for each in adapters:
-        if not isinstance(each, class_):
-            raise InvalidArgumentError(f"{name}: expected a {class_.__name__}, got {shown(each)}")
-    if len(adapters) > MOST:
-        raise InvalidArgumentError(f"{name}: at most {MOST} at once, got {len(adapters)}")
-    return tuple(adapters)
+    return checked_list(IP_NAME, adapters, IPAdapter, 'IPAdapter("ip-adapter", "painting.png")')

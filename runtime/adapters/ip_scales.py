@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
+from sdexport.runtime.adapters.adapter_arguments import LARGEST_SCALE
 
-LARGEST_SCALE = 100.0
 _SIDES = {"down": "down_blocks", "up": "up_blocks"}
 _MIDDLE = "mid"
 _MODULE = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\..+")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 import re
@@ -16,15 +15,13 @@ import diffusers
 import torch
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
+from sdexport.checkpoints.adapter_folder import AdapterFolder
 from sdexport.checkpoints.modules import check_shapes, empty, fill
 from sdexport.checkpoints.published_configs import UNET_SD1, UNET_SD2, UNET_SDXL
-from sdexport.checkpoints.source_index import warn_of_unknown_keys
 from sdexport.checkpoints.unused_weights import check_all_used
 from sdexport.checkpoints.weight_file import WeightFile, merged
 from sdexport.checkpoints.weight_origins import origins
-from sdexport.checkpoints.weight_sets import files_in
 from sdexport.engines.errors import CheckpointError
-from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import shown
 from sdexport.runtime.adapters.damaged_files import parsing
 from sdexport.runtime.models.controlnet import CONTROLNET, CONTROLNET_FAMILY
@@ -57,18 +54,16 @@ def controlnet_in_folder(
 
     Raises: CheckpointError: see `open_adapter`.
     """
-    arguments = inspect.signature(diffusers.ControlNetModel.__init__).parameters.values()
-    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
-    warn_of_unknown_keys(folder.parent, folder.name, config, defaults)
-    files = files_in(folder, CONTROLNET.source, variant=variant, allow_pickle=allow_pickle)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    opened = [WeightFile.open(file, allow_pickle=allow_pickle) for file in files]
-    return {
-        **_fields(folder, {**defaults, **config}, config, opened),
-        "source": {"type": "folder", "sha256": digest.hexdigest()},
-    }
+    opened = AdapterFolder.open(
+        folder,
+        config,
+        diffusers.ControlNetModel,
+        CONTROLNET.source,
+        variant=variant,
+        allow_pickle=allow_pickle,
+    )
+    fields = _fields(folder, opened.config, config, opened.files)
+    return fields | {"source": opened.source}
 
 
 def controlnet_in_file(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,14 +12,12 @@ from typing import Any
 import diffusers
 import torch
 
+from sdexport.checkpoints.adapter_folder import AdapterFolder
 from sdexport.checkpoints.modules import check_shapes, empty, fill
-from sdexport.checkpoints.source_index import warn_of_unknown_keys
 from sdexport.checkpoints.unused_weights import check_all_used
 from sdexport.checkpoints.weight_file import WeightFile, merged
 from sdexport.checkpoints.weight_origins import origins
-from sdexport.checkpoints.weight_sets import files_in
 from sdexport.engines.errors import CheckpointError
-from sdexport.engines.files import sha256_of
 from sdexport.engines.messages import shown
 from sdexport.runtime.models.t2i_adapter import T2I_ADAPTER, T2I_FAMILY
 
@@ -43,18 +39,16 @@ def t2i_in_folder(
 
     Raises: CheckpointError: see `open_adapter`.
     """
-    arguments = inspect.signature(diffusers.T2IAdapter.__init__).parameters.values()
-    defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
-    warn_of_unknown_keys(folder.parent, folder.name, config, defaults)
-    files = files_in(folder, T2I_ADAPTER.source, variant=variant, allow_pickle=allow_pickle)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {sha256_of(file)}\n".encode())
-    opened = [WeightFile.open(file, allow_pickle=allow_pickle) for file in files]
-    return {
-        **_fields(folder, {**defaults, **config}, config, opened),
-        "source": {"type": "folder", "sha256": digest.hexdigest()},
-    }
+    opened = AdapterFolder.open(
+        folder,
+        config,
+        diffusers.T2IAdapter,
+        T2I_ADAPTER.source,
+        variant=variant,
+        allow_pickle=allow_pickle,
+    )
+    fields = _fields(folder, opened.config, config, opened.files)
+    return fields | {"source": opened.source}
 
 
 def t2i_in_file(file: WeightFile) -> dict[str, Any] | None:
