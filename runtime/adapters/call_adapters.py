@@ -14,7 +14,14 @@ import numpy as np
 
 from sdexport.engines import Session
 from sdexport.runtime.adapters.call_loras import NoLoras
-from sdexport.runtime.models.components import AdapterKind, adapter_graph, is_residual
+from sdexport.runtime.models.components import (
+    IP_INPUT,
+    LORA_INPUT,
+    T2I_RESIDUAL,
+    AdapterKind,
+    adapter_graph,
+    is_residual,
+)
 from sdexport.runtime.text_encoders import TextEncoders
 
 if TYPE_CHECKING:
@@ -22,10 +29,7 @@ if TYPE_CHECKING:
     from sdexport.runtime.adapters.lora_inputs import LayerShape
     from sdexport.runtime.packages.package import Package
 
-_OTHERS = {
-    AdapterKind.T2I_ADAPTER: "down_intrablock_additional_residuals_",
-    AdapterKind.IP_ADAPTER: "ip_adapter.",
-}
+_OTHERS = {AdapterKind.T2I_ADAPTER: T2I_RESIDUAL, AdapterKind.IP_ADAPTER: IP_INPUT}
 """What the names of inputs begin with that stay inputs of a session with such adapters."""
 SessionOf = Callable[[str], Session]
 FIELDS = {
@@ -150,7 +154,7 @@ def _without_residuals(session: Session) -> Session:
 
 def _without_loras(session: Session, rank_of: Callable[[], Callable[[LayerShape], int]]) -> Session:
     """The session with factors without effect, if it takes some."""
-    if not any(spec.name.startswith("lora.") for spec in session.inputs):
+    if not any(spec.name.startswith(LORA_INPUT) for spec in session.inputs):
         return session
     from sdexport.runtime.adapters.adapted_session import AdaptedSession
     from sdexport.runtime.adapters.lora_inputs import zero_factors

@@ -21,16 +21,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdexport.engines.session import TensorSpec
-from sdexport.runtime.models.components import positions_dimension
+from sdexport.runtime.models.components import IP_INPUT, positions_dimension
 
 KEY, VALUE = "key", "value"
-BIAS = "ip_adapter.bias"
+BIAS = f"{IP_INPUT}bias"
 GROUPS, TOKENS = "ip_adapter_groups", "ip_adapter_tokens"
 """Named dimensions."""
 EXCLUDED = -1e30
 """The bias of a token that is none; softmax makes it 0."""
-_NAME = re.compile(r"ip_adapter\.(?P<layer>.+)\.(?P<which>key|value)")
-_WEIGHTS = re.compile(r"ip_adapter\.weights_(?P<level>\d{1,2})")
+_NAME = re.compile(rf"{re.escape(IP_INPUT)}(?P<layer>.+)\.(?P<which>key|value)")
+_WEIGHTS = re.compile(rf"{re.escape(IP_INPUT)}weights_(?P<level>\d{{1,2}})")
 _ORDER = ("down_blocks", "up_blocks", "mid_block")
 
 
@@ -57,12 +57,12 @@ def is_row_input(name: str) -> bool:
 
 def input_name(layer: str, which: str) -> str:
     """The input of a layer's KEY or VALUE."""
-    return f"ip_adapter.{layer}.{which}"
+    return f"{IP_INPUT}{layer}.{which}"
 
 
 def weights_name(level: int) -> str:
     """The input of the weights of a level of the UNet."""
-    return f"ip_adapter.weights_{level}"
+    return f"{IP_INPUT}weights_{level}"
 
 
 def weights_shape(level: int) -> tuple[int | str, ...]:

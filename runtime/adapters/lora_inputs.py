@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdexport.engines.session import TensorSpec
+from sdexport.runtime.models.components import LORA_INPUT
 
 DOWN, UP = "down", "up"
 ROWS = "lora_rows"
 """The named dimension of `up` that is 1, or the number of rows in the batch."""
 TAKE_LORAS = ("tensorrt-rtx",)
 """Backends that take LoRAs with an engine of the graph that does, built for a range of ranks."""
-_PREFIX = "lora."
 _NAME = re.compile(r"lora\.(?P<layer>.+)\.(?P<which>down|up)")
 _RANK = re.compile(r".+\.rank(_(?P<kernel>\d{1,2}x\d{1,2}))?")
 
@@ -57,12 +57,12 @@ class LayerShape:
 
 def input_name(layer: str, which: str) -> str:
     """The input of a layer's factor, DOWN or UP."""
-    return f"{_PREFIX}{layer}.{which}"
+    return f"{LORA_INPUT}{layer}.{which}"
 
 
 def is_lora_input(name: str) -> bool:
     """Whether an input of a graph takes a factor."""
-    return name.startswith(_PREFIX)
+    return name.startswith(LORA_INPUT)
 
 
 def rank_multiple(dimension: str) -> int | None:

@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sdexport.engines.session import TensorSpec
-from sdexport.runtime.models.components import level_dimensions
-
-_PREFIX = "down_intrablock_additional_residuals_"
+from sdexport.runtime.models.components import T2I_RESIDUAL, level_dimensions
 
 
 def residual_name(index: int) -> str:
     """The input of a block's residual, counted from the first block."""
-    return f"{_PREFIX}{index}"
+    return f"{T2I_RESIDUAL}{index}"
 
 
 def is_t2i_input(name: str) -> bool:
     """Whether an input of a graph takes a residual of T2I-Adapters."""
-    return name.startswith(_PREFIX)
+    return name.startswith(T2I_RESIDUAL)
 
 
 def residual_shape(channels: int, level: int) -> tuple[int | str, ...]:
@@ -33,7 +31,7 @@ def residual_specs(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
 
     Raises: ValueError: inputs that `residual_shape` does not describe.
     """
-    found = {spec.name: spec for spec in specs if spec.name.startswith(_PREFIX)}
+    found = {spec.name: spec for spec in specs if spec.name.startswith(T2I_RESIDUAL)}
     ordered = [found.pop(residual_name(i), None) for i in range(len(found))]
     residuals = [spec for spec in ordered if spec is not None]
     for spec in (*residuals, *found.values()):

@@ -169,6 +169,9 @@ def lora_graph(graph: str) -> str:
 DOWN_RESIDUAL, MID_RESIDUAL = "down_block_additional_residuals_", "mid_block_additional_residual"
 """The inputs of a denoiser, and outputs of a ControlNet, that are added to skip connections (each
 with its number) and to what leaves the middle block. The names are those of diffusers."""
+T2I_RESIDUAL, IP_INPUT, LORA_INPUT = "down_intrablock_additional_residuals_", "ip_adapter.", "lora."
+"""What the names of a denoiser's inputs begin with that take T2I-Adapters (diffusers' name, and a
+number), IP-Adapters and LoRAs."""
 
 
 def is_residual(name: str) -> bool:
