@@ -213,7 +213,7 @@ def _check_kind(package: Package, kind: AdapterKind) -> None:
     """Raises: InvalidArgumentError: a package of a model, or of another kind of adapter."""
     found = package.family.adapter if package.manifest.every_file else None
     if found is not kind:
-        what = "a model" if found is None else f"one of {EXPORT_OPTIONS[found][0]}"
+        what = "a model" if found is None else EXPORT_OPTIONS[found][0]
         raise InvalidArgumentError(
             f"{package.folder} is the package of {what}, not of {EXPORT_OPTIONS[kind][0]}; "
             "'sdexport export-adapter' makes one"
