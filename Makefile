@@ -7,10 +7,14 @@ SETUP = pyproject.toml setup.py constraints.txt runtime/noise/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
-.PHONY: demo test test-slow test-interop fuzz fuzz-nightly perf lint docs demo-package dist bench bench-quick release clean
+.PHONY: demo serve test test-slow test-interop fuzz fuzz-nightly perf lint docs demo-package dist bench bench-quick release clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --from-checkpoint --force
+
+# The image server with the demo model, on http://127.0.0.1:8000.
+serve: $(VENV)/serve
+	$(BIN)/sdexport serve demo=sdexport/demo_model/package $(ARGS)
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -74,19 +78,23 @@ $(VENV)/demo: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,export]"
 	touch $@
 
+$(VENV)/serve: $(SETUP) | $(BIN)/python
+	$(PIP) --editable ".[cpu,serve]"
+	touch $@
+
 # k-diffusion without its dependencies: tests load its samplers alone.
 $(VENV)/test: $(SETUP) | $(BIN)/python
-	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,serve,test]"
 	$(PIP) --no-deps k-diffusion
 	-$(BIN)/python -m tests.helpers.software_gpu
 	touch $@
 
 $(VENV)/fuzz: $(SETUP) | $(BIN)/python
-	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,fuzz]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,serve,test,fuzz]"
 	touch $@
 
 $(VENV)/lint: $(SETUP) | $(BIN)/python
-	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,serve,test,dev]"
 	touch $@
 
 $(VENV)/docs: $(SETUP) | $(BIN)/python

@@ -27,6 +27,7 @@ from sdexport.commands import (
     inspect,
     preprocess,
     schedulers,
+    serve,
     sign,
     verify,
 )
@@ -149,6 +150,7 @@ for _command in (
     export_adapter.export_adapter,
     verify.verify,
     generate.generate,
+    serve.serve,
     preprocess.preprocess,
     inspect.inspect,
     build.build,

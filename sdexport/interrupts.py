@@ -59,6 +59,30 @@ def handled() -> Iterator[None]:
         handling.stop()
 
 
+@contextmanager
+def handled_by_block() -> Iterator[None]:
+    """Leave both signals to a block that ends by itself, such as a server."""
+    handling = _Handling.current
+    if handling is None:
+        yield
+        return
+    handling.pause()
+    try:
+        yield
+    finally:
+        handling.resume()
+
+
+def raise_signal(number: int) -> NoReturn:
+    """End the command as the signal would have, after a block that has handled it.
+
+    Raises: Interrupt: for Ctrl-C. SystemExit: for SIGTERM, with its status.
+    """
+    if number == signal.SIGINT:
+        raise Interrupt
+    sys.exit(128 + number)
+
+
 def exit_status(error: BaseException) -> int | None:
     """130 or 143 if a signal caused the error, directly or in a `finally` that failed after it.
 
@@ -112,15 +136,24 @@ class _Handling:
         _Handling.current = None
         self._writer.close()  # which ends the thread
 
+    def pause(self) -> None:
+        """Let the handlers of both signals be set by others."""
+        signal.set_wakeup_fd(self._wakeup)
+        for number, old in self._before.items():
+            signal.signal(number, old)
+
+    def resume(self) -> None:
+        """Handle both signals again."""
+        for number in self._before:
+            signal.signal(number, self._raise)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
     def _raise(self, number: int, frame: FrameType | None) -> None:
         """Let the main thread unwind; a second signal does not disturb that."""
         self.number = self.number or number
         self._calls += 1
-        if self._calls > 1 + self._resent:
-            return
-        if number == signal.SIGINT:
-            raise Interrupt
-        sys.exit(128 + number)
+        if self._calls <= 1 + self._resent:
+            raise_signal(number)
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Raise a signal again if its exception was dropped, as in a weak reference's callback."""

@@ -66,6 +66,11 @@ class LoraFolder:
             found |= dict.fromkeys(sums.items())
         return list(found)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the LoRAs."""
+        return list(self._files)
+
     def files(self, name: str) -> list[Path]:
         """The files of a name."""
         return list(self._files.get(name, ()))

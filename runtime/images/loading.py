@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,19 +138,40 @@ def opened_file(source: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         hint = "; addresses are not opened, download it" if ":/" in str(source) else ""
         raise FileNotFoundError(f"no image at {source}{hint}") from None
-    with file:
-        try:
-            opened = open_checked(file)
-        except UnidentifiedImageError as error:
+    with file, _opened(file, str(source)) as opened:
+        yield opened
+
+
+def image_of(content: bytes, name: str, most_pixels: int | None = None) -> Image.Image:
+    """The image in the bytes of a file, as `open_image` returns that of a file.
+
+    Args:
+      most_pixels: a smaller limit than that of image_limits.
+    Raises: InvalidArgumentError: see open_image.
+    """
+    with io.BytesIO(content) as file, _opened(file, name) as opened:
+        if most_pixels is not None and opened.width * opened.height > most_pixels:
             raise InvalidArgumentError(
-                f"{source} cannot be read as an image: unknown format; save it as PNG, JPEG or WebP"
-            ) from error
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
-            raise _unreadable(str(source), error) from error
-        with opened:
-            yield opened
+                f"{name}: {opened.width}x{opened.height} pixels; at most {most_pixels:,} are read"
+            )
+        return _upright(opened, name)
+
+
+@contextmanager
+def _opened(file: BinaryIO, called: str) -> Iterator[Image.Image]:
+    """The image of an open file, closed afterwards; see opened_file."""
+    try:
+        opened = open_checked(file)
+    except UnidentifiedImageError as error:
+        raise InvalidArgumentError(
+            f"{called} cannot be read as an image: unknown format; save it as PNG, JPEG or WebP"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise anything from OSError to struct.error
+        raise _unreadable(called, error) from error
+    with opened:
+        yield opened
 
 
 def open_checked(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:

@@ -1,0 +1,169 @@
+"""sdexport serve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdexport.commands.output import echo
+from sdexport.commands.serve_options import named_folders, serve_options
+from sdexport.commands.shared_options import (
+    backend_options,
+    backends_of,
+    session_arguments,
+    trust_options,
+    verify_hashes_option,
+)
+from sdexport.commands.verbosity import is_set, verbosity_options
+
+GB = 1_000_000_000
+
+
+@click.command()
+@click.argument("packages", metavar="PACKAGE [NAME=PACKAGE]...", nargs=-1, required=True)
+@serve_options
+@backend_options
+@trust_options
+@verify_hashes_option
+@verbosity_options
+def serve(
+    packages: tuple[str, ...],
+    api_key_file: Path | None,
+    lora_dir: Path | None,
+    controlnets: tuple[str, ...],
+    t2i_adapters: tuple[str, ...],
+    ip_adapters: tuple[str, ...],
+    memory_limit: float | None,
+    batch_window_ms: float,
+    log_format: str,
+    vae_tile: int | None,
+    backends: tuple[str, ...],
+    session_options: tuple[tuple[str, Any], ...],
+    engine_dir: Path | None,
+    low_memory: bool,
+    trusted_key: str | None,
+    trust: str,
+    verify_hashes: bool,
+    **settings: Any,
+) -> None:
+    """Serve images over HTTP, with a queue, to many clients.
+
+    Each PACKAGE is known by its folder's name, or by the NAME before it; the first is the default.
+    The APIs are the server's own, OpenAI's and AUTOMATIC1111's; the address itself shows a page.
+    """
+    _check_installed()
+    from sdexport import interrupts
+    from sdexport.server.image_service import ImageService
+    from sdexport.server.model_store import ModelStore
+    from sdexport.server.registered_names import RegisteredNames
+    from sdexport.server.server_logging import set_up_server_logging
+    from sdexport.server.server_metrics import ServerMetrics
+    from sdexport.server.server_process import run_server
+    from sdexport.server.server_settings import ServerSettings
+
+    settings["api_keys"] = _keys(api_key_file)
+    limit = None if memory_limit is None else round(memory_limit * GB)
+    settings |= {"memory_limit": limit, "batch_window": batch_window_ms / 1000}
+    made = ServerSettings(**settings)
+    _check_exposure(made.host, made.api_keys)
+    options = session_arguments(
+        session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
+    )
+    options |= {"trusted_key": trusted_key, "trust": trust, "verify_hashes": verify_hashes}
+    if backends:
+        options["backend"] = backends_of(backends)
+    if lora_dir is not None:
+        options["lora_dir"] = lora_dir
+    names = RegisteredNames(
+        lora_dir,
+        {
+            "controlnets": named_folders(controlnets, "--controlnet"),
+            "t2i_adapters": named_folders(t2i_adapters, "--t2i-adapter"),
+            "ip_adapters": named_folders(ip_adapters, "--ip-adapter"),
+        },
+    )
+    models = ModelStore(
+        named_folders(packages, "PACKAGE"),
+        options,
+        memory_limit=limit,
+        max_batch=made.max_batch,
+    )
+    metrics = ServerMetrics()
+    service = ImageService(models, names, made, metrics)
+    quiet, verbose = is_set("quiet"), is_set("verbose")
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    set_up_server_logging(log_format, logging.INFO if log_format == "json" else level)
+    with interrupts.handled_by_block():
+        number = run_server(service, metrics, lambda address: echo(f"ready: {address}", err=True))
+    if number is not None:
+        interrupts.raise_signal(number)
+
+
+def _check_installed() -> None:
+    """Raises: MissingDependencyError: a package of the extra is missing."""
+    from sdexport.engines.errors import MissingDependencyError
+    from sdexport.engines.messages import import_failure
+
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the server needs {error.name or 'FastAPI'}, which is not installed"
+            f"{import_failure(error)}; run: pip install 'sdexport[serve]'"
+        ) from error
+
+
+def _keys(path: Path | None) -> tuple[str, ...]:
+    """The keys in a file, one a line.
+
+    Raises: InvalidArgumentError: no key, or one that is easy to guess.
+    """
+    if path is None:
+        return ()
+    from sdexport.engines.errors import InvalidArgumentError
+    from sdexport.engines.guarded_files import read_guarded
+
+    content = read_guarded(path, error=InvalidArgumentError, limit=1_000_000)
+    try:
+        lines = content.decode("ascii").split()
+    except UnicodeDecodeError:
+        lines = []
+    if not lines or any(len(line) < SHORTEST_KEY for line in lines):
+        raise InvalidArgumentError(
+            f"{path}: expected keys of {SHORTEST_KEY} or more ASCII characters, one a line; make "
+            'one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+        )
+    return tuple(lines)
+
+
+SHORTEST_KEY = 16
+
+
+def _check_exposure(host: str, keys: Iterable[str]) -> None:
+    """Raises: InvalidArgumentError: others can reach the server, and no key is required."""
+    import ipaddress
+
+    from sdexport.engines.errors import InvalidArgumentError
+
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    if is_local:
+        return
+    if not list(keys):
+        raise InvalidArgumentError(
+            f"--host {host}: others can reach the server, so it needs --api-key-file FILE"
+        )
+    logging.getLogger(__name__).warning(
+        "--host %s: others can reach the server; whoever has a key can use it. Keys and images are "
+        "not encrypted: put a proxy with TLS in front",
+        host,
+    )

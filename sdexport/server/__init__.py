@@ -1,0 +1,1 @@
+"""The image server of `sdexport serve`; needs the extra `serve`."""

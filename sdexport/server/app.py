@@ -1,0 +1,127 @@
+"""The application of a server: all APIs over one ImageService."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import PurePosixPath
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
+
+from sdexport.runtime.version import __version__
+from sdexport.server import automatic1111_api, native_api, openai_api
+from sdexport.server.error_bodies import ErrorBodies
+from sdexport.server.image_service import ImageService
+from sdexport.server.request_guard import RequestGuard
+from sdexport.server.server_errors import JobNotFoundError
+from sdexport.server.server_metrics import CONTENT_TYPE, ServerMetrics
+from sdexport.server.server_settings import ServerSettings
+
+_PAGE_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".webmanifest": "application/manifest+json",
+}
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-cache",
+}
+_HOME = "index.html"
+
+
+def create_app(
+    service: ImageService,
+    settings: ServerSettings | None = None,
+    metrics: ServerMetrics | None = None,
+) -> FastAPI:
+    """The ASGI application of a server.
+
+    Args:
+      settings: default those of the service.
+      metrics: that the service reports to; default ones that know of requests alone.
+    """
+    settings = settings or service.settings
+    metrics = metrics or ServerMetrics()
+    metrics.watch(service)
+    errors = ErrorBodies(
+        {
+            **dict.fromkeys(openai_api.PATHS, openai_api.error_body),
+            **dict.fromkeys(automatic1111_api.PATHS, automatic1111_api.error_body),
+        }
+    )
+    app = FastAPI(title="sdexport", version=__version__, docs_url=None, redoc_url=None)
+    for api in (native_api, openai_api, automatic1111_api):
+        app.include_router(api.router(service))
+    app.include_router(_state(service, metrics))
+    app.include_router(_page())
+    errors.install(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
+    app.add_middleware(RequestGuard, settings=settings, errors=errors, metrics=metrics)
+    return app
+
+
+def _state(service: ImageService, metrics: ServerMetrics) -> APIRouter:
+    """What those ask who watch the server."""
+    routes = APIRouter(tags=["State"])
+
+    @routes.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The server answers."""
+        return {"status": "ok"}
+
+    @routes.get("/readyz")
+    async def readyz() -> Response:
+        """Whether the server takes jobs: 200, or 503 while it starts and when it stops."""
+        is_ready = service.is_ready and not service.queue.is_closing
+        state = "ready" if is_ready else "stopping" if service.is_ready else "starting"
+        return JSONResponse({"status": state}, 200 if is_ready else 503)
+
+    @routes.get("/metrics")
+    async def prometheus() -> Response:
+        """Metrics in Prometheus' format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return routes
+
+
+def _page() -> APIRouter:
+    """The page, whose files are read once."""
+    routes = APIRouter(include_in_schema=False)
+    folder = resources.files("sdexport.server").joinpath("page")
+    files: dict[str, bytes] = {}
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if PurePosixPath(entry.name).suffix in _PAGE_TYPES:
+                files[entry.name] = entry.read_bytes()
+
+    def answer(name: str) -> Response:
+        if name not in files:
+            raise JobNotFoundError(f"there is no {name[:100]}")
+        media_type = _PAGE_TYPES[PurePosixPath(name).suffix]
+        return Response(files[name], media_type=media_type, headers=_PAGE_HEADERS)
+
+    @routes.get("/")
+    async def home() -> Response:
+        return answer(_HOME)
+
+    @routes.get("/page/{name}")
+    async def file(name: str) -> Response:
+        return answer(name)
+
+    return routes

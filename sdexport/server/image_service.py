@@ -1,0 +1,170 @@
+"""Generates images for all APIs of a server: the models, the queue, and the jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from sdexport.engines.errors import SDExportError
+from sdexport.runtime.schedulers.catalog import catalog
+from sdexport.runtime.version import __version__
+from sdexport.server.batching import batch_key
+from sdexport.server.image_request import ImageRequest
+from sdexport.server.job_events import events
+from sdexport.server.job_queue import JobObserver, JobQueue
+from sdexport.server.job_runner import JobRunner
+from sdexport.server.jobs import DONE, Job, JobEvent
+from sdexport.server.model_store import ModelStore
+from sdexport.server.registered_names import RegisteredNames
+from sdexport.server.request_checks import checked_arguments, public_text
+from sdexport.server.server_settings import ServerSettings
+
+_log = logging.getLogger(__name__)
+
+
+class NoObserver:
+    """Hears of jobs and does nothing."""
+
+    def queued(self, job: Job) -> None: ...
+
+    def batch_started(self, jobs: Sequence[Job]) -> None: ...
+
+    def ended(self, job: Job) -> None: ...
+
+
+class ImageService:
+    """What every API of a server calls. Safe to use from several threads.
+
+    Args:
+      models: the packages.
+      names: LoRAs and adapters that requests may name.
+      observer: hears of jobs.
+    Attributes:
+      is_ready: whether the first model is open.
+    """
+
+    def __init__(
+        self,
+        models: ModelStore,
+        names: RegisteredNames | None = None,
+        settings: ServerSettings | None = None,
+        observer: JobObserver | None = None,
+    ) -> None:
+        self.models, self.names = models, names or RegisteredNames()
+        self.settings = settings or ServerSettings()
+        self.is_ready = False
+        self.queue = JobQueue(
+            JobRunner(models),
+            lambda job: job.batch_key,
+            self.settings,
+            observer or NoObserver(),
+        )
+        self._folders = {str(m.folder): m.name for m in models.models} | self.names.folders
+
+    def start(self) -> None:
+        """Open the first model, and begin to run jobs.
+
+        Raises: see load_pipeline and Pipeline.warm_up.
+        """
+        pipeline = self.models.open(self.models.models[0])
+        if self.settings.warm_up:
+            _log.info("warm-up: %.2f s", pipeline.warm_up())
+        self.queue.start()
+        self.is_ready = True
+
+    def submit(self, request: ImageRequest, *, previews: bool = False, request_id: str = "") -> Job:
+        """Check a request and let it wait.
+
+        Args:
+          previews: whether the job's events have a preview.
+          request_id: of the HTTP request, for the log.
+        Raises: InvalidArgumentError: an argument that is unknown, out of range or beyond a limit.
+          QueueFullError: as many jobs wait as may wait. ShuttingDownError.
+        """
+        self.queue.check_room()
+        model = self.models.model(request.model)
+        try:
+            arguments, count = checked_arguments(
+                request.arguments, model, self.names, self.settings
+            )
+        except (SDExportError, OSError) as error:
+            raise self.public(error) from error
+        timeout = min(request.timeout or self.settings.timeout, self.settings.timeout)
+        made = ImageRequest(model.name, arguments, timeout)
+        job = Job(made, count, previews=previews, timeout=timeout, request_id=request_id)
+        job.batch_key = batch_key(made, count)
+        self.queue.add(job)
+        return job
+
+    def job(self, job_id: str) -> Job:
+        """The job of an id.
+
+        Raises: JobNotFoundError: there is none, or it ended too long ago.
+        """
+        return self.queue.job(job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once if it waits, after its present step if it runs.
+
+        Raises: JobNotFoundError.
+        """
+        job = self.job(job_id)
+        self.queue.cancel(job)
+        return job
+
+    def events(self, job: Job) -> AsyncIterator[JobEvent]:
+        """What happens to a job, from its present state to its end."""
+        return events(job)
+
+    async def result(self, job: Job, *, cancels: bool = True) -> Job:
+        """Wait until a job is done.
+
+        Args:
+          cancels: whether the job is cancelled if nobody waits any more, because the task that
+            calls this was cancelled.
+        Raises: the job's error, if it failed or was cancelled.
+        """
+        try:
+            await asyncio.shield(asyncio.wrap_future(job.completed))
+        except asyncio.CancelledError:
+            if cancels:
+                self.queue.cancel(job, "the client closed the connection")
+            raise
+        if job.status != DONE and job.error is not None:
+            raise self.public(job.error)
+        return job
+
+    def public(self, error: Exception) -> Exception:
+        """An error as clients may read it: without the folders of the server."""
+        text = public_text(str(error), self._folders)
+        if text == str(error) or not isinstance(error, SDExportError):
+            return error
+        try:
+            return type(error)(text)
+        except TypeError:
+            return error
+
+    def describe(self) -> dict[str, Any]:
+        """What the server has and allows, as JSON can hold it."""
+        listed = catalog()
+        return {
+            "models": [model.describe() for model in self.models.models],
+            "version": __version__,
+            "schedulers": [each["name"] for each in listed["schedulers"]],
+            "scheduler_details": [
+                {key: each[key] for key in ("name", "label", "schedules")}
+                for each in listed["schedulers"]
+            ],
+            "schedules": [each["name"] for each in listed["schedules"]],
+            "loras": self.names.loras,
+            **{name: sorted(known) for name, known in self.names.adapters.items()},
+            "limits": self.settings.limits(),
+        }
+
+    def close(self, grace: float | None = None) -> None:
+        """Let jobs end, cancel those that do not within `grace` seconds, and close the models."""
+        self.queue.close(self.settings.grace if grace is None else grace)
+        if self.queue.join(self.settings.grace + 5.0):
+            self.models.close()

@@ -1,0 +1,105 @@
+"""Runs the jobs of a batch with their model, and ends each of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError, SDExportError
+from sdexport.engines.messages import one_line
+from sdexport.runtime.denoise import DenoiseStep
+from sdexport.runtime.images.preview import linear_preview
+from sdexport.runtime.pipeline import Pipeline
+from sdexport.runtime.result import Result
+from sdexport.server.batching import merged_arguments, part_of
+from sdexport.server.jobs import Job
+from sdexport.server.model_store import ModelStore
+from sdexport.server.server_errors import ModelFailedError
+
+_log = logging.getLogger(__name__)
+
+
+class _AllOverError(Exception):
+    """Every job of the batch was cancelled or is too late."""
+
+
+class JobRunner:
+    """Generates the images of jobs.
+
+    Args:
+      models: opens the pipelines.
+    """
+
+    def __init__(self, models: ModelStore) -> None:
+        self._models = models
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        """Run compatible jobs together; each is over afterwards."""
+        try:
+            self._run(jobs)
+        except _AllOverError:
+            return
+        except Exception as error:  # noqa: BLE001  the thread must go on
+            if len(jobs) == 1:
+                _fail(jobs[0], error)
+                return
+            _log.info("a batch of %d jobs failed: %s", len(jobs), one_line(error, 300))
+            for job in jobs:  # one of them may be the reason, or their number
+                if not job.is_over:
+                    self([job])
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        pipeline = self._models.open(self._models.model(jobs[0].request.model))
+        steps = _Steps(jobs, pipeline)
+        result: Result = pipeline(**merged_arguments(jobs), on_step=steps)
+        for job in jobs:
+            part = part_of(result, jobs, job)
+            job.succeed(part.images, part.parameters, result.seconds, part.flagged)
+
+
+class _Steps:
+    """Tells jobs of their steps, and ends the call when all of them are over."""
+
+    def __init__(self, jobs: Sequence[Job], pipeline: Pipeline) -> None:
+        self._jobs, self._pipeline = jobs, pipeline
+        self._first: int | None = None
+
+    def __call__(self, step: DenoiseStep) -> None:
+        if all(job.is_over for job in self._jobs):
+            raise _AllOverError
+        if self._first is None:  # an input image leaves out the first steps
+            self._first = step.index
+        done, steps = step.index - self._first + 1, step.count - self._first
+        place = 0
+        for job in self._jobs:
+            preview = self._preview(step, place) if job.previews and not job.is_over else None
+            job.note_step(done, steps, step.timestep, preview)
+            place += job.count
+
+    def _preview(self, step: DenoiseStep, place: int) -> Image.Image:
+        """The clean image that a step predicts, one pixel for each latent cell if possible."""
+        latents = step.pred_original_sample[place : place + 1]
+        factors = self._pipeline.package.manifest.preview
+        if factors is not None:
+            return Image.fromarray(linear_preview(latents, factors)[0])
+        return Image.fromarray(np.asarray(self._pipeline.decode(latents)[0]))
+
+
+def _fail(job: Job, error: Exception) -> None:
+    """End a job with what clients may read; the log has the whole error."""
+    if isinstance(error, InvalidArgumentError | OutOfMemoryError):
+        job.fail(error)
+        return
+    is_known = isinstance(error, SDExportError | OSError | MemoryError)
+    _log.error(
+        "job %s failed: %s", job.id, one_line(error, 1000), exc_info=None if is_known else error
+    )
+    job.fail(
+        ModelFailedError(
+            f"generating failed ({type(error).__name__}); the server's log has the details of job "
+            f"{job.id}"
+        )
+    )

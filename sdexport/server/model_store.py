@@ -1,0 +1,186 @@
+"""The packages of a server by name: opened on demand, closed by least use under a memory limit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError
+from sdexport.engines.messages import shown
+from sdexport.runtime.memory_need import image_calls, memory_need
+from sdexport.runtime.packages.package import Package
+from sdexport.runtime.pipeline import Pipeline
+from sdexport.runtime.pipeline_loading import load_pipeline
+from sdexport.runtime.scheduler_argument import default_scheduler
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Model:
+    """A package that requests may name.
+
+    Attributes:
+      pipeline: None while it is closed.
+      used: time.monotonic() of its last use.
+    """
+
+    name: str
+    folder: Path
+    package: Package
+    pipeline: Pipeline | None = None
+    used: float = 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """What clients want to know, as JSON can hold it."""
+        manifest, family = self.package.manifest, self.package.family
+        height, width = manifest.default_size
+        takes_image = not family.starts_from_image
+        defaults = family.defaults(image=not takes_image, mask=family.masked_input)
+        return {
+            "name": self.name,
+            "family": manifest.family,
+            "default_size": [width, height],
+            "width": width,
+            "height": height,
+            "downscale": manifest.downscale,
+            "num_inference_steps": defaults.num_inference_steps,
+            "guidance_scale": defaults.guidance_scale,
+            "strength": family.defaults(image=True, mask=False).strength,
+            "scheduler": default_scheduler(self.package.scheduler_config),
+            "needs_image": family.starts_from_image or family.masked_input,
+            "needs_mask": family.masked_input,
+            "safety": family.safety_checker in manifest.components,
+            "digest": self.package.digest,
+            "open": self.pipeline is not None,
+        }
+
+
+class ModelStore:
+    """The models of a server. `open` is called by the thread that runs jobs alone.
+
+    Args:
+      folders: name -> package; the first is the default.
+      options: of load_pipeline, for all of them.
+      memory_limit: bytes of all open models, by the estimate of memory_need; None for no limit.
+      max_batch: images that a model generates together.
+    Raises: InvalidArgumentError: no folder, or an adapter's. FileNotFoundError, PackageError.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        options: Mapping[str, Any] | None = None,
+        *,
+        memory_limit: int | None = None,
+        max_batch: int = 1,
+    ) -> None:
+        if not folders:
+            raise InvalidArgumentError("a server needs at least one package")
+        self._options, self._max_batch = dict(options or {}), max_batch
+        self.memory_limit = memory_limit
+        self._models: dict[str, Model] = {}
+        self._closing = threading.Lock()
+        for name, folder in folders.items():
+            package = Package.load(folder, verify=False)
+            if package.manifest.is_adapter:
+                raise InvalidArgumentError(
+                    f"{folder} is the package of a {package.manifest.family}, not of a model"
+                )
+            self._models[name] = Model(name, folder, package)
+
+    @property
+    def models(self) -> list[Model]:
+        """All of them, the default one first."""
+        return list(self._models.values())
+
+    def model(self, name: str | None) -> Model:
+        """The model of a name; the default one for None.
+
+        Raises: InvalidArgumentError: there is none.
+        """
+        if name is None:
+            return self.models[0]
+        found = self._models.get(name)
+        if found is None:
+            raise InvalidArgumentError(
+                f"model: unknown name {shown(name)}; the server has {', '.join(self._models)}"
+            )
+        return found
+
+    def open(self, model: Model) -> Pipeline:
+        """The pipeline of a model; others are closed if the memory does not suffice.
+
+        Raises: OutOfMemoryError: the model alone is beyond the limit. See load_pipeline.
+        """
+        if model.pipeline is None:
+            self._make_room(model)
+            began = time.perf_counter()
+            model.pipeline = load_pipeline(model.folder, **self._options)
+            model.package = model.pipeline.package
+            _log.info("opened the model %s in %.2f s", model.name, time.perf_counter() - began)
+        model.used = time.monotonic()
+        return model.pipeline
+
+    def need(self, model: Model) -> int | None:
+        """Bytes that a model needs for images of its own size; None if that is not known."""
+        options = {name: value for name, value in self._options.items() if name not in _NOT_OF_NEED}
+        height, width = model.package.manifest.default_size
+        calls = image_calls(
+            model.package,
+            width=width,
+            height=height,
+            batch=self._max_batch,
+            vae_tile=self._options.get("vae_tile"),
+            max_batch=self._options.get("max_batch"),
+        )
+        return memory_need(
+            model.package,
+            calls,
+            self._options.get("backend", "onnxruntime"),
+            options=options,
+            low_memory=bool(self._options.get("low_memory")),
+        )
+
+    def close(self) -> None:
+        """Close all models; closing twice is allowed."""
+        with self._closing:
+            for model in self.models:
+                self._close(model)
+
+    def _make_room(self, wanted: Model) -> None:
+        if self.memory_limit is None:
+            return
+        own = self.need(wanted)
+        if own is None:
+            _log.warning("%s: its need of memory is not known, so it is not limited", wanted.name)
+            own = 0
+        if own > self.memory_limit:
+            raise OutOfMemoryError(
+                f"the model {wanted.name} needs about {own / 1e9:.1f} GB of memory, and the "
+                f"server's limit (--memory-limit) is {self.memory_limit / 1e9:.1f} GB"
+            )
+        is_open = sorted((m for m in self.models if m.pipeline is not None), key=lambda m: m.used)
+        held = sum(self.need(model) or 0 for model in is_open)
+        while is_open and held + own > self.memory_limit:
+            oldest = is_open.pop(0)
+            held -= self.need(oldest) or 0
+            self._close(oldest)
+
+    def _close(self, model: Model) -> None:
+        if model.pipeline is not None:
+            model.pipeline.close()
+            model.pipeline = None
+            _log.info("closed the model %s", model.name)
+
+
+_NOT_OF_NEED = (
+    *("backend", "low_memory", "vae_tile", "max_batch", "lora_dir"),
+    *("trusted_key", "trust", "verify_hashes"),
+)
+"""Options of load_pipeline that are not of the backends' sessions."""

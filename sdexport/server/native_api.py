@@ -1,0 +1,230 @@
+"""The server's own API: jobs with every setting of the library, and what happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import anyio
+from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.server.error_bodies import native_body
+from sdexport.server.event_clients import EventClients
+from sdexport.server.image_request import ImageRequest
+from sdexport.server.image_service import ImageService
+from sdexport.server.input_images import decode_in_thread
+from sdexport.server.job_request import JobRequest
+from sdexport.server.jobs import CANCELLED, DONE, FAILED, STEP, Job, JobEvent
+from sdexport.server.json_requests import JsonRoute
+from sdexport.server.output_images import MEDIA_TYPES, encoded_image, preview_url
+from sdexport.server.request_context import REQUEST_ID
+from sdexport.server.server_errors import JobNotFoundError, ServerError
+
+HEARTBEAT = 15.0
+"""Seconds after which an event stream without events sends a comment."""
+_IMAGES = {"image", "mask_image"}
+_IMAGES_OF_ITEMS = {"image", "images", "masks"}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """The body of an error."""
+
+    error: ErrorDetail
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "A setting that is unknown, out of range or beyond a limit",
+        401: "The key is missing or wrong",
+        403: "The Host or Origin is not allowed",
+        404: "There is no such job or image",
+        405: "The method is not allowed",
+        408: "The body did not arrive in time",
+        413: "The body is too large",
+        429: "The queue is full; see Retry-After",
+        503: "The server is shutting down, or too busy",
+    }.items()
+}
+
+
+def router(service: ImageService) -> APIRouter:
+    """The routes of this API."""
+    routes = APIRouter(prefix="/v1", tags=["Jobs"], route_class=JsonRoute, responses=_ERRORS)
+    clients = EventClients(service)
+
+    @routes.get("/server")
+    async def server() -> dict[str, Any]:
+        """The models, schedulers, LoRAs, adapters and limits of the server."""
+        return await anyio.to_thread.run_sync(service.describe)
+
+    @routes.post("/jobs", status_code=202)
+    async def post_job(body: JobRequest) -> dict[str, Any]:
+        """Submit a job; it waits until its turn."""
+        arguments = await _with_images(service, body.arguments())
+        request = ImageRequest(body.model, arguments, body.timeout)
+        job = service.submit(request, previews=body.previews, request_id=REQUEST_ID.get())
+        return describe_job(service, job)
+
+    @routes.get("/jobs/{job_id}")
+    async def get_job(job_id: str) -> dict[str, Any]:
+        """The state of a job; when it is done, the addresses and settings of its images."""
+        return describe_job(service, service.job(job_id))
+
+    @routes.get(
+        "/jobs/{job_id}/events",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {}}}},
+    )
+    async def get_events(job_id: str) -> StreamingResponse:
+        """Server-sent events: status, step (with a preview), and done, failed or cancelled.
+
+        A client that closes the stream before the end cancels the job, unless it opens another one
+        within some seconds.
+        """
+        job = service.job(job_id)
+        return StreamingResponse(
+            clients.during(job, _stream(service, job)),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    @routes.get(
+        "/jobs/{job_id}/images/{index}",
+        response_class=Response,
+        responses={200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}}},
+    )
+    async def get_image(
+        job_id: str,
+        index: int,
+        format: str = "png",  # noqa: A002
+        quality: int | None = None,
+    ) -> Response:
+        """An image of a job as a file that carries its settings: png, jpeg or webp."""
+        job = service.job(job_id)
+        if job.status != DONE or not 0 <= index < len(job.images):
+            raise JobNotFoundError(f"the job has no image {index}; it is {job.status}")
+        if format not in MEDIA_TYPES:
+            raise InvalidArgumentError(f"format must be one of {', '.join(MEDIA_TYPES)}")
+        content = await anyio.to_thread.run_sync(encoded_image, job.images[index], format, quality)
+        return Response(content, media_type=MEDIA_TYPES[format], headers=_KEEP)
+
+    @routes.delete("/jobs/{job_id}")
+    async def delete_job(job_id: str) -> dict[str, Any]:
+        """Cancel a job: at once if it waits, after its present step if it runs."""
+        return describe_job(service, service.cancel(job_id))
+
+    return routes
+
+
+_KEEP = {"Cache-Control": "private, max-age=600, immutable"}
+
+
+def describe_job(service: ImageService, job: Job) -> dict[str, Any]:
+    """A job as JSON can hold it."""
+    found: dict[str, Any] = {
+        "id": job.id,
+        "status": job.status,
+        "url": f"/v1/jobs/{job.id}",
+        "model": job.request.model,
+        "count": job.count,
+        "step": job.step,
+        "steps": job.steps,
+    }
+    position = service.queue.position(job)
+    if position is not None:
+        found["position"] = position
+    if job.status == DONE:
+        found |= {"images": _images(job), "seconds": dict(job.seconds)}
+    elif job.error is not None:
+        found |= error_of(service, job)
+    return found
+
+
+def error_of(service: ImageService, job: Job) -> dict[str, Any]:
+    """The error of a job that failed or was cancelled."""
+    error = service.public(job.error or ServerError("unknown"))
+    kind = error.kind if isinstance(error, ServerError) else "invalid_request"
+    return native_body(400, kind, str(error))
+
+
+def _images(job: Job) -> list[dict[str, Any]]:
+    flagged: Sequence[bool | None] = job.flagged or [None] * len(job.images)
+    return [
+        {
+            "url": f"/v1/jobs/{job.id}/images/{index}",
+            "parameters": parameters.to_dict(),
+            **({} if flagged[index] is None else {"nsfw_content_detected": flagged[index]}),
+        }
+        for index, parameters in enumerate(job.parameters)
+    ]
+
+
+async def _with_images(service: ImageService, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with Pillow images in place of texts."""
+    found = dict(arguments)
+    for name in _IMAGES & found.keys():
+        if found[name] is not None:
+            found[name] = await decode_in_thread(found[name], name, service.settings)
+    for argument in ("controlnets", "t2i_adapters", "ip_adapters"):
+        for item in found.get(argument) or ():
+            for name in _IMAGES_OF_ITEMS & item.keys():
+                if item[name] is not None:
+                    what = f"{argument}: {name}"
+                    item[name] = await decode_in_thread(item[name], what, service.settings)
+    return found
+
+
+async def _stream(service: ImageService, job: Job) -> AsyncIterator[str]:
+    """The events of a job as text, and a comment now and then while there are none."""
+    iterator = service.events(job)
+    pending = asyncio.ensure_future(anext(iterator))
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT)
+            if not done:
+                yield ": waiting\n\n"
+                continue
+            try:
+                event = pending.result()
+            except StopAsyncIteration:
+                return
+            yield await _text(service, job, event)
+            pending = asyncio.ensure_future(anext(iterator))
+    finally:
+        pending.cancel()
+
+
+async def _text(service: ImageService, job: Job, event: JobEvent) -> str:
+    data: dict[str, Any]
+    if event.kind == STEP:
+        data = {
+            "step": event.step,
+            "steps": event.steps,
+            "timestep": event.timestep,
+            "seconds": round(event.seconds, 4),
+        }
+        if event.preview is not None:
+            data["preview"] = await anyio.to_thread.run_sync(preview_url, event.preview)
+    elif event.kind == DONE:
+        data = {"images": _images(job), "seconds": dict(job.seconds)}
+    elif event.kind in (FAILED, CANCELLED):
+        data = error_of(service, job)
+    else:
+        data = {"id": job.id, "status": job.status}
+        position = service.queue.position(job)
+        if position is not None:
+            data["position"] = position
+    return f"event: {event.kind}\ndata: {json.dumps(data, allow_nan=False)}\n\n"

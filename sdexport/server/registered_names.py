@@ -1,0 +1,142 @@
+"""The LoRAs and adapters that requests may name, as they name no path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import shown
+from sdexport.runtime.adapters.controlnet_argument import ControlNet
+from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter, T2IAdapter
+from sdexport.runtime.adapters.lora_tags import TAG, LoraFolder
+from sdexport.runtime.models.components import AdapterKind
+from sdexport.runtime.packages.package import Package
+
+Adapters = Mapping[str, Path]
+ADAPTERS: Mapping[str, tuple[Any, AdapterKind]] = {
+    "controlnets": (ControlNet, AdapterKind.CONTROLNET),
+    "t2i_adapters": (T2IAdapter, AdapterKind.T2I_ADAPTER),
+    "ip_adapters": (IPAdapter, AdapterKind.IP_ADAPTER),
+}
+"""Argument of a call -> the class of its items, and the kind of their packages."""
+MOST_ADAPTERS = 8
+"""LoRAs, or adapters of one kind, in a request."""
+
+
+class RegisteredNames:
+    """The LoRAs and adapters that requests may name.
+
+    Args:
+      lora_dir: its .safetensors files are known by their names without this ending.
+      adapters: name -> folder of a package, by the argument of a call.
+    Raises: NotADirectoryError, FileNotFoundError, PackageError: a folder that is none.
+      InvalidArgumentError: a package of something else.
+    """
+
+    def __init__(
+        self, lora_dir: Path | None = None, adapters: Mapping[str, Adapters] | None = None
+    ) -> None:
+        self.lora_dir = lora_dir
+        self._loras = None if lora_dir is None else LoraFolder(lora_dir, "--lora-dir")
+        self.adapters = {name: dict((adapters or {}).get(name, {})) for name in ADAPTERS}
+        for argument, folders in self.adapters.items():
+            for name, folder in folders.items():
+                _check_kind(argument, name, folder)
+
+    @property
+    def loras(self) -> list[str]:
+        """The names of the LoRAs, sorted."""
+        return [] if self._loras is None else sorted(self._loras.names)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Folder -> what a message calls it, for those that a client must not see."""
+        found = {str(f): name for each in self.adapters.values() for name, f in each.items()}
+        return found | ({} if self.lora_dir is None else {str(self.lora_dir): "the LoRAs"})
+
+    def lora_arguments(self, loras: Any) -> list[tuple[Path, float]]:
+        """The argument `loras` of a call, from names with scales.
+
+        Raises: InvalidArgumentError: an unknown name, or another form.
+        """
+        if not isinstance(loras, Sequence) or isinstance(loras, str):
+            raise InvalidArgumentError(f"loras must be a list, got {shown(loras)}")
+        _check_number("loras", loras)
+        return [self._lora(each) for each in loras]
+
+    def check_tags(self, texts: Sequence[str]) -> None:
+        """Check the LoRAs that prompts name, as `<lora:style:0.8>`.
+
+        Raises: InvalidArgumentError: an unknown name.
+        """
+        if self._loras is None:
+            return  # they are text, as in the library
+        for text in texts:
+            tags = list(TAG.finditer(text))
+            _check_number("LoRAs in a prompt", tags)
+            for match in tags:
+                self._file(match["name"].strip())
+
+    def adapter_arguments(self, argument: str, items: Any) -> list[Any]:
+        """The argument `controlnets`, `t2i_adapters` or `ip_adapters`, from mappings with names.
+
+        Raises: InvalidArgumentError: an unknown name, or another form.
+        """
+        if not isinstance(items, Sequence) or isinstance(items, str):
+            raise InvalidArgumentError(f"{argument} must be a list, got {shown(items)}")
+        _check_number(argument, items)
+        made, _ = ADAPTERS[argument]
+        found = []
+        for item in items:
+            if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+                raise InvalidArgumentError(f"{argument}: expected an object with a name")
+            known = self.adapters[argument]
+            if item["name"] not in known:
+                raise _unknown(argument, item["name"], known)
+            settable = [each.name for each in fields(made) if each.name != "package"]
+            settings = {key: value for key, value in item.items() if key != "name"}
+            if settings.keys() - set(settable):
+                raise InvalidArgumentError(
+                    f"{argument}: an item has a name and {', '.join(settable)}"
+                )
+            if settings.keys().isdisjoint({"image", "images"}):
+                raise InvalidArgumentError(f"{argument}: {item['name']} needs an image")
+            found.append(made(known[item["name"]], **settings))
+        return found
+
+    def _lora(self, entry: Any) -> tuple[Path, float]:
+        name, scale = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, 1)
+        if not isinstance(name, str) or isinstance(scale, bool):
+            raise InvalidArgumentError(f"loras: expected names and scales, got {shown(entry)}")
+        return self._file(name), scale
+
+    def _file(self, name: str) -> Path:
+        files = [] if self._loras is None else self._loras.files(name)
+        if not files:
+            raise _unknown("loras", name, self.loras)
+        if len(files) > 1:
+            raise InvalidArgumentError(f"loras: {len(files)} files are called {shown(name)}")
+        return files[0]
+
+
+def _check_number(what: str, items: Sequence[Any]) -> None:
+    if len(items) > MOST_ADAPTERS:
+        raise InvalidArgumentError(f"{what}: at most {MOST_ADAPTERS} in a request")
+
+
+def _check_kind(argument: str, name: str, folder: Path) -> None:
+    package = Package.load(folder, verify=False)
+    kind = ADAPTERS[argument][1]
+    if package.family.adapter is not kind:
+        raise InvalidArgumentError(
+            f"{name}={folder}: expected the package of a {kind.value}, got that of a {package.kind}"
+        )
+
+
+def _unknown(argument: str, name: str, known: Any) -> InvalidArgumentError:
+    listed = ", ".join(sorted(known)[:10]) + (", ..." if len(known) > 10 else "")
+    there = f"the server has {listed}" if known else "the server has none"
+    return InvalidArgumentError(f"{argument}: unknown name {shown(name)}; {there}")

@@ -1,0 +1,270 @@
+"""What every request passes first: key, Host, Origin, size, and the time that it may take.
+
+A body is received whole before the application sees the request, so that a slow client holds a
+connection and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sdexport.server.error_bodies import ErrorBodies
+from sdexport.server.request_context import REQUEST_ID
+from sdexport.server.server_metrics import ServerMetrics
+from sdexport.server.server_settings import ServerSettings
+
+_log = logging.getLogger(__name__)
+PUBLIC = re.compile(r"/(healthz|readyz|favicon\.ico|page/[\w.-]+)?")
+"""Paths that need no key: they hold nothing of the server's but its state."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class _Rejected(Exception):  # noqa: N818  not an error of the server's
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+class RequestGuard:
+    """Rejects requests that are not allowed, and gives the others to an application."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        errors: ErrorBodies,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._app, self._settings, self._errors, self._metrics = app, settings, errors, metrics
+        self._receiving = 0  # bytes of all bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = _Headers(scope)
+        given = headers.one("x-request-id") or ""
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        REQUEST_ID.set(request_id)
+        response = _Response(send, request_id, self._settings.send_seconds)
+        began, received = time.perf_counter(), 0
+        try:
+            self._check_head(scope, headers)
+            body = await self._body(headers, receive)
+            received = len(body)
+            await self._app(scope, _replay(body, receive), response)
+        except _Rejected as rejected:
+            await self._reject(scope, response, rejected)
+        except TimeoutError:
+            _log.info("the client takes its response too slowly; the connection is closed")
+            raise
+        except Exception as error:
+            if response.started:
+                _log.error("a response failed", exc_info=error)
+                raise
+            answer = self._errors.of(scope["path"], error)
+            await answer(scope, receive, response)
+        finally:
+            self._receiving -= received
+            self._note(scope, response, time.perf_counter() - began)
+
+    async def _reject(self, scope: Scope, response: _Response, rejected: _Rejected) -> None:
+        answer = self._errors.response(
+            scope["path"],
+            rejected.status,
+            str(rejected),
+            headers={**(rejected.headers or {}), "Connection": "close"},
+        )
+        await answer(scope, _nothing, response)
+
+    def _note(self, scope: Scope, response: _Response, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "") or "other"
+        self._metrics.request(scope["method"], route, response.status, seconds)
+        _log.info(
+            "%s %s %s in %.1f ms",
+            *(scope["method"], scope["path"][:200], response.status, seconds * 1000),
+            extra={"status": response.status, "path": scope["path"][:200], "seconds": seconds},
+        )
+
+    def _check_head(self, scope: Scope, headers: _Headers) -> None:
+        host = self._check_host(headers)
+        self._check_origin(scope, headers, host)
+        is_preflight = scope["method"] == "OPTIONS" and headers.one("origin") is not None
+        if not (is_preflight or PUBLIC.fullmatch(scope["path"])):
+            self._check_key(headers)
+
+    def _check_host(self, headers: _Headers) -> str:
+        """The Host header, which a page that rebinds its name to this address cannot choose."""
+        given = headers.one("host")
+        if given is None:
+            raise _Rejected(400, "the request has no Host header, or several")
+        name = _host_name(given)
+        allowed = {*_LOOPBACK, self._settings.host.lower(), *self._settings.allowed_hosts}
+        if name not in allowed and not _is_address(name):
+            raise _Rejected(
+                403, "this Host is not allowed; start the server with --allowed-host NAME"
+            )
+        return given
+
+    def _check_origin(self, scope: Scope, headers: _Headers, host: str) -> None:
+        origins = headers.all("origin")
+        for origin in origins:
+            own = origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
+            if not own and origin.rstrip("/") not in self._settings.cors_origins:
+                raise _Rejected(
+                    403, "this Origin is not allowed; start the server with --cors-origin ORIGIN"
+                )
+        if len(origins) > 1:
+            raise _Rejected(400, "the request has several Origin headers")
+
+    def _check_key(self, headers: _Headers) -> None:
+        if not self._settings.api_keys:
+            return
+        given = _given_key(headers)
+        # every key is compared, so that the time says nothing
+        fits = [hmac.compare_digest(given, key.encode()) for key in self._settings.api_keys]
+        if not any(fits):
+            raise _Rejected(
+                401,
+                "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _body(self, headers: _Headers, receive: Receive) -> bytes:
+        limit = self._settings.max_body
+        too_large = _Rejected(413, f"the body is larger than {limit:,} bytes (--max-body)")
+        length = headers.one("content-length") or "0"
+        if not length.isdecimal() or int(length[:20]) > limit:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.body_seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Rejected(400, "the client closed the connection")
+                    part = message.get("body", b"")
+                    size += len(part)
+                    self._receiving += len(part)
+                    if size > limit:
+                        raise too_large
+                    if self._receiving > self._settings.max_bodies:
+                        raise _Rejected(503, "too many bodies at once", {"Retry-After": "1"})
+                    parts.append(part)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            self._receiving -= size
+            raise _Rejected(
+                408, f"the body did not arrive within {self._settings.body_seconds:g} s"
+            ) from None
+        except BaseException:
+            self._receiving -= size
+            raise
+        return b"".join(parts)
+
+
+class _Headers:
+    """The headers of a request, by lower-case name."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._all = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self._all if key == name]
+
+    def one(self, name: str) -> str | None:
+        """The only value of a header; None if there is none, or several."""
+        found = self.all(name)
+        return found[0] if len(found) == 1 else None
+
+
+class _Response:
+    """Sends the response of an application: with common headers, and not for ever."""
+
+    def __init__(self, send: Send, request_id: str, seconds: float) -> None:
+        self._send, self._seconds = send, seconds
+        self._headers = {**_SECURITY_HEADERS, "x-request-id": request_id}
+        self.status, self.started = 0, False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.started = message["status"], True
+            present = {key.lower() for key, _ in message.get("headers", ())}
+            added = [(k.encode(), v.encode()) for k, v in self._headers.items()]
+            message["headers"] = [
+                *message.get("headers", ()),
+                *(pair for pair in added if pair[0] not in present),
+            ]
+        async with asyncio.timeout(self._seconds):
+            await self._send(message)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the whole body first, and then what the client does."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without the port and without brackets."""
+    host = host.lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if ":" in host else host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _given_key(headers: _Headers) -> bytes:
+    """The key of a request: a bearer token, the password of basic authentication, or X-API-Key."""
+    scheme, _, value = (headers.one("authorization") or "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode("latin-1")
+    if scheme.lower() == "basic":
+        try:
+            decoded = base64.b64decode(value.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            return b""
+        return decoded.partition(b":")[2]
+    return (headers.one("x-api-key") or "").encode("latin-1")
