@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +17,15 @@ from sdexport.commands.serve_options import named_folders, serve_options
 from sdexport.commands.shared_options import (
     backend_options,
     backends_of,
+    print_json,
     session_arguments,
     trust_options,
     verify_hashes_option,
 )
 from sdexport.commands.verbosity import is_set, verbosity_options
+
+if TYPE_CHECKING:
+    from sdexport.server.image_service import ImageService
 
 GB = 1_000_000_000
 
@@ -29,6 +36,12 @@ GB = 1_000_000_000
 @backend_options
 @trust_options
 @verify_hashes_option
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="When the server is ready, print one JSON document: address, models and process id.",
+)
 @verbosity_options
 def serve(
     packages: tuple[str, ...],
@@ -48,6 +61,7 @@ def serve(
     trusted_key: str | None,
     trust: str,
     verify_hashes: bool,
+    as_json: bool,
     **settings: Any,
 ) -> None:
     """Serve images over HTTP, with a queue, to many clients.
@@ -98,9 +112,18 @@ def serve(
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     set_up_server_logging(log_format, logging.INFO if log_format == "json" else level)
     with interrupts.handled_by_block():
-        number = run_server(service, metrics, lambda address: echo(f"ready: {address}", err=True))
+        number = run_server(service, metrics, partial(_say_ready, service, as_json))
     if number is not None:
         interrupts.raise_signal(number)
+
+
+def _say_ready(service: ImageService, as_json: bool, address: str) -> None:
+    names = [model.name for model in service.models.models]
+    if as_json:
+        print_json({"address": address, "models": names, "pid": os.getpid()})
+        sys.stdout.flush()
+    else:
+        echo(f"ready: {address} ({', '.join(names)})", err=True)
 
 
 def _check_installed() -> None:
