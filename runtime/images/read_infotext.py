@@ -27,8 +27,7 @@ def read_infotext(text: str) -> tuple[dict[str, Any], dict[str, str]]:
 
     Raises: ValueError: there are no settings in it.
     """
-    *lines, last = text.strip("\n").split("\n")
-    pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
+    lines, pairs = _lines_and_pairs(text)
     if len(pairs) < _FEWEST_PAIRS:
         raise ValueError("no line with steps, sampler and seed")
     found = _prompts(lines)
@@ -38,7 +37,7 @@ def read_infotext(text: str) -> tuple[dict[str, Any], dict[str, str]]:
             "RNG", "GPU" if re.match(r"[vf]?\d|$", pairs.get("Version", "")) else "CPU"
         )
         found["prompt_style"] = "automatic1111"
-    rest = {}
+    rest: dict[str, str] = {}
     sampler = from_automatic1111(pairs.get("Sampler", ""), pairs.get("Schedule type"))
     if sampler is None:
         rest = {key: pairs[key] for key in ("Sampler", "Schedule type") if key in pairs}
@@ -52,6 +51,31 @@ def read_infotext(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     if not own:
         _move_what_means_something_else(found, rest, pairs)
     return found, rest
+
+
+def settings_pairs(text: str) -> dict[str, str]:
+    """Every setting in a text under its name there, as AUTOMATIC1111's png-info names them.
+
+    Returns: "Prompt" and "Negative prompt" too, and the size as "Size-1" and "Size-2"; nothing of a
+      text without settings.
+    """
+    lines, pairs = _lines_and_pairs(text)
+    if len(pairs) < _FEWEST_PAIRS:
+        return {}
+    prompts = _prompts(lines)
+    found = {
+        "Prompt": prompts["prompt"],
+        "Negative prompt": prompts.get("negative_prompt", ""),
+        **pairs,
+    }
+    size = re.fullmatch(r"(\d+)x(\d+)", pairs.get("Size", ""))
+    return found | ({"Size-1": size[1], "Size-2": size[2]} if size else {})
+
+
+def _lines_and_pairs(text: str) -> tuple[list[str], dict[str, str]]:
+    """The lines of the prompts, and the settings in the last line."""
+    *lines, last = text.strip("\n").split("\n")
+    return lines, {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
 
 
 def _move_what_means_something_else(

@@ -73,7 +73,7 @@ def router(service: ImageService) -> APIRouter:
     @routes.post("/jobs", status_code=202)
     async def post_job(body: JobRequest) -> dict[str, Any]:
         """Submit a job; it waits until its turn."""
-        arguments = await _with_images(service, body.arguments())
+        arguments = await with_images(service, body.arguments())
         request = ImageRequest(body.model, arguments, body.timeout)
         job = service.submit(request, previews=body.previews, request_id=REQUEST_ID.get())
         return describe_job(service, job)
@@ -172,7 +172,7 @@ def _images(job: Job) -> list[dict[str, Any]]:
     ]
 
 
-async def _with_images(service: ImageService, arguments: Mapping[str, Any]) -> dict[str, Any]:
+async def with_images(service: ImageService, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments with Pillow images in place of texts."""
     found = dict(arguments)
     for name in _IMAGES & found.keys():

@@ -1,21 +1,215 @@
-"""OpenAI's images API."""
+"""OpenAI's images API, for its official clients and programs that use it.
+
+Source: resources/images.py, resources/models.py and the types of the `openai` package 3.57.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from fastapi import APIRouter
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
 
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.messages import one_line, shown
+from sdexport.server.disconnects import unless_disconnected
+from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
+from sdexport.server.job_request import JobRequest
+from sdexport.server.jobs import Job
+from sdexport.server.json_requests import JsonRoute
+from sdexport.server.model_store import Model
+from sdexport.server.native_api import with_images
+from sdexport.server.openai_edits import edit_arguments
+from sdexport.server.openai_errors import error_body
+from sdexport.server.openai_events import event_stream
+from sdexport.server.openai_fields import URL, ImageFields, checked_fields, form_values
+from sdexport.server.openai_images import encoded, response_body
+from sdexport.server.request_context import REQUEST_ID
+from sdexport.server.server_errors import ServerError
+
+__all__ = ["PATHS", "error_body", "router"]
 
 PATHS = ("/v1/images", "/v1/models")
+_MOST_FILES, _MOST_FIELDS = 17, 200
+_EXAMPLE = {
+    "prompt": "a large red circle",
+    "n": 1,
+    "size": "512x512",
+    "response_format": "b64_json",
+    "num_inference_steps": 20,
+    "seed": 1234,
+}
+
+
+class ModelNotFoundError(ServerError):
+    """The server has no model of that name."""
+
+    status = 404
+    kind = "model_not_found"
 
 
 def router(service: ImageService) -> APIRouter:
     """The routes of this API."""
-    return APIRouter(tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"], prefix="/v1", route_class=JsonRoute)
+    started = int(time.time())
+
+    @routes.get("/models")
+    async def list_models() -> Response:
+        """The models of the server."""
+        data = [_model_item(model, started) for model in service.models.models]
+        return JSONResponse({"object": "list", "data": data})
+
+    @routes.get("/models/{name:path}")
+    async def get_model(name: str) -> Response:
+        """A model of the server."""
+        return JSONResponse(_model_item(_model(service, name), started))
+
+    @routes.post("/images/generations", **_documented("application/json", _EXAMPLE))
+    async def generate(request: Request) -> Response:
+        """Generate images from a prompt; every setting of the library may be among the fields."""
+        body = await request.json()
+        if not isinstance(body, dict):
+            raise InvalidArgumentError(f"the body must be a JSON object, got {shown(body)}")
+        for name in ("image", "mask"):
+            if body.get(name) is not None:
+                raise InvalidArgumentError(f"{name}: use images.edit")
+        fields = checked_fields(body)
+        return await _answer(service, request, fields, fields.arguments, "image_generation")
+
+    form = {"prompt": "a large blue circle", "image": "(file)", "mask": "(file)"}
+
+    @routes.post("/images/edits", **_documented("multipart/form-data", form))
+    async def edit(request: Request) -> Response:
+        """Edit an image, where a mask is transparent if there is one."""
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise InvalidArgumentError("expected a form, multipart/form-data, with a file image")
+        async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS) as form:
+            files: dict[str, list[bytes]] = {"image": [], "mask": [], "markup": []}
+            texts: list[tuple[str, str]] = []
+            for name, value in form.multi_items():
+                if not isinstance(value, UploadFile):
+                    texts.append((name, value))
+                elif name.removesuffix("[]") in files:
+                    files[name.removesuffix("[]")].append(await value.read())
+                else:
+                    raise InvalidArgumentError(f"{shown(name)}: expected no file of that name")
+        return await _edit(service, request, files, form_values(texts))
+
+    return routes
 
 
-def error_body(status: int, kind: str, message: str) -> dict[str, Any]:
-    """The body of an error."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+async def _edit(
+    service: ImageService,
+    request: Request,
+    files: dict[str, list[bytes]],
+    values: dict[str, Any],
+) -> Response:
+    for name in ("image", "mask", "markup"):
+        if values.get(name) is not None:
+            raise InvalidArgumentError(f"{name}: expected a file")
+    if files["markup"]:
+        values["markup"] = "file"  # rejected with the other fields
+    if len(files["mask"]) > 1:
+        raise InvalidArgumentError(f"mask: expected one file, got {len(files['mask'])}")
+    fields = checked_fields(values)
+    images = await to_thread.run_sync(
+        edit_arguments,
+        files["image"],
+        files["mask"][0] if files["mask"] else None,
+        fields.arguments,
+        fields.size,
+        service.settings.max_input_pixels,
+    )
+    return await _answer(service, request, fields, {**fields.arguments, **images}, "image_edit")
+
+
+async def _answer(
+    service: ImageService,
+    request: Request,
+    fields: ImageFields,
+    arguments: dict[str, Any],
+    kind: str,
+) -> Response:
+    """Submit a job, and return its images or a stream of events.
+
+    Args:
+      kind: what the names of the events begin with.
+    """
+    model = _model(service, fields.model)
+    images = {name: arguments.pop(name) for name in ("image", "mask_image") if name in arguments}
+    checked = _checked(arguments)
+    arguments = await with_images(service, checked.arguments()) | images
+    job = service.submit(
+        ImageRequest(model.name, arguments, checked.timeout),
+        previews=fields.partial_images > 0,
+        request_id=REQUEST_ID.get(),
+    )
+    if fields.stream:
+        return StreamingResponse(
+            event_stream(service, request, job, fields, kind),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+    await unless_disconnected(request, service.result(job))
+    return JSONResponse(await _data(request, job, fields))
+
+
+async def _data(request: Request, job: Job, fields: ImageFields) -> dict[str, Any]:
+    """The body of the response, with the images as base64 or with their addresses."""
+    if fields.response_format == URL:
+        query = f"?format={fields.output_format}"
+        query += f"&quality={fields.quality}" if fields.quality is not None else ""
+        base = str(request.base_url).rstrip("/")
+        data = [
+            {"url": f"{base}/v1/jobs/{job.id}/images/{index}{query}"}
+            for index in range(len(job.images))
+        ]
+    else:
+        data = [{"b64_json": text} for text in await encoded(job.images, fields)]
+    return response_body(job, fields, data)
+
+
+def _checked(arguments: dict[str, Any]) -> JobRequest:
+    """The arguments of a call with their types checked.
+
+    Raises: InvalidArgumentError: an argument of another type.
+    """
+    try:
+        return JobRequest.model_validate(arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidArgumentError(f"{place[:200]}: {one_line(first['msg'], 300)}") from None
+
+
+def _model(service: ImageService, name: str | None) -> Model:
+    """The model of a name, the default one for None.
+
+    Raises: ModelNotFoundError.
+    """
+    try:
+        return service.models.model(name)
+    except InvalidArgumentError as error:
+        raise ModelNotFoundError(str(error)) from None
+
+
+def _model_item(model: Model, created: int) -> dict[str, Any]:
+    return {"id": model.name, "object": "model", "created": created, "owned_by": "sdexport"}
+
+
+def _documented(media_type: str, example: dict[str, Any]) -> dict[str, Any]:
+    """What the OpenAPI document says of a route and its body."""
+    content = {media_type: {"schema": {"type": "object"}, "example": example}}
+    return {
+        "openapi_extra": {"requestBody": {"content": content, "required": True}},
+        "responses": {
+            400: {"description": "A field or value that is not supported"},
+            404: {"description": "There is no such model"},
+            429: {"description": "The queue is full; see Retry-After"},
+        },
+    }

@@ -18,14 +18,21 @@ def encoded_image(
     image: Image.Image,
     format: str = "png",  # noqa: A002
     quality: int | None = None,
+    *,
+    lossless: bool = False,
 ) -> bytes:
     """The content of an image file with the image's settings, as `save_image` writes it.
 
     Raises: InvalidArgumentError: another format, or an option that it does not have.
     """
     file = io.BytesIO()
-    save_image(image, file, format=format, quality=quality)
+    save_image(image, file, format=format, quality=quality, lossless=lossless)
     return file.getvalue()
+
+
+def as_base64(content: bytes) -> str:
+    """The content of a file as base64."""
+    return base64.b64encode(content).decode("ascii")
 
 
 def preview_url(preview: Image.Image) -> str:
@@ -36,4 +43,4 @@ def preview_url(preview: Image.Image) -> str:
         preview = preview.resize((size[0], size[1]), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     preview.save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return "data:image/png;base64," + as_base64(file.getvalue())
