@@ -26,6 +26,7 @@ from sdexport.server.image_service import ImageService
 from sdexport.server.jobs import Job
 from sdexport.server.output_images import as_base64, encoded_image
 from sdexport.server.server_errors import JobCancelledError
+from sdexport.server.size_limits import check_target_size
 
 _HIDDEN = ("init_images", "mask")
 """Fields that the response repeats only if include_init_images says so."""
@@ -60,6 +61,7 @@ def planned(service: ImageService, options: Options, body: Any, *, image: bool) 
     _check_tags(fields, service)
     _check_count(fields, service)
     arguments = _arguments(fields, values)
+    check_target_size(fields["width"], fields["height"], service.settings)
     if image:
         arguments |= image_arguments(fields, service.settings)
     units = controlnet.units(fields["alwayson_scripts"])

@@ -24,6 +24,8 @@ FILL, ORIGINAL = 0, 1
 _NO_CONTENT = {2: "latent noise", 3: "latent nothing"}
 _RADII = (256, 64, 16, 16, 4, 4, 4, 4, 2, 2)
 """Of the blurs that colour what is under a mask, the coarsest first."""
+_COARSE = 8
+"""Radius to which larger ones are reduced."""
 
 
 def image_arguments(fields: Mapping[str, Any], settings: ServerSettings) -> dict[str, Any]:
@@ -131,10 +133,18 @@ def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
     known = known.convert("RGBa")  # so that covered pixels have no weight in a blur
     canvas = Image.new("RGBA", image.size)
     for radius in _RADII:
-        canvas.alpha_composite(known.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA"))
+        canvas.alpha_composite(_blurred(known, radius).convert("RGBA"))
     pixels = np.asarray(image).copy()
     pixels[covered] = np.asarray(canvas.convert("RGB"))[covered]
     return Image.fromarray(pixels)
+
+
+def _blurred(image: Image.Image, radius: int) -> Image.Image:
+    """An image with a Gaussian blur, for a large radius computed in a smaller size."""
+    factor = max(radius // _COARSE, 1)
+    small = image.reduce(factor) if factor > 1 else image
+    blurred = small.filter(ImageFilter.GaussianBlur(radius / factor))
+    return blurred.resize(image.size, Image.Resampling.BILINEAR) if factor > 1 else blurred
 
 
 def _on_white(image: Image.Image) -> Image.Image:

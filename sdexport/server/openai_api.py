@@ -31,6 +31,7 @@ from sdexport.server.openai_fields import URL, ImageFields, checked_fields, form
 from sdexport.server.openai_images import encoded, response_body
 from sdexport.server.request_context import REQUEST_ID
 from sdexport.server.server_errors import ServerError
+from sdexport.server.size_limits import check_target_size
 
 __all__ = ["PATHS", "error_body", "router"]
 
@@ -117,6 +118,8 @@ async def _edit(
     if len(files["mask"]) > 1:
         raise InvalidArgumentError(f"mask: expected one file, got {len(files['mask'])}")
     fields = checked_fields(values)
+    if fields.size is not None:
+        check_target_size(*fields.size, service.settings)
     images = await to_thread.run_sync(
         edit_arguments,
         files["image"],
