@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import PurePosixPath
-
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from sdexport.runtime.version import __version__
-from sdexport.server import automatic1111_api, native_api, openai_api
+from sdexport.server import automatic1111_api, native_api, openai_api, page_routes
 from sdexport.server.error_bodies import ErrorBodies
 from sdexport.server.image_service import ImageService
 from sdexport.server.request_guard import RequestGuard
-from sdexport.server.server_errors import JobNotFoundError
 from sdexport.server.server_metrics import CONTENT_TYPE, ServerMetrics
 from sdexport.server.server_settings import ServerSettings
-
-_PAGE_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".ico": "image/x-icon",
-    ".webmanifest": "application/manifest+json",
-}
-_PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-        "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    ),
-    "Cache-Control": "no-cache",
-}
-_HOME = "index.html"
 
 
 def create_app(
@@ -62,7 +39,7 @@ def create_app(
     for api in (native_api, openai_api, automatic1111_api):
         app.include_router(api.router(service))
     app.include_router(_state(service, metrics))
-    app.include_router(_page())
+    app.include_router(page_routes.router())
     errors.install(app)
     if settings.cors_origins:
         app.add_middleware(
@@ -96,32 +73,5 @@ def _state(service: ImageService, metrics: ServerMetrics) -> APIRouter:
     async def prometheus() -> Response:
         """Metrics in Prometheus' format."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
-
-    return routes
-
-
-def _page() -> APIRouter:
-    """The page, whose files are read once."""
-    routes = APIRouter(include_in_schema=False)
-    folder = resources.files("sdexport.server").joinpath("page")
-    files: dict[str, bytes] = {}
-    if folder.is_dir():
-        for entry in folder.iterdir():
-            if PurePosixPath(entry.name).suffix in _PAGE_TYPES:
-                files[entry.name] = entry.read_bytes()
-
-    def answer(name: str) -> Response:
-        if name not in files:
-            raise JobNotFoundError(f"there is no {name[:100]}")
-        media_type = _PAGE_TYPES[PurePosixPath(name).suffix]
-        return Response(files[name], media_type=media_type, headers=_PAGE_HEADERS)
-
-    @routes.get("/")
-    async def home() -> Response:
-        return answer(_HOME)
-
-    @routes.get("/page/{name}")
-    async def file(name: str) -> Response:
-        return answer(name)
 
     return routes

@@ -1,0 +1,91 @@
+// The thumbnails of the history.
+
+import { $, icon, ICONS, make, toast } from "./dom.js";
+import { HistoryStore } from "./history_store.js";
+import { toBlob } from "./image_field.js";
+
+const THUMBNAIL = 256;
+
+export class HistoryList {
+  /** @param chosen called with an entry: show it, and restore its settings */
+  constructor(chosen) {
+    this.chosen = chosen;
+    this.store = new HistoryStore();
+    this.urls = new Map();
+    $("history-clear").onclick = () => this.clear();
+  }
+
+  async open() {
+    if (!(await this.store.open())) {
+      $("history-empty").textContent = "This browser does not let the page store images: the history is kept until the page closes.";
+    }
+    this.draw();
+  }
+
+  /** Add what a job made: {png, state, parameters, width, height}. */
+  async add(entry) {
+    entry.created = Date.now();
+    entry.thumbnail = await thumbnail(entry.png);
+    const { stored, removed } = await this.store.add(entry);
+    for (const each of removed) this.release(each);
+    if (!stored && this.store.database) toast("The browser's storage is full: this image is kept until the page closes. Download it, or clear the history.");
+    this.draw();
+  }
+
+  draw() {
+    const { entries } = this.store;
+    $("history-empty").hidden = entries.length > 0;
+    $("history-clear").hidden = !entries.length;
+    $("history-count").textContent = entries.length ? String(entries.length) : "";
+    $("history").replaceChildren(...entries.map((entry) => this.item(entry)));
+  }
+
+  item(entry) {
+    if (!this.urls.has(entry)) this.urls.set(entry, URL.createObjectURL(entry.thumbnail));
+    const prompt = entry.parameters.prompt || "no prompt";
+    const time = new Date(entry.created).toLocaleString();
+    return make("li", {},
+      make("button", { type: "button", class: "thumb", title: prompt, "aria-label": `Show, and restore the settings of: ${prompt}, ${time}`, onclick: () => this.chosen(entry) },
+        make("img", { src: this.urls.get(entry), alt: "", loading: "lazy" })),
+      make("button", { type: "button", class: "thumb-delete", "aria-label": `Delete: ${prompt}, ${time}`, onclick: () => this.remove(entry) }, icon(ICONS.remove)));
+  }
+
+  release(entry) {
+    URL.revokeObjectURL(this.urls.get(entry));
+    this.urls.delete(entry);
+  }
+
+  async remove(entry) {
+    const place = this.store.entries.indexOf(entry);
+    await this.store.remove(entry);
+    this.release(entry);
+    this.draw();
+    const buttons = document.querySelectorAll("#history .thumb-delete");
+    (buttons[Math.min(place, buttons.length - 1)] ?? $("prompt")).focus();
+  }
+
+  async clear() {
+    const count = this.store.entries.length;
+    const dialog = $("confirm-dialog");
+    $("confirm-text").textContent = count === 1 ? "One image is deleted from this browser." : `${count} images are deleted from this browser.`;
+    dialog.returnValue = "no";
+    dialog.showModal();
+    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+    if (dialog.returnValue !== "yes") return;
+    await this.store.clear();
+    for (const entry of [...this.urls.keys()]) this.release(entry);
+    this.draw();
+    $("prompt").focus();
+  }
+}
+
+async function thumbnail(png) {
+  const bitmap = await createImageBitmap(png);
+  const share = Math.min(1, THUMBNAIL / Math.max(bitmap.width, bitmap.height));
+  const canvas = make("canvas", { width: Math.max(1, Math.round(bitmap.width * share)), height: Math.max(1, Math.round(bitmap.height * share)) });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return toBlob(canvas, "image/webp", 0.85);
+}

@@ -1,0 +1,270 @@
+// The page: generates, shows, remembers.
+
+import * as api from "./api.js";
+import { $, announce, store, stored, toast } from "./dom.js";
+import { Form } from "./form.js";
+import { HistoryList } from "./history_list.js";
+import { prepared } from "./image_field.js";
+import { JobRun } from "./job_run.js";
+import { restored } from "./restore.js";
+import { describeServer } from "./server_info.js";
+import { Stage } from "./stage.js";
+
+const DRAFT = "sdexport.draft";
+
+let running = null;
+let lastSeed = null;
+
+const form = new Form(() => saveDraft());
+const stage = new Stage({ useAsImage, restore: (entry) => restoreEntry(entry) });
+const history = new HistoryList((entry) => {
+  if (!running) stage.finish([entry]);
+  restoreEntry(entry);
+});
+
+// ---- generate -------------------------------------------------------------------------------
+
+async function generate() {
+  if (running) {
+    announce("An image is being generated.");
+    return;
+  }
+  hideProblem();
+  const run = new JobRun({ queued, started, step });
+  setRunning(run);
+  try {
+    const state = form.state();
+    const body = await form.body();
+    if (body === null) {
+      announce("Check the fields that are marked.");
+      return;
+    }
+    const { num_images_per_prompt: count = 1, width, height } = JSON.parse(body);
+    stage.start(Math.min(count, 16), width ?? state.image?.width ?? form.model.width, height ?? state.image?.height ?? form.model.height);
+    announce("Generating.");
+    await ended(await run.run(body), state);
+  } catch (error) {
+    stage.clear();
+    if (run.cancelled) cancelled();
+    else failed(error);
+  } finally {
+    setRunning(null);
+  }
+}
+
+async function ended(images, state) {
+  if (images === null) {
+    cancelled();
+    return;
+  }
+  const entries = await Promise.all(images.map(async ({ png, parameters }) => {
+    const { width, height } = await prepared(png);
+    return { png, parameters, width, height, state };
+  }));
+  stage.finish(entries);
+  lastSeed = entries[0]?.parameters.seed ?? null;
+  $("seed-reuse").disabled = lastSeed === null;
+  announce(entries.length === 1 ? "The image is ready." : `${entries.length} images are ready.`);
+  for (const entry of entries) await history.add(entry);
+}
+
+function cancelled() {
+  stage.clear();
+  toast("Cancelled.");
+  $("generate").focus();
+}
+
+function failed(error) {
+  if (!(error instanceof api.ServerError)) console.error(error);
+  const shown = error instanceof api.ServerError && form.showServerError(error);
+  if (!shown) showProblem(error.message);
+}
+
+async function cancel() {
+  if (!running || running.cancelled) return;
+  const run = running;
+  stage.progress("Cancelling", null);
+  announce("Cancelling.");
+  $("cancel").disabled = true;
+  try {
+    await run.cancel();
+  } catch (error) {
+    run.cancelled = false;
+    $("cancel").disabled = false;
+    failed(error);
+  }
+}
+
+function setRunning(run) {
+  running = run;
+  const hadFocus = [$("generate"), $("cancel")].includes(document.activeElement);
+  $("generate").hidden = run !== null;
+  $("cancel").hidden = run === null;
+  $("cancel").disabled = false;
+  document.body.classList.toggle("busy", run !== null);
+  document.title = run ? "Generating – sdexport" : "sdexport";
+  if (hadFocus) (run ? $("cancel") : $("generate")).focus();
+}
+
+function queued(position) {
+  if (running?.cancelled) return;
+  stage.progress(position > 0 ? `Waiting: ${position} ahead in the queue` : "Waiting for the model", null);
+  announce(position > 0 ? `${position} ahead in the queue.` : "Waiting for the model.");
+}
+
+function started() {
+  if (!running?.cancelled) stage.progress("Starting", null);
+}
+
+function step({ step: at, steps, preview }, left) {
+  if (running?.cancelled) return;
+  if (preview) stage.showPreview(preview);
+  const time = left === null ? "" : left < 1 ? "almost done" : `about ${duration(left)} left`;
+  stage.progress(at >= steps ? "Finishing" : `Step ${at} of ${steps}`, at / steps, time);
+  const quarter = Math.floor((4 * at) / steps);
+  if (quarter > Math.floor((4 * (at - 1)) / steps) && quarter < 4) announce(`${25 * quarter} percent.${time ? ` ${time}.` : ""}`);
+  document.title = `${Math.round((100 * at) / steps)} % – sdexport`;
+}
+
+function duration(seconds) {
+  const whole = Math.ceil(seconds);
+  return whole < 90 ? `${whole} s` : `${Math.round(whole / 60)} min`;
+}
+
+function showProblem(message) {
+  if (!$("problem").hidden && $("problem").textContent === message) return;
+  $("problem").textContent = message;
+  $("problem").hidden = false;
+  $("problem").scrollIntoView({ block: "nearest" });
+}
+
+function hideProblem() {
+  $("problem").hidden = true;
+  $("problem").textContent = "";
+}
+
+// ---- restore --------------------------------------------------------------------------------
+
+/** Apply a state, and offer the way back. */
+function applyState(state, message) {
+  const before = form.state();
+  form.apply(state);
+  saveDraft();
+  toast(message, { label: "Undo", run: () => form.apply(before) });
+}
+
+function restoreEntry(entry) {
+  const values = { ...entry.state.values };
+  const { seed, seeds } = entry.parameters;
+  if (seed !== null && seed !== undefined) values.seed = String(seed);
+  if (seeds) values.num_images_per_prompt = ""; // this image alone
+  lastSeed = values.seed || lastSeed;
+  $("seed-reuse").disabled = lastSeed === null;
+  applyState({ ...entry.state, values }, "Settings restored.");
+}
+
+/** Restore the settings that an image file carries. */
+async function restoreFile(file) {
+  hideProblem();
+  try {
+    const { settings, not_understood: notUnderstood } = await api.imageSettings(file);
+    const { state, notes } = restored(settings, form.server ?? { models: [], loras: [], controlnets: [] }, notUnderstood);
+    applyState(state, `Settings of ${file.name} restored.`);
+    if (notes.length) showProblem(`Not everything could be restored. ${notes.join(" ")}`);
+  } catch (error) {
+    showProblem(error.message.replace(/^image\b/, file.name));
+  }
+}
+
+async function useAsImage(entry) {
+  form.image.set(await prepared(entry.png, `seed-${entry.parameters.seed ?? "unknown"}.png`));
+  $("image-section").open = true;
+  $("image-section").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  $("mask-draw").focus({ preventScroll: true });
+  announce("The image is now the initial image.");
+}
+
+// ---- what is kept between visits ------------------------------------------------------------
+
+let draftTimer = 0;
+
+function saveDraft() {
+  clearTimeout(draftTimer);
+  draftTimer = setTimeout(() => store("localStorage", DRAFT, JSON.stringify(form.state().values)), 200);
+}
+
+function loadDraft() {
+  try {
+    const values = JSON.parse(stored("localStorage", DRAFT) ?? "{}");
+    if (values && typeof values === "object") form.apply({ values });
+  } catch {
+    store("localStorage", DRAFT, null);
+  }
+}
+
+// ---- wiring ---------------------------------------------------------------------------------
+
+$("form").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
+$("cancel").onclick = cancel;
+$("reset").onclick = () => applyState({ values: { prompt: $("prompt").value, negative_prompt: $("negative_prompt").value, model: $("model").value } }, "Settings reset.");
+$("seed-reuse").onclick = () => { $("seed").value = lastSeed; form.clearError($("seed")); saveDraft(); };
+$("open-image").onclick = () => $("settings-file").click();
+$("settings-file").onchange = () => {
+  const [file] = $("settings-file").files;
+  $("settings-file").value = "";
+  if (file) restoreFile(file);
+};
+
+document.addEventListener("keydown", (event) => {
+  if (document.querySelector("dialog[open]")) return;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    generate();
+  } else if (event.key === "Escape") cancel();
+});
+
+let depth = 0;
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files") && !document.querySelector("dialog[open]");
+const showDrop = (shown) => { $("drop").hidden = !shown; };
+document.addEventListener("dragenter", (event) => { if (carriesFiles(event)) { depth += 1; showDrop(true); } });
+document.addEventListener("dragleave", (event) => { if (carriesFiles(event)) { depth = Math.max(0, depth - 1); showDrop(depth > 0); } });
+document.addEventListener("drop-handled", () => { depth = 0; showDrop(false); });
+document.addEventListener("dragover", (event) => { if (event.dataTransfer?.types.includes("Files")) event.preventDefault(); });
+document.addEventListener("drop", (event) => {
+  if (!event.dataTransfer?.types.includes("Files")) return;
+  event.preventDefault();
+  depth = 0;
+  showDrop(false);
+  if (event.dataTransfer.files.length && !document.querySelector("dialog[open]")) restoreFile(event.dataTransfer.files[0]);
+});
+
+function showTheme() {
+  const chosen = document.documentElement.dataset.theme;
+  const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  $("theme").setAttribute("aria-pressed", String(dark));
+  return dark;
+}
+$("theme").onclick = () => {
+  const theme = showTheme() ? "light" : "dark";
+  document.documentElement.dataset.theme = theme;
+  store("localStorage", "sdexport.theme", theme);
+  showTheme();
+};
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
+showTheme();
+
+async function connect() {
+  try {
+    form.offer(describeServer(await api.serverInfo()));
+    $("server-state").textContent = "";
+    hideProblem();
+  } catch (error) {
+    $("server-state").textContent = "Not connected";
+    showProblem(error.message);
+    setTimeout(connect, 3000);
+  }
+}
+
+loadDraft();
+await Promise.all([history.open(), connect()]);
+document.body.dataset.ready = "true";
