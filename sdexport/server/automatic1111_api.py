@@ -28,6 +28,7 @@ from sdexport.server.json_requests import JsonRoute
 from sdexport.server.output_images import as_base64, encoded_image
 from sdexport.server.previews import full_size
 from sdexport.server.request_context import REQUEST_ID
+from sdexport.server.route_documents import ERRORS, body_document
 from sdexport.server.server_errors import ServerError
 
 PATHS = ("/sdapi", "/controlnet")
@@ -77,7 +78,7 @@ def error_body(status: int, kind: str, message: str) -> dict[str, Any]:
 
 def router(service: ImageService) -> APIRouter:
     """The routes of this API."""
-    found = APIRouter(tags=["AUTOMATIC1111"], route_class=JsonRoute)
+    found = APIRouter(tags=["AUTOMATIC1111"], route_class=JsonRoute, responses=ERRORS)
     models = Models(service)
     options = Options(models.find, models.title, service.models.model(None).name)
     running = RunningRequests()
@@ -135,21 +136,23 @@ def _add_generation(
         work = generate(service, running, plan, REQUEST_ID.get())
         return JSONResponse(await unless_disconnected(request, work))
 
-    @routes.post(PREFIX + "txt2img", **_documented("Generate images from a prompt", _EXAMPLE))
+    @routes.post(PREFIX + "txt2img", openapi_extra=body_document(_EXAMPLE))
     async def txt2img(request: Request) -> Response:
+        """Generate images from a prompt."""
         return await answer(request, image=False)
 
     with_image = {**_EXAMPLE, "init_images": ["iVBORw0KGgo..."], "denoising_strength": 0.6}
 
-    @routes.post(PREFIX + "img2img", **_documented("Generate images from images", with_image))
+    @routes.post(PREFIX + "img2img", openapi_extra=body_document(with_image))
     async def img2img(request: Request) -> Response:
+        """Generate images from images, or from parts of them."""
         return await answer(request, image=True)
 
-    @routes.post(
-        PREFIX + "png-info",
-        **_documented("Read the settings of an image", {"image": "iVBORw0KGgo..."}),
-    )
+    image_alone = {"image": "iVBORw0KGgo..."}
+
+    @routes.post(PREFIX + "png-info", openapi_extra=body_document(image_alone))
     async def read_png_info(request: Request) -> Response:
+        """The settings that an image carries."""
         body = await request.json()
         image = await decode_in_thread(body.get("image"), "image", service.settings)
         return JSONResponse(png_info(image))
@@ -201,11 +204,11 @@ def _add_options(routes: APIRouter, models: Models, options: Options) -> None:
         """All options that this server has."""
         return JSONResponse(options.shown(models.sha256))
 
-    @routes.post(
-        PREFIX + "options",
-        **_documented("Change options", {"CLIP_stop_at_last_layers": 2}),
-    )
+    changes = {"CLIP_stop_at_last_layers": 2}
+
+    @routes.post(PREFIX + "options", openapi_extra=body_document(changes))
     async def set_options(request: Request) -> Response:
+        """Change options, all of those in the body or none."""
         options.changed(await request.json())
         return JSONResponse(None)
 
@@ -255,7 +258,9 @@ def _add_controlnet(routes: APIRouter, service: ImageService) -> None:
 
 def _add_not_supported(routes: APIRouter) -> None:
     for name, why in NOT_SUPPORTED.items():
-        routes.add_api_route(PREFIX + name, _failing(f"{name}: {why}"), methods=["POST"])
+        routes.add_api_route(
+            PREFIX + name, _failing(f"{name}: {why}"), methods=["POST"], summary="Not supported"
+        )
     for name in NOTHING_TO_REFRESH:
         routes.add_api_route(
             PREFIX + name, _answering(lambda: None), methods=["POST"], summary="Change nothing"
@@ -274,13 +279,3 @@ def _failing(message: str) -> Callable[[], Any]:
         raise NotSupportedError(message)
 
     return answer
-
-
-def _documented(summary: str, example: dict[str, Any]) -> dict[str, Any]:
-    """What the OpenAPI document says of a route with a JSON object as its body."""
-    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
-    return {
-        "summary": summary,
-        "openapi_extra": {"requestBody": {"content": content, "required": True}},
-        "responses": {400: {"description": "A field or value that is not supported"}},
-    }

@@ -88,10 +88,10 @@ WITHOUT_EFFECT: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 """Field -> the values that change nothing, and what to do instead of another one."""
 
+HIRES = "hr_"
+"""What the fields of hires fix begin with, which is off."""
 IGNORED = (
-    *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
-    *("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt"),
-    *("firstphase_width", "firstphase_height"),  # of hires fix, which is off
+    *("firstphase_width", "firstphase_height"),  # of hires fix
     *("script_args", "refiner_switch_at"),  # of a script or a refiner, which there is none of
     *("do_not_save_samples", "do_not_save_grid", "force_task_id", "comments"),
     *("image_cfg_scale", "denoising_strength"),  # of InstructPix2Pix; of hires fix
@@ -117,7 +117,7 @@ def checked_fields(body: object, *, image: bool) -> dict[str, Any]:
             found[name] = default if value is None else _typed(name, value, types)
         elif name in WITHOUT_EFFECT:
             _check_without_effect(name, value)
-        elif name not in IGNORED:
+        elif name not in IGNORED and not name.startswith(HIRES):
             raise InvalidArgumentError(_unknown(name, (*used, *WITHOUT_EFFECT, *IGNORED)))
     _check_values(found)
     return found

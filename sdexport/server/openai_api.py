@@ -30,6 +30,7 @@ from sdexport.server.openai_events import event_stream
 from sdexport.server.openai_fields import URL, ImageFields, checked_fields, form_values
 from sdexport.server.openai_images import encoded, response_body
 from sdexport.server.request_context import REQUEST_ID
+from sdexport.server.route_documents import ERRORS, Responses, body_document
 from sdexport.server.server_errors import ServerError
 from sdexport.server.size_limits import check_target_size
 
@@ -45,6 +46,7 @@ _EXAMPLE = {
     "num_inference_steps": 20,
     "seed": 1234,
 }
+_STREAM: Responses = {200: {"content": {"text/event-stream": {}}}}
 
 
 class ModelNotFoundError(ServerError):
@@ -56,7 +58,7 @@ class ModelNotFoundError(ServerError):
 
 def router(service: ImageService) -> APIRouter:
     """The routes of this API."""
-    routes = APIRouter(tags=["OpenAI"], prefix="/v1", route_class=JsonRoute)
+    routes = APIRouter(tags=["OpenAI"], prefix="/v1", route_class=JsonRoute, responses=ERRORS)
     started = int(time.time())
 
     @routes.get("/models")
@@ -70,7 +72,7 @@ def router(service: ImageService) -> APIRouter:
         """A model of the server."""
         return JSONResponse(_model_item(_model(service, name), started))
 
-    @routes.post("/images/generations", **_documented("application/json", _EXAMPLE))
+    @routes.post("/images/generations", responses=_STREAM, openapi_extra=body_document(_EXAMPLE))
     async def generate(request: Request) -> Response:
         """Generate images from a prompt; every setting of the library may be among the fields."""
         body = await request.json()
@@ -82,9 +84,11 @@ def router(service: ImageService) -> APIRouter:
         fields = checked_fields(body)
         return await _answer(service, request, fields, fields.arguments, "image_generation")
 
-    form = {"prompt": "a large blue circle", "image": "(file)", "mask": "(file)"}
+    fields_of_edit = body_document(
+        {"prompt": "a large blue circle"}, "multipart/form-data", files=("image", "mask")
+    )
 
-    @routes.post("/images/edits", **_documented("multipart/form-data", form))
+    @routes.post("/images/edits", responses=_STREAM, openapi_extra=fields_of_edit)
     async def edit(request: Request) -> Response:
         """Edit an image, where a mask is transparent if there is one."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -144,6 +148,9 @@ async def _answer(
       kind: what the names of the events begin with.
     """
     model = _model(service, fields.model)
+    most = service.settings.max_images
+    if arguments["num_images_per_prompt"] > most:
+        raise InvalidArgumentError(f"n: at most {most} images in a request (--max-images)")
     images = {name: arguments.pop(name) for name in ("image", "mask_image") if name in arguments}
     checked = _checked(arguments)
     arguments = await with_images(service, checked.arguments()) | images
@@ -203,16 +210,3 @@ def _model(service: ImageService, name: str | None) -> Model:
 
 def _model_item(model: Model, created: int) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": created, "owned_by": "sdexport"}
-
-
-def _documented(media_type: str, example: dict[str, Any]) -> dict[str, Any]:
-    """What the OpenAPI document says of a route and its body."""
-    content = {media_type: {"schema": {"type": "object"}, "example": example}}
-    return {
-        "openapi_extra": {"requestBody": {"content": content, "required": True}},
-        "responses": {
-            400: {"description": "A field or value that is not supported"},
-            404: {"description": "There is no such model"},
-            429: {"description": "The queue is full; see Retry-After"},
-        },
-    }
