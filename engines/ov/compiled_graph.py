@@ -26,6 +26,7 @@ REWRITES_VERSION = 1
 """Version of the rewrites (engines/ov/rewrites); graphs compiled by another one are stale."""
 REWRITES = "rewrites"
 _KEY_DIGITS = 12
+_MODEL_DIGITS = 12
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -54,6 +55,18 @@ class Variant:
             "shared": sorted(self.shared),
             REWRITES: REWRITES_VERSION,
         }
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Variant:
+        """The variant that has these `options`."""
+        shapes = options["shapes"]
+        return cls(
+            options["precision"],
+            options["rewrite"],
+            None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()},
+            frozenset(options["constants"]),
+            frozenset(options["shared"]),
+        )
 
     @property
     def key(self) -> str:
@@ -87,6 +100,15 @@ def installed_version() -> str:
 def plan_path(folder: Path, graph: str, variant: Variant) -> Path:
     """The file of a compiled graph, whether it exists or not."""
     return folder / f"{graph}.{variant.key}{SUFFIX}"
+
+
+def cached_name(digest: str, graph: str) -> str:
+    """What names of files in the user's cache begin with: models are kept apart there.
+
+    Args:
+      digest: of the ONNX file, see sidecar.model_digest.
+    """
+    return f"{digest[:_MODEL_DIGITS]}.{graph}"
 
 
 def once_path(plan: Path) -> Path:

@@ -18,6 +18,7 @@ from sdexport.engines.mapped_weights.mapped_files import MappedFiles, open_mappe
 from sdexport.engines.messages import import_failure, one_line
 from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.ov.compiled_graph import Variant, plans_of
+from sdexport.engines.ov.deferred_graphs import is_deferred, weights_bytes
 from sdexport.engines.ov.graph_store import GraphStore, StoredGraph
 from sdexport.engines.ov.model_cache import checked_cache
 from sdexport.engines.ov.residency import drop_pages, dropped
@@ -195,7 +196,7 @@ class Compiler:
     def _new_and_cached(
         self, shapes: Shapes | None, bound: BoundInputs, variant: Variant, store: GraphStore
     ) -> Compiled:
-        """Compile, and store the result in the user's cache if it can be."""
+        """Compile, and store the result in the user's cache if it can be, now or later."""
         made: list[Compiled] = []
         folder = store.cache
 
@@ -204,8 +205,8 @@ class Compiler:
 
         if folder is not None:
             try:
-                problem = graph_cache.no_room(folder, self._weights())
-                if not problem:
+                problem = graph_cache.no_room(folder, weights_bytes(self._path))
+                if not problem and not is_deferred(self._path, variant):
                     plan = store.write(folder, variant, compile_into).plan
                     graph_cache.evict(folder, keep=plan)
             except (EngineError, OSError) as error:
@@ -215,11 +216,6 @@ class Compiler:
             if problem:
                 _log.warning("%s: its compiled graph is not cached: %s", self._name, problem)
         return made[0] if made else self._new(shapes, bound)
-
-    def _weights(self) -> int:
-        """Bytes of the ONNX file and of the files of its weights."""
-        names = survey(self._path).locations
-        return sum(path.stat().st_size for path in (self._path, *map(self._path.with_name, names)))
 
     def _new(
         self,

@@ -30,6 +30,7 @@ from sdexport.engines.ov.compiled_graph import (
     ONCE_SUFFIX,
     SUFFIX,
     Variant,
+    cached_name,
     fresh_plans,
     once_path,
     plan_path,
@@ -40,7 +41,6 @@ from sdexport.engines.session import TensorSpec
 CompileInto = Callable[[Path, Path], object]
 """Compiles a graph with OpenVINO's own cache in two folders: of the graph itself and, if it is
 split, of what is computed once from bound inputs."""
-_DIGITS = 12
 _log = logging.getLogger(__name__)
 
 
@@ -157,11 +157,9 @@ class GraphStore:
         return graph_cache.folder(graph_cache.OPENVINO) if self.cached else None
 
     def name_in(self, folder: Path) -> str:
-        """What names of files in a folder begin with.
-
-        In the user's cache, components of the same name of several models are kept apart.
-        """
-        return self.graph if folder == self.prepared else f"{self.digest[:_DIGITS]}.{self.graph}"
+        """What names of files in a folder begin with."""
+        is_prepared = folder == self.prepared
+        return self.graph if is_prepared else cached_name(self.digest, self.graph)
 
     def write(
         self,

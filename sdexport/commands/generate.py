@@ -94,7 +94,7 @@ def generate(
     from sdexport.commands.generate_like import Reference
     from sdexport.commands.generate_loras import loras_of, with_tags
     from sdexport.runtime.pipeline_loading import load_pipeline
-    from sdexport.runtime.store_graphs import store_later
+    from sdexport.runtime.store_graphs import defer, store_later
 
     prompt, prompts_file = _prompt_source(prompt, prompts_file)
     _check_sources(prompt, prompts_file, embeds, save_embeds, like)
@@ -143,6 +143,7 @@ def generate(
         load_pipeline(package, **checked, **opened_with) as pipe,
         progress(None, "generate") as shown,
     ):
+        defer(pipe.package)
         if reference:
             reference.warn_of_differences(pipe.settings, jobs)
         check_images(pipe, jobs, opened_with, ignore=ignore_memory)

@@ -1,0 +1,113 @@
+"""Graphs that a process compiles and another one stores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino", exc_type=ImportError)
+
+from sdexport import Package
+from sdexport.demo_model import PACKAGE_DIR
+from sdexport.engines.cache import graph_cache, user_cache
+from sdexport.engines.ov import deferred_graphs
+from sdexport.engines.ov.compiled_graph import Variant
+from sdexport.engines.ov.compiler import Compiler
+from sdexport.runtime import store_graphs
+from sdexport.runtime.component_engines import open_component
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="deferred on Linux only")
+DECODER = "vae_decoder"
+LATENTS = np.random.default_rng(0).standard_normal((1, 4, 8, 8), dtype=np.float32)
+VARIANTS = [
+    Variant("f32", True, None),
+    Variant("bf16", False, {"a": (1, 2), "b": ()}, frozenset({"b"}), frozenset({"a"})),
+]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
+    user_cache._warn_once.cache_clear()
+    monkeypatch.setattr(deferred_graphs, "_deferred", {})
+    return tmp_path / "cache" / "openvino"
+
+
+def decoded(package: Path) -> np.ndarray:
+    loaded = Package.load(package)
+    with open_component(loaded, DECODER, "openvino") as session:
+        return session.run({"latent_sample": LATENTS})["sample"]
+
+
+def noted(package: Path) -> list[str]:
+    """What the worker would be told to store."""
+    loaded = Package.load(package)
+    paths = {graph: loaded.model_path(graph) for graph in loaded.graphs}
+    found = deferred_graphs.deferred(paths)
+    return [json.dumps({"graph": graph, **variant.options()}) for graph, variant in found]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_options_say_all_about_a_variant(variant: Variant) -> None:
+    assert Variant.from_options(json.loads(json.dumps(variant.options()))) == variant
+
+
+def test_graph_is_stored_later_and_gives_the_same_bits(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_graphs.defer(Package.load(package))
+    expected = decoded(package)
+    assert np.array_equal(decoded(package), expected)
+    assert graph_cache.graphs(cache) == [] and len(noted(package)) == 1
+    store_graphs.store(package, noted(package))
+    (graph,) = graph_cache.graphs(cache)
+    assert DECODER in graph.plan.name and graph_cache.stray_files(cache) == []
+    monkeypatch.setattr(Compiler, "_new", None)  # would raise TypeError
+    assert np.array_equal(decoded(package), expected)
+
+
+def test_other_packages_store_while_they_compile(package: Path, cache: Path) -> None:
+    store_graphs.defer(Package.load(PACKAGE_DIR, verify=False))
+    decoded(package)
+    assert len(graph_cache.graphs(cache)) == 1 and noted(package) == []
+
+
+@pytest.mark.parametrize("lacks", ["memory", "disk"])
+def test_nothing_is_started_where_there_is_no_room(
+    lacks: str, package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_graphs.defer(Package.load(package))
+    decoded(package)
+    assert len(noted(package)) == 1
+    if lacks == "memory":
+        monkeypatch.setattr(deferred_graphs, "available_bytes", lambda: 0)
+    else:
+        monkeypatch.setenv(graph_cache.LIMIT_VARIABLE, "0")
+    monkeypatch.setattr(store_graphs.subprocess, "Popen", None)  # would raise TypeError
+    store_graphs.store_later(Package.load(package))
+    store_graphs.store(package, noted(package))
+    assert graph_cache.graphs(cache) == []
+
+
+def test_command_line_stores_graphs_for_the_next_start(tmp_path: Path) -> None:
+    """In a process that goes on when the command has ended."""
+    cache, outputs = tmp_path / "cache", [tmp_path / "first.png", tmp_path / "second.png"]
+    sidecars, started = [], 0.0
+    for output in outputs:
+        command = [sys.executable, "-m", "sdexport", "generate", str(PACKAGE_DIR), "a red circle"]
+        command += ["-o", str(output), "--steps", "1", "--seed", "0", "--quiet"]
+        command += ["--backend", "openvino"]
+        started = time.time()
+        subprocess.run(command, check=True, env=os.environ | {user_cache.VARIABLE: str(cache)})
+        while len(sidecars := list(cache.rglob("openvino/*.json"))) < 3:
+            assert time.time() < started + 300
+            time.sleep(0.05)
+    assert all(sidecar.stat().st_mtime >= started for sidecar in sidecars)  # they were used
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
