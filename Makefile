@@ -84,17 +84,17 @@ $(VENV)/serve: $(SETUP) | $(BIN)/python
 
 # k-diffusion without its dependencies: tests load its samplers alone.
 $(VENV)/test: $(SETUP) | $(BIN)/python
-	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,serve,test]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
 	$(PIP) --no-deps k-diffusion
 	-$(BIN)/python -m tests.helpers.software_gpu
 	touch $@
 
 $(VENV)/fuzz: $(SETUP) | $(BIN)/python
-	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,serve,test,fuzz]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,fuzz]"
 	touch $@
 
 $(VENV)/lint: $(SETUP) | $(BIN)/python
-	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,serve,test,dev]"
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,dev]"
 	touch $@
 
 $(VENV)/docs: $(SETUP) | $(BIN)/python

@@ -19,6 +19,7 @@ from benchmarks import (
     operators_table,
     plans_table,
     security_tables,
+    server_table,
     startup_table,
     tables,
 )
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 _NAMES = (
     *("performance.md", "verification.md", "security.md", "tensorrt-builds.md"),
-    *("start-and-memory.md", "controlnet.md"),
+    *("start-and-memory.md", "controlnet.md", "server.md"),
 )
 PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_file()]
 COMMAND = "python -m benchmarks.docs_tables"
@@ -231,6 +232,7 @@ def all_tables() -> dict[str, str]:
     found["controlnet"] = (
         controlnet_table.table(_read("controlnet")) if _has("controlnet") else MISSING
     )
+    found["server"] = server_table.table(_read("server") if _has("server") else {})
     found["startup"] = startup_table.table(_read("startup")) if _has("startup") else MISSING
     profiled = tables.reports(RESULTS, "operators")
     found["operators"] = operators_table.table(profiled) if profiled else MISSING

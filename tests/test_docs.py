@@ -48,6 +48,7 @@ NOT_RUN = {
     "ip-adapter.md": 2,
     "lora.md": 2,
     "performance.md": 2,
+    "server.md": 3,
     "signing.md": 5,
     "t2i-adapter.md": 2,
     "verification.md": 1,

@@ -455,3 +455,10 @@ FUZZ_SLOWNESS = 4.0
 FUZZ_BYTES = 200 * 2**20
 """Memory that reading one such input may need at its peak. Files that legitimately need more are
 larger than what is tried."""
+
+FUZZ_SERVER_MB = 20.0
+"""MB that the server's process may gain over 100,000 requests. 100 bytes of each would be 10."""
+
+BATCH_LEVELS = 1
+"""Levels of 255 by which an image of a batch may differ from that of its own call: libraries may
+choose other kernels for other shapes. Measured on ONNX Runtime, CPU: 0."""

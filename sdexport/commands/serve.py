@@ -72,6 +72,7 @@ def serve(
     _check_installed()
     from sdexport import interrupts
     from sdexport.server.image_service import ImageService
+    from sdexport.server.job_tracing import observers_of
     from sdexport.server.model_store import ModelStore
     from sdexport.server.registered_names import RegisteredNames
     from sdexport.server.server_logging import set_up_server_logging
@@ -107,7 +108,7 @@ def serve(
         max_batch=made.max_batch,
     )
     metrics = ServerMetrics()
-    service = ImageService(models, names, made, metrics)
+    service = ImageService(models, names, made, observers_of(metrics))
     quiet, verbose = is_set("quiet"), is_set("verbose")
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     set_up_server_logging(log_format, logging.INFO if log_format == "json" else level)

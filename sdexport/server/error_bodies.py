@@ -37,6 +37,13 @@ def native_body(status: int, kind: str, message: str) -> dict[str, Any]:
     return {"error": {"type": kind, "message": message}}
 
 
+def kind_of(error: Exception) -> str:
+    """The type of an error in the native API."""
+    if isinstance(error, ServerError):
+        return error.kind
+    return "out_of_memory" if isinstance(error, OutOfMemoryError) else "invalid_request"
+
+
 class ErrorBodies:
     """The shape of errors, by the path of a request.
 
@@ -72,9 +79,9 @@ class ErrorBodies:
             )
             return self.response(path, error.status, str(error), error.kind, retry)
         if isinstance(error, InvalidArgumentError):
-            return self.response(path, 400, one_line(error), "invalid_request")
+            return self.response(path, 400, one_line(error), kind_of(error))
         if isinstance(error, OutOfMemoryError):
-            return self.response(path, 507, one_line(error), "out_of_memory")
+            return self.response(path, 507, one_line(error), kind_of(error))
         _log.error("this is a bug in sdexport: %s", one_line(error, 1000), exc_info=error)
         return self.response(path, 500, "internal error; the server's log has the details")
 

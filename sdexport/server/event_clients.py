@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from sdexport.server.image_service import ImageService
 from sdexport.server.jobs import Job
@@ -21,15 +22,16 @@ class EventClients:
         self._open: dict[str, int] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    async def during(self, job: Job, stream: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def during(self, job: Job, stream: AsyncGenerator[str]) -> AsyncGenerator[str]:
         """A stream of a job, which counts while it is read."""
         self._open[job.id] = self._open.get(job.id, 0) + 1
         timer = self._timers.pop(job.id, None)
         if timer is not None:
             timer.cancel()
         try:
-            async for text in stream:
-                yield text
+            async with aclosing(stream):
+                async for text in stream:
+                    yield text
         finally:
             self._open[job.id] -= 1
             if not self._open[job.id]:

@@ -10,11 +10,17 @@ MAX_HEADER = 32_768
 """Bytes of a request's header, its first line included."""
 
 
-def protocol_with(header_seconds: float) -> type[H11Protocol]:
-    """A protocol that closes a connection on which no whole header arrives in that time."""
+def protocol_with(header_seconds: float, send_seconds: float) -> type[H11Protocol]:
+    """A protocol that ends connections of clients that are too slow.
+
+    Args:
+      header_seconds: in which the whole header of a request must arrive.
+      send_seconds: in which a client must take what waits to be sent.
+    """
 
     class TimedProtocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
+        _send_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -30,7 +36,26 @@ def protocol_with(header_seconds: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
+            self.resume_writing()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._abort_later()
+
+        def resume_writing(self) -> None:
+            if self._send_timer is not None:
+                self._send_timer.cancel()
+                self._send_timer = None
+            super().resume_writing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._abort_later()  # closing waits for what was not taken
+
+        def _abort_later(self) -> None:
+            if self._send_timer is None:
+                self._send_timer = self.loop.call_later(send_seconds, self.transport.abort)
 
         def _wait_for_header(self) -> None:
             self._header_timer = self.loop.call_later(header_seconds, self._close_late)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from sdexport.engines.errors import SDExportError
@@ -18,10 +19,25 @@ from sdexport.server.job_runner import JobRunner
 from sdexport.server.jobs import DONE, Job, JobEvent
 from sdexport.server.model_store import ModelStore
 from sdexport.server.registered_names import RegisteredNames
-from sdexport.server.request_checks import checked_arguments, public_text
+from sdexport.server.request_checks import checked_arguments, public_text, requested_size
 from sdexport.server.server_settings import ServerSettings
 
 _log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _schedulers() -> dict[str, Any]:
+    """What is the same for every server."""
+    listed = catalog()
+    return {
+        "version": __version__,
+        "schedulers": [each["name"] for each in listed["schedulers"]],
+        "scheduler_details": [
+            {key: each[key] for key in ("name", "label", "schedules")}
+            for each in listed["schedulers"]
+        ],
+        "schedules": [each["name"] for each in listed["schedules"]],
+    }
 
 
 class NoObserver:
@@ -89,6 +105,7 @@ class ImageService:
             arguments, count = checked_arguments(
                 request.arguments, model, self.names, self.settings
             )
+            self.models.check_need(model, requested_size(arguments, model), count)
         except (SDExportError, OSError) as error:
             raise self.public(error) from error
         timeout = min(request.timeout or self.settings.timeout, self.settings.timeout)
@@ -114,7 +131,7 @@ class ImageService:
         self.queue.cancel(job)
         return job
 
-    def events(self, job: Job) -> AsyncIterator[JobEvent]:
+    def events(self, job: Job) -> AsyncGenerator[JobEvent]:
         """What happens to a job, from its present state to its end."""
         return events(job)
 
@@ -148,16 +165,9 @@ class ImageService:
 
     def describe(self) -> dict[str, Any]:
         """What the server has and allows, as JSON can hold it."""
-        listed = catalog()
         return {
             "models": [model.describe() for model in self.models.models],
-            "version": __version__,
-            "schedulers": [each["name"] for each in listed["schedulers"]],
-            "scheduler_details": [
-                {key: each[key] for key in ("name", "label", "schedules")}
-                for each in listed["schedulers"]
-            ],
-            "schedules": [each["name"] for each in listed["schedules"]],
+            **_schedulers(),
             "loras": self.names.loras,
             **{name: sorted(known) for name, known in self.names.adapters.items()},
             "limits": self.settings.limits(),

@@ -83,6 +83,11 @@ class JobQueue:
         return sum(not job.is_over for job in self._running)
 
     @property
+    def busy(self) -> bool:
+        """Whether the engine works, perhaps for jobs that are over."""
+        return bool(self._running)
+
+    @property
     def is_closing(self) -> bool:
         """Whether no more jobs are taken."""
         return self._closing
@@ -174,6 +179,7 @@ class JobQueue:
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
+                self._tell_waiting()
                 self._changed.notify_all()
 
     def _work(self) -> None:
@@ -202,9 +208,12 @@ class JobQueue:
                 self._changed.wait(wait)
             self._waiting = [job for job in self._waiting if job not in batch]
             self._running = batch = [job for job in batch if job.begin()]
-            if not batch:
-                return self._take()
-            return batch
+            self._tell_waiting()
+            return batch or self._take()
+
+    def _tell_waiting(self) -> None:
+        for job in self._waiting:
+            job.note_place()
 
     def _compatible(self) -> list[Job]:
         """The job that waits longest, and those that can run with it."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -46,7 +46,8 @@ class Job:
 
     Attributes:
       status: queued, running, done, failed or cancelled.
-      request: as it runs: with the names of the server replaced, and a seed for each image.
+      request: as it runs: with the names of the server replaced, and seeds; without input images
+        when it is over.
       count: images.
       previews: whether events have previews.
       images, parameters: when it is done, of each image.
@@ -95,9 +96,8 @@ class Job:
 
     @property
     def bytes(self) -> int:
-        """Of its images, those that it generated and those that it was given."""
-        held = [*self.images, *_images_in(self.request.arguments)]
-        return sum(image.width * image.height * len(image.getbands()) for image in held)
+        """Of the pixels of its images."""
+        return sum(image.width * image.height * len(image.getbands()) for image in self.images)
 
     def begin(self) -> bool:
         """Note that it runs now; False if it is over."""
@@ -107,6 +107,12 @@ class Job:
             self.status, self.started = RUNNING, self.started or time.monotonic()
             self._tell(self._event(STATUS))
             return True
+
+    def note_place(self) -> None:
+        """Note that fewer jobs wait before it."""
+        with self._lock:
+            if self._listeners and self.status == QUEUED:
+                self._tell(self._event(STATUS))
 
     def note_step(
         self, step: int, steps: int, timestep: float, preview: Image.Image | None = None
@@ -170,6 +176,7 @@ class Job:
 
     def _end(self, status: str) -> None:
         self.status, self.ended, self.preview = status, time.monotonic(), None
+        self.request = replace(self.request, arguments=_without_images(self.request.arguments))
         self._tell(self._event(status))
         self._listeners.clear()
         self.completed.set_result(None)
@@ -184,12 +191,8 @@ class Job:
             listener(event)
 
 
-def _images_in(value: Any) -> list[Image.Image]:
-    if isinstance(value, Image.Image):
-        return [value]
-    if isinstance(value, Mapping):
-        return [image for each in value.values() for image in _images_in(each)]
-    if isinstance(value, (list, tuple)):
-        return [image for each in value for image in _images_in(each)]
-    images = [getattr(value, name, None) for name in ("image", "images", "masks")]
-    return [image for each in images if each is not None for image in _images_in(each)]
+def _without_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in _WITH_IMAGES}
+
+
+_WITH_IMAGES = ("image", "mask_image", "controlnets", "t2i_adapters", "ip_adapters")

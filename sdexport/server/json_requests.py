@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import anyio
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
@@ -13,6 +14,10 @@ from sdexport.engines.messages import one_line
 
 MAX_DEPTH = 16
 MAX_ENTRIES = 100_000
+
+
+_LONG = 200_000
+"""Bytes of a body that takes longer to read than a switch to a thread."""
 
 
 class JsonRequest(Request):
@@ -25,15 +30,17 @@ class JsonRequest(Request):
         """
         if not hasattr(self, "_json"):
             try:
-                value = parse_json((await self.body()).decode("utf-8"), strict=True)
-                _check_extent(value)
+                body = await self.body()
+                if len(body) > _LONG:  # other requests are answered meanwhile
+                    self._json = await anyio.to_thread.run_sync(_parsed, body)
+                else:
+                    self._json = _parsed(body)
             except RecursionError:
                 raise HTTPException(400, "the body's JSON is nested too deeply") from None
             except ValueError as error:  # also bytes that are no UTF-8, and huge integers
                 raise HTTPException(
                     400, f"the body cannot be read as JSON: {one_line(error, 200)}"
                 ) from error
-            self._json = value
         return self._json
 
 
@@ -47,6 +54,12 @@ class JsonRoute(APIRoute):
             return await handler(JsonRequest(request.scope, request.receive))
 
         return checked
+
+
+def _parsed(body: bytes) -> Any:
+    value = parse_json(body.decode("utf-8"), strict=True)
+    _check_extent(value)
+    return value
 
 
 def _check_extent(value: Any) -> None:

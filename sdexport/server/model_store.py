@@ -127,15 +127,20 @@ class ModelStore:
         model.used = time.monotonic()
         return model.pipeline
 
-    def need(self, model: Model) -> int | None:
-        """Bytes that a model needs for images of its own size; None if that is not known."""
+    def need(self, model: Model, size: tuple[int, int] | None = None, count: int = 1) -> int | None:
+        """Bytes that a model needs; None if that is not known.
+
+        Args:
+          size: (width, height) of the images; default the model's own.
+          count: images of one request.
+        """
         options = {name: value for name, value in self._options.items() if name not in _NOT_OF_NEED}
-        height, width = model.package.manifest.default_size
+        width, height = size or model.package.manifest.default_size[::-1]
         calls = image_calls(
             model.package,
             width=width,
             height=height,
-            batch=self._max_batch,
+            batch=max(self._max_batch, count),
             vae_tile=self._options.get("vae_tile"),
             max_batch=self._options.get("max_batch"),
         )
@@ -146,6 +151,17 @@ class ModelStore:
             options=options,
             low_memory=bool(self._options.get("low_memory")),
         )
+
+    def check_need(self, model: Model, size: tuple[int, int], count: int) -> None:
+        """Raises: InvalidArgumentError: images that need more memory than the limit."""
+        if self.memory_limit is None:
+            return
+        need = self.need(model, size, count)
+        if need is not None and need > self.memory_limit:
+            raise InvalidArgumentError(
+                f"{count} images of {size[0]}x{size[1]} need about {need / 1e9:.1f} GB of memory; "
+                f"the limit is {self.memory_limit / 1e9:.1f} GB (--memory-limit)"
+            )
 
     def close(self) -> None:
         """Close all models; closing twice is allowed."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.server.error_bodies import native_body
+from sdexport.server.error_bodies import kind_of, native_body
 from sdexport.server.event_clients import EventClients
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
@@ -156,8 +157,7 @@ def describe_job(service: ImageService, job: Job) -> dict[str, Any]:
 def error_of(service: ImageService, job: Job) -> dict[str, Any]:
     """The error of a job that failed or was cancelled."""
     error = service.public(job.error or ServerError("unknown"))
-    kind = error.kind if isinstance(error, ServerError) else "invalid_request"
-    return native_body(400, kind, str(error))
+    return native_body(400, kind_of(error), str(error))
 
 
 def _images(job: Job) -> list[dict[str, Any]]:
@@ -187,10 +187,10 @@ async def with_images(service: ImageService, arguments: Mapping[str, Any]) -> di
     return found
 
 
-async def _stream(service: ImageService, job: Job) -> AsyncIterator[str]:
+async def _stream(service: ImageService, job: Job) -> AsyncGenerator[str]:
     """The events of a job as text, and a comment now and then while there are none."""
     iterator = service.events(job)
-    pending = asyncio.ensure_future(anext(iterator))
+    pending: asyncio.Future[JobEvent] = asyncio.ensure_future(anext(iterator))
     try:
         while True:
             done, _ = await asyncio.wait({pending}, timeout=HEARTBEAT)
@@ -205,6 +205,9 @@ async def _stream(service: ImageService, job: Job) -> AsyncIterator[str]:
             pending = asyncio.ensure_future(anext(iterator))
     finally:
         pending.cancel()
+        with suppress(asyncio.CancelledError, StopAsyncIteration):
+            await pending
+        await iterator.aclose()
 
 
 async def _text(service: ImageService, job: Job, event: JobEvent) -> str:

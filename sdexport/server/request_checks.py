@@ -92,7 +92,9 @@ def checked_arguments(
         _check_input_images("ip_adapters", each.masks, settings)
     if arguments.get("loras"):
         arguments["loras"] = names.lora_arguments(arguments["loras"])
-    _check_size(arguments, model, settings)
+    width, height = _check_size(arguments, model, settings)
+    if "image" not in arguments:
+        arguments |= {"width": width, "height": height}  # so that more jobs run together
     _check_guidance(arguments, model)
     arguments["seed"] = _seeds(arguments.get("seed"), count)
     return arguments, count
@@ -211,7 +213,10 @@ def requested_size(arguments: Mapping[str, Any], model: Model) -> tuple[int, int
     return arguments.get("width", width), arguments.get("height", height)
 
 
-def _check_size(arguments: Mapping[str, Any], model: Model, settings: ServerSettings) -> None:
+def _check_size(
+    arguments: Mapping[str, Any], model: Model, settings: ServerSettings
+) -> tuple[int, int]:
+    """Width and height of the images, within the limits."""
     unit = model.package.manifest.downscale
     width, height = requested_size(arguments, model)
     for name, side in (("width", width), ("height", height)):
@@ -222,6 +227,7 @@ def _check_size(arguments: Mapping[str, Any], model: Model, settings: ServerSett
             f"{width}x{height} are {width * height:,} pixels; the limit is "
             f"{settings.max_pixels:,} (--max-pixels)"
         )
+    return width, height
 
 
 def _check_guidance(arguments: Mapping[str, Any], model: Model) -> None:

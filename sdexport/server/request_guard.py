@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdexport.server.error_bodies import ErrorBodies
+from sdexport.server.job_tracing import join_trace
 from sdexport.server.request_context import REQUEST_ID
 from sdexport.server.server_metrics import ServerMetrics
 from sdexport.server.server_settings import ServerSettings
@@ -67,7 +68,8 @@ class RequestGuard:
         given = headers.one("x-request-id") or ""
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         REQUEST_ID.set(request_id)
-        response = _Response(send, request_id, self._settings.send_seconds)
+        join_trace(headers.first)
+        response = _Response(send, request_id)
         began, received = time.perf_counter(), 0
         try:
             self._check_head(scope, headers)
@@ -76,9 +78,6 @@ class RequestGuard:
             await self._app(scope, _replay(body, receive), response)
         except _Rejected as rejected:
             await self._reject(scope, response, rejected)
-        except TimeoutError:
-            _log.info("the client takes its response too slowly; the connection is closed")
-            raise
         except Exception as error:
             if response.started:
                 _log.error("a response failed", exc_info=error)
@@ -192,6 +191,11 @@ class _Headers:
     def __init__(self, scope: Scope) -> None:
         self._all = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
 
+    @property
+    def first(self) -> dict[str, str]:
+        """The first value of each."""
+        return dict(reversed(self._all))
+
     def all(self, name: str) -> list[str]:
         return [value for key, value in self._all if key == name]
 
@@ -202,10 +206,10 @@ class _Headers:
 
 
 class _Response:
-    """Sends the response of an application: with common headers, and not for ever."""
+    """Sends the response of an application with common headers."""
 
-    def __init__(self, send: Send, request_id: str, seconds: float) -> None:
-        self._send, self._seconds = send, seconds
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
         self._headers = {**_SECURITY_HEADERS, "x-request-id": request_id}
         self.status, self.started = 0, False
 
@@ -218,8 +222,7 @@ class _Response:
                 *message.get("headers", ()),
                 *(pair for pair in added if pair[0] not in present),
             ]
-        async with asyncio.timeout(self._seconds):
-            await self._send(message)
+        await self._send(message)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

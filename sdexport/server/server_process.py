@@ -48,9 +48,16 @@ def run_server(
     bound = listening_socket(settings.host, settings.port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{bound.getsockname()[1]}"
-    config = uvicorn.Config(
+    config = server_config(service, metrics)
+    return asyncio.run(_Serving(service, _Server(config), address, on_ready).run(bound))
+
+
+def server_config(service: ImageService, metrics: ServerMetrics) -> uvicorn.Config:
+    """How uvicorn serves: slow clients, large headers and many connections have limits."""
+    settings = service.settings
+    return uvicorn.Config(
         create_app(service, settings, metrics),
-        http=protocol_with(settings.header_seconds),
+        http=protocol_with(settings.header_seconds, settings.send_seconds),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -62,7 +69,6 @@ def run_server(
         timeout_graceful_shutdown=_LAST_RESPONSES,
         proxy_headers=False,
     )
-    return asyncio.run(_Serving(service, _Server(config), address, on_ready).run(bound))
 
 
 class _Serving:

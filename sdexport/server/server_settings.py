@@ -56,7 +56,7 @@ class ServerSettings:
     max_input_pixels: int = 4096 * 4096
     max_connections: int = 512
     timeout: float = 600.0
-    body_seconds: float = 30.0
+    body_seconds: float = 60.0
     header_seconds: float = 10.0
     send_seconds: float = 60.0
     reconnect_seconds: float = 5.0

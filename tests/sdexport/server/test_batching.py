@@ -1,0 +1,147 @@
+"""Jobs of different clients in one batch: each image, and its file, is that of its single call."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sdexport import Pipeline
+from sdexport.engines.errors import InvalidArgumentError
+from sdexport.runtime.images.metadata import save_image
+from sdexport.server.batching import batch_key, merged_arguments
+from sdexport.server.image_request import ImageRequest
+from sdexport.server.job_runner import JobRunner
+from sdexport.server.jobs import Job
+from tests.helpers.live_server import LiveServer
+from tests.tolerances import BATCH_LEVELS
+
+BASE = {"num_inference_steps": 2, "width": 64, "height": 64}
+
+
+def job_of(arguments: Mapping[str, Any], count: int = 1) -> Job:
+    job = Job(ImageRequest("demo", {"seed": 1, **BASE, **arguments}), count)
+    job.batch_key = batch_key(job.request, count)
+    return job
+
+
+def run_together(server: LiveServer, jobs: Sequence[Job]) -> None:
+    assert len({job.batch_key for job in jobs}) == 1 and jobs[0].batch_key is not None
+    JobRunner(server.service.models)(jobs)
+
+
+def file_of(image: Any) -> bytes:
+    file = io.BytesIO()
+    save_image(image, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {},
+        {"scheduler": "euler_a", "guidance_scale": 4.0},
+        {"scheduler": "dpmpp_2m_sde", "schedule": "karras", "negative_prompt": "grey"},
+        {"guidance_scale": 1.0, "scheduler": "lcm"},
+        {"prompt_style": "automatic1111", "clip_skip": 1},
+    ],
+)
+def test_every_image_of_a_batch_is_that_of_its_own_call(
+    server: LiveServer, demo_pipe: Pipeline, further: Mapping[str, Any]
+) -> None:
+    texts: list[dict[str, Any]] = [
+        {"prompt": "a red circle", "seed": 1},
+        {"prompt": "a blue star on a white ground", "seed": 2},
+        {"prompt": ["a square", "two triangles"], "seed": [3, 4]},
+    ]
+    if "negative_prompt" in further:
+        texts[1]["negative_prompt"] = "red, green"
+    jobs = [job_of({**further, **each}, 1 + (i == 2)) for i, each in enumerate(texts)]
+    run_together(server, jobs)
+    for job, each in zip(jobs, texts, strict=True):
+        assert job.status == "done", job.error
+        own = demo_pipe(**{**BASE, **further, **each})
+        assert [str(p) for p in job.parameters] == [str(p) for p in own.parameters]
+        assert job.parameters == own.parameters
+        for image, single in zip(job.images, own.images, strict=True):
+            levels = np.abs(np.asarray(image, int) - np.asarray(single, int)).max()
+            assert levels <= BATCH_LEVELS
+            if not levels:
+                assert file_of(image) == file_of(single)
+
+
+def test_no_file_holds_the_prompt_of_another_client(server: LiveServer) -> None:
+    jobs = [job_of({"prompt": text, "seed": i}) for i, text in enumerate(("secret", "other"))]
+    run_together(server, jobs)
+    content = file_of(jobs[1].images[0])
+    assert b"other" in content and b"secret" not in content
+
+
+def test_a_bad_job_does_not_spoil_the_others(server: LiveServer) -> None:
+    good, bad = job_of({"prompt": "a star"}), job_of({"prompt": "\ud800"})
+    run_together(server, [good, bad])
+    assert good.status == "done"
+    assert bad.status == "failed" and isinstance(bad.error, InvalidArgumentError)
+
+
+def test_a_cancelled_job_leaves_the_others(server: LiveServer, demo_pipe: Pipeline) -> None:
+    kept, gone = job_of({"prompt": "a star"}), job_of({"prompt": "a cross", "seed": 5})
+    kept.listen(lambda event: event.step == 1 and server.service.queue.cancel(gone))
+    run_together(server, [gone, kept])
+    assert gone.status == "cancelled" and not gone.images
+    own = demo_pipe("a star", seed=1, **BASE)
+    assert kept.status == "done" and kept.parameters == own.parameters
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"num_inference_steps": 3},
+        {"width": 128},
+        {"scheduler": "euler"},
+        {"scheduler_options": {"solver_order": 3}},
+        {"guidance_scale": 3.0},
+        {"negative_prompt": ""},
+        {"clip_skip": 1},
+        {"prompt_weights": True},
+        {"safety": True},
+        {"noise_device": "cuda"},
+        {"prompt": "<lora:a:1> x"},
+    ],
+)
+def test_jobs_that_differ_do_not_run_together(further: Mapping[str, Any]) -> None:
+    plain, other = job_of({"prompt": "x"}), job_of({"prompt": "x", **further})
+    assert plain.batch_key is not None and plain.batch_key != other.batch_key
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"image": object()},
+        {"mask_image": object()},
+        {"controlnets": [object()]},
+        {"t2i_adapters": [object()]},
+        {"ip_adapters": [object()]},
+        {"prompt_2": "y"},
+        {"token_embeds": {"a": {"b": 1}}},
+        {"prompt": "[a:b:0.5]", "prompt_style": "automatic1111"},
+        {"prompt": "a AND b", "prompt_style": "automatic1111"},
+        {"prompt": "word " * 100, "prompt_style": "comfyui"},
+        {"prompt": '("a", "b").and()', "prompt_style": "compel"},
+    ],
+)
+def test_jobs_that_cannot_share_a_batch_run_alone(further: Mapping[str, Any]) -> None:
+    assert job_of({"prompt": "x", **further}).batch_key is None
+
+
+def test_one_seed_for_several_images_runs_alone() -> None:
+    assert job_of({"prompt": ["a", "b"]}, 2).batch_key is None
+    assert job_of({"prompt": ["a", "b"], "seed": [1, 2]}, 2).batch_key is not None
+
+
+def test_one_job_is_called_as_it_was_requested() -> None:
+    job = job_of({"prompt": ["a", "b"], "num_images_per_prompt": 2}, 4)
+    assert merged_arguments([job]) == dict(job.request.arguments)

@@ -1,0 +1,179 @@
+"""Fuzzed requests to every API: no status 5xx, no traceback, no hang, and nothing that stays.
+
+The images are not generated: what is fuzzed is what stands between a client and the engine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+
+from sdexport.engines.process_memory import resident_mb
+from sdexport.server.jobs import Job
+from tests.helpers.live_server import LiveServer, live_server, wait_until
+from tests.tolerances import FUZZ_SERVER_MB
+
+ROUNDS = 100_000
+"""Requests of our own in a whole run, of `-m fuzz`."""
+FEW = 150
+"""Of every run."""
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 8, 64, 2**31, 2**63, 2**64, -(2**63), 10**40, 0.5, -0.0, 1e308),
+    *("", "a", "x" * 30_000, "\0", "\ud800", "/etc/passwd", "../..", "http://127.0.0.1/", "NaN"),
+    *("data:image/png;base64,", "data:image/png;base64,AAAA", "<lora:a:1>", "euler_a", "\u202e"),
+    *([], {}, [[]], [{}], [None], ["a"] * 20, [1, 2], {"name": "x"}, [{"name": "x"}]),
+)
+PARTS = ("0", "x", "-1", "%00", "..%2f", "9" * 40)
+SMALL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP8z4APMOGVHbHSAEEsAQ+HyZ0mAAAAAElFTkSuQmCC"  # noqa: E501
+
+
+def answer_at_once(live: LiveServer) -> None:
+    """Let jobs be done with a small image, without an engine."""
+
+    def run(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.note_step(1, 1, 1.0, Image.new("RGB", (8, 8)))
+            job.succeed([Image.new("RGB", (8, 8))] * job.count, [], {"encode": 0.0})
+
+    live.service.queue._run = run
+
+
+@pytest.fixture(scope="module")
+def quick(demo_package: Path) -> Iterator[LiveServer]:
+    with live_server({"demo": demo_package}, keep_jobs=20, max_body=200_000) as live:
+        answer_at_once(live)
+        yield live
+
+
+def routes(live: LiveServer) -> list[tuple[str, str, list[str]]]:
+    """Method, path and names of the body's fields of every operation."""
+    document = live.json("GET", "/openapi.json")[1]
+    found = []
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            schema = next(iter(content.values()), {}).get("schema", {})
+            name = schema.get("$ref", "").rpartition("/")[2]
+            fields = document["components"]["schemas"].get(name, {}).get("properties", {})
+            found.append((method.upper(), path, list(fields)))
+    return found
+
+
+def body_of(draw: random.Random, fields: Sequence[str]) -> Any:
+    """A body with some odd values; most of them reach the checks behind the first one."""
+    if draw.random() < 0.05:
+        return draw.choice(ODD)
+    body: dict[str, Any] = {"prompt": "a star", "init_images": [SMALL], "num_inference_steps": 1}
+    for _ in range(draw.randint(0, 4)):
+        name = draw.choice(fields) if fields and draw.random() < 0.95 else str(draw.choice(ODD))
+        value = draw.choice(ODD)
+        if draw.random() < 0.2:
+            value = [value, draw.choice(ODD)]
+        if draw.random() < 0.1:
+            value = SMALL
+        body[name] = value
+    return body
+
+
+def damaged(draw: random.Random, content: bytes) -> bytes:
+    """JSON with some bytes exchanged, left out or repeated."""
+    data = bytearray(content)
+    for _ in range(draw.randint(1, 3)):
+        place = draw.randrange(len(data) + 1)
+        kind = draw.random()
+        if kind < 0.4 and data:
+            data[place % len(data)] = draw.randrange(256)
+        elif kind < 0.7:
+            del data[place : place + draw.randint(1, 20)]
+        else:
+            data[place:place] = data[place : place + draw.randint(1, 50)] * draw.randint(1, 5)
+    return bytes(data)
+
+
+def check(live: LiveServer, method: str, path: str, content: bytes | None, kind: str) -> None:
+    status, headers, answer = live.request(method, path, content, {"Content-Type": kind})
+    assert status < 500 or status == 503, (method, path, content, answer)
+    assert b"Traceback" not in answer and b"site-packages" not in answer
+    if status >= 400:
+        assert headers["content-type"].startswith("application/json"), (method, path, answer)
+        json.loads(answer)
+
+
+def fuzz(live: LiveServer, rounds: int, seed: int) -> None:
+    draw = random.Random(seed)
+    known = routes(live)
+    kinds = ("application/json",) * 8 + ("text/plain", "multipart/form-data; boundary=x", "")
+    for _ in range(rounds):
+        method, path, fields = draw.choice(known)
+        if draw.random() < 0.05:
+            method = draw.choice(("GET", "POST", "DELETE", "PUT", "HEAD", "PATCH", "TRACE"))
+        for name in ("job_id", "index", "name"):
+            path = path.replace(
+                f"{{{name}}}", draw.choice(("0", "x", "-1", "%00", "..%2f", "9" * 40))
+            )
+        if method == "HEAD" or path.endswith("/events"):
+            continue
+        content = None
+        if method not in ("GET", "DELETE"):
+            content = json.dumps(body_of(draw, fields)).encode()
+            content = damaged(draw, content) if draw.random() < 0.3 else content
+        check(live, method, path, content, draw.choice(kinds))
+
+
+def held(live: LiveServer) -> Mapping[str, float]:
+    wait_until(lambda: not live.service.queue.busy and not live.service.queue.waiting)
+    return {"threads": threading.active_count(), "memory": resident_mb()["private_mb"] or 0.0}
+
+
+def test_some_fuzzed_requests(quick: LiveServer) -> None:
+    fuzz(quick, FEW, 1)
+    assert quick.json("GET", "/healthz")[0] == 200
+
+
+@pytest.mark.fuzz
+def test_many_fuzzed_requests_leave_nothing(quick: LiveServer) -> None:
+    fuzz(quick, 2000, 2)
+    before = held(quick)
+    threads = [
+        threading.Thread(target=fuzz, args=(quick, ROUNDS // 4, seed)) for seed in range(10, 14)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = held(quick)
+    assert after["threads"] <= before["threads"] + 8  # the pool for images
+    assert after["memory"] <= before["memory"] + FUZZ_SERVER_MB
+    wait_until(lambda: len(quick.service.queue.jobs()) <= 20)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("negative", [False, True])
+def test_requests_that_the_openapi_document_suggests(quick: LiveServer, negative: bool) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    mode = (
+        schemathesis.GenerationMode.NEGATIVE if negative else schemathesis.GenerationMode.POSITIVE
+    )
+    address = f"http://127.0.0.1:{quick.port}"
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path.endswith("/events"):
+            continue
+
+        @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def run(case: Any) -> None:
+            response = case.call(base_url=address, timeout=60)
+            assert response.status_code < 500 or response.status_code == 503, response.text
+            assert "Traceback" not in response.text
+
+        run()

@@ -1,0 +1,67 @@
+"""Models by name: opened on demand, closed by least use under the memory limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError
+from sdexport.server.model_store import ModelStore
+from tests.helpers.live_server import live_server
+
+JOB = {"prompt": "a star", "num_inference_steps": 1, "width": 64, "height": 64}
+
+
+def test_least_used_models_are_closed_under_the_limit(demo_package: Path) -> None:
+    names = ("a", "b", "c")
+    store = ModelStore(dict.fromkeys(names, demo_package), memory_limit=10**12)
+    a, b, c = store.models
+    need = store.need(a)
+    assert need is not None and need > 10_000_000
+    store.memory_limit = 2 * need + 1
+    assert [model.pipeline is None for model in store.models] == [True] * 3
+    store.open(a)
+    store.open(b)
+    assert store.open(a) is a.pipeline  # b is the least used one now
+    store.open(c)
+    assert [model.pipeline is not None for model in store.models] == [True, False, True]
+    store.open(b)
+    assert [model.pipeline is not None for model in store.models] == [False, True, True]
+    store.close()
+    store.close()
+    assert all(model.pipeline is None for model in store.models)
+    store.memory_limit = need - 1
+    with pytest.raises(OutOfMemoryError, match=r"--memory-limit"):
+        store.open(a)
+
+
+def test_requests_name_models_and_larger_images_need_more(demo_package: Path) -> None:
+    store = ModelStore({"a": demo_package, "b": demo_package})
+    assert store.model(None).name == "a" and store.model("b").name == "b"
+    for name in ("c", "", "../a", str(demo_package)):
+        with pytest.raises(InvalidArgumentError, match="the server has a, b"):
+            store.model(name)
+    model = store.model("a")
+    small, large = store.need(model, (64, 64)), store.need(model, (1024, 1024))
+    assert small is not None and large is not None and large > 2 * small
+    store.check_need(model, (1024, 1024), 1)
+    store.memory_limit = (small + large) // 2
+    store.check_need(model, (64, 64), 1)
+    with pytest.raises(InvalidArgumentError, match=r"1 images of 1024x1024 need about .* GB"):
+        store.check_need(model, (1024, 1024), 1)
+
+
+def test_no_model_and_wrong_folders_are_named(demo_package: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="at least one"):
+        ModelStore({})
+    with pytest.raises(FileNotFoundError):
+        ModelStore({"a": tmp_path / "none"})
+
+
+def test_a_server_of_two_models_uses_both(demo_package: Path) -> None:
+    with live_server({"a": demo_package, "b": demo_package}) as live:
+        for name in ("b", "a"):
+            job = live.finished({**JOB, "model": name, "seed": 1})
+            assert job["status"] == "done" and job["model"] == name
+        assert live.json("GET", "/v1/server")[1]["models"][1]["open"]

@@ -1,0 +1,313 @@
+"""Hostile clients: wrong keys, hosts and origins, large and slow requests, and clients that go."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from sdexport.engines.errors import EngineError, PackageError
+from tests.helpers.live_server import LiveServer, live_server, wait_until
+
+KEY, OTHER = "k" * 32, "another-key-of-some-length"
+POST = b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+JOB = {"prompt": "a star", "num_inference_steps": 2, "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def guarded(demo_package: Path) -> Iterator[LiveServer]:
+    """A server with keys, small limits and little patience."""
+    with live_server(
+        {"demo": demo_package},
+        headers={"X-API-Key": KEY},
+        api_keys=(KEY, OTHER),
+        allowed_hosts=("images.example",),
+        cors_origins=("https://page.example",),
+        max_body=50_000,
+        body_seconds=0.4,
+        header_seconds=0.4,
+        send_seconds=0.4,
+        reconnect_seconds=0.1,
+        max_connections=64,
+    ) as live:
+        yield live
+
+
+def raw(live: LiveServer, content: bytes, *, answer: int = 65536) -> bytes:
+    """What the server sends until it closes the connection."""
+    with live.socket() as connection:
+        connection.sendall(content)
+        found = b""
+        while len(found) < answer:
+            try:
+                part = connection.recv(65536)
+            except ConnectionResetError:
+                return found
+            if not part:
+                return found
+            found += part
+        return found
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"user:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"authorization": f"bearer {OTHER}"},
+        {"X-API-Key": KEY},
+        {"Authorization": basic(KEY)},
+    ],
+)
+def test_a_key_opens_the_server(guarded: LiveServer, headers: Mapping[str, str]) -> None:
+    status, _, _ = LiveServer(guarded.service, guarded.port, headers).request("GET", "/v1/server")
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": f"Bearer {KEY}x"},
+        {"Authorization": f"Bearer {KEY[:-1]}"},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Basic !!"},
+        {"Authorization": basic("")},
+        {"Authorization": KEY},
+        {"X-API-Key": "\xff" * 32},
+        {"Cookie": f"key={KEY}"},
+    ],
+)
+def test_without_a_right_key_nothing_is_done(
+    guarded: LiveServer, headers: Mapping[str, str]
+) -> None:
+    client = LiveServer(guarded.service, guarded.port, headers)
+    before = len(guarded.service.queue.jobs())
+    for method, path in (
+        ("GET", "/v1/server"),
+        ("POST", "/v1/jobs"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+        ("GET", "/none"),
+        ("DELETE", "/v1/jobs/x"),
+        ("OPTIONS", "/v1/jobs"),
+        ("GET", "//v1/server"),
+        ("GET", "/page/../v1/server"),
+        ("GET", "/healthz/../v1/server"),
+    ):
+        status, found, content = client.request(method, path, JOB if method == "POST" else None)
+        assert status == 401, (method, path)
+        assert found["www-authenticate"] == "Bearer"
+        assert json.loads(content)["error"]["type"] == "unauthorized"
+    assert len(guarded.service.queue.jobs()) == before
+    for path in ("/healthz", "/readyz", "/"):  # nothing of the server's is in these
+        assert client.request("GET", path)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("127.0.0.1", True),
+        ("localhost:8000", True),
+        ("[::1]:8000", True),
+        ("LOCALHOST", True),
+        ("192.0.2.7:80", True),  # an address is no name that could be rebound
+        ("images.example", True),
+        ("images.example:8000", True),
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("evil.example:127.0.0.1", False),
+        ("images.example.evil", False),
+        ("", False),
+    ],
+)
+def test_host_must_be_known(guarded: LiveServer, host: str, allowed: bool) -> None:
+    status, _, content = guarded.request("GET", "/v1/server", headers={"Host": host})
+    assert (status == 200) is allowed, content
+    if not allowed:
+        assert status in (400, 403)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("https://page.example", True),
+        ("http://127.0.0.1:{port}", True),
+        ("http://127.0.0.1", False),
+        ("https://evil.example", False),
+        ("https://page.example.evil.example", False),
+        ("http://page.example", False),
+        ("null", False),
+        ("file://", False),
+        ("", False),
+    ],
+)
+def test_origin_must_be_known(guarded: LiveServer, origin: str, allowed: bool) -> None:
+    headers = {"Origin": origin.format(port=guarded.port)}
+    status, found, _ = guarded.request("GET", "/v1/server", headers=headers)
+    assert (status == 200) is allowed
+    assert ("access-control-allow-origin" in found) is (origin == "https://page.example")
+
+
+def test_preflight_of_an_allowed_origin_needs_no_key(guarded: LiveServer) -> None:
+    client = LiveServer(guarded.service, guarded.port, {})
+    headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    headers["Access-Control-Request-Headers"] = "authorization, content-type"
+    status, found, _ = client.request("OPTIONS", "/v1/jobs", headers=headers)
+    assert status == 200 and "POST" in found["access-control-allow-methods"]
+    headers["Origin"] = "https://evil.example"
+    assert client.request("OPTIONS", "/v1/jobs", headers=headers)[0] == 403
+
+
+def test_every_response_has_the_security_headers(guarded: LiveServer) -> None:
+    for path in ("/", "/healthz", "/none"):
+        _, found, _ = guarded.request("GET", path, headers={"X-Request-Id": "abc-1"})
+        assert found["x-content-type-options"] == "nosniff" and found["x-frame-options"] == "DENY"
+        assert found["x-request-id"] == "abc-1" and "server" not in found
+    for sent in ("", "a b", "x" * 65, "<script>"):
+        _, found, _ = guarded.request("GET", "/healthz", headers={"X-Request-Id": sent})
+        assert found["x-request-id"] != sent and len(found["x-request-id"]) == 32
+    assert "default-src 'none'" in guarded.request("GET", "/")[1]["content-security-policy"]
+
+
+def test_large_bodies_are_413(guarded: LiveServer) -> None:
+    status, _, content = guarded.request("POST", "/v1/jobs", {"prompt": "x" * 60_000})
+    assert status == 413 and b"50,000 bytes" in content
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n".encode()
+    chunks = b"Transfer-Encoding: chunked\r\n\r\n" + b"2710\r\n" + b"x" * 10_000 + b"\r\n"
+    found = raw(guarded, head + chunks + (b"2710\r\n" + b"x" * 10_000 + b"\r\n") * 9)
+    assert found.startswith(b"HTTP/1.1 413 ")
+
+
+def test_slow_bodies_are_408_and_slow_headers_are_closed(guarded: LiveServer) -> None:
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n".encode()
+    found = raw(guarded, head + b"Content-Length: 100\r\n\r\n{")
+    assert found.startswith(b"HTTP/1.1 408 ")
+    for start in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "):
+        assert raw(guarded, start) == b""  # closed, without an answer
+    with guarded.socket() as connection:  # a byte now and then does not keep it open
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"."):
+            while time.monotonic() - began < 30:
+                connection.sendall(b"G")
+                time.sleep(0.05)
+
+
+def test_large_headers_are_rejected(guarded: LiveServer) -> None:
+    found = raw(guarded, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 100_000)
+    assert found.startswith(b"HTTP/1.1 4") or not found
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\n\r\n",
+        POST + b"Content-Length: -1\r\n\r\n",
+        POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /\xff%ff%00 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\rb\r\n\r\n",
+    ],
+)  # fmt: skip
+def test_broken_requests_are_answered_or_closed(guarded: LiveServer, content: bytes) -> None:
+    found = raw(guarded, content)
+    assert not found or found.startswith(b"HTTP/1.1 4"), found
+    assert b"Traceback" not in found
+    assert guarded.request("GET", "/healthz")[0] == 200
+
+
+def test_a_client_that_takes_nothing_is_disconnected(guarded: LiveServer) -> None:
+    job = guarded.finished({**JOB, "width": 512, "height": 512, "num_inference_steps": 1})
+    path = job["images"][0]["url"]
+    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n\r\n".encode()
+    with guarded.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        for _ in range(64):
+            try:
+                connection.sendall(request)
+            except OSError:
+                break
+        connection.settimeout(0.01)
+
+        def closed() -> bool:
+            try:
+                connection.send(b"x")
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+            return False
+
+        wait_until(closed)
+
+
+def test_closing_the_stream_of_events_cancels_the_job(guarded: LiveServer) -> None:
+    def opened(url: str) -> socket.socket:
+        connection = guarded.socket()
+        head = f"GET {url}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(10).startswith(b"HTTP/1.1 2")
+        return connection
+
+    _, job = guarded.json("POST", "/v1/jobs", {**JOB, "num_inference_steps": 150})
+    first, second = opened(job["url"]), opened(job["url"])
+    first.close()
+    wait_until(lambda: guarded.json("GET", job["url"])[1]["step"] > 2)
+    assert guarded.json("GET", job["url"])[1]["status"] == "running"  # somebody reads still
+    second.close()
+    wait_until(lambda: guarded.json("GET", job["url"])[1]["status"] == "cancelled")
+    assert "closed the stream" in guarded.json("GET", job["url"])[1]["error"]["message"]
+
+
+def test_errors_of_the_engine_and_bugs_say_nothing_of_the_inside(
+    guarded: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (
+        EngineError("/secret/path failed"),
+        PackageError("/secret/path changed"),
+        RuntimeError("/secret/path"),
+        MemoryError(),
+        OSError(28, "No space left", "/secret/path"),
+    ):
+
+        def failing(*_: object, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(guarded.service.models, "open", failing)
+            job = guarded.finished(JOB)
+        assert job["status"] == "failed"
+        text = json.dumps(job)
+        assert "secret" not in text and "Traceback" not in text
+        assert type(error).__name__ in job["error"]["message"] and job["id"] in text
+    with monkeypatch.context() as patch:
+        patch.setattr(guarded.service, "describe", failing)
+        status, found = guarded.json("GET", "/v1/server")
+    assert status == 500 and "secret" not in json.dumps(found)
+    assert found["error"]["message"] == "internal error; the server's log has the details"
+
+
+def test_folders_of_the_server_are_not_in_messages(
+    guarded: LiveServer, monkeypatch: pytest.MonkeyPatch, demo_package: Path
+) -> None:
+    from sdexport.engines.errors import InvalidArgumentError
+
+    def failing(*_: object) -> None:
+        raise InvalidArgumentError(f"{demo_package}/unet: no such input")
+
+    monkeypatch.setattr(guarded.service.models, "open", failing)
+    job = guarded.finished(JOB)
+    assert job["error"]["message"] == "demo/unet: no such input"
