@@ -29,7 +29,7 @@ from sdexport.runtime.component_engines import (
 )
 from sdexport.runtime.expected_calls import ImageCall, expect_call
 from sdexport.runtime.images.recorded_values import plain, same_or_each
-from sdexport.runtime.opening_ahead import LARGE, OpeningAhead, gains
+from sdexport.runtime.opening_ahead import LARGE, OpeningAhead, gains, is_compiled
 from sdexport.runtime.packages.package import Package
 
 EXTERNAL = "session"
@@ -108,6 +108,21 @@ class ComponentSessions:
                 {name: spec for name, spec in specs.items() if gains(self._package, name, spec)},
                 expect,
             )
+
+    def open_meanwhile(self, component: str, coming: str, call: ImageCall | None) -> None:
+        """Open a component now, if the one that is `coming` is still being opened.
+
+        Only if its graph is compiled already; that takes little time and memory.
+
+        Args:
+          call: see open_ahead.
+        """
+        with self._lock:
+            known = component in self._external or component in self._opened
+            if known or call is None or self._closed or not self._ahead.is_opening(coming):
+                return
+            if is_compiled(self._package, component, self.opened_with(component)):
+                expect_call(self._package, component, self._open(component), call)
 
     def backend_names(self) -> str:
         """The backends that were asked for, in words."""

@@ -105,9 +105,12 @@ def _run_stages(
 ) -> tuple[np.ndarray, np.ndarray | list[np.ndarray], list[bool] | None, list[float]]:
     """The latents, the images, which were flagged, and the time before and after each stage."""
     clock = [time.perf_counter()]
-    pipeline.open_ahead(_opened_ahead(pipeline, call), _expected(pipeline, call))
+    expected = _expected(pipeline, call)
+    pipeline.open_ahead(_opened_ahead(pipeline, call), expected)
     embeds, pooled = _encode(pipeline, call)
     pipeline.rest_text_encoders()
+    if call.arguments["output_type"] != "latent":
+        pipeline.open_decoder_meanwhile(call.adapters.graph, expected)
     guided = call.guidance.is_guided or needs_negatives(embeds)
     conditioning = _conditioning(pipeline, call, pooled, guided=guided)
     start = _initial_latents(pipeline, call)
@@ -140,7 +143,8 @@ def _run_stages(
 def _opened_ahead(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
     """The components that run after the text encoder, in this order, up to the denoiser.
 
-    The decoder would be in memory during the whole loop, and gains little.
+    The decoder would be in memory during the whole loop, and gains little; but see
+    `open_decoder_meanwhile`.
     """
     family = pipeline.package.family
     encoder = [family.vae_encoder] if call.images.image is not None else []

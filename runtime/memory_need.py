@@ -8,7 +8,7 @@ intermediate tensors of a call. The figures of `_COSTS` were measured with full-
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,9 +183,21 @@ def memory_need(
         if call.component.endswith(TOKEN_EMBEDDING):
             weights = 0  # a table, which is mapped
         new = round(cost.kept * weights) + _activations(package, call, cost)
+        if form.startswith(OPENVINO) and not low_memory:
+            base += _opened_meanwhile(package, component, kept, cost)
         peak = max(peak, base + round(cost.opening * weights), base + new)
         kept[call.component] = kept.get(call.component, 0) + new  # arenas are not given back
     return peak
+
+
+def _opened_meanwhile(package: Package, component: str, kept: Collection[str], cost: _Cost) -> int:
+    """Bytes of the decoder, which may be open during the denoising already; see opening_ahead."""
+    family = package.family
+    if family.component(component).role is not Role.DENOISER or family.vae_decoder in kept:
+        return 0
+    if family.vae_decoder not in package.manifest.components:
+        return 0
+    return round(cost.kept * _weights(package, family.vae_decoder))
 
 
 def _is_done(

@@ -2,7 +2,8 @@
 
 To open a graph is mostly the work of one core. So the denoiser is opened in a thread from the
 beginning of a pipeline's first call, after the encoder of images if that is needed, and taken from
-it when it is needed. Small graphs open faster than that would gain.
+it when it is needed. Small graphs open faster than that would gain. While the caller waits for it,
+the caller opens the decoder, if that is compiled already.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from sdexport.engines import Session
+from sdexport.engines.cache import graph_cache
 from sdexport.engines.guarded_files import MIB
+from sdexport.engines.ov import compiled_graph
 from sdexport.runtime.component_backends import BackendSpec
+from sdexport.runtime.component_engines import usable_engine
 from sdexport.runtime.packages.package import Package
 
 LARGE = 64 * MIB
@@ -48,6 +52,11 @@ class OpeningAhead:
 
     def __contains__(self, component: str) -> bool:
         return component in self._openings
+
+    def is_opening(self, component: str) -> bool:
+        """Whether a component is being opened, so that `take` would wait."""
+        opening = self._openings.get(component)
+        return opening is not None and not opening.done.is_set()
 
     def start(
         self, specs: Mapping[str, BackendSpec], then: Callable[[str, Session], object]
@@ -109,3 +118,19 @@ def gains(package: Package, component: str, spec: BackendSpec) -> bool:
         for file in (package.folder / component.partition(".")[0]).iterdir():
             size += file.stat().st_size
     return size >= LARGE
+
+
+def is_compiled(package: Package, graph: str, spec: BackendSpec) -> bool:
+    """Whether OpenVINO probably opens a graph without compiling it, by the names of files.
+
+    Compiling two graphs at once would take memory for both.
+    """
+    if spec.name != compiled_graph.BACKEND:
+        return False
+    if usable_engine(package, graph, spec.name, spec.options.get("engine_dir")):
+        return True
+    cache = graph_cache.folder(graph_cache.OPENVINO)
+    if cache is None:
+        return False
+    name = compiled_graph.cached_name(package.model_digest(graph), graph)
+    return bool(compiled_graph.plans_of(cache, name))

@@ -104,6 +104,10 @@ class PipelineStages(ClosesOnExit):
         """
         self._components.open_ahead(components, call)
 
+    def open_decoder_meanwhile(self, coming: str, call: ImageCall | None) -> None:
+        """Open the decoder, if another component is still being opened; see open_ahead."""
+        self._components.open_meanwhile(self._family.vae_decoder, coming, call)
+
     def rest_text_encoders(self) -> None:
         """Free large mapped weights of the text encoders, or close them after the only prompt."""
         self._components.rest([spec.name for spec in self._family.text_encoders])

@@ -21,6 +21,7 @@ from sdexport.engines.ov.graph_store import GraphStore
 from sdexport.engines.ov.model_cache import cache_folder
 from sdexport.engines.ov.rewrites.rewritten_model import UNBOUND, BoundInputs
 from sdexport.engines.ov.rewrites.split import ONCE, Shapes
+from sdexport.engines.pages_ahead import give_back
 from sdexport.engines.run_record import note_run
 from sdexport.engines.session import (
     BoundSession,
@@ -251,6 +252,7 @@ class OpenVinoSession(SessionBase):
         with self._lock:
             self._compiled = None
             self._compiler.release()
+        give_back()
 
 
 class _Bound(BoundSession):

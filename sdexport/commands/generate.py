@@ -12,6 +12,7 @@ import click
 
 from sdexport.commands.generate_options import generate_options
 from sdexport.commands.memory_check import check_images, ignore_memory_option
+from sdexport.commands.one_heap import use_one_heap
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
     FOLDER,
@@ -80,6 +81,8 @@ def generate(
     PROMPT is the text; - reads prompts from standard input, and @FILE from a file, as --prompts
     does. The settings of each image are written to its file, as AUTOMATIC1111 does.
     """
+    if any("openvino" in backend for backend in backends):
+        use_one_heap()
     from sdexport.commands.generate_controlnets import (
         controlnets_of,
         ip_adapters_of,

@@ -1,0 +1,133 @@
+"""Memory whose pages the system provides before a library fills them.
+
+OpenVINO copies each weight into the layout of its kernels. A page of that copy is provided when it
+is first written to, which takes a good part of the time to open a large graph, on the core that
+opens it. Here another thread asks for the pages, in the C library's heap, while the graph opens.
+
+For that all memory must come from one heap, which changes how the C library allocates in the whole
+process: only the command line does that (one_heap.py there), in a process of its own. glibc only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from sdexport.engines.available_memory import available_bytes
+from sdexport.engines.guarded_files import MIB
+
+SMALLEST = 500_000_000
+"""Bytes from which on it is done."""
+MOST = 2_000_000_000
+"""Bytes for which it is done; the C library counts them in an int."""
+_TRIM_THRESHOLD, _TOP_PAD = -1, -2
+"""Parameters of mallopt."""
+_LARGEST, _KEPT = 31 * MIB, 64 * MIB
+"""An allocation that comes from the heap, and the free bytes that stay at its end; see one_heap.py
+of the command line."""
+_MOST_PROBES = 4
+"""Allocations of that size after which the heap was extended, if it can be."""
+_USUAL_PAD = 128 * 1024
+_NEVER = 2**31 - 1
+_POPULATE_WRITE = 23
+"""Of madvise: provide pages for writing; Linux 5.14."""
+_STEP = 4 * MIB
+"""Bytes at once; other threads that map memory wait for that."""
+_lock = threading.Lock()
+_is_enabled = False
+
+
+def enable() -> None:
+    """Let pages be provided from now on: all memory comes from one heap, see one_heap.py."""
+    global _is_enabled
+    _is_enabled = _library() is not None
+
+
+@contextmanager
+def pages_ahead(size: int) -> Iterator[None]:
+    """Provide pages for so many bytes, in a thread, for what a block allocates.
+
+    What it does not use is given back at its end. Without `enable`, or for one block while another
+    one runs, nothing is done.
+    """
+    library = _library() if _is_enabled and size >= SMALLEST and _has_room(size) else None
+    if library is None or not _lock.acquire(blocking=False):
+        yield
+        return
+    done = threading.Event()
+    try:
+        start, end = _extended(library, min(size, MOST))
+        arguments = (library, start, end, done)
+        thread = threading.Thread(target=_provide, args=arguments, name="sdexport-pages")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            library.mallopt(_TOP_PAD, _USUAL_PAD)
+            library.mallopt(_TRIM_THRESHOLD, _KEPT)
+            library.malloc_trim(0)
+    finally:
+        _lock.release()
+
+
+def _has_room(size: int) -> bool:
+    available = available_bytes()
+    return available is None or size < available / 2
+
+
+def give_back() -> None:
+    """Give free memory in the heap back to the system, where `enable` has put all into it.
+
+    While a block of `pages_ahead` runs, that is left to its end.
+    """
+    library = _library() if _is_enabled else None
+    if library is not None and _lock.acquire(blocking=False):
+        try:
+            library.malloc_trim(0)
+        finally:
+            _lock.release()
+
+
+def _extended(library: Any, size: int) -> tuple[int, int]:
+    """The free end of the heap, which is extended by `size`; empty if that is not possible."""
+    library.mallopt(_TRIM_THRESHOLD, _NEVER)
+    library.mallopt(_TOP_PAD, size)
+    before, places = library.sbrk(0), list[int]()
+    while library.sbrk(0) == before and len(places) < _MOST_PROBES:
+        places.append(library.malloc(_LARGEST) or 0)
+    end = library.sbrk(0)
+    for place in places:
+        library.free(place)
+    is_heap = places[-1] and 0 < end - places[-1] <= size + _LARGEST + _KEPT
+    return (places[-1] if is_heap else end), end
+
+
+def _provide(library: Any, start: int, end: int, done: threading.Event) -> None:
+    page = mmap.PAGESIZE
+    for place in range(-(-start // page) * page, end - _STEP, _STEP):
+        if done.is_set() or library.madvise(place, _STEP, _POPULATE_WRITE):
+            return
+
+
+@cache
+def _library() -> Any:
+    """The C library with the functions that are needed; None if it is not glibc."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    names = ("gnu_get_libc_version", "mallopt", "malloc_trim", "malloc", "free", "sbrk", "madvise")
+    if not all(hasattr(library, name) for name in names):
+        return None
+    library.malloc.restype = library.sbrk.restype = ctypes.c_void_p
+    library.malloc.argtypes = library.malloc_trim.argtypes = [ctypes.c_size_t]
+    library.free.argtypes, library.sbrk.argtypes = [ctypes.c_void_p], [ctypes.c_ssize_t]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return library
