@@ -26,14 +26,14 @@ SMALLEST = 500_000_000
 """Bytes from which on it is done."""
 MOST = 2_000_000_000
 """Bytes for which it is done; the C library counts them in an int."""
-_TRIM_THRESHOLD, _TOP_PAD = -1, -2
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Parameters of mallopt."""
 _LARGEST, _KEPT = 31 * MIB, 64 * MIB
 """An allocation that comes from the heap, and the free bytes that stay at its end; see one_heap.py
 of the command line."""
 _MOST_PROBES = 4
 """Allocations of that size after which the heap was extended, if it can be."""
-_USUAL_PAD = 128 * 1024
+_USUAL_PAD, _USUAL_MAPPINGS = 128 * 1024, 65536
 _NEVER = 2**31 - 1
 _POPULATE_WRITE = 23
 """Of madvise: provide pages for writing; Linux 5.14."""
@@ -71,6 +71,7 @@ def pages_ahead(size: int) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
+            library.mallopt(_MMAP_MAX, _USUAL_MAPPINGS)
             library.mallopt(_TOP_PAD, _USUAL_PAD)
             library.mallopt(_TRIM_THRESHOLD, _KEPT)
             library.malloc_trim(0)
@@ -98,6 +99,7 @@ def give_back() -> None:
 
 def _extended(library: Any, size: int) -> tuple[int, int]:
     """The free end of the heap, which is extended by `size`; empty if that is not possible."""
+    library.mallopt(_MMAP_MAX, 0)  # large copies come from the heap too
     library.mallopt(_TRIM_THRESHOLD, _NEVER)
     library.mallopt(_TOP_PAD, size)
     before, places = library.sbrk(0), list[int]()

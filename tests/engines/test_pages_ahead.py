@@ -28,7 +28,7 @@ def private():
     return resident_mb()["private_mb"]
 def faults():
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-def fill():
+def fill(SIZE=SIZE, COUNT=COUNT):
     for thread in threading.enumerate():
         if thread.name == "sdexport-pages":
             thread.join()
@@ -53,6 +53,11 @@ def test_thread_that_allocates_finds_the_pages_there(enable: bool) -> None:
     script = "with pages_ahead.pages_ahead(96 * 2**20):\n    print(fill()[1])"
     found = int(run(script, enable=enable))
     assert (found < PAGES / 8) is enable
+
+
+def test_large_allocations_find_the_pages_there_too() -> None:
+    found = run("with pages_ahead.pages_ahead(96 * 2**20):\n    print(fill(64 * 2**20, 1)[1])")
+    assert int(found) < PAGES / 8
 
 
 def test_what_is_not_used_or_freed_is_given_back() -> None:
