@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdexport.engines import PREPARED_BACKEND
+from sdexport.engines.errors import EngineError
+from sdexport.engines.ort.widened_weights import kept_halves, widens
 from sdexport.runtime.component_backends import Backends, backend_of
 from sdexport.runtime.component_engines import resolve_backend, usable_engine
 from sdexport.runtime.models.components import STEP_ROLES, TOKEN_EMBEDDING, Role
@@ -61,6 +63,8 @@ _BUILDS = {
     "openvino i8": 0.45,
 }
 """Bytes that a build needs for each byte of a component's float32 weights."""
+_BUILD_CONVERTED = 1.77
+"""The same for ONNX Runtime and a package that is not in float32: it converts all weights first."""
 _LOWER = (f"{OPENVINO} bf16", f"{OPENVINO} f16", f"{OPENVINO} i8")
 """Forms that compute any package in less than float32."""
 _IN_FLOAT32 = 1.2
@@ -176,10 +180,11 @@ def memory_need(
         if cost is None:
             return None
         if call.unprepared:
-            opening = round(cost.opening * _weights(package, component))
+            own = _own_form(package, component)
+            opening = round(cost.opening * _in_memory(package, component, own))
             peak = max(peak, base + opening + _activations(package, call, cost))
             continue
-        weights = 0 if call.component in kept else _weights(package, component)
+        weights = 0 if call.component in kept else _in_memory(package, component, form)
         if call.component.endswith(TOKEN_EMBEDDING):
             weights = 0  # a table, which is mapped
         new = round(cost.kept * weights) + _activations(package, call, cost)
@@ -230,7 +235,13 @@ def build_need(
     names = components or list(package.manifest.components)
     if not set(names) <= package.manifest.components.keys():
         return None  # the builder says which there are
-    return PYTHON + round(_BUILDS[key] * max(_weights(package, name) for name in names))
+
+    def of(name: str) -> float:
+        converted = package.manifest.components[name].precision != "fp32"
+        is_more = converted and backend == PREPARED_BACKEND
+        return (_BUILD_CONVERTED if is_more else _BUILDS[key]) * _weights(package, name)
+
+    return PYTHON + round(max(map(of, names)))
 
 
 def _form(package: Package, component: str, backends: Backends, options: Mapping[str, Any]) -> str:
@@ -276,6 +287,23 @@ def _weights(package: Package, component: str) -> int:
     files = (package.folder / component).iterdir()
     stored = sum(file.stat().st_size for file in files if file.is_file())
     return stored * _FLOAT // _STORED.get(package.manifest.components[component].precision, 4)
+
+
+def _in_memory(package: Package, component: str, form: str) -> int:
+    """Bytes of a component's weights as a backend uses them, before the factors of _COSTS.
+
+    ONNX Runtime keeps large factors of products in float16 where they are mapped.
+    """
+    weights = _weights(package, component)
+    if form != f"{PREPARED_BACKEND} fp16":
+        return weights
+    try:
+        path = package.model_path(component)
+        found = widens(path)
+        halves = sum(each.size for each in kept_halves(path, found)) if found else 0
+    except (EngineError, ValueError, OSError):
+        return weights  # opening it says what is wrong
+    return weights - halves  # 4 bytes become 2
 
 
 def _activations(package: Package, call: Call, cost: _Cost) -> int:

@@ -14,7 +14,7 @@ Source: https://protobuf.dev/programming-guides/encoding, and onnx.proto for the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,17 @@ from sdexport.engines.onnx_file.message_fields import packed_integers
 from sdexport.engines.onnx_file.wire_format import (
     Attribute,
     DataType,
+    Dimension,
     Entry,
     Graph,
     Model,
     Node,
     Slice,
     Tensor,
+    TensorShape,
+    TensorType,
+    Type,
+    ValueInfo,
     open_model,
 )
 from sdexport.engines.onnx_file.wire_writer import (
@@ -47,11 +52,19 @@ _LOWER = (DataType.FLOAT16, DataType.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
 """Attributes of nodes that hold a TensorProto.DataType."""
 _MAX_DEPTH = 100
+_MAX_SIZE = 2**40
+"""More than any dimension has."""
 Places = Mapping[str, tuple[str, int, int]]
 """By name of a weight, the file of its external data, and the first byte and the size in it."""
 
 
-def in_float32(path: Path, *, at_once: bool = False, widened: Places | None = None) -> bytes:
+def in_float32(
+    path: Path,
+    *,
+    at_once: bool = False,
+    widened: Places | None = None,
+    kept: Container[str] = (),
+) -> bytes:
     """The model of a file as described above, as a ModelProto.
 
     Its external data stays where it is.
@@ -60,12 +73,14 @@ def in_float32(path: Path, *, at_once: bool = False, widened: Places | None = No
       at_once: all weights may be converted before the first product.
       widened: where external data is in float32. Weights of a lower precision are float32 then:
         those in the file are converted here, those in external data were by the caller.
+      kept: with `widened`, names of weights that stay as they are stored. They become inputs with a
+        default value, so that an engine which optimises the graph converts them in each call.
     Raises: EngineError: not a well-formed ONNX model. FileNotFoundError: no such file.
     """
     try:
         with open_model(path) as model:
             return b"".join(
-                field(number, _graph(value, at_once, widened))
+                field(number, _graph(value, at_once, widened, kept))
                 if number == Model.GRAPH
                 else whole.content()
                 for number, value, whole in model.every_field()
@@ -91,7 +106,13 @@ def lower_precisions(path: Path) -> set[int]:
         raise EngineError(f"{path.parent.name or path.stem}: {path.name}: {error}") from None
 
 
-def _graph(graph: Slice, at_once: bool, widened: Places | None, depth: int = 0) -> bytes:
+def _graph(
+    graph: Slice,
+    at_once: bool,
+    widened: Places | None,
+    kept: Container[str] = (),
+    depth: int = 0,
+) -> bytes:
     if depth > _MAX_DEPTH:
         raise ValueError(f"{graph.name} is nested too deeply for a protocol buffer")
     lower: dict[str, list[int]] = {}
@@ -100,14 +121,18 @@ def _graph(graph: Slice, at_once: bool, widened: Places | None, depth: int = 0) 
         if number == Graph.INITIALIZER:
             name = value.text(Tensor.NAME)
             constants.add(name)
-            if value.integer(Tensor.DATA_TYPE) in _LOWER and widened is None:
+            is_stored = widened is None or name in kept
+            if value.integer(Tensor.DATA_TYPE) in _LOWER and is_stored:
                 lower[name] = _dims(value)
     waiting, parts = dict(lower), []
+    zeros: dict[str, str] = {}
     for number, value, whole in graph.every_field():
         if number == Graph.VALUE_INFO:
             continue
         if number == Graph.INITIALIZER and (name := value.text(Tensor.NAME)) in lower:
-            parts.append(field(number, _renamed(value, name + STORED)))
+            parts.append(field(number, _renamed(value, name + STORED, widened)))
+            if widened is not None:
+                parts.append(_input(name + STORED, value.integer(Tensor.DATA_TYPE), lower[name]))
         elif number == Graph.INITIALIZER and widened is not None:
             parts.append(field(number, _widened(value, widened)))
         elif number == Graph.NODE:
@@ -115,7 +140,9 @@ def _graph(graph: Slice, at_once: bool, widened: Places | None, depth: int = 0) 
             waited = () if at_once else names
             other = next((name for name in waited if name and name not in constants), "")
             for used in names:
-                if used in waiting:
+                if used in waiting and widened is not None:
+                    parts += _converted_late(used, waiting.pop(used), other, zeros)
+                elif used in waiting:
                     parts += _converted(used, waiting.pop(used), other)
             parts.append(field(number, _node(value, at_once, widened, depth)))
         else:
@@ -130,9 +157,30 @@ def _dims(tensor: Slice) -> list[int]:
     return packed_integers(data, 0, len(data), tensor.name)
 
 
-def _renamed(tensor: Slice, name: str) -> bytes:
-    kept = [whole for number, _, whole in tensor.every_field() if number != Tensor.NAME]
-    return b"".join((*(each.content() for each in kept), text(Tensor.NAME, name)))
+def _renamed(tensor: Slice, name: str, places: Places | None) -> bytes:
+    """A weight under another name, and where its external data now is."""
+    place = (places or {}).get(tensor.text(Tensor.NAME))
+    dropped = (Tensor.NAME, *((Tensor.EXTERNAL_DATA,) if place else ()))
+    kept = [whole.content() for number, _, whole in tensor.every_field() if number not in dropped]
+    return b"".join((*kept, text(Tensor.NAME, name), *(_external(place) if place else ())))
+
+
+def _external(place: tuple[str, int, int]) -> list[bytes]:
+    """The fields of a tensor that say where its data is."""
+    pairs = zip(("location", "offset", "length"), map(str, place), strict=True)
+    return [
+        field(Tensor.EXTERNAL_DATA, text(Entry.KEY, key) + text(Entry.VALUE, value))
+        for key, value in pairs
+    ]
+
+
+def _input(name: str, kind: int | None, dims: list[int]) -> bytes:
+    """An input of the graph."""
+    sizes = (field(TensorShape.DIM, integer(Dimension.DIM_VALUE, size)) for size in dims)
+    shape = field(TensorType.SHAPE, b"".join(sizes))
+    tensor = integer(TensorType.ELEM_TYPE, kind or 0) + shape
+    value = text(ValueInfo.NAME, name) + field(ValueInfo.TYPE, field(Type.TENSOR_TYPE, tensor))
+    return field(Graph.INPUT, value)
 
 
 def _widened(tensor: Slice, places: Places) -> bytes:
@@ -144,10 +192,7 @@ def _widened(tensor: Slice, places: Places) -> bytes:
     dropped = (Tensor.EXTERNAL_DATA, *((Tensor.DATA_TYPE,) if is_lower else ()))
     kept = [whole.content() for number, _, whole in tensor.every_field() if number not in dropped]
     new = [integer(Tensor.DATA_TYPE, DataType.FLOAT)] if is_lower else []
-    for key, value in zip(("location", "offset", "length"), map(str, place), strict=True):
-        entry = text(Entry.KEY, key) + text(Entry.VALUE, value)
-        new.append(field(Tensor.EXTERNAL_DATA, entry))
-    return b"".join((*kept, *new))
+    return b"".join((*kept, *new, *_external(place)))
 
 
 def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
@@ -168,6 +213,36 @@ def _converted(name: str, dims: list[int], other: str) -> list[bytes]:
                 "Shape", [other], nothing, int_attribute("start", 0), int_attribute("end", 0)
             ),  # no dimension
             new_node("Concat", [known, nothing], shape, int_attribute("axis", 0)),
+            new_node("Reshape", [source, shape], waited),
+        ]
+        source = waited
+    return [*nodes, new_node("Cast", [source], name, int_attribute("to", DataType.FLOAT))]
+
+
+def _converted_late(name: str, dims: list[int], other: str, zeros: dict[str, str]) -> list[bytes]:
+    """The same for an engine that optimises the graph: it knows no size of `other` beforehand.
+
+    The weight is given its own shape, plus 0: the first size of `other`, divided by more than it
+    can be. An engine looks through other ways to join the two.
+
+    Args:
+      zeros: by name of an input, that of its 0; new ones are added.
+    """
+    source, nodes = name + STORED, []
+    if dims and other:
+        if other not in zeros:
+            first, most, zeros[other] = (f"{other}.{each}" for each in ("first", "most", "zero"))
+            nodes = [
+                new_node(
+                    "Shape", [other], first, int_attribute("start", 0), int_attribute("end", 1)
+                ),
+                new_node("Constant", [], most, ints_attribute("value_ints", [_MAX_SIZE])),
+                new_node("Div", [first, most], zeros[other]),
+            ]
+        known, shape, waited = (f"{name}.{each}" for each in ("dims", "shape", "waited"))
+        nodes += [
+            new_node("Constant", [], known, ints_attribute("value_ints", dims)),
+            new_node("Add", [known, zeros[other]], shape),
             new_node("Reshape", [source, shape], waited),
         ]
         source = waited
@@ -198,7 +273,7 @@ def _attribute_fields(
         elif number in (Attribute.TENSOR, Attribute.TENSORS):
             yield field(number, _constant(value))
         elif number in (Attribute.GRAPH, Attribute.GRAPHS):
-            yield field(number, _graph(value, at_once, widened, depth + 1))
+            yield field(number, _graph(value, at_once, widened, (), depth + 1))
         else:
             yield whole.content()
 

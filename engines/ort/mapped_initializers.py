@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from sdexport.engines.errors import EngineError
 from sdexport.engines.guarded_files import MIB, open_guarded
+from sdexport.engines.onnx_file.float32_graph import STORED
 from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.onnx_file.tensor_checks import ExternalTensor
 from sdexport.engines.telemetry import import_onnxruntime
@@ -28,7 +30,7 @@ _FLOAT = 1
 
 
 class MappedInitializers:
-    """The float32 weights of a graph's external data, mapped into memory; made by `of`.
+    """Weights of a graph's external data, mapped into memory; made by `of` or `halves`.
 
     Attributes:
       size: bytes of the weights.
@@ -43,20 +45,33 @@ class MappedInitializers:
 
         Raises: EngineError: a file of weights is too short, or no regular file.
         """
-        if not cls.suits(path):
-            return None
-        tensors = _float32_tensors(path)
+        return cls._mapped(path, _float32_tensors(path), "<f4") if cls.suits(path) else None
+
+    @classmethod
+    def halves(cls, path: Path, tensors: Sequence[ExternalTensor]) -> MappedInitializers | None:
+        """Map float16 weights of an ONNX file, which are called `name.stored` in its graph.
+
+        Returns: None if a file of weights is too short, or a weight is not at an even place.
+        Raises: EngineError: a file of weights is no regular file.
+        """
+        return cls._mapped(path, tensors, "<f2", STORED)
+
+    @classmethod
+    def _mapped(
+        cls, path: Path, tensors: Sequence[ExternalTensor], dtype: str, suffix: str = ""
+    ) -> MappedInitializers | None:
         size = sum(each.size for each in tensors)
         maps = {name: _mapped(path.parent / name) for name in {each.location for each in tensors}}
         make = import_onnxruntime().OrtValue.ortvalue_from_numpy  # which shares the memory
-        values = {}
+        values, item = {}, np.dtype(dtype).itemsize
         for each in tensors:
             count = math.prod(each.dims)
             end = each.offset + each.size
-            if each.offset % 4 or end > len(maps[each.location]) or each.size != 4 * count:
+            if each.offset % item or end > len(maps[each.location]) or each.size != item * count:
                 return None  # ONNX Runtime reports it
-            array = np.frombuffer(maps[each.location], np.float32, count, each.offset)
-            values[each.name] = array.reshape(each.dims), make(array.reshape(each.dims))
+            array = np.frombuffer(maps[each.location], dtype, count, each.offset)
+            array = array.reshape(each.dims)
+            values[each.name + suffix] = array, make(array)
         return cls(values, list(maps.values()), size)
 
     @staticmethod
@@ -65,13 +80,14 @@ class MappedInitializers:
         size = sum(each.size for each in _float32_tensors(path))
         return size >= SMALLEST and survey(path).depth == 0 and sys.platform == "linux"
 
-    def give(self, options: Any) -> None:
+    def give(self, options: Any, *, prepacking: bool = False) -> None:
         """Let a session use them; this object must be kept as long as the session is open.
 
         Args:
-          options: of the session.
+          options: of the session. prepacking: whether it may copy other weights.
         """
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        if not prepacking:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         for name, (_, value) in self._values.items():
             options.add_initializer(name, value)
 

@@ -30,7 +30,7 @@ from sdexport.engines.ort.runtime_library import (
     store_optimized,
     tensor_specs,
 )
-from sdexport.engines.ort.widened_weights import widened_model, widens
+from sdexport.engines.ort.widened_weights import kept_halves, widened_model, widens
 from sdexport.engines.session import (
     BoundSession,
     Feeds,
@@ -117,8 +117,12 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         if keep is not None:
             store_optimized(options, keep)
         self._weights: MappedInitializers | None = None
+        self._halves: MappedInitializers | None = None
         with files.unchanged():
-            session = _load_widened(name, path, options) if tuple(wanted) == CPU else None
+            session = None
+            if tuple(wanted) == CPU:
+                session, self._halves = _load_widened(name, path, options, mapped=keep is None)
+                self._weights = self._halves if seldom else None
             if session is None:
                 self._weights = MappedInitializers.of(path) if seldom and keep is None else None
                 if self._weights is not None:
@@ -145,7 +149,7 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
 
     def _release(self) -> None:
         super()._release()
-        self._weights = None
+        self._weights = self._halves = None
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         in_place = self.device == "cpu" and len(constants) < MANY_INPUTS
@@ -231,20 +235,32 @@ def maps_weights(path: Path) -> bool:
         return widens(path) is None and MappedInitializers.suits(path)
 
 
-def _load_widened(name: str, path: Path, options: Any) -> Any:
+def _load_widened(
+    name: str, path: Path, options: Any, *, mapped: bool
+) -> tuple[Any, MappedInitializers | None]:
     """ONNX Runtime's own session of a graph with large float16 weights; None for other graphs.
 
+    Args:
+      mapped: whether weights that stay float16 are used where their file is mapped.
+    Returns: also these weights, to keep as long as the session is open.
     Raises: EngineError: it cannot be loaded.
     """
     with loading(name, path.name):
         found = widens(path)
         if found is None:
-            return None
-        with widened_model(path, found) as model:
+            return None, None
+        kept = kept_halves(path, found)
+        halves = MappedInitializers.halves(path, kept) if mapped and kept else None
+        with widened_model(path, found, kept, mapped=halves is not None) as model:
             if model is None:
-                return None
+                return None, None
             options.add_session_config_entry(DATA_FOLDER, str(model[1]))
-            return ort.InferenceSession(model[0], options, providers=list(CPU), enable_fallback=0)
+            if halves is not None:
+                halves.give(options, prepacking=True)
+            session = ort.InferenceSession(
+                model[0], options, providers=list(CPU), enable_fallback=0
+            )
+            return session, halves
 
 
 def _device_id(provider: Provider) -> int:

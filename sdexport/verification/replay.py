@@ -35,6 +35,7 @@ from sdexport.runtime.expected_calls import SHARED_INPUTS, is_step_input, level_
 from sdexport.runtime.images import vae
 from sdexport.runtime.models.components import STEP_ROLES, Role
 from sdexport.runtime.packages.package import Package
+from sdexport.runtime.pipeline import Pipeline
 from sdexport.verification.comparison import FAILURES
 from sdexport.verification.open_package import OpenPackage
 
@@ -129,6 +130,13 @@ class GraphReplayer(ClosesOnExit):
                 if replay.source.path is not None:
                     self.files.add(replay.source.path)
                 yield replace(replay, graph=graph, backend=backend)
+        self._rest(graph)
+
+    def _rest(self, graph: str) -> None:
+        """Free mapped weights of a text encoder: the next graph is another component's."""
+        role = self._package.family.component(graph.partition(".")[0]).role
+        if role is Role.TEXT_ENCODER and isinstance(self._pipeline, Pipeline):
+            self._pipeline.rest_text_encoders()
 
     def _recorded(self, graph: str, reference: Reference) -> Iterator[Replay]:
         """Run it on the recorded inputs; if it fails in one way, not in the others."""

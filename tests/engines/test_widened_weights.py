@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sdexport import open_session
 from sdexport.engines.errors import EngineError
+from sdexport.engines.onnx_file.float32_graph import STORED
+from sdexport.engines.onnx_file.product_weights import product_weights
 from sdexport.engines.ort import widened_weights
-from sdexport.engines.ort.widened_weights import widens
+from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession
+from sdexport.engines.ort.prepared.prepared_graph import data_path
+from sdexport.engines.ort.widened_weights import kept_halves, widens
+from sdexport.engines.process_memory import resident_mb
+from tests.tolerances import FLOAT32_PRODUCT_REL, assert_close
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is freed on Linux alone")
 SIDE = 64
@@ -22,6 +30,12 @@ SIDE = 64
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(widened_weights, "SMALLEST", 1)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors of any size stay in float16."""
+    monkeypatch.setattr(widened_weights, "SMALLEST_KEPT", 1)
 
 
 def _graph(path: Path, *, edges: int = TensorProto.FLOAT, external: bool = True) -> Path:
@@ -121,3 +135,128 @@ def test_weights_that_are_linked_are_converted_too(tmp_path: Path) -> None:
     (tmp_path / "model.onnx_data").symlink_to("blob")
     assert widens(path) is not None
     assert (_output(path) == expected).all()
+
+
+LAYERS, WIDTH = 16, 1024
+
+
+def _chain(path: Path) -> Path:
+    """Products in float16, one after the other; each is added to its input and scaled down."""
+    random = np.random.default_rng(0)
+    shape, half = (WIDTH, WIDTH), TensorProto.FLOAT16
+    names = [f"w{i}" for i in range(LAYERS)]
+    weights = [
+        numpy_helper.from_array((random.standard_normal(shape) / WIDTH).astype(np.float16), name)
+        for name in names
+    ]
+    nodes = [helper.make_node("Cast", ["x"], ["a0"], to=half)]
+    for i, name in enumerate(names):
+        nodes.append(helper.make_node("MatMul", [f"a{i}", name], [f"m{i}"]))
+        nodes.append(helper.make_node("Add", [f"a{i}", f"m{i}"], [f"s{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"s{i}"], [f"a{i + 1}"]))
+    nodes.append(helper.make_node("Cast", [f"a{LAYERS}"], ["y"], to=TensorProto.FLOAT))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", WIDTH]) for name in ("x", "y")
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    opsets = [helper.make_opsetid("", 20)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}_data")
+    return path
+
+
+@pytest.mark.usefixtures("small")
+def test_factors_of_products_stay_half_and_are_converted_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _chain(tmp_path / "model.onnx")
+    rows = np.random.default_rng(1).standard_normal((8, WIDTH)).astype(np.float32)
+
+    def added(smallest: int) -> tuple[np.ndarray, float, int | None]:
+        """The output, MB that a session and a call add, and bytes that are mapped."""
+        monkeypatch.setattr(widened_weights, "SMALLEST_KEPT", smallest)
+        before = resident_mb()["private_mb"]
+        with OnnxRuntimeSession(path) as session:
+            output = session.run({"x": rows})["y"]
+            after = resident_mb()["private_mb"]
+            assert before is not None and after is not None
+            return output, after - before, session.mapped
+
+    added(2**40)  # what a first session adds besides
+    kept, least, mapped = added(1)
+    widened, most, none = added(2**40)
+    assert_close(kept, widened, rel=FLOAT32_PRODUCT_REL)
+    assert mapped is none is None  # only where the graph runs seldom
+    weights = 4 * LAYERS * WIDTH**2 / 1e6
+    assert least < weights / 2 < most  # one by one, not all at once
+
+
+@pytest.mark.usefixtures("small", "kept")
+def test_nothing_stays_half_where_all_would_be_converted_at_once(tmp_path: Path) -> None:
+    path = _graph(tmp_path / "model.onnx")
+    model = onnx.load(path, load_external_data=False)
+    found = widens(path)
+    assert found is not None and [each.name for each in kept_halves(path, found)] == ["matrix"]
+    assert not kept_halves(path, replace(found, opset=14))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    path.write_bytes(model.SerializeToString())
+    found = widens(path)
+    assert found is not None and not kept_halves(path, found)
+
+
+@pytest.mark.usefixtures("small", "kept")
+def test_weights_that_stay_half_can_be_freed(tmp_path: Path) -> None:
+    path = _chain(tmp_path / "model.onnx")
+    rows = np.ones((2, WIDTH), np.float32)
+    with OnnxRuntimeSession(path, seldom=True) as session:
+        expected = session.run({"x": rows})["y"]
+        assert session.mapped == 2 * LAYERS * WIDTH**2 and session.trim()
+        assert (session.run({"x": rows})["y"] == expected).all()
+    assert not session.trim()
+
+
+@pytest.mark.usefixtures("small", "kept")
+def test_graph_that_is_stored_has_the_same_nodes(tmp_path: Path) -> None:
+    """Its halves too, so that the next process computes the same bits."""
+    path, stored = _graph(tmp_path / "model.onnx"), tmp_path / "stored.onnx"
+    with OnnxRuntimeSession(path, keep=stored) as session:
+        assert not session.mapped
+    model = onnx.load(stored, load_external_data=False)
+    (half,) = (each for each in model.graph.initializer if each.name == f"matrix{STORED}")
+    assert half.data_type == TensorProto.FLOAT16
+    place = {entry.key: entry.value for entry in half.external_data}
+    assert place["location"] == data_path(stored).name
+    expected = _output(path)
+    pixels = np.random.default_rng(1).standard_normal((2, 4, 16, 16)).astype(np.float32)
+    with OnnxRuntimeSession(stored, optimization="none") as session:
+        assert (session.run({"x": pixels})["y"] == expected).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda graph: graph.node.append(helper.make_node("Identity", ["matrix"], ["z"])),
+        lambda graph: graph.node.append(helper.make_node("MatMul", ["matrix", "t"], ["z"])),
+        lambda graph: graph.input.append(
+            helper.make_tensor_value_info("matrix", TensorProto.FLOAT16, [SIDE, SIDE])
+        ),
+        lambda graph: setattr(graph.node[3], "domain", "other"),
+    ],
+    ids=["another operator", "the left factor", "an input", "an operator of that name"],
+)
+def test_weights_with_other_uses_are_no_factors(
+    tmp_path: Path, change: Callable[[onnx.GraphProto], object]
+) -> None:
+    path = _graph(tmp_path / "model.onnx")
+    assert product_weights(path) == {"matrix"}
+    model = onnx.load(path, load_external_data=False)
+    change(model.graph)
+    path.write_bytes(model.SerializeToString())
+    assert not product_weights(path)
+
+
+def test_factors_of_a_damaged_file(tmp_path: Path) -> None:
+    path = _graph(tmp_path / "model.onnx")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(EngineError, match=r"model\.onnx"):
+        product_weights(path)
