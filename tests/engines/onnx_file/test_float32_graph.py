@@ -91,6 +91,28 @@ def test_float32_graph_rounds_nothing_but_the_weights(
     assert shape.input == ["a"], "the weight is converted before the other factor is there"
 
 
+def test_weights_that_are_kept_are_inputs_with_a_default_value(tmp_path: Path) -> None:
+    """Which an engine does not convert when it optimises the graph."""
+    path = tmp_path / "model.onnx"
+    write_chain(path, "float16", external=True)
+    places = {"w": ("elsewhere", 8, 80)}
+    model = onnx.load_from_string(in_float32(path, widened=places, kept={"w"}))
+    (weight,) = model.graph.initializer
+    assert (weight.name, weight.data_type) == (f"w{STORED}", TensorProto.FLOAT16)
+    assert [entry.value for entry in weight.external_data] == ["elsewhere", "8", "80"]
+    (value,) = (each for each in model.graph.input if each.name == weight.name)
+    kind = value.type.tensor_type
+    assert kind.elem_type == TensorProto.FLOAT16
+    assert [dim.dim_value for dim in kind.shape.dim] == [8, 5]
+    nodes = [node.op_type for node in model.graph.node]
+    added = ["Shape", "Constant", "Div", "Constant", "Add", "Reshape", "Cast"]
+    assert nodes[1 : 1 + len(added)] == added
+    assert model.graph.node[1].input == ["a"]
+    write_chain(path, "float16", external=False)
+    inside = in_float32(path, widened={}, kept={"w"})
+    onnx.checker.check_model(onnx.load_from_string(inside), full_check=True)
+
+
 def test_float32_graph_of_float32_is_the_graph_itself(package: Path) -> None:
     path = package / "unet" / "model.onnx"
     rewritten = onnx.load_from_string(in_float32(path))
