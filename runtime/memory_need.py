@@ -298,9 +298,8 @@ def _in_memory(package: Package, component: str, form: str) -> int:
     if form != f"{PREPARED_BACKEND} fp16":
         return weights
     try:
-        path = package.model_path(component)
-        found = widens(path)
-        halves = sum(each.size for each in kept_halves(path, found)) if found else 0
+        found = widens(package.model_path(component))
+        halves = sum(each.size for each in kept_halves(found)) if found else 0
     except (EngineError, ValueError, OSError):
         return weights  # opening it says what is wrong
     return weights - halves  # 4 bytes become 2

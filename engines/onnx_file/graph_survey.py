@@ -32,6 +32,7 @@ class GraphSurvey:
     inputs, outputs: of the graph itself; inputs that have an initializer are left out.
     opset: version of ONNX's own operators; None if the file does not say.
     metadata: the model's metadata_props, without entries of more than 4096 bytes.
+    factors: tensors that are nothing but the right factor of matrix products.
     """
 
     operators: Mapping[tuple[str, str], int]
@@ -44,6 +45,7 @@ class GraphSurvey:
     outputs: tuple[DeclaredValue, ...]
     opset: int | None
     metadata: Mapping[str, str]
+    factors: frozenset[str]
 
 
 _REMEMBERED = 64
@@ -89,4 +91,5 @@ def _survey_of(walk: GraphWalk) -> GraphSurvey:
         tuple(walk.outputs),
         walk.opset,
         walk.metadata,
+        walk.factors(),
     )

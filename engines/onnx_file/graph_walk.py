@@ -32,6 +32,7 @@ from sdexport.engines.onnx_file.wire_format import (
 
 MAX_DEPTH = 100
 """Of nested messages, as protocol buffers limit it."""
+_PRODUCTS = (("", "MatMul"), ("", "Gemm"))
 _SMALL = 2**16
 """Bytes of a node that is copied."""
 _MAX_ENTRY, _MAX_ENTRIES = 4096, 256
@@ -64,11 +65,19 @@ class GraphWalk:
     opset: int | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     _sized: list[_NodeToCheck] = field(default_factory=list)
+    _factors: set[bytes] = field(default_factory=set)
+    _used_otherwise: set[bytes] = field(default_factory=set)
 
     @property
     def name(self) -> str:
         """The file's, for messages."""
         return self.tensors.name
+
+    def factors(self) -> frozenset[str]:
+        """The graph's own tensors that are nothing but the right factor of matrix products."""
+        return frozenset(
+            self.initializers.intersection(map(text, self._factors - self._used_otherwise))
+        )
 
     def model(self, data: Bytes, start: int, end: int) -> None:
         """Walk a ModelProto.
@@ -131,6 +140,7 @@ class GraphWalk:
             elif number in (Graph.INPUT, Graph.OUTPUT):
                 value = DeclaredValue.read(data[at:stop], self.name)
                 self.tensors.bound(f"'{value.name:.80}'", value.sizes)
+                self._used_otherwise.add(value.name.encode())
                 if depth == 0:
                     (self.inputs if number == Graph.INPUT else self.outputs).append(value)
 
@@ -153,6 +163,9 @@ class GraphWalk:
         if key[0] == "ai.onnx":  # another name of ""
             key = "", key[1]
         self.operators[key] += 1
+        factor = inputs[1:2] if depth == 0 and key in _PRODUCTS else []
+        self._factors.update(factor)
+        self._used_otherwise.update(inputs[:1] + inputs[2:] if factor else inputs)
         for at, stop in attributes:
             constant = self._attribute(data, at, stop, depth)
             if key == ("", "Constant") and constant and outputs:

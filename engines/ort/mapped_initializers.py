@@ -45,7 +45,7 @@ class MappedInitializers:
 
         Raises: EngineError: a file of weights is too short, or no regular file.
         """
-        return cls._mapped(path, _float32_tensors(path), "<f4") if cls.suits(path) else None
+        return cls._of_tensors(path, _float32_tensors(path), "<f4") if cls.suits(path) else None
 
     @classmethod
     def halves(cls, path: Path, tensors: Sequence[ExternalTensor]) -> MappedInitializers | None:
@@ -54,10 +54,10 @@ class MappedInitializers:
         Returns: None if a file of weights is too short, or a weight is not at an even place.
         Raises: EngineError: a file of weights is no regular file.
         """
-        return cls._mapped(path, tensors, "<f2", STORED)
+        return cls._of_tensors(path, tensors, "<f2", STORED)
 
     @classmethod
-    def _mapped(
+    def _of_tensors(
         cls, path: Path, tensors: Sequence[ExternalTensor], dtype: str, suffix: str = ""
     ) -> MappedInitializers | None:
         size = sum(each.size for each in tensors)

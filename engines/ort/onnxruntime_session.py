@@ -249,7 +249,7 @@ def _load_widened(
         found = widens(path)
         if found is None:
             return None, None
-        kept = kept_halves(path, found)
+        kept = kept_halves(found)
         halves = MappedInitializers.halves(path, kept) if mapped and kept else None
         with widened_model(path, found, kept, mapped=halves is not None) as model:
             if model is None:

@@ -2,7 +2,8 @@
 
 On the CPU ONNX Runtime computes a float16 graph in float32. Left to itself it converts every weight
 first and then copies it into the layout of its kernels: for a moment there are two copies in
-float32, and the file. Here the weights are converted into a temporary file, which ONNX Runtime then
+float32, and the file. Here large factors of matrix products stay as they are, and each is converted
+when it is used; the other weights are converted into a temporary file, which ONNX Runtime then
 reads as it reads a float32 graph's. And nothing is rounded to float16 between two operators, which
 ONNX Runtime itself does at some places.
 """
@@ -28,7 +29,6 @@ from sdexport.engines.guarded_files import MIB, open_guarded
 from sdexport.engines.messages import one_line
 from sdexport.engines.onnx_file.float32_graph import Places, in_float32
 from sdexport.engines.onnx_file.graph_survey import GraphSurvey, survey
-from sdexport.engines.onnx_file.product_weights import product_weights
 from sdexport.engines.onnx_file.tensor_checks import ExternalTensor
 from sdexport.engines.ov.residency import drop_pages, dropped
 from sdexport.engines.process_memory import mapped_files_bytes
@@ -67,7 +67,7 @@ def widens(path: Path) -> GraphSurvey | None:
     return found if inside else None
 
 
-def kept_halves(path: Path, found: GraphSurvey) -> list[ExternalTensor]:
+def kept_halves(found: GraphSurvey) -> list[ExternalTensor]:
     """The float16 weights that stay as they are, and are converted in each call.
 
     There are none where a call would convert all of them at once: float32_graph lets each wait for
@@ -75,16 +75,14 @@ def kept_halves(path: Path, found: GraphSurvey) -> list[ExternalTensor]:
 
     Args:
       found: of `widens`.
-    Raises: EngineError: the model is damaged.
     """
     named = any(value.shape and isinstance(value.shape[0], str) for value in found.inputs)
     if not named or (found.opset or 0) < _SHAPE_OPSET:
         return []
-    factors = product_weights(path)
     return [
         each
         for each in found.external
-        if each.name in factors
+        if each.name in found.factors
         and each.kind == _FLOAT16
         and each.size >= SMALLEST_KEPT
         and len(each.dims) == 2

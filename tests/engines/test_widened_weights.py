@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sdexport import open_session
 from sdexport.engines.errors import EngineError
 from sdexport.engines.onnx_file.float32_graph import STORED
-from sdexport.engines.onnx_file.product_weights import product_weights
+from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.ort import widened_weights
 from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession
 from sdexport.engines.ort.prepared.prepared_graph import data_path
@@ -196,12 +196,12 @@ def test_nothing_stays_half_where_all_would_be_converted_at_once(tmp_path: Path)
     path = _graph(tmp_path / "model.onnx")
     model = onnx.load(path, load_external_data=False)
     found = widens(path)
-    assert found is not None and [each.name for each in kept_halves(path, found)] == ["matrix"]
-    assert not kept_halves(path, replace(found, opset=14))
+    assert found is not None and [each.name for each in kept_halves(found)] == ["matrix"]
+    assert not kept_halves(replace(found, opset=14))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     path.write_bytes(model.SerializeToString())
     found = widens(path)
-    assert found is not None and not kept_halves(path, found)
+    assert found is not None and not kept_halves(found)
 
 
 @pytest.mark.usefixtures("small", "kept")
@@ -232,6 +232,14 @@ def test_graph_that_is_stored_has_the_same_nodes(tmp_path: Path) -> None:
         assert (session.run({"x": pixels})["y"] == expected).all()
 
 
+def _branch() -> onnx.NodeProto:
+    """An operator with a graph inside that uses the factor."""
+    nodes = [helper.make_node("MatMul", ["t", "matrix"], ["z"])]
+    output = helper.make_tensor_value_info("z", TensorProto.FLOAT16, None)
+    inside = helper.make_graph(nodes, "inside", [], [output])
+    return helper.make_node("If", ["condition"], ["z2"], then_branch=inside, else_branch=inside)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -241,22 +249,22 @@ def test_graph_that_is_stored_has_the_same_nodes(tmp_path: Path) -> None:
             helper.make_tensor_value_info("matrix", TensorProto.FLOAT16, [SIDE, SIDE])
         ),
         lambda graph: setattr(graph.node[3], "domain", "other"),
+        lambda graph: graph.node.append(_branch()),
     ],
-    ids=["another operator", "the left factor", "an input", "an operator of that name"],
+    ids=[
+        "another operator",
+        "the left factor",
+        "an input",
+        "of that name",
+        "inside of an operator",
+    ],
 )
 def test_weights_with_other_uses_are_no_factors(
     tmp_path: Path, change: Callable[[onnx.GraphProto], object]
 ) -> None:
     path = _graph(tmp_path / "model.onnx")
-    assert product_weights(path) == {"matrix"}
+    assert survey(path).factors == {"matrix"}
     model = onnx.load(path, load_external_data=False)
     change(model.graph)
     path.write_bytes(model.SerializeToString())
-    assert not product_weights(path)
-
-
-def test_factors_of_a_damaged_file(tmp_path: Path) -> None:
-    path = _graph(tmp_path / "model.onnx")
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(EngineError, match=r"model\.onnx"):
-        product_weights(path)
+    assert not survey(path).factors
