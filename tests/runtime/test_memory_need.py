@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.checkpoints import NAMES
 from sdexport import Package
 from sdexport.checkpoints.published_configs import FAMILIES
 from sdexport.commands.memory_check import verification_calls
+from sdexport.engines.errors import EngineError
 from sdexport.export_steps import TRACING
 from sdexport.runtime import memory_need as module
 from sdexport.runtime.component_backends import parse_backends
@@ -194,6 +196,37 @@ def test_verification_counts_graphs_in_float32_where_they_run_in_less(package: P
         assert need(backend, unet) >= need(backend, alone) + stored
         one_by_one = need(backend, unet, low_memory=True)
         assert need(backend, alone, low_memory=True) <= one_by_one < need(backend, unet)
+
+
+def test_factors_that_stay_half_count_half(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them as they are stored, and the largest in float32."""
+    loaded = Package.load(package, verify=False)
+    calls = [Call("unet", 2, 8, 8)]
+    monkeypatch.setattr(module, "_form", lambda *_: "onnxruntime fp16")
+    before = memory_need(loaded, calls)
+    monkeypatch.setattr(module, "widens", lambda path: path)
+    monkeypatch.setattr(module, "kept_halves", lambda _: [SimpleNamespace(size=100_000)] * 10)
+    after = memory_need(loaded, calls)
+    assert before is not None and after is not None
+    assert 700_000 < before - after < 900_000
+
+    def fail(path: Path) -> None:
+        raise EngineError(f"{path} is damaged")
+
+    monkeypatch.setattr(module, "widens", fail)
+    assert memory_need(loaded, calls) == before
+
+
+def test_build_of_a_package_that_is_converted_needs_more(tmp_path: Path) -> None:
+    rows = [row for row in ROWS if (row["command"], row["backend"]) == ("build", "onnxruntime")]
+    needs = {}
+    for row in rows:
+        precision = row["precision"]["unet"]
+        needs[precision] = estimate(row, package_of(row, tmp_path / precision))
+    assert needs.keys() == {"fp16", "fp32"}
+    assert (needs["fp16"] or 0) > 1.2 * (needs["fp32"] or 0)
 
 
 def test_unknown_needs(package: Package) -> None:
