@@ -198,9 +198,7 @@ def test_verification_counts_graphs_in_float32_where_they_run_in_less(package: P
         assert need(backend, alone, low_memory=True) <= one_by_one < need(backend, unet)
 
 
-def test_factors_that_stay_half_count_half(
-    package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_factors_that_stay_half_count_half(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them as they are stored, and the largest in float32."""
     loaded = Package.load(package, verify=False)
     calls = [Call("unet", 2, 8, 8)]
