@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,18 @@ from sdexport.commands.shared_options import (
     session_arguments,
     trust_options,
     verify_hashes_option,
+    without_none,
 )
 from sdexport.commands.verbosity import is_set, verbosity_options
 
 if TYPE_CHECKING:
     from sdexport.server.image_service import ImageService
+    from sdexport.server.server_metrics import ServerMetrics
+    from sdexport.server.server_settings import ServerSettings
 
 GB = 1_000_000_000
+SHORTEST_KEY = 16
+"""Characters of a key."""
 
 
 @click.command()
@@ -71,51 +76,74 @@ def serve(
     """
     _check_installed()
     from sdexport import interrupts
-    from sdexport.server.image_service import ImageService
-    from sdexport.server.job_tracing import observers_of
-    from sdexport.server.model_store import ModelStore
-    from sdexport.server.registered_names import RegisteredNames
-    from sdexport.server.server_logging import set_up_server_logging
     from sdexport.server.server_metrics import ServerMetrics
     from sdexport.server.server_process import run_server
-    from sdexport.server.server_settings import ServerSettings
 
-    settings["api_keys"] = _keys(api_key_file)
     limit = None if memory_limit is None else round(memory_limit * GB)
     settings |= {"memory_limit": limit, "batch_window": batch_window_ms / 1000}
-    made = ServerSettings(**settings)
-    _check_exposure(made.host, made.api_keys)
+    made = _settings(api_key_file, settings)
     options = session_arguments(
         session_options, vae_tile=vae_tile, low_memory=low_memory, engine_dir=engine_dir
     )
     options |= {"trusted_key": trusted_key, "trust": trust, "verify_hashes": verify_hashes}
+    options |= without_none(lora_dir=lora_dir)
     if backends:
         options["backend"] = backends_of(backends)
-    if lora_dir is not None:
-        options["lora_dir"] = lora_dir
-    names = RegisteredNames(
-        lora_dir,
-        {
-            "controlnets": named_folders(controlnets, "--controlnet"),
-            "t2i_adapters": named_folders(t2i_adapters, "--t2i-adapter"),
-            "ip_adapters": named_folders(ip_adapters, "--ip-adapter"),
-        },
-    )
-    models = ModelStore(
-        named_folders(packages, "PACKAGE"),
-        options,
-        memory_limit=limit,
-        max_batch=made.max_batch,
-    )
+    adapters = {
+        "controlnets": named_folders(controlnets, "--controlnet"),
+        "t2i_adapters": named_folders(t2i_adapters, "--t2i-adapter"),
+        "ip_adapters": named_folders(ip_adapters, "--ip-adapter"),
+    }
     metrics = ServerMetrics()
-    service = ImageService(models, names, made, observers_of(metrics))
-    quiet, verbose = is_set("quiet"), is_set("verbose")
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    set_up_server_logging(log_format, logging.INFO if log_format == "json" else level)
+    service = _service(
+        named_folders(packages, "PACKAGE"), options, lora_dir, adapters, made, metrics
+    )
+    _set_up_log(log_format)
     with interrupts.handled_by_block():
         number = run_server(service, metrics, partial(_say_ready, service, as_json))
     if number is not None:
         interrupts.raise_signal(number)
+
+
+def _settings(api_key_file: Path | None, given: Mapping[str, Any]) -> ServerSettings:
+    """The settings of the server.
+
+    Raises: InvalidArgumentError: others can reach the server, and no key is required.
+    """
+    from sdexport.server.server_settings import ServerSettings
+
+    settings = ServerSettings(**given, api_keys=_keys(api_key_file))
+    _check_exposure(settings.host, settings.api_keys)
+    return settings
+
+
+def _service(
+    packages: Mapping[str, Path],
+    options: Mapping[str, Any],
+    lora_dir: Path | None,
+    adapters: Mapping[str, Mapping[str, Path]],
+    settings: ServerSettings,
+    metrics: ServerMetrics,
+) -> ImageService:
+    """The service, whose models are not open yet; `options` are those of load_pipeline."""
+    from sdexport.server.image_service import ImageService
+    from sdexport.server.job_tracing import observers_of
+    from sdexport.server.model_store import ModelStore
+    from sdexport.server.registered_names import RegisteredNames
+
+    names = RegisteredNames(lora_dir, adapters)
+    models = ModelStore(
+        packages, options, memory_limit=settings.memory_limit, max_batch=settings.max_batch
+    )
+    return ImageService(models, names, settings, observers_of(metrics))
+
+
+def _set_up_log(form: str) -> None:
+    """Requests are logged with -v, and in JSON unless -q was given."""
+    from sdexport.server.server_logging import set_up_server_logging
+
+    level = logging.INFO if is_set("verbose") or form == "json" else logging.WARNING
+    set_up_server_logging(form, logging.ERROR if is_set("quiet") else level)
 
 
 def _say_ready(service: ImageService, as_json: bool, address: str) -> None:
@@ -165,9 +193,6 @@ def _keys(path: Path | None) -> tuple[str, ...]:
             'one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
         )
     return tuple(lines)
-
-
-SHORTEST_KEY = 16
 
 
 def _check_exposure(host: str, keys: Iterable[str]) -> None:

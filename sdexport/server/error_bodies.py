@@ -113,4 +113,4 @@ def _validation_message(error: RequestValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first.get("loc", ()) if part != "body")
     text = one_line(str(first.get("msg", "invalid")), 300)
-    return f"{place[:200]}: {text}" if place else text
+    return f"{one_line(place, 200)}: {text}" if place else text

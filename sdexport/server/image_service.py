@@ -87,6 +87,8 @@ class ImageService:
         pipeline = self.models.open(self.models.models[0])
         if self.settings.warm_up:
             _log.info("warm-up: %.2f s", pipeline.warm_up())
+        else:  # in the background, so that the first job waits less
+            pipeline.open_ahead(pipeline.package.family.prompt_components)
         self.queue.start()
         self.is_ready = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -216,7 +217,7 @@ async def _text(service: ImageService, job: Job, event: JobEvent) -> str:
         data = {
             "step": event.step,
             "steps": event.steps,
-            "timestep": event.timestep,
+            "timestep": event.timestep if math.isfinite(event.timestep or 0.0) else None,
             "seconds": round(event.seconds, 4),
         }
         if event.preview is not None:

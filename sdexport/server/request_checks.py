@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -268,7 +269,14 @@ def texts_of(arguments: Mapping[str, Any], name: str) -> Sequence[str]:
 
 
 def public_text(text: str, folders: Mapping[str, str]) -> str:
-    """A message without the folders of the server."""
+    """A message without the folders of the server.
+
+    Args:
+      folders: each folder, as it was given -> what a message calls it.
+    """
     for folder, name in sorted(folders.items(), key=lambda item: -len(item[0])):
-        text = text.replace(str(Path(folder).resolve()), name).replace(folder, name)
+        for form in (str(Path(folder).resolve()), folder):
+            end = r"(?![\w.-])" if Path(form).is_absolute() else r"(?=[/\\])"
+            found = rf"(?<![\w./\\-]){re.escape(form)}{end}"
+            text = re.sub(found, lambda _, name=name: name, text)
     return text

@@ -55,6 +55,9 @@ class RequestGuard:
         metrics: ServerMetrics,
     ) -> None:
         self._app, self._settings, self._errors, self._metrics = app, settings, errors, metrics
+        self._hosts = {name.lower() for name in (settings.host, *settings.allowed_hosts)}
+        self._hosts.update(_LOOPBACK)
+        self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
         self._receiving = 0  # bytes of all bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,8 +122,7 @@ class RequestGuard:
         if given is None:
             raise _Rejected(400, "the request has no Host header, or several")
         name = _host_name(given)
-        allowed = {*_LOOPBACK, self._settings.host.lower(), *self._settings.allowed_hosts}
-        if name not in allowed and not _is_address(name):
+        if name not in self._hosts and not _is_address(name):
             raise _Rejected(
                 403, "this Host is not allowed; start the server with --allowed-host NAME"
             )
@@ -130,7 +132,7 @@ class RequestGuard:
         origins = headers.all("origin")
         for origin in origins:
             own = origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
-            if not own and origin.rstrip("/") not in self._settings.cors_origins:
+            if not own and origin.lower() not in self._origins:
                 raise _Rejected(
                     403, "this Origin is not allowed; start the server with --cors-origin ORIGIN"
                 )

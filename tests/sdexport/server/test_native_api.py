@@ -16,7 +16,7 @@ from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.result import Result
 from tests.helpers.live_server import LiveServer, wait_until
 
-STEPS = {"num_inference_steps": 2}
+STEPS = {"num_inference_steps": 2, "width": 64, "height": 64}
 
 
 def image_of(server: LiveServer, job: Any, index: int = 0, query: str = "") -> Image.Image:
@@ -64,9 +64,8 @@ def test_image_and_its_settings_are_those_of_the_library(
         "scheduler": "euler_a",
         "schedule": "karras",
         "guidance_scale": 5,
-        "width": 64,
-        "height": 96,
         **STEPS,
+        "height": 96,
     }
     job = server.finished(settings)
     assert job["status"] == "done", job
