@@ -95,9 +95,8 @@ def serve(
         "ip_adapters": named_folders(ip_adapters, "--ip-adapter"),
     }
     metrics = ServerMetrics()
-    service = _service(
-        named_folders(packages, "PACKAGE"), options, lora_dir, adapters, made, metrics
-    )
+    folders = named_folders(packages, "PACKAGE")
+    service = _service(folders, options, lora_dir, adapters, made, metrics)
     _set_up_log(log_format)
     with interrupts.handled_by_block():
         number = run_server(service, metrics, partial(_say_ready, service, as_json))

@@ -278,5 +278,5 @@ def public_text(text: str, folders: Mapping[str, str]) -> str:
         for form in (str(Path(folder).resolve()), folder):
             end = r"(?![\w.-])" if Path(form).is_absolute() else r"(?=[/\\])"
             found = rf"(?<![\w./\\-]){re.escape(form)}{end}"
-            text = re.sub(found, lambda _, name=name: name, text)
+            text = name.join(re.split(found, text))
     return text
