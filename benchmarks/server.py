@@ -221,10 +221,11 @@ def killed() -> dict[str, Any]:
     """What is left after kill -9 in the middle of a job, and whether a new server works."""
     with tempfile.TemporaryDirectory(prefix="sdexport-server-") as name:
         work = Path(name)
-        folders = {"TMPDIR": work / "tmp", "SDEXPORT_CACHE": work / "cache", "HOME": work / "home"}
+        folders = {"TMPDIR": work / "tmp", "HOME": work / "home"}
         for folder in folders.values():
             folder.mkdir()
         environment = {key: str(folder) for key, folder in folders.items()}
+        environment["SDEXPORT_CACHE"] = "off"
         before = files_of(PACKAGE_DIR)
         server = ServerProcess(PACKAGE_DIR, environment=environment)
         client = Client(server.port)

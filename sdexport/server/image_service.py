@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from sdexport.engines.errors import SDExportError
+from sdexport.engines.errors import InvalidArgumentError, SDExportError
+from sdexport.engines.exit_actions import CANCEL
 from sdexport.runtime.schedulers.catalog import catalog
 from sdexport.runtime.version import __version__
 from sdexport.server.batching import batch_key
@@ -19,10 +21,17 @@ from sdexport.server.job_runner import JobRunner
 from sdexport.server.jobs import DONE, Job, JobEvent
 from sdexport.server.model_store import ModelStore
 from sdexport.server.registered_names import RegisteredNames
-from sdexport.server.request_checks import checked_arguments, public_text, requested_size
+from sdexport.server.request_checks import (
+    checked_arguments,
+    input_images,
+    public_text,
+    requested_size,
+)
 from sdexport.server.server_settings import ServerSettings
 
 _log = logging.getLogger(__name__)
+_CANCELLING, _PAUSE = 5.0, 0.1
+"""Seconds in which calls into an engine are cancelled at the end, and between two attempts."""
 
 
 @functools.cache
@@ -110,10 +119,15 @@ class ImageService:
             self.models.check_need(model, requested_size(arguments, model), count)
         except (SDExportError, OSError) as error:
             raise self.public(error) from error
-        timeout = min(request.timeout or self.settings.timeout, self.settings.timeout)
+        timeout = request.timeout or self.settings.timeout
+        if not 0 < timeout <= self.settings.timeout:
+            raise InvalidArgumentError(
+                f"timeout must be at most {self.settings.timeout:g} s (--timeout), got {timeout:g}"
+            )
         made = ImageRequest(model.name, arguments, timeout)
         job = Job(made, count, previews=previews, timeout=timeout, request_id=request_id)
         job.batch_key = batch_key(made, count)
+        job.held = sum(image.width * image.height * 4 for image in input_images(arguments))
         self.queue.add(job)
         return job
 
@@ -157,13 +171,16 @@ class ImageService:
 
     def public(self, error: Exception) -> Exception:
         """An error as clients may read it: without the folders of the server."""
-        text = public_text(str(error), self._folders)
-        if text == str(error) or not isinstance(error, SDExportError):
+        if not isinstance(error, SDExportError):
             return error
-        try:
-            return type(error)(text)
+        try:  # a new one, as a traceback holds what a request brought
+            return type(error)(self.public_text(str(error)))
         except TypeError:
             return error
+
+    def public_text(self, text: str) -> str:
+        """A message without the folders of the server."""
+        return public_text(text, self._folders)
 
     def describe(self) -> dict[str, Any]:
         """What the server has and allows, as JSON can hold it."""
@@ -178,5 +195,8 @@ class ImageService:
     def close(self, grace: float | None = None) -> None:
         """Let jobs end, cancel those that do not within `grace` seconds, and close the models."""
         self.queue.close(self.settings.grace if grace is None else grace)
-        if self.queue.join(self.settings.grace + 5.0):
+        until = time.monotonic() + _CANCELLING
+        while not self.queue.join(_PAUSE) and time.monotonic() < until:
+            CANCEL.run()  # what an engine computes for jobs that are cancelled
+        if self.queue.join(0.0):
             self.models.close()

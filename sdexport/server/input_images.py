@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import anyio
+from anyio.lowlevel import RunVar
 from PIL import Image
 
 from sdexport.engines.errors import InvalidArgumentError
@@ -18,7 +19,7 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]{1,32};base64,", re.IGNORECASE | re.A
 _SPACE = re.compile(r"\s+")
 _AT_ONCE = 2
 """Images that are decoded at the same time."""
-_limiter: anyio.CapacityLimiter | None = None
+_LIMITER: RunVar[anyio.CapacityLimiter] = RunVar("images that are decoded")  # of an event loop
 
 
 def decoded_image(text: Any, name: str, settings: ServerSettings) -> Image.Image:
@@ -52,7 +53,8 @@ def decoded_images(value: Any, name: str, settings: ServerSettings) -> Any:
 
 async def decode_in_thread(value: Any, name: str, settings: ServerSettings) -> Any:
     """`decoded_images` outside of the event loop."""
-    global _limiter
-    if _limiter is None:
-        _limiter = anyio.CapacityLimiter(_AT_ONCE)
-    return await anyio.to_thread.run_sync(decoded_images, value, name, settings, limiter=_limiter)
+    limiter = _LIMITER.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
+        _LIMITER.set(limiter)
+    return await anyio.to_thread.run_sync(decoded_images, value, name, settings, limiter=limiter)

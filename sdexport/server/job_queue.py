@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -19,8 +20,11 @@ from sdexport.server.server_errors import (
 )
 from sdexport.server.server_settings import ServerSettings
 
+_log = logging.getLogger(__name__)
 _TICK = 0.25
 """Seconds between two looks at deadlines and at jobs that ended."""
+_BUSY = 1.0
+"""Seconds for which a server counts as one of several clients after it had several."""
 _USUAL = 5.0
 """Seconds that a batch takes, before one has run."""
 
@@ -39,7 +43,7 @@ class JobQueue:
     """Jobs that wait, run and have ended. Safe to use from several threads.
 
     A job that finds the server idle starts at once. While several clients are served, a job waits
-    up to `batch_window` for others that can run with it.
+    for others that can run with it: up to `batch_window` after it arrived or the engine was free.
 
     Args:
       run: runs jobs together and ends each of them; it must not raise.
@@ -60,7 +64,7 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
         self._closing = self._stopped = False
-        self._busy_until = -math.inf  # when several clients were served last
+        self._busy_until = self._free_since = -math.inf
         self._batch_seconds = _USUAL
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
@@ -97,7 +101,8 @@ class JobQueue:
         if self._closing:
             raise ShuttingDownError
         if len(self._waiting) >= self._settings.max_queue:
-            raise QueueFullError(self._settings.max_queue, self.retry_after())
+            limit = f"{self._settings.max_queue} jobs wait already, the limit (--max-queue)"
+            raise QueueFullError(limit, self.retry_after())
 
     def add(self, job: Job) -> None:
         """Let a job wait.
@@ -106,8 +111,12 @@ class JobQueue:
         """
         with self._changed:
             self.check_room()
+            held = sum(each.held for each in self._waiting)
+            if held and held + job.held > self._settings.max_held:
+                limit = f"the jobs that wait hold {held:,} bytes of images"
+                raise QueueFullError(limit, self.retry_after())
             if self._waiting or self._running:
-                self._busy_until = time.monotonic() + 1.0
+                self._busy_until = time.monotonic() + _BUSY
             self._waiting.append(job)
             self._jobs[job.id] = job
             self._observer.queued(job)
@@ -174,6 +183,11 @@ class JobQueue:
     def _note_end(self, job: Job, event: JobEvent) -> None:
         if event.kind in ENDED:
             self._observer.ended(job)
+            _log.info(
+                "job %s of %d images: %s, %.2f s after it arrived",
+                *(job.id, job.count, job.status, time.monotonic() - job.created),
+                extra={"request_id": job.request_id, "job": job.id, "model": job.request.model},
+            )
 
     def _forget_waiting(self, job: Job) -> None:
         with self._changed:
@@ -184,13 +198,16 @@ class JobQueue:
 
     def _work(self) -> None:
         while batch := self._take():
-            began = time.monotonic()
+            began, several = time.monotonic(), len(batch) > 1
             self._observer.batch_started(batch)
             self._run(batch)
+            del batch  # with its images
             with self._changed:
                 self._running = []
-                taken = time.monotonic() - began
-                self._batch_seconds += 0.3 * (taken - self._batch_seconds)
+                self._free_since = now = time.monotonic()
+                if several or self._waiting:  # those that were served may come back
+                    self._busy_until = now + _BUSY
+                self._batch_seconds += 0.3 * (now - began - self._batch_seconds)
                 self._changed.notify_all()
 
     def _take(self) -> list[Job]:
@@ -238,7 +255,7 @@ class JobQueue:
         now = time.monotonic()
         if is_full or now > self._busy_until:
             return 0.0
-        return batch[0].created + self._settings.batch_window - now
+        return max(batch[0].created, self._free_since) + self._settings.batch_window - now
 
     def _watch(self) -> None:
         """End jobs at their deadlines, and forget those that ended."""

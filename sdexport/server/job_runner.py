@@ -8,15 +8,25 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError, SDExportError
+from sdexport.engines.errors import (
+    CheckpointError,
+    InvalidArgumentError,
+    OutOfMemoryError,
+    PackageError,
+    SDExportError,
+)
 from sdexport.engines.messages import one_line
+from sdexport.runtime.adapters.lora_tags import TAG
 from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.images.preview import linear_preview
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.result import Result
 from sdexport.server.batching import merged_arguments, part_of
+from sdexport.server.job_warnings import kept_warnings, warnings_of
 from sdexport.server.jobs import Job
 from sdexport.server.model_store import ModelStore
+from sdexport.server.registered_names import ADAPTERS
+from sdexport.server.request_checks import texts_of
 from sdexport.server.server_errors import ModelFailedError
 
 _log = logging.getLogger(__name__)
@@ -52,11 +62,13 @@ class JobRunner:
                     self([job])
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        pipeline = self._models.open(self._models.model(jobs[0].request.model))
-        steps = _Steps(jobs, pipeline)
-        result: Result = pipeline(**merged_arguments(jobs), on_step=steps)
+        with kept_warnings() as records:
+            pipeline = self._models.open(self._models.model(jobs[0].request.model))
+            steps = _Steps(jobs, pipeline)
+            result: Result = pipeline(**merged_arguments(jobs), on_step=steps)
         for job in jobs:
             part = part_of(result, jobs, job)
+            job.warnings = warnings_of(job, records, pipeline, is_alone=len(jobs) == 1)
             job.succeed(part.images, part.parameters, result.seconds, part.flagged)
 
 
@@ -88,18 +100,29 @@ class _Steps:
         return Image.fromarray(np.asarray(self._pipeline.decode(latents)[0]))
 
 
+def _names_files(job: Job) -> bool:
+    """Whether a request names LoRAs or adapters, which may not fit its model."""
+    arguments = job.request.arguments
+    texts = [*texts_of(arguments, "prompt"), *texts_of(arguments, "prompt_2")]
+    return any(arguments.get(name) for name in ("loras", *ADAPTERS)) or any(map(TAG.search, texts))
+
+
 def _fail(job: Job, error: Exception) -> None:
     """End a job with what clients may read; the log has the whole error."""
     if isinstance(error, InvalidArgumentError | OutOfMemoryError):
         job.fail(error)
         return
+    if isinstance(error, CheckpointError | PackageError) and _names_files(job):
+        _log.warning("job %s: %s", job.id, one_line(error, 1000))
+        job.fail(InvalidArgumentError(str(error)))  # what it names does not fit the model
+        return
     is_known = isinstance(error, SDExportError | OSError | MemoryError)
     _log.error(
         "job %s failed: %s", job.id, one_line(error, 1000), exc_info=None if is_known else error
     )
-    job.fail(
-        ModelFailedError(
-            f"generating failed ({type(error).__name__}); the server's log has the details of job "
-            f"{job.id}"
-        )
+    name = type(error).__name__
+    failed = ModelFailedError(
+        f"generating failed ({name}); the server's log has the details of job {job.id}"
     )
+    failed.reason = name
+    job.fail(failed)

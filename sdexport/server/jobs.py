@@ -53,10 +53,12 @@ class Job:
       images, parameters: when it is done, of each image.
       flagged: for each image whether the safety checker flagged it; None if it was not checked.
       seconds: of each stage.
+      warnings: what the library warned of, such as a prompt that was truncated.
       error: why it failed, or that it was cancelled.
       created, started, ended: time.monotonic(); None before.
       request_id: of the HTTP request, for the log.
       batch_key: what jobs that run together have in common; None if it runs alone.
+      held: bytes of its input images; 0 when it is over.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Job:
         self.parameters: list[Parameters] = []
         self.flagged: list[bool] | None = None
         self.seconds: Mapping[str, float] = {}
+        self.warnings: list[str] = []
         self.error: SDExportError | None = None
         self.created = time.monotonic()
         self.started: float | None = None
@@ -85,6 +88,7 @@ class Job:
         self.deadline = self.created + timeout
         self.preview: Image.Image | None = None
         self.batch_key: Hashable | None = None
+        self.held = 0
         self.completed: Future[None] = Future()
         self._listeners: list[Listener] = []
         self._lock = threading.Lock()
@@ -170,13 +174,16 @@ class Job:
         with self._lock:
             if self.is_over:
                 return False
-            self.error = error
+            # the frames of a traceback hold arrays and images
+            self.error = error.with_traceback(None)
+            error.__cause__ = error.__context__ = None
             self._end(status)
             return True
 
     def _end(self, status: str) -> None:
         self.status, self.ended, self.preview = status, time.monotonic(), None
         self.request = replace(self.request, arguments=_without_images(self.request.arguments))
+        self.held = 0
         self._tell(self._event(status))
         self._listeners.clear()
         self.completed.set_result(None)

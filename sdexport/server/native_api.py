@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.server.error_bodies import kind_of, native_body
@@ -21,6 +20,7 @@ from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
 from sdexport.server.input_images import decode_in_thread
 from sdexport.server.job_request import JobRequest
+from sdexport.server.job_state import ErrorBody, JobState
 from sdexport.server.jobs import CANCELLED, DONE, FAILED, STEP, Job, JobEvent
 from sdexport.server.json_requests import JsonRoute
 from sdexport.server.output_images import MEDIA_TYPES, encoded_image, preview_url
@@ -31,19 +31,6 @@ HEARTBEAT = 15.0
 """Seconds after which an event stream without events sends a comment."""
 _IMAGES = {"image", "mask_image"}
 _IMAGES_OF_ITEMS = {"image", "images", "masks"}
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong."""
-
-    type: str
-    message: str
-
-
-class ErrorBody(BaseModel):
-    """The body of an error."""
-
-    error: ErrorDetail
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -62,6 +49,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_STATE: dict[int | str, dict[str, Any]] = {200: {"model": JobState}}
+
+
 def router(service: ImageService) -> APIRouter:
     """The routes of this API."""
     routes = APIRouter(prefix="/v1", tags=["Jobs"], route_class=JsonRoute, responses=_ERRORS)
@@ -72,15 +62,16 @@ def router(service: ImageService) -> APIRouter:
         """The models, schedulers, LoRAs, adapters and limits of the server."""
         return await anyio.to_thread.run_sync(service.describe)
 
-    @routes.post("/jobs", status_code=202)
+    @routes.post("/jobs", status_code=202, responses={202: {"model": JobState}})
     async def post_job(body: JobRequest) -> dict[str, Any]:
         """Submit a job; it waits until its turn."""
+        service.queue.check_room()  # before images are decoded
         arguments = await with_images(service, body.arguments())
         request = ImageRequest(body.model, arguments, body.timeout)
         job = service.submit(request, previews=body.previews, request_id=REQUEST_ID.get())
         return describe_job(service, job)
 
-    @routes.get("/jobs/{job_id}")
+    @routes.get("/jobs/{job_id}", responses=_STATE)
     async def get_job(job_id: str) -> dict[str, Any]:
         """The state of a job; when it is done, the addresses and settings of its images."""
         return describe_job(service, service.job(job_id))
@@ -123,7 +114,7 @@ def router(service: ImageService) -> APIRouter:
         content = await anyio.to_thread.run_sync(encoded_image, job.images[index], format, quality)
         return Response(content, media_type=MEDIA_TYPES[format], headers=_KEEP)
 
-    @routes.delete("/jobs/{job_id}")
+    @routes.delete("/jobs/{job_id}", responses=_STATE)
     async def delete_job(job_id: str) -> dict[str, Any]:
         """Cancel a job: at once if it waits, after its present step if it runs."""
         return describe_job(service, service.cancel(job_id))
@@ -149,7 +140,7 @@ def describe_job(service: ImageService, job: Job) -> dict[str, Any]:
     if position is not None:
         found["position"] = position
     if job.status == DONE:
-        found |= {"images": _images(job), "seconds": dict(job.seconds)}
+        found |= _done(service, job)
     elif job.error is not None:
         found |= error_of(service, job)
     return found
@@ -159,6 +150,14 @@ def error_of(service: ImageService, job: Job) -> dict[str, Any]:
     """The error of a job that failed or was cancelled."""
     error = service.public(job.error or ServerError("unknown"))
     return native_body(400, kind_of(error), str(error))
+
+
+def _done(service: ImageService, job: Job) -> dict[str, Any]:
+    """The images of a job that is done, and what the library warned of."""
+    found: dict[str, Any] = {"images": _images(job), "seconds": dict(job.seconds)}
+    if job.warnings:
+        found["warnings"] = [service.public_text(text) for text in job.warnings]
+    return found
 
 
 def _images(job: Job) -> list[dict[str, Any]]:
@@ -223,7 +222,7 @@ async def _text(service: ImageService, job: Job, event: JobEvent) -> str:
         if event.preview is not None:
             data["preview"] = await anyio.to_thread.run_sync(preview_url, event.preview)
     elif event.kind == DONE:
-        data = {"images": _images(job), "seconds": dict(job.seconds)}
+        data = _done(service, job)
     elif event.kind in (FAILED, CANCELLED):
         data = error_of(service, job)
     else:

@@ -9,6 +9,8 @@ from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
+from sdexport.runtime import checks
+from sdexport.runtime.adapters.adapter_arguments import LARGEST_SCALE as LARGEST
 from sdexport.runtime.adapters.controlnet_argument import ControlNet
 from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter, T2IAdapter
 from sdexport.runtime.adapters.lora_tags import TAG, LoraFolder
@@ -111,7 +113,7 @@ class RegisteredNames:
         name, scale = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, 1)
         if not isinstance(name, str) or isinstance(scale, bool):
             raise InvalidArgumentError(f"loras: expected names and scales, got {shown(entry)}")
-        return self._file(name), scale
+        return self._file(name), checks.number("loras: scale", scale, -LARGEST, LARGEST)
 
     def _file(self, name: str) -> Path:
         files = [] if self._loras is None else self._loras.files(name)

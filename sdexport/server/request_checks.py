@@ -91,6 +91,12 @@ def checked_arguments(
     for each in arguments.get("ip_adapters", ()):
         _check_input_images("ip_adapters", each.images, settings)
         _check_input_images("ip_adapters", each.masks, settings)
+    pixels = sum(image.width * image.height for image in input_images(arguments))
+    if pixels > settings.max_input_pixels:
+        raise InvalidArgumentError(
+            f"the input images have {pixels:,} pixels; at most {settings.max_input_pixels:,} are "
+            "read in a request"
+        )
     if arguments.get("loras"):
         arguments["loras"] = names.lora_arguments(arguments["loras"])
     width, height = _check_size(arguments, model, settings)
@@ -199,6 +205,16 @@ def _check_input_images(name: str, images: Any, settings: ServerSettings) -> Non
             )
 
 
+def input_images(arguments: Mapping[str, Any]) -> list[Image.Image]:
+    """All images that a request brings."""
+    found: list[Any] = [arguments.get("image"), arguments.get("mask_image")]
+    for argument in ADAPTERS:
+        for each in arguments.get(argument) or ():
+            found += [getattr(each, name, None) for name in ("image", "images", "masks")]
+    listed = [each if isinstance(each, (list, tuple)) else [each] for each in found]
+    return [image for images in listed for image in images if isinstance(image, Image.Image)]
+
+
 def requested_size(arguments: Mapping[str, Any], model: Model) -> tuple[int, int]:
     """Width and height of the images in pixels; see the arguments of a call."""
     unit = model.package.manifest.downscale
@@ -220,6 +236,13 @@ def _check_size(
     """Width and height of the images, within the limits."""
     unit = model.package.manifest.downscale
     width, height = requested_size(arguments, model)
+    if arguments.get("paste_back") or arguments.get("padding_mask_crop") is not None:
+        for image in input_images({"image": arguments.get("image")}):
+            if image.width * image.height > settings.max_pixels:
+                raise InvalidArgumentError(
+                    f"image: the result has its size, {image.width}x{image.height}; the limit is "
+                    f"{settings.max_pixels:,} pixels (--max-pixels)"
+                )
     for name, side in (("width", width), ("height", height)):
         if checks.integer(name, side, unit, settings.max_side) % unit:
             raise InvalidArgumentError(f"{name} must be a multiple of {unit}, got {side}")

@@ -18,10 +18,8 @@ class QueueFullError(ServerError):
     status = 429
     kind = "queue_full"
 
-    def __init__(self, limit: int, retry_after: int) -> None:
-        super().__init__(
-            f"{limit} jobs wait already, the limit (--max-queue); try again in {retry_after} s"
-        )
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(f"{reason}; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
@@ -57,6 +55,10 @@ class DeadlineError(ServerError):
 
 
 class ModelFailedError(ServerError):
-    """Generating failed for a reason that is not the request's; the log has the details."""
+    """Generating failed for a reason that is not the request's; the log has the details.
+
+    reason: the name of the error, for metrics.
+    """
 
     kind = "engine_error"
+    reason = ""

@@ -58,14 +58,16 @@ def set_up_server_logging(form: str, level: int) -> None:
 
     Args:
       form: "text" or "json".
-      level: of the server's own records; libraries log warnings.
+      level: of what is written; of libraries at most warnings are.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     handler.addFilter(_WithRequestId())
+    handler.setLevel(level)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    level = min(level, logging.WARNING)  # the clients are told of warnings
     logging.getLogger("sdexport").setLevel(level)
     logging.getLogger("sdexport.runtime").setLevel(level)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

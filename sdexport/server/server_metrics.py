@@ -16,7 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from sdexport.server.jobs import DONE, STEP, Job, JobEvent
+from sdexport.server.jobs import DONE, FAILED, STEP, Job, JobEvent
 
 if TYPE_CHECKING:
     from sdexport.server.image_service import ImageService
@@ -87,8 +87,9 @@ class ServerMetrics:
             self._images.labels(model).inc(job.count)
             for stage, seconds in job.seconds.items():
                 self._stages.labels(stage).observe(seconds)
-        elif job.error is not None:
-            self._failures.labels(type(job.error).__name__).inc()
+        elif job.status == FAILED:
+            reason = getattr(job.error, "reason", "") or type(job.error).__name__
+            self._failures.labels(reason).inc()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"sdexport_{name}", text, labels, registry=self.registry)

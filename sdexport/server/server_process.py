@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from types import FrameType
@@ -22,6 +23,8 @@ from sdexport.server.server_metrics import ServerMetrics
 
 _log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SWITCH = 0.001
+"""Seconds after which the thread that runs jobs lets the event loop work; Python's are 0.005."""
 _LAST_RESPONSES = 3
 """Seconds in which connections may end after the last job."""
 
@@ -49,6 +52,7 @@ def run_server(
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{bound.getsockname()[1]}"
     config = server_config(service, metrics)
+    sys.setswitchinterval(_SWITCH)
     return asyncio.run(_Serving(service, _Server(config), address, on_ready).run(bound))
 
 
@@ -108,21 +112,22 @@ class _Serving:
     def _stop(self, number: int) -> None:
         if self._signal is not None:
             _log.warning("a second signal: jobs are cancelled")
-            threading.Thread(target=self._service.close, args=(0.0,), daemon=True).start()
-            self._exit()
+            self._finish_in_thread(0.0)
             return
         self._signal = number
         _log.info(
             "%s: no more jobs are taken; those that wait or run have %g s",
             *(signal.Signals(number).name, self._service.settings.grace),
         )
-        threading.Thread(
-            target=self._finish, args=(asyncio.get_running_loop(),), daemon=True
-        ).start()
+        self._finish_in_thread(self._service.settings.grace)
 
-    def _finish(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _finish_in_thread(self, grace: float) -> None:
+        arguments = asyncio.get_running_loop(), grace
+        threading.Thread(target=self._finish, args=arguments, daemon=True).start()
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, grace: float) -> None:
         try:
-            self._service.close()
+            self._service.close(grace)
         except Exception as error:  # noqa: BLE001  the server must end
             _log.error("closing failed: %s", one_line(error))
         loop.call_soon_threadsafe(self._exit)
@@ -152,6 +157,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     Raises: OSError: the address cannot be used.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found.sort(key=lambda each: each[0] != socket.AF_INET)  # localhost is 127.0.0.1 to most clients
     family, kind, protocol, _, address = found[0]
     bound = socket.socket(family, kind, protocol)
     try:

@@ -18,13 +18,14 @@ class ServerSettings:
       cors_origins: origins of pages on other sites that may use the server.
       max_queue: jobs that wait at most.
       max_batch: images that are generated together at most.
-      batch_window: seconds that a job waits for others after it arrived, if there is a choice.
+      batch_window: seconds for which a job waits for others; see JobQueue.
       max_pixels: of one image. max_side: of its width and height.
       max_steps: of one image.
       max_images: of one request.
       max_prompt: characters of one text.
       max_body: bytes of a request's body. max_bodies: of all that are being received.
-      max_input_pixels: of one input image.
+      max_input_pixels: of all input images of a request.
+      max_held: bytes of the input images of all jobs that wait.
       max_connections: open at a time.
       timeout: seconds after which a job that is not done fails.
       body_seconds, header_seconds: in which a request's body and header must arrive.
@@ -54,6 +55,7 @@ class ServerSettings:
     max_body: int = 32 * MIB
     max_bodies: int = 256 * MIB
     max_input_pixels: int = 4096 * 4096
+    max_held: int = 512 * MIB
     max_connections: int = 512
     timeout: float = 600.0
     body_seconds: float = 60.0

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from benchmarks import server as benchmark
 from sdexport.cli import main
 from sdexport.demo_model import PACKAGE_DIR
 from tests.helpers.live_server import PATIENCE, wait_until
@@ -156,6 +157,22 @@ def test_second_ctrl_c_cancels_what_runs() -> None:
     finally:
         serving.process.kill()
         serving.process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_kill_leaves_no_file_and_a_new_server_works() -> None:
+    found = benchmark.killed()
+    assert found["package_unchanged"] and found["files_left"] == []
+    assert found["new_server_works"] and found["old_job_status"] == 404
+    assert found["client_sees"] not in ("done", "failed", "cancelled")
+
+
+@pytest.mark.slow
+def test_many_clients_get_right_images_and_no_error_but_429() -> None:
+    found = benchmark.many_clients(0.5)
+    assert found["errors"] == found["wrong"] == 0, found
+    assert found["images"] > benchmark.CLIENTS / 4
 
 
 def test_the_command_line_starts_without_the_servers_libraries() -> None:

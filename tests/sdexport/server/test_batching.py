@@ -80,6 +80,14 @@ def test_no_file_holds_the_prompt_of_another_client(server: LiveServer) -> None:
     assert b"other" in content and b"secret" not in content
 
 
+def test_warnings_about_a_prompt_reach_its_client_alone(server: LiveServer) -> None:
+    letters = " ".join("abcdefghij" * 10)  # short, and 100 tokens
+    jobs = [job_of({"prompt": text}) for text in (letters, "a star", "(a star:1.2)")]
+    run_together(server, jobs)
+    assert [len(job.warnings) for job in jobs] == [1, 0, 1], [job.warnings for job in jobs]
+    assert "truncated" in jobs[0].warnings[0] and "read as words" in jobs[2].warnings[0]
+
+
 def test_a_bad_job_does_not_spoil_the_others(server: LiveServer) -> None:
     good, bad = job_of({"prompt": "a star"}), job_of({"prompt": "\ud800"})
     run_together(server, [good, bad])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.server import job_queue
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import NoObserver
 from sdexport.server.job_events import MOST_WAITING, events
@@ -104,7 +105,10 @@ def test_a_request_of_several_images_counts_as_many() -> None:
         assert counts == [[3, 1], [2], [9]]
 
 
-def test_a_job_alone_starts_at_once_and_a_busy_server_waits_for_more() -> None:
+def test_a_job_alone_starts_at_once_and_a_busy_server_waits_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job_queue, "_BUSY", PATIENCE)
     engine = Engine()
     with queue_of(engine, batch_window=PATIENCE, max_batch=2) as queue:
         queue.add(job_of())
@@ -119,6 +123,13 @@ def test_a_job_alone_starts_at_once_and_a_busy_server_waits_for_more() -> None:
         engine.go.release()
         wait_until(lambda: third.is_over)
         assert engine.batches[1] == [second, third]
+        wait_until(lambda: not queue.busy)
+        fourth, fifth = job_of(), job_of()  # of the clients that were just served
+        queue.add(fourth)
+        queue.add(fifth)
+        engine.await_start()
+        engine.go.release()
+        assert engine.batches[2] == [fourth, fifth]
 
 
 def test_full_queue_and_stopped_queue_take_no_job() -> None:
@@ -136,6 +147,34 @@ def test_full_queue_and_stopped_queue_take_no_job() -> None:
         queue.add(job_of())  # its place is free at once
     with pytest.raises(ShuttingDownError):
         queue.add(job_of())
+
+
+def test_jobs_that_wait_hold_a_limited_amount_of_images() -> None:
+    engine = Engine()
+    with queue_of(engine, max_held=100) as queue:
+        queue.add(job_of())
+        engine.await_start()
+        for held in (90, 10, 0):  # the first one always fits
+            job = job_of()
+            job.held = held
+            queue.add(job)
+        job = job_of()
+        job.held = 1
+        with pytest.raises(QueueFullError, match="100 bytes of images"):
+            queue.add(job)
+
+
+def test_an_error_that_is_kept_holds_no_frames() -> None:
+    job = job_of()
+    try:
+        try:
+            raise KeyError("cause")
+        except KeyError as cause:
+            raise InvalidArgumentError("bad") from cause
+    except InvalidArgumentError as error:
+        job.fail(error)
+    assert job.error is not None and job.error.__traceback__ is None
+    assert job.error.__cause__ is None and job.error.__context__ is None
 
 
 def test_cancelled_jobs_do_not_run() -> None:

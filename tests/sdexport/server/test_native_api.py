@@ -198,6 +198,7 @@ def test_cancelling_a_running_job_ends_it_within_a_step(server: LiveServer) -> N
         ({"prompt": "x", "strength": 7}, "strength"),
         ({"prompt": "x", "prompt_style": "x"}, "prompt"),
         ({"prompt": "x", "timeout": 0}, "timeout"),
+        ({"prompt": "x", "timeout": 601}, "at most 600 s"),
         ({"prompt": "x", "mask_blur": 1e9}, "mask_blur"),
     ],
 )  # fmt: skip
@@ -281,6 +282,14 @@ def test_openapi_document_describes_every_setting(server: LiveServer) -> None:
     for example in schema["examples"]:
         example = {**example, **STEPS}
         assert server.finished(example)["status"] == "done"
+
+
+def test_warnings_are_those_of_the_library(server: LiveServer) -> None:
+    body = {"prompt": "word " * 80, "negative_prompt": "(red:1.2)", "guidance_scale": 2, **STEPS}
+    warnings = server.finished(body)["warnings"]
+    assert any("truncated to the first 75" in text for text in warnings)
+    assert any("are read as words" in text or "is read as words" in text for text in warnings)
+    assert "warnings" not in server.finished({"prompt": "a star", **STEPS})
 
 
 def test_previews_do_not_change_the_image(server: LiveServer) -> None:

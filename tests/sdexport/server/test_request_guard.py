@@ -29,9 +29,9 @@ def guarded(demo_package: Path) -> Iterator[LiveServer]:
         allowed_hosts=("images.example",),
         cors_origins=("https://page.example",),
         max_body=50_000,
-        body_seconds=0.4,
-        header_seconds=0.4,
-        send_seconds=0.4,
+        body_seconds=1.5,
+        header_seconds=1.5,
+        send_seconds=1.0,
         reconnect_seconds=0.1,
         max_connections=64,
     ) as live:
