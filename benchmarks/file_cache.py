@@ -11,7 +11,7 @@ from pathlib import Path
 BLOCK = 1 << 24
 METHOD = (
     "cold: sync and posix_fadvise(DONTNEED) on every file of the model; programs and libraries "
-    "stay cached. warm: every file of the model is read before"
+    "stay cached. warm: so as well, then every file that the program reads of the model is read"
 )
 
 

@@ -134,7 +134,10 @@ class Startup:
         references = references and program is REFERENCE
         if references:
             job = _with_references(job)
-        (file_cache.warm if files == "warm" else file_cache.drop)(folders)
+        # memory is free then, and the disk idle: whatever ran before has no effect
+        file_cache.drop([job.model.checkpoint.parent, *folders])
+        if files == "warm":
+            file_cache.warm(folders)
         cached = file_cache.cached_share(folders)
         words = command(program, job, folders, cache)
         paths = [Path(image["output"]) for image in job.images]
