@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
+
+import anyio
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
@@ -35,10 +39,11 @@ def create_app(
             **dict.fromkeys(automatic1111_api.PATHS, automatic1111_api.error_body),
         }
     )
-    app = FastAPI(title="sdexport", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="sdexport", version=__version__, openapi_url=None)
     for api in (native_api, openai_api, automatic1111_api):
         app.include_router(api.router(service))
     app.include_router(_state(service, metrics))
+    app.include_router(_document(app))
     app.include_router(page_routes.router())
     errors.install(app)
     if settings.cors_origins:
@@ -51,6 +56,18 @@ def create_app(
         )
     app.add_middleware(RequestGuard, settings=settings, errors=errors, metrics=metrics)
     return app
+
+
+def _document(app: FastAPI) -> APIRouter:
+    """The OpenAPI document, which is made when it is first asked for, outside of the event loop."""
+    routes = APIRouter(include_in_schema=False)
+    made = functools.cache(lambda: json.dumps(app.openapi()).encode())
+
+    @routes.get("/openapi.json")
+    async def openapi() -> Response:
+        return Response(await anyio.to_thread.run_sync(made), media_type="application/json")
+
+    return routes
 
 
 def _state(service: ImageService, metrics: ServerMetrics) -> APIRouter:
