@@ -61,7 +61,14 @@ def create_app(
 def _document(app: FastAPI) -> APIRouter:
     """The OpenAPI document, which is made when it is first asked for, outside of the event loop."""
     routes = APIRouter(include_in_schema=False)
-    made = functools.cache(lambda: json.dumps(app.openapi()).encode())
+
+    @functools.cache
+    def made() -> bytes:
+        document = app.openapi()
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)  # invalid requests are answered with 400
+        return json.dumps(document).encode()
 
     @routes.get("/openapi.json")
     async def openapi() -> Response:
