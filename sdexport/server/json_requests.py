@@ -63,15 +63,18 @@ def _parsed(body: bytes) -> Any:
 
 
 def _check_extent(value: Any) -> None:
-    """Raises: ValueError: nested too deeply, or too many values."""
+    """Raises: ValueError: nested too deeply, too many values, or text that is not Unicode."""
     level, entries = [value], 0
     for _ in range(MAX_DEPTH + 1):
         inner: list[Any] = []
         for each in level:
             if isinstance(each, dict):
                 inner += each.values()
+                _check_text("".join(each))
             elif isinstance(each, list):
                 inner += each
+            elif isinstance(each, str):
+                _check_text(each)
         entries += len(inner)
         if entries > MAX_ENTRIES:
             raise ValueError(f"it has more than {MAX_ENTRIES:,} values")
@@ -79,3 +82,9 @@ def _check_extent(value: Any) -> None:
             return
         level = inner
     raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+
+
+def _check_text(text: str) -> None:
+    """Raises: ValueError: half of a surrogate pair, which no response can repeat."""
+    if not text.isascii():
+        text.encode()

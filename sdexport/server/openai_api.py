@@ -26,7 +26,7 @@ from sdexport.server.model_store import Model
 from sdexport.server.native_api import with_images
 from sdexport.server.openai_edits import edit_arguments
 from sdexport.server.openai_errors import error_body
-from sdexport.server.openai_events import event_stream
+from sdexport.server.openai_events import event_stream, listening
 from sdexport.server.openai_fields import URL, ImageFields, checked_fields, form_values
 from sdexport.server.openai_images import encoded, response_body
 from sdexport.server.request_context import REQUEST_ID
@@ -160,8 +160,9 @@ async def _answer(
         request_id=REQUEST_ID.get(),
     )
     if fields.stream:
+        events = await listening(service.events(job))
         return StreamingResponse(
-            event_stream(service, request, job, fields, kind),
+            event_stream(service, request, job, events, fields, kind),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )

@@ -31,17 +31,34 @@ _NO_TOKENS = {
 """Nothing is billed by tokens here, but clients read the numbers."""
 
 
+async def listening(events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
+    """The events of a job, which are kept from now on and not only once they are read."""
+    first = await anext(events)
+
+    async def all_events() -> AsyncIterator[JobEvent]:
+        yield first
+        async for event in events:
+            yield event
+
+    return all_events()
+
+
 async def event_stream(
-    service: ImageService, request: Request, job: Job, fields: ImageFields, kind: str
+    service: ImageService,
+    request: Request,
+    job: Job,
+    events: AsyncIterator[JobEvent],
+    fields: ImageFields,
+    kind: str,
 ) -> AsyncIterator[str]:
     """The events of a job as text; the job is cancelled if the client goes away.
 
     Args:
-      kind: "image_generation" or "image_edit".
+      events: of the job. kind: "image_generation" or "image_edit".
     """
     sent = 0
     try:
-        async for event in items_unless_disconnected(request, service.events(job)):
+        async for event in items_unless_disconnected(request, events):
             if _is_due(event, sent, fields.partial_images):
                 yield await _partial(service, job, event, fields, kind, sent)
                 sent += 1

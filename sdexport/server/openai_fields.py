@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.json_text import parse_json
 from sdexport.engines.messages import shown
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
@@ -162,7 +163,9 @@ def _read(text: str) -> Any:
     if len(text) > 100_000:
         return text
     try:
-        return json.loads(text)
+        value = parse_json(text, strict=True)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return value
     except (ValueError, RecursionError):
         return text
 
