@@ -48,9 +48,9 @@ def test_form_values_reject_names_that_are_there_twice(items: list[tuple[str, st
         form_values(items)
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "9" * 5000, "nan", "\x00", "{'a'}"])
+@pytest.mark.parametrize("text", ["[" * 5000, "9" * 5000, "NaN", "\x00", "{'a'}", '"\\ud800"'])
 def test_form_values_keep_what_is_no_json_as_text(text: str) -> None:
-    assert isinstance(form_values([("eta", text)])["eta"], (str, float))
+    assert form_values([("eta", text)])["eta"] == text
 
 
 @pytest.mark.parametrize(
