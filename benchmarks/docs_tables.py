@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     controlnet_table,
+    demo_model_tables,
     gpu_table,
     memory_need_table,
     operators_table,
@@ -38,28 +39,6 @@ PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_fi
 COMMAND = "python -m benchmarks.docs_tables"
 MISSING = "Not measured yet."
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-
-
-def evaluation(report: dict[str, Any]) -> str:
-    lines = [
-        f"The demo model on held-out prompts: {report['steps']} steps, guidance scale "
-        f"{report['guidance_scale']:g}. Image analysis decides whether colour, background, shape "
-        "and size are those of the prompt (`python -m sdexport.demo_model.evaluate`).\n",
-        "| prompts | scheduler | colour | background | shape | size | all |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    pairs = [
-        "\nPrompts with two objects; no bound is set for these:\n",
-        "| prompts | scheduler | background | both objects | relation | all |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in ("lms", "ddim"):
-        single, pair = report[f"single.{name}"], report[f"pair.{name}"]
-        columns = ("colour", "background", "shape", "size", "all")
-        lines.append(table_row(single["prompts"], name, *(f"{single[c]:.1%}" for c in columns)))
-        columns = ("background", "objects", "relation", "all")
-        pairs.append(table_row(pair["prompts"], name, *(f"{pair[c]:.1%}" for c in columns)))
-    return "\n".join(lines + pairs)
 
 
 def precisions(report: dict[str, Any]) -> str:
@@ -197,7 +176,9 @@ def all_tables() -> dict[str, str]:
     """Every table that there are reports for, by its name in the pages."""
     full = [_read(path.stem) for path in RESULTS.glob("full_size.*.json")]
     full.sort(key=lambda r: (list(NAMES).index(r["family"]), r["precision"], r["source"]))
-    found = {"evaluation": evaluation(_read("shapes"))}
+    found = {"evaluation": demo_model_tables.evaluation(_read("shapes"))}
+    if _has("demo_adapters"):
+        found["demo_adapters"] = demo_model_tables.adapters(_read("demo_adapters"))
     if _has("families"):
         by_model = {(r["family"], r["precision"]): r for r in full}
         found["families"] = families(_read("families"), by_model)

@@ -13,10 +13,17 @@ from transformers import CLIPTokenizer
 from sdexport.demo_model import architecture as arch
 from sdexport.demo_model import dataset
 from sdexport.demo_model.dataset import Scene
-from sdexport.demo_model.noisy_latents import NoisyLatents, draw_noise
+from sdexport.demo_model.noisy_latents import (
+    BLANK_SHARE,
+    NOISY_SHARE,
+    NoisyLatents,
+    draw_noise,
+)
 from sdexport.demo_model.training import encode_images, seeded
 
 BATCH = 32
+OUTLINED_NOISY, OUTLINED_BLANK = 0.8, 0.8
+"""The shares of noisy samples, and of those that are noise alone, where there are outlines."""
 
 
 class AdapterExamples:
@@ -28,6 +35,8 @@ class AdapterExamples:
       vae: the demo model's.
       seed: of the scenes.
       image_of: draws a scene, (128, 128, 3) uint8.
+      outlined: whether the model is shown outlines as well. Then most samples are noise alone, so
+        that the outlines say where the objects are; otherwise none with one object, see draw_noise.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class AdapterExamples:
         count: int,
         seed: tuple[int, ...],
         image_of: Callable[[Scene], np.ndarray],
+        outlined: bool = False,
     ) -> None:
         rng = seeded(*seed)
         examples = [_sample(rng, pair=bool(number % 2)) for number in range(count)]
@@ -53,6 +63,10 @@ class AdapterExamples:
         scaled = vae.config.scaling_factor * data["moments"]
         self._mean, self._std = scaled.chunk(2, dim=1)
         self._input_ids = data["ids"]
+        pairs = torch.tensor([len(scene.shapes) > 1 for scene in self.scenes])
+        self._may_be_blank = pairs | outlined
+        self._noisy_share = OUTLINED_NOISY if outlined else NOISY_SHARE
+        self._blank_share = OUTLINED_BLANK if outlined else BLANK_SHARE
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, NoisyLatents]:
         """The numbers of BATCH scenes, and their noisy latents."""
@@ -61,7 +75,14 @@ class AdapterExamples:
         rows = torch.from_numpy(numbers)
         mean, std = self._mean[rows], self._std[rows]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
-        return numbers, draw_noise(latents, self._input_ids[rows], generator)
+        return numbers, draw_noise(
+            latents,
+            self._input_ids[rows],
+            generator,
+            may_be_blank=self._may_be_blank[rows],
+            noisy_share=self._noisy_share,
+            blank_share=self._blank_share,
+        )
 
 
 def _sample(rng: np.random.Generator, *, pair: bool) -> tuple[Scene, str]:

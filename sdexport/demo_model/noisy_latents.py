@@ -38,12 +38,20 @@ def draw_noise(
     latents: torch.Tensor,
     input_ids: torch.Tensor,
     generator: torch.Generator,
+    *,
     owner: torch.Tensor | None = None,
+    may_be_blank: torch.Tensor | bool = True,
+    noisy_share: float = NOISY_SHARE,
+    blank_share: float = BLANK_SHARE,
 ) -> NoisyLatents:
     """Draw timesteps and noise, and leave out captions.
 
     Args:
       owner: (B) the row whose timestep and noise each row has; its own by default.
+      may_be_blank: (B) whether the sample may be noise alone, next to a caption. Where an object
+        may be anywhere, a model that is shown noise alone learns to draw none at first, and then
+        small ones get lost.
+      noisy_share, blank_share: see NOISY_SHARE and BLANK_SHARE.
     """
     rows = torch.arange(len(latents)) if owner is None else owner
 
@@ -51,10 +59,11 @@ def draw_noise(
         return torch.rand(len(latents), generator=generator)[rows]
 
     late = NOISY_FROM + (1000 - NOISY_FROM) * uniform()
-    timesteps = torch.where(uniform() < NOISY_SHARE, late, 1000 * uniform()).long()
-    blank = (timesteps >= BLANK_FROM) & (uniform() < BLANK_SHARE)
+    timesteps = torch.where(uniform() < noisy_share, late, 1000 * uniform()).long()
+    blank = (timesteps >= BLANK_FROM) & (uniform() < blank_share) & torch.as_tensor(may_be_blank)
     input_ids = input_ids.clone()
     without_caption = uniform() < CAPTION_DROPOUT
+    blank &= ~without_caption
     input_ids[without_caption] = _no_caption(input_ids)
     pure = torch.randn(latents.shape, generator=generator)[rows]
     offset = NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=generator)[rows]

@@ -32,7 +32,7 @@ def main() -> None:
     add_common_arguments(parser, CONTROLNET_DIR)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
     parser.add_argument("--scenes", type=int, default=8192)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=900)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     controlnet = train(args)
@@ -44,7 +44,26 @@ def build_controlnet(unet: Any) -> ControlNetModel:
     controlnet = ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=CONDITIONING_WIDTHS
     )
+    _spread(controlnet.controlnet_cond_embedding)
     return controlnet.train().requires_grad_(True)
+
+
+@torch.no_grad()
+def _spread(embedding: Any) -> None:
+    """Let the outlines reach the other layers, with a deviation of 1 after each convolution.
+
+    PyTorch's initial weights shrink them to nothing on the way, and diffusers' last one is zero.
+    """
+    rng = seeded(0)
+    scenes = [dataset.sample_scene(rng)[0] for _ in range(16)]
+    pixels = np.stack([dataset.render_outlines(scene) for scene in scenes])
+    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    layers = [embedding.conv_in, *embedding.blocks, embedding.conv_out]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+        layer.weight /= layer(values).std()
+        values = nn.functional.silu(layer(values))
 
 
 def train(args: argparse.Namespace) -> ControlNetModel:
@@ -60,6 +79,7 @@ def train(args: argparse.Namespace) -> ControlNetModel:
         count=args.scenes,
         seed=(args.seed, 6),
         image_of=dataset.render,
+        outlined=True,
     )
     outlines = [np.packbits(dataset.render_outlines(s)[..., 0] > 127) for s in examples.scenes]
     trainer = Trainer(args.work / "controlnet.pt", modules, peak=1e-3, ends=(args.steps,))

@@ -6,11 +6,13 @@ The first stages leave a model that draws both objects of a pair, in either orde
 latents of this schedule show which object is where, so the caption tells it nothing new, and at
 those timesteps an error in the layout hardly counts in the loss. Hence, in this stage,
 
-- a share of the noisiest samples is noise alone, as in the first step of the generation, and only
-  the caption says what to draw;
+- a share of the noisiest samples of pairs is noise alone, as in the first step of the generation,
+  and only the caption says what to draw;
 - at the noisiest timesteps the error counts more;
 - pairs are drawn together with their objects in each other's place, and the same noise;
-- the text encoder learns what a caption says is where first, see `caption_meaning`.
+- the text encoder learns what a caption says is where first, see `caption_meaning`;
+- for one object, and without a caption, the model learns to predict what it did before this stage:
+  otherwise it draws small objects less reliably afterwards.
 """
 
 from __future__ import annotations
@@ -42,8 +44,10 @@ from sdexport.demo_model.training import (
     write_model,
 )
 
-PAIRS, SINGLES = 48, 16
+PAIRS, SINGLES = 32, 32
 """Examples of one step with two objects and with one."""
+PAIR_SHARE = 0.75
+"""Share of pairs among the scenes that are encoded."""
 
 
 def main() -> None:
@@ -53,23 +57,31 @@ def main() -> None:
     )
     add_common_arguments(parser, MODEL_DIR)
     parser.add_argument("--start", type=Path, required=True, help="model of the first stages")
+    parser.add_argument(
+        "--keep", type=Path, help="model whose predictions are learned; START by default"
+    )
     add_arguments(parser)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    train(args, args.start)
+    train(args, args.start, args.keep or args.start)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this stage."""
     parser.add_argument("--order-scenes", type=int, default=16384)
-    parser.add_argument("--order-steps", type=int, default=1500)
+    parser.add_argument("--order-steps", type=int, default=1000)
     parser.add_argument("--meaning-steps", type=int, default=300, help="of the text encoder alone")
-    parser.add_argument("--order-peak", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--order-peak", type=float, default=5e-4, help="learning rate")
 
 
-def train(args: argparse.Namespace, start: Path) -> None:
-    """Teach the model in folder `start` the order of pairs, and write it to `args.output`."""
+def train(args: argparse.Namespace, start: Path, keep: Path) -> None:
+    """Teach the model in folder `start` the order of pairs, and write it to `args.output`.
+
+    Args:
+      keep: folder of the model whose predictions for one object are learned.
+    """
     torch.manual_seed(args.seed + 2)
+    before = Before(keep, args.device)
     vae, unet, encoder = read_model(start)
     tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
     data = encode_examples(args, vae.to(args.device).eval(), tokenizer)
@@ -82,7 +94,7 @@ def train(args: argparse.Namespace, start: Path) -> None:
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
         batch, right = examples.draw(seeded(args.seed, 5, step))
-        return order_loss(modules, batch, right, args.device)
+        return order_loss(modules, before.as_targets(batch), right, args.device)
 
     average = trainer.run(loss_of)
     write_model(
@@ -92,6 +104,27 @@ def train(args: argparse.Namespace, start: Path) -> None:
         average["unet"].eval(),
         average["text_encoder"].eval(),
     )
+
+
+class Before:
+    """The model before this stage."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        _, unet, text_encoder = read_model(folder)
+        self._unet, self._text_encoder = unet.to(device).eval(), text_encoder.to(device).eval()
+        self._device = device
+
+    @torch.no_grad()
+    def as_targets(self, batch: NoisyLatents) -> NoisyLatents:
+        """A batch whose noise is what the model predicts, in rows with one object or no caption."""
+        rows = batch.without_caption | (torch.arange(len(batch.sample)) >= PAIRS)
+        with torch.autocast(self._device, torch.bfloat16):
+            hidden = self._text_encoder(batch.input_ids[rows].to(self._device)).last_hidden_state
+            sample, timesteps = (x[rows].to(self._device) for x in (batch.sample, batch.timesteps))
+            predicted = self._unet(sample, timesteps, hidden).sample
+        noise = batch.noise.clone()
+        noise[rows] = predicted.float().cpu()
+        return batch._replace(noise=noise)
 
 
 def order_loss(
@@ -137,7 +170,7 @@ def in_order(predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
 
 
 def encode_examples(args: argparse.Namespace, vae: Any, tokenizer: Any) -> dict[str, torch.Tensor]:
-    """Encode captioned scenes, once: PAIRS of PAIRS + SINGLES are swapped pairs.
+    """Encode captioned scenes, once: PAIR_SHARE of them are swapped pairs.
 
     Returns: `moments`, posterior mean and deviation (N, 8, 16, 16), `ids`, the token ids of two
       captions (N, 2, 77), their `meanings`, and `pairs`, the number of pairs, which come first.
@@ -145,7 +178,7 @@ def encode_examples(args: argparse.Namespace, vae: Any, tokenizer: Any) -> dict[
     path = args.work / "order_latents.pt"
     if not path.exists():
         rng = seeded(args.seed, 4)
-        pairs = args.order_scenes * PAIRS // (PAIRS + SINGLES) // 2 * 2
+        pairs = int(args.order_scenes * PAIR_SHARE) // 2 * 2
         scenes: list[dataset.Scene] = []
         captions: list[str] = []
         while len(scenes) < pairs:
@@ -195,7 +228,10 @@ class OrderExamples:
         which = torch.randint(2, rows.shape, generator=generator)
         owner = torch.arange(len(rows))
         owner[1:PAIRS:2] -= 1
-        batch = draw_noise(latents, self._input_ids[rows, which], generator, owner)
+        pairs = torch.arange(len(rows)) < PAIRS
+        batch = draw_noise(
+            latents, self._input_ids[rows, which], generator, owner=owner, may_be_blank=pairs
+        )
         return batch, self._meanings[rows, which]
 
 

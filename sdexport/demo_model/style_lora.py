@@ -34,7 +34,7 @@ def main() -> None:
     add_common_arguments(parser, LORA_DIR)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
     parser.add_argument("--scenes", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=360)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     layers = {name: weight.cpu().half().contiguous() for name, weight in train(args).items()}

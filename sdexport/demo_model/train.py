@@ -67,7 +67,7 @@ def main() -> None:
     vae.register_to_config(scaling_factor=scale)
     first = args.work / "first_stages"
     write_model(first, args.work / "tokenizer", vae, unet, text_encoder)
-    pair_order.train(args, first)
+    pair_order.train(args, first, first)
 
 
 def train_vae(args: argparse.Namespace) -> Any:
