@@ -153,7 +153,7 @@ def _add_generation(
     @routes.post(PREFIX + "png-info", openapi_extra=body_document(image_alone))
     async def read_png_info(request: Request) -> Response:
         """The settings that an image carries."""
-        body = await request.json()
+        body = _object(await request.json())
         image = await decode_in_thread(body.get("image"), "image", service.settings)
         return JSONResponse(png_info(image))
 
@@ -209,7 +209,7 @@ def _add_options(routes: APIRouter, models: Models, options: Options) -> None:
     @routes.post(PREFIX + "options", openapi_extra=body_document(changes))
     async def set_options(request: Request) -> Response:
         """Change options, all of those in the body or none."""
-        options.changed(await request.json())
+        options.changed(_object(await request.json()))
         return JSONResponse(None)
 
 
@@ -265,6 +265,16 @@ def _add_not_supported(routes: APIRouter) -> None:
         routes.add_api_route(
             PREFIX + name, _answering(lambda: None), methods=["POST"], summary="Change nothing"
         )
+
+
+def _object(body: Any) -> dict[str, Any]:
+    """A body that is an object.
+
+    Raises: InvalidArgumentError: it is none.
+    """
+    if not isinstance(body, dict):
+        raise InvalidArgumentError(f"the body must be a JSON object, got {shown(body)}")
+    return body
 
 
 def _answering(items: Callable[[], Any]) -> Callable[[], Any]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -82,10 +83,12 @@ class Serving:
     """`sdexport serve` in a process of its own."""
 
     def __init__(self, *arguments: object) -> None:
+        # a pipe that nobody reads would stop it
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sdexport", "serve", *map(str, arguments), "--json"],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._log,
             text=True,
         )
         assert self.process.stdout is not None
@@ -95,8 +98,18 @@ class Serving:
             if line == "}\n":
                 break
         else:
-            raise AssertionError(self.process.communicate()[1])
+            raise AssertionError(self.log())
         self.ready = json.loads(text)
+
+    def log(self) -> str:
+        """What the server has written to stderr."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self._log.close()
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(
@@ -129,7 +142,8 @@ def test_sigterm_lets_jobs_end_and_takes_no_more() -> None:
             return False
 
         wait_until(stopping)
-        output, log = serving.process.communicate(timeout=PATIENCE)
+        output, _ = serving.process.communicate(timeout=PATIENCE)
+        log = serving.log()
         assert serving.process.returncode == 143 and output == ""
         entries = [json.loads(line) for line in log.splitlines()]
         assert any("no more jobs are taken" in entry["message"] for entry in entries)
@@ -137,8 +151,7 @@ def test_sigterm_lets_jobs_end_and_takes_no_more() -> None:
         assert posts and len(posts[0]["request_id"]) == 32
         assert all(entry["level"] in ("info", "warning") for entry in entries), log
     finally:
-        serving.process.kill()
-        serving.process.communicate()
+        serving.end()
 
 
 @pytest.mark.slow
@@ -153,10 +166,9 @@ def test_second_ctrl_c_cancels_what_runs() -> None:
         wait_until(lambda: serving.process.poll() is None)
         serving.process.send_signal(signal.SIGINT)
         assert serving.process.wait(PATIENCE) == 130
-        assert "Traceback" not in serving.process.communicate()[1]
+        assert "Traceback" not in serving.log()
     finally:
-        serving.process.kill()
-        serving.process.communicate()
+        serving.end()
 
 
 @pytest.mark.slow

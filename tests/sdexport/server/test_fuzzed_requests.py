@@ -170,6 +170,16 @@ def held(live: LiveServer) -> Mapping[str, float]:
     return {"threads": threading.active_count(), "memory": resident_mb()["private_mb"] or 0.0}
 
 
+def test_bodies_of_another_kind_are_rejected_by_every_route(quick: LiveServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", quick.port, timeout=PATIENCE)
+    for method, path, body, _ in routes(quick):
+        for content in (
+            (b"[]", b"null", b'"x"', b"1", b"", b"{}") if body and method == "POST" else ()
+        ):
+            check(connection, method, path, content, "application/json")
+    connection.close()
+
+
 def test_some_fuzzed_requests(quick: LiveServer) -> None:
     fuzz(quick, FEW, 1)
     assert quick.json("GET", "/healthz")[0] == 200
