@@ -3,8 +3,8 @@
 OpenVINO computes convolutions directly, at the full speed of its matrix product; only fewer
 operations make them faster. `winograd.transforms` describes two ways to do that. Here they are
 written in OpenVINO's own operations, and applied where measurements on two cores with AVX-512
-showed a gain (docs/performance.md). A matrix product whose result is split becomes one product for
-each part, which avoids copies and lets OpenVINO fuse what follows.
+showed a gain (docs/performance.md). Products whose result is split are rewritten along with them,
+see split_products.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from openvino import opset13 as ops
 from openvino.utils import replace_node
 
 from sdexport.engines.ov.rewrites.nodes import as_type, constant, constant_behind, values_of
+from sdexport.engines.ov.rewrites.split_products import rewrite_split
 from sdexport.engines.winograd.transforms import (
     KERNEL,
     tile_matrices,
@@ -43,7 +44,7 @@ def rewrite_convolutions(model: Any, *, winograd: bool) -> dict[str, int]:
     counts = {"halves": 0, "winograd": 0, "splits": 0}
     for node in model.get_ordered_ops():
         if node.get_type_name() in ("Split", "VariadicSplit"):
-            counts["splits"] += _rewrite_split(node)
+            counts["splits"] += rewrite_split(node)
         elif _is_plain_3x3(node):
             small = _doubled(node)
             if small is not None:
@@ -55,42 +56,6 @@ def rewrite_convolutions(model: Any, *, winograd: bool) -> dict[str, int]:
     if any(counts.values()):
         model.validate_nodes_and_infer_types()
     return counts
-
-
-def _rewrite_split(node: Any) -> bool:
-    """Rewrite a split along the last axis of a product with constant weights, plus a constant."""
-    shape, total = node.get_input_shape(0), node.input_value(0).get_node()
-    parts = [list(output.get_shape()) for output in node.outputs()]
-    if (
-        total.get_type_name() != "Add"
-        or len(total.output(0).get_target_inputs()) > 1
-        or any(part[:-1] != list(shape)[:-1] for part in parts)
-    ):
-        return False
-    product, bias = (total.input_value(i).get_node() for i in (0, 1))
-    if product.get_type_name() != "MatMul" or len(product.output(0).get_target_inputs()) > 1:
-        return False
-    constants = [constant_behind(source) for source in (product.input_value(1), bias.output(0))]
-    if any(node is None for node in constants):
-        return False
-    weights, offsets = map(values_of, constants)
-    if weights.ndim != 2 or offsets.shape != (shape[-1],):
-        return False
-    transposed = product.get_attributes()["transpose_b"]
-    axis = 0 if transposed else 1
-    ends = np.cumsum([part[-1] for part in parts])[:-1]
-    kind = total.get_element_type()
-    for output, weight, offset in zip(
-        node.outputs(), np.split(weights, ends, axis), np.split(offsets, ends), strict=True
-    ):
-        part = ops.matmul(
-            product.input_value(0),
-            as_type(constant(weight).output(0), kind),
-            product.get_attributes()["transpose_a"],
-            transposed,
-        )
-        output.replace(ops.add(part, as_type(constant(offset).output(0), kind)).output(0))
-    return True
 
 
 def _is_plain_3x3(node: Any) -> bool:

@@ -159,15 +159,21 @@ def test_rewrite_without_winograd() -> None:
 
 
 def product(
-    transposed: bool, parts: tuple[int, ...], element: str = "f32", more: Any = None
+    transposed: bool,
+    parts: tuple[int, ...],
+    element: str = "f32",
+    more: Any = None,
+    branch: Any = None,
 ) -> Any:
+    """A product that is split; `branch` makes a second one of the sample, which is added."""
     kind = getattr(ov.Type, element)
     sample = ops.parameter((2, 5, 12), kind, name="sample")
     size = sum(parts)
     weights = ops.constant(random(*((size, 12) if transposed else (12, size))), dtype=kind)
-    total = ops.add(
-        ops.matmul(sample, weights, False, transposed), ops.constant(random(size), dtype=kind)
-    )
+    total = ops.matmul(sample, weights, False, transposed)
+    if branch is not None:
+        total = ops.add(total, branch(sample, size, kind))
+    total = ops.add(total, ops.constant(random(size), dtype=kind))
     cut = ops.variadic_split(total, ops.constant(np.int64(-1)), sizes(*parts))
     extra = [] if more is None else [ops.result(more(total))]
     return ov.Model([*(ops.result(o) for o in cut.outputs()), *extra], [sample], "model")
@@ -180,6 +186,33 @@ def test_rewrite_splits_weights_instead_of_results(
     transposed: bool, parts: tuple[int, ...], element: str, rel: float
 ) -> None:
     compare(lambda: product(transposed, parts, element), {"splits": 1}, rel)
+
+
+def low_rank(sample: Any, size: int, kind: Any, rank: int = 3) -> Any:
+    """The branch of a LoRA, with a second factor for each row of the batch."""
+    down = ops.constant(random(12, rank), dtype=kind)
+    up = ops.constant(random(2, rank, size), dtype=kind)
+    return ops.matmul(ops.matmul(sample, down, False, False), up, False, False)
+
+
+@pytest.mark.parametrize("parts", [(8, 8), (3, 9, 4)])
+@pytest.mark.parametrize("element, rel", [("f32", WINOGRAD_REL), ("bf16", WINOGRAD_BF16_REL)])
+def test_rewrite_splits_the_factors_of_a_lora_too(
+    parts: tuple[int, ...], element: str, rel: float
+) -> None:
+    compare(lambda: product(True, parts, element, branch=low_rank), {"splits": 1}, rel)
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda sample, size, kind: ops.constant(random(2, 5, size), dtype=kind),
+        lambda sample, size, kind: ops.relu(low_rank(sample, size, kind)),
+        lambda sample, size, kind: low_rank(sample, 1, kind),
+    ],
+)
+def test_rewrite_leaves_products_to_which_others_are_added(branch: Any) -> None:
+    assert rewrite_convolutions(product(True, (8, 8), branch=branch), winograd=True) == NOTHING
 
 
 def test_rewrite_leaves_products_with_other_users() -> None:
