@@ -433,8 +433,10 @@ class Pipeline(PipelineStages):
         if following:
             from sdexport.runtime.adapters.denoiser_adapters import denoiser_adapters
 
-            backend = self._components.requested(self._family.denoiser)
-            parts = denoiser_adapters(self._adapters, self.package, following, controlled, backend)
+            parts = denoiser_adapters(
+                *(self._adapters, self.package, following, controlled, self._components),
+                with_loras=applied.changes(self._family.denoiser),
+            )
         rank_of = functools.partial(
             self._loras.rank_without_loras, self._family.denoiser, self._components
         )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sdexport.engines import PLAN_BACKENDS
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.adapters.adapter_store import AdapterStore
 from sdexport.runtime.adapters.call_adapters import FIELDS, DenoiserAdapter
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.followed_images import FollowedImages
-from sdexport.runtime.models.components import EXPORT_OPTIONS, AdapterKind
+from sdexport.runtime.adapters.lora_inputs import TAKE_LORAS
+from sdexport.runtime.component_sessions import ComponentSessions
+from sdexport.runtime.models.components import EXPORT_OPTIONS, AdapterKind, adapter_graph
 from sdexport.runtime.packages.package import Package
 
 
@@ -17,34 +21,34 @@ def denoiser_adapters(
     package: Package,
     following: FollowedImages,
     call: ControlledImages,
-    backend: str,
+    components: ComponentSessions,
+    *,
+    with_loras: bool,
 ) -> list[DenoiserAdapter]:
     """Open the adapters of a call.
 
     Args:
-      package: of the model.
-      backend: that was asked for, for the denoiser.
-    Raises: InvalidArgumentError: a backend that takes none; see AppliedControlNets,
-      AppliedT2IAdapters and AppliedIPAdapters.
+      package: of the model. components: its sessions.
+      with_loras: whether LoRAs change the denoiser too.
+    Raises: InvalidArgumentError: a backend that takes none, or has no engine that does; see
+      AppliedControlNets, AppliedT2IAdapters and AppliedIPAdapters.
     """
+    _check_backend(following.kinds, package.family.denoiser, components, with_loras=with_loras)
     found: list[DenoiserAdapter] = []
     try:
         if following.controlnets:
             from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets
 
-            _check_backend(AdapterKind.CONTROLNET, backend)
             nets, controls = following.controlnets, following.controls
             found.append(AppliedControlNets(store, package, nets, controls, call))
         if following.t2i_adapters:
             from sdexport.runtime.adapters.applied_t2i import AppliedT2IAdapters
 
-            _check_backend(AdapterKind.T2I_ADAPTER, backend)
             adapters, images = following.t2i_adapters, following.t2i_images
             found.append(AppliedT2IAdapters(store, package, adapters, images, call))
         if following.ip_adapters:
             from sdexport.runtime.adapters.applied_ip import AppliedIPAdapters
 
-            _check_backend(AdapterKind.IP_ADAPTER, backend)
             found.append(AppliedIPAdapters(store, package, following.ip_adapters, call))
     except BaseException:
         for each in found:
@@ -55,10 +59,28 @@ def denoiser_adapters(
     return found
 
 
-def _check_backend(kind: AdapterKind, requested: str) -> None:
-    """Raises: InvalidArgumentError: a backend whose engines take no adapters of a kind."""
-    if requested in PLAN_BACKENDS:
+def _check_backend(
+    kinds: Sequence[AdapterKind],
+    denoiser: str,
+    components: ComponentSessions,
+    *,
+    with_loras: bool,
+) -> None:
+    """Raises: InvalidArgumentError: the denoiser's backend takes no adapters of these kinds, or it
+    has no engine of the graph that does.
+    """
+    requested = components.requested(denoiser)
+    if requested not in PLAN_BACKENDS:
+        return
+    names = " and ".join(EXPORT_OPTIONS[kind][0] for kind in kinds)
+    if requested not in TAKE_LORAS:
         raise InvalidArgumentError(
-            f"{FIELDS[kind]}: {requested} does not take {EXPORT_OPTIONS[kind][0]} at run time, as "
-            "its engines were built without their inputs; use --backend onnxruntime or openvino"
+            f"{FIELDS[kinds[0]]}: {requested} does not take {names} at run time, as its engines "
+            "were built without their inputs; use --backend onnxruntime or openvino"
+        )
+    graph = adapter_graph(denoiser, {*kinds, *([AdapterKind.LORA] if with_loras else [])})
+    if not components.has_engine(graph):
+        raise InvalidArgumentError(
+            f"{FIELDS[kinds[0]]}: there is no engine of {graph} for {requested}; build it: "
+            f"sdexport build PACKAGE --backend {requested} --component {graph}"
         )

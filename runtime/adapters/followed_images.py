@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sdexport.runtime.adapters.controlnet_argument import ControlNet
 from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter, T2IAdapter
 from sdexport.runtime.images.control_images import ControlImages
+from sdexport.runtime.models.components import AdapterKind
 from sdexport.runtime.packages.manifest import Manifest
 
 
@@ -31,6 +32,16 @@ class FollowedImages:
 
     def __bool__(self) -> bool:
         return bool(self.controlnets or self.t2i_adapters or self.ip_adapters)
+
+    @property
+    def kinds(self) -> list[AdapterKind]:
+        """The kinds of adapters that there are."""
+        found = {
+            AdapterKind.CONTROLNET: self.controlnets,
+            AdapterKind.T2I_ADAPTER: self.t2i_adapters,
+            AdapterKind.IP_ADAPTER: self.ip_adapters,
+        }
+        return [kind for kind, adapters in found.items() if adapters]
 
     def default_size(self, manifest: Manifest) -> tuple[int, int]:
         """(height, width) where neither is given and there is no input image: that of the first

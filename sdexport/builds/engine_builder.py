@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.ov.compiled_graph import BACKEND as OPENVINO
 from sdexport.engines.trt.build_options import BuildOptions
 from sdexport.engines.trt.engine_build import build_plan
+from sdexport.runtime.adapters.ip_inputs import GROUPS
+from sdexport.runtime.adapters.ip_inputs import TOKENS as TOKENS_OF_IMAGES
 from sdexport.runtime.adapters.lora_inputs import ROWS, TAKE_LORAS, rank_multiple
 from sdexport.runtime.component_engines import engine_path, package_binding
-from sdexport.runtime.expected_calls import ImageCall
+from sdexport.runtime.expected_calls import ImageCall, level_sizes
 from sdexport.runtime.models.components import PIXEL_ROLES, Role, lora_graph
 from sdexport.runtime.packages.package import Package
 
@@ -26,10 +28,14 @@ TOKENS = 77
 BATCH = Span(1, 1, 4)
 PROMPTS = Span(TOKENS, TOKENS, 3 * TOKENS)
 LORA_RANK = Span(1, 16, 128)
+IMAGE_GROUPS, IMAGE_TOKENS = Span(1, 1, 4), Span(1, 16, 257)
+"""Of IP-Adapters: attentions to images of their own, and the tokens of one. 257 is one image of a
+full adapter, or up to 64 images of 4 tokens."""
 _BATCH = ("batch", "batch_size")
 _SEQUENCE = ("sequence", "sequence_length")
 _ROWS = ("height", "image_height")
 _COLUMNS = ("width", "image_width")
+_LATENTS = ("height", "width")
 Report = Callable[[str, str, float], object]
 """Called with component, phase and the completed share, 0..1: for TensorRT of that component, for
 prepared graphs of all components."""
@@ -73,7 +79,8 @@ def build(
       backend: "onnxruntime" and "openvino" prepare graphs for this processor, which open faster and
         take less memory; "tensorrt" and "tensorrt-rtx" build engines for a GPU.
       components: their names; all of them by default, for TensorRT-RTX also the graphs that take
-        LoRAs, such as "unet.lora".
+        LoRAs, such as "unet.lora". Those of other adapters, such as "unet.controlnet", are built
+        if they are named.
       engine_dir: where to write the engines; by default the package's own engines folder.
       rebuild_stale: replace an engine that was built from or for something else.
       progress: see Report.
@@ -283,6 +290,8 @@ def _span(
         return Span(1, 1, 1)
     if name in _BATCH:
         return _batch(role, sizes)
+    if name in (GROUPS, TOKENS_OF_IMAGES):
+        return IMAGE_GROUPS if name == GROUPS else IMAGE_TOKENS
     if name in _SEQUENCE:
         tokens = sizes.tokens
         tokens.divided(TOKENS, "tokens")
@@ -295,6 +304,10 @@ def _span(
             pixels = Span(*(max(default * n // 2 // unit, 1) * unit for n in (1, 2, 3)))
         cells = pixels.divided(unit, "height" if vertical else "width")
         return pixels if role in PIXEL_ROLES else cells
+    if name in level_sizes(1, 1):
+        high, wide = (_span(package, component, inputs, side, sizes) for side in _LATENTS)
+        pairs = zip(astuple(high), astuple(wide), strict=True)
+        return Span(*(level_sizes(*pair)[name] for pair in pairs))
     known = dimension_names(inputs)
     raise PackageError(
         f"{component}: the meaning of the dimension '{name}' is not known; "

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdexport import ControlNet, InvalidArgumentError, PackageError, Pipeline, load_pipeline
+from sdexport import (
+    ControlNet,
+    InvalidArgumentError,
+    PackageError,
+    Pipeline,
+    SDExportError,
+    load_pipeline,
+)
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.runtime.adapters import applied_controlnets
 from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets, steps_of
@@ -245,13 +252,28 @@ def test_packages_of_other_kinds(
         plain("a", seed=0, controlnets=[ControlNet(net, EDGES)])
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_backends_without_controlnets(backend: str, lora_package: Path, net: Path) -> None:
+def test_backend_without_controlnets(lora_package: Path, net: Path) -> None:
     with (
-        load_pipeline(lora_package, backend) as pipe,
+        load_pipeline(lora_package, "tensorrt") as pipe,
         pytest.raises(InvalidArgumentError, match="does not take ControlNets"),
     ):
         pipe("a", seed=0, controlnets=[ControlNet(net, EDGES)])
+
+
+def test_backend_that_needs_an_engine(lora_package: Path, net: Path, tmp_path: Path) -> None:
+    """With one, which holds nothing here, that is opened."""
+    arguments: dict[str, Any] = {"seed": 0, "controlnets": [ControlNet(net, EDGES)]}
+    plans = tmp_path / "tensorrt-rtx"
+    backends = {"unet": "tensorrt-rtx", "*": "onnxruntime"}
+    with load_pipeline(lora_package, backends, engine_dir=tmp_path) as pipe:
+        with pytest.raises(
+            InvalidArgumentError, match=r"no engine of unet\.controlnet .* --component unet\.contr"
+        ):
+            pipe("a", **arguments)
+        plans.mkdir()
+        (plans / "unet.controlnet.plan").touch()
+        with pytest.raises(SDExportError, match=r"unet\.controlnet|tensorrt"):
+            pipe("a", **arguments)
 
 
 def test_arrays_are_taken_as_they_are(pipe: Pipeline, net: Path) -> None:

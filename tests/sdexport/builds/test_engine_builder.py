@@ -63,6 +63,23 @@ def test_profiles_of_graphs_that_take_loras(lora_package: Path) -> None:
     assert show(unet).endswith(shown) and len(show(unet)) < 200
 
 
+@pytest.mark.parametrize("graph", ["unet.controlnet", "unet.t2i_adapter", "unet.ip_adapter"])
+def test_profiles_of_graphs_that_take_other_adapters(
+    graph: str, lora_package: Path, image_adapters: Path
+) -> None:
+    """The levels of the UNet have sizes that follow from the image's."""
+    folder = lora_package if graph == "unet.controlnet" else image_adapters / "package"
+    loaded = Package.load(folder, verify=False)
+    sizes = EngineSizes(height=Span(64, 136, 256), width=Span(64, 64, 72))
+    (found,) = profiles(loaded, graph, sizes)
+    assert found["height"] == Span(8, 17, 32) and found["width"] == Span(8, 8, 9)
+    if graph == "unet.ip_adapter":
+        assert found["ip_adapter_groups"].max > 1 and found["ip_adapter_tokens"].max == 257
+        assert found["positions_2"] == Span(4 * 4, 9 * 4, 16 * 5)
+    else:
+        assert found["height_2"] == Span(4, 9, 16) and found["width_2"] == Span(4, 4, 5)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
