@@ -211,9 +211,10 @@ def _conditioning(
         scored=bool(index.get("requires_aesthetics_score")),
         pooled=pooled,
     )
+    of_adapters = call.adapters.conditioning(guided=guided)  # while the denoiser may be opening
+    call.adapters.open(_expected(pipeline, call))
     denoiser = call.adapters.denoiser(pipeline.session)
-    found = conditioning_values(family.conditioning, denoiser.inputs, request)
-    found |= call.adapters.conditioning(guided=guided)
+    found = conditioning_values(family.conditioning, denoiser.inputs, request) | of_adapters
     sizes = [
         name
         for name in SIZE_ARGUMENTS

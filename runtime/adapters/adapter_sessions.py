@@ -9,6 +9,8 @@ from sdexport.engines import Session
 from sdexport.engines.closing import ClosesOnExit
 from sdexport.runtime.component_backends import Backends, BackendSpec
 from sdexport.runtime.component_sessions import ComponentSessions
+from sdexport.runtime.expected_calls import ImageCall, expect_call
+from sdexport.runtime.opening_ahead import gains
 from sdexport.runtime.packages.package import Package
 
 
@@ -40,6 +42,15 @@ class AdapterSessions(ClosesOnExit):
           or everything is closed.
         """
         return self._components[component]
+
+    def open(self, component: str, call: ImageCall | None) -> None:
+        """Open a component; a large one gets ready for a call, if that is known.
+
+        Raises: as `session` does.
+        """
+        session = self.session(component)
+        if call is not None and gains(self.package, component, self.opened_with(component)):
+            expect_call(self.package, component, session, call)
 
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component, with all options of its session.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -27,6 +28,7 @@ from sdexport.runtime.adapters.controlled_session import (
 )
 from sdexport.runtime.adapters.controlnet_argument import NAME, ControlNet
 from sdexport.runtime.component_sessions import chunks, finite
+from sdexport.runtime.expected_calls import ImageCall
 from sdexport.runtime.images.control_images import ControlImages
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.recorded_values import RecordedControlNet
@@ -79,20 +81,22 @@ class AppliedControlNets:
         """Release the packages; closing twice is allowed."""
         self._opened.close()
 
+    def open(self, call: ImageCall | None) -> None:
+        """Open the ControlNets, as they run in the steps; see CallAdapters.open."""
+        for net, opened in zip(self._nets, self._opened, strict=True):
+            expected = call if net.scale and steps_of(self._call.steps, net) else None
+            if expected is not None and self._guesses(net):
+                expected = replace(expected, guided=False)
+            opened.sessions.open(CONTROLNET.name, expected)
+
     def wrap(self, session: Session) -> Session:
         """The denoiser with the ControlNets.
 
         Args:
           session: of its graph that takes residuals.
         """
-        all_guess = _pools(self.packages[0])  # as in diffusers, where the first one decides for all
-        return ControlledSession(
-            session,
-            [
-                self._step_net(net, opened, net.guess_mode or all_guess)
-                for net, opened in zip(self._nets, self._opened, strict=True)
-            ],
-        )
+        nets = zip(self._nets, self._opened, strict=True)
+        return ControlledSession(session, [self._step_net(*each) for each in nets])
 
     def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
         """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""
@@ -129,7 +133,12 @@ class AppliedControlNets:
         embedded = finite(np.concatenate(parts), session.name, "the control image")
         return np.repeat(embedded, call.count // len(embedded), axis=0)
 
-    def _step_net(self, net: ControlNet, opened: OpenAdapter, guess_mode: bool) -> StepControlNet:
+    def _guesses(self, net: ControlNet) -> bool:
+        """Whether a ControlNet runs in guess mode: as in diffusers, the first one may decide it."""
+        return net.guess_mode or _pools(self.packages[0])
+
+    def _step_net(self, net: ControlNet, opened: OpenAdapter) -> StepControlNet:
+        guess_mode = self._guesses(net)
         session = opened.sessions.session(CONTROLNET.name)
         names = [spec.name for spec in session.outputs]
         weights = np.ones(len(names))

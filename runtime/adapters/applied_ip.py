@@ -31,7 +31,7 @@ from sdexport.runtime.adapters.ip_images import (
 )
 from sdexport.runtime.adapters.ip_inputs import image_layers, is_row_input
 from sdexport.runtime.adapters.ip_scales import scale_of_layers
-from sdexport.runtime.expected_calls import level_sizes
+from sdexport.runtime.expected_calls import ImageCall, level_sizes
 from sdexport.runtime.images.clip_image import ClipImageProcessor
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.loading import load_images
@@ -90,6 +90,9 @@ class AppliedIPAdapters:
     def close(self) -> None:
         """Release the packages; closing twice is allowed."""
         self._opened.close()
+
+    def open(self, call: ImageCall | None) -> None:
+        """Nothing of it runs in the steps."""
 
     def wrap(self, session: Session) -> Session:
         """The denoiser with the masks of the images.

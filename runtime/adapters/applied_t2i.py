@@ -25,7 +25,7 @@ from sdexport.runtime.adapters.t2i_features import (
     summed,
 )
 from sdexport.runtime.adapters.t2i_inputs import residual_specs
-from sdexport.runtime.expected_calls import STEP, level_sizes, size_of
+from sdexport.runtime.expected_calls import STEP, ImageCall, level_sizes, size_of
 from sdexport.runtime.images.control_images import ControlImages
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.recorded_values import RecordedT2IAdapter
@@ -77,6 +77,9 @@ class AppliedT2IAdapters:
     def close(self) -> None:
         """Release the packages; closing twice is allowed."""
         self._opened.close()
+
+    def open(self, call: ImageCall | None) -> None:
+        """Nothing of it runs in the steps."""
 
     def wrap(self, session: Session) -> Session:
         """The denoiser with the adapters.

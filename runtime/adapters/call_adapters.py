@@ -27,6 +27,7 @@ from sdexport.runtime.text_encoders import TextEncoders
 if TYPE_CHECKING:
     from sdexport.runtime.adapters.applied_loras import AppliedLoras
     from sdexport.runtime.adapters.lora_inputs import LayerShape
+    from sdexport.runtime.expected_calls import ImageCall
     from sdexport.runtime.packages.package import Package
 
 _OTHERS = {AdapterKind.T2I_ADAPTER: T2I_RESIDUAL, AdapterKind.IP_ADAPTER: IP_INPUT}
@@ -46,6 +47,10 @@ class DenoiserAdapter(Protocol):
     kind: AdapterKind
     recorded: Any
     packages: tuple[Package, ...]
+
+    def open(self, call: ImageCall | None) -> None:
+        """Open what runs in the steps; see CallAdapters.open."""
+        ...
 
     def wrap(self, session: Session) -> Session:
         """The denoiser's session without the inputs of this kind, and perhaps with others."""
@@ -93,6 +98,17 @@ class CallAdapters:
         if self._loras.changes(self._denoiser):
             kinds.add(AdapterKind.LORA)
         return adapter_graph(self._denoiser, kinds)
+
+    def open(self, call: ImageCall | None) -> None:
+        """Open what runs in the steps in addition to the denoiser.
+
+        Large denoisers are opened in a thread, so there is time for this until they are needed.
+
+        Args:
+          call: what it will be called for, if it is known.
+        """
+        for part in self._parts:
+            part.open(call)
 
     def denoiser(self, session: SessionOf) -> Session:
         """The session of the denoiser; the same one each time.
