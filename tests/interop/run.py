@@ -50,7 +50,9 @@ CLASSES = {
 CHECKED = "sd1-checker"
 """SD 1 as it is published: with a safety checker, which Optimum does not read. Field case C7."""
 HALF = ("sd1", "sdxl")
-"""Families whose packages are tried in half precision too."""
+"""Families whose packages are tried in half precision too, and with inputs for adapters."""
+ADAPTERS = "adapters"
+"""A package whose graphs for all kinds of adapters lie next to those that Optimum opens."""
 UNSUPPORTED = {("tiny-vae", "Optimum"): 'attribute named "down_block_types"'}
 """(family, exporter) -> the error of Optimum; everything else must work."""
 LEAST_CONTRAST = 20
@@ -207,17 +209,29 @@ def compare(case: Case) -> tuple[bool, str]:
     return worst <= IMAGE_ABS and contrast >= LEAST_CONTRAST, said
 
 
+def exports_of(family: str) -> dict[str, dict[str, Any]]:
+    """The packages to make of a family: the options of `export` by name."""
+    found: dict[str, dict[str, Any]] = {"fp32": {"precision": "fp32"}}
+    if family in HALF:
+        kinds = ("lora", "controlnet", "t2i_adapter", "ip_adapter")
+        found |= {
+            "fp16": {"precision": "fp16"},
+            ADAPTERS: {f"{kind}_inputs": True for kind in kinds},
+        }
+    return found
+
+
 def run(family: str, python: Path, work: Path) -> bool:
     """Export and generate with both; print a row for each pair of images."""
     images, checkpoint = input_images(work), prepare(family, work)
     theirs = work / f"{family}-optimum"
     exports = family != CHECKED  # Optimum's folder would check the images
     every = cases(family, "Optimum", theirs, images) if exports else []
-    for precision in ("fp32", "fp16") if family in HALF else ("fp32",):
-        package = work / f"{family}-{precision}"
+    for name, options in exports_of(family).items():
+        package = work / f"{family}-{name}"
         if not package.exists():
-            export(checkpoint, package, precision=precision)
-        every += cases(family, precision, package, images)
+            export(checkpoint, package, **options)
+        every += cases(family, name, package, images)
     exported = {"do": "export", "checkpoint": str(checkpoint), "folder": str(theirs)}
     first = [exported] if exports and not theirs.exists() else []
     optimum(python, work, [*first, *(case.job() for case in every)])
