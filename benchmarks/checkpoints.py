@@ -63,29 +63,37 @@ def build_checkpoint(
     for part, (class_name, published_config) in modules.items():
         config = published_config | (smaller or {}).get(part, {})
         index[part] = ["transformers" if "text" in part else "diffusers", class_name]
-        _write_json(folder / part / "config.json", config)
+        write_json(folder / part / "config.json", config)
         shapes = empty(class_name, config).state_dict()
-        _write_weights(folder / part, shapes, generator, half=half)
-    _write_json(folder / "scheduler" / "scheduler_config.json", published.scheduler)
-    _write_json(folder / "model_index.json", index)
+        stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+        write_weights(folder / part, shapes, generator, half=half, stem=stem)
+    write_json(folder / "scheduler" / "scheduler_config.json", published.scheduler)
+    write_json(folder / "model_index.json", index)
 
 
-def _write_weights(folder: Path, shapes: dict[str, Any], generator: Any, *, half: bool) -> None:
+def write_weights(
+    folder: Path,
+    shapes: dict[str, Any],
+    generator: Any,
+    *,
+    half: bool = False,
+    stem: str = "diffusion_pytorch_model",
+) -> None:
+    """Write random weights of these shapes to `stem`.safetensors, or to several such files."""
     from safetensors.torch import save_file
 
-    stem = "model" if folder.name.startswith("text") else "diffusion_pytorch_model"
     shards, places = list(_shards(shapes)), {}
     for number, names in enumerate(shards, 1):
         ending = "" if len(shards) == 1 else f"-{number:05}-of-{len(shards):05}"
         file = folder / f"{stem}{ending}.safetensors"
-        tensors = {name: _random(name, shapes[name], generator) for name in names}
+        tensors = {name: random_weight(name, shapes[name], generator) for name in names}
         weights = {k: v.half() if half else v for k, v in tensors.items()}
         save_file(weights, file, metadata={"format": "pt"})  # required by older transformers
         places |= dict.fromkeys(names, file.name)
     if len(shards) > 1:
         total = sum(value.numel() for value in shapes.values()) * (2 if half else 4)
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        _write_json(folder / f"{stem}.safetensors.index.json", index)
+        write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
 def _shards(shapes: dict[str, Any]) -> Iterator[list[str]]:
@@ -100,7 +108,7 @@ def _shards(shapes: dict[str, Any]) -> Iterator[list[str]]:
     yield names
 
 
-def _random(name: str, like: Any, generator: Any) -> Any:
+def random_weight(name: str, like: Any, generator: Any) -> Any:
     """Values as at the start of training, so that activations keep their scale."""
     import torch
 
@@ -113,7 +121,8 @@ def _random(name: str, like: Any, generator: Any) -> Any:
     return value.uniform_(-0.02, 0.02, generator=generator)
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Write a configuration; its folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

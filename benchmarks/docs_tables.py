@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    adapter_tables,
     controlnet_table,
     demo_model_tables,
     gpu_table,
@@ -33,7 +34,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 _NAMES = (
     *("performance.md", "verification.md", "security.md", "tensorrt-builds.md"),
-    *("start-and-memory.md", "controlnet.md", "server.md"),
+    *("start-and-memory.md", "controlnet.md", "lora.md", "t2i-adapter.md", "ip-adapter.md"),
+    *("generate.md", "server.md"),
 )
 PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_file()]
 COMMAND = "python -m benchmarks.docs_tables"
@@ -214,6 +216,10 @@ def all_tables() -> dict[str, str]:
         controlnet_table.table(_read("controlnet")) if _has("controlnet") else MISSING
     )
     found["server"] = server_table.table(_read("server") if _has("server") else {})
+    for name in ("t2i_adapter", "ip_adapter", "safety_checker"):
+        table = getattr(adapter_tables, name)
+        found[name] = table(_read("adapter_costs")) if _has("adapter_costs") else MISSING
+    found["lora"] = adapter_tables.lora(_read("lora")) if _has("lora") else MISSING
     found["startup"] = startup_table.table(_read("startup")) if _has("startup") else MISSING
     profiled = tables.reports(RESULTS, "operators")
     found["operators"] = operators_table.table(profiled) if profiled else MISSING

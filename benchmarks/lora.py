@@ -1,4 +1,4 @@
-"""What LoRAs cost at run time: `python -m benchmarks.lora PACKAGE [--backend NAME] [--json FILE]`.
+"""What LoRAs cost at run time: `python -m benchmarks.lora PACKAGE [--backends ...] [--json FILE]`.
 
 PACKAGE was exported with --lora-inputs. Calls of the UNet with the inputs bound, as in a guided
 image, in turn: of the plain graph, and of the one that takes LoRAs with files of random factors:
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ from sdexport.runtime.adapters.lora_inputs import LayerShape, is_lora_input
 from sdexport.runtime.expected_calls import SHARED_INPUTS, STEP_INPUTS
 from sdexport.runtime.models.components import lora_graph
 
+BACKENDS = ("onnxruntime", "openvino", "openvino,precision=bf16")
 USUAL = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 
 
@@ -130,10 +132,36 @@ class Costs:
         return (np.full(shape, 500.0) if spec.name == "timestep" else values).astype(spec.dtype)
 
 
+def measure(
+    package: Path, backend: str, *, size: int, rank: int, threads: int, repeats: int, switches: int
+) -> dict[str, Any]:
+    """What LoRAs cost on one backend: calls of the UNet, and the time of switches between LoRAs."""
+    seconds, memory = [], []
+    calls: dict[str, dict[str, float]] = {}
+    for kind in ("all", "usual"):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            load_pipeline(package, backend, verify=False, threads=threads) as pipe,
+        ):
+            costs = Costs(pipe, size, Path(folder), rank)
+            calls = costs.calls(getattr(costs, kind), repeats) | {
+                name: call for name, call in calls.items() if name != "plain"
+            }
+            for each in costs.switches(switches if kind == "usual" else 0):
+                seconds.append(each)
+                memory.append(resident_mb()["private_mb"])
+    switch = {
+        "median_ms": 1000 * float(np.median(seconds)),
+        "largest_ms": 1000 * max(seconds),
+        "private_mb": memory[9 :: max(len(memory) // 10, 1)],
+    }
+    return {"calls": calls, "switch": switch}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.lora")
     parser.add_argument("package", type=Path)
-    parser.add_argument("--backend", default="onnxruntime")
+    parser.add_argument("--backends", nargs="+", default=list(BACKENDS))
     parser.add_argument("--size", type=int, default=256, help="in pixels")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="of the backend")
@@ -141,33 +169,18 @@ def main() -> None:
     parser.add_argument("--switches", type=int, default=100)
     parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args()
-    seconds, memory = [], []
-    calls: dict[str, dict[str, float]] = {}
-    for kind in ("all", "usual"):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            load_pipeline(args.package, args.backend, verify=False, threads=args.threads) as pipe,
-        ):
-            costs = Costs(pipe, args.size, Path(folder), args.rank)
-            calls = costs.calls(getattr(costs, kind), args.repeats) | {
-                name: call for name, call in calls.items() if name != "plain"
-            }
-            for each in costs.switches(args.switches if kind == "usual" else 0):
-                seconds.append(each)
-                memory.append(resident_mb()["private_mb"])
-    names = ("backend", "size", "rank", "threads", "repeats")
+    names = ("size", "rank", "threads", "repeats")
     settings = {name: getattr(args, name) for name in names}
-    report: dict[str, Any] = {"machine": machine(), **settings, "calls": calls}
-    report["switch"] = {
-        "median_ms": 1000 * float(np.median(seconds)),
-        "largest_ms": 1000 * max(seconds),
-        "private_mb": memory[9 :: max(len(memory) // 10, 1)],
-    }
-    for name, call in calls.items():
-        print(f"{name:28} {call['s']:.3f} s, {call['cpu_s']:.3f} s of processor: ", end="")
-        print(f"{call['ratio']:.3f} and {call['cpu_ratio']:.3f} times the plain graph")
-    print("switch", report["switch"])
-    save(report, args.json)
+    backends = {}
+    for backend in args.backends:
+        found = measure(args.package, backend, **settings, switches=args.switches)
+        backends[backend] = found
+        for name, call in found["calls"].items():
+            print(f"{backend:24} {name:28} {call['s']:.3f} s, {call['cpu_s']:.3f} s of processor: ")
+            print(f"{call['ratio']:.3f} and {call['cpu_ratio']:.3f} times the plain graph")
+        print(f"{backend:24} switch", found["switch"], flush=True)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    save({"machine": machine(), **settings, "load": load, "backends": backends}, args.json)
 
 
 if __name__ == "__main__":
