@@ -63,7 +63,8 @@ class SpanType(click.ParamType[Any]):
     "--component",
     "components",
     multiple=True,
-    help="Build only this component, such as unet or unet.lora. Repeatable; default all.",
+    help="Build only this component, or a graph of one such as unet.controlnet. Repeatable; "
+    "default all components.",
 )
 @click.option(
     "--precision",

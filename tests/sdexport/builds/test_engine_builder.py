@@ -178,6 +178,36 @@ def test_engines_of_all_graphs_that_take_loras(family: str, precision: str, tmp_
     assert ("text_encoder_2.lora" in built) == (family == "sdxl")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_engines_of_all_graphs_that_take_other_adapters(
+    family: str, precision: str, tmp_path: Path
+) -> None:
+    """They are built if they are named."""
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    checkpoint = families.build(family, tmp_path / "checkpoint")
+    kinds = ("lora", "controlnet", "t2i_adapter", "ip_adapter")
+    inputs: dict[str, Any] = {f"{kind}_inputs": True for kind in kinds}
+    sdexport.export(checkpoint, tmp_path / "package", precision=precision, **inputs)
+    graphs = [f"unet.{kind}" for kind in (*kinds[1:], "adapters")]
+    chosen = [argument for graph in graphs for argument in ("--component", graph)]
+    result = build(tmp_path / "package", tmp_path / "engines", "--json", *chosen)
+    assert result.exit_code == 0, result.stderr
+    built = [entry["component"] for entry in json.loads(result.stdout)["engines"]]
+    assert built == graphs
+
+
+@pytest.mark.slow
+def test_engines_of_adapters(control_folder: Path, image_adapters: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    for package in (control_folder / "first", image_adapters / "t2i", image_adapters / "base"):
+        result = build(package, tmp_path / package.name, "--json")
+        assert result.exit_code == 0, result.stderr
+        built = {entry["component"] for entry in json.loads(result.stdout)["engines"]}
+        assert built == set(Package.load(package).manifest.components)
+
+
 def test_inspect_layers_without_engines_and_of_an_image(package: Path, tmp_path: Path) -> None:
     none = run("inspect", package, "--engine-dir", tmp_path, "--layers")
     assert none.exit_code == 0 and "layers: no engine was built for this package" in none.stdout
