@@ -62,9 +62,7 @@ def _table(report: Mapping[str, Any], steps: list[str], once: list[str]) -> str:
         rows |= {_ONCE[name]: found["once"][name] for name in once if name in found["once"]}
         for title, call in rows.items():
             ratio = call.get("cpu_ratio", call["cpu_s"] / plain)
-            lines.append(
-                table_row(f"`{backend}`", title, f"{call['cpu_s']:.3f}", f"{ratio:.3f}")
-            )
+            lines.append(table_row(f"`{backend}`", title, f"{call['cpu_s']:.3f}", f"{ratio:.3f}"))
     return "\n".join(lines)
 
 
