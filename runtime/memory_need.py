@@ -46,7 +46,7 @@ class _Cost:
 
 _COSTS: Mapping[str, _Cost] = {
     "onnxruntime fp32": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
-    "onnxruntime fp16": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
+    "onnxruntime fp16": _Cost(1.07, 1.07, 1, 20, 7.6, 4),
     f"{PREPARED_BACKEND} prepared": _Cost(1.12, 1.12, 1, 20, 7.6, 4),
     "openvino f32": _Cost(1.27, 1.27, 0, 320, 4.6, 4),
     "openvino bf16": _Cost(0.58, 0.56, 0, 40, 4.2, 4),

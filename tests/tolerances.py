@@ -420,7 +420,7 @@ MEMORY_GB = {
     "openvino": 5.8,
     "openvino,precision=bf16": 2.5,
     "openvino,precision=i8": 1.8,
-    "fp16 package": 4.1,
+    "fp16 package": 3.7,
     "onnxruntime prepared": 4.5,
     "openvino,precision=bf16 prepared": 2.5,
 }
