@@ -115,7 +115,7 @@ class JobQueue:
             if held and held + job.held > self._settings.max_held:
                 limit = f"the jobs that wait hold {held:,} bytes of images"
                 raise QueueFullError(limit, self.retry_after())
-            if self._waiting or self._running:
+            if self._waiting or self.running:  # not one that is over already
                 self._busy_until = time.monotonic() + _BUSY
             self._waiting.append(job)
             self._jobs[job.id] = job
