@@ -201,11 +201,13 @@ class JobQueue:
             began, several = time.monotonic(), len(batch) > 1
             self._observer.batch_started(batch)
             self._run(batch)
+            ended = max(job.ended or began for job in batch)
             del batch  # with its images
             with self._changed:
                 self._running = []
                 self._free_since = now = time.monotonic()
-                if several or self._waiting:  # those that were served may come back
+                # those that were served may come back
+                if several or any(job.created < ended for job in self._waiting):
                     self._busy_until = now + _BUSY
                 self._batch_seconds += 0.3 * (now - began - self._batch_seconds)
                 self._changed.notify_all()

@@ -301,3 +301,15 @@ def test_time_is_not_spent_while_nothing_waits() -> None:
         before = time.process_time()
         time.sleep(0.3)
         assert time.process_time() - before < 0.2
+
+
+def test_a_client_alone_never_waits_for_others() -> None:
+    def run(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.succeed([], [], {})
+
+    with queue_of(run, batch_window=10 * PATIENCE) as queue:
+        for _ in range(50):
+            job = job_of()
+            queue.add(job)
+            wait_until(lambda job=job: job.is_over)
