@@ -22,6 +22,7 @@ from sdexport.engines.cache.remembered_hashes import nothing_remembered
 from sdexport.engines.cache.sidecar import Sidecar, combined_digest
 from sdexport.engines.cache.staleness import fitting_sidecar
 from sdexport.engines.errors import EngineError, PackageError
+from sdexport.engines.guarded_files import parsing
 from sdexport.engines.ort.prepared import prepared_graph
 from sdexport.engines.ov import compiled_graph
 from sdexport.engines.session import TensorSpec
@@ -201,6 +202,8 @@ def open_component(
     try:
         _check_names(package, graph, "input", inputs, session.inputs)
         _check_names(package, graph, "output", outputs, session.outputs)
+        if spec.role is Role.DENOISER and further and backend not in PLAN_BACKENDS:
+            _check_adapter_inputs(package, graph, session.inputs)
         if backend != compiled_graph.BACKEND:  # it compiles, and checks, when it is called
             package.check_hashes(graph)
     except (PackageError, OSError):
@@ -288,6 +291,14 @@ def _check_names(
             f"{package.folder}: {graph}: the graph has no {what} '{missing[0]}'; "
             f"it has {', '.join(names)}"
         )
+
+
+def _check_adapter_inputs(package: Package, graph: str, specs: tuple[TensorSpec, ...]) -> None:
+    from sdexport.runtime.adapters.declared_inputs import check_adapter_inputs
+
+    component = graph.partition(".")[0]
+    with parsing(PackageError, package.model_path(graph)):
+        check_adapter_inputs(specs, package.manifest.components[component].inputs)
 
 
 def _with_advice(error: EngineError, component: ComponentRecord, backend: str) -> EngineError:

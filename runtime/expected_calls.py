@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sdexport.engines import Session, TensorSpec
 from sdexport.engines.errors import PackageError
 from sdexport.runtime.models.components import (
+    MOST_LEVELS,
     PIXEL_ROLES,
     STEP_ROLES,
     Role,
@@ -33,7 +34,6 @@ SHARED_INPUTS = ("sample",)
 _log = logging.getLogger(__name__)
 _LONGEST = 250
 """Characters of a prompt that is expected to have one row of tokens; most tokens have four."""
-_MOST_LEVELS = 8
 TOKENS = 77
 """Tokens in a row of the text encoder's input."""
 
@@ -116,7 +116,7 @@ def level_sizes(height: int, width: int) -> dict[str, int]:
       height, width: of the latents.
     """
     found: dict[str, int] = {positions_dimension(0): height * width}
-    for level in range(1, _MOST_LEVELS):
+    for level in range(1, MOST_LEVELS):
         high, wide = level_dimensions(level)
         found |= {high: -(-height // 2**level), wide: -(-width // 2**level)}
         found[positions_dimension(level)] = found[high] * found[wide]

@@ -22,7 +22,9 @@ def check_package(name: str, package: object) -> None:
       name: of its class, for the message.
     Raises: InvalidArgumentError: it is neither a package nor the path of a folder.
     """
-    is_path = isinstance(package, (str, PathLike)) and str(package).strip()
+    is_path = (
+        isinstance(package, (str, PathLike)) and str(package).strip() and "\0" not in str(package)
+    )
     if not is_path and not isinstance(package, Package):
         raise InvalidArgumentError(
             f"{name}: expected the folder of a package, got {shown(package)}"

@@ -174,6 +174,10 @@ T2I_RESIDUAL, IP_INPUT, LORA_INPUT = "down_intrablock_additional_residuals_", "i
 number), IP-Adapters and LoRAs."""
 
 
+MOST_LEVELS = 8
+"""Of a UNet."""
+
+
 def is_residual(name: str) -> bool:
     """Whether a tensor is one that a ControlNet adds to the denoiser in a step."""
     return name == MID_RESIDUAL or name.startswith(DOWN_RESIDUAL)
