@@ -28,7 +28,7 @@ NOT_TAKEN = {
     "control_image": _CONTROLNET,
     "control_guidance_start": _CONTROLNET,
     "control_guidance_end": _CONTROLNET,
-    "control_mode": "ControlNet-Union is not supported",
+    "control_mode": f"{_CONTROLNET} with mode, once for each",
     "controlnet_conditioning_scale": _CONTROLNET,
     "guess_mode": _CONTROLNET,
     "adapter_conditioning_scale": _T2I_ADAPTER,

@@ -152,7 +152,13 @@ def _find_controlnet(recorded: RecordedControlNet, folder: Path | None) -> Contr
     path = _find_package(recorded, folder, "ControlNet", "controlnets (--controlnet)")
     images = _find("controlnets", recorded.images, folder)
     return ControlNet(
-        path, images, recorded.scale, recorded.start, recorded.end, recorded.guess_mode
+        path,
+        images,
+        recorded.scale,
+        recorded.start,
+        recorded.end,
+        recorded.guess_mode,
+        recorded.mode,
     )
 
 

@@ -27,6 +27,7 @@ from tests.helpers import image_adapters as image_adapters_helper
 from tests.helpers import lora_package as lora_package_helper
 from tests.helpers import software_gpu as software_gpu_helper
 from tests.helpers.control_calls import make_nets
+from tests.helpers.control_unions import make_union, make_union_folder
 from tests.helpers.low_precision import export_from_graphs
 from tests.helpers.shared import made_once
 
@@ -105,6 +106,19 @@ def control_folder(tmp_path_factory: pytest.TempPathFactory, lora_folder: Path) 
     """Two ControlNets for that checkpoint, and their packages."""
     make = partial(make_nets, lora_folder / "checkpoint")
     return made_once(tmp_path_factory, "control_folder", make)
+
+
+@pytest.fixture(scope="session")
+def union_net(tmp_path_factory: pytest.TempPathFactory, lora_folder: Path) -> Path:
+    """The package of a ControlNet-Union for that checkpoint, next to its folder, union-net."""
+    make = partial(make_union, lora_folder / "checkpoint")
+    return made_once(tmp_path_factory, "union_net", make) / "union"
+
+
+@pytest.fixture(scope="session")
+def union_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SDXL checkpoint, its package, and two ControlNet-Unions with their packages."""
+    return made_once(tmp_path_factory, "union_folder", make_union_folder)
 
 
 @pytest.fixture(scope="session")

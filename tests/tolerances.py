@@ -399,6 +399,10 @@ ADAPTER_GRAPH_L2 = 1e-5
 """Relative L2 of a UNet's graph with the inputs of T2I-Adapters and IP-Adapters from PyTorch:
 float32 in another order. An input that is left out changes the output by 1e-2 and more."""
 
+UNION_RESIDUAL = 1e-5
+"""Residuals of a ControlNet-Union, of their largest value, next to PyTorch's: float32 in another
+order. A scale or a mode that is left out changes them by 1e-2 and more."""
+
 UNUSED_ABS = 1e-5
 """Pixels in 0..1 with adapters of scale 0: zeros are added, in a graph that is optimised in another
 way."""

@@ -15,7 +15,6 @@ from sdexport.engines.messages import shown
 from sdexport.engines.session import TensorSpec
 from sdexport.runtime.adapters.adapter_store import (
     AdapterStore,
-    OpenAdapter,
     OpenedAdapters,
     recorded_identity,
 )
@@ -27,15 +26,18 @@ from sdexport.runtime.adapters.controlled_session import (
     embedding_name,
 )
 from sdexport.runtime.adapters.controlnet_argument import NAME, ControlNet
-from sdexport.runtime.component_sessions import chunks, finite
+from sdexport.runtime.adapters.controlnet_runs import ControlRun, control_runs, mode_number, pools
 from sdexport.runtime.expected_calls import ImageCall
 from sdexport.runtime.images.control_images import ControlImages
 from sdexport.runtime.images.input_digest import identify
 from sdexport.runtime.images.recorded_values import RecordedControlNet
 from sdexport.runtime.models.components import AdapterKind, adapter_graph, is_residual
+from sdexport.runtime.models.control_types import types_of
 from sdexport.runtime.models.controlnet import (
+    CONDITIONING_SCALE,
     CONTROL_EMBEDDING,
     CONTROL_IMAGE,
+    CONTROL_TYPE,
     CONTROLNET,
     EMBEDDING,
 )
@@ -43,7 +45,7 @@ from sdexport.runtime.packages.package import Package
 
 _MAPS = ("sample", CONTROL_IMAGE, EMBEDDING)
 """Inputs and outputs with channels, height and width; residuals are others."""
-_CHECKED_ELSEWHERE = ("timestep", EMBEDDING)
+_CHECKED_ELSEWHERE = ("timestep", EMBEDDING, CONTROL_TYPE)
 
 
 class AppliedControlNets:
@@ -67,7 +69,7 @@ class AppliedControlNets:
         images: Sequence[ControlImages],
         call: ControlledImages,
     ) -> None:
-        self._call, self._nets, self._images = call, nets, images
+        self._call = call
         specs = package.graph_inputs(adapter_graph(package.family.denoiser, {self.kind}))
         for opened in images:
             _check_count(len(opened), call.count)
@@ -75,7 +77,12 @@ class AppliedControlNets:
         check = partial(_check_fits, package, {spec.name: spec for spec in specs})
         self._opened = OpenedAdapters(store, [net.package for net in nets], self.kind, check)
         self.packages = self._opened.packages
-        self.recorded = tuple(map(_recorded, nets, self.packages))
+        try:
+            self.recorded = tuple(map(_recorded, nets, self.packages))
+            self._runs = control_runs(tuple(self._opened), nets, images)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the packages; closing twice is allowed."""
@@ -83,11 +90,11 @@ class AppliedControlNets:
 
     def open(self, call: ImageCall | None) -> None:
         """Open the ControlNets, as they run in the steps; see CallAdapters.open."""
-        for net, opened in zip(self._nets, self._opened, strict=True):
-            expected = call if net.scale and steps_of(self._call.steps, net) else None
-            if expected is not None and self._guesses(net):
+        for run in self._runs:
+            expected = call if any(run.phases(self._call.steps).values()) else None
+            if expected is not None and self._guesses(run):
                 expected = replace(expected, guided=False)
-            opened.sessions.open(CONTROLNET.name, expected)
+            run.opened.sessions.open(CONTROLNET.name, expected)
 
     def wrap(self, session: Session) -> Session:
         """The denoiser with the ControlNets.
@@ -95,16 +102,15 @@ class AppliedControlNets:
         Args:
           session: of its graph that takes residuals.
         """
-        nets = zip(self._nets, self._opened, strict=True)
-        return ControlledSession(session, [self._step_net(*each) for each in nets])
+        nets: list[StepControlNet] = []
+        for run in self._runs:
+            nets += run.step_nets(self._call.steps, guess_mode=self._guesses(run))
+        return ControlledSession(session, nets)
 
     def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
         """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""
         if self._embeddings is None:
-            self._embeddings = [
-                self._embedded(opened, images)
-                for opened, images in zip(self._opened, self._images, strict=True)
-            ]
+            self._embeddings = [each for run in self._runs for each in run.embeddings(self._call)]
             for opened in self._opened:
                 opened.sessions.finish(CONTROL_EMBEDDING.name)
         conditional = np.ones(self._call.count, np.float32)
@@ -114,62 +120,9 @@ class AppliedControlNets:
             conditional = np.concatenate([np.zeros_like(conditional), conditional])
         return {**rows, CONDITIONAL: conditional}
 
-    def _embedded(self, opened: OpenAdapter, images: ControlImages) -> np.ndarray:
-        """The embedding of the control image of each image that is generated."""
-        call, session = self._call, opened.sessions.session(CONTROL_EMBEDDING.name)
-        (spec,) = (spec for spec in session.inputs if spec.name == CONTROL_IMAGE)
-        samples = images.samples(
-            call.width,
-            call.height,
-            int(spec.shape[1]),
-            mode=call.resize_mode,
-            crops=call.crops,
-            count=call.count,
-        )
-        parts = [
-            session.run({CONTROL_IMAGE: samples[rows]})[EMBEDDING]
-            for rows in chunks(len(samples), call.max_batch)
-        ]
-        embedded = finite(np.concatenate(parts), session.name, "the control image")
-        return np.repeat(embedded, call.count // len(embedded), axis=0)
-
-    def _guesses(self, net: ControlNet) -> bool:
+    def _guesses(self, run: ControlRun) -> bool:
         """Whether a ControlNet runs in guess mode: as in diffusers, the first one may decide it."""
-        return net.guess_mode or _pools(self.packages[0])
-
-    def _step_net(self, net: ControlNet, opened: OpenAdapter) -> StepControlNet:
-        guess_mode = self._guesses(net)
-        session = opened.sessions.session(CONTROLNET.name)
-        names = [spec.name for spec in session.outputs]
-        weights = np.ones(len(names))
-        if guess_mode and not _pools(opened.package):
-            weights = np.logspace(-1, 0, len(names))
-        scales = dict(zip(names, (weights * net.scale).astype(np.float32), strict=True))
-        return StepControlNet(
-            session,
-            scales,
-            steps_of(self._call.steps, net) if net.scale else frozenset(),
-            guess_mode,
-        )
-
-
-def _pools(package: Package) -> bool:
-    """Whether a ControlNet pools its outputs over all pixels."""
-    return bool(package.config(CONTROLNET.name).get("global_pool_conditions"))
-
-
-def steps_of(steps: range, net: ControlNet) -> frozenset[int]:
-    """The steps in which a ControlNet runs.
-
-    A step runs if it is wholly between start and end, which are fractions of the steps that are
-    run, as in diffusers.
-    """
-    count = len(steps)
-    return frozenset(
-        step
-        for i, step in enumerate(steps)
-        if not (i / count < net.start or (i + 1) / count > net.end)
-    )
+        return run.nets[0].guess_mode or pools(self.packages[0])
 
 
 def _recorded(net: ControlNet, package: Package) -> RecordedControlNet:
@@ -180,6 +133,7 @@ def _recorded(net: ControlNet, package: Package) -> RecordedControlNet:
         float(net.start),
         float(net.end),
         bool(net.guess_mode),
+        mode_number(net, package),
     )
 
 
@@ -238,8 +192,14 @@ def _check_embedding(adapter: Package) -> None:
     first, second = (
         adapter.manifest.components[spec.name] for spec in (CONTROL_EMBEDDING, CONTROLNET)
     )
-    (image,), (embedding,) = first.inputs, first.outputs
-    _channels_of(image)
+    inputs = {spec.name: spec for spec in first.inputs}
+    (embedding,) = first.outputs
+    _channels_of(inputs.pop(CONTROL_IMAGE))
+    types = types_of(second.inputs)
+    if types != types_of(first.inputs):
+        raise ValueError(f"{CONTROLNET.name} has other types of control images than there are")
+    if inputs.keys() != ({CONTROL_TYPE, CONDITIONING_SCALE} if types else set()):
+        raise ValueError(f"{CONTROL_EMBEDDING.name} takes {', '.join(map(shown, inputs))}")
     taken = {spec.name: spec for spec in second.inputs}[embedding.name]
     if _channels_of(embedding) != _channels_of(taken):
         raise ValueError(f"{CONTROLNET.name} takes another {EMBEDDING} than there is")

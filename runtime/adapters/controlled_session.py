@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,13 +29,15 @@ class StepControlNet:
     """A ControlNet in the denoising loop.
 
     scales: by residual. steps: in which it runs. conditional_only: whether it runs on the rows of
-    prompts alone, and adds nothing to the others.
+    prompts alone, and adds nothing to the others. further: inputs that are the same for all rows,
+    without the axis of the batch.
     """
 
     session: Session
     scales: Mapping[str, np.float32]
     steps: frozenset[int]
     conditional_only: bool
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class ControlledSession(WrappedSession):
@@ -143,6 +145,8 @@ class _BoundNet:
         self._timestep = specs["timestep"]
         inputs = {name: constants[name] for name in specs if name in constants}
         inputs[EMBEDDING] = embedding
+        for name, value in net.further.items():
+            inputs[name] = np.repeat(value[None], len(embedding), axis=0)
         if self.rows is not None:
             inputs = {name: value[self.rows] for name, value in inputs.items()}
         self._bound: Session | None = None

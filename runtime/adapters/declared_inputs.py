@@ -41,7 +41,7 @@ def check_adapter_inputs(specs: Sequence[TensorSpec], base: Sequence[TensorSpec]
     declared = {spec.name: spec for spec in specs}
     for spec in base:
         found = declared.pop(spec.name, None)
-        if found != spec:
+        if found is None or _sizes(found) != _sizes(spec):
             raise ValueError(f"its input {spec.name:.80} is {found}, that of model.onnx {spec}")
     layer_shapes(specs)
     if image_layers(specs) and BIAS not in declared:
@@ -51,6 +51,11 @@ def check_adapter_inputs(specs: Sequence[TensorSpec], base: Sequence[TensorSpec]
     for spec in declared.values():
         if not _is_of_an_adapter(spec, images):
             raise ValueError(f"its input {spec.name:.80} is {shown(str(spec))}, of no adapter")
+
+
+def _sizes(spec: TensorSpec) -> tuple[str, list[int | None]]:
+    """Type and sizes, whatever the names of dynamic ones."""
+    return spec.dtype, [size if isinstance(size, int) else None for size in spec.shape]
 
 
 def _is_of_an_adapter(spec: TensorSpec, images: dict[str, tuple[int | str, ...]]) -> bool:

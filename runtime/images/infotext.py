@@ -101,6 +101,7 @@ def _controlnets(parameters: Parameters) -> dict[str, str]:
             "Guidance Start": number(net.start),
             "Guidance End": number(net.end),
             "Guess Mode": net.guess_mode,
+            **({} if net.mode is None else {"Union Control Type": net.mode}),
             "Image hash": _hashes(net.images),
         }
         found[f"ControlNet {number_}"] = ", ".join(f"{k}: {v}" for k, v in values.items())

@@ -60,6 +60,7 @@ class RecordedControlNet:
       sha256: digest of its package's manifest.
       images: its control images.
       scale, start, end, guess_mode: see ControlNet.
+      mode: number of the type of the control images, of a ControlNet-Union.
     """
 
     name: str
@@ -69,10 +70,12 @@ class RecordedControlNet:
     start: float = 0.0
     end: float = 1.0
     guess_mode: bool = False
+    mode: int | None = None
 
     def __str__(self) -> str:
         part = "" if (self.start, self.end) == (0, 1) else f":{self.start:g}:{self.end:g}"
         guess = ":guess" if self.guess_mode else ""
+        guess += "" if self.mode is None else f":mode {self.mode}"
         images = "/".join(each.sha256[:HASH_DIGITS] for each in self.images)
         digest = self.sha256[:HASH_DIGITS]
         return f"{self.name}:{self.scale:g}{part}{guess}:{digest}:{images}"
@@ -261,4 +264,7 @@ def _package_and_images(value: Mapping[str, Any]) -> tuple[str, str, tuple[Input
 def _controlnet(value: Mapping[str, Any]) -> RecordedControlNet:
     numbers = {key: convert(value.get(key), float) for key in ("scale", "start", "end")}
     guess_mode = convert(value.get("guess_mode"), bool)
-    return RecordedControlNet(*_package_and_images(value), **numbers, guess_mode=guess_mode)
+    mode = convert(value.get("mode"), int | None)
+    return RecordedControlNet(
+        *_package_and_images(value), **numbers, guess_mode=guess_mode, mode=mode
+    )

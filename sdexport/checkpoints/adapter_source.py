@@ -62,6 +62,7 @@ class AdapterCheckpoint:
 
 _IN_FOLDERS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "ControlNetModel": controlnet_in_folder,
+    "ControlNetUnionModel": controlnet_in_folder,
     "T2IAdapter": t2i_in_folder,
 }
 """By class name in config.json, what opens the folder: (folder, config, variant=, allow_pickle=).
@@ -71,10 +72,10 @@ _IN_FILES: tuple[Callable[[WeightFile], dict[str, Any] | None], ...] = (
     t2i_in_file,
 )
 """Each opens a file if it is of its kind, else it returns None."""
+_XS = "ControlNet-XS, whose layers exchange values with the UNet's: it has no graph of its own"
 _NOT_SUPPORTED = {
-    "ControlNetUnionModel": "ControlNet-Union",
-    "ControlNetXSAdapter": "ControlNet-XS",
-    "UNetControlNetXSModel": "ControlNet-XS",
+    "ControlNetXSAdapter": _XS,
+    "UNetControlNetXSModel": _XS,
     "MultiControlNetModel": "several ControlNets at once; export each of them",
     "SparseControlNetModel": "SparseCtrl, for video",
     "FluxControlNetModel": "a ControlNet for Flux",

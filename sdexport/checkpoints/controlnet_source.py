@@ -16,6 +16,12 @@ import torch
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
 from sdexport.checkpoints.adapter_folder import AdapterFolder
+from sdexport.checkpoints.controlnet_union_source import (
+    IN_UNION,
+    UNION_CLASS,
+    union_config,
+    union_expectations,
+)
 from sdexport.checkpoints.modules import check_shapes, empty, fill
 from sdexport.checkpoints.published_configs import UNET_SD1, UNET_SD2, UNET_SDXL
 from sdexport.checkpoints.unused_weights import check_all_used
@@ -38,7 +44,8 @@ _OTHERS = (
     (r"^lora_controlnet$|\.(up|down)\.weight$", "a Control-LoRA, which changes a model's own UNet"),
     (r"lllite", "a ControlNet-LLLite"),
     (r"^difference$", "a difference of weights, which needs the model that it is added to"),
-    (r"^task_embedding$|^spatial_ch_projs\.|^control_add_embedding\.", "a ControlNet-Union"),
+    (rf"^{re.escape(_ORIGINAL)}{IN_UNION}", "a ControlNet-Union in another layout than diffusers'"),
+    (r"(^|\.)(base_to_ctrl|ctrl_to_base|(enc|mid|dec|middle)_zero_convs_)", "a ControlNet-XS"),
     (r"^(double_blocks|joint_blocks|transformer_blocks)\.", "a ControlNet for Flux or SD 3"),
     (r"^(instance|sparse)_|motion_modules\.", "a ControlNet for video"),
 )
@@ -57,7 +64,7 @@ def controlnet_in_folder(
     opened = AdapterFolder.open(
         folder,
         config,
-        diffusers.ControlNetModel,
+        getattr(diffusers, _class_name(config)),
         CONTROLNET.source,
         variant=variant,
         allow_pickle=allow_pickle,
@@ -85,14 +92,19 @@ def controlnet_in_file(
         return None
     with parsing(file.path):
         config = _config_of(file, _state(file.named_weights), unets)
-    arguments = inspect.signature(diffusers.ControlNetModel.__init__).parameters.values()
+    class_ = getattr(diffusers, _class_name(config))
+    arguments = inspect.signature(class_.__init__).parameters.values()
     defaults = {a.name: a.default for a in arguments if a.default is not a.empty}
     return _fields(file.path, {**defaults, **config}, config, [file])
 
 
+def _class_name(config: Mapping[str, Any]) -> str:
+    return UNION_CLASS if config.get("_class_name") == UNION_CLASS else CLASS_NAME
+
+
 def _is_any_control(names: Sequence[str]) -> bool:
     """Whether names are those of some kind of ControlNet, and not of a LoRA or a model."""
-    words = ("control", "zero_convs", "lllite", "input_hint_block", "task_embedding")
+    words = ("control", "zero_convs", "lllite", "input_hint_block", "base_to_ctrl")
     return any(word in name for name in names for word in words)
 
 
@@ -102,17 +114,18 @@ def _fields(
     config: Mapping[str, Any],
     files: Sequence[WeightFile],
 ) -> dict[str, Any]:
+    class_name = _class_name(config)
     _check_config(path, complete)
-    written = {"_class_name": CLASS_NAME, **{k: v for k, v in config.items() if k[0] != "_"}}
+    written = {"_class_name": class_name, **{k: v for k, v in config.items() if k[0] != "_"}}
     with parsing(f"{path}: config.json"):
-        module = empty(CLASS_NAME, written)
+        module = empty(class_name, written)
         state = _state({k: v for file in files for k, v in file.named_weights.items()})
         left = {name for file in files for name in (*file.named_weights, *file.others)}
         left = {
             n for n in left - origins(state, module.state_dict()) if not n.startswith(_OF_MODEL)
         }
     check_shapes(path, CONTROLNET.source, module, state)
-    check_all_used(path, f"a {CLASS_NAME} of this configuration", left)
+    check_all_used(path, f"a {class_name} of this configuration", left)
     return {
         "family": CONTROLNET_FAMILY,
         "configs": {CONTROLNET.source: SimpleNamespace(**complete)},
@@ -125,7 +138,7 @@ def _fields(
 
 
 def _load(config: Mapping[str, Any], files: Sequence[WeightFile], part: str) -> Any:
-    return fill(empty(CLASS_NAME, config), _state(merged(files)))
+    return fill(empty(_class_name(config), config), _state(merged(files)))
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -146,6 +159,8 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         and 1 <= config["in_channels"] <= 64,
         "3 conditioning_channels, control images in RGB": config["conditioning_channels"] == 3,
     }
+    if _class_name(config) == UNION_CLASS:
+        expectations |= union_expectations(config)
     for name, holds in expectations.items():
         if not holds:
             raise CheckpointError(f"{path}: not a supported ControlNet; expected {name}")
@@ -199,6 +214,7 @@ def _config_of(
         config["mid_block_type"] = "UNetMidBlock2D"
     elif attends[-1] is False:  # the middle block is as deep as the last level
         config["transformer_layers_per_block"][-1] = _depth(state, "mid_block.attentions.0.")
+    config |= union_config(state)
     if "shuffle" in file.path.name.lower():
         _log.warning(
             "%s: global_pool_conditions is taken to be true, as in the configuration of the "

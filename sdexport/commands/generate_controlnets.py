@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from sdexport.runtime.adapters.controlnet_argument import ControlNet
     from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter, T2IAdapter
 
-FORM = "PACKAGE:IMAGE[:SCALE[:START:END]]"
+FORM = "PACKAGE:[MODE=]IMAGE[:SCALE[:START:END]]"
 _OF_ADAPTERS = "PACKAGE:IMAGE[:SCALE]"
 _Reading = tuple[Path, Path, list[float]]
+_DIGITS = 5
+"""Of the number of a mode, fewer."""
+_ModeOfImage = tuple[str | int | None, Path]
 
 
 def controlnets_of(texts: Sequence[str], *, guess_mode: bool | None) -> list[ControlNet]:
@@ -32,10 +35,19 @@ def controlnets_of(texts: Sequence[str], *, guess_mode: bool | None) -> list[Con
         raise InvalidArgumentError("--guess-mode needs --controlnet")
     found = []
     for text in texts:
-        package, image, numbers = _parsed(text, "--controlnet", FORM, (3, 1, 0))
+        package, named, numbers = _parsed(text, "--controlnet", FORM, (3, 1, 0))
+        mode, image = _mode_of(named)
         settings = dict(zip(("scale", "start", "end"), numbers, strict=False))
-        found.append(ControlNet(package, image, **settings, guess_mode=bool(guess_mode)))
+        found.append(ControlNet(package, image, **settings, guess_mode=bool(guess_mode), mode=mode))
     return found
+
+
+def _mode_of(named: Path) -> _ModeOfImage:
+    """The mode and the image of MODE=IMAGE. A file of the whole name has no mode."""
+    mode, equals, image = str(named).partition("=")
+    if not (equals and mode and image) or named.is_file():
+        return None, named
+    return int(mode) if mode.isdecimal() and len(mode) < _DIGITS else mode, Path(image)
 
 
 def t2i_adapters_of(texts: Sequence[str]) -> list[T2IAdapter]:
@@ -70,11 +82,16 @@ def _parsed(text: str, option: str, form: str, counts: Sequence[int]) -> _Readin
         raise InvalidArgumentError(f"{option}: expected {form}, got {shown(text)}")
     with_package = [each for each in readings if each[0].is_dir()]
     for reading in with_package:
-        if reading[1].is_file():
+        if _image_of(reading, form).is_file():
             return reading
     if with_package:
-        raise FileNotFoundError(f"{option} {text}: no image at {with_package[0][1]}")
+        image = _image_of(with_package[0], form)
+        raise FileNotFoundError(f"{option} {text}: no image at {image}")
     raise FileNotFoundError(f"{option} {text}: no package at {readings[0][0]}")
+
+
+def _image_of(reading: _Reading, form: str) -> Path:
+    return _mode_of(reading[1])[1] if form == FORM else reading[1]
 
 
 def _readings(text: str, counts: Sequence[int]) -> Iterator[_Reading]:

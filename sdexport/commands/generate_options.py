@@ -66,7 +66,7 @@ PROMPT_OPTIONS = (
         "--controlnet",
         "controlnet_texts",
         multiple=True,
-        metavar="PACKAGE:IMAGE[:SCALE[:START:END]]",
+        metavar="PACKAGE:[MODE=]IMAGE[:SCALE[:START:END]]",
         help="Follow this control image with this ControlNet, which 'sdexport export-adapter' "
         "wrote; the model must have been exported with --controlnet-inputs. START and END are "
         "fractions of the steps. Repeatable.",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from sdexport.commands.shared_options import (
     verify_hashes_option,
 )
 from sdexport.commands.verbosity import verbosity_options
+from sdexport.engines.errors import PackageError
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+_MOST_OF_A_KIND = 3
+"""Tensors that are listed one by one, of those whose names differ in a number."""
 _ERRORS = (
     ("relative_l2", "relative L2"),
     ("max_abs", "largest difference"),
@@ -151,6 +155,8 @@ def _package_lines(package: Any) -> list[str]:
         for name in ("images", "prediction", "scheduler"):
             del values[name]
         values["latents"] = f"{manifest.latent_channels} channels, of 1/{manifest.downscale} size"
+        if types := _control_types(manifest):
+            values["modes"] = types
     for kind, (name, _) in () if manifest.is_adapter else EXPORT_OPTIONS.items():
         graph = adapter_graph(package.family.denoiser, {kind})
         if kind is not AdapterKind.LORA and graph in package.graphs:
@@ -159,19 +165,47 @@ def _package_lines(package: Any) -> list[str]:
     return [f"{name:<{width}}{value}" for name, value in values.items()]
 
 
+def _control_types(manifest: Any) -> str:
+    """The modes of a ControlNet-Union; empty for other adapters."""
+    from sdexport.engines.guarded_files import parsing
+    from sdexport.runtime.models.control_types import listed_types, types_of
+    from sdexport.runtime.models.controlnet import CONTROLNET
+
+    component = manifest.components.get(CONTROLNET.name)
+    with parsing(PackageError, "the manifest"):
+        types = 0 if component is None else types_of(component.inputs)
+    return listed_types(types) if types else ""
+
+
 def _component_lines(manifest: Any, name: str) -> list[str]:
     component = manifest.components[name]
     size = sum(record.size for record in component.files) / 1e6
     lines = [f"{name}: {component.precision}, opset {component.opset}, {size:.1f} MB"]
     lines += [f"  {count} nodes {precision}" for precision, count in component.nodes.items()]
-    lines += [f"  <- {spec.name}: {spec}" for spec in component.inputs]
-    lines += [f"  -> {spec.name}: {spec}" for spec in component.outputs]
+    lines += _tensor_lines("<-", component.inputs)
+    lines += _tensor_lines("->", component.outputs)
     for key, figures in (manifest.verification or {}).items():
         component_name, _, output = key.partition(".")
         if component_name == name:
             errors = [f"{name} {figures[kind]:.2g}" for kind, name in _ERRORS if kind in figures]
             if errors:  # older packages hold other figures
                 lines.append(f"  {output} compared with PyTorch: {', '.join(errors)}")
+    return lines
+
+
+def _tensor_lines(arrow: str, specs: Sequence[Any]) -> list[str]:
+    """A line for each tensor, and one for all of a kind: many names that differ in a number."""
+    kinds: dict[str, list[Any]] = {}
+    for spec in specs:
+        kinds.setdefault(re.sub(r"\d+", "N", spec.name), []).append(spec)
+    lines = []
+    for kind in kinds.values():
+        first, last = kind[0], kind[-1]
+        if len(kind) <= _MOST_OF_A_KIND:
+            lines += [f"  {arrow} {spec.name}: {spec}" for spec in kind]
+        else:
+            shown = f"{first}" if str(first) == str(last) else f"{first} to {last}"
+            lines.append(f"  {arrow} {first.name} to {last.name}, {len(kind)} of them: {shown}")
     return lines
 
 

@@ -12,6 +12,11 @@ import torch
 from torch import nn
 
 from sdexport.engines import TensorSpec
+from sdexport.graphs.controlnet_union_parts import (
+    UnionEmbedding,
+    after_union_embedding,
+    union_inputs,
+)
 from sdexport.graphs.wrappers import Part, with_parameters
 from sdexport.runtime.models.components import (
     DOWN_RESIDUAL,
@@ -22,6 +27,7 @@ from sdexport.runtime.models.conditioning import ConditioningInput
 from sdexport.runtime.models.controlnet import (
     CONTROL_EMBEDDING,
     CONTROL_IMAGE,
+    CONTROL_TYPE,
     CONTROLNET,
     EMBEDDING,
 )
@@ -43,15 +49,20 @@ class ControlEmbedding(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """sample, timestep, encoder_hidden_states, control_embedding -> the residuals, unscaled."""
+    """sample, timestep, encoder_hidden_states, control_embedding -> the residuals, unscaled.
+
+    A ControlNet-Union takes control_type as well.
+    """
 
     def __init__(self, model: Any, conditioning: Sequence[ConditioningInput]) -> None:
         super().__init__()
         self.model, self.pools = _after_embedding(model), model.config.global_pool_conditions
         self.added = [each.name for each in conditioning]
+        self.is_union = is_union(model.config)
+        types = [CONTROL_TYPE] if self.is_union else []
         self.forward = with_parameters(
             self._forward,
-            ["sample", "timestep", "encoder_hidden_states", EMBEDDING, *self.added],
+            ["sample", "timestep", "encoder_hidden_states", EMBEDDING, *types, *self.added],
         )
 
     def _forward(
@@ -62,11 +73,18 @@ class ControlNet(nn.Module):
         control_embedding: torch.Tensor,
         **added: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        control: dict[str, Any] = {"controlnet_cond": control_embedding}
+        if self.is_union:
+            control = {
+                "controlnet_cond": [control_embedding],
+                "control_type": added.pop(CONTROL_TYPE),
+                "control_type_idx": [0],  # any: it counts in the embedding alone
+            }
         down, mid = self.model(
             sample,
             timestep,
             encoder_hidden_states,
-            controlnet_cond=control_embedding,
+            **control,
             added_cond_kwargs=added or None,
             return_dict=False,
         )
@@ -78,12 +96,20 @@ class ControlNet(nn.Module):
 
 def _after_embedding(model: Any) -> Any:
     """The model as it is after the embedding of the control image, with the same weights."""
-    rest = copy.copy(model)
-    rest._modules = {**model._modules, "controlnet_cond_embedding": nn.Identity()}
+    if is_union(model.config):
+        rest = after_union_embedding(model)
+    else:
+        rest = copy.copy(model)
+        rest._modules = {**model._modules, "controlnet_cond_embedding": nn.Identity()}
     rest.register_to_config(
         global_pool_conditions=False, controlnet_conditioning_channel_order="rgb"
     )
     return rest
+
+
+def is_union(config: Any) -> bool:
+    """Whether a configuration of a ControlNet is that of a ControlNet-Union."""
+    return getattr(config, "num_control_type", None) is not None
 
 
 def controlnet_parts(config: SimpleNamespace) -> tuple[Part, ...]:
@@ -96,6 +122,12 @@ def controlnet_parts(config: SimpleNamespace) -> tuple[Part, ...]:
         "float32",
         ("batch", config.conditioning_channels, "image_height", "image_width"),
     )
+    of_image: tuple[TensorSpec, ...] = (image,)
+    types: tuple[TensorSpec, ...] = ()
+    wrap: type[nn.Module] = ControlEmbedding
+    if is_union(config):
+        further, type_spec = union_inputs(config)
+        of_image, types, wrap = (image, *further), (type_spec,), UnionEmbedding
     inputs = (
         TensorSpec("sample", "float32", ("batch", config.in_channels, *space)),
         TensorSpec("timestep", "float32", (1,)),
@@ -103,10 +135,11 @@ def controlnet_parts(config: SimpleNamespace) -> tuple[Part, ...]:
             "encoder_hidden_states", "float32", ("batch", "sequence", config.cross_attention_dim)
         ),
         embedding,
+        *types,
         *(TensorSpec(n, "float32", ("batch", width)) for n, width in _added_widths(config)),
     )
     return (
-        Part(CONTROL_EMBEDDING, ControlEmbedding, (image,), (embedding,)),
+        Part(CONTROL_EMBEDDING, wrap, of_image, (embedding,)),
         Part(
             CONTROLNET,
             partial(ControlNet, conditioning=conditioning),

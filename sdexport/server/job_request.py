@@ -39,6 +39,7 @@ class ControlNetItem(_Item):
     start: Number = 0.0
     end: Number = 1.0
     guess_mode: bool = False
+    mode: str | int | None = None
 
 
 class T2IAdapterItem(_Item):

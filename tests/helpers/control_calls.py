@@ -96,8 +96,8 @@ def random_control_call(number: int, families: Sequence[str] = tuple(TASKS)) -> 
         shared["mask_image"] = Image.fromarray(mask)
     count = int(rng.choice([1, 1, 2]))
     each = len(prompts) if count == 1 and rng.random() < 0.5 else 1
-    images = [[_any_image(rng) for _ in range(each)] for _ in range(count)]
-    nets = [(float(rng.uniform(-0.5, 1.8)), *_interval(rng)) for _ in range(count)]
+    images = [[any_image(rng) for _ in range(each)] for _ in range(count)]
+    nets = [(float(rng.uniform(-0.5, 1.8)), *interval(rng)) for _ in range(count)]
     scheduler = None if family == "lcm" else _SCHEDULERS[rng.integers(len(_SCHEDULERS))]
     if scheduler == "heun" and task:  # diffusers counts its calls as steps, and may leave none
         scheduler = None
@@ -107,14 +107,15 @@ def random_control_call(number: int, families: Sequence[str] = tuple(TASKS)) -> 
     )
 
 
-def _interval(rng: np.random.Generator) -> tuple[float, float]:
+def interval(rng: np.random.Generator) -> tuple[float, float]:
+    """A random start and end."""
     if rng.random() < 0.5:
         return 0.0, 1.0
     start = float(rng.uniform(0, 0.5))
     return start, float(rng.uniform(start + 0.1, 1))
 
 
-def _any_image(rng: np.random.Generator) -> Image.Image:
+def any_image(rng: np.random.Generator) -> Image.Image:
     """A control image of any size and of a mode that diffusers takes."""
     width, height = (int(side) for side in rng.integers(40, 140, 2))
     image = control_image(width, height, seed=int(rng.integers(100)))

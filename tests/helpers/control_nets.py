@@ -30,6 +30,12 @@ def random_controlnet(checkpoint: Path, seed: int = 0, **config: Any) -> Any:
     base = dict(ControlNetModel.from_unet(unet, load_weights_from_unet=False).config)
     base = {key: value for key, value in base.items() if not key.startswith("_")}
     model = ControlNetModel(**{**base, **latents, **settings})
+    strengthen(model)
+    return model.eval()
+
+
+def strengthen(model: Any) -> None:
+    """Give the layers weights that are initialised with zeros, or too small to count."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.startswith(("controlnet_down", "controlnet_mid")):
@@ -37,7 +43,6 @@ def random_controlnet(checkpoint: Path, seed: int = 0, **config: Any) -> Any:
             elif name.startswith("controlnet_cond_embedding") and weight.ndim > 1:
                 gain = 2 if "conv_out" in name else 1.4  # so that what the image shows counts
                 weight.normal_(std=gain / weight[0].numel() ** 0.5)
-    return model.eval()
 
 
 def build_controlnet(checkpoint: Path, folder: Path, seed: int = 0, **config: Any) -> Path:

@@ -112,7 +112,8 @@ def test_file_in_the_original_layout(family: Any, tmp_path: Path) -> None:
     [
         ("lora_controlnet", "Control-LoRA"),
         ("lllite_unet_controlnet.down.0.weight", "LLLite"),
-        ("task_embedding", "ControlNet-Union"),
+        ("control_model.task_embedding", "ControlNet-Union in another layout"),
+        ("control_model.down_blocks.0.base_to_ctrl.0.weight", "ControlNet-XS"),
     ],
 )
 def test_other_kinds_are_rejected_by_name(name: str, what: str, net: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def change(net: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"_class_name": "ControlNetUnionModel"}, "ControlNet-Union"),
+        ({"_class_name": "ControlNetUnionModel"}, "num_trans_channel and num_proj_channel"),
         ({"_class_name": "ControlNetXSAdapter"}, "ControlNet-XS"),
         ({"_class_name": ["x"]}, "not supported"),
         ({"class_embed_type": "timestep"}, "class conditioning"),

@@ -14,7 +14,8 @@ from PIL import Image
 from sdexport import ControlNet, InvalidArgumentError, PackageError, Pipeline, load_pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.runtime.adapters import applied_controlnets
-from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets, steps_of
+from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets
+from sdexport.runtime.adapters.controlnet_runs import ControlRun, steps_of
 from sdexport.runtime.packages.package import Package
 from tests.helpers.control_nets import control_image
 from tests.helpers.lora_files import ATTENTION, random_lora, save_peft
@@ -190,7 +191,15 @@ def test_the_image_is_made_again(
         ({"start": 0.5, "end": 0.5}, "start < end"),
         ({"end": 1.5}, "0 to 1"),
         ({"guess_mode": 1}, "True or False"),
+        ({"mode": 1.5}, "expected a name such as 'canny'"),
+        ({"mode": True}, "expected a name"),
+        ({"mode": -1}, "expected a name"),
+        ({"mode": ["canny", None]}, "expected a name"),
+        ({"mode": []}, "0 modes and 1 control images"),
+        ({"mode": ["canny", "depth"]}, "2 modes and 1 control images"),
+        ({"mode": ["canny"], "image": [EDGES, EDGES]}, "1 modes and 2 control images"),
         ({"package": 3}, "folder of a package"),
+        ({"package": "a\0b"}, "folder of a package"),
         ({"image": None}, "control image"),
     ],
     ids=str,
@@ -286,17 +295,22 @@ def test_pooling_of_the_first_decides_for_all(
 ) -> None:
     """As in diffusers: guess mode for every ControlNet if the first one pools its outputs."""
     session = SimpleNamespace(outputs=[SimpleNamespace(name="a"), SimpleNamespace(name="b")])
-    opened = [
+    manifest = SimpleNamespace(components={"controlnet": SimpleNamespace(inputs=())})
+    opened: list[Any] = [
         SimpleNamespace(
-            package=SimpleNamespace(config=lambda _, pool=pool: {"global_pool_conditions": pool}),
+            package=SimpleNamespace(
+                config=lambda _, pool=pool: {"global_pool_conditions": pool}, manifest=manifest
+            ),
             sessions=SimpleNamespace(session=lambda _: session),
         )
         for pool in pools
     ]
     applied = object.__new__(AppliedControlNets)
     vars(applied).update(
-        _nets=[ControlNet("one", EDGES), ControlNet("two", EDGES)],
-        _opened=opened,
+        _runs=[
+            ControlRun(each, [ControlNet(name, EDGES)])
+            for each, name in zip(opened, ("one", "two"), strict=True)
+        ],
         packages=[each.package for each in opened],
         _call=SimpleNamespace(steps=range(2)),
     )

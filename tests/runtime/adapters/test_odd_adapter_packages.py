@@ -145,6 +145,32 @@ def test_controlnets(
         pipe("a", controlnets=[ControlNet(package, IMAGE)], **CALL)
 
 
+@pytest.mark.parametrize(
+    ("component", "name", "change"),
+    [
+        ("controlnet", "control_type", shape("batch", "types")),
+        ("controlnet", "control_type", shape("batch", 0)),
+        ("controlnet", "control_type", shape(6)),
+        ("controlnet", "control_type", shape("batch", 7)),
+        ("controlnet", "control_type", renamed),
+        ("controlnet", "control_type", lambda spec: [replace(spec, dtype="int64")]),
+        ("control_embedding", "control_type", renamed),
+        ("control_embedding", "control_type", shape(1, 10**9)),
+        ("control_embedding", "conditioning_scale", renamed),
+        ("control_embedding", "conditioning_scale", another),
+    ],
+)
+def test_controlnet_unions(
+    lora_package: Path, union_net: Path, component: str, name: str, change: Change
+) -> None:
+    package = changed(Package.load(union_net), component, name, change)
+    with (
+        load_pipeline(lora_package) as pipe,
+        pytest.raises(PackageError, match="union is damaged: "),
+    ):
+        pipe("a", controlnets=[ControlNet(package, IMAGE, mode=0)], **CALL)
+
+
 def test_features_of_another_size() -> None:
     spec = TensorSpec(residual_name(0), "float32", residual_shape(2, 0))
     feature = {spec.name: np.ones((1, 2, 3, 4), np.float32)}
