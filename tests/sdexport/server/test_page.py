@@ -1,0 +1,343 @@
+"""The page of the server, as people use it: in a browser, with the demo model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdexport import read_parameters, save_image
+from sdexport.demo_model import PACKAGE_DIR
+from tests.helpers.browser import Visit, chromium, running_browser, serious_problems
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+from tests.helpers.page_server import KEY, Addresses, page_servers
+
+CIRCLE = "a large red circle on a white background"
+READY = "#gallery a.button"
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+DESKTOP = {"viewport": {"width": 1280, "height": 860}}
+Open = Callable[..., Visit]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Addresses]:
+    chromium()
+    with page_servers(PACKAGE_DIR) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(servers: Addresses, browser: Any) -> Iterator[Open]:
+    """Opens pages, and checks at the end that none had an error or called another server."""
+    visits: list[Visit] = []
+
+    def opened(address: str | None = None, **options: Any) -> Visit:
+        visits.append(Visit(browser, address or servers.open, **(DESKTOP | options)))
+        return visits[-1]
+
+    yield opened
+    faults = [fault for each in visits for fault in each.faults]
+    for each in visits:
+        each.context.close()
+    assert faults == []
+
+
+def generate(page: Any, prompt: str = CIRCLE, steps: int = 2, **fields: object) -> None:
+    """Fill in the form, generate, and wait for the images."""
+    for name, value in {"prompt": prompt, "num_inference_steps": steps, **fields}.items():
+        page.fill(f"#{name}", str(value))
+    page.click("#generate")
+    page.wait_for_selector("#generate:visible")
+    page.wait_for_selector(READY)
+
+
+def sent(page: Any) -> dict[str, Any]:
+    """The request for images that Generate sends, which is answered as usual."""
+    with page.expect_request(lambda request: request.url.endswith("/v1/jobs")) as found:
+        page.click("#generate")
+    page.wait_for_selector("#generate:visible")
+    body: dict[str, Any] = json.loads(found.value.post_data)
+    return body
+
+
+def picture(data_url: str) -> np.ndarray:
+    """The pixels of an image in a request."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data_url.split(",")[1]))).convert("L"))
+
+
+def values(page: Any, *names: str) -> list[str]:
+    return [page.input_value(f"#{name}") for name in names]
+
+
+def error_of(page: Any, field: str) -> str:
+    """The error that is shown next to a field, and that screen readers read with it."""
+    control = page.locator(f"#{field}")
+    assert control.get_attribute("aria-invalid") == "true"
+    text: str = page.text_content(f"#{control.get_attribute('aria-describedby')}")
+    return text
+
+
+def test_page_generates_with_previews_and_keeps_settings(visit: Open, tmp_path: Path) -> None:
+    page = visit().ready()
+    page.evaluate(
+        """() => {
+          window.previews = new Set();
+          new MutationObserver(() => {
+            const shown = document.querySelector("#gallery img.preview");
+            if (shown) window.previews.add(shown.src);
+          }).observe(document.querySelector("#gallery"),
+            { subtree: true, childList: true, attributes: true });
+        }"""
+    )
+    page.fill("#prompt", CIRCLE)
+    page.fill("#num_inference_steps", "20")
+    page.fill("#seed", "18446744073709551614")  # more than a number in JavaScript holds
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(READY)
+    assert page.evaluate("window.previews.size") >= 3
+    assert page.text_content("#live") == "The image is ready."
+    with page.expect_download() as download:
+        page.click(READY)
+    saved = tmp_path / download.value.suggested_filename
+    download.value.save_as(saved)
+    found = read_parameters(saved)
+    assert (found.prompt, found.num_inference_steps) == (CIRCLE, 20)
+    assert found.seed == 2**64 - 2
+
+    assert page.locator("#history li").count() == 1
+    page.fill("#prompt", "another prompt")
+    page.fill("#seed", "")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert values(page, "prompt", "seed") == ["another prompt", ""]
+    page.click("#history .thumb")
+    assert values(page, "prompt", "seed", "num_inference_steps") == [CIRCLE, str(2**64 - 2), "20"]
+    page.click("#toast button:has-text('Undo')")
+    assert page.input_value("#prompt") == "another prompt"
+    page.click("#history-clear")
+    page.click("#confirm-dialog button:has-text('Clear')")
+    page.wait_for_selector("#history-empty:visible")
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert page.locator("#history li").count() == 0
+
+
+def test_page_cancels_within_a_step(visit: Open) -> None:
+    page = visit().ready()
+    page.fill("#prompt", CIRCLE)
+    page.fill("#num_inference_steps", "150")
+    page.fill("#width", "256")
+    page.fill("#height", "256")
+    page.click("#generate")
+    page.wait_for_selector("#progress-label:has-text('Step')")
+    assert page.locator("#generate").is_hidden()
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#toast:has-text('Cancelled')")
+    assert page.locator("#generate").is_visible()
+    assert page.locator("#history li").count() == 0
+    generate(page, width="", height="")  # the server takes the next job
+
+
+def test_mask_is_drawn_and_used(visit: Open, tmp_path: Path) -> None:
+    page = visit().ready()
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "white.png")
+    page.click("#image-section summary")
+    page.set_input_files("#image-input input[type=file]", tmp_path / "white.png")
+    page.wait_for_selector("#mask-draw")
+    page.click("#mask-draw")
+    box = page.locator("#mask-canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 4, box["y"] + box["height"] / 4
+    for shift in (0, box["width"] / 2):  # two strokes
+        page.mouse.move(x + shift, y)
+        page.mouse.down()
+        page.mouse.move(x + shift, y + box["height"] / 2, steps=4)
+        page.mouse.up()
+    page.click("#mask-undo")
+    page.click("#mask-done")
+    page.wait_for_selector("#image-input .mask-overlay")
+    page.fill("#prompt", "a blue background")
+    page.fill("#num_inference_steps", "3")
+    body = sent(page)
+    mask = picture(body["mask_image"])
+    assert mask.shape == (128, 128)
+    assert set(np.unique(mask)) == {0, 255}
+    assert mask[64, 32] == 255
+    assert mask[64, 96] == 0  # undone
+    assert picture(body["image"]).min() == 255
+    page.wait_for_selector(READY)
+
+    page.click("#mask-draw")  # again, with the keyboard, on what is there
+    page.click("#tool-eraser")
+    page.focus("#mask-canvas")
+    for key in ["ArrowLeft"] * 8 + [" ", "ArrowDown", " "]:
+        page.keyboard.press(key)
+    page.click("#mask-done")
+    page.wait_for_selector("#mask-dialog", state="hidden")
+    erased = picture(sent(page)["mask_image"])
+    assert erased[66, 32] == 0
+    assert 0 < (erased == 255).sum() < (mask == 255).sum()
+
+
+def test_settings_of_a_file_are_restored(visit: Open, tmp_path: Path) -> None:
+    page = visit().ready()
+    generate(page, seed=7, negative_prompt="blue", guidance_scale=3.5, width=64, height=96)
+    with page.expect_download() as download:
+        page.click(READY)
+    page.click("#reset")
+    for name in ("prompt", "negative_prompt"):
+        page.fill(f"#{name}", "")
+    transfer = page.evaluate_handle(
+        """text => {
+          const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], "image.png", { type: "image/png" }));
+          return transfer;
+        }""",
+        base64.b64encode(Path(download.value.path()).read_bytes()).decode(),
+    )
+    page.dispatch_event("#stage", "drop", {"dataTransfer": transfer})
+    page.wait_for_selector("#toast:has-text('restored')")
+    names = ("prompt", "negative_prompt", "seed", "guidance_scale", "width", "height")
+    assert values(page, *names) == [CIRCLE, "blue", "7", "3.5", "64", "96"]
+    assert page.locator("#problem").is_hidden()
+
+    image = Image.new("RGB", (64, 64))
+    image.info["parameters"] = (
+        "a <lora:style:0.8> star\nNegative prompt: red\n"
+        "Steps: 9, Sampler: Euler a, Schedule type: Karras, CFG scale: 4, Seed: 5, Size: 64x64, "
+        "Clip skip: 2, Model: elsewhere, ENSD: 31337"
+    )
+    save_image(image, tmp_path / "automatic1111.png")
+    page.set_input_files("#settings-file", tmp_path / "automatic1111.png")
+    page.wait_for_selector("#problem:visible")
+    assert values(page, "seed", "num_inference_steps", "scheduler") == ["5", "9", "euler_a"]
+    assert "clip_skip" in page.input_value("#more")
+    said = page.text_content("#problem")
+    assert "elsewhere" in said
+    assert "ENSD" in said
+
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    page.set_input_files("#settings-file", tmp_path / "broken.png")
+    page.wait_for_selector("#problem:has-text('broken.png')")
+    assert page.input_value("#seed") == "5"
+
+
+def test_errors_are_shown_at_their_fields(visit: Open, tmp_path: Path) -> None:
+    page = visit().ready()
+    page.fill("#prompt", CIRCLE)
+    page.fill("#width", "100")
+    page.fill("#seed", "seven")
+    page.fill("#num_inference_steps", "9999")
+    page.click("#generate")
+    assert "150" in error_of(page, "num_inference_steps")
+    assert "multiple of 8" in error_of(page, "width")
+    assert "whole number" in error_of(page, "seed")
+    for name in ("width", "seed", "num_inference_steps"):
+        page.fill(f"#{name}", "")
+        assert page.get_attribute(f"#{name}", "aria-invalid") is None
+
+    page.click("#more-section summary")
+    page.fill("#more", "[")
+    page.click("#generate")
+    assert "JSON" in error_of(page, "more")
+    page.fill("#more", '{"clip_skip": 99}')  # which the server rejects
+    page.click("#generate")
+    page.wait_for_selector("#more[aria-invalid]")
+    assert "clip_skip" in error_of(page, "more")
+    page.fill("#more", "")
+
+    (tmp_path / "text.png").write_text("no image")
+    page.click("#image-section summary")
+    page.set_input_files("#image-input input[type=file]", tmp_path / "text.png")
+    page.wait_for_selector("#image-section .error:has-text('text.png')")
+    assert page.locator("#history li").count() == 0
+    generate(page)
+
+
+def test_batch_has_a_seed_for_each_image(visit: Open) -> None:
+    page = visit().ready()
+    generate(page, seed=4, num_images_per_prompt=2)
+    assert page.locator("#gallery .tile").count() == 2
+    assert page.locator("#gallery .facts").all_text_contents() == [
+        "128 × 128Seed 4",
+        "128 × 128Seed 5",
+    ]
+    page.click("#history .thumb >> nth=0")  # the newest, which is the second
+    assert values(page, "seed", "num_images_per_prompt") == ["5", ""]
+    assert page.locator("#history li").count() == 2
+
+
+def test_key_is_asked_for_and_forgotten_with_the_tab(visit: Open, servers: Addresses) -> None:
+    seen = visit(servers.closed)
+    page = seen.page
+    page.fill("#key", "wrong")
+    page.click("#key-form button")
+    page.wait_for_selector("#key-error:visible")
+    page.fill("#key", KEY)
+    page.click("#key-form button")
+    generate(seen.ready())
+    page.reload()
+    seen.ready()
+    assert page.locator("#key-dialog").is_hidden()
+    assert page.evaluate("Object.values(localStorage).join()").count(KEY) == 0
+
+
+@pytest.mark.parametrize(("theme", "options"), [("light", DESKTOP), ("dark", PHONE)])
+def test_page_is_accessible(visit: Open, theme: str, options: dict[str, Any]) -> None:
+    page = visit(color_scheme=theme, **options).ready()
+    assert serious_problems(page) == []
+    for section in page.locator("#form details").all():
+        section.evaluate("section => { section.open = true; }")
+    page.fill("#width", "100")
+    page.click("#generate")
+    assert serious_problems(page) == []
+    generate(page, width="")
+    page.click(".about summary")
+    page.click(".tools button:has-text('Edit')")
+    page.wait_for_selector("#mask-draw")
+    assert serious_problems(page) == []
+    page.click("#mask-draw")
+    assert serious_problems(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_mask_is_drawn_with_a_finger(visit: Open, tmp_path: Path) -> None:
+    page = visit(**PHONE).ready()
+    Image.new("RGB", (96, 64), "white").save(tmp_path / "white.png")
+    page.click("#image-section summary")
+    page.set_input_files("#image-input input[type=file]", tmp_path / "white.png")
+    page.click("#mask-draw")
+    box = page.locator("#mask-canvas").bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.click("#mask-done")
+    page.wait_for_selector("#image-input .mask-overlay")
+    page.fill("#prompt", CIRCLE)
+    page.fill("#num_inference_steps", "1")
+    mask = picture(sent(page)["mask_image"])
+    assert mask[32, 48] == 255
+    assert mask[0, 0] == 0
+
+
+def test_theme_is_kept(visit: Open) -> None:
+    page = visit(color_scheme="light").ready()
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.click("#theme")
+    dark = page.evaluate(ground)
+    page.reload()
+    assert page.evaluate(ground) == dark != light
+    assert page.get_attribute("#theme", "aria-pressed") == "true"
