@@ -49,9 +49,11 @@ export class MaskEditor {
       this.begin(this.position(event));
     });
     canvas.addEventListener("pointermove", (event) => {
+      if (!this.stroke && !event.movementX && !event.movementY) return; // the page moved, not the pointer
+      if (this.down) return; // the keyboard draws
       this.place = this.position(event);
       this.showCursor();
-      if (!this.stroke || !event.isPrimary || this.down) return;
+      if (!this.stroke || !event.isPrimary) return;
       const passed = event.getCoalescedEvents?.() ?? [];
       for (const each of passed.length ? passed : [event]) this.extend(this.position(each));
     });
