@@ -14,24 +14,15 @@ import pytest
 from PIL import Image
 
 from sdexport import read_parameters, save_image
-from sdexport.demo_model import PACKAGE_DIR
-from tests.helpers.browser import Visit, chromium, running_browser, serious_problems
+from tests.helpers.browser import Visit, running_browser, serious_problems
+from tests.helpers.live_server import LiveServer, live_server
 
-pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-from tests.helpers.page_server import KEY, Addresses, page_servers
-
+KEY = "a-key-for-the-tests-of-the-page"
 CIRCLE = "a large red circle on a white background"
 READY = "#gallery a.button"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 860}}
 Open = Callable[..., Visit]
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[Addresses]:
-    chromium()
-    with page_servers(PACKAGE_DIR) as addresses:
-        yield addresses
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +32,12 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(servers: Addresses, browser: Any) -> Iterator[Open]:
+def visit(browser: Any, server: LiveServer) -> Iterator[Open]:
     """Opens pages, and checks at the end that none had an error or called another server."""
     visits: list[Visit] = []
 
-    def opened(address: str | None = None, **options: Any) -> Visit:
-        visits.append(Visit(browser, address or servers.open, **(DESKTOP | options)))
+    def opened(port: int = server.port, **options: Any) -> Visit:
+        visits.append(Visit(browser, f"http://127.0.0.1:{port}/", **(DESKTOP | options)))
         return visits[-1]
 
     yield opened
@@ -281,19 +272,20 @@ def test_batch_has_a_seed_for_each_image(visit: Open) -> None:
     assert page.locator("#history li").count() == 2
 
 
-def test_key_is_asked_for_and_forgotten_with_the_tab(visit: Open, servers: Addresses) -> None:
-    seen = visit(servers.closed)
-    page = seen.page
-    page.fill("#key", "wrong")
-    page.click("#key-form button")
-    page.wait_for_selector("#key-error:visible")
-    page.fill("#key", KEY)
-    page.click("#key-form button")
-    generate(seen.ready())
-    page.reload()
-    seen.ready()
-    assert page.locator("#key-dialog").is_hidden()
-    assert page.evaluate("Object.values(localStorage).join()").count(KEY) == 0
+def test_key_is_asked_for_and_forgotten_with_the_tab(visit: Open, demo_package: Path) -> None:
+    with live_server({"demo": demo_package}, api_keys=(KEY,)) as closed:
+        seen = visit(closed.port)
+        page = seen.page
+        page.fill("#key", "wrong")
+        page.click("#key-form button")
+        page.wait_for_selector("#key-error:visible")
+        page.fill("#key", KEY)
+        page.click("#key-form button")
+        generate(seen.ready())
+        page.reload()
+        seen.ready()
+        assert page.locator("#key-dialog").is_hidden()
+        assert page.evaluate("Object.values(localStorage).join()").count(KEY) == 0
 
 
 @pytest.mark.parametrize(("theme", "options"), [("light", DESKTOP), ("dark", PHONE)])
