@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
+from sdexport.server.native_api import ErrorBody
 from sdexport.server.server_errors import JobNotFoundError
 
 MEDIA_TYPES = {
@@ -44,6 +46,19 @@ HEADERS = {
 }
 
 
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "The body is no image, or one without settings",
+        401: "The key is missing or wrong",
+        403: "The Host or Origin is not allowed",
+        408: "The body did not arrive in time",
+        413: "The body is too large",
+        503: "The server is too busy",
+    }.items()
+}
+
+
 def router() -> APIRouter:
     """The routes of the page: its files, which need no key, and POST /v1/image-settings."""
     routes = APIRouter()
@@ -59,20 +74,25 @@ def router() -> APIRouter:
     @routes.post(
         "/v1/image-settings",
         tags=["Jobs"],
+        responses=_ERRORS,
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+                "content": {
+                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+                },
             }
         },
     )
-    async def image_settings(request: Request) -> dict[str, Any]:
+    async def image_settings(request: Request) -> Response:
         """The settings that an image file carries: of sdexport, or AUTOMATIC1111's text.
 
         The body is the file: PNG, JPEG or WebP. `settings` has the arguments of a call by their own
         names, without those that have their default, and what is recorded about the image.
         """
-        return await run_in_threadpool(settings_of, await request.body())
+        found = await run_in_threadpool(settings_of, await request.body())
+        # in ASCII: texts of strange files may have no UTF-8
+        return Response(json.dumps(found), media_type="application/json")
 
     return routes
 

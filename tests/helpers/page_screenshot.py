@@ -46,8 +46,9 @@ def main(path: Path) -> None:
     """Write the picture as WebP."""
     size = {"width": 1280, "height": 880}
     with live_server({"demo": PACKAGE_DIR}) as live, running_browser() as browser:
-        visit = Visit(browser, f"http://127.0.0.1:{live.port}/", viewport=size, color_scheme="light")
-        Image.open(io.BytesIO(generated(visit.ready()))).save(path, quality=82, method=6)
+        address = f"http://127.0.0.1:{live.port}/"
+        page = Visit(browser, address, viewport=size, color_scheme="light").ready()
+        Image.open(io.BytesIO(generated(page))).save(path, quality=82, method=6)
 
 
 if __name__ == "__main__":

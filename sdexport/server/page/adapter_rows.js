@@ -1,15 +1,20 @@
 // Rows of LoRAs and ControlNets, each chosen by a name that the server has.
 
-import { $, make, icon, ICONS } from "./dom.js";
+import { $, button, icon, ICONS, make } from "./dom.js";
 import { ImageField } from "./image_field.js";
+
+const SCALE = { label: "Scale", min: -100, max: 100, value: 1 };
+const SHARE = { min: 0, max: 1 };
 
 let count = 0;
 
 class Rows {
   constructor(kind, changed) {
-    Object.assign(this, { list: $(`${kind}s`), button: $(`${kind}-add`), changed, rows: [], names: [] });
+    Object.assign(this, { list: $(`${kind}s`), button: $(`${kind}-add`), changed });
+    Object.assign(this, { rows: [], names: [] });
     this.button.onclick = () => {
-      const row = this.add({ name: this.names.find((name) => !this.rows.some((each) => each.select.value === name)) ?? this.names[0] });
+      const used = this.rows.map((row) => row.select.value);
+      const row = this.add({ name: this.names.find((name) => !used.includes(name)) ?? this.names[0] });
       row.select.focus();
       this.changed();
     };
@@ -22,13 +27,9 @@ class Rows {
     for (const row of this.rows) fill(row.select, names, row.select.value);
   }
 
-  clear() {
+  set(entries) {
     this.rows = [];
     this.list.replaceChildren();
-  }
-
-  set(entries) {
-    this.clear();
     for (const entry of entries) this.add(entry);
     this.changed();
   }
@@ -44,23 +45,25 @@ class Rows {
     return this.rows.map((row) => row.read());
   }
 
-  /** A row with a name and numbers; `values` by name. */
-  basic(what, numbers, values) {
+  /** A row with a name and numbers: its parts, which `append` puts together. */
+  parts(what, numbers, values) {
     const id = `${what}-${++count}`.toLowerCase();
-    const select = make("select", { id: `${id}-name` });
+    const select = make("select", { id: `${id}-name`, onchange: () => this.changed() });
     fill(select, this.names, values.name);
     const row = { select, inputs: {} };
-    const named = make("div", { class: "adapter-name" }, make("label", { htmlFor: select.id }, what), select);
-    const labelled = Object.entries(numbers).map(([name, { label, ...limits }]) => {
-      const value = values[name] ?? limits.value;
-      const input = make("input", { type: "number", id: `${id}-${name}`, inputmode: "decimal", step: "0.05", ...limits, value });
-      row.inputs[name] = input;
+    const name = make("div", { class: "adapter-name" }, make("label", { htmlFor: select.id }, what), select);
+    const fields = Object.entries(numbers).map(([key, { label, value, ...limits }]) => {
+      const shared = { type: "number", id: `${id}-${key}`, inputmode: "decimal", step: "0.05" };
+      const input = make("input", { ...shared, ...limits, placeholder: value, value: values[key] ?? value });
+      row.inputs[key] = input;
       return make("div", {}, make("label", { htmlFor: input.id }, label), input);
     });
-    const remove = make("button", { type: "button", class: "quiet icon", "aria-label": `Remove this ${what}`, onclick: () => this.remove(row) }, icon(ICONS.remove));
-    select.addEventListener("change", () => this.changed());
-    row.numbers = () => Object.fromEntries(Object.entries(row.inputs).map(([name, input]) => [name, number(input)]));
-    return { row, named, labelled, remove };
+    const named = { class: "quiet icon", "aria-label": `Remove this ${what}` };
+    const remove = button(icon(ICONS.remove), () => this.remove(row), named);
+    // an empty field stands for what it shows
+    const read = ([key, input]) => [key, number(input) ?? Number(input.placeholder)];
+    row.numbers = () => Object.fromEntries(Object.entries(row.inputs).map(read));
+    return { row, name, fields, remove };
   }
 
   append(row, ...children) {
@@ -77,9 +80,9 @@ export class Loras extends Rows {
   }
 
   add(values) {
-    const { row, named, labelled, remove } = this.basic("LoRA", { scale: { label: "Scale", min: -100, max: 100, value: 1 } }, values);
+    const { row, name, fields, remove } = this.parts("LoRA", { scale: SCALE }, values);
     row.read = () => ({ name: row.select.value, ...row.numbers() });
-    return this.append(row, make("div", { class: "adapter-line" }, named, ...labelled, remove));
+    return this.append(row, make("div", { class: "adapter-line" }, name, ...fields, remove));
   }
 }
 
@@ -89,15 +92,14 @@ export class ControlNets extends Rows {
   }
 
   add(values) {
-    const numbers = {
-      scale: { label: "Scale", min: -100, max: 100, value: 1 },
-      start: { label: "Start", min: 0, max: 1, value: 0 },
-      end: { label: "End", min: 0, max: 1, value: 1 },
-    };
-    const { row, named, labelled, remove } = this.basic("ControlNet", numbers, values);
+    const start = { label: "Start", ...SHARE, value: 0 };
+    const end = { label: "End", ...SHARE, value: 1 };
+    const numbers = { scale: SCALE, start, end };
+    const { row, name, fields, remove } = this.parts("ControlNet", numbers, values);
     row.image = new ImageField(make("div"), "Control image", () => this.changed());
     row.read = () => ({ name: row.select.value, image: row.image.value, ...row.numbers() });
-    this.append(row, make("div", { class: "adapter-line" }, named, remove), row.image.host, make("div", { class: "thirds" }, ...labelled));
+    const head = make("div", { class: "adapter-line" }, name, remove);
+    this.append(row, head, row.image.host, make("div", { class: "thirds" }, ...fields));
     if (values.image) row.image.set(values.image);
     return row;
   }
@@ -107,7 +109,7 @@ export class ControlNets extends Rows {
 export function fill(select, names, chosen, labels = {}) {
   const missing = chosen && !names.includes(chosen);
   select.replaceChildren(...names.map((name) => make("option", { value: name }, labels[name] ?? name)));
-  if (missing) select.append(make("option", { value: chosen, data: { missing: "" } }, `${chosen} (not on this server)`));
+  if (missing) select.append(make("option", { value: chosen }, `${chosen} (not on this server)`));
   if (chosen !== undefined && chosen !== null) select.value = chosen;
 }
 

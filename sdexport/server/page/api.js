@@ -4,11 +4,11 @@ import { $, store, stored } from "./dom.js";
 
 const KEY = "sdexport.key";
 
-/** An answer that is no success, or none at all. */
+/** An answer that is no success; or none at all, with status 0. */
 export class ServerError extends Error {
-  constructor(message, { status = 0, type = "", retryAfter = null } = {}) {
+  constructor(message, status = 0) {
     super(message);
-    Object.assign(this, { status, type, retryAfter });
+    this.status = status;
   }
 }
 
@@ -58,8 +58,7 @@ export async function request(path, options = {}) {
     let response;
     try {
       response = await fetch(path, { ...options, headers });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
+    } catch {
       throw new ServerError("The server does not answer. Check that it is running, then try again.");
     }
     if (response.status === 401) {
@@ -78,33 +77,37 @@ async function errorOf(response) {
   } catch {
     // Not JSON, such as a proxy's page.
   }
-  const retryAfter = Number(response.headers.get("Retry-After")) || null;
-  let message = typeof error.message === "string" ? error.message : `The server answered ${response.status}.`;
-  if (response.status === 429) message = `The server is busy: ${message}${retryAfter ? ` Try again in ${retryAfter} s.` : ""}`;
-  return new ServerError(message, { status: response.status, type: error.type ?? "", retryAfter });
+  const message = typeof error.message === "string" ? error.message : `The server answered ${response.status}.`;
+  return new ServerError(message, response.status);
 }
 
-export async function json(path, options = {}) {
+async function json(path, options = {}) {
   return parseJson(await (await request(path, options)).text());
 }
+
+const post = (path, body, type) => json(path, { method: "POST", body, headers: { "Content-Type": type } });
+
+const jobPath = (id) => `v1/jobs/${encodeURIComponent(id)}`;
 
 /** What the server offers. */
 export const serverInfo = () => json("v1/server");
 
 /** The settings that an image file carries. */
-export const imageSettings = (file) => json("v1/image-settings", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+export const imageSettings = (file) => post("v1/image-settings", file, "application/octet-stream");
 
 /** Submit a job; `body` is JSON text, since a seed may be larger than numbers here are exact. */
-export const submit = (body) => json("v1/jobs", { method: "POST", body, headers: { "Content-Type": "application/json" } });
+export const submit = (body) => post("v1/jobs", body, "application/json");
 
-export const cancelJob = (id) => request(`v1/jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const cancelJob = (id) => request(jobPath(id), { method: "DELETE" });
 
 /** An image of a job, as the file that the server wrote. */
-export const imageFile = async (id, index) => (await request(`v1/jobs/${encodeURIComponent(id)}/images/${index}`)).blob();
+export async function imageFile(id, index) {
+  return (await request(`${jobPath(id)}/images/${index}`)).blob();
+}
 
 /** The events of a job, until its stream ends. */
-export async function* events(id, signal) {
-  const response = await request(`v1/jobs/${encodeURIComponent(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
+export async function* events(id) {
+  const response = await request(`${jobPath(id)}/events`);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   try {
@@ -120,8 +123,10 @@ export async function* events(id, signal) {
       }
     }
   } catch (error) {
-    if (error.name === "AbortError" || error instanceof ServerError) throw error;
+    if (error instanceof ServerError) throw error;
     throw new ServerError("The connection to the server was lost.");
+  } finally {
+    reader.cancel().catch(() => {});
   }
 }
 

@@ -2,7 +2,7 @@
 
 export const $ = (id) => document.getElementById(id);
 
-/** A new element; properties by name, `class`, `data` and `aria` as they are written in HTML. */
+/** A new element; properties and attributes by name, `data` as an object, `on...` functions. */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -14,6 +14,11 @@ export function make(tag, properties = {}, ...children) {
   }
   element.append(...children.filter((child) => child !== null));
   return element;
+}
+
+/** A button with a text, or with an icon that `aria-label` names. */
+export function button(content, onclick, properties = {}) {
+  return make("button", { type: "button", onclick, ...properties }, content);
 }
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -45,9 +50,9 @@ export function toast(text, action = null) {
   box.replaceChildren(make("span", {}, text));
   if (action) {
     const run = () => { close(); action.run(); };
-    box.append(make("button", { type: "button", class: "link", onclick: run }, action.label));
+    box.append(button(action.label, run, { class: "link" }));
   }
-  box.append(make("button", { type: "button", class: "quiet icon", "aria-label": "Dismiss", onclick: close }, icon(ICONS.remove)));
+  box.append(button(icon(ICONS.remove), close, { class: "quiet icon", "aria-label": "Dismiss" }));
   box.hidden = false;
   clearTimeout(toastTimer);
   toastTimer = setTimeout(close, action ? 12000 : 6000);

@@ -1,10 +1,12 @@
 // The thumbnails of the history.
 
-import { $, icon, ICONS, make, toast } from "./dom.js";
+import { $, button, icon, ICONS, make, toast } from "./dom.js";
 import { HistoryStore } from "./history_store.js";
-import { toBlob } from "./image_field.js";
+import { boundedCanvas, toBlob } from "./image_field.js";
 
 const THUMBNAIL = 256;
+const NOT_STORED = "This browser does not let the page store images: they are kept until the page closes.";
+const FULL = "The browser's storage is full: this image is kept until the page closes.";
 
 export class HistoryList {
   /** @param chosen called with an entry: show it, and restore its settings */
@@ -16,9 +18,7 @@ export class HistoryList {
   }
 
   async open() {
-    if (!(await this.store.open())) {
-      $("history-empty").textContent = "This browser does not let the page store images: the history is kept until the page closes.";
-    }
+    if (!(await this.store.open())) $("history-empty").textContent = NOT_STORED;
     this.draw();
   }
 
@@ -28,7 +28,7 @@ export class HistoryList {
     entry.thumbnail = await thumbnail(entry.png);
     const { stored, removed } = await this.store.add(entry);
     for (const each of removed) this.release(each);
-    if (!stored && this.store.database) toast("The browser's storage is full: this image is kept until the page closes. Download it, or clear the history.");
+    if (!stored && this.store.database) toast(FULL);
     this.draw();
   }
 
@@ -44,10 +44,12 @@ export class HistoryList {
     if (!this.urls.has(entry)) this.urls.set(entry, URL.createObjectURL(entry.thumbnail));
     const prompt = entry.parameters.prompt || "no prompt";
     const time = new Date(entry.created).toLocaleString();
+    const image = make("img", { src: this.urls.get(entry), alt: "", loading: "lazy" });
+    const shown = `Show, and restore the settings of: ${prompt}, ${time}`;
+    const deleted = `Delete: ${prompt}, ${time}`;
     return make("li", {},
-      make("button", { type: "button", class: "thumb", title: prompt, "aria-label": `Show, and restore the settings of: ${prompt}, ${time}`, onclick: () => this.chosen(entry) },
-        make("img", { src: this.urls.get(entry), alt: "", loading: "lazy" })),
-      make("button", { type: "button", class: "thumb-delete", "aria-label": `Delete: ${prompt}, ${time}`, onclick: () => this.remove(entry) }, icon(ICONS.remove)));
+      button(image, () => this.chosen(entry), { class: "thumb", title: prompt, "aria-label": shown }),
+      button(icon(ICONS.remove), () => this.remove(entry), { class: "thumb-delete", "aria-label": deleted }));
   }
 
   release(entry) {
@@ -65,9 +67,10 @@ export class HistoryList {
   }
 
   async clear() {
-    const count = this.store.entries.length;
+    const { length } = this.store.entries;
+    const images = length === 1 ? "One image is" : `${length} images are`;
     const dialog = $("confirm-dialog");
-    $("confirm-text").textContent = count === 1 ? "One image is deleted from this browser." : `${count} images are deleted from this browser.`;
+    $("confirm-text").textContent = `${images} deleted from this browser.`;
     dialog.returnValue = "no";
     dialog.showModal();
     await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
@@ -81,8 +84,7 @@ export class HistoryList {
 
 async function thumbnail(png) {
   const bitmap = await createImageBitmap(png);
-  const share = Math.min(1, THUMBNAIL / Math.max(bitmap.width, bitmap.height));
-  const canvas = make("canvas", { width: Math.max(1, Math.round(bitmap.width * share)), height: Math.max(1, Math.round(bitmap.height * share)) });
+  const canvas = boundedCanvas(bitmap.width, bitmap.height, THUMBNAIL);
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);

@@ -68,8 +68,8 @@ export class HistoryStore {
 function sizeOf(value) {
   if (value instanceof Blob) return value.size;
   if (typeof value === "string") return 2 * value.length;
-  if (value && typeof value === "object") return Object.values(value).reduce((sum, each) => sum + sizeOf(each), 0);
-  return 8;
+  if (value === null || typeof value !== "object") return 8;
+  return Object.values(value).reduce((sum, each) => sum + sizeOf(each), 0);
 }
 
 function openDatabase() {

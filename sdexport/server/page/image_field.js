@@ -1,6 +1,6 @@
 // A field that takes an image: chosen, dropped or given by another part of the page.
 
-import { make, icon, ICONS } from "./dom.js";
+import { button, make } from "./dom.js";
 
 const AS_THEY_ARE = ["image/png", "image/jpeg", "image/webp"];
 const LONGEST_SIDE = 2048;
@@ -25,22 +25,34 @@ export async function prepared(blob, name = blob.name ?? "image.png") {
     const { width, height } = bitmap;
     const known = AS_THEY_ARE.includes(blob.type);
     if (known && blob.size <= largestFile) return { blob, name, width, height, note: "" };
-    const share = Math.min(1, LONGEST_SIDE / Math.max(width, height));
-    const canvas = make("canvas", { width: Math.max(1, Math.round(width * share)), height: Math.max(1, Math.round(height * share)) });
+    const canvas = boundedCanvas(width, height, LONGEST_SIDE);
     canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     let encoded = await toBlob(canvas, "image/png");
     if (encoded.size > largestFile) encoded = await toBlob(canvas, "image/jpeg", 0.95);
-    if (encoded.size > largestFile) throw new Error(`${name} is larger than the server accepts. Choose a smaller image.`);
-    const note = share < 1 ? `Scaled down from ${width} × ${height}.` : "Encoded anew, since the server does not read this format.";
+    if (encoded.size > largestFile) {
+      throw new Error(`${name} is larger than the server accepts. Choose a smaller image.`);
+    }
+    const note = canvas.width < width ? `Scaled down from ${width} × ${height}.` : "Encoded anew.";
     return { blob: encoded, name, width: canvas.width, height: canvas.height, note };
   } finally {
     bitmap.close();
   }
 }
 
+/** A canvas of a size, or with the same shape and a longer side that is shorter. */
+export function boundedCanvas(width, height, longest) {
+  const share = Math.min(1, longest / Math.max(width, height));
+  const side = (pixels) => Math.max(1, Math.round(pixels * share));
+  return make("canvas", { width: side(width), height: side(height) });
+}
+
 export function toBlob(canvas, type, quality) {
   return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The browser cannot encode the image."))), type, quality);
+    const done = (blob) => {
+      if (blob) resolve(blob);
+      else reject(new Error("The browser cannot encode the image."));
+    };
+    canvas.toBlob(done, type, quality);
   });
 }
 
@@ -61,7 +73,8 @@ export class ImageField {
   constructor(host, label, changed = () => {}) {
     Object.assign(this, { host, label, changed, value: null, url: null, turn: 0 });
     host.classList.add("image-field");
-    this.file = make("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `${label}, file` });
+    const named = { "aria-label": `${label}, file` };
+    this.file = make("input", { type: "file", accept: "image/*", hidden: true, ...named });
     this.file.addEventListener("change", () => {
       if (this.file.files.length) this.take(this.file.files[0]);
       this.file.value = "";
@@ -109,23 +122,34 @@ export class ImageField {
   }
 
   draw() {
-    const choose = () => this.file.click();
     const hadFocus = this.host.contains(document.activeElement);
-    if (!this.value) {
-      const button = make("button", { type: "button", class: "dropzone", onclick: choose }, make("strong", {}, `Choose ${this.label.toLowerCase()}`), make("span", {}, "or drop it here"));
-      this.host.replaceChildren(button, this.file);
-    } else {
-      const { name, width, height, note } = this.value;
-      this.host.replaceChildren(
-        make("div", { class: "chosen" },
-          make("div", { class: "chosen-picture" }, make("img", { src: this.url, alt: `${this.label}: ${name}` })),
-          make("div", { class: "chosen-text" },
-            make("strong", { title: name }, name), make("span", {}, `${width} × ${height}`), note ? make("span", { class: "hint" }, note) : null,
-            make("div", { class: "row" },
-              make("button", { type: "button", class: "link", onclick: choose }, "Replace"),
-              make("button", { type: "button", class: "link", onclick: () => this.set(null), "aria-label": `Remove: ${this.label}` }, "Remove")))),
-        this.file);
-    }
+    this.host.replaceChildren(this.value ? this.chosen() : this.dropzone(), this.file);
     if (hadFocus) this.host.querySelector("button").focus();
+  }
+
+  choose() {
+    this.file.click();
+  }
+
+  dropzone() {
+    const zone = button("", () => this.choose(), { class: "dropzone" });
+    const title = make("strong", {}, `Choose ${this.label.toLowerCase()}`);
+    zone.replaceChildren(title, make("span", {}, "or drop it here"));
+    return zone;
+  }
+
+  chosen() {
+    const { name, width, height, note } = this.value;
+    const image = make("img", { src: this.url, alt: `${this.label}: ${name}` });
+    const removed = { class: "link", "aria-label": `Remove: ${this.label}` };
+    return make("div", { class: "chosen" },
+      make("div", { class: "chosen-picture" }, image),
+      make("div", { class: "chosen-text" },
+        make("strong", { title: name }, name),
+        make("span", {}, `${width} × ${height}`),
+        note ? make("span", { class: "hint" }, note) : null,
+        make("div", { class: "row" },
+          button("Replace", () => this.choose(), { class: "link" }),
+          button("Remove", () => this.set(null), removed))));
   }
 }

@@ -62,13 +62,17 @@ export class JobRun {
     this.times.push(performance.now());
     const first = this.times[0];
     const done = this.times.length - 1;
-    const left = done ? ((this.times.at(-1) - first) / done) * (event.steps - event.step) / 1000 : null;
-    this.show.step(event, left);
+    const perStep = done ? (this.times.at(-1) - first) / done / 1000 : null;
+    this.show.step(event, perStep === null ? null : perStep * (event.steps - event.step));
   }
 
   async finish({ kind, data }) {
     if (kind === "cancelled" && this.cancelled) return null;
-    if (kind !== "done") throw new api.ServerError(data.error?.message ?? "The image could not be generated.", { type: data.error?.type, status: 500 });
-    return Promise.all(data.images.map(async ({ parameters }, index) => ({ png: await api.imageFile(this.id, index), parameters })));
+    if (kind !== "done") {
+      throw new api.ServerError(data.error?.message ?? "The image could not be generated.", 500);
+    }
+    return Promise.all(data.images.map(async ({ parameters }, index) => (
+      { png: await api.imageFile(this.id, index), parameters }
+    )));
   }
 }

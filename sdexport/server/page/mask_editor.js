@@ -1,11 +1,13 @@
 // The dialog in which a mask is drawn: with mouse, pen or finger, or with the keyboard.
 
 import { $, make } from "./dom.js";
-import { toBlob } from "./image_field.js";
+import { boundedCanvas, toBlob } from "./image_field.js";
 
 const COLOR = "#ff3d6e";
 const LONGEST_SIDE = 2048;
 const KEYBOARD_STEPS = 32;
+
+const within = (share) => Math.min(1, Math.max(0, share));
 
 export class MaskEditor {
   constructor() {
@@ -22,13 +24,13 @@ export class MaskEditor {
    *  @returns a PNG that is white where new content is generated, null for an empty mask, or
    *    undefined if the dialog was left. */
   async open(url, size, mask) {
-    const share = Math.min(1, LONGEST_SIDE / Math.max(size.width, size.height));
-    this.canvas.width = Math.max(1, Math.round(size.width * share));
-    this.canvas.height = Math.max(1, Math.round(size.height * share));
-    $("mask-frame").style.setProperty("--ratio", `${this.canvas.width} / ${this.canvas.height}`);
-    $("mask-frame").style.setProperty("--ratio-number", this.canvas.width / this.canvas.height);
+    const { width, height } = boundedCanvas(size.width, size.height, LONGEST_SIDE);
+    Object.assign(this.canvas, { width, height });
+    $("mask-frame").style.setProperty("--ratio", `${width} / ${height}`);
+    $("mask-frame").style.setProperty("--ratio-number", width / height);
     $("mask-image").src = url;
-    this.strokes = mask ? [{ kind: "picture", picture: await marked(mask, this.canvas.width, this.canvas.height) }] : [];
+    const picture = mask && (await marked(mask, width, height));
+    this.strokes = picture ? [{ kind: "picture", picture }] : [];
     Object.assign(this, { undone: [], stroke: null, place: { x: 0.5, y: 0.5 }, down: false });
     this.choose(false);
     this.redraw();
@@ -57,9 +59,17 @@ export class MaskEditor {
       const passed = event.getCoalescedEvents?.() ?? [];
       for (const each of passed.length ? passed : [event]) this.extend(this.position(each));
     });
-    for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) canvas.addEventListener(kind, () => { if (!this.down) this.end(); });
-    canvas.addEventListener("pointerleave", () => { this.cursor.hidden = document.activeElement !== canvas; });
-    canvas.addEventListener("blur", () => { this.down = false; this.end(); this.cursor.hidden = true; });
+    for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      canvas.addEventListener(kind, () => { if (!this.down) this.end(); });
+    }
+    canvas.addEventListener("pointerleave", () => {
+      this.cursor.hidden = document.activeElement !== canvas;
+    });
+    canvas.addEventListener("blur", () => {
+      this.down = false;
+      this.end();
+      this.cursor.hidden = true;
+    });
     canvas.addEventListener("focus", () => this.showCursor());
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     $("tool-brush").onclick = () => this.choose(false);
@@ -76,8 +86,8 @@ export class MaskEditor {
 
   position(event) {
     const box = this.canvas.getBoundingClientRect();
-    const within = (value) => Math.min(1, Math.max(0, value));
-    return { x: within((event.clientX - box.left) / box.width), y: within((event.clientY - box.top) / box.height) };
+    const x = (event.clientX - box.left) / box.width;
+    return { x: within(x), y: within((event.clientY - box.top) / box.height) };
   }
 
   /** Width of the brush in pixels of the canvas. */
@@ -164,7 +174,8 @@ export class MaskEditor {
     const to = stroke.points[index];
     const from = stroke.points[Math.max(0, index - 1)];
     context.globalCompositeOperation = stroke.erase ? "destination-out" : "source-over";
-    Object.assign(context, { strokeStyle: COLOR, lineWidth: stroke.size, lineCap: "round", lineJoin: "round" });
+    const round = { lineCap: "round", lineJoin: "round" };
+    Object.assign(context, { strokeStyle: COLOR, lineWidth: stroke.size, ...round });
     context.beginPath();
     context.moveTo(from.x * canvas.width, from.y * canvas.height);
     context.lineTo(to.x * canvas.width, to.y * canvas.height);
@@ -194,11 +205,11 @@ export class MaskEditor {
   }
 
   move(x, y) {
-    const within = (value) => Math.min(1, Math.max(0, value));
     this.place = { x: within(this.place.x + x), y: within(this.place.y + y) };
     if (this.down) this.extend(this.place);
     this.showCursor();
-    this.say(`${Math.round(100 * this.place.x)} % from the left, ${Math.round(100 * this.place.y)} % from the top`);
+    const percent = (share) => `${Math.round(100 * share)} %`;
+    this.say(`${percent(this.place.x)} from the left, ${percent(this.place.y)} from the top`);
   }
 
   toggle() {

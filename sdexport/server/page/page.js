@@ -2,7 +2,9 @@
 
 import * as api from "./api.js";
 import { $, announce, store, stored, toast } from "./dom.js";
+import { showServerError } from "./field_errors.js";
 import { Form } from "./form.js";
+import { moreArguments, requestOf } from "./form_request.js";
 import { HistoryList } from "./history_list.js";
 import { prepared } from "./image_field.js";
 import { JobRun } from "./job_run.js";
@@ -34,13 +36,13 @@ async function generate() {
   setRunning(run);
   try {
     const state = form.state();
-    const body = await form.body();
+    const body = await requestOf(form);
     if (body === null) {
       announce("Check the fields that are marked.");
       return;
     }
-    const { num_images_per_prompt: count = 1, width, height } = JSON.parse(body);
-    stage.start(Math.min(count, 16), width ?? state.image?.width ?? form.model.width, height ?? state.image?.height ?? form.model.height);
+    const { num_images_per_prompt: count = 1, width, height } = { ...form.defaultSize, ...JSON.parse(body) };
+    stage.start(Math.min(count, 16), width, height);
     announce("Generating.");
     await ended(await run.run(body), state);
   } catch (error) {
@@ -62,10 +64,15 @@ async function ended(images, state) {
     return { png, parameters, width, height, state };
   }));
   stage.finish(entries);
-  lastSeed = entries[0]?.parameters.seed ?? null;
-  $("seed-reuse").disabled = lastSeed === null;
+  offerSeed(entries[0]);
   announce(entries.length === 1 ? "The image is ready." : `${entries.length} images are ready.`);
   for (const entry of entries) await history.add(entry);
+}
+
+/** Offer the seed of an image to be used again. */
+function offerSeed(entry) {
+  lastSeed = entry?.parameters.seed ?? lastSeed;
+  $("seed-reuse").disabled = lastSeed === null;
 }
 
 function cancelled() {
@@ -76,7 +83,7 @@ function cancelled() {
 
 function failed(error) {
   if (!(error instanceof api.ServerError)) console.error(error);
-  const shown = error instanceof api.ServerError && form.showServerError(error);
+  const shown = error instanceof api.ServerError && showServerError(error, moreArguments());
   if (!shown) showProblem(error.message);
 }
 
@@ -122,7 +129,8 @@ function step({ step: at, steps, preview }, left) {
   const time = left === null ? "" : left < 1 ? "almost done" : `about ${duration(left)} left`;
   stage.progress(at >= steps ? "Finishing" : `Step ${at} of ${steps}`, at / steps, time);
   const quarter = Math.floor((4 * at) / steps);
-  if (quarter > Math.floor((4 * (at - 1)) / steps) && quarter < 4) announce(`${25 * quarter} percent.${time ? ` ${time}.` : ""}`);
+  const isNew = quarter > Math.floor((4 * (at - 1)) / steps);
+  if (isNew && quarter < 4) announce(`${25 * quarter} percent. ${time}`);
   document.title = `${Math.round((100 * at) / steps)} % – sdexport`;
 }
 
@@ -158,8 +166,7 @@ function restoreEntry(entry) {
   const { seed, seeds } = entry.parameters;
   if (seed !== null && seed !== undefined) values.seed = String(seed);
   if (seeds) values.num_images_per_prompt = ""; // this image alone
-  lastSeed = values.seed || lastSeed;
-  $("seed-reuse").disabled = lastSeed === null;
+  offerSeed(entry);
   applyState({ ...entry.state, values }, "Settings restored.");
 }
 
@@ -168,7 +175,7 @@ async function restoreFile(file) {
   hideProblem();
   try {
     const { settings, not_understood: notUnderstood } = await api.imageSettings(file);
-    const { state, notes } = restored(settings, form.server ?? { models: [], loras: [], controlnets: [] }, notUnderstood);
+    const { state, notes } = restored(settings, form.server ?? describeServer({}), notUnderstood);
     applyState(state, `Settings of ${file.name} restored.`);
     if (notes.length) showProblem(`Not everything could be restored. ${notes.join(" ")}`);
   } catch (error) {
@@ -206,8 +213,11 @@ function loadDraft() {
 
 $("form").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
 $("cancel").onclick = cancel;
-$("reset").onclick = () => applyState({ values: { prompt: $("prompt").value, negative_prompt: $("negative_prompt").value, model: $("model").value } }, "Settings reset.");
-$("seed-reuse").onclick = () => { $("seed").value = lastSeed; form.clearError($("seed")); saveDraft(); };
+$("reset").onclick = () => {
+  const { prompt, negative_prompt, model } = form.state().values;
+  applyState({ values: { prompt, negative_prompt, model } }, "Settings reset.");
+};
+$("seed-reuse").onclick = () => form.setSeed(String(lastSeed));
 $("open-image").onclick = () => $("settings-file").click();
 $("settings-file").onchange = () => {
   const [file] = $("settings-file").files;
@@ -223,19 +233,29 @@ document.addEventListener("keydown", (event) => {
   } else if (event.key === "Escape") cancel();
 });
 
-let depth = 0;
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files") && !document.querySelector("dialog[open]");
-const showDrop = (shown) => { $("drop").hidden = !shown; };
-document.addEventListener("dragenter", (event) => { if (carriesFiles(event)) { depth += 1; showDrop(true); } });
-document.addEventListener("dragleave", (event) => { if (carriesFiles(event)) { depth = Math.max(0, depth - 1); showDrop(depth > 0); } });
-document.addEventListener("drop-handled", () => { depth = 0; showDrop(false); });
-document.addEventListener("dragover", (event) => { if (event.dataTransfer?.types.includes("Files")) event.preventDefault(); });
+let depth = 0; // of the elements that a dragged file is over
+const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
+const isFree = () => !document.querySelector("dialog[open]");
+const dragged = (change) => {
+  depth = Math.max(0, depth + change);
+  $("drop").hidden = depth === 0;
+};
+document.addEventListener("dragenter", (event) => {
+  if (carriesFiles(event) && isFree()) dragged(1);
+});
+document.addEventListener("dragleave", (event) => {
+  if (carriesFiles(event)) dragged(-1);
+});
+document.addEventListener("drop-handled", () => dragged(-depth));
+document.addEventListener("dragover", (event) => {
+  if (carriesFiles(event)) event.preventDefault();
+});
 document.addEventListener("drop", (event) => {
-  if (!event.dataTransfer?.types.includes("Files")) return;
+  if (!carriesFiles(event)) return;
   event.preventDefault();
-  depth = 0;
-  showDrop(false);
-  if (event.dataTransfer.files.length && !document.querySelector("dialog[open]")) restoreFile(event.dataTransfer.files[0]);
+  dragged(-depth);
+  const [file] = event.dataTransfer.files;
+  if (file && isFree()) restoreFile(file);
 });
 
 function showTheme() {
@@ -267,4 +287,5 @@ async function connect() {
 
 loadDraft();
 await Promise.all([history.open(), connect()]);
+offerSeed(history.store.entries[0]);
 document.body.dataset.ready = "true";

@@ -11,6 +11,9 @@ export function describeServer(info) {
     controlnets: info.controlnets ?? [],
     limits: info.limits ?? {},
     /** The schedules of a sampler, or of a model's own one. */
-    schedulesOf: (scheduler, model) => schedulers.find((each) => each.name === (scheduler || model.scheduler))?.schedules ?? info.schedules ?? [],
+    schedulesOf(scheduler, model) {
+      const name = scheduler || model.scheduler;
+      return schedulers.find((each) => each.name === name)?.schedules ?? info.schedules ?? [];
+    },
   };
 }

@@ -1,6 +1,6 @@
 // Where images appear: previews and progress while a job runs, then its images.
 
-import { $, icon, ICONS, make } from "./dom.js";
+import { $, button, icon, ICONS, make } from "./dom.js";
 
 export class Stage {
   /** @param actions {useAsImage(entry), restore(entry)} */
@@ -15,8 +15,7 @@ export class Stage {
     this.clear();
     const frames = Array.from({ length: count }, (_, index) => {
       const frame = make("figure", { class: "tile waiting" }, make("div", { class: "picture" }));
-      frame.style.setProperty("--ratio", `${width || 1} / ${height || 1}`);
-      frame.style.setProperty("--ratio-number", (width || 1) / (height || 1));
+      shape(frame, width, height);
       if (index === 0) this.preview = frame.firstChild;
       return frame;
     });
@@ -70,38 +69,66 @@ export class Stage {
   tile(entry) {
     const url = URL.createObjectURL(entry.png);
     this.urls.push(url);
-    const { parameters: settings } = entry;
-    const picture = make("div", { class: "picture" }, make("img", { src: url, alt: settings.prompt || "Generated image" }));
-    const seed = settings.seed ?? "unknown";
-    const tile = make("figure", { class: "tile" }, picture,
+    const { parameters: settings, width, height } = entry;
+    const image = make("img", { src: url, alt: settings.prompt || "Generated image" });
+    const seed = make("span", {}, `Seed ${settings.seed ?? "unknown"}`);
+    const tile = make("figure", { class: "tile" },
+      make("div", { class: "picture" }, image),
       make("figcaption", {},
-        make("span", { class: "facts" }, `${entry.width} × ${entry.height}`, make("span", {}, `Seed ${seed}`)),
-        make("span", { class: "tools" },
-          make("a", { class: "button", href: url, download: fileName(settings) }, icon(ICONS.download), make("span", {}, "Download")),
-          make("button", { type: "button", class: "quiet", onclick: () => this.actions.useAsImage(entry) }, icon(ICONS.edit), make("span", {}, "Edit")),
-          make("button", { type: "button", class: "quiet", onclick: () => this.actions.restore(entry) }, icon(ICONS.restore), make("span", {}, "Settings")))),
-      details(settings));
-    tile.style.setProperty("--ratio", `${entry.width} / ${entry.height}`);
-    tile.style.setProperty("--ratio-number", entry.width / entry.height);
+        make("span", { class: "facts" }, `${width} × ${height}`, seed),
+        this.tools(entry, url),
+        details(settings)));
+    shape(tile, width, height);
     return tile;
   }
+
+  tools(entry, url) {
+    const download = { class: "button", href: url, download: fileName(entry.parameters) };
+    const tool = (path, text, run) => {
+      const element = button(icon(path), run, { class: "quiet" });
+      element.append(make("span", {}, text));
+      return element;
+    };
+    return make("span", { class: "tools" },
+      make("a", download, icon(ICONS.download), make("span", {}, "Download")),
+      tool(ICONS.edit, "Edit", () => this.actions.useAsImage(entry)),
+      tool(ICONS.restore, "Settings", () => this.actions.restore(entry)));
+  }
 }
 
-const SHOWN = [
-  ["prompt", "Prompt"], ["negative_prompt", "Negative prompt"], ["model", "Model"], ["scheduler", "Sampler"], ["schedule", "Schedule"],
-  ["num_inference_steps", "Steps"], ["guidance_scale", "Guidance"], ["strength", "Strength"],
-];
+/** Let a tile have the shape of its image before there is one. */
+function shape(tile, width = 1, height = 1) {
+  tile.style.setProperty("--ratio", `${width} / ${height}`);
+  tile.style.setProperty("--ratio-number", width / height);
+}
+
+const SHOWN = {
+  prompt: "Prompt",
+  negative_prompt: "Negative prompt",
+  model: "Model",
+  scheduler: "Sampler",
+  schedule: "Schedule",
+  num_inference_steps: "Steps",
+  guidance_scale: "Guidance",
+  strength: "Strength",
+};
 
 function details(settings) {
-  const rows = SHOWN.filter(([name]) => settings[name] !== null && settings[name] !== undefined && settings[name] !== "")
-    .flatMap(([name, label]) => [make("dt", {}, label), make("dd", {}, String(settings[name]))]);
-  for (const [name, label] of [["loras", "LoRA"], ["controlnets", "ControlNet"]]) {
-    for (const each of settings[name] ?? []) rows.push(make("dt", {}, label), make("dd", {}, `${each.name}, scale ${each.scale}`));
+  const rows = [];
+  const add = (label, text) => rows.push(make("dt", {}, label), make("dd", {}, text));
+  for (const [name, label] of Object.entries(SHOWN)) {
+    const value = settings[name] ?? "";
+    if (value !== "") add(label, String(value));
   }
-  return make("details", { class: "about" }, make("summary", {}, "How it was made"), make("dl", {}, ...rows));
+  for (const { name, scale } of settings.loras ?? []) add("LoRA", `${name}, scale ${scale}`);
+  for (const { name, scale } of settings.controlnets ?? []) add("ControlNet", `${name}, scale ${scale}`);
+  const list = make("dl", {}, ...rows);
+  return make("details", { class: "about" }, make("summary", {}, "How it was made"), list);
 }
 
+/** A name with the first words of the prompt and the seed. */
 function fileName({ prompt, seed }) {
-  const words = (prompt ?? "").normalize("NFKD").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 60);
+  const letters = (prompt ?? "").normalize("NFKD").replace(/[^\p{L}\p{N}]+/gu, "-");
+  const words = letters.slice(0, 60).replace(/^-+|-+$/g, "");
   return `${words || "image"}-${seed ?? "seed"}.png`;
 }
