@@ -98,6 +98,8 @@ export const imageSettings = (file) => post("v1/image-settings", file, "applicat
 /** Submit a job; `body` is JSON text, since a seed may be larger than numbers here are exact. */
 export const submit = (body) => post("v1/jobs", body, "application/json");
 
+export const jobState = (id) => json(jobPath(id));
+
 export const cancelJob = (id) => request(jobPath(id), { method: "DELETE" });
 
 /** An image of a job, as the file that the server wrote. */

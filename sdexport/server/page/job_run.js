@@ -3,6 +3,9 @@
 import * as api from "./api.js";
 
 const TRIES = 5;
+const POLL = 1500; // milliseconds between questions for the place in the queue
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 export class JobRun {
   /** @param show {queued(position), started(), step(event, seconds left or null)} */
@@ -10,7 +13,8 @@ export class JobRun {
     this.show = show;
     this.id = null;
     this.cancelled = false;
-    this.times = [];
+    this.times = []; // of the steps
+    this.position = null; // in the queue, while it waits
   }
 
   /** @returns the job's images, [{png, parameters}]; null if it was cancelled
@@ -20,6 +24,7 @@ export class JobRun {
     this.id = job.id;
     if (this.cancelled) await this.cancel();
     else this.status(job);
+    this.watchQueue();
     for (let tries = 0; ; tries += 1) {
       try {
         const end = await this.follow();
@@ -29,7 +34,7 @@ export class JobRun {
         if (tries >= TRIES || !(error instanceof api.ServerError) || error.status) throw error;
       }
       if (tries >= TRIES) throw new api.ServerError("The connection to the server was lost.");
-      await new Promise((resolve) => setTimeout(resolve, 400 * (tries + 1)));
+      await pause(400 * (tries + 1));
     }
   }
 
@@ -48,17 +53,36 @@ export class JobRun {
     for await (const event of api.events(this.id)) {
       if (event.kind === "status") this.status(event.data);
       else if (event.kind === "step") this.step(event.data);
-      else if (["done", "failed", "cancelled"].includes(event.kind)) return event;
+      else if (["done", "failed", "cancelled"].includes(event.kind)) {
+        this.position = null;
+        return event;
+      }
     }
     return null;
   }
 
-  status({ status, position }) {
-    if (status === "queued") this.show.queued(position ?? 0);
+  /** Ask for the place in the queue while the job waits, which no event says. */
+  async watchQueue() {
+    while (this.position !== null && !this.cancelled) {
+      await pause(POLL);
+      if (this.position === null) return;
+      try {
+        this.status(await api.jobState(this.id));
+      } catch {
+        return; // the events say what is wrong
+      }
+    }
+  }
+
+  status({ status, position = 0 }) {
+    const before = this.position;
+    this.position = status === "queued" ? position : null;
+    if (this.position !== null && this.position !== before) this.show.queued(position);
     else if (status === "running" && !this.times.length) this.show.started();
   }
 
   step(event) {
+    this.position = null;
     this.times.push(performance.now());
     const first = this.times[0];
     const done = this.times.length - 1;

@@ -41,7 +41,8 @@ async function generate() {
       announce("Check the fields that are marked.");
       return;
     }
-    const { num_images_per_prompt: count = 1, width, height } = { ...form.defaultSize, ...JSON.parse(body) };
+    const { num_images_per_prompt: count = 1, ...sent } = JSON.parse(body);
+    const { width, height } = { ...form.defaultSize, ...sent };
     stage.start(Math.min(count, 16), width, height);
     announce("Generating.");
     await ended(await run.run(body), state);
@@ -78,7 +79,6 @@ function offerSeed(entry) {
 function cancelled() {
   stage.clear();
   toast("Cancelled.");
-  $("generate").focus();
 }
 
 function failed(error) {
@@ -104,7 +104,7 @@ async function cancel() {
 
 function setRunning(run) {
   running = run;
-  const hadFocus = [$("generate"), $("cancel")].includes(document.activeElement);
+  const hadFocus = [$("generate"), $("cancel"), document.body].includes(document.activeElement);
   $("generate").hidden = run !== null;
   $("cancel").hidden = run === null;
   $("cancel").disabled = false;
@@ -115,8 +115,9 @@ function setRunning(run) {
 
 function queued(position) {
   if (running?.cancelled) return;
-  stage.progress(position > 0 ? `Waiting: ${position} ahead in the queue` : "Waiting for the model", null);
-  announce(position > 0 ? `${position} ahead in the queue.` : "Waiting for the model.");
+  const place = position > 0 ? `${position} ahead in the queue` : "next in the queue";
+  stage.progress(`Waiting: ${place}`, null);
+  announce(`Waiting: ${place}.`);
 }
 
 function started() {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdexport import read_parameters, save_image
 from tests.helpers.browser import Visit, running_browser, serious_problems
-from tests.helpers.live_server import LiveServer, live_server
+from tests.helpers.live_server import LiveServer, live_server, wait_until
 
 KEY = "a-key-for-the-tests-of-the-page"
 CIRCLE = "a large red circle on a white background"
@@ -141,6 +141,19 @@ def test_page_cancels_within_a_step(visit: Open) -> None:
     assert page.locator("#generate").is_visible()
     assert page.locator("#history li").count() == 0
     generate(page, width="", height="")  # the server takes the next job
+
+
+def test_place_in_the_queue_is_shown(visit: Open, server: LiveServer) -> None:
+    page = visit().ready()
+    body = {"prompt": CIRCLE, "num_inference_steps": 150, "width": 256, "height": 256}
+    url = server.json("POST", "/v1/jobs", body)[1]["url"]
+    wait_until(lambda: server.json("GET", url)[1]["status"] == "running")
+    page.fill("#prompt", CIRCLE)
+    page.fill("#num_inference_steps", "1")
+    page.click("#generate")
+    page.wait_for_selector("#progress-label:has-text('next in the queue')")
+    server.request("DELETE", url)
+    page.wait_for_selector(READY)
 
 
 def test_mask_is_drawn_and_used(visit: Open, tmp_path: Path) -> None:
