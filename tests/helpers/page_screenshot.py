@@ -1,6 +1,6 @@
 """The picture of the server's page in the documentation.
 
-    python -m tests.helpers.page_screenshot docs/server.webp
+python -m tests.helpers.page_screenshot docs/server.webp
 """
 
 from __future__ import annotations

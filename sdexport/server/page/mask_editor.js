@@ -177,6 +177,12 @@ export class MaskEditor {
     const round = { lineCap: "round", lineJoin: "round" };
     Object.assign(context, { strokeStyle: COLOR, lineWidth: stroke.size, ...round });
     context.beginPath();
+    if (index === 0) { // a dot, as a tap leaves it
+      context.fillStyle = COLOR;
+      context.arc(to.x * canvas.width, to.y * canvas.height, stroke.size / 2, 0, 2 * Math.PI);
+      context.fill();
+      context.beginPath();
+    }
     context.moveTo(from.x * canvas.width, from.y * canvas.height);
     context.lineTo(to.x * canvas.width, to.y * canvas.height);
     context.stroke();

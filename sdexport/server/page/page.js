@@ -196,9 +196,11 @@ async function useAsImage(entry) {
 
 let draftTimer = 0;
 
+const saveNow = () => store("localStorage", DRAFT, JSON.stringify(form.state().values));
+
 function saveDraft() {
   clearTimeout(draftTimer);
-  draftTimer = setTimeout(() => store("localStorage", DRAFT, JSON.stringify(form.state().values)), 200);
+  draftTimer = setTimeout(saveNow, 200);
 }
 
 function loadDraft() {
@@ -258,6 +260,8 @@ document.addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   if (file && isFree()) restoreFile(file);
 });
+
+window.addEventListener("pagehide", saveNow);
 
 function showTheme() {
   const chosen = document.documentElement.dataset.theme;
