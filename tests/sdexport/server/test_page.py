@@ -320,23 +320,6 @@ def test_page_is_accessible(visit: Open, theme: str, options: dict[str, Any]) ->
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_mask_is_drawn_with_a_finger(visit: Open, tmp_path: Path) -> None:
-    page = visit(**PHONE).ready()
-    Image.new("RGB", (96, 64), "white").save(tmp_path / "white.png")
-    page.click("#image-section summary")
-    page.set_input_files("#image-input input[type=file]", tmp_path / "white.png")
-    page.click("#mask-draw")
-    box = page.locator("#mask-canvas").bounding_box()
-    page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.click("#mask-done")
-    page.wait_for_selector("#image-input .mask-overlay")
-    page.fill("#prompt", CIRCLE)
-    page.fill("#num_inference_steps", "1")
-    mask = picture(sent(page)["mask_image"])
-    assert mask[32, 48] == 255
-    assert mask[0, 0] == 0
-
-
 def test_theme_is_kept(visit: Open) -> None:
     page = visit(color_scheme="light").ready()
     ground = "getComputedStyle(document.body).backgroundColor"
