@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
-from sdexport.server.native_api import ErrorBody
+from sdexport.server.job_state import ErrorBody
 from sdexport.server.server_errors import JobNotFoundError
 
 MEDIA_TYPES = {
