@@ -39,6 +39,8 @@ _POPULATE_WRITE = 23
 """Of madvise: provide pages for writing; Linux 5.14."""
 _STEP = 4 * MIB
 """Bytes at once; other threads that map memory wait for that."""
+_AHEAD, _PAUSE = 192 * MIB, 0.005
+"""Bytes that are provided and not used yet, at most; seconds between two looks at what is used."""
 _lock = threading.Lock()
 _is_enabled = False
 
@@ -113,21 +115,35 @@ def _extended(library: Any, size: int) -> tuple[int, int]:
 
 
 def _provide(library: Any, start: int, end: int, done: threading.Event) -> None:
-    page = mmap.PAGESIZE
-    for place in range(-(-start // page) * page, end - _STEP, _STEP):
-        if done.is_set() or library.madvise(place, _STEP, _POPULATE_WRITE):
+    """Ask for the pages from `start` to `end`, never much farther than what is in use."""
+    place = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    while place + _STEP < end:
+        used = library.sbrk(0) - library.mallinfo2().keepcost
+        limit = min(used + _AHEAD, end)
+        if place + _STEP >= limit and done.wait(_PAUSE):
             return
+        while place + _STEP < limit:
+            if done.is_set() or library.madvise(place, _STEP, _POPULATE_WRITE):
+                return
+            place += _STEP
+
+
+class _MallInfo(ctypes.Structure):
+    """What mallinfo2 returns. keepcost: free bytes at the end of the heap."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (*"0123456", "used", "free", "keepcost")]
 
 
 @cache
 def _library() -> Any:
-    """The C library with the functions that are needed; None if it is not glibc."""
+    """The C library with the functions that are needed; None if it is not glibc 2.33 or later."""
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)
-    names = ("gnu_get_libc_version", "mallopt", "malloc_trim", "malloc", "free", "sbrk", "madvise")
+    names = ("mallopt", "malloc_trim", "mallinfo2", "malloc", "free", "sbrk", "madvise")
     if not all(hasattr(library, name) for name in names):
         return None
+    library.mallinfo2.restype = _MallInfo
     library.malloc.restype = library.sbrk.restype = ctypes.c_void_p
     library.malloc.argtypes = library.malloc_trim.argtypes = [ctypes.c_size_t]
     library.free.argtypes, library.sbrk.argtypes = [ctypes.c_void_p], [ctypes.c_ssize_t]
