@@ -21,38 +21,46 @@ from sdexport.runtime.component_engines import open_component
 CALL: dict[str, Any] = {"num_inference_steps": 1, "height": 64, "width": 64, "seed": 1}
 
 
-@pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The components in the order in which they are open.
+class Opened:
+    """The components in the order in which they are open; see `opened`."""
 
-    The denoiser is opened until it is asked whether the decoder is compiled, or that is open.
-    """
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, for another pipeline."""
+        self.names: list[str] = []
+        self.decoder, self.waits = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opened:
+    """The denoiser is opened until the decoder is open, or is found not to be compiled."""
     monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(opening_ahead, "LARGE", 1)
     monkeypatch.setattr(opening_ahead.os, "cpu_count", lambda: 2)
-    names: list[str] = []
-    decoder, waits = threading.Event(), threading.Event()
+    found = Opened()
     is_compiled = component_sessions.is_compiled
 
     def asked(*arguments: Any) -> bool:
-        found = is_compiled(*arguments)
-        if not found:
-            waits.set()
-        return found
+        is_stored = is_compiled(*arguments)
+        if not is_stored:
+            found.waits.set()
+        return is_stored
 
     def note(package: Package, graph: str, *arguments: Any, **options: Any) -> Session:
         if graph == "unet":
-            while not (decoder.wait(0.01) or waits.wait(0.01)):
+            while not (found.decoder.wait(0.01) or found.waits.wait(0.01)):
                 pass
         session = open_component(package, graph, *arguments, **options)
-        names.append(graph)
+        found.names.append(graph)
         if graph == "vae_decoder":
-            decoder.set()
+            found.decoder.set()
         return session
 
     monkeypatch.setattr(component_sessions, "is_compiled", asked)
     monkeypatch.setattr(component_sessions, "open_component", note)
-    return names
+    return found
 
 
 def image() -> np.ndarray:
@@ -60,9 +68,9 @@ def image() -> np.ndarray:
         return np.asarray(pipeline("a red circle", **CALL).images[0])
 
 
-def test_decoder_is_opened_meanwhile_from_the_second_process_on(opened: list[str]) -> None:
+def test_decoder_is_opened_meanwhile_from_the_second_process_on(opened: Opened) -> None:
     expected = image()
-    assert opened == ["text_encoder", "unet", "vae_decoder"]
-    opened.clear()
+    assert opened.names == ["text_encoder", "unet", "vae_decoder"]
+    opened.reset()
     assert np.array_equal(image(), expected)
-    assert opened == ["text_encoder", "vae_decoder", "unet"]
+    assert opened.names == ["text_encoder", "vae_decoder", "unet"]
