@@ -99,7 +99,7 @@ def many_clients(minutes: float) -> dict[str, Any]:
                 status, job, headers = own.submit(request(index))
                 if status == 429:
                     count("busy")
-                    time.sleep(min(float(headers["Retry-After"]), 1.0))
+                    time.sleep(min(float(headers["retry-after"]), 1.0))
                     continue
                 kind, data = own.wait(job["url"]) if status == 202 else ("", job)
                 if kind != "done":

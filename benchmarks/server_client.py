@@ -93,9 +93,10 @@ class Client:
         return response.status, response.read()
 
     def submit(self, body: Mapping[str, Any]) -> tuple[int, Any, Mapping[str, str]]:
-        """Status, JSON and headers of POST /v1/jobs."""
+        """Status, JSON and headers (in lower case) of POST /v1/jobs."""
         response = self.ask("POST", "/v1/jobs", body)
-        return response.status, json.loads(response.read()), dict(response.getheaders())
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, json.loads(response.read()), headers
 
     def wait(self, url: str) -> tuple[str, Any]:
         """The last event of a job, read as it comes."""
