@@ -62,9 +62,13 @@ def names(wheel: Path) -> list[str]:
 
 
 def data_in_wheel() -> set[str]:
-    """The demo model's package, if it is in the repository, and nothing of its checkpoint."""
-    package = ROOT / "sdexport/demo_model/package"
-    return {path.relative_to(ROOT).as_posix() for path in package.rglob("*") if path.is_file()}
+    """The server's page, and the demo model's package without its checkpoint."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("demo_model/package", "server/page")
+        for path in (ROOT / "sdexport" / folder).rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")

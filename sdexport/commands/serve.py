@@ -189,7 +189,7 @@ def _keys(path: Path | None) -> tuple[str, ...]:
     if not lines or any(len(line) < SHORTEST_KEY for line in lines):
         raise InvalidArgumentError(
             f"{path}: expected keys of {SHORTEST_KEY} or more ASCII characters, one a line; make "
-            'one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+            "one with: openssl rand -base64 32"
         )
     return tuple(lines)
 
