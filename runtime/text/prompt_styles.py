@@ -23,9 +23,10 @@ ALIASES = {
 }
 _NAMED = 5
 """Tags that a warning names; it counts the others."""
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
+"""Matches a run of digits in one way only, so that long ones take linear time."""
 _SYNTAX: tuple[tuple[str, str, frozenset[str]], ...] = (
-    (r"\[[^\[\]]*\|[^\[\]]*\]", AUTOMATIC1111, frozenset({AUTOMATIC1111})),
+    (r"\[[^\[\]|]*\|[^\[\]]*\]", AUTOMATIC1111, frozenset({AUTOMATIC1111})),
     (rf"\[[^\[\]]*:\s*{_NUMBER}\s*\]", AUTOMATIC1111, frozenset({AUTOMATIC1111})),
     (
         rf"(?<!\\)\((?:[^()\\:]|\\.)*(?:[^\d()\\:]:\s*{_NUMBER}|:\s*\d*\.\d+)\s*\)",

@@ -32,7 +32,7 @@ _TOKENS = re.compile(
     r"\\(?P<escaped>[()\[\]\\]?)|(?P<bracket>[(\[\])])"
     r"|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<text>[^\\()\[\]:]+|:)"
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ def _read(text: str) -> list[tuple[str, str]]:
     for match in _TOKENS.finditer(text):
         kind = match.lastgroup or "text"
         if kind == "text":
-            for number, part in enumerate(_BREAK.split(match[0])):
+            parts = _BREAK.split(match[0])
+            for number, part in enumerate(parts):
+                part = part.lstrip() if number else part
+                part = part.rstrip() if number < len(parts) - 1 else part
                 found += [("break", ""), ("text", part)] if number else [("text", part)]
         else:
             found.append((kind, match[kind] if kind == "escaped" else match[0]))

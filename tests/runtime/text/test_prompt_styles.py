@@ -102,7 +102,10 @@ def test_a_style_reads_its_own_syntax() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["(" * 20_000, "[a|" * 10_000, "((a" * 10_000, "AND" * 20_000, " AND" * 5_000, "[:1" * 9_000],
+    [
+        *("(" * 20_000, "[a|" * 10_000, "((a" * 10_000, "AND" * 20_000, " AND" * 5_000),
+        *("[:1" * 9_000, "(a:" + "1" * 60_000, "[a:" + "1" * 60_000, "[" + "|" * 60_000),
+    ],
 )
 def test_long_texts_are_searched_fast(text: str) -> None:
     started = time.process_time()

@@ -91,6 +91,11 @@ def test_parse_weights_splits_at_break() -> None:
         [],
     ]
     assert parse_weights("BREAK") == [[], []]
+    assert parse_weights("a BREAK\t\n BREAK b ") == [
+        [Segment("a", 1.0)],
+        [],
+        [Segment("b ", 1.0)],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +112,10 @@ def test_parse_weights_clips_weights(text: str, weight: float) -> None:
     assert pairs(text) == [("x", weight)]
 
 
-def test_parse_weights_of_many_brackets_is_fast() -> None:
+@pytest.mark.parametrize("text", ["(a" * 10_000 + "b)" * 10_000, " " * 60_000 + "x"])
+def test_parse_weights_of_long_texts_is_fast(text: str) -> None:
     started = time.process_time()
-    parse_weights("(a" * 10_000 + "b)" * 10_000)
+    parse_weights(text)
     assert time.process_time() - started < 5
 
 
