@@ -7,7 +7,7 @@ an image of a batch is the image of a call of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from sdexport.runtime.images.metadata import to_image
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.result import Result
 from sdexport.runtime.text.prompt_styles import PLAIN, style_name
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.jobs import Job
 from sdexport.server.request_checks import texts_of
@@ -34,8 +35,16 @@ _SYNTAX = ("[", "]", "{", "BREAK", "AND", "embedding:", '").', ".and(", ".blend(
 """What may give a prompt another length, or parts, in a style that is not plain."""
 
 
-def batch_key(request: ImageRequest, count: int) -> Hashable | None:
-    """What requests that run together have in common; None for one that runs alone."""
+def batch_key(
+    request: ImageRequest, count: int, tokenizers: Collection[ClipTokenizer] = ()
+) -> Hashable | None:
+    """What requests that run together have in common; None for one that runs alone.
+
+    Args:
+      tokenizers: of the model if it is open. In a style that is not plain, texts of several rows of
+        tokens run alone, as shorter ones in a batch would get empty rows; so do all texts if the
+        tokenizers are not known, or if LoRAs may add words to them.
+    """
     arguments = request.arguments
     if any(arguments.get(name) is not None for name in _ALONE):
         return None
@@ -45,8 +54,10 @@ def batch_key(request: ImageRequest, count: int) -> Hashable | None:
     style = style_name(
         arguments.get("prompt_style"), weights=bool(arguments.get("prompt_weights", False))
     )
-    if style != PLAIN and not all(
-        is_short(text) and not any(mark in text for mark in _SYNTAX) for text in texts
+    if style != PLAIN and (
+        arguments.get("loras")
+        or not tokenizers
+        or not all(_has_one_row(text, tokenizers) for text in texts)
     ):
         return None
     shared = {name: value for name, value in arguments.items() if name not in _OF_IMAGES}
@@ -56,6 +67,18 @@ def batch_key(request: ImageRequest, count: int) -> Hashable | None:
     has_negative = arguments.get("negative_prompt") is not None
     text = json.dumps(shared, sort_keys=True, default=str)
     return request.model, text, has_negative, *tags
+
+
+def _has_one_row(text: str, tokenizers: Collection[ClipTokenizer]) -> bool:
+    """Whether a text has one row of tokens in every style, wherever that style divides it."""
+    if not is_short(text) or TAG.search(text) or any(mark in text for mark in _SYNTAX):
+        return False
+    # a mark may be part of a token, or one to four tokens of its own
+    marks = sum(1 if c.isascii() else 4 for c in text if not (c.isalnum() or c.isspace()))
+    return all(
+        len(tokenizer.encode(tokenizer.expand(text))) + marks <= tokenizer.max_length - 2
+        for tokenizer in tokenizers
+    )
 
 
 @dataclass(frozen=True)

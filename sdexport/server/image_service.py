@@ -126,7 +126,10 @@ class ImageService:
             )
         made = ImageRequest(model.name, arguments, timeout)
         job = Job(made, count, previews=previews, timeout=timeout, request_id=request_id)
-        job.batch_key = batch_key(made, count)
+        pipeline = model.pipeline
+        job.batch_key = batch_key(
+            made, count, () if pipeline is None else pipeline.text_encoders.tokenizers.values()
+        )
         job.held = sum(image.width * image.height * 4 for image in input_images(arguments))
         self.queue.add(job)
         return job

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sdexport import Pipeline
+from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime.images.metadata import save_image
+from sdexport.runtime.packages.package import Package
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 from sdexport.server.batching import batch_key, merged_arguments
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.job_runner import JobRunner
@@ -22,9 +26,14 @@ from tests.tolerances import BATCH_LEVELS
 BASE = {"num_inference_steps": 2, "width": 64, "height": 64}
 
 
+@cache
+def tokenizers() -> tuple[ClipTokenizer, ...]:
+    return (Package.load(PACKAGE_DIR, verify=False).tokenizer("text_encoder"),)
+
+
 def job_of(arguments: Mapping[str, Any], count: int = 1) -> Job:
     job = Job(ImageRequest("demo", {"seed": 1, **BASE, **arguments}), count)
-    job.batch_key = batch_key(job.request, count)
+    job.batch_key = batch_key(job.request, count, tokenizers())
     return job
 
 
@@ -139,10 +148,26 @@ def test_jobs_that_differ_do_not_run_together(further: Mapping[str, Any]) -> Non
         {"prompt": "a AND b", "prompt_style": "automatic1111"},
         {"prompt": "word " * 100, "prompt_style": "comfyui"},
         {"prompt": '("a", "b").and()', "prompt_style": "compel"},
+        {"prompt": "a b " * 40, "prompt_style": "compel"},
+        {"prompt": "zxqj" * 30, "prompt_style": "compel"},
+        {"negative_prompt": "(a, b:1.2)" * 15, "prompt_style": "comfyui"},
+        {"prompt": "\u4f60\u597d" * 30, "prompt_style": "automatic1111"},
+        {"loras": ["a"], "prompt_style": "automatic1111"},
+        {"prompt": "<lora:a:1> x", "prompt_style": "automatic1111"},
     ],
 )
 def test_jobs_that_cannot_share_a_batch_run_alone(further: Mapping[str, Any]) -> None:
     assert job_of({"prompt": "x", **further}).batch_key is None
+
+
+@pytest.mark.parametrize("style", ["automatic1111", "comfyui", "compel"])
+def test_texts_of_one_row_share_a_batch_in_every_style(style: str) -> None:
+    text = "a (red:1.2) circle on a white ground, very detailed, " * 2
+    job = job_of({"prompt": text, "prompt_style": style})
+    assert (
+        job.batch_key is not None and job.batch_key == job_of({**job.request.arguments}).batch_key
+    )
+    assert batch_key(job.request, 1) is None  # the model is not open
 
 
 def test_one_seed_for_several_images_runs_alone() -> None:
