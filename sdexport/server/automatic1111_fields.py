@@ -136,7 +136,9 @@ def _typed(name: str, value: Any, types: tuple[type, ...]) -> Any:
         raise InvalidArgumentError(f"{name} must be {_names(types)}, got {shown(value)}")
     if types == _FLAG and value not in (0, 1):
         raise InvalidArgumentError(f"{name} must be true or false, got {shown(value)}")
-    if isinstance(value, _NUMBER) and not math.isfinite(value):
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise InvalidArgumentError(f"{name} must fit into 64 bits, got {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
         raise InvalidArgumentError(f"{name} must be a finite number, got {value}")
     return value
 
