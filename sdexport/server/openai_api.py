@@ -12,6 +12,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from sdexport.engines.errors import InvalidArgumentError
@@ -93,6 +94,7 @@ def router(service: ImageService) -> APIRouter:
         """Edit an image, where a mask is transparent if there is one."""
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise InvalidArgumentError("expected a form, multipart/form-data, with a file image")
+        _check_charset(request)
         async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FIELDS) as form:
             files: dict[str, list[bytes]] = {"image": [], "mask": [], "markup": []}
             texts: list[tuple[str, str]] = []
@@ -106,6 +108,14 @@ def router(service: ImageService) -> APIRouter:
         return await _edit(service, request, files, form_values(texts))
 
     return routes
+
+
+def _check_charset(request: Request) -> None:
+    """Raises: InvalidArgumentError: a form in another encoding, perhaps not one of text."""
+    options = parse_options_header(request.headers["content-type"])[1]
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise InvalidArgumentError(f"the form's charset must be utf-8, got {shown(charset)}")
 
 
 async def _edit(

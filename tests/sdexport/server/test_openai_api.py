@@ -238,6 +238,14 @@ def test_edit_rejects_files_that_do_not_fit(client: openai.OpenAI, picture: Imag
             client.images.edit(prompt="x", **files)
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", '"unicode_escape"', "latin-1", "?"])
+def test_edit_rejects_forms_in_another_encoding(server: LiveServer, charset: str) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="user"\r\n\r\n\\ud800\r\n--x--\r\n'
+    kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+    status, _, content = server.request("POST", "/v1/images/edits", form, kind)
+    assert status == 400 and b"charset must be utf-8" in content
+
+
 def test_wrong_key_and_full_queue_are_the_client_s_errors() -> None:
     with (
         live_server({"demo": PACKAGE_DIR}, api_keys=("secret",), max_queue=1) as server,
