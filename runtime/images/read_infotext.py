@@ -18,6 +18,8 @@ from sdexport.runtime.schedulers.sampler_names import from_automatic1111
 _PAIR = re.compile(r'\s{0,8}(\w[\w \-/]{0,63}):\s{0,8}("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _FEWEST_PAIRS = 3
 """Of a last line that holds settings, and is no part of a prompt."""
+_LONGEST = 64 * 1024
+"""Characters of a last line that is searched for settings; what is longer has none."""
 _OWN = "sdexport "
 _NEGATIVE = "Negative prompt:"
 
@@ -75,6 +77,8 @@ def settings_pairs(text: str) -> dict[str, str]:
 def _lines_and_pairs(text: str) -> tuple[list[str], dict[str, str]]:
     """The lines of the prompts, and the settings in the last line."""
     *lines, last = text.strip("\n").split("\n")
+    if len(last) > _LONGEST:
+        return lines, {}
     return lines, {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
 
 

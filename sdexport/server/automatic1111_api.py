@@ -155,7 +155,7 @@ def _add_generation(
         """The settings that an image carries."""
         body = _object(await request.json())
         image = await decode_in_thread(body.get("image"), "image", service.settings)
-        return JSONResponse(png_info(image))
+        return JSONResponse(await asyncio.to_thread(png_info, image))
 
 
 def _add_progress(

@@ -145,7 +145,15 @@ def test_noise_of_other_programs(version: str, device: str) -> None:
 
 
 def test_unusual_texts() -> None:
-    for text in ("", "a prompt", "a: b", "Steps: 3, Seed: 1", "Negative prompt: x\nno settings"):
+    long = "Steps: 3, Sampler: Euler, Seed: 1, Note: " + "a" * 65_536
+    for text in (
+        "",
+        "a prompt",
+        "a: b",
+        "Steps: 3, Seed: 1",
+        "Negative prompt: x\nno settings",
+        long,
+    ):
         with pytest.raises(ValueError, match="no line with steps"):
             read_infotext(text)
     values, rest = read_infotext("\nSteps: many, Sampler: Euler, Seed: 1, Size: 5, Clip skip: 0")
