@@ -169,9 +169,10 @@ def _add_progress(
             idle = {"progress": 0.0, "eta_relative": 0.0, "state": IDLE_STATE}
             return JSONResponse({**idle, "current_image": None, "textinfo": None})
         job, preview = request.current, None
+        latest = None if job is None else job.preview  # read once: it goes when the job ends
         every = options.changed({}, keep=False)["show_progress_every_n_steps"]
-        if job is not None and job.preview is not None and every > 0 and not skip_current_image:
-            shown_ = full_size(service, job, job.preview)
+        if job is not None and latest is not None and every > 0 and not skip_current_image:
+            shown_ = full_size(job, latest)
             preview = as_base64(await asyncio.to_thread(encoded_image, shown_))
         return JSONResponse(
             {

@@ -24,6 +24,7 @@ from sdexport.server.registered_names import RegisteredNames
 from sdexport.server.request_checks import (
     checked_arguments,
     input_images,
+    output_size,
     public_text,
     requested_size,
 )
@@ -130,6 +131,7 @@ class ImageService:
         job.batch_key = batch_key(
             made, count, () if pipeline is None else pipeline.text_encoders.tokenizers.values()
         )
+        job.size = output_size(arguments, model)
         job.held = sum(image.width * image.height * 4 for image in input_images(arguments))
         self.queue.add(job)
         return job

@@ -48,7 +48,7 @@ class Job:
       status: queued, running, done, failed or cancelled.
       request: as it runs: with the names of the server replaced, and seeds; without input images
         when it is over.
-      count: images.
+      count: images. size: their width and height.
       previews: whether events have previews.
       images, parameters: when it is done, of each image.
       flagged: for each image whether the safety checker flagged it; None if it was not checked.
@@ -72,7 +72,7 @@ class Job:
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.request, self.count, self.previews = request, count, previews
-        self.request_id = request_id
+        self.request_id, self.size = request_id, (0, 0)
         self.status = QUEUED
         self.step = self.steps = 0
         self.timestep: float | None = None

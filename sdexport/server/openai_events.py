@@ -60,7 +60,7 @@ async def event_stream(
     try:
         async for event in items_unless_disconnected(request, events):
             if _is_due(event, sent, fields.partial_images):
-                yield await _partial(service, job, event, fields, kind, sent)
+                yield await _partial(job, event, fields, kind, sent)
                 sent += 1
         await service.result(job)
         for text, image in zip(await encoded(job.images, fields), job.images, strict=True):
@@ -82,11 +82,9 @@ def _is_due(event: JobEvent, sent: int, wanted: int) -> bool:
     return event.step * (wanted + 1) >= event.steps * (sent + 1)
 
 
-async def _partial(
-    service: ImageService, job: Job, event: JobEvent, fields: ImageFields, kind: str, index: int
-) -> str:
+async def _partial(job: Job, event: JobEvent, fields: ImageFields, kind: str, index: int) -> str:
     assert event.preview is not None
-    preview = full_size(service, job, event.preview)
+    preview = full_size(job, event.preview)
     (text,) = await encoded([preview], fields)
     values = {"b64_json": text, "partial_image_index": index}
     return _event(f"{kind}.partial_image", _common(fields, preview.size) | values)

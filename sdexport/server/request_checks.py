@@ -230,6 +230,15 @@ def requested_size(arguments: Mapping[str, Any], model: Model) -> tuple[int, int
     return arguments.get("width", width), arguments.get("height", height)
 
 
+def output_size(arguments: Mapping[str, Any], model: Model) -> tuple[int, int]:
+    """Width and height of the results: of the image into which they are pasted, if there is one."""
+    pasted = arguments.get("paste_back") or arguments.get("padding_mask_crop") is not None
+    if pasted and arguments.get("mask_image") is not None:
+        for image in input_images({"image": arguments.get("image")}):
+            return image.size
+    return requested_size(arguments, model)
+
+
 def _check_size(
     arguments: Mapping[str, Any], model: Model, settings: ServerSettings
 ) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from sdexport.server.request_checks import (
     NOT_IN_REQUESTS,
     checked_arguments,
     input_images,
+    output_size,
     public_text,
 )
 from sdexport.server.server_settings import ServerSettings
@@ -74,6 +75,16 @@ def test_results_of_the_size_of_an_image_are_limited(demo_package: Path) -> None
     for further in ({"paste_back": True}, {"padding_mask_crop": 0}):
         with pytest.raises(InvalidArgumentError, match="65x64; the limit is 4,096 pixels"):
             checked_arguments({**given, **further}, model, service.names, settings)
+
+
+def test_size_of_results_is_that_of_the_image_they_are_pasted_into(demo_package: Path) -> None:
+    model = ModelStore({"demo": demo_package}).model(None)
+    image = Image.new("RGB", (75, 64))
+    given = {"image": [image], "mask_image": image}
+    assert output_size({}, model) == (128, 128)
+    assert output_size(given, model) == (72, 64)
+    assert output_size({**given, "paste_back": True}, model) == (75, 64)
+    assert output_size({**given, "padding_mask_crop": 0}, model) == (75, 64)
 
 
 def test_every_argument_of_a_call_is_one_of_a_request_or_has_a_reason() -> None:
