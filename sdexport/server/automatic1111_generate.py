@@ -129,7 +129,7 @@ async def _is_done(service: ImageService, request: RunningRequest, job: Job) -> 
     try:
         await service.result(job)
     except JobCancelledError:
-        if request.interrupted or request.skipped:
+        if request.interrupted or job.id in request.skipped:
             return False
         raise
     return True

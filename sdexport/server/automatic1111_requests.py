@@ -24,12 +24,14 @@ class RunningRequest:
     Attributes:
       count: jobs that it has. began: when it arrived.
       jobs: that were submitted. interrupted: whether no further job is to run.
+      skipped: ids of the jobs that were left out.
     """
 
     def __init__(self, count: int) -> None:
         self.count, self.began = count, datetime.now().astimezone()
         self.jobs: list[Job] = []
-        self.interrupted = self.skipped = False
+        self.interrupted = False
+        self.skipped: set[str] = set()
         self._began = time.monotonic()
 
     @property
@@ -53,7 +55,7 @@ class RunningRequest:
         """As the web UI describes it."""
         job = self.current
         return {
-            "skipped": self.skipped,
+            "skipped": job is not None and job.id in self.skipped,
             "interrupted": self.interrupted,
             "stopping_generation": self.interrupted,
             "job": f"Batch {min(self.done + 1, self.count)} out of {self.count}",
@@ -129,7 +131,7 @@ class RunningRequests:
         job = request.current if request is not None else None
         if request is None or job is None:
             return []
-        request.skipped = True
+        request.skipped.add(job.id)
         return [job]
 
     def preview(self) -> Image.Image | None:

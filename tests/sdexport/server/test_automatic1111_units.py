@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from random import Random
@@ -12,14 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.server.automatic1111_controlnet import controlnet_arguments, units
 from sdexport.server.automatic1111_fields import COMMON, IMAGES, WITHOUT_EFFECT, checked_fields
-from sdexport.server.automatic1111_generate import planned
+from sdexport.server.automatic1111_generate import _is_done, planned
 from sdexport.server.automatic1111_images import binary_mask, filled
 from sdexport.server.automatic1111_options import Options
+from sdexport.server.automatic1111_requests import RunningRequests
+from sdexport.server.image_request import ImageRequest
+from sdexport.server.image_service import ImageService
+from sdexport.server.jobs import Job
+from sdexport.server.model_store import ModelStore
 from sdexport.server.output_images import encoded_image
 from sdexport.server.registered_names import RegisteredNames
+from sdexport.server.server_errors import JobCancelledError
 from sdexport.server.server_settings import ServerSettings
 
 WHITE = Image.new("RGB", (16, 8), "white")
@@ -79,6 +87,21 @@ class StoreOfOne:
 
     def model(self, name: str) -> str:
         return name
+
+
+def test_a_job_that_was_skipped_is_missing_and_another_one_is_an_error() -> None:
+    service = ImageService(ModelStore({"demo": PACKAGE_DIR}))
+    running = RunningRequests()
+    with running.running(2) as request:
+        request.jobs += [Job(ImageRequest("demo", {}), 1) for _ in range(2)]
+        (skipped,) = running.skip()
+        assert request.state()["skipped"]
+        for job in request.jobs:
+            job.cancel(JobCancelledError("cancelled"))
+        assert skipped is request.jobs[0] and not request.state()["skipped"]
+        assert not asyncio.run(_is_done(service, request, request.jobs[0]))
+        with pytest.raises(JobCancelledError):
+            asyncio.run(_is_done(service, request, request.jobs[1]))
 
 
 def random_json(random: Random, image: str, depth: int = 0) -> Any:
