@@ -164,6 +164,9 @@ def _check_values(found: Mapping[str, Any]) -> None:
     for name in ("batch_size", "n_iter"):
         if found[name] < 1:
             raise InvalidArgumentError(f"{name} must be 1 or more, got {found[name]}")
+    for name in ("seed", "subseed"):
+        if found[name] < -1:  # the seeds of a batch count up, and -1 is a random one
+            raise InvalidArgumentError(f"{name} must be -1 or more, got {shown(found[name])}")
     if found["subseed_strength"]:
         raise InvalidArgumentError(
             "subseed_strength: variations of a seed are not supported; leave it at 0"

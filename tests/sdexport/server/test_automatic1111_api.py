@@ -200,6 +200,7 @@ def test_img2img_fills_what_is_masked_and_keeps_the_rest(
         ({"steps": 1000}, "num_inference_steps"),
         ({"steps": 3.5}, "steps"),
         ({"batch_size": 0}, "batch_size"),
+        ({"seed": -2, "batch_size": 2}, "seed must be -1 or more"),
         ({"n_iter": 9}, "at most 8"),
         ({"width": 100}, "width"),
         ({"override_settings": {"sd_model": "x"}}, "'sd_model'"),
