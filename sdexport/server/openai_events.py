@@ -18,17 +18,9 @@ from sdexport.server.image_service import ImageService
 from sdexport.server.jobs import STEP, Job, JobEvent
 from sdexport.server.openai_errors import error_body
 from sdexport.server.openai_fields import ImageFields
-from sdexport.server.openai_images import encoded, size_text
+from sdexport.server.openai_images import NO_TOKENS, encoded, size_text
 from sdexport.server.previews import full_size
 from sdexport.server.server_errors import ServerError
-
-_NO_TOKENS = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
-"""Nothing is billed by tokens here, but clients read the numbers."""
 
 
 async def listening(events: AsyncIterator[JobEvent]) -> AsyncIterator[JobEvent]:
@@ -64,7 +56,7 @@ async def event_stream(
                 sent += 1
         await service.result(job)
         for text, image in zip(await encoded(job.images, fields), job.images, strict=True):
-            values = _common(fields, image.size) | {"b64_json": text, "usage": _NO_TOKENS}
+            values = _common(fields, image.size) | {"b64_json": text, "usage": NO_TOKENS}
             if fields.user:
                 values["safety_identifier"] = fields.user
             yield _event(f"{kind}.completed", values)

@@ -13,6 +13,14 @@ from sdexport.server.jobs import Job
 from sdexport.server.openai_fields import ImageFields
 from sdexport.server.output_images import as_base64, encoded_image
 
+NO_TOKENS = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+"""Nothing is billed by tokens here, but clients read the numbers."""
+
 
 async def encoded(images: Sequence[Image.Image], fields: ImageFields) -> list[str]:
     """Images as base64 of files in the requested format, with their settings."""
@@ -36,6 +44,7 @@ def response_body(job: Job, fields: ImageFields, data: list[dict[str, str]]) -> 
         "background": "opaque",
         "output_format": fields.output_format,
         "size": size_text(job.images[0].size),
+        "usage": NO_TOKENS,
     }
     return found | ({"safety_identifier": fields.user} if fields.user else {})
 

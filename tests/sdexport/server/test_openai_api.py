@@ -98,6 +98,7 @@ def test_generate_takes_size_number_format_and_settings_of_the_library(
     for image, ours in zip(recorded, expected.parameters, strict=True):
         assert image.to_dict() | {"max_batch": None} == ours.to_dict()
     assert found.safety_identifier == "someone"
+    assert found.usage is not None and found.usage.total_tokens == 0
 
 
 def test_generate_returns_addresses_that_can_be_fetched(client: openai.OpenAI) -> None:
