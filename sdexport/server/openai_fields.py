@@ -147,7 +147,10 @@ def form_values(items: Sequence[tuple[str, str]]) -> dict[str, Any]:
         elif rest == "]":
             _nested(found, base, list).append(value)
         else:
-            _nested(found, base, dict)[rest.removesuffix("]")] = value
+            inner, key = _nested(found, base, dict), rest.removesuffix("]")
+            if key in inner:
+                raise InvalidArgumentError(f"{shown(name)}: it is there twice")
+            inner[key] = value
     return found
 
 
