@@ -26,7 +26,7 @@ from sdexport.engines.guarded_files import parsing
 from sdexport.engines.ort.prepared import prepared_graph
 from sdexport.engines.ov import compiled_graph
 from sdexport.engines.session import TensorSpec
-from sdexport.runtime.models.components import Role, tensors_of
+from sdexport.runtime.models.components import LORA_GRAPHS, Role, tensors_of
 from sdexport.runtime.packages.manifest import ComponentRecord
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.packages.trust import check_engine
@@ -152,6 +152,23 @@ def runs_on(
     if "." not in graph or backend not in PLAN_BACKENDS:
         return True
     return usable_engine(package, graph, backend, engine_dir) is not None
+
+
+def missing_engine(
+    package: Package, graph: str, backend: str, engine_dir: str | Path | None = None
+) -> str:
+    """Why a backend cannot open a graph, and what to do; "" if `runs_on` is true."""
+    if runs_on(package, graph, backend, engine_dir):
+        return ""
+    engine = engine_path(package, graph, backend, engine_dir)
+    if os.path.lexists(engine):
+        return _not_signed(engine)
+    command = f"sdexport build PACKAGE --backend {backend}"
+    if graph.partition(".")[2] not in LORA_GRAPHS:  # those are built by default
+        command += f" --component {graph}"
+    if not package.trust.built_engines:
+        command += " --engine-dir DIR"
+    return f"there is no engine of {graph} for {backend}; build it: {command}"
 
 
 def open_component(

@@ -22,9 +22,9 @@ from sdexport.runtime.component_backends import (
     check_session_options,
 )
 from sdexport.runtime.component_engines import (
+    missing_engine,
     open_component,
     resolve_backend,
-    runs_on,
     usable_engine,
 )
 from sdexport.runtime.expected_calls import ImageCall, expect_call
@@ -149,11 +149,11 @@ class ComponentSessions:
         """The backend that was asked for, "auto" included."""
         return backend_of(self._backends, component).name
 
-    def has_engine(self, graph: str) -> bool:
-        """Whether the backend that was asked for can open a graph of a component, see runs_on."""
+    def missing_engine(self, graph: str) -> str:
+        """Why the backend that was asked for cannot open a graph; see component_engines."""
         requested = backend_of(self._backends, graph)
         engine_dir = {**self._options, **requested.options}.get("engine_dir")
-        return runs_on(self._package, graph, requested.name, engine_dir)
+        return missing_engine(self._package, graph, requested.name, engine_dir)
 
     def opened_with(self, component: str) -> BackendSpec:
         """The backend that runs a component or a token graph, with all options of its session.

@@ -156,11 +156,8 @@ class AppliedLoras:
                 f"loras: {backend} does not take LoRAs at run time; use --backend onnxruntime or "
                 "openvino, or merge them when exporting: sdexport export --lora"
             )
-        if not self._components.has_engine(graph):
-            raise InvalidArgumentError(
-                f"loras: there is no engine of {graph} for {backend}; build it: sdexport build "
-                f"PACKAGE --backend {backend}"
-            )
+        if missing := self._components.missing_engine(graph):
+            raise InvalidArgumentError(f"loras: {missing}")
         varying = [each.name for each in self._of(part) if len(set(each.scales)) > 1]
         if backend in TAKE_LORAS and varying and part not in self._store.target.widths:
             raise InvalidArgumentError(

@@ -33,7 +33,7 @@ def denoiser_adapters(
     Raises: InvalidArgumentError: a backend that takes none, or has no engine that does; see
       AppliedControlNets, AppliedT2IAdapters and AppliedIPAdapters.
     """
-    _check_backend(following.kinds, package.family.denoiser, components, with_loras=with_loras)
+    _check_backend(following.kinds, package, components, with_loras=with_loras)
     found: list[DenoiserAdapter] = []
     try:
         if following.controlnets:
@@ -61,14 +61,15 @@ def denoiser_adapters(
 
 def _check_backend(
     kinds: Sequence[AdapterKind],
-    denoiser: str,
+    package: Package,
     components: ComponentSessions,
     *,
     with_loras: bool,
 ) -> None:
     """Raises: InvalidArgumentError: the denoiser's backend takes no adapters of these kinds, or it
-    has no engine of the graph that does.
+    has no engine of the graph that does. PackageError: the package has no such graph.
     """
+    denoiser = package.family.denoiser
     requested = components.requested(denoiser)
     if requested not in PLAN_BACKENDS:
         return
@@ -79,8 +80,6 @@ def _check_backend(
             "were built without their inputs; use --backend onnxruntime or openvino"
         )
     graph = adapter_graph(denoiser, {*kinds, *([AdapterKind.LORA] if with_loras else [])})
-    if not components.has_engine(graph):
-        raise InvalidArgumentError(
-            f"{FIELDS[kinds[0]]}: there is no engine of {graph} for {requested}; build it: "
-            f"sdexport build PACKAGE --backend {requested} --component {graph}"
-        )
+    package.model_path(graph)
+    if missing := components.missing_engine(graph):
+        raise InvalidArgumentError(f"{FIELDS[kinds[0]]}: {missing}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +271,29 @@ def test_backend_that_needs_an_engine(lora_package: Path, net: Path, tmp_path: P
         ),
     ):
         pipe("a", seed=0, controlnets=[ControlNet(net, EDGES)])
+
+
+def test_backend_that_needs_an_engine_of_a_graph_that_is_missing(package: Path, net: Path) -> None:
+    with (
+        load_pipeline(package, "tensorrt-rtx") as pipe,
+        pytest.raises(PackageError, match=r"has no unet/controlnet.onnx.*--controlnet-inputs"),
+    ):
+        pipe("a", seed=0, controlnets=[ControlNet(net, EDGES)])
+
+
+def test_engine_that_no_signature_covers(lora_package: Path, net: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lora_package, tmp_path / "package")
+    plan = folder / "engines" / "tensorrt-rtx" / "unet.controlnet.plan"
+    messages = [
+        r"no engine of unet\.controlnet .* --component unet\.controlnet --engine-dir DIR$",
+        r"unet\.controlnet\.plan is not covered by a signature; .* --engine-dir DIR",
+    ]
+    with load_pipeline(folder, "tensorrt-rtx", trust="signed") as pipe:
+        for message in messages:
+            with pytest.raises(InvalidArgumentError, match=message):
+                pipe("a", seed=0, controlnets=[ControlNet(net, EDGES)])
+            plan.parent.mkdir(parents=True, exist_ok=True)
+            plan.touch()
 
 
 def test_arrays_are_taken_as_they_are(pipe: Pipeline, net: Path) -> None:
