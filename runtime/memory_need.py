@@ -226,15 +226,16 @@ def build_need(
     """The peak of building engines, in bytes; None for a backend whose need is not known.
 
     Args:
-      components: their names; all of them if there are none.
+      components: their names, or those of graphs of them; all of them if there are none.
       precision: for which OpenVINO compiles; None is f32.
     """
     key = f"{backend} {precision or 'f32'}" if backend == OPENVINO else backend
     if key not in _BUILDS:
         return None
-    names = components or list(package.manifest.components)
-    if not set(names) <= package.manifest.components.keys():
+    graphs = components or package.graphs
+    if not set(graphs) <= set(package.graphs):
         return None  # the builder says which there are
+    names = {graph.partition(".")[0] for graph in graphs}
 
     def of(name: str) -> float:
         converted = package.manifest.components[name].precision != "fp32"

@@ -227,6 +227,14 @@ def test_build_of_a_package_that_is_converted_needs_more(tmp_path: Path) -> None
     assert (needs["fp16"] or 0) > 1.2 * (needs["fp32"] or 0)
 
 
+def test_build_of_a_graph_of_a_component_counts_its_weights(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row["command"] == "build")
+    package = package_of({**row, "graphs": [*row["graphs"], "unet.controlnet"]}, tmp_path)
+    need = build_need(package, ["unet"], row["backend"])
+    assert need and build_need(package, ["unet.controlnet"], row["backend"]) == need
+    assert build_need(package, ["unet.lora"], row["backend"]) is None  # it has none
+
+
 def test_unknown_needs(package: Package) -> None:
     """GPUs are not estimated; an Optimum folder without configurations is."""
     loaded = Package.load(package, verify=False)
