@@ -43,9 +43,13 @@ def controlnets_of(texts: Sequence[str], *, guess_mode: bool | None) -> list[Con
 
 
 def _mode_of(named: Path) -> _ModeOfImage:
-    """The mode and the image of MODE=IMAGE. A file of the whole name has no mode."""
+    """The mode and the image of MODE=IMAGE. A file of the whole name has no mode.
+
+    Nor has a path with "=" in the name of a folder or of a file in one.
+    """
     mode, equals, image = str(named).partition("=")
-    if not (equals and mode and image) or named.is_file():
+    is_path = "/" in mode or "\\" in mode
+    if not (equals and mode and image) or is_path or named.is_file():
         return None, named
     return int(mode) if mode.isdecimal() and len(mode) < _DIGITS else mode, Path(image)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,6 +241,15 @@ def test_modes_on_the_command_line(union_net: Path, tmp_path: Path) -> None:
     assert (second.mode, third.mode, third.image) == (12, None, tmp_path / "a=b.png")
     with pytest.raises(FileNotFoundError, match=r"no image at .*missing\.png$"):
         controlnets_of([f"{union_net}:canny={tmp_path / 'missing.png'}"], guess_mode=None)
+
+
+@pytest.mark.parametrize("image", ["runs/lr=3/edges.png", r"runs\lr=3.png"])
+def test_paths_with_equals_signs_name_no_mode(
+    image: str, union_net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no image at {Path(image)}")):
+        controlnets_of([f"{union_net}:{image}"], guess_mode=None)
 
 
 def test_package_is_inspected(union_net: Path) -> None:
