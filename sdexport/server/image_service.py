@@ -33,6 +33,8 @@ from sdexport.server.server_settings import ServerSettings
 _log = logging.getLogger(__name__)
 _CANCELLING, _PAUSE = 5.0, 0.1
 """Seconds in which calls into an engine are cancelled at the end, and between two attempts."""
+_FETCHING = 5.0
+"""Seconds in which a client fetches the images of a job that is done, if the server is stopped."""
 
 
 @functools.cache
@@ -198,10 +200,23 @@ class ImageService:
         }
 
     def close(self, grace: float | None = None) -> None:
-        """Let jobs end, cancel those that do not within `grace` seconds, and close the models."""
-        self.queue.close(self.settings.grace if grace is None else grace)
+        """Let jobs end, cancel those that do not within `grace` seconds, and close the models.
+
+        Within that time, clients may fetch the images of jobs that have ended lately.
+        """
+        grace = self.settings.grace if grace is None else grace
+        end = time.monotonic() + grace
+        self.queue.close(grace)
         until = time.monotonic() + _CANCELLING
         while not self.queue.join(_PAUSE) and time.monotonic() < until:
             CANCEL.run()  # what an engine computes for jobs that are cancelled
         if self.queue.join(0.0):
             self.models.close()
+        while time.monotonic() < end and any(map(_is_awaited, self.queue.jobs())):
+            time.sleep(_PAUSE)
+
+
+def _is_awaited(job: Job) -> bool:
+    """Whether a client is probably about to fetch images of a job."""
+    since = time.monotonic() - _FETCHING
+    return job.status == DONE and bool(job.unfetched) and (job.ended or since) > since

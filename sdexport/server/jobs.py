@@ -59,6 +59,7 @@ class Job:
       request_id: of the HTTP request, for the log.
       batch_key: what jobs that run together have in common; None if it runs alone.
       held: bytes of its input images; 0 when it is over.
+      unfetched: indices of images that a client is going to fetch when it is done.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Job:
         self.preview: Image.Image | None = None
         self.batch_key: Hashable | None = None
         self.held = 0
+        self.unfetched: set[int] = set()
         self.completed: Future[None] = Future()
         self._listeners: list[Listener] = []
         self._lock = threading.Lock()

@@ -69,6 +69,7 @@ def router(service: ImageService) -> APIRouter:
         arguments = await with_images(service, body.arguments())
         request = ImageRequest(body.model, arguments, body.timeout)
         job = service.submit(request, previews=body.previews, request_id=REQUEST_ID.get())
+        job.unfetched.update(range(job.count))
         return describe_job(service, job)
 
     @routes.get("/jobs/{job_id}", responses=_STATE)
@@ -112,6 +113,7 @@ def router(service: ImageService) -> APIRouter:
         if format not in MEDIA_TYPES:
             raise InvalidArgumentError(f"format must be one of {', '.join(MEDIA_TYPES)}")
         content = await anyio.to_thread.run_sync(encoded_image, job.images[index], format, quality)
+        job.unfetched.discard(index)
         return Response(content, media_type=MEDIA_TYPES[format], headers=_KEEP)
 
     @routes.delete("/jobs/{job_id}", responses=_STATE)

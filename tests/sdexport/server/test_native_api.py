@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from PIL import Image
 from sdexport import Pipeline
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.result import Result
-from tests.helpers.live_server import LiveServer, wait_until
+from sdexport.server import image_service
+from tests.helpers.live_server import PATIENCE, LiveServer, live_server, wait_until
 
 STEPS = {"num_inference_steps": 2, "width": 64, "height": 64}
 
@@ -298,3 +301,21 @@ def test_previews_do_not_change_the_image(server: LiveServer) -> None:
     second = server.finished(settings)
     images = [np.asarray(image_of(server, job)) for job in (first, second)]
     assert np.array_equal(*images)
+
+
+def test_closing_waits_for_images_that_were_not_fetched(
+    demo_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_service, "_FETCHING", PATIENCE)
+    with live_server({"demo": demo_package}) as live:
+        body = {"prompt": "a star", "num_inference_steps": 1, "num_images_per_prompt": 2}
+        job = live.finished({**body, "width": 64, "height": 64})
+        closing = threading.Thread(target=live.service.close, args=(PATIENCE,))
+        closing.start()
+        for index in range(2):
+            wait_until(lambda: live.service.queue.join(0.0))
+            closing.join(0.5)
+            assert closing.is_alive()
+            assert live.request("GET", job["images"][index]["url"])[0] == 200
+        closing.join(PATIENCE / 2)
+        assert not closing.is_alive()
