@@ -14,7 +14,7 @@ from sdexport.runtime.version import __version__
 from sdexport.server import automatic1111_api, native_api, openai_api, page_routes
 from sdexport.server.error_bodies import ErrorBodies
 from sdexport.server.image_service import ImageService
-from sdexport.server.request_guard import RequestGuard
+from sdexport.server.request_guard import EXPOSED_HEADERS, RequestGuard, cors_origins
 from sdexport.server.server_metrics import CONTENT_TYPE, ServerMetrics
 from sdexport.server.server_settings import ServerSettings
 
@@ -49,10 +49,10 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(settings.cors_origins),
+            allow_origins=cors_origins(settings),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
-            expose_headers=["Retry-After", "X-Request-Id"],
+            expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(RequestGuard, settings=settings, errors=errors, metrics=metrics)
     return app

@@ -30,12 +30,19 @@ PUBLIC = re.compile(r"/(healthz|readyz|favicon\.ico|page/[\w.-]+)?")
 """Paths that need no key: they hold nothing of the server's but its state."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+EXPOSED_HEADERS = ("Retry-After", "X-Request-Id")
+"""Headers that pages of other origins may read."""
 _SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
 }
+
+
+def cors_origins(settings: ServerSettings) -> frozenset[str]:
+    """The origins of other sites, as browsers send them: in lower case and without a slash."""
+    return frozenset(origin.lower().rstrip("/") for origin in settings.cors_origins)
 
 
 class _Rejected(Exception):  # noqa: N818  not an error of the server's
@@ -57,7 +64,7 @@ class RequestGuard:
         self._app, self._settings, self._errors, self._metrics = app, settings, errors, metrics
         self._hosts = {name.lower() for name in (settings.host, *settings.allowed_hosts)}
         self._hosts.update(_LOOPBACK)
-        self._origins = {origin.lower().rstrip("/") for origin in settings.cors_origins}
+        self._origins = cors_origins(settings)
         self._receiving = 0  # bytes of all bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +80,9 @@ class RequestGuard:
         REQUEST_ID.set(request_id)
         join_trace(headers.first)
         response = _Response(send, request_id)
+        origin = headers.one("origin")
+        if origin is not None and origin.lower() in self._origins:
+            response.readable_from(origin)
         began, received = time.perf_counter(), 0
         try:
             self._check_head(scope, headers)
@@ -214,6 +224,14 @@ class _Response:
         self._send = send
         self._headers = {**_SECURITY_HEADERS, "x-request-id": request_id}
         self.status, self.started = 0, False
+
+    def readable_from(self, origin: str) -> None:
+        """Let pages of another origin read the response, also one that rejects their request."""
+        self._headers |= {
+            "access-control-allow-origin": origin,
+            "access-control-expose-headers": ", ".join(EXPOSED_HEADERS),
+            "vary": "Origin",
+        }
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":

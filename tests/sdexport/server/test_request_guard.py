@@ -27,7 +27,7 @@ def guarded(demo_package: Path) -> Iterator[LiveServer]:
         headers={"X-API-Key": KEY},
         api_keys=(KEY, OTHER),
         allowed_hosts=("images.example",),
-        cors_origins=("https://page.example",),
+        cors_origins=("https://page.example", "https://Other.Example/"),
         max_body=50_000,
         body_seconds=1.5,
         header_seconds=1.5,
@@ -141,6 +141,7 @@ def test_host_must_be_known(guarded: LiveServer, host: str, allowed: bool) -> No
     ("origin", "allowed"),
     [
         ("https://page.example", True),
+        ("https://other.example", True),
         ("http://127.0.0.1:{port}", True),
         ("http://127.0.0.1", False),
         ("https://evil.example", False),
@@ -155,7 +156,17 @@ def test_origin_must_be_known(guarded: LiveServer, origin: str, allowed: bool) -
     headers = {"Origin": origin.format(port=guarded.port)}
     status, found, _ = guarded.request("GET", "/v1/server", headers=headers)
     assert (status == 200) is allowed
-    assert ("access-control-allow-origin" in found) is (origin == "https://page.example")
+    of_others = ("https://page.example", "https://other.example")
+    assert ("access-control-allow-origin" in found) is (origin in of_others)
+
+
+def test_pages_of_allowed_origins_can_read_rejections(guarded: LiveServer) -> None:
+    client = LiveServer(guarded.service, guarded.port, {})
+    for origin, readable in (("https://page.example", True), ("https://evil.example", False)):
+        status, found, _ = client.request("GET", "/v1/server", headers={"Origin": origin})
+        assert status == (401 if readable else 403)
+        assert found.get("access-control-allow-origin") == (origin if readable else None)
+        assert ("vary" in found) is readable
 
 
 def test_preflight_of_an_allowed_origin_needs_no_key(guarded: LiveServer) -> None:
