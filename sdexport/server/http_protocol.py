@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with a time in which the header of a request must arrive."""
+"""uvicorn's HTTP protocol, with limits for clients that send or read too slowly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEADER = 32_768
 """Bytes of a request's header, its first line included."""
+SLOWEST = 1024
+"""Bytes that a client must read in a second, on average over `send_seconds`."""
 
 
 def protocol_with(header_seconds: float, send_seconds: float) -> type[H11Protocol]:
@@ -15,12 +17,13 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[H11Protoco
 
     Args:
       header_seconds: in which the whole header of a request must arrive.
-      send_seconds: in which a client must take what waits to be sent.
+      send_seconds: in which a client must take a part of what waits to be sent; see SLOWEST.
     """
 
     class TimedProtocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None
         _send_timer: asyncio.TimerHandle | None = None
+        _unsent = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -55,7 +58,15 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[H11Protoco
 
         def _abort_later(self) -> None:
             if self._send_timer is None:
-                self._send_timer = self.loop.call_later(send_seconds, self.transport.abort)
+                self._unsent = self.transport.get_write_buffer_size()
+                self._send_timer = self.loop.call_later(send_seconds, self._abort_unless_read)
+
+        def _abort_unless_read(self) -> None:
+            self._send_timer = None
+            if self._unsent - self.transport.get_write_buffer_size() < SLOWEST * send_seconds:
+                self.transport.abort()
+            else:
+                self._abort_later()
 
         def _wait_for_header(self) -> None:
             self._header_timer = self.loop.call_later(header_seconds, self._close_late)

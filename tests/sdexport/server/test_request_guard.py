@@ -8,10 +8,13 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from sdexport.engines.errors import EngineError, PackageError
+from sdexport.server.http_protocol import protocol_with
 from tests.helpers.live_server import LiveServer, live_server, wait_until
 
 KEY, OTHER = "k" * 32, "another-key-of-some-length"
@@ -263,6 +266,24 @@ def test_a_client_that_takes_nothing_is_disconnected(guarded: LiveServer) -> Non
             return False
 
         wait_until(closed)
+
+
+def test_a_client_that_reads_slowly_stays_connected() -> None:
+    kind = protocol_with(10.0, 60.0)
+    protocol: Any = kind.__new__(kind)  # without a loop
+    unsent, later = Mock(return_value=2_000_000), Mock()
+    protocol.loop, protocol.flow = Mock(call_later=later), Mock()
+    protocol.transport = Mock(get_write_buffer_size=unsent)
+    protocol.pause_writing()
+    for left, aborts in ((1_900_000, False), (1_800_000, False), (1_799_000, True)):
+        unsent.return_value = left
+        seconds, look = later.call_args.args
+        look()
+        assert seconds == 60.0 and protocol.transport.abort.called is aborts
+    assert later.call_count == 3
+    protocol.pause_writing()
+    protocol.resume_writing()
+    later.return_value.cancel.assert_called_once()
 
 
 def test_closing_the_stream_of_events_cancels_the_job(guarded: LiveServer) -> None:
