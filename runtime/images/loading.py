@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -142,18 +142,25 @@ def opened_file(source: str | Path) -> Iterator[Image.Image]:
         yield opened
 
 
-def image_of(content: bytes, name: str, most_pixels: int | None = None) -> Image.Image:
+def image_of(
+    content: bytes,
+    name: str,
+    most_pixels: int | None = None,
+    admit: Callable[[int], None] = lambda pixels: None,
+) -> Image.Image:
     """The image in the bytes of a file, as `open_image` returns that of a file.
 
     Args:
       most_pixels: a smaller limit than that of image_limits.
-    Raises: InvalidArgumentError: see open_image.
+      admit: called with the number of pixels before they are decoded; it may raise.
+    Raises: InvalidArgumentError: see open_image. What `admit` raises.
     """
     with io.BytesIO(content) as file, _opened(file, name) as opened:
         if most_pixels is not None and opened.width * opened.height > most_pixels:
             raise InvalidArgumentError(
                 f"{name}: {opened.width}x{opened.height} pixels; at most {most_pixels:,} are read"
             )
+        admit(opened.width * opened.height)
         return _upright(opened, name)
 
 

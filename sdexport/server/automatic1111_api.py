@@ -23,7 +23,7 @@ from sdexport.server.automatic1111_options import Options
 from sdexport.server.automatic1111_requests import IDLE_STATE, RunningRequests
 from sdexport.server.disconnects import unless_disconnected
 from sdexport.server.image_service import ImageService
-from sdexport.server.input_images import decode_in_thread
+from sdexport.server.input_images import decoded_image, in_decoding_thread
 from sdexport.server.json_requests import JsonRoute
 from sdexport.server.output_images import as_base64, encoded_image
 from sdexport.server.previews import full_size
@@ -131,10 +131,12 @@ def _add_generation(
     routes: APIRouter, service: ImageService, options: Options, running: RunningRequests
 ) -> None:
     async def answer(request: Request, *, image: bool) -> Response:
+        service.queue.check_room()  # before images are decoded
         body = await request.json()
-        plan = await asyncio.to_thread(planned, service, options, body, image=image)
-        work = generate(service, running, plan, REQUEST_ID.get())
-        return JSONResponse(await unless_disconnected(request, work))
+        with service.request_images() as images:
+            plan = await in_decoding_thread(planned, service, options, body, images, image=image)
+            work = generate(service, running, plan, REQUEST_ID.get())
+            return JSONResponse(await unless_disconnected(request, work))
 
     @routes.post(PREFIX + "txt2img", openapi_extra=body_document(_EXAMPLE))
     async def txt2img(request: Request) -> Response:
@@ -154,8 +156,9 @@ def _add_generation(
     async def read_png_info(request: Request) -> Response:
         """The settings that an image carries."""
         body = _object(await request.json())
-        image = await decode_in_thread(body.get("image"), "image", service.settings)
-        return JSONResponse(await asyncio.to_thread(png_info, image))
+        with service.request_images() as images:
+            image = await in_decoding_thread(decoded_image, body.get("image"), "image", images)
+            return JSONResponse(await asyncio.to_thread(png_info, image))
 
 
 def _add_progress(

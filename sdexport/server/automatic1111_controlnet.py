@@ -14,8 +14,8 @@ from PIL import Image
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime.images.resizing import resize
-from sdexport.server.input_images import decoded_image
-from sdexport.server.server_settings import ServerSettings
+from sdexport.server.input_images import RequestImages, decoded_image
+from sdexport.server.registered_names import check_number
 
 NAME = "controlnet"
 _NONE = (None, "", "None", "none")
@@ -66,7 +66,7 @@ def controlnet_arguments(
     units: Sequence[Mapping[str, Any]],
     known: Collection[str],
     size: tuple[int, int],
-    settings: ServerSettings,
+    reader: RequestImages,
     *,
     image: Image.Image | None = None,
     cropped: bool = False,
@@ -75,30 +75,32 @@ def controlnet_arguments(
 
     Args:
       known: names of the server's ControlNets. size: (width, height) of the images.
-      settings: limit the images.
+      reader: decodes the control images.
       image: that img2img starts from, which a unit without an image follows.
       cropped: whether only a part of the image is generated, to which control images are cropped.
-    Raises: InvalidArgumentError: a setting that is not supported, no image, or one that cannot be
-      read.
+    Raises: InvalidArgumentError: too many units, a setting that is not supported, no image, or one
+      that cannot be read. QueueFullError: see RequestImages.read.
     """
-    return [_argument(unit, known, size, settings, image=image, cropped=cropped) for unit in units]
+    check_number("ControlNet: units", units)
+    return [_argument(unit, known, size, reader, image=image, cropped=cropped) for unit in units]
 
 
 def _argument(
     unit: Mapping[str, Any],
     known: Collection[str],
     size: tuple[int, int],
-    settings: ServerSettings,
+    reader: RequestImages,
     *,
     image: Image.Image | None,
     cropped: bool,
 ) -> dict[str, Any]:
+    name = _name(unit.get("model"), known)  # before an image is decoded
     source = unit.get("image") or unit.get("input_image")
     if isinstance(source, Mapping):  # with a mask, as the page sends it
         if source.get("mask") not in _NONE:
             raise InvalidArgumentError("ControlNet: a mask of a unit is not supported")
         source = source.get("image")
-    control = decoded_image(source, "ControlNet: image", settings) if source else image
+    control = decoded_image(source, "ControlNet: image", reader) if source else image
     if control is None:
         raise InvalidArgumentError("ControlNet: a unit needs an image")
     mode = unit.get("resize_mode", 1)
@@ -111,7 +113,7 @@ def _argument(
             "is more important"
         )
     found: dict[str, Any] = {
-        "name": _name(unit.get("model"), known),
+        "name": name,
         "image": control if cropped else resize(control, *size, _RESIZE[mode]),
         "scale": unit.get("weight", 1.0),
         "start": unit.get("guidance_start", 0.0),

@@ -23,6 +23,7 @@ from sdexport.server.automatic1111_requests import RunningRequest, RunningReques
 from sdexport.server.automatic1111_sampler import sampler_arguments
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
+from sdexport.server.input_images import RequestImages
 from sdexport.server.jobs import Job
 from sdexport.server.output_images import as_base64, encoded_image
 from sdexport.server.server_errors import JobCancelledError
@@ -49,11 +50,15 @@ class Plan:
     parameters: Mapping[str, Any]
 
 
-def planned(service: ImageService, options: Options, body: Any, *, image: bool) -> Plan:
+def planned(
+    service: ImageService, options: Options, body: Any, images: RequestImages, *, image: bool
+) -> Plan:
     """Check a request for txt2img or img2img.
 
+    Args:
+      images: decodes its images. image: whether it is for img2img.
     Raises: InvalidArgumentError: a field or option that is unknown, of another type or not
-      supported; an image that cannot be read.
+      supported; an image that cannot be read. QueueFullError: see RequestImages.read.
     """
     fields = checked_fields(body, image=image)
     overrides = fields["override_settings"]
@@ -63,7 +68,7 @@ def planned(service: ImageService, options: Options, body: Any, *, image: bool) 
     arguments = _arguments(fields, values)
     check_target_size(fields["width"], fields["height"], service.settings)
     if image:
-        arguments |= image_arguments(fields, service.settings)
+        arguments |= image_arguments(fields, images)
     units = controlnet.units(fields["alwayson_scripts"])
     if units:
         first = arguments.get("image")
@@ -71,7 +76,7 @@ def planned(service: ImageService, options: Options, body: Any, *, image: bool) 
             units,
             service.names.adapters["controlnets"],
             (fields["width"], fields["height"]),
-            service.settings,
+            images,
             image=first[0] if isinstance(first, list) else first,
             cropped="padding_mask_crop" in arguments,
         )

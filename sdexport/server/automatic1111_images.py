@@ -15,8 +15,7 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime.images.masks import THRESHOLD, adjusted
 from sdexport.runtime.images.resizing import resize
-from sdexport.server.input_images import decoded_image
-from sdexport.server.server_settings import ServerSettings
+from sdexport.server.input_images import RequestImages, decoded_image
 
 RESIZE_MODES = ("stretch", "crop", "fill")
 """What resize_mode 0, 1 and 2 are called here."""
@@ -28,11 +27,11 @@ _COARSE = 8
 """Radius to which larger ones are reduced."""
 
 
-def image_arguments(fields: Mapping[str, Any], settings: ServerSettings) -> dict[str, Any]:
+def image_arguments(fields: Mapping[str, Any], reader: RequestImages) -> dict[str, Any]:
     """The arguments of a call for img2img: `image`, `strength`, and those of a mask.
 
     Args:
-      fields: of a request, checked. settings: limit the images.
+      fields: of a request, checked. reader: decodes the images.
     Raises: InvalidArgumentError: no image, one that cannot be read, or a field that is not
       supported.
     """
@@ -44,11 +43,11 @@ def image_arguments(fields: Mapping[str, Any], settings: ServerSettings) -> dict
         raise InvalidArgumentError(
             f"resize_mode must be 0, 1 or 2, got {mode}; latent upscale is missing"
         )
-    images = [_on_white(decoded_image(each, "init_images", settings)) for each in sources]
+    images = [_on_white(decoded_image(each, "init_images", reader)) for each in sources]
     found: dict[str, Any] = {"strength": float(fields["denoising_strength"])}
     if not fields["mask"]:
         return found | {"image": _one_or_all(images), "resize_mode": RESIZE_MODES[mode]}
-    mask = binary_mask(decoded_image(fields["mask"], "mask", settings), soft=_is_soft(fields))
+    mask = binary_mask(decoded_image(fields["mask"], "mask", reader), soft=_is_soft(fields))
     size = fields["width"], fields["height"]
     return found | _masked(fields, images, mask, size, RESIZE_MODES[mode])
 

@@ -15,6 +15,7 @@ from sdexport.runtime.schedulers.catalog import catalog
 from sdexport.runtime.version import __version__
 from sdexport.server.batching import batch_key
 from sdexport.server.image_request import ImageRequest
+from sdexport.server.input_images import ImageBudget, RequestImages
 from sdexport.server.job_events import events
 from sdexport.server.job_queue import JobObserver, JobQueue
 from sdexport.server.job_runner import JobRunner
@@ -71,6 +72,7 @@ class ImageService:
       observer: hears of jobs.
     Attributes:
       is_ready: whether the first model is open.
+      image_budget: limits the input images of all requests.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class ImageService:
             self.settings,
             observer or NoObserver(),
         )
+        self.image_budget = ImageBudget(self.settings.max_held, self.queue.retry_after)
         self._folders = {str(m.folder): m.name for m in models.models} | self.names.folders
 
     def start(self) -> None:
@@ -103,6 +106,10 @@ class ImageService:
             pipeline.open_ahead(pipeline.package.family.prompt_components)
         self.queue.start()
         self.is_ready = True
+
+    def request_images(self) -> RequestImages:
+        """What decodes the input images of a request."""
+        return RequestImages(self.settings, self.image_budget)
 
     def submit(self, request: ImageRequest, *, previews: bool = False, request_id: str = "") -> Job:
         """Check a request and let it wait.

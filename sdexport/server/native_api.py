@@ -18,12 +18,13 @@ from sdexport.server.error_bodies import kind_of, native_body
 from sdexport.server.event_clients import EventClients
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
-from sdexport.server.input_images import decode_in_thread
+from sdexport.server.input_images import RequestImages, decoded_images, in_decoding_thread
 from sdexport.server.job_request import JobRequest
 from sdexport.server.job_state import ErrorBody, JobState
 from sdexport.server.jobs import CANCELLED, DONE, FAILED, STEP, Job, JobEvent
 from sdexport.server.json_requests import JsonRoute
 from sdexport.server.output_images import MEDIA_TYPES, encoded_image, preview_url
+from sdexport.server.registered_names import ADAPTERS
 from sdexport.server.request_context import REQUEST_ID
 from sdexport.server.server_errors import JobNotFoundError, ServerError
 
@@ -66,9 +67,11 @@ def router(service: ImageService) -> APIRouter:
     async def post_job(body: JobRequest) -> dict[str, Any]:
         """Submit a job; it waits until its turn."""
         service.queue.check_room()  # before images are decoded
-        arguments = await with_images(service, body.arguments())
-        request = ImageRequest(body.model, arguments, body.timeout)
-        job = service.submit(request, previews=body.previews, request_id=REQUEST_ID.get())
+        with service.request_images() as images:
+            arguments = await with_images(service, body.arguments(), images)
+            request = ImageRequest(body.model, arguments, body.timeout)
+            job = service.submit(request, previews=body.previews, request_id=REQUEST_ID.get())
+            images.keep_for(job)
         job.unfetched.update(range(job.count))
         return describe_job(service, job)
 
@@ -174,18 +177,28 @@ def _images(job: Job) -> list[dict[str, Any]]:
     ]
 
 
-async def with_images(service: ImageService, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with Pillow images in place of texts."""
+async def with_images(
+    service: ImageService, arguments: Mapping[str, Any], images: RequestImages
+) -> dict[str, Any]:
+    """The arguments with Pillow images in place of texts.
+
+    Args:
+      images: decodes them.
+    Raises: InvalidArgumentError: an image that cannot be read; an adapter that is unknown, or too
+      many. QueueFullError: see RequestImages.read.
+    """
     found = dict(arguments)
+    for argument in ADAPTERS:
+        service.names.check_adapters(argument, found.get(argument) or ())
     for name in _IMAGES & found.keys():
         if found[name] is not None:
-            found[name] = await decode_in_thread(found[name], name, service.settings)
-    for argument in ("controlnets", "t2i_adapters", "ip_adapters"):
+            found[name] = await in_decoding_thread(decoded_images, found[name], name, images)
+    for argument in ADAPTERS:
         for item in found.get(argument) or ():
             for name in _IMAGES_OF_ITEMS & item.keys():
                 if item[name] is not None:
                     what = f"{argument}: {name}"
-                    item[name] = await decode_in_thread(item[name], what, service.settings)
+                    item[name] = await in_decoding_thread(decoded_images, item[name], what, images)
     return found
 
 

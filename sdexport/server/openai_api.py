@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from sdexport.engines.messages import one_line, shown
 from sdexport.server.disconnects import unless_disconnected
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
+from sdexport.server.input_images import RequestImages, in_decoding_thread
 from sdexport.server.job_request import JobRequest
 from sdexport.server.jobs import Job
 from sdexport.server.json_requests import JsonRoute
@@ -76,6 +76,7 @@ def router(service: ImageService) -> APIRouter:
     @routes.post("/images/generations", responses=_STREAM, openapi_extra=body_document(_EXAMPLE))
     async def generate(request: Request) -> Response:
         """Generate images from a prompt; every setting of the library may be among the fields."""
+        service.queue.check_room()
         body = await request.json()
         if not isinstance(body, dict):
             raise InvalidArgumentError(f"the body must be a JSON object, got {shown(body)}")
@@ -83,7 +84,10 @@ def router(service: ImageService) -> APIRouter:
             if body.get(name) is not None:
                 raise InvalidArgumentError(f"{name}: use images.edit")
         fields = checked_fields(body)
-        return await _answer(service, request, fields, fields.arguments, "image_generation")
+        with service.request_images() as images:
+            return await _answer(
+                service, request, fields, fields.arguments, images, kind="image_generation"
+            )
 
     fields_of_edit = body_document(
         {"prompt": "a large blue circle"}, "multipart/form-data", files=("image", "mask")
@@ -92,6 +96,7 @@ def router(service: ImageService) -> APIRouter:
     @routes.post("/images/edits", responses=_STREAM, openapi_extra=fields_of_edit)
     async def edit(request: Request) -> Response:
         """Edit an image, where a mask is transparent if there is one."""
+        service.queue.check_room()  # before images are decoded
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise InvalidArgumentError("expected a form, multipart/form-data, with a file image")
         _check_charset(request)
@@ -134,15 +139,17 @@ async def _edit(
     fields = checked_fields(values)
     if fields.size is not None:
         check_target_size(*fields.size, service.settings)
-    images = await to_thread.run_sync(
-        edit_arguments,
-        files["image"],
-        files["mask"][0] if files["mask"] else None,
-        fields.arguments,
-        fields.size,
-        service.settings.max_input_pixels,
-    )
-    return await _answer(service, request, fields, {**fields.arguments, **images}, "image_edit")
+    with service.request_images() as images:
+        decoded = await in_decoding_thread(
+            edit_arguments,
+            files["image"],
+            files["mask"][0] if files["mask"] else None,
+            fields.arguments,
+            fields.size,
+            images.read,
+        )
+        arguments = {**fields.arguments, **decoded}
+        return await _answer(service, request, fields, arguments, images, kind="image_edit")
 
 
 async def _answer(
@@ -150,25 +157,29 @@ async def _answer(
     request: Request,
     fields: ImageFields,
     arguments: dict[str, Any],
+    images: RequestImages,
+    *,
     kind: str,
 ) -> Response:
     """Submit a job, and return its images or a stream of events.
 
     Args:
+      images: decodes those of adapters, and has decoded the others.
       kind: what the names of the events begin with.
     """
     model = _model(service, fields.model)
     most = service.settings.max_images
     if arguments["num_images_per_prompt"] > most:
         raise InvalidArgumentError(f"n: at most {most} images in a request (--max-images)")
-    images = {name: arguments.pop(name) for name in ("image", "mask_image") if name in arguments}
+    decoded = {name: arguments.pop(name) for name in ("image", "mask_image") if name in arguments}
     checked = _checked(arguments)
-    arguments = await with_images(service, checked.arguments()) | images
+    arguments = await with_images(service, checked.arguments(), images) | decoded
     job = service.submit(
         ImageRequest(model.name, arguments, checked.timeout),
         previews=fields.partial_images > 0,
         request_id=REQUEST_ID.get(),
     )
+    images.keep_for(job)
     if fields.stream:
         events = await listening(service.events(job))
         return StreamingResponse(

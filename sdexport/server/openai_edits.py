@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.runtime.images.loading import image_of
 from sdexport.runtime.images.resizing import resize
 
 
@@ -17,7 +16,7 @@ def edit_arguments(
     mask: bytes | None,
     arguments: Mapping[str, Any],
     size: tuple[int, int] | None,
-    max_pixels: int,
+    read: Callable[[bytes, str], Image.Image],
 ) -> dict[str, Any]:
     """The arguments `image` and `mask_image` of a call, and `paste_back` with a mask.
 
@@ -28,14 +27,14 @@ def edit_arguments(
       images, mask: the bytes of the files.
       arguments: of the call, from the request.
       size: the requested one; None for that of the image.
-      max_pixels: of each file.
+      read: decodes the bytes of a file, which the name says.
     Raises: InvalidArgumentError: not one image, a file that is none, or a mask that does not fit.
     """
     if len(images) != 1:
         raise InvalidArgumentError(f"image: expected one image to edit, got {len(images)}")
-    image = image_of(images[0], "image", max_pixels)
+    image = read(images[0], "image")
     if mask is not None:
-        cover = image_of(mask, "mask", max_pixels)
+        cover = read(mask, "mask")
         if not cover.has_transparency_data:
             raise InvalidArgumentError(
                 "mask: it has no transparency; what is to be edited must be transparent"

@@ -66,7 +66,7 @@ class RegisteredNames:
         """
         if not isinstance(loras, Sequence) or isinstance(loras, str):
             raise InvalidArgumentError(f"loras must be a list, got {shown(loras)}")
-        _check_number("loras", loras)
+        check_number("loras", loras)
         return [self._lora(each) for each in loras]
 
     def check_tags(self, texts: Sequence[str]) -> None:
@@ -78,26 +78,35 @@ class RegisteredNames:
             return  # they are text, as in the library
         for text in texts:
             tags = list(TAG.finditer(text))
-            _check_number("LoRAs in a prompt", tags)
+            check_number("LoRAs in a prompt", tags)
             for match in tags:
                 self._file(match["name"].strip())
+
+    def check_adapters(self, argument: str, items: Any) -> None:
+        """Check how many adapters `controlnets` and the like have, and their names.
+
+        Raises: InvalidArgumentError: too many, an unknown name, or another form.
+        """
+        if not isinstance(items, Sequence) or isinstance(items, str):
+            raise InvalidArgumentError(f"{argument} must be a list, got {shown(items)}")
+        check_number(argument, items)
+        known = self.adapters[argument]
+        for item in items:
+            if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+                raise InvalidArgumentError(f"{argument}: expected an object with a name")
+            if item["name"] not in known:
+                raise _unknown(argument, item["name"], known)
 
     def adapter_arguments(self, argument: str, items: Any) -> list[Any]:
         """The argument `controlnets`, `t2i_adapters` or `ip_adapters`, from mappings with names.
 
         Raises: InvalidArgumentError: an unknown name, or another form.
         """
-        if not isinstance(items, Sequence) or isinstance(items, str):
-            raise InvalidArgumentError(f"{argument} must be a list, got {shown(items)}")
-        _check_number(argument, items)
+        self.check_adapters(argument, items)
         made, _ = ADAPTERS[argument]
+        known = self.adapters[argument]
         found = []
         for item in items:
-            if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
-                raise InvalidArgumentError(f"{argument}: expected an object with a name")
-            known = self.adapters[argument]
-            if item["name"] not in known:
-                raise _unknown(argument, item["name"], known)
             settable = [each.name for each in fields(made) if each.name != "package"]
             settings = {key: value for key, value in item.items() if key != "name"}
             if settings.keys() - set(settable):
@@ -124,7 +133,8 @@ class RegisteredNames:
         return files[0]
 
 
-def _check_number(what: str, items: Sequence[Any]) -> None:
+def check_number(what: str, items: Sequence[Any]) -> None:
+    """Raises: InvalidArgumentError: more LoRAs or adapters than a request may have."""
     if len(items) > MOST_ADAPTERS:
         raise InvalidArgumentError(f"{what}: at most {MOST_ADAPTERS} in a request")
 

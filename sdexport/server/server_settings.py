@@ -25,7 +25,8 @@ class ServerSettings:
       max_prompt: characters of one text.
       max_body: bytes of a request's body. max_bodies: of all that are being received.
       max_input_pixels: of all input images of a request.
-      max_held: bytes of the input images of all jobs that wait.
+      max_held: bytes of the input images of all requests, from before they are decoded until their
+        jobs end.
       max_connections: open at a time.
       timeout: seconds after which a job that is not done fails.
       body_seconds, header_seconds: in which a request's body and header must arrive.

@@ -23,6 +23,7 @@ from sdexport.server.automatic1111_options import Options
 from sdexport.server.automatic1111_requests import RunningRequests
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
+from sdexport.server.input_images import RequestImages
 from sdexport.server.jobs import Job
 from sdexport.server.model_store import ModelStore
 from sdexport.server.output_images import encoded_image
@@ -75,7 +76,8 @@ def test_planned_reads_any_json_or_names_what_is_wrong(seed: int) -> None:
         }
         body |= {"init_images": [image], "width": 32, "height": 32} if random.random() < 0.7 else {}
         try:
-            found = planned(service, options, body, image=True)
+            images = RequestImages(service.settings)
+            found = planned(service, options, body, images, image=True)
         except InvalidArgumentError as error:
             assert str(error).isprintable()
         else:
@@ -159,7 +161,7 @@ def test_controlnet_units_become_arguments() -> None:
         units({"ControlNet": {"args": [unit, {"enabled": False, "made_up": 1}]}}),
         ["edges"],
         (32, 32),
-        ServerSettings(),
+        RequestImages(ServerSettings()),
         image=WHITE,
     )
     assert found.pop("image").size == (32, 32)
@@ -190,7 +192,7 @@ def test_controlnet_units_reject_what_is_missing(unit: dict[str, Any]) -> None:
             units({"controlnet": {"args": [unit]}}),
             ["edges"],
             (32, 32),
-            ServerSettings(),
+            RequestImages(ServerSettings()),
             image=WHITE,
         )
 
