@@ -29,6 +29,7 @@ from sdexport.server.request_checks import (
     public_text,
     requested_size,
 )
+from sdexport.server.request_context import RELEASE_BODY
 from sdexport.server.server_settings import ServerSettings
 
 _log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class ImageService:
         job.size = output_size(arguments, model)
         job.held = sum(image.width * image.height * 4 for image in input_images(arguments))
         self.queue.add(job)
+        RELEASE_BODY.get()()
         return job
 
     def job(self, job_id: str) -> Job:

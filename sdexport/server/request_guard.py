@@ -21,13 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdexport.server.error_bodies import ErrorBodies
 from sdexport.server.job_tracing import join_trace
-from sdexport.server.request_context import REQUEST_ID
+from sdexport.server.request_context import RELEASE_BODY, REQUEST_ID
 from sdexport.server.server_metrics import ServerMetrics
 from sdexport.server.server_settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 PUBLIC = re.compile(r"/(healthz|readyz|favicon\.ico|page/[\w.-]+)?")
 """Paths that need no key: they hold nothing of the server's but its state."""
+_SMALL_BODY = 1024
+"""Bytes of a body of a request that needs no key."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 EXPOSED_HEADERS = ("Retry-After", "X-Request-Id")
@@ -84,11 +86,18 @@ class RequestGuard:
         if origin is not None and origin.lower() in self._origins:
             response.readable_from(origin)
         began, received = time.perf_counter(), 0
+
+        def release() -> None:
+            nonlocal received
+            self._receiving -= received
+            received = 0
+
+        RELEASE_BODY.set(release)
         try:
             self._check_head(scope, headers)
-            body = await self._body(headers, receive)
-            received = len(body)
-            await self._app(scope, _replay(body, receive), response)
+            parts = await self._body(headers, receive, is_small=_needs_no_key(scope, headers))
+            received = sum(map(len, parts))
+            await self._app(scope, _replay(parts, receive), response)
         except _Rejected as rejected:
             await self._reject(scope, response, rejected)
         except Exception as error:
@@ -98,7 +107,7 @@ class RequestGuard:
             answer = self._errors.of(scope["path"], error)
             await answer(scope, receive, response)
         finally:
-            self._receiving -= received
+            release()
             self._note(scope, response, time.perf_counter() - began)
 
     async def _reject(self, scope: Scope, response: _Response, rejected: _Rejected) -> None:
@@ -122,8 +131,7 @@ class RequestGuard:
     def _check_head(self, scope: Scope, headers: _Headers) -> None:
         host = self._check_host(headers)
         self._check_origin(scope, headers, host)
-        is_preflight = scope["method"] == "OPTIONS" and headers.one("origin") is not None
-        if not (is_preflight or PUBLIC.fullmatch(scope["path"])):
+        if not _needs_no_key(scope, headers):
             self._check_key(headers)
 
     def _check_host(self, headers: _Headers) -> str:
@@ -162,9 +170,11 @@ class RequestGuard:
                 {"WWW-Authenticate": "Bearer"},
             )
 
-    async def _body(self, headers: _Headers, receive: Receive) -> bytes:
+    async def _body(self, headers: _Headers, receive: Receive, *, is_small: bool) -> list[bytes]:
         limit = self._settings.max_body
-        too_large = _Rejected(413, f"the body is larger than {limit:,} bytes (--max-body)")
+        limit = min(limit, _SMALL_BODY) if is_small else limit
+        option = "" if limit < self._settings.max_body else " (--max-body)"
+        too_large = _Rejected(413, f"the body is larger than {limit:,} bytes{option}")
         length = headers.one("content-length") or "0"
         if not length.isdecimal() or int(length[:20]) > limit:
             raise too_large
@@ -194,7 +204,7 @@ class RequestGuard:
         except BaseException:
             self._receiving -= size
             raise
-        return b"".join(parts)
+        return parts
 
 
 class _Headers:
@@ -245,8 +255,18 @@ class _Response:
         await self._send(message)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the whole body first, and then what the client does."""
+def _needs_no_key(scope: Scope, headers: _Headers) -> bool:
+    """Whether it is a preflight, or holds nothing of the server's."""
+    is_preflight = scope["method"] == "OPTIONS" and headers.one("origin") is not None
+    return is_preflight or PUBLIC.fullmatch(scope["path"]) is not None
+
+
+def _replay(parts: list[bytes], receive: Receive) -> Receive:
+    """A `receive` that gives the whole body first, and keeps none of it; then what the client does.
+
+    Args:
+      parts: of the body; the list is emptied.
+    """
     given = False
 
     async def again() -> Message:
@@ -254,6 +274,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         if given:
             return await receive()
         given = True
+        body = b"".join(parts)
+        parts.clear()
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
@@ -12,9 +13,16 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdexport.engines.errors import EngineError, PackageError
+from sdexport.server.error_bodies import ErrorBodies
 from sdexport.server.http_protocol import protocol_with
+from sdexport.server.request_context import RELEASE_BODY
+from sdexport.server.request_guard import RequestGuard
+from sdexport.server.server_metrics import ServerMetrics
+from sdexport.server.server_settings import ServerSettings
 from tests.helpers.live_server import LiveServer, live_server, wait_until
 
 KEY, OTHER = "k" * 32, "another-key-of-some-length"
@@ -200,6 +208,41 @@ def test_large_bodies_are_413(guarded: LiveServer) -> None:
     chunks = b"Transfer-Encoding: chunked\r\n\r\n" + b"2710\r\n" + b"x" * 10_000 + b"\r\n"
     found = raw(guarded, head + chunks + (b"2710\r\n" + b"x" * 10_000 + b"\r\n") * 9)
     assert found.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("path", ["POST /healthz", "GET /page/x.js", "OPTIONS /v1/jobs"])
+def test_requests_without_a_key_have_no_large_body(guarded: LiveServer, path: str) -> None:
+    head = f"{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: https://page.example\r\n".encode()
+    found = raw(guarded, head + b"Content-Length: 1025\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 413 ") and b"1,024 bytes" in found
+
+
+def test_a_body_counts_until_its_job_waits() -> None:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * 8}
+
+    async def call(seen: list[int], app: ASGIApp) -> None:
+        async def send(message: Message) -> None:
+            seen.append(message.get("status", 0))
+
+        guard._app = app
+        scope = {"type": "http", "method": "POST", "path": "/v1/jobs"}
+        await guard({**scope, "headers": [(b"host", b"localhost")]}, receive, send)
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["body"] == b"x" * 8
+        release = RELEASE_BODY.get()
+        await call(early, PlainTextResponse("done"))
+        release()
+        await call(late, PlainTextResponse("done"))
+        await PlainTextResponse("done")(scope, receive, send)
+
+    early: list[int] = []
+    late: list[int] = []
+    settings = ServerSettings(max_bodies=12)
+    guard = RequestGuard(PlainTextResponse("x"), settings, ErrorBodies({}), ServerMetrics())
+    asyncio.run(call([], waiting))
+    assert (early[0], late[0]) == (503, 200)
 
 
 def test_slow_bodies_are_408_and_slow_headers_are_closed(guarded: LiveServer) -> None:
