@@ -26,7 +26,7 @@ from sdexport.server.job_warnings import kept_warnings, warnings_of
 from sdexport.server.jobs import Job
 from sdexport.server.model_store import ModelStore
 from sdexport.server.registered_names import ADAPTERS
-from sdexport.server.request_checks import texts_of
+from sdexport.server.request_checks import requested_size, texts_of
 from sdexport.server.server_errors import ModelFailedError
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,10 @@ class JobRunner:
 
     def _run(self, jobs: Sequence[Job]) -> None:
         with kept_warnings() as records:
-            pipeline = self._models.open(self._models.model(jobs[0].request.model))
+            request = jobs[0].request
+            model = self._models.model(request.model)
+            size = requested_size(request.arguments, model)
+            pipeline = self._models.open(model, size, sum(job.count for job in jobs))
             steps = _Steps(jobs, pipeline)
             result: Result = pipeline(**merged_arguments(jobs), on_step=steps)
         for job in jobs:

@@ -28,6 +28,7 @@ class Model:
     Attributes:
       pipeline: None while it is closed.
       used: time.monotonic() of its last use.
+      held: bytes that it needs for the largest images since it was opened.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Model:
     package: Package
     pipeline: Pipeline | None = None
     used: float = 0.0
+    held: int = 0
 
     def describe(self) -> dict[str, Any]:
         """What clients want to know, as JSON can hold it."""
@@ -113,13 +115,15 @@ class ModelStore:
             )
         return found
 
-    def open(self, model: Model) -> Pipeline:
+    def open(self, model: Model, size: tuple[int, int] | None = None, count: int = 1) -> Pipeline:
         """The pipeline of a model; others are closed if the memory does not suffice.
 
+        Args:
+          size, count: of the images that it generates next; see `need`.
         Raises: OutOfMemoryError: the model alone is beyond the limit. See load_pipeline.
         """
+        self._make_room(model, size, count)
         if model.pipeline is None:
-            self._make_room(model)
             began = time.perf_counter()
             model.pipeline = load_pipeline(model.folder, **self._options)
             model.package = model.pipeline.package
@@ -169,29 +173,29 @@ class ModelStore:
             for model in self.models:
                 self._close(model)
 
-    def _make_room(self, wanted: Model) -> None:
+    def _make_room(self, wanted: Model, size: tuple[int, int] | None, count: int) -> None:
         if self.memory_limit is None:
             return
-        own = self.need(wanted)
-        if own is None:
+        need = self.need(wanted, size, count)
+        if need is None and wanted.pipeline is None:
             _log.warning("%s: its need of memory is not known, so it is not limited", wanted.name)
-            own = 0
+        # what it took for larger images is not given back
+        own = max(need or 0, wanted.held if wanted.pipeline is not None else 0)
         if own > self.memory_limit:
             raise OutOfMemoryError(
                 f"the model {wanted.name} needs about {own / 1e9:.1f} GB of memory, and the "
                 f"server's limit (--memory-limit) is {self.memory_limit / 1e9:.1f} GB"
             )
-        is_open = sorted((m for m in self.models if m.pipeline is not None), key=lambda m: m.used)
-        held = sum(self.need(model) or 0 for model in is_open)
-        while is_open and held + own > self.memory_limit:
-            oldest = is_open.pop(0)
-            held -= self.need(oldest) or 0
-            self._close(oldest)
+        others = [m for m in self.models if m.pipeline is not None and m is not wanted]
+        others.sort(key=lambda m: m.used)
+        while others and sum(m.held for m in others) + own > self.memory_limit:
+            self._close(others.pop(0))
+        wanted.held = own
 
     def _close(self, model: Model) -> None:
         if model.pipeline is not None:
             model.pipeline.close()
-            model.pipeline = None
+            model.pipeline, model.held = None, 0
             _log.info("closed the model %s", model.name)
 
 

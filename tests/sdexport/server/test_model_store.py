@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sdexport import Pipeline
 from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError
-from sdexport.server.model_store import ModelStore
+from sdexport.server.model_store import Model, ModelStore
 from tests.helpers.live_server import live_server
 
 JOB = {"prompt": "a star", "num_inference_steps": 1, "width": 64, "height": 64}
@@ -34,6 +35,38 @@ def test_least_used_models_are_closed_under_the_limit(demo_package: Path) -> Non
     store.memory_limit = need - 1
     with pytest.raises(OutOfMemoryError, match=r"--memory-limit"):
         store.open(a)
+
+
+def test_larger_images_close_other_models(demo_package: Path) -> None:
+    store = ModelStore(dict.fromkeys("ab", demo_package), memory_limit=10**12)
+    a, b = store.models
+    small, large = store.need(a, (64, 64)), store.need(a, (1024, 1024))
+    assert small is not None and large is not None
+    store.memory_limit = large + small - 1
+    store.open(a, (64, 64))
+    store.open(b, (64, 64))
+    assert a.pipeline is not None
+    store.open(b, (1024, 1024))  # it is open, and needs more now
+    assert a.pipeline is None and b.pipeline is not None
+    store.open(b, (64, 64))  # nothing is given back
+    store.open(a, (64, 64))
+    assert a.pipeline is not None and b.pipeline is None
+    store.close()
+
+
+def test_a_job_opens_its_model_for_its_size(demo_package: Path) -> None:
+    asked: list[object] = []
+    with live_server({"a": demo_package}) as live, pytest.MonkeyPatch.context() as patch:
+        opened = live.service.models.open
+
+        def noted(model: Model, *need: object) -> Pipeline:
+            asked.extend(need)
+            return opened(model)
+
+        patch.setattr(live.service.models, "open", noted)
+        job = {**JOB, "num_images_per_prompt": 2, "width": 96}
+        assert live.finished(job)["status"] == "done"
+    assert asked == [(96, 64), 2]
 
 
 def test_requests_name_models_and_larger_images_need_more(demo_package: Path) -> None:
