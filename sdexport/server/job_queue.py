@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Protocol
 
-from sdexport.server.jobs import ENDED, QUEUED, Job, JobEvent
+from sdexport.server.jobs import DONE, ENDED, QUEUED, Job, JobEvent
 from sdexport.server.server_errors import (
     DeadlineError,
     JobCancelledError,
@@ -279,7 +280,10 @@ class JobQueue:
             over = [job for job in self._jobs.values() if job.is_over and job.ended is not None]
             over.sort(key=lambda job: job.ended or 0.0, reverse=True)
             held = 0
-            for place, job in enumerate(over):
+            places = {True: itertools.count(), False: itertools.count()}
+            for job in over:
+                # apart, so that jobs without images push out no others
+                place = next(places[job.status == DONE])
                 held += job.bytes
                 is_old = now - (job.ended or 0.0) > self._settings.keep_seconds
                 is_many = place >= self._settings.keep_jobs or held > self._settings.keep_bytes

@@ -34,7 +34,7 @@ class ServerSettings:
       reconnect_seconds: after the last event stream of a job was closed by the client, in which
         another must be opened, or the job is cancelled.
       keep_seconds, keep_jobs, keep_bytes: how long, and how many, jobs that ended and their images
-        are kept.
+        are kept; those that are done are counted apart from the others.
       grace: seconds in which jobs may end when the server is stopped.
       memory_limit: bytes of all models that are open at a time; None for no limit.
       warm_up: generate an image with the first model before the server is ready.

@@ -248,6 +248,23 @@ def test_jobs_that_ended_are_forgotten() -> None:
             queue.job(jobs[0].id)
 
 
+def test_cancelled_jobs_push_out_no_results() -> None:
+    engine = Engine()
+    with queue_of(engine, keep_jobs=2, batch_window=0.0) as queue:
+        done = job_of()
+        queue.add(done)
+        engine.go.release()
+        wait_until(lambda: done.is_over)
+        queue.add(job_of())
+        wait_until(lambda: len(engine.batches) == 2)
+        others = [job_of("b") for _ in range(5)]
+        for job in others:
+            queue.add(job)
+            queue.cancel(job)
+        wait_until(lambda: len(queue.jobs()) == 4)  # this one, the one that runs, and two
+        assert queue.job(done.id) is done and queue.jobs()[2:] == others[3:]
+
+
 def test_events_reach_every_listener_and_a_slow_one_misses_steps_alone() -> None:
     async def read(job: Job, slowly: bool) -> list[JobEvent]:
         found = []
