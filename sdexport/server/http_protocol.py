@@ -12,12 +12,13 @@ SLOWEST = 1024
 """Bytes that a client must read in a second, on average over `send_seconds`."""
 
 
-def protocol_with(header_seconds: float, send_seconds: float) -> type[H11Protocol]:
-    """A protocol that ends connections of clients that are too slow.
+def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type[H11Protocol]:
+    """A protocol that ends connections of clients that are too slow, or too many.
 
     Args:
       header_seconds: in which the whole header of a request must arrive.
       send_seconds: in which a client must take a part of what waits to be sent; see SLOWEST.
+      most: connections that are open at a time; others are closed at once.
     """
 
     class TimedProtocol(H11Protocol):
@@ -27,6 +28,9 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[H11Protoco
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            if len(self.connections) > most:
+                transport.abort()
+                return
             self._wait_for_header()
 
         def data_received(self, data: bytes) -> None:

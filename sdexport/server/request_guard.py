@@ -15,7 +15,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,6 +69,7 @@ class RequestGuard:
         self._hosts.update(_LOOPBACK)
         self._origins = cors_origins(settings)
         self._receiving = 0  # bytes of all bodies
+        self._requests = 0  # that are answered now, without those that need no key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -95,9 +97,10 @@ class RequestGuard:
         RELEASE_BODY.set(release)
         try:
             self._check_head(scope, headers)
-            parts = await self._body(headers, receive, is_small=_needs_no_key(scope, headers))
-            received = sum(map(len, parts))
-            await self._app(scope, _replay(parts, receive), response)
+            with self._counted(scope, headers) as is_small:
+                parts = await self._body(headers, receive, is_small=is_small)
+                received = sum(map(len, parts))
+                await self._app(scope, _replay(parts, receive), response)
         except _Rejected as rejected:
             await self._reject(scope, response, rejected)
         except Exception as error:
@@ -109,6 +112,24 @@ class RequestGuard:
         finally:
             release()
             self._note(scope, response, time.perf_counter() - began)
+
+    @contextmanager
+    def _counted(self, scope: Scope, headers: _Headers) -> Iterator[bool]:
+        """Count a request while it is answered; yields whether it needs no key.
+
+        Raises: _Rejected: as many are answered as may be.
+        """
+        if _needs_no_key(scope, headers):
+            yield True
+            return
+        most = self._settings.max_connections
+        if self._requests >= most:
+            raise _Rejected(503, f"{most:,} requests at once, the limit", {"Retry-After": "1"})
+        self._requests += 1
+        try:
+            yield False
+        finally:
+            self._requests -= 1
 
     async def _reject(self, scope: Scope, response: _Response, rejected: _Rejected) -> None:
         answer = self._errors.response(

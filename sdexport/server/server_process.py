@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SWITCH = 0.001
 """Seconds after which the thread that runs jobs lets the event loop work; Python's are 0.005."""
+_SPARE = 64
+"""Connections beyond those that requests may use, so that the state can be asked for."""
 _LAST_RESPONSES = 3
 """Seconds in which connections may end after the last job."""
 
@@ -61,13 +63,14 @@ def server_config(service: ImageService, metrics: ServerMetrics) -> uvicorn.Conf
     settings = service.settings
     return uvicorn.Config(
         create_app(service, settings, metrics),
-        http=protocol_with(settings.header_seconds, settings.send_seconds),
+        http=protocol_with(
+            settings.header_seconds, settings.send_seconds, settings.max_connections + _SPARE
+        ),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
         h11_max_incomplete_event_size=MAX_HEADER,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=_LAST_RESPONSES,

@@ -27,7 +27,7 @@ class ServerSettings:
       max_input_pixels: of all input images of a request.
       max_held: bytes of the input images of all requests, from before they are decoded until their
         jobs end.
-      max_connections: open at a time.
+      max_connections: requests that are answered at a time; somewhat more may be open.
       timeout: seconds after which a job that is not done fails.
       body_seconds, header_seconds: in which a request's body and header must arrive.
       send_seconds: in which a client must take a part of a response.

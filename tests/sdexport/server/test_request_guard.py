@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -245,6 +246,24 @@ def test_a_body_counts_until_its_job_waits() -> None:
     assert (early[0], late[0]) == (503, 200)
 
 
+def test_many_requests_leave_room_for_the_state(demo_package: Path) -> None:
+    head = b"Content-Length: 100\r\n\r\n{"
+    with live_server({"demo": demo_package}, max_connections=3) as live, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(live.socket()).sendall(POST + head)
+        status, found, content = wait_until(lambda: unless_ok(live.request("GET", "/v1/server")))
+        assert status == 503 and found["retry-after"] == "1" and b"3 requests" in content
+        for path in ("/healthz", "/readyz"):
+            assert live.request("GET", path)[0] == 200
+        idle = [stack.enter_context(live.socket()) for _ in range(3 + 64)]
+        assert idle[-1].recv(1) == b""  # one too many
+
+
+def unless_ok(answer: Any) -> Any:
+    """An answer, or None if its status is 200."""
+    return None if answer[0] == 200 else answer
+
+
 def test_slow_bodies_are_408_and_slow_headers_are_closed(guarded: LiveServer) -> None:
     head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n".encode()
     found = raw(guarded, head + b"Content-Length: 100\r\n\r\n{")
@@ -312,7 +331,7 @@ def test_a_client_that_takes_nothing_is_disconnected(guarded: LiveServer) -> Non
 
 
 def test_a_client_that_reads_slowly_stays_connected() -> None:
-    kind = protocol_with(10.0, 60.0)
+    kind = protocol_with(10.0, 60.0, 100)
     protocol: Any = kind.__new__(kind)  # without a loop
     unsent, later = Mock(return_value=2_000_000), Mock()
     protocol.loop, protocol.flow = Mock(call_later=later), Mock()
