@@ -172,7 +172,7 @@ class Session(Protocol):
 
         Args:
           room: bytes that are needed; None frees as much as possible.
-        Returns: False if nothing can be freed without closing the session.
+        Returns: False if nothing can be freed, or much more by closing the session.
         """
         ...
 

@@ -11,6 +11,7 @@ import numpy as np
 from sdexport.engines.cuda_device import check_device
 from sdexport.engines.errors import EngineError, InvalidArgumentError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
+from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.ort.cuda_libraries import missing_libraries
 from sdexport.engines.ort.mapped_initializers import MappedInitializers
 from sdexport.engines.ort.runtime_library import (
@@ -40,6 +41,8 @@ from sdexport.engines.session import (
     TensorSpec,
 )
 
+NEARLY_ALL = 0.95
+"""Share of the weights whose memory must be freed so that the session need not be closed."""
 MANY_INPUTS = 32
 """Bound inputs from which on they become ONNX Runtime's own values once. The 1,400 factors of LoRAs
 of SDXL cost 12 ms a call as arrays, and 0.8 ms so."""
@@ -117,17 +120,20 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         if keep is not None:
             store_optimized(options, keep)
         self._weights: MappedInitializers | None = None
-        self._halves: MappedInitializers | None = None
+        self._frees_all = True
         with files.unchanged():
             session = None
             if tuple(wanted) == CPU:
-                session, self._halves = _load_widened(name, path, options, mapped=keep is None)
-                self._weights = self._halves if seldom else None
+                session, halves = _load_widened(name, path, options, mapped=keep is None)
+                if seldom and halves is not None:
+                    stored = sum(each.size for each in survey(path).external)
+                    self._weights, self._frees_all = halves, halves.size >= NEARLY_ALL * stored
             if session is None:
                 self._weights = MappedInitializers.of(path) if seldom and keep is None else None
                 if self._weights is not None:
                     self._weights.give(options)
                 session = load(name, path, options, providers)
+                session.mapped_weights = self._weights  # see _load_widened
         check_started(name, wanted, session.get_providers())
         super().__init__(
             session, name, tensor_specs(session.get_inputs()), tensor_specs(session.get_outputs())
@@ -145,11 +151,11 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         if weights is None:
             return False
         weights.free()
-        return True
+        return self._frees_all
 
     def _release(self) -> None:
         super()._release()
-        self._weights = self._halves = None
+        self._weights = None
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         in_place = self.device == "cpu" and len(constants) < MANY_INPUTS
@@ -206,11 +212,11 @@ class OnDevice(BoundSession):
             }
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        session = self._owner._opened()
+        session, uploaded = self._owner._opened(), self._uploaded  # another thread may close both
         checked = self._checked_feeds(feeds)
         with failing(f"{self.name}: ONNX Runtime failed"):
             binding = session.io_binding()
-            for name, value in self._uploaded.items():
+            for name, value in uploaded.items():
                 binding.bind_ortvalue_input(name, value)
             for name in feeds:
                 binding.bind_cpu_input(name, np.ascontiguousarray(checked[name]))
@@ -242,7 +248,8 @@ def _load_widened(
 
     Args:
       mapped: whether weights that stay float16 are used where their file is mapped.
-    Returns: also these weights, to keep as long as the session is open.
+    Returns: also these weights. The session borrows them, and a call may still run when another
+      thread closes it: so it keeps them itself.
     Raises: EngineError: it cannot be loaded.
     """
     with loading(name, path.name):
@@ -260,6 +267,7 @@ def _load_widened(
             session = ort.InferenceSession(
                 model[0], options, providers=list(CPU), enable_fallback=0
             )
+            session.mapped_weights = halves
             return session, halves
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +20,7 @@ from sdexport.engines.errors import EngineError
 from sdexport.engines.onnx_file.float32_graph import STORED
 from sdexport.engines.onnx_file.graph_survey import survey
 from sdexport.engines.ort import widened_weights
+from sdexport.engines.ort.mapped_initializers import MappedInitializers
 from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession
 from sdexport.engines.ort.prepared.prepared_graph import data_path
 from sdexport.engines.ort.widened_weights import kept_halves, widens
@@ -210,6 +214,37 @@ def test_weights_that_stay_half_can_be_freed(tmp_path: Path) -> None:
         assert session.mapped == 2 * LAYERS * WIDTH**2 and session.trim()
         assert (session.run({"x": rows})["y"] == expected).all()
     assert not session.trim()
+
+
+@pytest.mark.usefixtures("small", "kept")
+def test_session_is_closed_to_make_room_if_other_weights_were_converted(tmp_path: Path) -> None:
+    with OnnxRuntimeSession(_graph(tmp_path / "model.onnx"), seldom=True) as session:
+        assert session.mapped == 2 * SIDE**2 and not session.trim()
+
+
+@pytest.mark.usefixtures("small", "kept")
+@pytest.mark.parametrize("seldom", [False, True])
+def test_mapped_weights_live_as_long_as_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seldom: bool
+) -> None:
+    """Another thread may close the session meanwhile, and ONNX Runtime only borrows them."""
+    made: list[weakref.ref[MappedInitializers]] = []
+    halves = MappedInitializers.halves
+
+    def note(*arguments: Any) -> MappedInitializers | None:
+        found = halves(*arguments)
+        assert found is not None
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(MappedInitializers, "halves", note)
+    session = OnnxRuntimeSession(_chain(tmp_path / "model.onnx"), seldom=seldom)
+    in_a_call = session._opened()
+    session.close()
+    assert made[0]() is not None
+    del in_a_call
+    gc.collect()
+    assert made[0]() is None
 
 
 @pytest.mark.usefixtures("small", "kept")
