@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -65,14 +66,17 @@ def store_later(package: Package) -> None:
     command, environment = module_command(__name__)
     nothing = subprocess.DEVNULL
     try:
-        subprocess.Popen(
-            [*command, str(package.folder.absolute()), *graphs],
-            stdin=nothing,
-            stdout=nothing,
-            stderr=nothing,
-            env=os.environ | environment,
-            start_new_session=True,
-        )
+        with tempfile.TemporaryFile() as graphs_file:  # LoRAs' inputs are too long for an argument
+            graphs_file.write(json.dumps(graphs).encode())
+            graphs_file.seek(0)
+            subprocess.Popen(
+                [*command, str(package.folder.absolute())],
+                stdin=graphs_file,
+                stdout=nothing,
+                stderr=nothing,
+                env=os.environ | environment,
+                start_new_session=True,
+            )
     except OSError as error:
         _log.info("graphs are not stored for the next start: %s", one_line(error))
     else:
@@ -145,4 +149,4 @@ def _step_back() -> None:
 if __name__ == "__main__":
     _step_back()
     with suppress(SDExportError, OSError, MemoryError):
-        store(Path(sys.argv[1]), sys.argv[2:])
+        store(Path(sys.argv[1]), json.load(sys.stdin))

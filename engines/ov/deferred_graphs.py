@@ -33,11 +33,17 @@ def defer(paths: Mapping[str, Path]) -> None:
 
 
 def is_deferred(path: Path, variant: Variant) -> bool:
-    """Whether another process stores a variant that is compiled now, which is noted then."""
-    if path not in _deferred or variant.shapes is None:
+    """Whether another process stores a variant that is compiled now, which is noted then.
+
+    Not if it is compiled again, as with low memory for each image: then this process stores it.
+    """
+    noted = _deferred.get(path)
+    if noted is None or variant.shapes is None:
         return False
-    if variant not in _deferred[path]:
-        _deferred[path].append(variant)
+    if variant in noted:
+        noted.remove(variant)
+        return False
+    noted.append(variant)
     return True
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,13 +65,40 @@ def test_graph_is_stored_later_and_gives_the_same_bits(
 ) -> None:
     store_graphs.defer(Package.load(package))
     expected = decoded(package)
-    assert np.array_equal(decoded(package), expected)
     assert graph_cache.graphs(cache) == [] and len(noted(package)) == 1
     store_graphs.store(package, noted(package))
     (graph,) = graph_cache.graphs(cache)
     assert DECODER in graph.plan.name and graph_cache.stray_files(cache) == []
     monkeypatch.setattr(Compiler, "_new", None)  # would raise TypeError
     assert np.array_equal(decoded(package), expected)
+
+
+def test_graph_that_is_compiled_again_is_stored_at_once(package: Path, cache: Path) -> None:
+    """Low memory closes it after each image."""
+    store_graphs.defer(Package.load(package))
+    expected = decoded(package)
+    assert np.array_equal(decoded(package), expected)
+    assert len(graph_cache.graphs(cache)) == 1 and noted(package) == []
+
+
+def test_worker_reads_thousands_of_inputs(
+    package: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux limits one argument of a command to 128 KiB."""
+    shapes = {f"down_blocks.{i}.attentions.to_q.lora_A": (2, 1280, 16) for i in range(4000)}
+    variant = Variant("f32", True, shapes, frozenset(shapes))
+    loaded, read = Package.load(package), list[str]()
+    path = loaded.model_path(DECODER)
+    monkeypatch.setattr(deferred_graphs, "_deferred", {path: [variant]})
+    monkeypatch.setattr(store_graphs, "_has_room", lambda *_: True)
+
+    def start(command: list[str], *, stdin: Any, **_: Any) -> None:
+        assert all(len(argument) < 128 * 1024 for argument in command)
+        read.extend(json.load(stdin))
+
+    monkeypatch.setattr(store_graphs.subprocess, "Popen", start)
+    store_graphs.store_later(loaded)
+    assert [Variant.from_options(json.loads(each)) for each in read] == [variant]
 
 
 def test_other_packages_store_while_they_compile(package: Path, cache: Path) -> None:
