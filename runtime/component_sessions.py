@@ -121,7 +121,7 @@ class ComponentSessions:
             known = component in self._external or component in self._opened
             if known or call is None or self._closed or not self._ahead.is_opening(coming):
                 return
-            if is_compiled(self._package, component, self.opened_with(component)):
+            if is_compiled(self._package, component, self.opened_with(component), call):
                 expect_call(self._package, component, self._open(component), call)
 
     def backend_names(self) -> str:

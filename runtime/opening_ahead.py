@@ -8,17 +8,24 @@ the caller opens the decoder, if that is compiled already.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from sdexport.engines import Session
 from sdexport.engines.cache import graph_cache
+from sdexport.engines.cache.staleness import fitting_sidecar
+from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import MIB
 from sdexport.engines.ov import compiled_graph
+from sdexport.engines.ov.compiled_graph import Variant
 from sdexport.runtime.component_backends import BackendSpec
-from sdexport.runtime.component_engines import usable_engine
+from sdexport.runtime.component_engines import package_binding, usable_engine
+from sdexport.runtime.expected_calls import ImageCall, expected_call
 from sdexport.runtime.packages.package import Package
 
 LARGE = 64 * MIB
@@ -26,6 +33,7 @@ LARGE = 64 * MIB
 the component does not run."""
 _BACKENDS = ("onnxruntime", "openvino")
 """Those that run on the CPU; the others are not tested in this way."""
+_log = logging.getLogger(__name__)
 
 
 class _Opening:
@@ -67,9 +75,15 @@ class OpeningAhead:
           then: called with the name and the session of each, before it can be taken.
         """
         new = {name: _Opening(spec) for name, spec in specs.items()}
-        if new:
-            self._openings |= new
+        if not new:
+            return
+        self._openings |= new
+        try:
             threading.Thread(target=self._work, args=[new, then], name="sdexport-open").start()
+        except RuntimeError as error:  # they are opened when they are needed
+            for name in new:
+                del self._openings[name]
+            _log.info("nothing is opened ahead: %s", error)
 
     def take(self, component: str) -> Session | None:
         """The session of a component, as soon as it is open; None if nothing opens it.
@@ -120,17 +134,54 @@ def gains(package: Package, component: str, spec: BackendSpec) -> bool:
     return size >= LARGE
 
 
-def is_compiled(package: Package, graph: str, spec: BackendSpec) -> bool:
-    """Whether OpenVINO probably opens a graph without compiling it, by the names of files.
+def is_compiled(package: Package, graph: str, spec: BackendSpec, call: ImageCall) -> bool:
+    """Whether OpenVINO probably opens a graph for a call without compiling it, by its sidecars.
 
     Compiling two graphs at once would take memory for both.
     """
-    if spec.name != compiled_graph.BACKEND:
+    if spec.name != compiled_graph.BACKEND or not package.manifest.every_file:
         return False
-    if usable_engine(package, graph, spec.name, spec.options.get("engine_dir")):
-        return True
+    variant = _variant(package, graph, spec.options, call)
+    if variant is None:
+        return False
+    digest, version = package.model_digest(graph), compiled_graph.installed_version()
+    return any(
+        fitting_sidecar(
+            compiled_graph.plan_path(folder, name, variant),
+            compiled_graph.requirements(digest=digest, package=binding, version=version),
+        )
+        for folder, name, binding in _compiled_in(package, graph, spec.options, digest)
+    )
+
+
+def _variant(
+    package: Package, graph: str, options: Mapping[str, Any], call: ImageCall
+) -> Variant | None:
+    """What a session with these options looks for; None if it compiles in any case."""
+    is_stored = options.get("device", "CPU") == "CPU" and options.get("cache_dir") is None
+    if not is_stored or not options.get("static", True):
+        return None
+    try:
+        expected = expected_call(package, graph, package.graph_inputs(graph), call)
+    except PackageError:
+        return None  # to open it says what is wrong
+    rewrite = bool(options.get("rewrite", True))
+    bound = [frozenset(expected.constants), frozenset(expected.shared)]
+    if not (expected.constants and rewrite):
+        bound = []
+    return Variant(options.get("precision", "f32"), rewrite, expected.shapes, *bound)
+
+
+def _compiled_in(
+    package: Package, graph: str, options: Mapping[str, Any], digest: str
+) -> Iterator[tuple[Path, str, str | None]]:
+    """Folders that a session opens compiled graphs from.
+
+    Yields: with what the names of their files begin, and the package that they must be built for.
+    """
+    prepared = usable_engine(package, graph, compiled_graph.BACKEND, options.get("engine_dir"))
+    if prepared is not None:
+        yield prepared.parent, graph, package_binding(package)
     cache = graph_cache.folder(graph_cache.OPENVINO)
-    if cache is None:
-        return False
-    name = compiled_graph.cached_name(package.model_digest(graph), graph)
-    return bool(compiled_graph.plans_of(cache, name))
+    if cache is not None and package.hashes is not None:
+        yield cache, compiled_graph.cached_name(digest, graph), None

@@ -118,6 +118,18 @@ def test_closing_waits_and_closes_what_was_not_taken() -> None:
     assert ahead.take("unet") is None
 
 
+def test_components_are_opened_when_they_are_needed_if_no_thread_can_start(
+    loaded: Package, opened: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(opening_ahead.threading.Thread, "start", fail)
+    with Pipeline(loaded) as pipeline:
+        assert pipeline("a red circle", **FAST).images
+    assert opened["unet"] == threading.current_thread().name
+
+
 def test_nothing_is_opened_ahead_where_it_does_not_gain(
     loaded: Package, opened: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,14 @@ from sdexport import Package, Pipeline
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines import Session
 from sdexport.engines.cache import user_cache
+from sdexport.engines.ov import compiled_graph, deferred_graphs
 from sdexport.runtime import component_sessions, opening_ahead
+from sdexport.runtime.component_backends import BackendSpec
 from sdexport.runtime.component_engines import open_component
+from sdexport.runtime.expected_calls import ImageCall, expect_call
+from sdexport.runtime.opening_ahead import is_compiled
 
+DECODER = "vae_decoder"
 CALL: dict[str, Any] = {"num_inference_steps": 1, "height": 64, "width": 64, "seed": 1}
 
 
@@ -74,3 +79,26 @@ def test_decoder_is_opened_meanwhile_from_the_second_process_on(opened: Opened) 
     opened.reset()
     assert np.array_equal(image(), expected)
     assert opened.names == ["text_encoder", "vae_decoder", "unet"]
+
+
+def test_only_what_the_session_would_open_counts_as_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(deferred_graphs, "_deferred", {})
+    loaded, unchecked = Package.load(PACKAGE_DIR), Package.load(PACKAGE_DIR, verify=False)
+    call = ImageCall(64, 64)
+
+    def known(package: Package = loaded, call: ImageCall = call, **options: Any) -> bool:
+        return is_compiled(package, DECODER, BackendSpec("openvino", options), call)
+
+    assert not known()
+    with open_component(loaded, DECODER, "openvino") as session:
+        expect_call(loaded, DECODER, session, call)
+    assert known()
+    assert not known(unchecked)
+    assert not known(call=ImageCall(128, 64)) and not known(call=ImageCall(64, 64, 2))
+    assert not known(precision="bf16") and not known(rewrite=False) and not known(static=False)
+    assert not known(cache_dir=tmp_path)
+    monkeypatch.setattr(compiled_graph, "installed_version", lambda: "1")
+    assert not known()
