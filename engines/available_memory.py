@@ -1,4 +1,4 @@
-"""How much more memory this process can get: from the machine, its cgroups and its own limit."""
+"""How much more memory this process can get: from the machine, its cgroups and its own limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def available_bytes() -> int | None:
 
     On Linux the least of: available memory and free swap of the machine, the room that is left in
     each cgroup around the process (version 1 and 2, as containers set them; memory of cached files
-    counts as free), and the room below the limit of the address space. Elsewhere the free physical
+    counts as free), the room below the process's limits of its address space and data, and what
+    the system still promises where it promises no more than it has. Elsewhere the free physical
     memory, where the system tells it.
     """
     limits = list(_limits()) if sys.platform == "linux" else list(_physical())
@@ -24,16 +25,22 @@ def available_bytes() -> int | None:
 
 
 def _limits() -> Iterator[int]:
+    fields: dict[str, int] = {}
     with suppress(OSError, KeyError, ValueError):
         fields = _fields(_PROC / "meminfo")
         yield fields["MemAvailable"] + fields.get("SwapFree", 0)
+    with suppress(OSError, KeyError, ValueError):
+        if (_PROC / "sys" / "vm" / "overcommit_memory").read_text(encoding="ascii").strip() == "2":
+            yield fields["CommitLimit"] - fields["Committed_AS"]
     yield from _cgroups()
-    with suppress(ImportError, OSError, KeyError, ValueError):
+    with suppress(ImportError):
         import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:
-            yield limit - _fields(_PROC / "self" / "status")["VmSize"]
+        for kind, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            with suppress(OSError, KeyError, ValueError):
+                limit = resource.getrlimit(kind)[0]
+                if limit != resource.RLIM_INFINITY:
+                    yield limit - _fields(_PROC / "self" / "status")[used]
 
 
 def _fields(path: Path) -> dict[str, int]:

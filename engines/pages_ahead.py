@@ -63,22 +63,33 @@ def pages_ahead(size: int) -> Iterator[None]:
         yield
         return
     done = threading.Event()
+    thread: threading.Thread | None = None
     try:
-        start, end = _extended(library, min(size, MOST))
-        arguments = (library, start, end, done)
-        thread = threading.Thread(target=_provide, args=arguments, name="sdexport-pages")
-        thread.start()
+        thread = _started(library, min(size, MOST), done)
+        yield
+    finally:
         try:
-            yield
-        finally:
             done.set()
-            thread.join()
+            if thread is not None:
+                thread.join()
+        finally:
             library.mallopt(_MMAP_MAX, _USUAL_MAPPINGS)
             library.mallopt(_TOP_PAD, _USUAL_PAD)
             library.mallopt(_TRIM_THRESHOLD, _KEPT)
             library.malloc_trim(0)
-    finally:
-        _lock.release()
+            _lock.release()
+
+
+def _started(library: Any, size: int, done: threading.Event) -> threading.Thread | None:
+    """The thread that provides pages; None if it cannot be started."""
+    start, end = _extended(library, size)
+    arguments = (library, start, end, done)
+    thread = threading.Thread(target=_provide, args=arguments, name="sdexport-pages", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system has no thread left
+        return None
+    return thread
 
 
 def _has_room(size: int) -> bool:
@@ -108,6 +119,7 @@ def _extended(library: Any, size: int) -> tuple[int, int]:
     while library.sbrk(0) == before and len(places) < _MOST_PROBES:
         places.append(library.malloc(_LARGEST) or 0)
     end = library.sbrk(0)
+    library.mallopt(_TOP_PAD, _USUAL_PAD)  # each extension would be as large
     for place in places:
         library.free(place)
     is_heap = places[-1] and 0 < end - places[-1] <= size + _LARGEST + _KEPT

@@ -59,6 +59,16 @@ def test_cgroup_version_1_inside_of_a_container(system: Path) -> None:
     assert available_bytes() == 0, "never below zero"
 
 
+def test_system_that_promises_no_more_than_it_has(system: Path) -> None:
+    meminfo = system / "proc" / "meminfo"
+    meminfo.write_text(meminfo.read_text() + "CommitLimit:  5000 kB\nCommitted_AS:  3000 kB\n")
+    (system / "proc" / "sys" / "vm").mkdir(parents=True)
+    (system / "proc" / "sys" / "vm" / "overcommit_memory").write_text("0\n")
+    assert available_bytes() == 8 * GB // 1024 * 1024 + GB // 1024 * 1024
+    (system / "proc" / "sys" / "vm" / "overcommit_memory").write_text("2\n")
+    assert available_bytes() == 2000 * 1024
+
+
 @pytest.mark.parametrize("text", ["", "garbage", "MemAvailable: many kB", "MemTotal:  8 kB"])
 def test_damaged_files_mean_unknown(system: Path, text: str) -> None:
     (system / "proc" / "meminfo").write_text(text)
@@ -66,11 +76,13 @@ def test_damaged_files_mean_unknown(system: Path, text: str) -> None:
     assert available_bytes() is None
 
 
-def test_limit_of_the_address_space() -> None:
+@pytest.mark.parametrize(("limit", "field"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
+def test_limits_of_the_process(limit: str, field: str) -> None:
     code = (
         "import resource; from sdexport.engines.available_memory import available_bytes\n"
-        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 10**8,) * 2); print(available_bytes())"
+        "lines = open('/proc/self/status').read().splitlines()\n"
+        f"used = 1024 * next(int(line.split()[1]) for line in lines if '{field}' in line)\n"
+        f"resource.setrlimit(resource.{limit}, (used + 10**8,) * 2); print(available_bytes())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.5 * 10**8 < int(done.stdout) <= 10**8

@@ -131,3 +131,35 @@ with pages_ahead.pages_ahead(96 * 2**20):
     print(fill()[1])
 """
     assert int(run(script)) < PAGES / 8
+
+
+def test_nothing_is_provided_if_no_thread_can_start() -> None:
+    """The C library is set as before, and the next block works."""
+    script = """
+def fail(thread):
+    raise RuntimeError("can't start new thread")
+start, threading.Thread.start = threading.Thread.start, fail
+with pages_ahead.pages_ahead(96 * 2**20):
+    print(len(fill()[0]))
+threading.Thread.start = start
+end = pages_ahead._library().sbrk(0)
+library.malloc(64 * 2**20)
+print(pages_ahead._library().sbrk(0) == end)
+with pages_ahead.pages_ahead(96 * 2**20):
+    print(fill()[1])
+"""
+    count, is_mapped, faults = run(script).split()
+    assert (count, is_mapped) == ("4", "True") and int(faults) < PAGES / 8
+
+
+def test_heap_grows_by_what_is_asked_for_once_the_pages_are_used() -> None:
+    script = """
+sbrk, grown = pages_ahead._library().sbrk, []
+with pages_ahead.pages_ahead(96 * 2**20):
+    for _ in range(12):
+        before = sbrk(0)
+        library.malloc(31 * 2**20)
+        grown.append(sbrk(0) - before)
+print(max(grown) // 2**20)
+"""
+    assert 31 <= int(run(script)) < 40
