@@ -188,21 +188,31 @@ def memory_need(
         if call.component.endswith(TOKEN_EMBEDDING):
             weights = 0  # a table, which is mapped
         new = round(cost.kept * weights) + _activations(package, call, cost)
-        if form.startswith(OPENVINO) and not low_memory:
-            base += _opened_meanwhile(package, component, kept, cost)
+        if not low_memory:
+            base += _opened_meanwhile(package, component, kept, backends, options)
         peak = max(peak, base + round(cost.opening * weights), base + new)
         kept[call.component] = kept.get(call.component, 0) + new  # arenas are not given back
     return peak
 
 
-def _opened_meanwhile(package: Package, component: str, kept: Collection[str], cost: _Cost) -> int:
-    """Bytes of the decoder, which may be open during the denoising already; see opening_ahead."""
+def _opened_meanwhile(
+    package: Package,
+    component: str,
+    kept: Collection[str],
+    backends: Backends,
+    options: Mapping[str, Any],
+) -> int:
+    """Bytes of a decoder that OpenVINO opens during the denoising already; see opening_ahead."""
     family = package.family
-    if family.component(component).role is not Role.DENOISER or family.vae_decoder in kept:
+    decoder = family.vae_decoder
+    if family.component(component).role is not Role.DENOISER or decoder in kept:
         return 0
-    if family.vae_decoder not in package.manifest.components:
+    if decoder not in package.manifest.components:
         return 0
-    return round(cost.kept * _weights(package, family.vae_decoder))
+    form = _form(package, decoder, backends, options)
+    if not form.startswith(OPENVINO) or form not in _COSTS:
+        return 0
+    return round(_COSTS[form].kept * _weights(package, decoder))
 
 
 def _is_done(

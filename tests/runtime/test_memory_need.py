@@ -198,6 +198,25 @@ def test_verification_counts_graphs_in_float32_where_they_run_in_less(package: P
         assert need(backend, alone, low_memory=True) <= one_by_one < need(backend, unet)
 
 
+def test_decoder_counts_in_its_own_form_during_the_denoising(package: Path) -> None:
+    """Only OpenVINO opens it meanwhile, whatever runs the denoiser."""
+    loaded = Package.load(package, verify=False)
+
+    def need(denoiser: str, decoder: str) -> int:
+        backends = parse_backends(
+            ["text_encoder=onnxruntime", f"unet={denoiser}", f"vae_decoder={decoder}"]
+        )
+        found = memory_need(loaded, [Call("unet", 2, 8, 8)], backends)
+        assert found is not None
+        return found
+
+    weights = sum(record.size for record in loaded.manifest.components["vae_decoder"].files)
+    for denoiser in ("onnxruntime", "openvino,precision=bf16"):
+        alone = need(denoiser, "onnxruntime")
+        half, full = (need(denoiser, f"openvino,precision={p}") for p in ("bf16", "f32"))
+        assert alone + weights / 2 < half < alone + weights < full
+
+
 def test_factors_that_stay_half_count_half(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them as they are stored, and the largest in float32."""
     loaded = Package.load(package, verify=False)
