@@ -204,10 +204,10 @@ def _opened_meanwhile(
 ) -> int:
     """Bytes of a decoder that OpenVINO opens during the denoising already; see opening_ahead."""
     family = package.family
-    decoder = family.vae_decoder
-    if family.component(component).role is not Role.DENOISER or decoder in kept:
+    if package.manifest.is_adapter or family.component(component).role is not Role.DENOISER:
         return 0
-    if decoder not in package.manifest.components:
+    decoder = family.vae_decoder
+    if decoder in kept or decoder not in package.manifest.components:
         return 0
     form = _form(package, decoder, backends, options)
     if not form.startswith(OPENVINO) or form not in _COSTS:
