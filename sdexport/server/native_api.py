@@ -26,6 +26,7 @@ from sdexport.server.json_requests import JsonRoute
 from sdexport.server.output_images import MEDIA_TYPES, encoded_image, preview_url
 from sdexport.server.registered_names import ADAPTERS
 from sdexport.server.request_context import REQUEST_ID
+from sdexport.server.route_documents import Responses, error_responses
 from sdexport.server.server_errors import JobNotFoundError, ServerError
 
 HEARTBEAT = 15.0
@@ -34,23 +35,14 @@ _IMAGES = {"image", "mask_image"}
 _IMAGES_OF_ITEMS = {"image", "images", "masks"}
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
+_ERRORS = error_responses(
+    {
         400: "A setting that is unknown, out of range or beyond a limit",
-        401: "The key is missing or wrong",
-        403: "The Host or Origin is not allowed",
         404: "There is no such job or image",
-        405: "The method is not allowed",
-        408: "The body did not arrive in time",
-        413: "The body is too large",
-        429: "The queue is full; see Retry-After",
-        503: "The server is shutting down, or too busy",
-    }.items()
-}
-
-
-_STATE: dict[int | str, dict[str, Any]] = {200: {"model": JobState}}
+    },
+    ErrorBody,
+)
+_STATE: Responses = {200: {"model": JobState}}
 
 
 def router(service: ImageService) -> APIRouter:

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from sdexport.runtime.images.parameters import Parameters
 from sdexport.runtime.images.read_parameters import read_parameters
 from sdexport.server.job_state import ErrorBody
+from sdexport.server.route_documents import error_responses
 from sdexport.server.server_errors import JobNotFoundError
 
 MEDIA_TYPES = {
@@ -46,17 +47,11 @@ HEADERS = {
 }
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text}
-    for status, text in {
-        400: "The body is no image, or one without settings",
-        401: "The key is missing or wrong",
-        403: "The Host or Origin is not allowed",
-        408: "The body did not arrive in time",
-        413: "The body is too large",
-        503: "The server is too busy",
-    }.items()
-}
+_ERRORS = error_responses(
+    {400: "The body is no image, or one without settings", 503: "The server is too busy"},
+    ErrorBody,
+    queued=False,
+)
 
 
 def router() -> APIRouter:
