@@ -12,17 +12,18 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from sdexport.engines.closing import ClosesOnExit
 
 PATIENCE = 300.0
 """Seconds for which a response is awaited."""
 
 
-class ServerProcess:
+class ServerProcess(ClosesOnExit):
     """A server on a free port, ended with the block.
 
     seconds_to_ready: from the start of the process until /readyz answers 200.
@@ -51,15 +52,8 @@ class ServerProcess:
             raise RuntimeError("the server says that it is ready, and is not")
         self.seconds_to_ready = time.perf_counter() - began
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the server; closing twice is allowed."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
