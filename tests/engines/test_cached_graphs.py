@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sdexport.engines.temporary_files import TEMPORARY, temporary_file
 from sdexport.runtime import store_graphs
 from sdexport.runtime.component_engines import open_component
 from tests.helpers.engine_damages import DAMAGES
+from tests.helpers.two_starts import check_two_starts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kept on Linux only")
 DECODER = "vae_decoder"
@@ -254,18 +254,7 @@ def test_both_backends_share_the_bound(
 
 def test_command_line_stores_graphs_for_the_next_start(tmp_path: Path) -> None:
     """In a process that goes on when the command has ended."""
-    cache, outputs = tmp_path / "cache", [tmp_path / "first.png", tmp_path / "second.png"]
-    sidecars, started = [], 0.0
-    for output in outputs:
-        command = [sys.executable, "-m", "sdexport", "generate", str(PACKAGE_DIR), "a red circle"]
-        command += ["-o", str(output), "--steps", "1", "--seed", "0", "--quiet"]
-        started = time.time()
-        subprocess.run(command, check=True, env=os.environ | {user_cache.VARIABLE: str(cache)})
-        while len(sidecars := list(cache.rglob("*.optimized.json"))) < 3:
-            assert time.time() < started + 300
-            time.sleep(0.05)
-    assert all(sidecar.stat().st_mtime >= started for sidecar in sidecars)  # they were used
-    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    check_two_starts(tmp_path, "*.optimized.json")
 
 
 def test_nothing_is_started_if_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,23 @@ def any_image(rng: np.random.Generator) -> Image.Image:
     return image.convert(str(rng.choice(["RGB", "RGB", "L", "1", "P"])))
 
 
+def diffusers_pipeline(name: str, checkpoint: Path, controlnet: Any) -> tuple[Any, Any]:
+    """A pipeline of diffusers without a progress bar, and its own scheduler."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = getattr(diffusers, name).from_pretrained(checkpoint, controlnet=controlnet)
+    made.set_progress_bar_config(disable=True)
+    return made, made.scheduler
+
+
+def use_scheduler(pipeline: Any, own: Any, name: str | None) -> None:
+    """Let a pipeline of diffusers run with a new scheduler of that name, or with its own one."""
+    pipeline.scheduler = own
+    if name is not None:
+        class_ = getattr(diffusers, schedulers.class_name(name))
+        pipeline.scheduler = class_.from_config(own.config)
+
+
 class ControlPipelines:
     """diffusers' pipelines and ours for a checkpoint and its ControlNets.
 
@@ -139,22 +156,15 @@ class ControlPipelines:
         if (task, count) not in self._made:
             nets: Any = self.nets[0] if count == 1 else MultiControlNetModel(self.nets)
             kind = "StableDiffusionXL" if family.startswith("sdxl") else "StableDiffusion"
-            class_ = getattr(diffusers, f"{kind}ControlNet{task}Pipeline")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                made = class_.from_pretrained(self.base / "checkpoint", controlnet=nets)
-            made.set_progress_bar_config(disable=True)
-            self._made[task, count] = made, made.scheduler
+            name = f"{kind}ControlNet{task}Pipeline"
+            self._made[task, count] = diffusers_pipeline(name, self.base / "checkpoint", nets)
         return self._made[task, count]
 
     def expected(self, call: ControlCall) -> np.ndarray:
         """The images of diffusers, (N, H, W, 3) uint8."""
         count = len(call.nets)
         pipeline, own = self.of_diffusers(call.family, call.task, count)
-        pipeline.scheduler = own
-        if call.scheduler is not None:
-            class_ = getattr(diffusers, schedulers.class_name(call.scheduler))
-            pipeline.scheduler = class_.from_config(own.config)
+        use_scheduler(pipeline, own, call.scheduler)
         images: Any = [each[0] if len(each) == 1 else each for each in call.images]
         scales, starts, ends = (list(values) for values in zip(*call.nets, strict=True))
         further = {

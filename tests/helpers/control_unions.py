@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
@@ -17,8 +16,14 @@ from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionMode
 from sdexport import ControlNet, Pipeline
 from sdexport.adapter_exporter import export_adapter
 from sdexport.exporter import export
-from sdexport.runtime import schedulers
-from tests.helpers.control_calls import ControlCall, any_image, interval, random_control_call
+from tests.helpers.control_calls import (
+    ControlCall,
+    any_image,
+    diffusers_pipeline,
+    interval,
+    random_control_call,
+    use_scheduler,
+)
 from tests.helpers.control_nets import EMBEDDING, strengthen
 from tests.helpers.families import build
 
@@ -125,23 +130,16 @@ class UnionPipelines:
 
     def _of_diffusers(self, task: str, *, both: bool) -> Any:
         if (task, both) not in self._made:
-            class_ = getattr(diffusers, f"StableDiffusionXLControlNetUnion{task}Pipeline")
+            name = f"StableDiffusionXLControlNetUnion{task}Pipeline"
             nets: Any = self._nets if both else self._nets[0]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                made = class_.from_pretrained(self.folder / "checkpoint", controlnet=nets)
-            made.set_progress_bar_config(disable=True)
-            self._made[task, both] = made, made.scheduler
+            self._made[task, both] = diffusers_pipeline(name, self.folder / "checkpoint", nets)
         return self._made[task, both]
 
     def expected(self, found: UnionCall) -> np.ndarray:
         """The images of diffusers, (N, H, W, 3) uint8."""
         call = found.call
         pipeline, own = self._of_diffusers(call.task, both=found.both)
-        pipeline.scheduler = own
-        if call.scheduler is not None:
-            class_ = getattr(diffusers, schedulers.class_name(call.scheduler))
-            pipeline.scheduler = class_.from_config(own.config)
+        use_scheduler(pipeline, own, call.scheduler)
         images: Any = [each[0] if len(each) == 1 else each for each in call.images]
         scales, starts, ends = (list(values) for values in zip(*call.nets, strict=True))
         with warnings.catch_warnings():
