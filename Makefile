@@ -82,10 +82,10 @@ $(VENV)/serve: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,serve]"
 	touch $@
 
-# k-diffusion without its dependencies: tests load its samplers alone.
+# Without their dependencies: tests load k-diffusion's samplers and Triton's protobuf alone.
 $(VENV)/test: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
-	$(PIP) --no-deps k-diffusion
+	$(PIP) --no-deps k-diffusion tritonclient
 	-$(BIN)/python -m tests.helpers.software_gpu
 	touch $@
 

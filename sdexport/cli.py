@@ -29,6 +29,7 @@ from sdexport.commands import (
     schedulers,
     serve,
     sign,
+    triton,
     verify,
 )
 from sdexport.commands.output import echo, escaped_streams, escaped_usage_errors
@@ -151,6 +152,7 @@ for _command in (
     verify.verify,
     generate.generate,
     serve.serve,
+    triton.triton,
     preprocess.preprocess,
     inspect.inspect,
     build.build,

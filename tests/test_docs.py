@@ -54,6 +54,7 @@ NOT_RUN = {
     "server-page.md": 1,
     "signing.md": 5,
     "t2i-adapter.md": 2,
+    "triton.md": 2,
     "verification.md": 1,
 }
 """How many blocks of a page carry the marker."""

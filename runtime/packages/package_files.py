@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -35,29 +35,39 @@ def check_listed(
     """
     check_records(folder, manifest)
     identities: dict[Path, FileIdentity] = {}
-
-    def opened() -> Iterator[tuple[Path, BufferedReader, str]]:
-        for record in manifest.every_file:
-            path = folder / record.path
-            file = _open_listed(folder, path)
-            try:
-                identities[path] = _checked_size(folder, record, file)
-            except PackageError:
-                file.close()
-                raise
-            yield path, file, record.sha256
-
+    opened = opened_records(folder, manifest.every_file, identities)
     if not verify:
-        for _, file, _ in opened():
+        for _, file, _ in opened:
             on_bytes(os.fstat(file.fileno()).st_size)
             file.close()
         check_all_listed(folder, manifest)
         return identities, None
-    hashes = HashCheck(opened(), partial(_altered, folder), what=str(folder))
+    hashes = HashCheck(opened, partial(altered, folder), what=str(folder))
     others = [path for path in identities if not _is_weights(path)]
     hashes.wait(None if wait else others, on_bytes=on_bytes)
     check_all_listed(folder, manifest)
     return identities, hashes
+
+
+def opened_records(
+    folder: Path, records: Iterable[FileRecord], identities: dict[Path, FileIdentity]
+) -> Iterator[tuple[Path, BufferedReader, str]]:
+    """Open files whose sizes are those of their records.
+
+    Args:
+      identities: gets that of each file.
+    Returns: path, open file and expected hash of each, as HashCheck takes them.
+    Raises: PackageError: a file is missing, or has another size.
+    """
+    for record in records:
+        path = folder / record.path
+        file = _open_listed(folder, path)
+        try:
+            identities[path] = _checked_size(folder, record, file)
+        except PackageError:
+            file.close()
+            raise
+        yield path, file, record.sha256
 
 
 def _is_weights(path: Path) -> bool:
@@ -65,7 +75,8 @@ def _is_weights(path: Path) -> bool:
     return path.suffix not in (".onnx", ".json", ".txt", ".npz")
 
 
-def _altered(folder: Path, path: Path) -> PackageError:
+def altered(folder: Path, path: Path) -> PackageError:
+    """The error for a file whose hash is another one."""
     name = path.relative_to(folder).as_posix()
     return PackageError(f"{folder}: {name} was altered: its SHA-256 does not match")
 

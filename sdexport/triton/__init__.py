@@ -1,0 +1,1 @@
+"""Model repositories for NVIDIA Triton, and the pipeline as a model of its Python backend."""
