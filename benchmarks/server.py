@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
-import json
 import os
 import signal
 import statistics
@@ -25,26 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.reports import read, save
+from benchmarks.server_cancel import cancelling
 from benchmarks.server_client import Client, ServerProcess
+from benchmarks.server_load import BUSY, many_clients, request
 from sdexport import load_pipeline
 from sdexport.demo_model import PACKAGE_DIR
 
 RESULT = Path(__file__).parent / "results" / "server.json"
-STEPS = 4
-PROMPTS = [f"a large {what} on a white background" for what in ("red circle", "blue star")]
-PROMPTS += [f"a small {what} on a black background" for what in ("green square", "white cross")]
-CLIENTS = 64
 REPEATS = 30
-BUSY = http.client.HTTPException, OSError
-
-
-def request(index: int, steps: int = STEPS) -> dict[str, Any]:
-    """One of 16 requests that can run together."""
-    index %= 16
-    return {"prompt": PROMPTS[index % 4], "seed": index, "num_inference_steps": steps}
 
 
 def overhead() -> dict[str, Any]:
@@ -78,134 +65,29 @@ def start(package: Path, times: int = 3) -> dict[str, Any]:
     return {"seconds": seconds[1:], "median_seconds": statistics.median(seconds[1:])}
 
 
-def many_clients(minutes: float) -> dict[str, Any]:
-    """64 clients at once: errors, wrong images, memory, and how long /healthz takes."""
-    with load_pipeline(PACKAGE_DIR) as pipe:
-        expected = [np.asarray(pipe(**request(i)).images[0], np.int16) for i in range(16)]
-    counts = {"images": 0, "busy": 0, "errors": 0, "wrong": 0, "differing": 0}
-    lock, until = threading.Lock(), time.monotonic() + minutes * 60
-    memory: list[float] = []
-    health: list[float] = []
-
-    def count(name: str) -> None:
-        with lock:
-            counts[name] += 1
-
-    def client(place: int, port: int) -> None:
-        own, index = Client(port), place
-        while time.monotonic() < until:
-            index += 1
-            try:
-                status, job, headers = own.submit(request(index))
-                if status == 429:
-                    count("busy")
-                    time.sleep(min(float(headers["retry-after"]), 1.0))
-                    continue
-                kind, data = own.wait(job["url"]) if status == 202 else ("", job)
-                if kind != "done":
-                    raise RuntimeError(f"{status} {kind} {data}")
-                pixels = own.pixels(data["images"][0]["url"]).astype(np.int16)
-                largest = int(np.abs(pixels - expected[index % 16]).max())
-                count("images")
-                if largest:
-                    count("wrong" if largest > 1 else "differing")
-            except (*BUSY, RuntimeError, KeyError, ValueError) as error:
-                sys.stderr.write(f"client {place}: {error!r}\n")
-                count("errors")
-                own.close()
-        own.close()
-
-    def probe(server: ServerProcess) -> None:
-        own = Client(server.port)
-        while time.monotonic() < until:
-            began = time.perf_counter()
-            own.get("/healthz")
-            health.append(time.perf_counter() - began)
-            if len(health) % 20 == 1:
-                memory.append(server.metric("process_resident_memory_bytes") / 1e6)
-            time.sleep(0.05)
-
-    with ServerProcess(PACKAGE_DIR, "--max-queue", "48") as server:
-        threads = [
-            threading.Thread(target=client, args=(i, server.port), daemon=True)
-            for i in range(CLIENTS)
-        ]
-        threads.append(threading.Thread(target=probe, args=(server,), daemon=True))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    health.sort()
-    quarter = len(memory) // 4
-    return {
-        "clients": CLIENTS,
-        "minutes": minutes,
-        **counts,
-        "healthz_p50_ms": health[len(health) // 2] * 1000,
-        "healthz_p99_ms": health[int(len(health) * 0.99)] * 1000,
-        "quarter_mb": memory[quarter],
-        "last_mb": memory[-1],
-        "largest_mb": max(memory),
-    }
-
-
-def cancelling() -> dict[str, Any]:
-    """Milliseconds until a cancelled job has freed the engine, in steps."""
-    found, steps = [], []
-    with ServerProcess(PACKAGE_DIR) as server:
-        client, other = Client(server.port), Client(server.port)
-        client.generate(request(0))
-        for _ in range(10):
-            _, job, _ = client.submit(request(0, 150))
-            state: dict[str, Any] = {"step": 0}
-            while state["step"] < 5:
-                state = job_state(client, job)
-            step, began = state["step"], time.perf_counter()
-            while state["step"] < step + 5:
-                state = job_state(client, job)
-            steps.append((time.perf_counter() - began) / 5)
-            _, next_job, _ = other.submit(request(1, 1))
-            began = time.perf_counter()
-            client.ask("DELETE", job["url"]).read()
-            while job_state(other, next_job)["status"] == "queued":
-                time.sleep(0.0005)
-            found.append(time.perf_counter() - began)
-            other.wait(next_job["url"])
-    step = statistics.median(steps)
-    return {
-        "step_ms": step * 1000,
-        "freed_ms": statistics.median(found) * 1000,
-        "largest_freed_ms": max(found) * 1000,
-        "steps": statistics.median(found) / step,
-    }
-
-
-def job_state(client: Client, job: dict[str, Any]) -> Any:
-    """The state of a job."""
-    return json.loads(client.get(job["url"])[1])
-
-
-def batches(count: int = 48) -> dict[str, Any]:
+def batches(count: int = 32) -> dict[str, Any]:
     """Images a second of four clients, one image at a time and four together."""
 
-    def rate(*options: str) -> float:
-        with ServerProcess(PACKAGE_DIR, *options) as server:
-            Client(server.port).generate(request(0))
+    def rate(most: int) -> float:
+        with ServerProcess(PACKAGE_DIR, "--max-batch", str(most)) as server:
 
             def work(place: int, rounds: int) -> None:
                 client = Client(server.port)
                 for index in range(rounds):
                     client.generate(request(place + 4 * index, 10))
 
-            run_all([lambda i=i: work(i, 2) for i in range(4)])  # type: ignore[misc]
+            run_all([lambda i=i: work(i, 1) for i in range(4)])  # type: ignore[misc]
             began = time.perf_counter()
             run_all([lambda i=i: work(i, count // 4) for i in range(4)])  # type: ignore[misc]
             return count / (time.perf_counter() - began)
 
-    single = [rate("--max-batch", "1") for _ in range(3)]
-    batched = [rate("--max-batch", "4") for _ in range(3)]
-    best = max(single), max(batched)
-    return {"single_per_second": best[0], "batched_per_second": best[1], "ratio": best[1] / best[0]}
+    rates = [(rate(1), rate(4)) for _ in range(3)]
+    single, batched = (statistics.median(each) for each in zip(*rates, strict=True))
+    return {
+        "single_per_second": single,
+        "batched_per_second": batched,
+        "ratio": statistics.median(four / one for one, four in rates),
+    }
 
 
 def run_all(functions: list[Callable[[], object]]) -> None:
@@ -275,10 +157,10 @@ def main() -> None:
     cases: dict[str, Callable[[], dict[str, Any]]] = {
         "overhead": overhead,
         "start": lambda: start(PACKAGE_DIR),
-        "cancelling": cancelling,
+        "cancelling": lambda: cancelling(PACKAGE_DIR),
         "batches": batches,
         "killed": killed,
-        "many_clients": lambda: many_clients(arguments.minutes),
+        "many_clients": lambda: many_clients(PACKAGE_DIR, arguments.minutes),
     }
     if arguments.package is not None:
         cases["start_prepared"] = lambda: start(arguments.package)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,25 @@ class Client:
         blocks = response.read().decode().strip().split("\n\n")
         lines = dict(line.split(": ", 1) for line in blocks[-1].split("\n"))
         return lines["event"], json.loads(lines["data"])
+
+    def events(self, url: str) -> Iterator[tuple[str, Any]]:
+        """The events of a job, each as it comes; the connection is opened at once."""
+        response = self.ask("GET", f"{url}/events")
+
+        def read() -> Iterator[tuple[str, Any]]:
+            kind = ""
+            for line in iter(response.readline, b""):
+                name, _, value = line.decode().rstrip("\n").partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data":
+                    yield kind, json.loads(value)
+
+        return read()
+
+    def state(self, job: Mapping[str, Any]) -> Any:
+        """The state of a job."""
+        return json.loads(self.get(job["url"])[1])
 
     def generate(self, body: Mapping[str, Any]) -> tuple[str, Any]:
         """Submit a job and wait for its end.

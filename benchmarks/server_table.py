@@ -62,7 +62,11 @@ def _health(found: dict[str, Any]) -> str:
 
 
 def _cancelled(found: dict[str, Any]) -> str:
-    return f"{found['steps']:.1f} steps ({found['freed_ms']:.0f} ms)"
+    place = "at once" if found["place_is_free_at_once"] else "LATER"
+    return (
+        f"{found['steps']:.1f} steps, {found['largest_steps']:.1f} at most "
+        f"({found['freed_ms']:.0f} of {found['step_ms']:.0f} ms); its place in the queue {place}"
+    )
 
 
 def _batches(found: dict[str, Any]) -> str:
