@@ -1,6 +1,7 @@
 // The images that were generated, in the browser's database, bounded in number and size.
 
 const LIMITS = { entries: 200, bytes: 200 * 2 ** 20 };
+const LONGEST_JOB = 24 * 3600 * 1000; // milliseconds
 
 /** Entries, newest first. Where the browser has no database they are kept until the page closes. */
 export class HistoryStore {
@@ -21,8 +22,8 @@ export class HistoryStore {
     return this.database !== null;
   }
 
-  store(mode) {
-    return this.database.transaction("images", mode).objectStore("images");
+  store(mode, name = "images") {
+    return this.database.transaction(name, mode).objectStore(name);
   }
 
   /** Keep an entry; the oldest go where the bounds are reached.
@@ -59,6 +60,25 @@ export class HistoryStore {
     if (this.database && id !== undefined) await promised(this.store("readwrite").delete(id));
   }
 
+  /** Keep what the page knows of a job that is not over: {id, ...}. */
+  async keepJob(job) {
+    if (this.database) await promised(this.store("readwrite", "jobs").put({ ...job, created: Date.now() }));
+  }
+
+  /** What was kept of a job, or null. */
+  async keptJob(id) {
+    return this.database ? (await promised(this.store("readonly", "jobs").get(id))) ?? null : null;
+  }
+
+  /** Forget a job, and those of pages that were closed long ago. */
+  async forgetJob(id) {
+    if (!this.database) return;
+    const jobs = this.store("readwrite", "jobs");
+    const kept = await promised(jobs.getAll());
+    const old = Date.now() - LONGEST_JOB;
+    await Promise.all(kept.filter((job) => job.id === id || job.created < old).map((job) => promised(jobs.delete(job.id))));
+  }
+
   async clear() {
     this.entries = [];
     if (this.database) await promised(this.store("readwrite").clear());
@@ -73,8 +93,12 @@ function sizeOf(value) {
 }
 
 function openDatabase() {
-  const opening = indexedDB.open("sdexport", 1);
-  opening.onupgradeneeded = () => opening.result.createObjectStore("images", { keyPath: "id", autoIncrement: true });
+  const opening = indexedDB.open("sdexport", 2);
+  opening.onupgradeneeded = ({ oldVersion }) => {
+    const database = opening.result;
+    if (oldVersion < 1) database.createObjectStore("images", { keyPath: "id", autoIncrement: true });
+    database.createObjectStore("jobs", { keyPath: "id" });
+  };
   return opening;
 }
 

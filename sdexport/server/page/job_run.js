@@ -8,7 +8,7 @@ const POLL = 1500; // milliseconds between questions for the place in the queue
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 export class JobRun {
-  /** @param show {queued(position), started(), step(event, seconds left or null)} */
+  /** @param show {accepted(id), queued(position), started(), step(event, seconds left or null)} */
   constructor(show) {
     this.show = show;
     this.id = null;
@@ -21,6 +21,16 @@ export class JobRun {
    *  @throws ServerError */
   async run(body) {
     const job = await api.submit(body);
+    this.show.accepted(job.id);
+    return this.wait(job);
+  }
+
+  /** Take up a job that was submitted before; see run. */
+  async resume(id) {
+    return this.wait(await api.jobState(id));
+  }
+
+  async wait(job) {
     this.id = job.id;
     if (this.cancelled) await this.cancel();
     else this.status(job);

@@ -6,6 +6,8 @@ import { boundedCanvas, toBlob } from "./image_field.js";
 const COLOR = "#ff3d6e";
 const LONGEST_SIDE = 2048;
 const KEYBOARD_STEPS = 32;
+const MAIN_BUTTON = 0;
+const ERASER = 5; // of a pen
 
 const within = (share) => Math.min(1, Math.max(0, share));
 
@@ -31,7 +33,8 @@ export class MaskEditor {
     $("mask-image").src = url;
     const picture = mask && (await marked(mask, width, height));
     this.strokes = picture ? [{ kind: "picture", picture }] : [];
-    Object.assign(this, { undone: [], stroke: null, place: { x: 0.5, y: 0.5 }, down: false });
+    Object.assign(this, { undone: [], stroke: null, pointer: null });
+    Object.assign(this, { place: { x: 0.5, y: 0.5 }, down: false });
     this.choose(false);
     this.redraw();
     return new Promise((resolve) => {
@@ -44,23 +47,28 @@ export class MaskEditor {
   wire() {
     const { canvas } = this;
     canvas.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0 || !event.isPrimary) return;
+      // while a pen draws, the hand that rests on the screen does not
+      if (!event.isPrimary || this.pointer !== null) return;
+      if (event.button !== MAIN_BUTTON && event.button !== ERASER) return;
       event.preventDefault();
       canvas.focus();
       canvas.setPointerCapture(event.pointerId);
-      this.begin(this.position(event));
+      this.down = false;
+      this.begin(this.position(event), this.erase || event.button === ERASER);
+      this.pointer = event.pointerId;
     });
     canvas.addEventListener("pointermove", (event) => {
       if (!this.stroke && !event.movementX && !event.movementY) return; // the page moved, not the pointer
       if (this.down) return; // the keyboard draws
+      if (this.stroke && event.pointerId !== this.pointer) return;
       this.place = this.position(event);
       this.showCursor();
-      if (!this.stroke || !event.isPrimary) return;
+      if (!this.stroke) return;
       const passed = event.getCoalescedEvents?.() ?? [];
       for (const each of passed.length ? passed : [event]) this.extend(this.position(each));
     });
     for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      canvas.addEventListener(kind, () => { if (!this.down) this.end(); });
+      canvas.addEventListener(kind, (event) => { if (event.pointerId === this.pointer) this.end(); });
     }
     canvas.addEventListener("pointerleave", () => {
       this.cursor.hidden = document.activeElement !== canvas;
@@ -101,8 +109,9 @@ export class MaskEditor {
     $("tool-eraser").setAttribute("aria-pressed", String(erase));
   }
 
-  begin(place) {
-    this.stroke = { kind: "stroke", erase: this.erase, size: this.brush, points: [place] };
+  begin(place, erase = this.erase) {
+    this.end();
+    this.stroke = { kind: "stroke", erase, size: this.brush, points: [place] };
     this.segment(this.stroke, 0);
   }
 
@@ -112,6 +121,7 @@ export class MaskEditor {
   }
 
   end() {
+    this.pointer = null;
     if (!this.stroke) return;
     this.strokes.push(this.stroke);
     Object.assign(this, { stroke: null, undone: [] });

@@ -8,6 +8,7 @@ import { moreArguments, requestOf } from "./form_request.js";
 import { HistoryList } from "./history_list.js";
 import { prepared } from "./image_field.js";
 import { JobRun } from "./job_run.js";
+import { PendingJob } from "./pending_job.js";
 import { restored } from "./restore.js";
 import { describeServer } from "./server_info.js";
 import { Stage } from "./stage.js";
@@ -24,6 +25,8 @@ const history = new HistoryList((entry) => {
   restoreEntry(entry);
 });
 
+const pending = new PendingJob(history.store);
+
 // ---- generate -------------------------------------------------------------------------------
 
 async function generate() {
@@ -32,10 +35,10 @@ async function generate() {
     return;
   }
   hideProblem();
-  const run = new JobRun({ queued, started, step });
-  setRunning(run);
-  try {
-    const state = form.state();
+  const job = {};
+  const accepted = (id) => pending.keep({ id, ...job });
+  await follow(new JobRun({ accepted, queued, started, step }), async (run) => {
+    job.state = form.state();
     const body = await requestOf(form);
     if (body === null) {
       announce("Check the fields that are marked.");
@@ -43,14 +46,37 @@ async function generate() {
     }
     const { num_images_per_prompt: count = 1, ...sent } = JSON.parse(body);
     const { width, height } = { ...form.defaultSize, ...sent };
-    stage.start(Math.min(count, 16), width, height);
+    Object.assign(job, { count: Math.min(count, 16), width, height });
+    stage.start(job.count, width, height);
     announce("Generating.");
-    await ended(await run.run(body), state);
+    await ended(await run.run(body), job.state);
+  });
+}
+
+/** Take up the job that the page waited for before it was loaded anew. */
+async function resume() {
+  const job = await pending.find();
+  if (!job || running) return;
+  const { id, count = 1, width, height, state = { values: form.state().values } } = job;
+  await follow(new JobRun({ queued, started, step }), async (run) => {
+    stage.start(count, width, height);
+    stage.progress("Connecting", null);
+    announce("Generating.");
+    await ended(await run.resume(id), state);
+  });
+}
+
+/** Show a run until its end, which `work` waits for. */
+async function follow(run, work) {
+  setRunning(run);
+  try {
+    await work(run);
   } catch (error) {
     stage.clear();
     if (run.cancelled) cancelled();
     else failed(error);
   } finally {
+    pending.forget();
     setRunning(null);
   }
 }
@@ -294,3 +320,4 @@ loadDraft();
 await Promise.all([history.open(), connect()]);
 offerSeed(history.store.entries[0]);
 document.body.dataset.ready = "true";
+await resume();

@@ -196,6 +196,123 @@ def test_mask_is_drawn_and_used(visit: Open, tmp_path: Path) -> None:
     assert 0 < (erased == 255).sum() < (mask == 255).sum()
 
 
+def stroke(page: Any, pointer: str, *points: tuple[float, float], button: str = "left") -> None:
+    """Draw with a finger ("touch") or a pen, as the browser gets it from the device."""
+    session = page.context.new_cdp_session(page)
+    for index, (x, y) in enumerate([*points, points[-1]]):
+        is_last = index == len(points)
+        if pointer == "touch":
+            kind = "touchEnd" if is_last else "touchMove" if index else "touchStart"
+            places = [] if is_last else [{"x": x, "y": y}]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+            continue
+        kind = "mouseReleased" if is_last else "mouseMoved" if index else "mousePressed"
+        event = {"type": kind, "x": x, "y": y, "button": button, "buttons": int(not is_last)}
+        pen = {"pointerType": "pen", "force": 0.5, "clickCount": 1}
+        session.send("Input.dispatchMouseEvent", event | pen)
+    session.detach()
+
+
+@pytest.mark.parametrize("pointer", ["touch", "pen"])
+def test_mask_is_drawn_with_finger_and_pen(visit: Open, tmp_path: Path, pointer: str) -> None:
+    page = visit(**PHONE).ready()
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "white.png")
+    page.tap("#image-section summary")
+    page.set_input_files("#image-input input[type=file]", tmp_path / "white.png")
+    page.tap("#mask-draw")
+    box = page.locator("#mask-canvas").bounding_box()
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return box["x"] + box["width"] * x, box["y"] + box["height"] * y
+
+    scrolled = "[scrollY, document.querySelector('#mask-dialog').scrollTop]"
+    before = page.evaluate(scrolled)
+    stroke(page, pointer, *(place(0.25, 0.25 + step / 16) for step in range(9)))
+    assert page.evaluate(scrolled) == before  # it draws, and moves nothing
+    stroke(page, pointer, place(0.75, 0.75))  # a dot
+    page.evaluate(
+        """() => {  // the hand next to a pen, or a second finger
+          const canvas = document.querySelector("#mask-canvas");
+          const box = canvas.getBoundingClientRect();
+          const send = (type, id, x, more = {}) => canvas.dispatchEvent(new PointerEvent(type, {
+            pointerId: id, isPrimary: true, bubbles: true, clientX: box.left + box.width * x,
+            clientY: box.top + box.height / 2, movementX: 1, ...more,
+          }));
+          canvas.setPointerCapture = () => {};  // these pointers do not exist
+          send("pointerdown", 71, 0.4, { pointerType: "pen" });
+          send("pointerdown", 72, 0.9, { pointerType: "touch" });
+          send("pointermove", 72, 0.95, { pointerType: "touch" });
+          send("pointerup", 72, 0.95, { pointerType: "touch" });
+          send("pointermove", 71, 0.5, { pointerType: "pen" });
+          send("pointerup", 71, 0.5, { pointerType: "pen" });
+          send("pointerdown", 73, 0.25, { pointerType: "pen", button: 5, buttons: 32 });
+          send("pointerup", 73, 0.25, { pointerType: "pen", button: 5 });
+        }"""
+    )
+    page.tap("#mask-done")
+    page.wait_for_selector("#image-input .mask-overlay")
+    page.fill("#prompt", "a blue background")
+    page.fill("#num_inference_steps", "1")
+    mask = picture(sent(page)["mask_image"]) == 255
+    assert mask[36, 32] and mask[92, 32] and mask[96, 96]  # (row, column)
+    assert mask[64, 52] and mask[64, 62] and not mask[64, 116]  # the pen's, and not the hand's
+    assert not mask[64, 32]  # the pen's eraser
+
+
+@pytest.fixture
+def patient(demo_package: Path) -> Iterator[LiveServer]:
+    """A server that waits for a page that is loaded anew, however busy the machine is."""
+    with live_server({"demo": demo_package}, reconnect_seconds=300.0) as live:
+        yield live
+
+
+def test_a_job_is_taken_up_again_after_a_reload(
+    visit: Open, patient: LiveServer, tmp_path: Path
+) -> None:
+    seen = visit(patient.port)
+    page = seen.ready()
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "white.png")
+    page.click("#image-section summary")
+    page.set_input_files("#image-input input[type=file]", tmp_path / "white.png")
+    page.fill("#prompt", CIRCLE)
+    page.fill("#num_inference_steps", "150")
+    page.fill("#strength", "1")
+    page.click("#generate")
+    page.wait_for_selector("#progress-label:has-text('Step')")
+    page.fill("#prompt", "the next one")
+    page.reload()
+    page.wait_for_selector("#progress-label:has-text('Step')")
+    assert page.is_visible("#cancel") and page.is_hidden("#generate")
+    assert page.input_value("#prompt") == "the next one"
+    page.wait_for_selector(READY)
+    assert len(patient.service.queue.jobs()) == 1
+    page.click("#history .thumb")
+    assert page.input_value("#prompt") == CIRCLE
+    assert page.is_visible("#image-input .chosen")  # also the image that it began with
+
+    page.click("#generate")
+    page.wait_for_selector("#progress-label:has-text('Step')")
+    page.reload()
+    page.wait_for_selector("#progress-label:has-text('Step')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#toast:has-text('Cancelled')")
+    assert patient.service.queue.jobs()[-1].status == "cancelled"
+    page.reload()
+    seen.ready()
+    assert page.is_hidden("#progress") and page.is_visible("#generate")
+
+
+def test_a_job_that_is_gone_after_a_reload_is_said_to_be(visit: Open) -> None:
+    page = visit().ready()
+    page.evaluate("sessionStorage.setItem('sdexport.job', 'of-another-server')")
+    page.reload()
+    page.wait_for_selector("#problem:has-text('no such job')")
+    generate(page)
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert page.is_hidden("#problem")
+
+
 def test_settings_of_a_file_are_restored(visit: Open, tmp_path: Path) -> None:
     page = visit().ready()
     generate(page, seed=7, negative_prompt="blue", guidance_scale=3.5, width=64, height=96)
