@@ -14,6 +14,7 @@ from PIL import Image
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime.images.resizing import resize
+from sdexport.runtime.models.control_types import type_number
 from sdexport.server.input_images import RequestImages, decoded_image
 from sdexport.server.registered_names import check_number
 
@@ -31,9 +32,12 @@ _RESIZE = {
     **dict.fromkeys(("Resize and Fill", "Outer Fit (Shrink to Fit)", 2), "fill"),
 }
 """resize_mode, also of older versions -> what it is called here."""
+_UNION_TYPES = ("OpenPose", "Depth", "Soft Edge", "Hard Edge", "Normal Map", "Segmentation")
+"""union_control_type of a ControlNet-Union, in the order of the numbers of its types."""
+_UNKNOWN_TYPE = "Unknown"
 _USED = (
     *("enabled", "image", "input_image", "model", "weight", "guidance_start", "guidance_end"),
-    *("control_mode", "resize_mode", "module"),
+    *("control_mode", "resize_mode", "module", "union_control_type"),
 )
 _IGNORED = (
     *("low_vram", "lowvram", "processor_res", "threshold_a", "threshold_b", "pixel_perfect"),
@@ -64,7 +68,7 @@ def units(scripts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def controlnet_arguments(
     units: Sequence[Mapping[str, Any]],
-    known: Collection[str],
+    known: Mapping[str, int],
     size: tuple[int, int],
     reader: RequestImages,
     *,
@@ -74,7 +78,8 @@ def controlnet_arguments(
     """The argument `controlnets`, with the names of the server.
 
     Args:
-      known: names of the server's ControlNets. size: (width, height) of the images.
+      known: the server's ControlNets, by name how many types of control images each knows; see
+        RegisteredNames. size: (width, height) of the images.
       reader: decodes the control images.
       image: that img2img starts from, which a unit without an image follows.
       cropped: whether only a part of the image is generated, to which control images are cropped.
@@ -87,7 +92,7 @@ def controlnet_arguments(
 
 def _argument(
     unit: Mapping[str, Any],
-    known: Collection[str],
+    known: Mapping[str, int],
     size: tuple[int, int],
     reader: RequestImages,
     *,
@@ -119,7 +124,30 @@ def _argument(
         "start": unit.get("guidance_start", 0.0),
         "end": unit.get("guidance_end", 1.0),
     }
-    return found | ({"guess_mode": True} if _MODES[guess] else {})
+    found |= {"guess_mode": True} if _MODES[guess] else {}
+    mode = _union_mode(unit.get("union_control_type"), known[name], name)
+    return found if mode is None else {**found, "mode": mode}
+
+
+def _union_mode(kind: Any, types: int, name: str) -> int | None:
+    """The argument `mode` of a ControlNet-Union; None for others, whose type has no effect.
+
+    Args:
+      types: how many the network has; 0 if it is no ControlNet-Union.
+    Raises: InvalidArgumentError: no type, or one that it does not have.
+    """
+    if not types:
+        return None
+    if kind in (None, "", _UNKNOWN_TYPE):
+        raise InvalidArgumentError(
+            f"ControlNet: {name} is a ControlNet-Union; send union_control_type, one of "
+            f"{', '.join(_UNION_TYPES)}"
+        )
+    wanted = str(kind).strip()
+    for number, each in enumerate(_UNION_TYPES[:types]):
+        if wanted.casefold() == each.casefold():
+            return number
+    return type_number(wanted, types, f"ControlNet: {name}")
 
 
 def _name(model: Any, known: Collection[str]) -> str:

@@ -74,7 +74,7 @@ def planned(
         first = arguments.get("image")
         arguments["controlnets"] = controlnet.controlnet_arguments(
             units,
-            service.names.adapters["controlnets"],
+            service.names.control_types,
             (fields["width"], fields["height"]),
             images,
             image=first[0] if isinstance(first, list) else first,

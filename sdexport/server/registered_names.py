@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.errors import InvalidArgumentError, PackageError
+from sdexport.engines.guarded_files import parsing
 from sdexport.engines.messages import shown
 from sdexport.runtime import checks
 from sdexport.runtime.adapters.adapter_arguments import LARGEST_SCALE as LARGEST
@@ -15,6 +16,8 @@ from sdexport.runtime.adapters.controlnet_argument import ControlNet
 from sdexport.runtime.adapters.image_adapter_arguments import IPAdapter, T2IAdapter
 from sdexport.runtime.adapters.lora_tags import TAG, LoraFolder
 from sdexport.runtime.models.components import AdapterKind
+from sdexport.runtime.models.control_types import types_of
+from sdexport.runtime.models.controlnet import CONTROLNET
 from sdexport.runtime.packages.package import Package
 
 Adapters = Mapping[str, Path]
@@ -34,6 +37,9 @@ class RegisteredNames:
     Args:
       lora_dir: its .safetensors files are known by their names without this ending.
       adapters: name -> folder of a package, by the argument of a call.
+    Attributes:
+      control_types: of each ControlNet, how many types of control images it knows; 0 of one that is
+        no ControlNet-Union.
     Raises: NotADirectoryError, FileNotFoundError, PackageError: a folder that is none.
       InvalidArgumentError: a package of something else.
     """
@@ -44,9 +50,12 @@ class RegisteredNames:
         self.lora_dir = lora_dir
         self._loras = None if lora_dir is None else LoraFolder(lora_dir, "--lora-dir")
         self.adapters = {name: dict((adapters or {}).get(name, {})) for name in ADAPTERS}
+        self.control_types: dict[str, int] = {}
         for argument, folders in self.adapters.items():
             for name, folder in folders.items():
-                _check_kind(argument, name, folder)
+                package = _checked_kind(argument, name, folder)
+                if argument == "controlnets":
+                    self.control_types[name] = _control_types(package)
 
     @property
     def loras(self) -> list[str]:
@@ -68,6 +77,21 @@ class RegisteredNames:
             raise InvalidArgumentError(f"loras must be a list, got {shown(loras)}")
         check_number("loras", loras)
         return [self._lora(each) for each in loras]
+
+    def lora_files(self, arguments: Mapping[str, Any]) -> list[Path]:
+        """The files of the LoRAs of a call, those that its prompts name included.
+
+        Args:
+          arguments: that were checked.
+        """
+        found = [path for path, _ in arguments.get("loras") or ()]
+        if self._loras is None:
+            return found
+        values = [arguments.get("prompt"), arguments.get("prompt_2")]
+        for value in values:
+            for text in [value] if isinstance(value, str) else value or ():
+                found += [self._file(match["name"].strip()) for match in TAG.finditer(text)]
+        return found
 
     def check_tags(self, texts: Sequence[str]) -> None:
         """Check the LoRAs that prompts name, as `<lora:style:0.8>`.
@@ -139,13 +163,19 @@ def check_number(what: str, items: Sequence[Any]) -> None:
         raise InvalidArgumentError(f"{what}: at most {MOST_ADAPTERS} in a request")
 
 
-def _check_kind(argument: str, name: str, folder: Path) -> None:
+def _checked_kind(argument: str, name: str, folder: Path) -> Package:
     package = Package.load(folder, verify=False)
     kind = ADAPTERS[argument][1]
     if package.family.adapter is not kind:
         raise InvalidArgumentError(
             f"{name}={folder}: expected the package of a {kind.value}, got that of a {package.kind}"
         )
+    return package
+
+
+def _control_types(package: Package) -> int:
+    with parsing(PackageError, package.folder):
+        return types_of(package.manifest.components[CONTROLNET.name].inputs)
 
 
 def _unknown(argument: str, name: str, known: Any) -> InvalidArgumentError:

@@ -159,10 +159,11 @@ def test_controlnet_units_become_arguments() -> None:
         "control_mode": "ControlNet is more important",
         "resize_mode": "Just Resize",
         "pixel_perfect": True,
+        "union_control_type": "Depth",  # of no effect, as it is no ControlNet-Union
     }
     (found,) = controlnet_arguments(
         units({"ControlNet": {"args": [unit, {"enabled": False, "made_up": 1}]}}),
-        ["edges"],
+        {"edges": 0},
         (32, 32),
         RequestImages(ServerSettings()),
         image=WHITE,
@@ -193,11 +194,33 @@ def test_controlnet_units_reject_what_is_missing(unit: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match="ControlNet"):
         controlnet_arguments(
             units({"controlnet": {"args": [unit]}}),
-            ["edges"],
+            {"edges": 0},
             (32, 32),
             RequestImages(ServerSettings()),
             image=WHITE,
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("OpenPose", 0), ("Depth", 1), ("Soft Edge", 2), ("Hard Edge", 3), ("Normal Map", 4)),
+        *(("Segmentation", 5), ("hard edge", 3), ("canny", 3), ("Tile", 6)),
+    ],
+)
+def test_types_of_a_controlnet_union_become_modes(kind: str, mode: int) -> None:
+    unit = {"model": "union", "union_control_type": kind}
+    images = RequestImages(ServerSettings())
+    (found,) = controlnet_arguments([unit], {"union": 8}, (32, 32), images, image=WHITE)
+    assert found["mode"] == mode
+
+
+@pytest.mark.parametrize("kind", [None, "", "Unknown", "Tile", "edges", 3.5, ["Depth"], {}, True])
+def test_a_controlnet_union_needs_a_type_that_it_knows(kind: Any) -> None:
+    unit = {"model": "union", "union_control_type": kind}
+    images = RequestImages(ServerSettings())
+    with pytest.raises(InvalidArgumentError, match="union"):
+        controlnet_arguments([unit], {"union": 6}, (32, 32), images, image=WHITE)
 
 
 @pytest.mark.parametrize("scripts", [{"x": 3}, {"x": {"args": 3}}, {"x": {"args": [{"a": 1}]}}])
