@@ -7,7 +7,7 @@ SETUP = pyproject.toml setup.py constraints.txt runtime/noise/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
-.PHONY: demo serve test test-slow test-interop fuzz fuzz-nightly perf lint docs demo-package dist bench bench-quick release clean
+.PHONY: demo serve test test-slow test-interop fuzz fuzz-server fuzz-nightly perf lint docs demo-package dist bench bench-quick release clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --from-checkpoint --force
@@ -30,6 +30,10 @@ test-interop: $(VENV)/test
 # `make fuzz ARGS="--seconds 600 tokenizer"` runs one target for ten minutes.
 fuzz: $(VENV)/fuzz
 	$(BIN)/python -m tests.fuzz.run --json .fuzz/report.json $(ARGS)
+
+# Hostile requests to the server: 100,000 of our own, and those of schemathesis; ten minutes.
+fuzz-server: $(VENV)/test
+	$(BIN)/python -m pytest -q -m fuzz tests/sdexport/server
 
 fuzz-nightly: $(VENV)/fuzz
 	$(BIN)/python -m tests.fuzz.run --seconds 480 --jobs 4 --json .fuzz/report.json
