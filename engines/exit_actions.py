@@ -4,7 +4,7 @@ Python handles a signal only between two of its own instructions, and a call int
 take minutes. The command line therefore ends the process itself if it must (sdexport.interrupts).
 Whoever makes temporary files, starts a process or changes the terminal registers here how to undo
 that, and whoever calls an engine how to cancel the call. A program that uses the library without
-the command line never runs these functions.
+the command line never runs these functions; the server runs those that cancel the calls of a job.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Actions:
     """Functions that are registered while a block runs; safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._actions: dict[object, Action] = {}
+        self._actions: dict[object, tuple[int, Action]] = {}
         self._lock = threading.Lock()
 
     def add(self, action: Action) -> Action:
         """Register a function, and return the one that removes it; removing twice is allowed."""
         key = object()
         with self._lock:
-            self._actions[key] = action
+            self._actions[key] = threading.get_ident(), action
 
         def remove() -> None:
             with self._lock:
@@ -49,13 +49,18 @@ class Actions:
         finally:
             remove()
 
-    def run(self) -> None:
-        """Call all functions, the newest first; errors of one do not keep back the others."""
+    def run(self, thread: int | None = None) -> None:
+        """Call all functions, the newest first; errors of one do not keep back the others.
+
+        Args:
+          thread: only those that the thread of this identifier has registered.
+        """
         with self._lock:
             actions = list(self._actions.values())
-        for action in reversed(actions):
-            with suppress(Exception):
-                action()
+        for owner, action in reversed(actions):
+            if thread in (None, owner):
+                with suppress(Exception):
+                    action()
 
 
 UNDO = Actions()

@@ -17,7 +17,12 @@ from sdexport.engines.errors import EngineError
 from sdexport.engines.ort.widened_weights import kept_halves, widens
 from sdexport.runtime.component_backends import Backends, backend_of
 from sdexport.runtime.component_engines import resolve_backend, usable_engine
-from sdexport.runtime.models.components import STEP_ROLES, TOKEN_EMBEDDING, Role
+from sdexport.runtime.models.components import (
+    STEP_ROLES,
+    TOKEN_EMBEDDING,
+    AdapterKind,
+    Role,
+)
 from sdexport.runtime.packages.package import Package
 
 PYTHON = 70_000_000
@@ -193,6 +198,29 @@ def memory_need(
         peak = max(peak, base + round(cost.opening * weights), base + new)
         kept[call.component] = kept.get(call.component, 0) + new  # arenas are not given back
     return peak
+
+
+def need_with_adapter(
+    need: int | None,
+    adapter: Package,
+    calls: Iterable[Call],
+    backends: Backends = "onnxruntime",
+    *,
+    options: Mapping[str, Any] | None = None,
+    low_memory: bool = False,
+) -> int | None:
+    """What images need with an adapter; see memory_need for the other arguments.
+
+    Args:
+      need: without it. calls: of adapter_calls.
+    """
+    options = {name: value for name, value in (options or {}).items() if name != "engine_dir"}
+    own = memory_need(adapter, calls, backends, options=options, low_memory=low_memory)
+    if need is None or own is None:
+        return None
+    if low_memory and adapter.family.adapter is not AdapterKind.CONTROLNET:
+        return max(need, own)  # it is closed before the steps
+    return need + own - PYTHON
 
 
 def _opened_meanwhile(

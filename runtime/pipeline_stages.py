@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,10 @@ class PipelineStages(ClosesOnExit):
         Raises: InvalidArgumentError: there is none of that name.
         """
         self._loras.remove(name)
+
+    def lora_may_add_words(self, path: Path) -> bool:
+        """Whether a LoRA's file brings words for the tokenizers; True until a call has read it."""
+        return self._loras.may_add_words(path)
 
     def text_encoders_with(self, loras: Sequence[LoraArgument] | None) -> TextEncoders:
         """The text encoders with LoRAs, as a call of one image applies them.

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdexport.engines.errors import CheckpointError, InvalidArgumentError
+from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
 from sdexport.engines.guarded_files import FileIdentity
 from sdexport.engines.messages import shown
 from sdexport.runtime.adapters.lora_ranks import COMPILES, LargestRanks
@@ -152,6 +152,20 @@ class LoraStore:
             except FileNotFoundError:
                 known = f"; loaded are {', '.join(self._named)}" if self._named else ""
                 raise FileNotFoundError(f"no LoRA at {path}{known}") from None
+
+    def may_add_words(self, path: Path) -> bool:
+        """Whether a LoRA brings words for the tokenizers; True as long as it was not read.
+
+        It does not wait for a thread that reads LoRAs.
+        """
+        from sdexport.runtime.adapters.lora_folder import sources_at
+
+        files, digest = self._digests.get(path.absolute(), ((), ""))
+        lora = self._cached.get(digest)
+        try:
+            return lora is None or bool(lora.words) or files != _files(sources_at(path))
+        except (OSError, SDExportError):
+            return True  # opening it says what is wrong
 
     def _known(self, recorded: RecordedLora) -> tuple[str, LoadedLora]:
         with self._lock:

@@ -63,7 +63,12 @@ def check_images(
     from sdexport.engines.guarded_files import parsing
     from sdexport.runtime.component_backends import DEFAULT
     from sdexport.runtime.inputs import MAX_SIDE
-    from sdexport.runtime.memory_need import image_calls, memory_need
+    from sdexport.runtime.memory_need import (
+        adapter_calls,
+        image_calls,
+        memory_need,
+        need_with_adapter,
+    )
     from sdexport.runtime.packages.package import Package
 
     jobs = list(jobs)
@@ -89,38 +94,17 @@ def check_images(
         need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)
         for adapter in adapters.values():
             with parsing(PackageError, adapter.folder):
-                size = {"width": width, "height": height, "guided": guided}
-                need = _with_adapter(need, adapter, size, backends, options, low_memory=low_memory)
+                need = need_with_adapter(
+                    need,
+                    adapter,
+                    adapter_calls(adapter, width=width, height=height, guided=guided),
+                    backends,
+                    options=options,
+                    low_memory=low_memory,
+                )
         remedies = "use a smaller --size" + ("" if low_memory else ", or --low-memory")
         what = f"an image of {width}x{height}"
         check_memory(need, what, remedies, ignore=ignore)
-
-
-def _with_adapter(
-    need: int | None,
-    adapter: Any,
-    size: Mapping[str, Any],
-    backends: Any,
-    options: Mapping[str, Any],
-    *,
-    low_memory: bool,
-) -> int | None:
-    """What images need with an adapter.
-
-    Args:
-      need: without it. size: see adapter_calls.
-    """
-    from sdexport.runtime.memory_need import PYTHON, adapter_calls, memory_need
-    from sdexport.runtime.models.components import AdapterKind
-
-    options = {name: value for name, value in options.items() if name != "engine_dir"}
-    calls = adapter_calls(adapter, **size)
-    own = memory_need(adapter, calls, backends, options=options, low_memory=low_memory)
-    if need is None or own is None:
-        return None
-    if low_memory and adapter.family.adapter is not AdapterKind.CONTROLNET:
-        return max(need, own)  # it is closed before the steps
-    return need + own - PYTHON
 
 
 def _adapters(jobs: Iterable[Any]) -> set[Any]:

@@ -7,6 +7,7 @@ an image of a batch is the image of a call of its own.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,37 +37,53 @@ _SYNTAX = ("[", "]", "{", "BREAK", "AND", "embedding:", '").', ".and(", ".blend(
 
 
 def batch_key(
-    request: ImageRequest, count: int, tokenizers: Collection[ClipTokenizer] = ()
+    request: ImageRequest,
+    count: int,
+    tokenizers: Collection[ClipTokenizer] = (),
+    *,
+    loras_may_add_words: bool = True,
 ) -> Hashable | None:
     """What requests that run together have in common; None for one that runs alone.
 
     Args:
       tokenizers: of the model if it is open. In a style that is not plain, texts of several rows of
         tokens run alone, as shorter ones in a batch would get empty rows; so do all texts if the
-        tokenizers are not known, or if LoRAs may add words to them.
+        tokenizers are not known, or with LoRAs that may add words to them.
+      loras_may_add_words: whether the LoRAs of the request, if it has some, may do that.
     """
     arguments = request.arguments
     if any(arguments.get(name) is not None for name in _ALONE):
         return None
     if count > 1 and not isinstance(arguments["seed"], list):
         return None  # one generator draws the noise of all its images
-    texts = [*texts_of(arguments, "prompt"), *texts_of(arguments, "negative_prompt")]
+    prompts = texts_of(arguments, "prompt")
+    texts = [*(TAG.sub("", each) for each in prompts), *texts_of(arguments, "negative_prompt")]
+    has_loras = bool(arguments.get("loras")) or any(map(TAG.search, prompts))
     style = style_name(
         arguments.get("prompt_style"), weights=bool(arguments.get("prompt_weights", False))
     )
     if style != PLAIN and (
-        arguments.get("loras")
+        (has_loras and loras_may_add_words)
         or not tokenizers
         or not all(_has_one_row(text, tokenizers) for text in texts)
     ):
         return None
     shared = {name: value for name, value in arguments.items() if name not in _OF_IMAGES}
-    tags = {tuple(m[0] for m in TAG.finditer(text)) for text in texts_of(arguments, "prompt")}
+    tags = {tuple(map(_lora_of, TAG.finditer(text))) for text in prompts}
     if len(tags) > 1:
         return None
     has_negative = arguments.get("negative_prompt") is not None
     text = json.dumps(shared, sort_keys=True, default=str)
     return request.model, text, has_negative, *tags
+
+
+def _lora_of(match: re.Match[str]) -> tuple[str, float | str]:
+    """The name and the scale of a LoRA that a prompt names."""
+    scale = (match["scale"] or "1").strip()
+    try:
+        return match["name"].strip(), float(scale)
+    except ValueError:  # which fails the job
+        return match[0], scale
 
 
 def _has_one_row(text: str, tokenizers: Collection[ClipTokenizer]) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_HEADER = 32_768
@@ -18,19 +22,25 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
     Args:
       header_seconds: in which the whole header of a request must arrive.
       send_seconds: in which a client must take a part of what waits to be sent; see SLOWEST.
-      most: connections that are open at a time; others are closed at once.
+      most: connections that are open at a time. For another one, the oldest is closed of those that
+        wait for their client, of the address that has most of them; see _closable.
     """
 
     class TimedProtocol(H11Protocol):
+        _waits_since = 0.0
         _header_timer: asyncio.TimerHandle | None = None
         _send_timer: asyncio.TimerHandle | None = None
         _unsent = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._waits_since = self.loop.time()
             if len(self.connections) > most:
-                transport.abort()
-                return
+                closed = _closable(other for other in self.connections if other is not self)
+                if closed is None:  # all of them wait for this server
+                    transport.abort()
+                    return
+                closed.transport.abort()
             self._wait_for_header()
 
         def data_received(self, data: bytes) -> None:
@@ -45,6 +55,10 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
             self._stop_waiting()
             self.resume_writing()
             super().connection_lost(exc)
+
+        def on_response_complete(self) -> None:
+            self._waits_since = self.loop.time()
+            super().on_response_complete()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -86,3 +100,28 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
                 self.transport.abort()
 
     return TimedProtocol
+
+
+def _closable(connections: Iterable[Any]) -> Any | None:
+    """The connection that is closed to make room; None if no client keeps the server waiting.
+
+    It is of the address that has most of those that wait: the oldest whose header is awaited, else
+    the oldest whose body is.
+    """
+    waiting = [
+        each
+        for each in connections
+        if isinstance(each, H11Protocol)
+        and each.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        and not each.transport.is_closing()
+    ]
+    number = Counter(_address(each) for each in waiting)
+
+    def order(each: Any) -> tuple[int, bool, float]:
+        return -number[_address(each)], each.conn.their_state is not h11.IDLE, each._waits_since
+
+    return min(waiting, key=order, default=None)
+
+
+def _address(connection: H11Protocol) -> str:
+    return connection.client[0] if connection.client else ""

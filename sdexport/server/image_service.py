@@ -6,11 +6,12 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Hashable, Sequence
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError, SDExportError
 from sdexport.engines.exit_actions import CANCEL
+from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.schedulers.catalog import catalog
 from sdexport.runtime.version import __version__
 from sdexport.server.batching import batch_key
@@ -23,13 +24,14 @@ from sdexport.server.jobs import DONE, Job, JobEvent
 from sdexport.server.model_store import ModelStore
 from sdexport.server.registered_names import RegisteredNames
 from sdexport.server.request_checks import (
+    adapter_folders,
     checked_arguments,
     input_images,
     output_size,
     public_text,
     requested_size,
 )
-from sdexport.server.request_context import RELEASE_BODY
+from sdexport.server.request_context import CLIENT, RELEASE_BODY
 from sdexport.server.server_settings import ServerSettings
 
 _log = logging.getLogger(__name__)
@@ -127,7 +129,9 @@ class ImageService:
             arguments, count = checked_arguments(
                 request.arguments, model, self.names, self.settings
             )
-            self.models.check_need(model, requested_size(arguments, model), count)
+            self.models.check_need(
+                model, requested_size(arguments, model), count, adapter_folders(arguments)
+            )
         except (SDExportError, OSError) as error:
             raise self.public(error) from error
         timeout = request.timeout or self.settings.timeout
@@ -136,16 +140,34 @@ class ImageService:
                 f"timeout must be at most {self.settings.timeout:g} s (--timeout), got {timeout:g}"
             )
         made = ImageRequest(model.name, arguments, timeout)
-        job = Job(made, count, previews=previews, timeout=timeout, request_id=request_id)
-        pipeline = model.pipeline
-        job.batch_key = batch_key(
-            made, count, () if pipeline is None else pipeline.text_encoders.tokenizers.values()
+        job = Job(
+            made,
+            count,
+            previews=previews,
+            timeout=timeout,
+            request_id=request_id,
+            client=CLIENT.get(),
         )
+        job.batch_key = self._batch_key(made, count, model.pipeline)
         job.size = output_size(arguments, model)
         job.held = sum(image.width * image.height * 4 for image in input_images(arguments))
         self.queue.add(job)
         RELEASE_BODY.get()()
         return job
+
+    def _batch_key(
+        self, request: ImageRequest, count: int, pipeline: Pipeline | None
+    ) -> Hashable | None:
+        """See batch_key; `pipeline` is the model's, if it is open."""
+        if pipeline is None:
+            return batch_key(request, count)
+        files = self.names.lora_files(request.arguments)
+        return batch_key(
+            request,
+            count,
+            pipeline.text_encoders.tokenizers.values(),
+            loras_may_add_words=not files or any(map(pipeline.lora_may_add_words, files)),
+        )
 
     def job(self, job_id: str) -> Job:
         """The job of an id.
@@ -155,7 +177,7 @@ class ImageService:
         return self.queue.job(job_id)
 
     def cancel(self, job_id: str) -> Job:
-        """Cancel a job: at once if it waits, after its present step if it runs.
+        """Cancel a job, which frees its place, or the engine if nobody else's job runs.
 
         Raises: JobNotFoundError.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import threading
@@ -11,7 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Protocol
 
-from sdexport.server.jobs import DONE, ENDED, QUEUED, Job, JobEvent
+from sdexport.engines.exit_actions import CANCEL
+from sdexport.server.ended_jobs import jobs_to_forget
+from sdexport.server.jobs import CANCELLED, ENDED, QUEUED, Job, JobEvent
 from sdexport.server.server_errors import (
     DeadlineError,
     JobCancelledError,
@@ -145,13 +146,13 @@ class JobQueue:
             return self._waiting.index(job) if job in self._waiting else None
 
     def cancel(self, job: Job, reason: str = "the job was cancelled") -> bool:
-        """Cancel a job: at once if it waits, after its present step if it runs.
+        """Cancel a job, which frees its place, or the engine if nobody else's job runs.
 
         Returns: False if it was over.
         """
         if not job.cancel(JobCancelledError(reason)):
             return False
-        self._forget_waiting(job)
+        self._release(job)
         return True
 
     def retry_after(self) -> int:
@@ -190,12 +191,15 @@ class JobQueue:
                 extra={"request_id": job.request_id, "job": job.id, "model": job.request.model},
             )
 
-    def _forget_waiting(self, job: Job) -> None:
-        with self._changed:
+    def _release(self, job: Job) -> None:
+        """Give back the place of a job that ended before it was done."""
+        with self._changed:  # no other batch begins meanwhile
             if job in self._waiting:
                 self._waiting.remove(job)
                 self._tell_waiting()
                 self._changed.notify_all()
+            elif job in self._running and not self.running:
+                CANCEL.run(self._threads[0].ident)  # the call of the engine that nobody waits for
 
     def _work(self) -> None:
         while batch := self._take():
@@ -203,11 +207,13 @@ class JobQueue:
             self._observer.batch_started(batch)
             self._run(batch)
             ended = max(job.ended or began for job in batch)
+            was_served = any(job.status != CANCELLED for job in batch)
             del batch  # with its images
             with self._changed:
                 self._running = []
-                self._free_since = now = time.monotonic()
-                # those that were served may come back
+                now = time.monotonic()
+                if was_served:  # its clients may come back
+                    self._free_since = now
                 if several or any(job.created < ended for job in self._waiting):
                     self._busy_until = now + _BUSY
                 self._batch_seconds += 0.3 * (now - began - self._batch_seconds)
@@ -271,21 +277,11 @@ class JobQueue:
                     if job.fail(
                         DeadlineError(f"the job was not done within {seconds:g} s; it {waited}")
                     ):
-                        self._forget_waiting(job)
+                        self._release(job)
             self._forget_ended(now)
             time.sleep(_TICK)
 
     def _forget_ended(self, now: float) -> None:
         with self._changed:
-            over = [job for job in self._jobs.values() if job.is_over and job.ended is not None]
-            over.sort(key=lambda job: job.ended or 0.0, reverse=True)
-            held = 0
-            places = {True: itertools.count(), False: itertools.count()}
-            for job in over:
-                # apart, so that jobs without images push out no others
-                place = next(places[job.status == DONE])
-                held += job.bytes
-                is_old = now - (job.ended or 0.0) > self._settings.keep_seconds
-                is_many = place >= self._settings.keep_jobs or held > self._settings.keep_bytes
-                if is_old or (is_many and place):  # the last one is kept
-                    self._jobs.pop(job.id, None)
+            for job in jobs_to_forget(list(self._jobs.values()), now, self._settings):
+                del self._jobs[job.id]

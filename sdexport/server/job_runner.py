@@ -26,7 +26,7 @@ from sdexport.server.job_warnings import kept_warnings, warnings_of
 from sdexport.server.jobs import Job
 from sdexport.server.model_store import ModelStore
 from sdexport.server.registered_names import ADAPTERS
-from sdexport.server.request_checks import requested_size, texts_of
+from sdexport.server.request_checks import adapter_folders, requested_size, texts_of
 from sdexport.server.server_errors import ModelFailedError
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,9 @@ class JobRunner:
         except _AllOverError:
             return
         except Exception as error:  # noqa: BLE001  the thread must go on
+            if all(job.is_over for job in jobs):
+                _log.info("a call that nobody waits for ended: %s", one_line(error, 300))
+                return
             if len(jobs) == 1:
                 _fail(jobs[0], error)
                 return
@@ -66,7 +69,8 @@ class JobRunner:
             request = jobs[0].request
             model = self._models.model(request.model)
             size = requested_size(request.arguments, model)
-            pipeline = self._models.open(model, size, sum(job.count for job in jobs))
+            count, adapters = sum(job.count for job in jobs), adapter_folders(request.arguments)
+            pipeline = self._models.open(model, size, count, adapters)
             steps = _Steps(jobs, pipeline)
             result: Result = pipeline(**merged_arguments(jobs), on_step=steps)
         for job in jobs:

@@ -57,6 +57,7 @@ class Job:
       error: why it failed, or that it was cancelled.
       created, started, ended: time.monotonic(); None before.
       request_id: of the HTTP request, for the log.
+      client: who sent it, as far as the server can tell: by the key or the address.
       batch_key: what jobs that run together have in common; None if it runs alone.
       held: bytes of its input images; 0 when it is over.
       unfetched: indices of images that a client is going to fetch when it is done.
@@ -70,10 +71,11 @@ class Job:
         previews: bool = False,
         timeout: float = 600.0,
         request_id: str = "",
+        client: str = "",
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         self.request, self.count, self.previews = request, count, previews
-        self.request_id, self.size = request_id, (0, 0)
+        self.request_id, self.client, self.size = request_id, client, (0, 0)
         self.status = QUEUED
         self.step = self.steps = 0
         self.timestep: float | None = None

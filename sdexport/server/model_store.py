@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError
 from sdexport.engines.messages import shown
-from sdexport.runtime.memory_need import image_calls, memory_need
+from sdexport.runtime.adapters.adapter_store import MOST_IDLE
+from sdexport.runtime.memory_need import (
+    adapter_calls,
+    image_calls,
+    memory_need,
+    need_with_adapter,
+)
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.pipeline_loading import load_pipeline
@@ -28,7 +34,9 @@ class Model:
     Attributes:
       pipeline: None while it is closed.
       used: time.monotonic() of its last use.
-      held: bytes that it needs for the largest images since it was opened.
+      held: bytes that it needs with its adapters, for the largest images since it was opened.
+      largest: those of them that it needs without adapters.
+      adapters: those of its last calls, the last used ones last.
     """
 
     name: str
@@ -37,6 +45,8 @@ class Model:
     pipeline: Pipeline | None = None
     used: float = 0.0
     held: int = 0
+    largest: int = 0
+    adapters: tuple[Path, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """What clients want to know, as JSON can hold it."""
@@ -87,6 +97,7 @@ class ModelStore:
         self._options, self._max_batch = dict(options or {}), max_batch
         self.memory_limit = memory_limit
         self._models: dict[str, Model] = {}
+        self._adapters: dict[Path, Package] = {}
         self._closing = threading.Lock()
         for name, folder in folders.items():
             package = Package.load(folder, verify=False)
@@ -115,14 +126,20 @@ class ModelStore:
             )
         return found
 
-    def open(self, model: Model, size: tuple[int, int] | None = None, count: int = 1) -> Pipeline:
+    def open(
+        self,
+        model: Model,
+        size: tuple[int, int] | None = None,
+        count: int = 1,
+        adapters: Collection[Path] = (),
+    ) -> Pipeline:
         """The pipeline of a model; others are closed if the memory does not suffice.
 
         Args:
-          size, count: of the images that it generates next; see `need`.
+          size, count, adapters: of the images that it generates next; see `need`.
         Raises: OutOfMemoryError: the model alone is beyond the limit. See load_pipeline.
         """
-        self._make_room(model, size, count)
+        self._make_room(model, size, count, adapters)
         if model.pipeline is None:
             began = time.perf_counter()
             model.pipeline = load_pipeline(model.folder, **self._options)
@@ -131,36 +148,52 @@ class ModelStore:
         model.used = time.monotonic()
         return model.pipeline
 
-    def need(self, model: Model, size: tuple[int, int] | None = None, count: int = 1) -> int | None:
+    def need(
+        self,
+        model: Model,
+        size: tuple[int, int] | None = None,
+        count: int = 1,
+        adapters: Collection[Path] = (),
+    ) -> int | None:
         """Bytes that a model needs; None if that is not known.
 
         Args:
           size: (width, height) of the images; default the model's own.
           count: images of one request.
+          adapters: the packages of the adapters that are open with it.
         """
         options = {name: value for name, value in self._options.items() if name not in _NOT_OF_NEED}
         width, height = size or model.package.manifest.default_size[::-1]
+        batch, most = max(self._max_batch, count), self._options.get("max_batch")
         calls = image_calls(
             model.package,
             width=width,
             height=height,
-            batch=max(self._max_batch, count),
+            batch=batch,
             vae_tile=self._options.get("vae_tile"),
-            max_batch=self._options.get("max_batch"),
+            max_batch=most,
         )
-        return memory_need(
-            model.package,
-            calls,
-            self._options.get("backend", "onnxruntime"),
-            options=options,
-            low_memory=bool(self._options.get("low_memory")),
-        )
+        backends = self._options.get("backend", "onnxruntime")
+        how: Any = {"options": options, "low_memory": bool(self._options.get("low_memory"))}
+        need = memory_need(model.package, calls, backends, **how)
+        for folder in adapters:
+            adapter = self._adapter(folder)
+            rows = min(batch, most or batch)
+            calls = adapter_calls(adapter, width=width, height=height, batch=rows)
+            need = need_with_adapter(need, adapter, calls, backends, **how)
+        return need
 
-    def check_need(self, model: Model, size: tuple[int, int], count: int) -> None:
+    def check_need(
+        self,
+        model: Model,
+        size: tuple[int, int],
+        count: int,
+        adapters: Collection[Path] = (),
+    ) -> None:
         """Raises: InvalidArgumentError: images that need more memory than the limit."""
         if self.memory_limit is None:
             return
-        need = self.need(model, size, count)
+        need = self.need(model, size, count, adapters)
         if need is not None and need > self.memory_limit:
             raise InvalidArgumentError(
                 f"{count} images of {size[0]}x{size[1]} need about {need / 1e9:.1f} GB of memory; "
@@ -173,14 +206,28 @@ class ModelStore:
             for model in self.models:
                 self._close(model)
 
-    def _make_room(self, wanted: Model, size: tuple[int, int] | None, count: int) -> None:
+    def _adapter(self, folder: Path) -> Package:
+        """The package of an adapter, as it was when it was first used."""
+        if folder not in self._adapters:
+            self._adapters[folder] = Package.load(folder, verify=False)
+        return self._adapters[folder]
+
+    def _make_room(
+        self,
+        wanted: Model,
+        size: tuple[int, int] | None,
+        count: int,
+        adapters: Collection[Path],
+    ) -> None:
         if self.memory_limit is None:
             return
-        need = self.need(wanted, size, count)
-        if need is None and wanted.pipeline is None:
+        need = self.need(wanted, size, count, adapters) or 0
+        if not need and wanted.pipeline is None:
             _log.warning("%s: its need of memory is not known, so it is not limited", wanted.name)
-        # what it took for larger images is not given back
-        own = max(need or 0, wanted.held if wanted.pipeline is not None else 0)
+        own = self._need_now(wanted, size, count, adapters)
+        if need <= self.memory_limit < own:  # with what earlier images left open
+            self._close(wanted)
+            own = self._need_now(wanted, size, count, adapters)
         if own > self.memory_limit:
             raise OutOfMemoryError(
                 f"the model {wanted.name} needs about {own / 1e9:.1f} GB of memory, and the "
@@ -192,10 +239,31 @@ class ModelStore:
             self._close(others.pop(0))
         wanted.held = own
 
+    def _need_now(
+        self,
+        model: Model,
+        size: tuple[int, int] | None,
+        count: int,
+        adapters: Collection[Path],
+    ) -> int:
+        """What a model will need with its adapters, and with what it keeps of earlier images."""
+        if model.pipeline is None:
+            model.adapters, model.largest = (), 0
+        unused = [each for each in model.adapters if each not in adapters]
+        if adapters:  # a call without adapters closes none
+            unused = unused[-MOST_IDLE:]
+        if self._options.get("low_memory"):
+            unused = []
+        model.adapters = (*unused, *adapters)
+        alone = self.need(model, size, count) or 0
+        further = (self.need(model, size, count, model.adapters) or 0) - alone
+        model.largest = max(alone, model.largest)  # it is not given back after larger images
+        return model.largest + further
+
     def _close(self, model: Model) -> None:
         if model.pipeline is not None:
             model.pipeline.close()
-            model.pipeline, model.held = None, 0
+            model.pipeline, model.held, model.largest, model.adapters = None, 0, 0, ()
             _log.info("closed the model %s", model.name)
 
 

@@ -113,7 +113,7 @@ def router(service: ImageService) -> APIRouter:
 
     @routes.delete("/jobs/{job_id}", responses=_STATE)
     async def delete_job(job_id: str) -> dict[str, Any]:
-        """Cancel a job: at once if it waits, after its present step if it runs."""
+        """Cancel a job, which frees its place in the queue, or the engine if it runs alone."""
         return describe_job(service, service.cancel(job_id))
 
     return routes

@@ -197,6 +197,7 @@ async def _data(request: Request, job: Job, fields: ImageFields) -> dict[str, An
         query = f"?format={fields.output_format}"
         query += f"&quality={fields.quality}" if fields.quality is not None else ""
         base = str(request.base_url).rstrip("/")
+        job.unfetched.update(range(len(job.images)))
         data = [
             {"url": f"{base}/v1/jobs/{job.id}/images/{index}{query}"}
             for index in range(len(job.images))

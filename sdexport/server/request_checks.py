@@ -215,6 +215,12 @@ def input_images(arguments: Mapping[str, Any]) -> list[Image.Image]:
     return [image for images in listed for image in images if isinstance(image, Image.Image)]
 
 
+def adapter_folders(arguments: Mapping[str, Any]) -> list[Path]:
+    """The packages of the adapters of a request, each once."""
+    items = [each for argument in ADAPTERS for each in arguments.get(argument) or ()]
+    return list(dict.fromkeys(each.package for each in items))
+
+
 def requested_size(arguments: Mapping[str, Any], model: Model) -> tuple[int, int]:
     """Width and height of the images in pixels; see the arguments of a call."""
     unit = model.package.manifest.downscale

@@ -1,4 +1,4 @@
-"""What belongs to the request that is being answered: its id, and the room of its body."""
+"""What belongs to the request that is being answered: its id, its client, its body's room."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextvars import ContextVar
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 """For log records."""
+CLIENT: ContextVar[str] = ContextVar("client", default="")
+"""Who sent it: the number of its key, or its address."""
 
 
 def _nothing() -> None:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdexport.server.error_bodies import ErrorBodies
 from sdexport.server.job_tracing import join_trace
-from sdexport.server.request_context import RELEASE_BODY, REQUEST_ID
+from sdexport.server.request_context import CLIENT, RELEASE_BODY, REQUEST_ID
 from sdexport.server.server_metrics import ServerMetrics
 from sdexport.server.server_settings import ServerSettings
 
@@ -153,7 +153,7 @@ class RequestGuard:
         host = self._check_host(headers)
         self._check_origin(scope, headers, host)
         if not _needs_no_key(scope, headers):
-            self._check_key(headers)
+            CLIENT.set(self._check_key(headers) or _address(scope))
 
     def _check_host(self, headers: _Headers) -> str:
         """The Host header, which a page that rebinds its name to this address cannot choose."""
@@ -178,9 +178,10 @@ class RequestGuard:
         if len(origins) > 1:
             raise _Rejected(400, "the request has several Origin headers")
 
-    def _check_key(self, headers: _Headers) -> None:
+    def _check_key(self, headers: _Headers) -> str:
+        """Which of the keys a request has; an empty text if none is needed."""
         if not self._settings.api_keys:
-            return
+            return ""
         given = _given_key(headers)
         # every key is compared, so that the time says nothing
         fits = [hmac.compare_digest(given, key.encode()) for key in self._settings.api_keys]
@@ -190,6 +191,7 @@ class RequestGuard:
                 "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
                 {"WWW-Authenticate": "Bearer"},
             )
+        return f"key {fits.index(True)}"
 
     async def _body(self, headers: _Headers, receive: Receive, *, is_small: bool) -> list[bytes]:
         limit = self._settings.max_body
@@ -274,6 +276,11 @@ class _Response:
                 *(pair for pair in added if pair[0] not in present),
             ]
         await self._send(message)
+
+
+def _address(scope: Scope) -> str:
+    """The address of a request's client; empty if it is not known, as with sockets of Unix."""
+    return (scope.get("client") or ("",))[0]
 
 
 def _needs_no_key(scope: Scope, headers: _Headers) -> bool:

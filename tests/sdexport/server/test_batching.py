@@ -170,6 +170,19 @@ def test_texts_of_one_row_share_a_batch_in_every_style(style: str) -> None:
     assert batch_key(job.request, 1) is None  # the model is not open
 
 
+def test_equal_loras_that_add_no_words_share_a_batch_in_every_style() -> None:
+    def key(prompt: str, may_add: bool = False) -> object:
+        arguments = {"seed": 1, **BASE, "prompt": prompt, "prompt_style": "automatic1111"}
+        request = ImageRequest("demo", arguments)
+        return batch_key(request, 1, tokenizers(), loras_may_add_words=may_add)
+
+    assert key("a star <lora:a:1> <lora:b:0.5>") == key("<lora:a> x<lora: b :.5>") is not None
+    assert key("a star <lora:a:1>", may_add=True) is None
+    others = ("x", "<lora:a:0.5> x", "<lora:b:1> x", "<lora:a:1><lora:a:1> x", "<lora:a:x> x")
+    assert key("<lora:a:1> x") not in map(key, others)
+    assert key("<lora:a:1>" + "word " * 100) is None
+
+
 def test_one_seed_for_several_images_runs_alone() -> None:
     assert job_of({"prompt": ["a", "b"]}, 2).batch_key is None
     assert job_of({"prompt": ["a", "b"], "seed": [1, 2]}, 2).batch_key is not None

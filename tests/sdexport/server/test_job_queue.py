@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sdexport.engines.errors import InvalidArgumentError
+from sdexport.engines.exit_actions import CANCEL
 from sdexport.server import job_queue
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import NoObserver
@@ -330,3 +331,45 @@ def test_a_client_alone_never_waits_for_others() -> None:
             job = job_of()
             queue.add(job)
             wait_until(lambda job=job: job.is_over)
+
+
+def test_cancelling_ends_the_call_that_nobody_waits_for() -> None:
+    stopped = threading.Event()
+    started = threading.Semaphore(0)
+
+    def run(jobs: Sequence[Job]) -> None:
+        with CANCEL.during(stopped.set):  # as an engine does
+            started.release()
+            assert stopped.wait(PATIENCE)
+        for job in jobs:
+            job.succeed([], [], {})
+
+    with CANCEL.during(lambda: others.append(1)), queue_of(run, max_batch=2) as queue:
+        others: list[int] = []
+        first, second = job_of(), job_of()
+        with queue._changed:  # both are there when the thread looks
+            queue.add(first)
+            queue.add(second)
+        assert started.acquire(timeout=PATIENCE)
+        assert queue.cancel(first)
+        assert not stopped.is_set()  # another client's job is in the batch
+        assert queue.cancel(second)
+        assert stopped.wait(PATIENCE)
+        wait_until(lambda: not queue.busy)
+        assert others == []  # calls of other threads go on
+
+
+def test_jobs_do_not_wait_for_clients_that_were_not_served() -> None:
+    engine = Engine()
+    with queue_of(engine, batch_window=3.0, max_batch=4) as queue:
+        running = job_of()
+        queue.add(running)
+        engine.await_start()
+        coming = job_of("b")
+        queue.add(coming)
+        coming.created -= 3.0  # it waited long enough
+        queue.cancel(running)
+        engine.go.release()
+        wait_until(lambda: coming.started)
+        assert coming.started is not None and running.ended is not None
+        assert coming.started - running.ended < 3.0

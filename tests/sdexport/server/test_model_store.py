@@ -54,6 +54,37 @@ def test_larger_images_close_other_models(demo_package: Path) -> None:
     store.close()
 
 
+def test_adapters_count_for_as_long_as_they_are_open(
+    lora_package: Path, control_folder: Path
+) -> None:
+    first, second = control_folder / "first", control_folder / "second"
+    store = ModelStore({"a": lora_package, "b": lora_package}, memory_limit=10**12)
+    a, b = store.models
+    alone, both = store.need(a), store.need(a, None, 1, [first, second])
+    one = store.need(a, None, 1, [first])
+    assert alone is not None and one is not None and both is not None
+    assert alone < one < both
+    store.open(a, None, 1, [first])
+    assert a.held == one
+    store.open(a)  # without adapters; it stays open
+    assert a.held == one
+    store.open(a, None, 1, [second])
+    assert a.held == both
+    store.memory_limit = both + alone - 1
+    store.open(b)
+    assert (a.pipeline, a.held, a.adapters) == (None, 0, ())
+    store.open(a)
+    assert a.held == alone
+    store.open(a, None, 1, [first])
+    store.memory_limit = both - 1
+    store.open(a, None, 1, [second])  # it is opened anew, without the first one
+    assert a.held < both and a.adapters == (second,)
+    store.check_need(a, (64, 64), 1, [first])
+    with pytest.raises(InvalidArgumentError, match="--memory-limit"):
+        store.check_need(a, a.package.manifest.default_size, 1, [first, second])
+    store.close()
+
+
 def test_a_job_opens_its_model_for_its_size(demo_package: Path) -> None:
     asked: list[object] = []
     with live_server({"a": demo_package}) as live, pytest.MonkeyPatch.context() as patch:
@@ -66,7 +97,7 @@ def test_a_job_opens_its_model_for_its_size(demo_package: Path) -> None:
         patch.setattr(live.service.models, "open", noted)
         job = {**JOB, "num_images_per_prompt": 2, "width": 96}
         assert live.finished(job)["status"] == "done"
-    assert asked == [(96, 64), 2]
+    assert asked == [(96, 64), 2, []]
 
 
 def test_requests_name_models_and_larger_images_need_more(demo_package: Path) -> None:

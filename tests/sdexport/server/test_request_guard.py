@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import h11
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdexport.engines.errors import EngineError, PackageError
 from sdexport.server.error_bodies import ErrorBodies
-from sdexport.server.http_protocol import protocol_with
+from sdexport.server.http_protocol import _closable, protocol_with
 from sdexport.server.request_context import RELEASE_BODY
 from sdexport.server.request_guard import RequestGuard
 from sdexport.server.server_metrics import ServerMetrics
@@ -255,8 +256,36 @@ def test_many_requests_leave_room_for_the_state(demo_package: Path) -> None:
         assert status == 503 and found["retry-after"] == "1" and b"3 requests" in content
         for path in ("/healthz", "/readyz"):
             assert live.request("GET", path)[0] == 200
-        idle = [stack.enter_context(live.socket()) for _ in range(3 + 64)]
-        assert idle[-1].recv(1) == b""  # one too many
+        idle = [stack.enter_context(live.socket()) for _ in range(2 * (3 + 64))]
+        for path in ("/healthz", "/readyz"):  # the oldest that say nothing make room
+            assert live.request("GET", path)[0] == 200
+        assert idle[0].recv(1) == b""
+        idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert idle[-1].recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("is_body", [False, True])
+def test_room_is_made_by_the_address_with_most_connections(is_body: bool) -> None:
+    kind = protocol_with(10.0, 60.0, 3)
+    connections: set[Any] = set()
+
+    def opened(address: str, time: float) -> Any:
+        protocol: Any = kind.__new__(kind)  # without a loop
+        protocol.conn, protocol.client = h11.Connection(h11.SERVER), (address, 1)
+        protocol.transport = Mock(is_closing=Mock(return_value=False))
+        protocol._waits_since = time
+        if is_body:
+            protocol.conn.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n")
+            protocol.conn.next_event()
+        connections.add(protocol)
+        return protocol
+
+    quiet, first, second = opened("192.0.2.1", 1), opened("192.0.2.2", 2), opened("192.0.2.2", 3)
+    assert _closable(connections) is first
+    for each in (quiet, first, second):  # all have sent their requests
+        state = each.conn.their_state
+        each.conn = Mock(their_state=h11.DONE)
+        assert (_closable(connections) is None) is (each is second), state
 
 
 def unless_ok(answer: Any) -> Any:
@@ -405,3 +434,13 @@ def test_folders_of_the_server_are_not_in_messages(
     monkeypatch.setattr(guarded.service.models, "open", failing)
     job = guarded.finished(JOB)
     assert job["error"]["message"] == "demo/unet: no such input"
+
+
+def test_jobs_belong_to_the_key_that_sent_them(guarded: LiveServer) -> None:
+    clients = []
+    for key in (KEY, OTHER, KEY):
+        client = LiveServer(guarded.service, guarded.port, {"X-API-Key": key})
+        _, job = client.json("POST", "/v1/jobs", JOB)
+        clients.append(guarded.service.job(job["id"]).client)
+    assert clients[0] == clients[2] != clients[1]
+    assert KEY not in clients[0]
