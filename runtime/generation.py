@@ -148,7 +148,7 @@ def _opened_ahead(pipeline: PipelineStages, call: CheckedCall) -> list[str]:
     """
     family = pipeline.package.family
     encoder = [family.vae_encoder] if call.images.image is not None else []
-    return [*encoder, call.adapters.graph]
+    return [*encoder, *call.adapters.opened_ahead]
 
 
 def _expected(pipeline: PipelineStages, call: CheckedCall) -> ImageCall | None:

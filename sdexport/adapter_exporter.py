@@ -20,12 +20,13 @@ from sdexport.export_steps import (
     verified,
     write_json,
 )
-from sdexport.graphs.adapter_parts import adapter_parts
+from sdexport.graphs.adapter_parts import adapter_parts, base_of
 from sdexport.graphs.precision import conversion, verifying_backend
 from sdexport.graphs.trace import trace
 from sdexport.package_folder import package_folder
 from sdexport.package_writer import describe_adapter, describe_component, write
 from sdexport.runtime.packages.graph_surveys import GraphSurveys
+from sdexport.runtime.packages.listed_files import REFERENCE
 from sdexport.runtime.packages.manifest import ComponentRecord, Manifest
 from sdexport.runtime.packages.package import Package
 from sdexport.verification.reference import (
@@ -45,6 +46,7 @@ def export_adapter(
     variant: str | None = None,
     allow_pickle: bool = False,
     image_encoder: str | Path | None = None,
+    base: str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda component, stage, total: None,
     on_memory_need: Callable[[int], object] = lambda need: None,
@@ -61,6 +63,8 @@ def export_adapter(
       allow_pickle: also read .pth, .pt and .bin files, weights only.
       image_encoder: of an IP-Adapter, the folder of its image encoder; default image_encoder/ in
         the file's folder or the one above.
+      base: of a ControlNet-XS, the checkpoint of the model with whose UNet it is fused: a diffusers
+        folder, a hub id, or a single file. Images are generated with a package of that model.
       force, progress, on_memory_need: see `sdexport.export`.
     Returns: the manifest that was written.
     Raises: see open_adapter, and `sdexport.export`.
@@ -72,6 +76,7 @@ def export_adapter(
         variant=variant,
         allow_pickle=allow_pickle,
         image_encoder=image_encoder,
+        base=base,
     )
     on_memory_need(TRACING + 4 * checkpoint.weights)
     with package_folder(destination, force=force) as folder, tracing(checkpoint.label):
@@ -111,8 +116,10 @@ def _write_components(
             begin(part.name, "load")
             loaded, module = part.source, checkpoint.load(part.source)
         begin(part.name, "record")
-        with TorchSession(part, module) as session:
-            record_component(session, part, folder / "reference" / f"{part.name}.npz")
+        for recorded in (part, *base_of(part, checkpoint.configs)):
+            with TorchSession(recorded, module) as session:
+                path = folder / REFERENCE / f"{recorded.name}.npz"
+                record_component(session, recorded, path)
         begin(part.name, "trace")
         config = checkpoint.configs[part.source]
         change = conversion(precision, part.component, checkpoint.family, config)

@@ -28,6 +28,7 @@ from tests.helpers import lora_package as lora_package_helper
 from tests.helpers import software_gpu as software_gpu_helper
 from tests.helpers.control_calls import make_nets
 from tests.helpers.control_unions import make_union, make_union_folder
+from tests.helpers.control_xs import make_xs_folder
 from tests.helpers.low_precision import export_from_graphs
 from tests.helpers.shared import made_once
 
@@ -119,6 +120,12 @@ def union_net(tmp_path_factory: pytest.TempPathFactory, lora_folder: Path) -> Pa
 def union_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SDXL checkpoint, its package, and two ControlNet-Unions with their packages."""
     return made_once(tmp_path_factory, "union_folder", make_union_folder)
+
+
+@pytest.fixture(scope="session")
+def xs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SD 1 checkpoint, its package, and a ControlNet-XS with its package."""
+    return made_once(tmp_path_factory, "xs_folder", partial(make_xs_folder, "sd1"))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdexport.engines import Session
@@ -31,9 +31,20 @@ class AdapterSessions(ClosesOnExit):
         images: int | None = None,
     ) -> None:
         self.package = package
+        self._fits = False
         self._components = ComponentSessions(
             package, backends, options or {}, {}, low_memory=low_memory, images=images
         )
+
+    def check_once(self, check: Callable[[], object]) -> None:
+        """Check whether the adapter fits the model, unless it passed that before.
+
+        Args:
+          check: the same in each call.
+        """
+        if not self._fits:
+            check()
+            self._fits = True
 
     def session(self, component: str) -> Session:
         """The open session of a component.

@@ -52,7 +52,7 @@ class OpenedAdapters:
         store: AdapterStore,
         sources: Iterable[str | PathLike[str] | Package],
         kind: AdapterKind,
-        check: Callable[[Package], object],
+        check: Callable[[Package], object] = lambda package: None,
     ) -> None:
         self._opened: list[OpenAdapter] = []
         try:

@@ -60,6 +60,7 @@ class AppliedControlNets:
     """
 
     kind = AdapterKind.CONTROLNET
+    replacement = None
 
     def __init__(
         self,
@@ -72,13 +73,13 @@ class AppliedControlNets:
         self._call = call
         specs = package.graph_inputs(adapter_graph(package.family.denoiser, {self.kind}))
         for opened in images:
-            _check_count(len(opened), call.count)
+            check_count(len(opened), call.count)
         self._embeddings: list[np.ndarray] | None = None
         check = partial(_check_fits, package, {spec.name: spec for spec in specs})
         self._opened = OpenedAdapters(store, [net.package for net in nets], self.kind, check)
         self.packages = self._opened.packages
         try:
-            self.recorded = tuple(map(_recorded, nets, self.packages))
+            self.recorded = tuple(map(recorded_controlnet, nets, self.packages))
             self._runs = control_runs(tuple(self._opened), nets, images)
         except BaseException:
             self.close()
@@ -125,7 +126,11 @@ class AppliedControlNets:
         return run.nets[0].guess_mode or pools(self.packages[0])
 
 
-def _recorded(net: ControlNet, package: Package) -> RecordedControlNet:
+def recorded_controlnet(net: ControlNet, package: Package) -> RecordedControlNet:
+    """What the images' settings say of a ControlNet.
+
+    Raises: InvalidArgumentError: see mode_number.
+    """
     return RecordedControlNet(
         *recorded_identity(package),
         identify(net.image) or (),
@@ -137,7 +142,8 @@ def _recorded(net: ControlNet, package: Package) -> RecordedControlNet:
     )
 
 
-def _check_count(images: int, count: int) -> None:
+def check_count(images: int, count: int) -> None:
+    """Raises: InvalidArgumentError: control images that cannot be shared out."""
     if count % images:
         raise InvalidArgumentError(
             f"{NAME}: got {images} control images to generate {count} images; give one for all, or "
@@ -158,16 +164,16 @@ def _check_fits(package: Package, specs: dict[str, TensorSpec], adapter: Package
             f"those of the model {unit} times"
         )
     with parsing(PackageError, adapter.folder):
-        _check_embedding(adapter)
-        given = {spec.name: _channels_of(spec) for spec in record.outputs}
+        check_embedding(adapter)
+        given = {spec.name: channels_of(spec) for spec in record.outputs}
         taken = {
-            spec.name: _channels_of(spec)
+            spec.name: channels_of(spec)
             for spec in record.inputs
             if spec.name not in _CHECKED_ELSEWHERE
         }
     with parsing(PackageError, package.folder):
-        residuals = {name: _channels_of(spec) for name, spec in specs.items() if is_residual(name)}
-        known = {name: _channels_of(specs[name]) for name in taken if name in specs}
+        residuals = {name: channels_of(spec) for name, spec in specs.items() if is_residual(name)}
+        known = {name: channels_of(specs[name]) for name in taken if name in specs}
     known["sample"] = package.manifest.latent_channels
     if residuals != given:
         raise InvalidArgumentError(
@@ -187,26 +193,29 @@ def _check_fits(package: Package, specs: dict[str, TensorSpec], adapter: Package
             )
 
 
-def _check_embedding(adapter: Package) -> None:
+def check_embedding(adapter: Package) -> None:
     """Raises: ValueError, KeyError: the network does not take what the control image becomes."""
     first, second = (
         adapter.manifest.components[spec.name] for spec in (CONTROL_EMBEDDING, CONTROLNET)
     )
     inputs = {spec.name: spec for spec in first.inputs}
     (embedding,) = first.outputs
-    _channels_of(inputs.pop(CONTROL_IMAGE))
+    channels_of(inputs.pop(CONTROL_IMAGE))
     types = types_of(second.inputs)
     if types != types_of(first.inputs):
         raise ValueError(f"{CONTROLNET.name} has other types of control images than there are")
     if inputs.keys() != ({CONTROL_TYPE, CONDITIONING_SCALE} if types else set()):
         raise ValueError(f"{CONTROL_EMBEDDING.name} takes {', '.join(map(shown, inputs))}")
     taken = {spec.name: spec for spec in second.inputs}[embedding.name]
-    if _channels_of(embedding) != _channels_of(taken):
+    if channels_of(embedding) != channels_of(taken):
         raise ValueError(f"{CONTROLNET.name} takes another {EMBEDDING} than there is")
 
 
-def _channels_of(spec: TensorSpec) -> int:
-    """Raises: ValueError: it has none."""
+def channels_of(spec: TensorSpec) -> int:
+    """The channels or the width of an input or output.
+
+    Raises: ValueError: it has none.
+    """
     is_map = is_residual(spec.name) or spec.name in _MAPS
     rank = len(spec.shape)
     channels = spec.shape[1 if is_map else -1] if rank > 1 else None

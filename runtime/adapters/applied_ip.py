@@ -58,6 +58,7 @@ class AppliedIPAdapters:
     """
 
     kind = AdapterKind.IP_ADAPTER
+    replacement = None
 
     def __init__(
         self,

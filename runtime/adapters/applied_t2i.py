@@ -49,6 +49,7 @@ class AppliedT2IAdapters:
     """
 
     kind = AdapterKind.T2I_ADAPTER
+    replacement = None
 
     def __init__(
         self,

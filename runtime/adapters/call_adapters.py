@@ -3,6 +3,7 @@
 This is the one place where kinds of adapters meet. LoRAs change the denoiser and the text encoders;
 each further kind is a DenoiserAdapter. A denoiser runs the graph that takes exactly the kind that
 is used, or the one for all kinds; inputs of kinds that are not used then get values without effect.
+A ControlNet-XS is used alone, as its own graph replaces the denoiser's.
 """
 
 from __future__ import annotations
@@ -41,12 +42,34 @@ FIELDS = {
 """By kind, the field of the images' settings that records it."""
 
 
+class Replacement(Protocol):
+    """A graph that runs in place of the denoiser's own in some of the steps."""
+
+    @property
+    def starts_without(self) -> bool:
+        """Whether the denoiser's own graph runs in the first step."""
+        ...
+
+    def in_place_of(self, denoiser: SessionOf, graph: str) -> Session:
+        """The session that runs in the steps.
+
+        Args:
+          denoiser: opens the denoiser's own graph, in the first step that needs it.
+        """
+        ...
+
+
 class DenoiserAdapter(Protocol):
     """Adapters of one kind in a call."""
 
     kind: AdapterKind
     recorded: Any
     packages: tuple[Package, ...]
+
+    @property
+    def replacement(self) -> Replacement | None:
+        """What replaces the denoiser; None if its own graph takes inputs of this kind."""
+        ...
 
     def open(self, call: ImageCall | None) -> None:
         """Open what runs in the steps; see CallAdapters.open."""
@@ -84,6 +107,8 @@ class CallAdapters:
         self._rank_of = rank_of
         self._denoiser, self._loras, self._parts = denoiser, loras, tuple(parts)
         self._session: Session | None = None
+        replacements = (part.replacement for part in self._parts)
+        self._replacement = next((each for each in replacements if each is not None), None)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -94,10 +119,16 @@ class CallAdapters:
     @property
     def graph(self) -> str:
         """The graph of the denoiser that runs."""
-        kinds = {part.kind for part in self._parts}
+        kinds = {part.kind for part in self._parts if part.replacement is None}
         if self._loras.changes(self._denoiser):
             kinds.add(AdapterKind.LORA)
         return adapter_graph(self._denoiser, kinds)
+
+    @property
+    def opened_ahead(self) -> list[str]:
+        """The graphs of the denoiser that run in the first step."""
+        replacement = self._replacement
+        return [self.graph] if replacement is None or replacement.starts_without else []
 
     def open(self, call: ImageCall | None) -> None:
         """Open what runs in the steps in addition to the denoiser.
@@ -115,6 +146,8 @@ class CallAdapters:
 
         Raises: PackageError: the package has no graph for these kinds.
         """
+        if self._session is None and self._replacement is not None:
+            self._session = self._replacement.in_place_of(session, self.graph)
         if self._session is None:
             opened = session(self.graph)
             if self._loras.changes(self._denoiser):

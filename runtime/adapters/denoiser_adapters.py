@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from sdexport.engines import PLAN_BACKENDS
 from sdexport.engines.errors import InvalidArgumentError
-from sdexport.runtime.adapters.adapter_store import AdapterStore
+from sdexport.runtime.adapters.adapter_store import AdapterStore, OpenedAdapters
 from sdexport.runtime.adapters.call_adapters import FIELDS, DenoiserAdapter
 from sdexport.runtime.adapters.controlled_images import ControlledImages
 from sdexport.runtime.adapters.followed_images import FollowedImages
 from sdexport.runtime.adapters.lora_inputs import TAKE_LORAS
 from sdexport.runtime.component_sessions import ComponentSessions
 from sdexport.runtime.models.components import EXPORT_OPTIONS, AdapterKind, adapter_graph
+from sdexport.runtime.models.controlnet import is_xs
 from sdexport.runtime.packages.package import Package
 
 
@@ -33,14 +35,29 @@ def denoiser_adapters(
     Raises: InvalidArgumentError: a backend that takes none, or has no engine that does; see
       AppliedControlNets, AppliedT2IAdapters and AppliedIPAdapters.
     """
-    _check_backend(following.kinds, package, components, with_loras=with_loras)
+    kind, folders = AdapterKind.CONTROLNET, [net.package for net in following.controlnets]
+    try:
+        # While these are held, a package that is opened again is not read again.
+        with closing(OpenedAdapters(store, folders, kind)) as nets:
+            if any(is_xs(each.family) for each in nets.packages):
+                return [_controlnet_xs(store, package, following, call, nets, with_loras)]
+            _check_backend(following.kinds, package, components, with_loras=with_loras)
+            return _taken_by_graph(store, package, following, call)
+    finally:
+        store.close_others()  # before the sessions of these are opened
+
+
+def _taken_by_graph(
+    store: AdapterStore, package: Package, following: FollowedImages, call: ControlledImages
+) -> list[DenoiserAdapter]:
+    """The adapters for which the denoiser's graph has inputs."""
     found: list[DenoiserAdapter] = []
     try:
         if following.controlnets:
             from sdexport.runtime.adapters.applied_controlnets import AppliedControlNets
 
-            nets, controls = following.controlnets, following.controls
-            found.append(AppliedControlNets(store, package, nets, controls, call))
+            controlnets, controls = following.controlnets, following.controls
+            found.append(AppliedControlNets(store, package, controlnets, controls, call))
         if following.t2i_adapters:
             from sdexport.runtime.adapters.applied_t2i import AppliedT2IAdapters
 
@@ -54,9 +71,27 @@ def denoiser_adapters(
         for each in found:
             each.close()
         raise
-    finally:
-        store.close_others()  # before the sessions of these are opened
     return found
+
+
+def _controlnet_xs(
+    store: AdapterStore,
+    package: Package,
+    following: FollowedImages,
+    call: ControlledImages,
+    nets: OpenedAdapters,
+    with_loras: bool,
+) -> DenoiserAdapter:
+    """The ControlNet-XS among the ControlNets of a call.
+
+    Raises: InvalidArgumentError: there are other adapters. See AppliedControlNetXS.
+    """
+    from sdexport.runtime.adapters.applied_controlnet_xs import AppliedControlNetXS, check_alone
+
+    folder = next(each.folder for each in nets.packages if is_xs(each.family))
+    check_alone(folder, following, with_loras=with_loras)
+    (net,), (images,) = following.controlnets, following.controls
+    return AppliedControlNetXS(store, package, net, images, call)
 
 
 def _check_backend(

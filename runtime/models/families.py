@@ -9,7 +9,7 @@ from typing import Any
 from sdexport.engines.errors import PackageError
 from sdexport.runtime.models.components import UNET, VAE_DECODER, ComponentSpec, Role
 from sdexport.runtime.models.conditioning import Configs
-from sdexport.runtime.models.controlnet import CONTROLNET_FAMILY
+from sdexport.runtime.models.controlnet import CONTROLNET_FAMILY, CONTROLNET_XS_FAMILY
 from sdexport.runtime.models.family import ModelFamily
 from sdexport.runtime.models.ip_adapter import IP_FAMILY
 from sdexport.runtime.models.latent_consistency import latent_consistency
@@ -33,7 +33,8 @@ FAMILIES: dict[str, ModelFamily] = {
     for family in _variants(base)
 }
 ADAPTER_FAMILIES: dict[str, ModelFamily] = {
-    family.name: family for family in (CONTROLNET_FAMILY, T2I_FAMILY, IP_FAMILY)
+    family.name: family
+    for family in (CONTROLNET_XS_FAMILY, CONTROLNET_FAMILY, T2I_FAMILY, IP_FAMILY)
 }
 """Of packages that hold an adapter instead of a model."""
 

@@ -12,6 +12,7 @@ import torch
 
 from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.controlnet_source import controlnet_in_file, controlnet_in_folder
+from sdexport.checkpoints.controlnet_xs_source import check_base, controlnet_xs_in_folder
 from sdexport.checkpoints.hub import locate_adapter
 from sdexport.checkpoints.ip_source import ip_in_file
 from sdexport.checkpoints.t2i_source import t2i_in_file, t2i_in_folder
@@ -19,6 +20,7 @@ from sdexport.checkpoints.weight_file import WeightFile
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime.adapters.damaged_files import parsing
+from sdexport.runtime.models.controlnet import XS_CLASSES
 from sdexport.runtime.models.family import ModelFamily
 
 
@@ -64,18 +66,16 @@ _IN_FOLDERS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "ControlNetModel": controlnet_in_folder,
     "ControlNetUnionModel": controlnet_in_folder,
     "T2IAdapter": t2i_in_folder,
+    **dict.fromkeys(XS_CLASSES, controlnet_xs_in_folder),
 }
-"""By class name in config.json, what opens the folder: (folder, config, variant=, allow_pickle=).
-It returns fields of AdapterCheckpoint, as do those of _IN_FILES."""
+"""By class name in config.json, what opens the folder: (folder, config, variant=, allow_pickle=),
+and base= of a ControlNet-XS. It returns fields of AdapterCheckpoint, as do those of _IN_FILES."""
 _IN_FILES: tuple[Callable[[WeightFile], dict[str, Any] | None], ...] = (
     controlnet_in_file,
     t2i_in_file,
 )
 """Each opens a file if it is of its kind, else it returns None."""
-_XS = "ControlNet-XS, whose layers exchange values with the UNet's: it has no graph of its own"
 _NOT_SUPPORTED = {
-    "ControlNetXSAdapter": _XS,
-    "UNetControlNetXSModel": _XS,
     "MultiControlNetModel": "several ControlNets at once; export each of them",
     "SparseControlNetModel": "SparseCtrl, for video",
     "FluxControlNetModel": "a ControlNet for Flux",
@@ -92,6 +92,7 @@ def open_adapter(
     variant: str | None = None,
     allow_pickle: bool = False,
     image_encoder: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> AdapterCheckpoint:
     """Find and check an adapter, without reading its weights.
 
@@ -100,6 +101,7 @@ def open_adapter(
       revision: of a hub id. variant: of a folder's weights, such as "fp16".
       allow_pickle: read .pth, .pt and .bin files too.
       image_encoder: folder of the image encoder of an IP-Adapter; see ip_in_file.
+      base: of a ControlNet-XS, the checkpoint of the model: a folder, a hub id, or a single file.
     Raises: FileNotFoundError: no such folder or file. CheckpointError: damaged, incomplete, or of a
       kind that is not supported. InvalidArgumentError: options that do not fit the source.
       ConnectionError: the hub cannot be reached.
@@ -109,14 +111,26 @@ def open_adapter(
         for name, value in (("revision", revision), ("variant", variant)):
             if value is not None:
                 raise InvalidArgumentError(f"{source} is a file; omit --{name}")
+        if base is not None:
+            raise InvalidArgumentError(
+                f"{source} is a file; omit --base, which the folder of a ControlNet-XS needs"
+            )
         return _from_file(path, image_encoder, allow_pickle=allow_pickle)
     if image_encoder is not None:
         raise InvalidArgumentError(f"{source} is no file of an IP-Adapter; omit --image-encoder")
+
+    def check(folder: Path) -> None:
+        _, config = _opener(folder)
+        check_base(source, config["_class_name"], base)
+
     folder, origin = locate_adapter(
-        source, revision, variant=variant, allow_pickle=allow_pickle, check=_opener
+        source, revision, variant=variant, allow_pickle=allow_pickle, check=check
     )
-    opened = _from_folder(folder, variant=variant, allow_pickle=allow_pickle)
-    return opened if origin is None else replace(opened, source=origin, label=str(source))
+    opened = _from_folder(folder, base, variant=variant, allow_pickle=allow_pickle)
+    if origin is None:
+        return opened
+    of_base = {key: value for key, value in opened.source.items() if key.startswith("base.")}
+    return replace(opened, source={**origin, **of_base}, label=str(source))
 
 
 def _from_file(
@@ -137,9 +151,13 @@ def _from_file(
     )
 
 
-def _from_folder(folder: Path, *, variant: str | None, allow_pickle: bool) -> AdapterCheckpoint:
+def _from_folder(
+    folder: Path, base: str | Path | None, *, variant: str | None, allow_pickle: bool
+) -> AdapterCheckpoint:
     opens, config = _opener(folder)
-    found = opens(folder, config, variant=variant, allow_pickle=allow_pickle)
+    check_base(folder, config["_class_name"], base)
+    further = {} if base is None else {"base": base}
+    found = opens(folder, config, variant=variant, allow_pickle=allow_pickle, **further)
     return AdapterCheckpoint(label=str(folder), **found)
 
 

@@ -40,12 +40,13 @@ _ORIGINAL = "control_model."
 _OF_MODEL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 """Weights of the model, which some files in the original layout hold as well."""
 _MARKS = ("controlnet_down_blocks.", "zero_convs.", f"{_ORIGINAL}zero_convs.")
+_XS = "a file of a ControlNet-XS, which says too little of it: give diffusers' folder of it"
 _OTHERS = (
     (r"^lora_controlnet$|\.(up|down)\.weight$", "a Control-LoRA, which changes a model's own UNet"),
     (r"lllite", "a ControlNet-LLLite"),
     (r"^difference$", "a difference of weights, which needs the model that it is added to"),
     (rf"^{re.escape(_ORIGINAL)}{IN_UNION}", "a ControlNet-Union in another layout than diffusers'"),
-    (r"(^|\.)(base_to_ctrl|ctrl_to_base|(enc|mid|dec|middle)_zero_convs_)", "a ControlNet-XS"),
+    (r"(^|\.)(base_to_ctrl|ctrl_to_base|(enc|mid|dec|middle)_zero_convs_)", _XS),
     (r"^(double_blocks|joint_blocks|transformer_blocks)\.", "a ControlNet for Flux or SD 3"),
     (r"^(instance|sparse)_|motion_modules\.", "a ControlNet for video"),
 )

@@ -28,6 +28,11 @@ from sdexport.commands.verbosity import verbosity_options
     type=FOLDER,
     help="Folder of an IP-Adapter's image encoder; default image_encoder/ near the file.",
 )
+@click.option(
+    "--base",
+    metavar="CHECKPOINT",
+    help="Of a ControlNet-XS: the model whose UNet it is fused with (folder, model id or file).",
+)
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @ignore_memory_option
 @json_option
@@ -41,6 +46,7 @@ def export_adapter(
     variant: str | None,
     allow_pickle: bool,
     image_encoder: Path | None,
+    base: str | None,
     force: bool,
     ignore_memory: bool,
     as_json: bool,
@@ -63,6 +69,7 @@ def export_adapter(
             variant=variant,
             allow_pickle=allow_pickle,
             image_encoder=image_encoder,
+            base=base,
             force=force,
             progress=partial(on_stage, shown),
             on_memory_need=lambda need: check_memory(

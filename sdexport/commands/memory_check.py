@@ -91,6 +91,8 @@ def check_images(
             safety=safety,
             **tiles,
         )
+        if all(_is_replaced(job, adapters) for job in jobs):
+            calls = [each for each in calls if each.component != pipe.package.family.denoiser]
         need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)
         for adapter in adapters.values():
             with parsing(PackageError, adapter.folder):
@@ -105,6 +107,20 @@ def check_images(
         remedies = "use a smaller --size" + ("" if low_memory else ", or --low-memory")
         what = f"an image of {width}x{height}"
         check_memory(need, what, remedies, ignore=ignore)
+
+
+def _is_replaced(job: Any, adapters: Mapping[Any, Any]) -> bool:
+    """Whether a ControlNet-XS runs in place of the denoiser in all steps of an image.
+
+    Args:
+      adapters: packages by their folders.
+    """
+    from sdexport.runtime.models.controlnet import is_xs
+
+    nets = job.arguments.get("controlnets") or ()
+    fused = [each for each in nets if each.package in adapters]
+    fused = [each for each in fused if is_xs(adapters[each.package].family)]
+    return any((each.start, each.end) == (0, 1) for each in fused)
 
 
 def _adapters(jobs: Iterable[Any]) -> set[Any]:

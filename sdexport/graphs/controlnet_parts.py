@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -37,10 +37,10 @@ from sdexport.runtime.models.stable_diffusion_xl import POOLED_TEXT, TIME_IDS
 class ControlEmbedding(nn.Module):
     """controlnet_cond -> control_embedding, which does not depend on the step."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, order: str) -> None:
         super().__init__()
         self.embedding = model.controlnet_cond_embedding
-        self.is_bgr = model.config.controlnet_conditioning_channel_order == "bgr"
+        self.is_bgr = order == "bgr"
 
     def forward(self, controlnet_cond: torch.Tensor) -> torch.Tensor:
         image = torch.flip(controlnet_cond, dims=[1]) if self.is_bgr else controlnet_cond
@@ -124,7 +124,8 @@ def controlnet_parts(config: SimpleNamespace) -> tuple[Part, ...]:
     )
     of_image: tuple[TensorSpec, ...] = (image,)
     types: tuple[TensorSpec, ...] = ()
-    wrap: type[nn.Module] = ControlEmbedding
+    order = config.controlnet_conditioning_channel_order
+    wrap: Callable[[Any], nn.Module] = partial(ControlEmbedding, order=order)
     if is_union(config):
         further, type_spec = union_inputs(config)
         of_image, types, wrap = (image, *further), (type_spec,), UnionEmbedding
@@ -136,7 +137,7 @@ def controlnet_parts(config: SimpleNamespace) -> tuple[Part, ...]:
         ),
         embedding,
         *types,
-        *(TensorSpec(n, "float32", ("batch", width)) for n, width in _added_widths(config)),
+        *added_inputs(config),
     )
     return (
         Part(CONTROL_EMBEDDING, wrap, of_image, (embedding,)),
@@ -173,14 +174,17 @@ def _layers(config: SimpleNamespace, level: int) -> int:
     return int(layers if isinstance(layers, int) else layers[level])
 
 
-def _added_widths(config: SimpleNamespace) -> list[tuple[str, int]]:
-    """The conditioning of SDXL, with the width of each input.
+def added_inputs(config: SimpleNamespace) -> tuple[TensorSpec, ...]:
+    """The inputs of SDXL's conditioning, for a configuration of a ControlNet or a UNet.
 
     The pooled embeddings are as wide as what the projection takes besides the six numbers.
     """
     if config.addition_embed_type != "text_time":
-        return []
+        return ()
     numbers = 6
     width = config.projection_class_embeddings_input_dim
     pooled = width - numbers * config.addition_time_embed_dim
-    return [(POOLED_TEXT.name, pooled), (TIME_IDS.name, numbers)]
+    return (
+        TensorSpec(POOLED_TEXT.name, "float32", ("batch", pooled)),
+        TensorSpec(TIME_IDS.name, "float32", ("batch", numbers)),
+    )

@@ -143,7 +143,7 @@ def build(family: str, folder: Path, seed: int = 0) -> Path:
         "LatentConsistencyModelPipeline" if family == "lcm" else f"{kind}Pipeline"
     )
     for name, module in modules.items():
-        _enliven(name, module)
+        enliven(name, module)
         module.save_pretrained(folder / name)
         index[name] = [type(module).__module__.split(".")[0], type(module).__name__]
     if refines:
@@ -166,7 +166,7 @@ def build(family: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _enliven(name: str, module: Any) -> None:
+def enliven(name: str, module: Any) -> None:
     """Enlarge weights that are initialised so small that mistakes would not show."""
     with torch.no_grad():
         for key, weight in module.named_parameters():

@@ -132,7 +132,7 @@ def change(net: Path, **values: Any) -> None:
     ("values", "message"),
     [
         ({"_class_name": "ControlNetUnionModel"}, "num_trans_channel and num_proj_channel"),
-        ({"_class_name": "ControlNetXSAdapter"}, "ControlNet-XS"),
+        ({"_class_name": "MultiControlNetModel"}, "several ControlNets"),
         ({"_class_name": ["x"]}, "not supported"),
         ({"class_embed_type": "timestep"}, "class conditioning"),
         ({"in_channels": 9}, "another shape"),

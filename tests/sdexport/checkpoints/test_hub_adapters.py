@@ -93,9 +93,9 @@ def test_pickles_need_the_option(hub: Hub) -> None:
 
 
 def test_other_classes_are_not_downloaded(hub: Hub) -> None:
-    config = {"_class_name": "ControlNetXSAdapter"}
+    config = {"_class_name": "SparseControlNetModel"}
     (hub.repository / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="ControlNet-XS"):
+    with pytest.raises(CheckpointError, match="SparseCtrl"):
         open_adapter("name/adapter")
     assert hub.downloaded == ["config.json"]
     (hub.cache / "config.json").unlink()
