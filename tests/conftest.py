@@ -125,7 +125,7 @@ def union_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def xs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SD 1 checkpoint, its package, and a ControlNet-XS with its package."""
-    return made_once(tmp_path_factory, "xs_folder", partial(make_xs_folder, "sd1"))
+    return made_once(tmp_path_factory, "xs_folder", partial(make_xs_folder, "small"))
 
 
 @pytest.fixture(scope="session")

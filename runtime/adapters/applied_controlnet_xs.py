@@ -86,7 +86,7 @@ class AppliedControlNetXS:
         self._opened: OpenAdapter | None = store.open(net.package, self.kind)
         try:
             adapter = self._opened.package
-            self.packages = (adapter,)
+            self.packages: tuple[Package, ...] = (adapter,)
             if net.guess_mode:
                 raise InvalidArgumentError(
                     f"{NAME}: {adapter.folder} is a ControlNet-XS, which has no guess_mode"

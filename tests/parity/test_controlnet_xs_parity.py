@@ -28,7 +28,7 @@ def compare(pipelines: XsPipelines, pipe: Pipeline, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def quick(xs_folder: Path) -> XsPipelines:
-    return XsPipelines(xs_folder, "sd1")
+    return XsPipelines(xs_folder, "small")
 
 
 @pytest.fixture(scope="module")
