@@ -138,6 +138,7 @@ def test_ways_to_run_agree(pipe: Pipeline, xs: Path) -> None:
             assert differ(pixels(other, **call), expected) <= IMAGE_ABS
 
 
+@pytest.mark.slow
 def test_its_own_backend(xs: Path) -> None:
     backends = {"unet": "onnxruntime", "controlnet": "openvino"}
     call = {"controlnets": [ControlNet(xs, EDGES, end=0.7)]}
