@@ -15,6 +15,8 @@ from sdexport.runtime.models.components import ADAPTER_GRAPHS
 from sdexport.runtime.packages.package import Package
 from sdexport.triton.model_config import ANY, DATA_TYPES, ConfigTensor, ModelConfig
 
+GRAPH = "model.onnx"
+"""The file of a graph in the folder of its model's version."""
 _BATCH = ("batch", "batch_size")
 """Names of the batch dimension, here and in Optimum's graphs."""
 
@@ -106,7 +108,12 @@ def has_batch(specs: Sequence[TensorSpec]) -> bool:
 
 
 def model_files(package: Package, graph: str) -> dict[str, Path]:
-    """The files of a graph: path in the folder of its model's version -> path in the package."""
+    """The files of a graph: path in the folder of its model's version -> path in the package.
+
+    Raises: PackageError: its weights are in a file of the name that the graph itself gets.
+    """
     path = package.model_path(graph)
     weights = sorted(package.surveys.of(graph).locations)
-    return {"model.onnx": path, **{name: path.parent / name for name in weights}}
+    if any(name.casefold() == GRAPH for name in weights):
+        raise PackageError(f"{path}: its weights are in {GRAPH}, which is the graph's own name")
+    return {GRAPH: path, **{name: path.parent / name for name in weights}}

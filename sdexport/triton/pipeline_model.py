@@ -20,7 +20,7 @@ from sdexport.server.jobs import DONE, Job
 from sdexport.server.model_store import Model
 from sdexport.server.output_images import encoded_image
 from sdexport.server.registered_names import RegisteredNames
-from sdexport.server.request_checks import checked_arguments, public_text
+from sdexport.server.request_checks import checked_arguments, output_size, public_text
 from sdexport.server.server_errors import JobCancelledError
 from sdexport.server.server_settings import ServerSettings
 from sdexport.triton.batched_rows import Row, run_rows
@@ -107,17 +107,28 @@ class PipelineModel:
     def _rows(self, request: Any) -> _Request:
         found = _Request(request)
         try:
-            for given in arguments_of_rows(self._arrays(request)):
-                arguments, count = checked_arguments(
-                    given, self._model, self._names, self._settings
-                )
-                job = Job(ImageRequest(self._model.name, arguments), count)
-                found.rows.append(Row(job, request.is_cancelled))
-            if not found.rows:
-                raise InvalidArgumentError("the request has no prompt")
+            rows = arguments_of_rows(self._arrays(request))
+            jobs = [self._job(given, _place(place, len(rows))) for place, given in enumerate(rows)]
+            _check_sizes(jobs)
+            found.rows = [Row(job, request.is_cancelled) for job in jobs]
         except Exception as error:  # noqa: BLE001  other requests are answered
-            found.error, found.rows = error, []
+            found.error = error
         return found
+
+    def _job(self, given: Mapping[str, Any], place: str) -> Job:
+        """The job of a row.
+
+        Args:
+          place: what a message calls the row.
+        Raises: InvalidArgumentError: an argument that is out of range or beyond a limit.
+        """
+        try:
+            arguments, count = checked_arguments(given, self._model, self._names, self._settings)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{place}{error}") from error
+        job = Job(ImageRequest(self._model.name, arguments), count)
+        job.size = output_size(arguments, self._model)
+        return job
 
     def _arrays(self, request: Any) -> dict[str, np.ndarray]:
         """The inputs that a request has, by name."""
@@ -140,17 +151,8 @@ class PipelineModel:
         return triton.InferenceResponse(output_tensors=tensors)
 
     def _outputs(self, found: _Request) -> list[Any]:
-        """The tensors that the client asks for.
-
-        Raises: InvalidArgumentError: images of different sizes.
-        """
+        """The tensors that the client asks for."""
         jobs = [row.job for row in found.rows]
-        sizes = {job.images[0].size for job in jobs}
-        if len(sizes) > 1:
-            listed = " and ".join(f"{width}x{height}" for width, height in sorted(sizes))
-            raise InvalidArgumentError(
-                f"the images of a request must have one size, got {listed}; send a request for each"
-            )
         wanted = set(found.request.requested_output_names()) or {each.name for each in OUTPUTS}
         return [
             self._triton.Tensor(each.name, _VALUES[each.name](jobs))
@@ -177,13 +179,30 @@ class PipelineModel:
         return public_text(one_line(error, 1000), {str(self._model.folder): self._model.name})
 
 
+def _place(place: int, count: int) -> str:
+    """What a message calls one of several rows."""
+    return f"row {place}: " if count > 1 else ""
+
+
+def _check_sizes(jobs: Sequence[Job]) -> None:
+    """Raises: InvalidArgumentError: no rows, or images of different sizes."""
+    if not jobs:
+        raise InvalidArgumentError("the request has no rows")
+    sizes = {job.size for job in jobs}
+    if len(sizes) > 1:
+        listed = " and ".join(f"{width}x{height}" for width, height in sorted(sizes))
+        raise InvalidArgumentError(
+            f"the images of a request must have one size, got {listed}; send a request for each"
+        )
+
+
 def _first_error(rows: Sequence[Row]) -> Exception | None:
-    """Why the first row that failed did, with its place if there are several."""
+    """Why the first row that failed did."""
     for place, row in enumerate(rows):
         error = row.job.error
         if row.job.status != DONE and error is not None:
-            if len(rows) > 1 and isinstance(error, InvalidArgumentError):
-                return InvalidArgumentError(f"row {place}: {error}")
+            if isinstance(error, InvalidArgumentError):
+                return InvalidArgumentError(f"{_place(place, len(rows))}{error}")
             return error
     return None
 

@@ -19,7 +19,7 @@ from sdexport.runtime.version import __version__
 
 RECORD = "sdexport-triton.json"
 FORMAT_VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
+NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
 """Names of models and folders, which are the same on every system."""
 
 
@@ -42,7 +42,7 @@ class ModelRecord:
         """Raises: KeyError, TypeError, ValueError: not the shape of a record."""
         return cls(
             str(data["graph"]),
-            str(data["name"]),
+            _folder(data["name"]),
             tuple(map(TensorSpec.from_json, data["inputs"])),
             tuple(map(TensorSpec.from_json, data["outputs"])),
             int(data["max_batch_size"]),
@@ -51,7 +51,10 @@ class ModelRecord:
 
 
 def _folder(name: Any) -> str:
-    """The name of a folder itself. Raises: ValueError: it leads elsewhere."""
+    """The name of a folder itself.
+
+    Raises: ValueError: it is none, or leads elsewhere.
+    """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f"{shown(name)} is no name of a folder")
     return name
@@ -104,7 +107,7 @@ class RepositoryRecord:
             )
         with parsing(PackageError, path):
             return cls(
-                name=str(data["name"]),
+                name=_folder(data["name"]),
                 package=_folder(data["package"]),
                 digest=str(data["digest"]),
                 max_batch=int(data["max_batch"]),

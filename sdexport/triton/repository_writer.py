@@ -28,6 +28,11 @@ from sdexport.triton.served_package import served_files
 VERSION = "1"
 """The folder of a model's only version."""
 CONFIG = "config.pbtxt"
+MODEL = "model.py"
+_LONGEST = 64
+"""Characters of the name of the pipeline's model."""
+_RESERVED = (MODEL, RECORD, "__pycache__")
+"""Names that other files next to the pipeline have."""
 _MODEL_PY = '''"""The pipeline, for Triton's Python backend. Written by sdexport {version}."""
 
 from pathlib import Path
@@ -68,7 +73,7 @@ class RepositoryOptions:
 
     def __post_init__(self) -> None:
         """Raises: InvalidArgumentError: a value out of range."""
-        if self.name is not None and not NAME.fullmatch(self.name):
+        if self.name is not None and not _names_a_model(self.name):
             raise InvalidArgumentError(
                 f"name: {shown(self.name)} cannot name a model; use up to 64 ASCII letters, "
                 "digits, '_', '-' and '.'"
@@ -124,7 +129,7 @@ def write_repository(
         records = [writer.graph(model) for model in models]
         record = RepositoryRecord(
             name=name,
-            package=_folder_name(source) or name,
+            package=_small_folder(source),
             digest=str(opened.digest),
             max_batch=options.max_batch,
             max_pixels=options.max_pixels,
@@ -189,7 +194,18 @@ def _check_kind(package: Package) -> None:
 def _folder_name(source: Path) -> str | None:
     """The name of the package's folder, if it can be that of a model or folder on any system."""
     name = Path(os.path.realpath(source)).name
-    return name if NAME.fullmatch(name) else None
+    return name if _names_a_model(name) else None
+
+
+def _names_a_model(name: str) -> bool:
+    """Whether a model may have this name, and further ones one that begins so."""
+    return len(name) <= _LONGEST and NAME.fullmatch(name) is not None
+
+
+def _small_folder(source: Path) -> str:
+    """The name of the folder next to the pipeline with the package's small files."""
+    name = _folder_name(source)
+    return "package" if name is None or name.casefold() in _RESERVED else name
 
 
 class _Writer:
@@ -245,7 +261,7 @@ class _Writer:
         manifest = self._package.manifest.to_json()
         self._text(f"{small}/{MANIFEST}", manifest)
         self._text(f"{version}/{RECORD}", record.to_json())
-        self._text(f"{version}/model.py", _MODEL_PY.format(version=__version__))
+        self._text(f"{version}/{MODEL}", _MODEL_PY.format(version=__version__))
 
     def _text(self, path: str, content: str) -> None:
         self._on_file(path)

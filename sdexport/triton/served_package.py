@@ -11,6 +11,7 @@ from pathlib import Path
 from sdexport.engines.cache.hash_check import HashCheck
 from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import CheckedFiles, FileIdentity
+from sdexport.engines.messages import plain
 from sdexport.engines.onnx_file.declared_values import DeclaredValue
 from sdexport.engines.onnx_file.graph_survey import GraphSurvey
 from sdexport.engines.session import TensorSpec
@@ -24,7 +25,13 @@ from sdexport.runtime.packages.listed_files import (
     check_records,
     inside,
 )
-from sdexport.runtime.packages.manifest import FileRecord, Manifest, read_json, read_manifest
+from sdexport.runtime.packages.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    read_json,
+    read_manifest,
+)
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.packages.package_files import altered, opened_records
 from sdexport.triton.repository_record import ModelRecord, RepositoryRecord
@@ -71,9 +78,9 @@ def _declared(spec: TensorSpec) -> DeclaredValue:
 def load_served(folder: Path, record: RepositoryRecord, repository: Path) -> Package:
     """Load and check the package without graphs that is next to the pipeline.
 
-    The files of the graphs' models are compared with their hashes as well, if they are where the
-    repository was written: Triton copies models from a remote repository one by one, and then
-    nothing here can read them. That is logged.
+    The files of the graphs' models are compared with their hashes as well, if these models are in
+    the same folder: Triton copies models from a remote repository one by one, and then nothing here
+    can read them. That is logged.
 
     Args:
       folder: with sdexport.json and the small files. repository: the folder of all models.
@@ -90,6 +97,7 @@ def load_served(folder: Path, record: RepositoryRecord, repository: Path) -> Pac
     missing = [name for name in manifest.components if name not in models]
     if missing:
         raise PackageError(f"{folder}: the repository has no model of {', '.join(missing)}")
+    _check_graphs(folder, manifest, record)
     identities: dict[Path, FileIdentity] = {}
     small = opened_records(folder, served_files(manifest), identities)
     HashCheck(small, partial(altered, folder), what=str(folder)).wait()
@@ -109,16 +117,40 @@ def load_served(folder: Path, record: RepositoryRecord, repository: Path) -> Pac
     return package
 
 
+def _check_graphs(folder: Path, manifest: Manifest, record: RepositoryRecord) -> None:
+    """Check that the models run the package's own graphs.
+
+    Raises: PackageError: the manifest lists no file with the hash of one of a model.
+    """
+    for model in record.models:
+        component = manifest.components.get(model.graph.partition(".")[0])
+        known = {each.sha256 for each in component.files} if component else set()
+        if not model.files or any(each.sha256 not in known for each in model.files):
+            raise PackageError(
+                f"{folder}: {MANIFEST} lists other files of {plain(model.graph)} than the "
+                "repository has"
+            )
+
+
 def _graph_hashes(repository: Path, record: RepositoryRecord) -> HashCheck | None:
     """Compares the graphs' files in threads; None if they are somewhere else."""
-    records = {file.path: file for model in record.models for file in model.files}
-    paths = [inside(repository, path) for path in records]
-    if not any(map(os.path.lexists, paths)):
+    records: dict[str, FileRecord] = {}
+    elsewhere = []
+    for model in record.models:
+        if os.path.lexists(repository / model.name):
+            records |= {file.path: file for file in model.files}
+        else:
+            elsewhere.append(model.name)
+    for path in records:
+        inside(repository, path)
+    if elsewhere:
         _log.warning(
-            "%s: the graphs are not in this folder, as Triton copied them from a remote "
-            "repository; their hashes were not compared",
+            "%s: not in the same folder, as in a remote repository: %s; their hashes were not "
+            "compared",
             record.name,
+            ", ".join(elsewhere),
         )
+    if not records:
         return None
     opened = opened_records(repository, records.values(), {})
     return HashCheck(opened, partial(altered, repository), what=str(repository))

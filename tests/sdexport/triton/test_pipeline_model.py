@@ -17,6 +17,7 @@ from PIL import Image
 
 from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import PACKAGE_DIR
+from sdexport.engines.errors import EngineError
 from sdexport.exporter import export
 from sdexport.server.request_checks import argument_names
 from sdexport.triton.pipeline_tensors import INPUTS, JSON, NOT_INPUTS
@@ -117,7 +118,7 @@ def test_images_of_other_families_are_those_of_the_library(family: str, tmp_path
     export(build(family, tmp_path / family), package)
     further: dict[str, Any] = {}
     if "inpainting" in family or family == "refiner":
-        further = {"image": picture()}
+        further = {"image": picture(), "strength": 0.8}
     if "inpainting" in family:
         further |= {"mask_image": mask()}
     check_family(package, tmp_path, further)
@@ -236,12 +237,33 @@ def test_images_of_several_sizes_in_a_request(server: TritonServer) -> None:
     rows = [{"prompt": "a star", **SMALL}, {"prompt": "a star", **SMALL, "width": 128}]
     with pytest.raises(RequestError, match="must have one size, got 64x64 and 128x64"):
         server.infer("demo", tensors(*rows))
+    assert not server.calls  # before anything runs
 
 
 def test_an_error_of_a_row_names_it(server: TritonServer) -> None:
     rows = [{"prompt": "a star", "clip_skip": skip, **SMALL} for skip in (0, 99)]
     with pytest.raises(RequestError, match="row 1: clip_skip"):
         server.infer("demo", tensors(*rows))
+    rows = [{"prompt": "a star", **SMALL, "width": width} for width in (64, 65)]
+    with pytest.raises(RequestError, match="row 1: width must be a multiple of 8"):
+        server.infer("demo", tensors(*rows))
+
+
+def test_a_batch_that_fails_is_run_one_by_one(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Pipeline.__call__
+
+    def fails_together(self: Pipeline, **arguments: Any) -> Any:
+        if isinstance(arguments["prompt"], list) or arguments["prompt"] == "bad":
+            raise EngineError("it does not fit")
+        return call(self, **arguments)
+
+    monkeypatch.setattr(Pipeline, "__call__", fails_together)
+    requests = [tensors({"prompt": prompt, **SMALL}) for prompt in ("good", "bad")]
+    good, bad = server.infer_batch("demo", requests)
+    assert not isinstance(good, RequestError) and good["image"].shape == (1, 64, 64, 3)
+    assert isinstance(bad, RequestError) and str(bad) == "it does not fit"
 
 
 def test_a_package_without_safety_checker_is_named(server: TritonServer) -> None:
@@ -340,6 +362,8 @@ def copied(repository: Path, tmp_path: Path) -> Path:
         (lambda f: edited(f, wrong_path), "points outside"),
         (lambda f: edited(f, lambda r: r.update(package="..")), "no name of a folder"),
         (lambda f: edited(f, lambda r: r.update(models=7)), "is damaged"),
+        (lambda f: edited(f, wrong_hash), "lists other files of text_encoder"),
+        (lambda f: edited(f, wrong_name), "no name of a folder"),
         (lambda f: (f.parents[1] / "demo_unet/1/model.onnx").unlink(), "model.onnx is missing"),
     ],
 )
@@ -373,6 +397,14 @@ def wrong_path(record: Any) -> None:
     record["models"][0]["files"][0]["path"] = "../../outside.onnx"
 
 
+def wrong_hash(record: Any) -> None:
+    record["models"][0]["files"][0]["sha256"] = "0" * 64
+
+
+def wrong_name(record: Any) -> None:
+    record["models"][0]["name"] = "../other"
+
+
 def test_an_altered_graph_gives_no_image(repository: Path, tmp_path: Path) -> None:
     folder = copied(repository, tmp_path)
     weights = folder / "demo_vae_decoder/1/model.onnx"
@@ -397,6 +429,6 @@ def test_graphs_elsewhere_are_named(
             alone._graphs.setdefault(name, server._graph(name))
     with caplog.at_level(logging.WARNING):
         found = alone.infer("demo", tensors({"prompt": "a star", **SMALL}))
-    assert "their hashes were not compared" in caplog.text
+    assert "not in the same folder" in caplog.text and "demo_unet" in caplog.text
     same = server.infer("demo", tensors({"prompt": "a star", **SMALL}))
     np.testing.assert_array_equal(found["image"], same["image"])

@@ -21,7 +21,7 @@ from sdexport.engines.session import TensorSpec
 from sdexport.runtime.packages.manifest import MANIFEST
 from sdexport.runtime.packages.package import Package
 from sdexport.triton import repository_writer
-from sdexport.triton.graph_models import GraphModel, has_batch
+from sdexport.triton.graph_models import GraphModel, has_batch, model_files
 from sdexport.triton.model_config import ConfigTensor, ModelConfig, quoted
 from sdexport.triton.pipeline_tensors import INPUTS, OUTPUTS
 from sdexport.triton.repository_record import RECORD, RepositoryRecord
@@ -267,6 +267,22 @@ def test_a_folder_that_cannot_name_a_model(tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, ["triton", str(package), str(tmp_path / "models")])
     assert shown.exit_code == 1 and "give one with --name" in shown.stderr
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("name", ["model.py", "__pycache__", "grün"])
+def test_odd_folders_of_packages(tmp_path: Path, name: str) -> None:
+    package = Path(shutil.copytree(PACKAGE_DIR, tmp_path / name))
+    record = write_repository(package, tmp_path / "models", options=DEMO)
+    assert record.package == "package"
+    TritonServer(tmp_path / "models").python("demo")
+
+
+def test_weights_in_the_name_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Package.load(PACKAGE_DIR, verify=False)
+    survey = replace(package.surveys.of("unet"), locations=frozenset({"model.onnx"}))
+    monkeypatch.setattr(package.surveys, "of", lambda graph: survey)
+    with pytest.raises(PackageError, match=r"its weights are in model\.onnx"):
+        model_files(package, "unet")
 
 
 def test_what_is_replaced(tmp_path: Path, repository: Path) -> None:
