@@ -7,7 +7,7 @@ SETUP = pyproject.toml setup.py constraints.txt runtime/noise/_noise.c
 DEMO ?= sdexport-demo
 BENCH ?= .bench
 
-.PHONY: demo serve test test-slow test-interop fuzz fuzz-server fuzz-nightly perf lint docs demo-package dist bench bench-quick release clean
+.PHONY: demo serve test test-slow test-ray test-interop fuzz fuzz-server fuzz-nightly perf lint docs demo-package dist bench bench-quick release clean
 
 demo: $(VENV)/demo
 	$(BIN)/sdexport demo $(DEMO) --from-checkpoint --force
@@ -21,6 +21,10 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m 'slow or fuzz'
+
+# The server on Ray Serve, on two processors; Ray has 500 MB.
+test-ray: $(VENV)/ray
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/sdexport/server/test_ray.py tests/test_deploy.py
 
 # Our packages in Optimum and its folders here, compared; makes .venv-interop, which needs PyPI.
 test-interop: $(VENV)/test
@@ -91,6 +95,10 @@ $(VENV)/test: $(SETUP) | $(BIN)/python
 	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test]"
 	$(PIP) --no-deps k-diffusion tritonclient
 	-$(BIN)/python -m tests.helpers.software_gpu
+	touch $@
+
+$(VENV)/ray: $(SETUP) | $(BIN)/python
+	$(PIP) --editable ".[cpu,openvino,tensorrt-rtx,export,test,ray]"
 	touch $@
 
 $(VENV)/fuzz: $(SETUP) | $(BIN)/python

@@ -50,6 +50,7 @@ NOT_RUN = {
     "lora.md": 2,
     "openai-api.md": 1,
     "performance.md": 2,
+    "ray.md": 2,
     "server.md": 3,
     "server-page.md": 1,
     "signing.md": 5,

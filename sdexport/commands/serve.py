@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from sdexport.server.server_settings import ServerSettings
 
 GB = 1_000_000_000
-SHORTEST_KEY = 16
-"""Characters of a key."""
 
 
 @click.command()
@@ -109,9 +107,10 @@ def _settings(api_key_file: Path | None, given: Mapping[str, Any]) -> ServerSett
 
     Raises: InvalidArgumentError: others can reach the server, and no key is required.
     """
+    from sdexport.server.api_keys import read_keys
     from sdexport.server.server_settings import ServerSettings
 
-    settings = ServerSettings(**given, api_keys=_keys(api_key_file))
+    settings = ServerSettings(**given, api_keys=read_keys(api_key_file))
     _check_exposure(settings.host, settings.api_keys)
     return settings
 
@@ -169,29 +168,6 @@ def _check_installed() -> None:
             f"the server needs {error.name or 'FastAPI'}, which is not installed"
             f"{import_failure(error)}; run: pip install 'sdexport[serve]'"
         ) from error
-
-
-def _keys(path: Path | None) -> tuple[str, ...]:
-    """The keys in a file, one a line.
-
-    Raises: InvalidArgumentError: no key, or one that is easy to guess.
-    """
-    if path is None:
-        return ()
-    from sdexport.engines.errors import InvalidArgumentError
-    from sdexport.engines.guarded_files import read_guarded
-
-    content = read_guarded(path, error=InvalidArgumentError, limit=1_000_000)
-    try:
-        lines = content.decode("ascii").split()
-    except UnicodeDecodeError:
-        lines = []
-    if not lines or any(len(line) < SHORTEST_KEY for line in lines):
-        raise InvalidArgumentError(
-            f"{path}: expected keys of {SHORTEST_KEY} or more ASCII characters, one a line; make "
-            "one with: openssl rand -base64 32"
-        )
-    return tuple(lines)
 
 
 def _check_exposure(host: str, keys: Iterable[str]) -> None:

@@ -171,15 +171,10 @@ def named_folders(texts: Sequence[str], what: str) -> dict[str, Path]:
 
     Raises: click.UsageError: two have the same name, or a name that cannot be one.
     """
-    found: dict[str, Path] = {}
-    for text in texts:
-        name, equals, rest = text.partition("=")
-        folder = Path(rest if equals and not Path(text).is_dir() else text)
-        if not equals or Path(text).is_dir():
-            name = folder.resolve().name
-        if not name or not name.isprintable() or len(name) > 200:
-            raise click.UsageError(f"{what}: expected NAME=PACKAGE, got {text!r}")
-        if name in found:
-            raise click.UsageError(f"{what}: two are called {name}; use NAME=PACKAGE")
-        found[name] = folder
-    return found
+    from sdexport.engines.errors import InvalidArgumentError
+    from sdexport.server.registered_names import folders_by_name
+
+    try:
+        return folders_by_name(texts, what)
+    except InvalidArgumentError as error:
+        raise click.UsageError(str(error)) from error

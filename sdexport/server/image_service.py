@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError, SDExportError
-from sdexport.engines.exit_actions import CANCEL
-from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.schedulers.catalog import catalog
 from sdexport.runtime.version import __version__
+from sdexport.server.batch_engines import ClosableEngines, LocalEngine
 from sdexport.server.batching import batch_key
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.input_images import ImageBudget, RequestImages
 from sdexport.server.job_events import events
 from sdexport.server.job_queue import JobObserver, JobQueue
-from sdexport.server.job_runner import JobRunner
 from sdexport.server.jobs import DONE, Job, JobEvent
-from sdexport.server.model_store import ModelStore
+from sdexport.server.model_store import Model, ModelStore
 from sdexport.server.registered_names import RegisteredNames
 from sdexport.server.request_checks import (
     adapter_folders,
@@ -34,7 +31,6 @@ from sdexport.server.request_checks import (
 from sdexport.server.request_context import CLIENT, RELEASE_BODY
 from sdexport.server.server_settings import ServerSettings
 
-_log = logging.getLogger(__name__)
 _CANCELLING, _PAUSE = 5.0, 0.1
 """Seconds in which calls into an engine are cancelled at the end, and between two attempts."""
 _FETCHING = 5.0
@@ -73,8 +69,9 @@ class ImageService:
       models: the packages.
       names: LoRAs and adapters that requests may name.
       observer: hears of jobs.
+      engines: run the jobs; default one in this process, which opens the models.
     Attributes:
-      is_ready: whether the first model is open.
+      is_ready: whether the first job can run.
       image_budget: limits the input images of all requests.
     """
 
@@ -84,12 +81,14 @@ class ImageService:
         names: RegisteredNames | None = None,
         settings: ServerSettings | None = None,
         observer: JobObserver | None = None,
+        engines: ClosableEngines | None = None,
     ) -> None:
         self.models, self.names = models, names or RegisteredNames()
         self.settings = settings or ServerSettings()
         self.is_ready = False
+        self._engines = engines or LocalEngine(models)
         self.queue = JobQueue(
-            JobRunner(models),
+            self._engines,
             lambda job: job.batch_key,
             self.settings,
             observer or NoObserver(),
@@ -98,15 +97,11 @@ class ImageService:
         self._folders = {str(m.folder): m.name for m in models.models} | self.names.folders
 
     def start(self) -> None:
-        """Open the first model, and begin to run jobs.
+        """Wait until the first model can run, and begin to run jobs.
 
         Raises: see load_pipeline and Pipeline.warm_up.
         """
-        pipeline = self.models.open(self.models.models[0])
-        if self.settings.warm_up:
-            _log.info("warm-up: %.2f s", pipeline.warm_up())
-        else:  # in the background, so that the first job waits less
-            pipeline.open_ahead(pipeline.package.family.prompt_components)
+        self._engines.start(warm_up=self.settings.warm_up)
         self.queue.start()
         self.is_ready = True
 
@@ -148,26 +143,21 @@ class ImageService:
             request_id=request_id,
             client=CLIENT.get(),
         )
-        job.batch_key = self._batch_key(made, count, model.pipeline)
+        job.batch_key = self._batch_key(made, count, model)
         job.size = output_size(arguments, model)
         job.held = sum(image.width * image.height * 4 for image in input_images(arguments))
         self.queue.add(job)
         RELEASE_BODY.get()()
         return job
 
-    def _batch_key(
-        self, request: ImageRequest, count: int, pipeline: Pipeline | None
-    ) -> Hashable | None:
-        """See batch_key; `pipeline` is the model's, if it is open."""
-        if pipeline is None:
-            return batch_key(request, count)
-        files = self.names.lora_files(request.arguments)
-        return batch_key(
-            request,
-            count,
-            pipeline.text_encoders.tokenizers.values(),
-            loras_may_add_words=not files or any(map(pipeline.lora_may_add_words, files)),
+    def _batch_key(self, request: ImageRequest, count: int, model: Model) -> Hashable | None:
+        """See batch_key; it knows more of a model that is open."""
+        pipeline, files = model.pipeline, self.names.lora_files(request.arguments)
+        may_add_words = (
+            pipeline is None or not files or any(map(pipeline.lora_may_add_words, files))
         )
+        tokenizers = self.models.tokenizers(model)
+        return batch_key(request, count, tokenizers, loras_may_add_words=may_add_words)
 
     def job(self, job_id: str) -> Job:
         """The job of an id.
@@ -240,9 +230,9 @@ class ImageService:
         self.queue.close(grace)
         until = time.monotonic() + _CANCELLING
         while not self.queue.join(_PAUSE) and time.monotonic() < until:
-            CANCEL.run()  # what an engine computes for jobs that are cancelled
+            self._engines.interrupt()
         if self.queue.join(0.0):
-            self.models.close()
+            self._engines.close()
         while time.monotonic() < end and any(map(_is_awaited, self.queue.jobs())):
             time.sleep(_PAUSE)
 

@@ -1,4 +1,4 @@
-"""The queue of jobs, and the one thread that runs them, compatible ones together."""
+"""The queue of jobs, and the threads that run them, compatible ones together."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
-from sdexport.engines.exit_actions import CANCEL
+from sdexport.server.batch_engines import Engines, OneEngine, Run
 from sdexport.server.ended_jobs import jobs_to_forget
 from sdexport.server.jobs import CANCELLED, ENDED, QUEUED, Job, JobEvent
 from sdexport.server.server_errors import (
@@ -45,37 +46,40 @@ class JobQueue:
     """Jobs that wait, run and have ended. Safe to use from several threads.
 
     A job that finds the server idle starts at once. While several clients are served, a job waits
-    for others that can run with it: up to `batch_window` after it arrived or the engine was free.
+    for others that can run with it: up to `batch_window` after it arrived or an engine was free.
 
     Args:
-      run: runs jobs together and ends each of them; it must not raise.
+      engines: run the jobs; a function runs one batch at a time.
       key_of: what jobs that run together have in common; None for a job that runs alone.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Job]], None],
+        engines: Engines | Run,
         key_of: Callable[[Job], Hashable | None],
         settings: ServerSettings,
         observer: JobObserver,
     ) -> None:
-        self._run, self._key_of, self._settings = run, key_of, settings
+        self._engines = OneEngine(engines) if callable(engines) else engines
+        self._key_of, self._settings = key_of, settings
         self._observer = observer
         self._waiting: list[Job] = []
-        self._running: list[Job] = []
+        self._running: dict[int, Sequence[Job]] = {}  # thread -> its batch
+        self._engines_awaited: list[str | None] = []  # the model of each
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
         self._closing = self._stopped = False
         self._busy_until = self._free_since = -math.inf
         self._batch_seconds = _USUAL
-        self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for target, name in ((self._work, "jobs"), (self._watch, "deadlines"))
+        self._workers = [
+            threading.Thread(target=self._work, name="jobs", daemon=True)
+            for _ in range(self._engines.count)
         ]
+        self._watcher = threading.Thread(target=self._watch, name="deadlines", daemon=True)
 
     def start(self) -> None:
         """Begin to run jobs."""
-        for thread in self._threads:
+        for thread in (*self._workers, self._watcher):
             thread.start()
 
     @property
@@ -86,11 +90,12 @@ class JobQueue:
     @property
     def running(self) -> int:
         """Jobs that run and are not over."""
-        return sum(not job.is_over for job in self._running)
+        batches = list(self._running.values())
+        return sum(not job.is_over for batch in batches for job in batch)
 
     @property
     def busy(self) -> bool:
-        """Whether the engine works, perhaps for jobs that are over."""
+        """Whether an engine works, perhaps for jobs that are over."""
         return bool(self._running)
 
     @property
@@ -177,10 +182,12 @@ class JobQueue:
             self._changed.notify_all()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the thread that runs jobs, after `close`; whether it has ended."""
-        if self._threads[0].is_alive():
-            self._threads[0].join(timeout)
-        return not self._threads[0].is_alive()
+        """Wait for the threads that run jobs, after `close`; whether they have ended."""
+        until = time.monotonic() + timeout
+        for thread in self._workers:
+            if thread.is_alive():
+                thread.join(max(until - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in self._workers)
 
     def _note_end(self, job: Job, event: JobEvent) -> None:
         if event.kind in ENDED:
@@ -198,58 +205,108 @@ class JobQueue:
                 self._waiting.remove(job)
                 self._tell_waiting()
                 self._changed.notify_all()
-            elif job in self._running and not self.running:
-                CANCEL.run(self._threads[0].ident)  # the call of the engine that nobody waits for
+            for thread, batch in self._running.items():
+                if job in batch and all(each.is_over for each in batch):
+                    self._engines.interrupt(thread)  # a call that nobody waits for
 
     def _work(self) -> None:
-        while batch := self._take():
-            began, several = time.monotonic(), len(batch) > 1
-            self._observer.batch_started(batch)
-            self._run(batch)
-            ended = max(job.ended or began for job in batch)
-            was_served = any(job.status != CANCELLED for job in batch)
-            del batch  # with its images
-            with self._changed:
-                self._running = []
-                now = time.monotonic()
-                if was_served:  # its clients may come back
-                    self._free_since = now
-                if several or any(job.created < ended for job in self._waiting):
-                    self._busy_until = now + _BUSY
-                self._batch_seconds += 0.3 * (now - began - self._batch_seconds)
-                self._changed.notify_all()
+        while (first := self._await_job()) is not None:
+            model = first.request.model
+            with self._engines.free(first) as run:
+                del first
+                batch = self._take(model)
+                if batch:
+                    self._run_batch(run, batch)
+                del batch  # with its images
 
-    def _take(self) -> list[Job]:
-        """The next jobs that run together, none if the queue was stopped."""
+    def _run_batch(self, run: Run, batch: Sequence[Job]) -> None:
+        began, several = time.monotonic(), len(batch) > 1
+        self._observer.batch_started(batch)
+        run(batch)
+        ended = max(job.ended or began for job in batch)
+        was_served = any(job.status != CANCELLED for job in batch)
         with self._changed:
-            while True:
-                while not self._waiting and not self._stopped:
-                    self._changed.wait()
-                if self._stopped:
-                    return []
-                batch = self._compatible()
+            del self._running[threading.get_ident()]
+            now = time.monotonic()
+            if was_served:  # its clients may come back
+                self._free_since = now
+            if several or any(job.created < ended for job in self._waiting):
+                self._busy_until = now + _BUSY
+            self._batch_seconds += 0.3 * (now - began - self._batch_seconds)
+            self._changed.notify_all()
+
+    def _await_job(self) -> Job | None:
+        """The first job of a batch for which no engine is awaited; None if the queue was stopped.
+
+        Its engine counts as awaited until `_take` was called for its model.
+        """
+        with self._changed:
+            while not self._stopped:
+                first = self._unattended()
+                if first is not None:
+                    self._engines_awaited.append(first.request.model)
+                    return first
+                self._changed.wait()
+            return None
+
+    def _unattended(self) -> Job | None:
+        """The first job of a batch for which no engine is awaited yet."""
+        awaited = Counter(self._engines_awaited)
+        for first in self._first_of_batches():
+            if not awaited[first.request.model]:
+                return first
+            awaited[first.request.model] -= 1
+        return None
+
+    def _first_of_batches(self) -> Iterator[Job]:
+        """The job that waits longest in each batch that the jobs make now."""
+        room: dict[Hashable, int] = {}
+        for job in self._waiting:
+            key = self._key_of(job)
+            if key is not None and room.get(key, 0) >= job.count:
+                room[key] -= job.count
+            else:
+                room[key] = self._settings.max_batch - job.count
+                yield job
+
+    def _take(self, model: str | None) -> list[Job]:
+        """The next jobs that run together on an engine; none if none waits any more.
+
+        Args:
+          model: that the engine can run at once; others run if no job of it waits.
+        """
+        with self._changed:
+            while self._waiting and not self._stopped:
+                batch = self._compatible(model)
                 wait = self._waiting_time(batch)
                 if wait <= 0:
                     break
                 self._changed.wait(wait)
+            self._engines_awaited.remove(model)
+            if self._stopped or not self._waiting:
+                return []
             self._waiting = [job for job in self._waiting if job not in batch]
-            self._running = batch = [job for job in batch if job.begin()]
+            begun = [job for job in batch if job.begin()]
+            if begun:
+                self._running[threading.get_ident()] = begun
             self._tell_waiting()
-            return batch or self._take()
+            self._changed.notify_all()
+            return begun
 
     def _tell_waiting(self) -> None:
         for job in self._waiting:
             job.note_place()
 
-    def _compatible(self) -> list[Job]:
-        """The job that waits longest, and those that can run with it."""
-        if not self._waiting:
-            return []
-        first = self._waiting[0]
+    def _compatible(self, model: str | None) -> list[Job]:
+        """The job that waits longest, of a model if one does, and those that can run with it."""
+        of_model = (job for job in self._waiting if job.request.model == model)
+        first = next(of_model, self._waiting[0])
         key, count, batch = self._key_of(first), first.count, [first]
         if key is None:
             return batch
-        for job in self._waiting[1:]:
+        for job in self._waiting:
+            if job is first:
+                continue
             fits = count + job.count <= self._settings.max_batch
             if fits and self._key_of(job) == key:
                 batch.append(job)
@@ -258,7 +315,7 @@ class JobQueue:
 
     def _waiting_time(self, batch: Sequence[Job]) -> float:
         """Seconds for which to wait for more jobs."""
-        if not batch or self._closing or self._key_of(batch[0]) is None:
+        if self._closing or self._key_of(batch[0]) is None:
             return 0.0
         is_full = sum(job.count for job in batch) >= self._settings.max_batch
         now = time.monotonic()

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sdexport.runtime.packages.package import Package
 from sdexport.runtime.pipeline import Pipeline
 from sdexport.runtime.pipeline_loading import load_pipeline
 from sdexport.runtime.scheduler_argument import default_scheduler
+from sdexport.runtime.text.tokenizer import ClipTokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Model:
       held: bytes that it needs with its adapters, for the largest images since it was opened.
       largest: those of them that it needs without adapters.
       adapters: those of its last calls, the last used ones last.
+      workers: other processes that have it open, by an id.
     """
 
     name: str
@@ -47,6 +49,12 @@ class Model:
     held: int = 0
     largest: int = 0
     adapters: tuple[Path, ...] = ()
+    workers: set[str] = field(default_factory=set)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is in memory, here or in another process."""
+        return self.pipeline is not None or bool(self.workers)
 
     def describe(self) -> dict[str, Any]:
         """What clients want to know, as JSON can hold it."""
@@ -69,7 +77,7 @@ class Model:
             "needs_mask": family.masked_input,
             "safety": family.safety_checker in manifest.components,
             "digest": self.package.digest,
-            "open": self.pipeline is not None,
+            "open": self.is_open,
         }
 
 
@@ -125,6 +133,11 @@ class ModelStore:
                 f"model: unknown name {shown(name)}; the server has {', '.join(self._models)}"
             )
         return found
+
+    def tokenizers(self, model: Model) -> Collection[ClipTokenizer]:
+        """Those of a model that is open; none if they are not known."""
+        pipeline = model.pipeline
+        return () if pipeline is None else pipeline.text_encoders.tokenizers.values()
 
     def open(
         self,
@@ -200,10 +213,10 @@ class ModelStore:
                 f"the limit is {self.memory_limit / 1e9:.1f} GB (--memory-limit)"
             )
 
-    def close(self) -> None:
-        """Close all models; closing twice is allowed."""
+    def close(self, name: str | None = None) -> None:
+        """Close all models, or one of them; closing twice is allowed."""
         with self._closing:
-            for model in self.models:
+            for model in self.models if name is None else [self.model(name)]:
                 self._close(model)
 
     def _adapter(self, folder: Path) -> Package:

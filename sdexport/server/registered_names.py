@@ -157,6 +157,25 @@ class RegisteredNames:
         return files[0]
 
 
+def folders_by_name(texts: Sequence[str], what: str) -> dict[str, Path]:
+    """Folders by name, from values NAME=FOLDER or FOLDER, which is known by its own name.
+
+    Raises: InvalidArgumentError: two have the same name, or a name that cannot be one.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        folder = Path(rest if equals and not Path(text).is_dir() else text)
+        if not equals or Path(text).is_dir():
+            name = folder.resolve().name
+        if not name or not name.isprintable() or len(name) > 200:
+            raise InvalidArgumentError(f"{what}: expected NAME=PACKAGE, got {text!r}")
+        if name in found:
+            raise InvalidArgumentError(f"{what}: two are called {name}; use NAME=PACKAGE")
+        found[name] = folder
+    return found
+
+
 def check_number(what: str, items: Sequence[Any]) -> None:
     """Raises: InvalidArgumentError: more LoRAs or adapters than a request may have."""
     if len(items) > MOST_ADAPTERS:

@@ -154,6 +154,7 @@ class RequestGuard:
         self._check_origin(scope, headers, host)
         if not _needs_no_key(scope, headers):
             CLIENT.set(self._check_key(headers) or _address(scope))
+            self._check_client(scope)
 
     def _check_host(self, headers: _Headers) -> str:
         """The Host header, which a page that rebinds its name to this address cannot choose."""
@@ -192,6 +193,15 @@ class RequestGuard:
                 {"WWW-Authenticate": "Bearer"},
             )
         return f"key {fits.index(True)}"
+
+    def _check_client(self, scope: Scope) -> None:
+        """Without a key, a server that does not know where it listens serves this machine alone."""
+        if self._settings.api_keys or not self._settings.needs_key_beyond_loopback:
+            return
+        if not _is_loopback(_address(scope)):
+            raise _Rejected(
+                403, "without a key only this machine is served; set api_key_file on the server"
+            )
 
     async def _body(self, headers: _Headers, receive: Receive, *, is_small: bool) -> list[bytes]:
         limit = self._settings.max_body
@@ -327,6 +337,10 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_loopback(name: str) -> bool:
+    return _is_address(name) and ipaddress.ip_address(name).is_loopback
 
 
 def _given_key(headers: _Headers) -> bytes:

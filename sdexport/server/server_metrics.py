@@ -53,7 +53,7 @@ class ServerMetrics:
             (
                 "models_open",
                 "Models in memory",
-                lambda: sum(model.pipeline is not None for model in service.models.models),
+                lambda: sum(model.is_open for model in service.models.models),
             ),
             ("ready", "Whether the server is ready", lambda: float(service.is_ready)),
         ):

@@ -14,6 +14,8 @@ class ServerSettings:
     Attributes:
       host, port: where it listens.
       api_keys: one of them is required in each request; none if it is empty.
+      needs_key_beyond_loopback: whether only clients of this machine are served without keys. It is
+        for servers that do not know where they listen; others check that at the start.
       allowed_hosts: names by which clients may call the server, besides loopback and addresses.
       cors_origins: origins of pages on other sites that may use the server.
       max_queue: jobs that wait at most.
@@ -43,6 +45,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    needs_key_beyond_loopback: bool = False
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_queue: int = 64
