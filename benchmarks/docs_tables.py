@@ -20,6 +20,7 @@ from benchmarks import (
     memory_need_table,
     operators_table,
     plans_table,
+    ray_serve_table,
     security_tables,
     server_table,
     startup_table,
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 _NAMES = (
     *("performance.md", "verification.md", "security.md", "tensorrt-builds.md"),
     *("start-and-memory.md", "controlnet.md", "lora.md", "t2i-adapter.md", "ip-adapter.md"),
-    *("generate.md", "server.md"),
+    *("generate.md", "server.md", "ray.md"),
 )
 PAGES = [ROOT / "docs" / name for name in _NAMES if (ROOT / "docs" / name).is_file()]
 COMMAND = "python -m benchmarks.docs_tables"
@@ -216,6 +217,7 @@ def all_tables() -> dict[str, str]:
         controlnet_table.table(_read("controlnet")) if _has("controlnet") else MISSING
     )
     found["server"] = server_table.table(_read("server") if _has("server") else {})
+    found["ray_serve"] = ray_serve_table.table(_read("ray_serve") if _has("ray_serve") else {})
     for name in ("t2i_adapter", "ip_adapter", "safety_checker"):
         table = getattr(adapter_tables, name)
         found[name] = table(_read("adapter_costs")) if _has("adapter_costs") else MISSING
