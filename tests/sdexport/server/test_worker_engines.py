@@ -141,7 +141,7 @@ def test_several_batches_run_at_a_time(store: ModelStore, demo_package: Path) ->
         wait_until(lambda: sum(job.status == "running" for job in jobs) == 2)
         assert service.queue.running == 2 and service.queue.waiting == 1
         assert service.queue.position(jobs[2]) == 0
-        for job in jobs:
+        for job in reversed(jobs):  # first the one that waits
             service.cancel(job.id)
         wait_until(lambda: not service.queue.busy)
         assert [len(worker.batches) for worker in both] == [1, 1]
