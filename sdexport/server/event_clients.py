@@ -1,13 +1,15 @@
-"""Cancels a job whose clients have gone: nobody reads its events any more."""
+"""The streams of a job's events: cancels a job whose clients have gone, and shares the texts."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from sdexport.server.image_service import ImageService
-from sdexport.server.jobs import Job
+from sdexport.server.jobs import Job, JobEvent
 
 
 class EventClients:
@@ -48,3 +50,20 @@ class EventClients:
         self._timers.pop(job.id, None)
         if job.id not in self._open:
             self._service.queue.cancel(job, "the client closed the stream of events")
+
+
+class EventTexts:
+    """Makes the text of an event once for all streams of a job, as previews take time to encode."""
+
+    def __init__(self, make: Callable[[Job, JobEvent], Coroutine[Any, Any, str]]) -> None:
+        self._make = make
+        self._latest: WeakKeyDictionary[Job, tuple[JobEvent, asyncio.Task[str]]]
+        self._latest = WeakKeyDictionary()
+
+    async def of(self, job: Job, event: JobEvent) -> str:
+        """The text of an event."""
+        known = self._latest.get(job)
+        if known is None or known[0] is not event:
+            known = event, asyncio.ensure_future(self._make(job, event))
+            self._latest[job] = known
+        return await asyncio.shield(known[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +14,9 @@ MAX_HEADER = 32_768
 SLOWEST = 1024
 """Bytes that a client must read in a second, on average over `send_seconds`."""
 
+_AWAITED = (h11.IDLE, h11.SEND_BODY)
+"""States of a client that has not sent the whole of a request."""
+
 
 def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type[H11Protocol]:
     """A protocol that ends connections of clients that are too slow, or too many.
@@ -22,8 +24,8 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
     Args:
       header_seconds: in which the whole header of a request must arrive.
       send_seconds: in which a client must take a part of what waits to be sent; see SLOWEST.
-      most: connections that are open at a time. For another one, the oldest is closed of those that
-        wait for their client, of the address that has most of them; see _closable.
+      most: connections that are open at a time. For another one, some of those are closed whose
+        clients say nothing; see _closable.
     """
 
     class TimedProtocol(H11Protocol):
@@ -36,11 +38,12 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
             super().connection_made(transport)
             self._waits_since = self.loop.time()
             if len(self.connections) > most:
-                closed = _closable(other for other in self.connections if other is not self)
-                if closed is None:  # all of them wait for this server
+                closable = _closable(other for other in self.connections if other is not self)
+                if not closable:  # all of them wait for this server
                     transport.abort()
                     return
-                closed.transport.abort()
+                for other in closable[: max(most // 16, 1)]:  # looking for them takes time
+                    other.transport.abort()
             self._wait_for_header()
 
         def data_received(self, data: bytes) -> None:
@@ -55,6 +58,15 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
             self._stop_waiting()
             self.resume_writing()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.close()  # there was a response already
+                return
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True  # the application need not answer any more
+                self.cycle.message_event.set()
+            super().send_400_response(msg)
 
         def on_response_complete(self) -> None:
             self._waits_since = self.loop.time()
@@ -102,25 +114,20 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
     return TimedProtocol
 
 
-def _closable(connections: Iterable[Any]) -> Any | None:
-    """The connection that is closed to make room; None if no client keeps the server waiting.
+def _closable(connections: Iterable[Any]) -> list[Any]:
+    """The connections that are closed to make room; none if no client keeps the server waiting.
 
-    It is of the address that has most of those that wait: the oldest whose header is awaited, else
-    the oldest whose body is.
+    They are of the address that has most of those that wait: the oldest whose header is awaited
+    first, then the oldest whose body is.
     """
-    waiting = [
-        each
-        for each in connections
-        if isinstance(each, H11Protocol)
-        and each.conn.their_state in (h11.IDLE, h11.SEND_BODY)
-        and not each.transport.is_closing()
-    ]
-    number = Counter(_address(each) for each in waiting)
-
-    def order(each: Any) -> tuple[int, bool, float]:
-        return -number[_address(each)], each.conn.their_state is not h11.IDLE, each._waits_since
-
-    return min(waiting, key=order, default=None)
+    waiting: dict[str, list[Any]] = {}
+    for each in connections:
+        is_awaited = isinstance(each, H11Protocol) and each.conn.their_state in _AWAITED
+        if is_awaited and not each.transport.is_closing():
+            waiting.setdefault(_address(each), []).append(each)
+    of_one = max(waiting.values(), key=len, default=[])
+    of_one.sort(key=lambda each: (each.conn.their_state is not h11.IDLE, each._waits_since))
+    return of_one
 
 
 def _address(connection: H11Protocol) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from fastapi.responses import StreamingResponse
 
 from sdexport.engines.errors import InvalidArgumentError
 from sdexport.server.error_bodies import kind_of, native_body
-from sdexport.server.event_clients import EventClients
+from sdexport.server.event_clients import EventClients, EventTexts
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
 from sdexport.server.input_images import RequestImages, decoded_images, in_decoding_thread
@@ -49,6 +50,7 @@ def router(service: ImageService) -> APIRouter:
     """The routes of this API."""
     routes = APIRouter(prefix="/v1", tags=["Jobs"], route_class=JsonRoute, responses=_ERRORS)
     clients = EventClients(service)
+    texts = EventTexts(partial(_text, service))
 
     @routes.get("/server")
     async def server() -> dict[str, Any]:
@@ -85,7 +87,7 @@ def router(service: ImageService) -> APIRouter:
         """
         job = service.job(job_id)
         return StreamingResponse(
-            clients.during(job, _stream(service, job)),
+            clients.during(job, _stream(service, job, texts)),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -194,7 +196,7 @@ async def with_images(
     return found
 
 
-async def _stream(service: ImageService, job: Job) -> AsyncGenerator[str]:
+async def _stream(service: ImageService, job: Job, texts: EventTexts) -> AsyncGenerator[str]:
     """The events of a job as text, and a comment now and then while there are none."""
     iterator = service.events(job)
     pending: asyncio.Future[JobEvent] = asyncio.ensure_future(anext(iterator))
@@ -208,7 +210,7 @@ async def _stream(service: ImageService, job: Job) -> AsyncGenerator[str]:
                 event = pending.result()
             except StopAsyncIteration:
                 return
-            yield await _text(service, job, event)
+            yield await texts.of(job, event)
             pending = asyncio.ensure_future(anext(iterator))
     finally:
         pending.cancel()

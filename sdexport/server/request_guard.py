@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdexport.server.error_bodies import ErrorBodies
+from sdexport.server.http_protocol import MAX_HEADER
 from sdexport.server.job_tracing import join_trace
 from sdexport.server.request_context import CLIENT, RELEASE_BODY, REQUEST_ID
 from sdexport.server.server_metrics import ServerMetrics
@@ -150,6 +151,11 @@ class RequestGuard:
         )
 
     def _check_head(self, scope: Scope, headers: _Headers) -> None:
+        target = (scope.get("raw_path") or b"") + scope.get("query_string", b"")
+        if headers.size + len(target) > MAX_HEADER:  # it arrived in one piece
+            raise _Rejected(431, f"the header is larger than {MAX_HEADER:,} bytes")
+        if headers.all("content-length") and headers.all("transfer-encoding"):
+            raise _Rejected(400, "the body has a Content-Length and a Transfer-Encoding")
         host = self._check_host(headers)
         self._check_origin(scope, headers, host)
         if not _needs_no_key(scope, headers):
@@ -245,6 +251,11 @@ class _Headers:
 
     def __init__(self, scope: Scope) -> None:
         self._all = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(len(key) + len(value) + 4 for key, value in self._all)
 
     @property
     def first(self) -> dict[str, str]:

@@ -267,7 +267,7 @@ def test_many_fuzzed_requests_leave_nothing(
     assert failures == []
     assert after["threads"] <= before["threads"] + 8  # the pool for images
     assert after["memory"] <= before["memory"] + FUZZ_SERVER_MB
-    wait_until(lambda: len(quick.service.queue.jobs()) <= 20)
+    wait_until(lambda: len(quick.service.queue.jobs()) <= 2 * 20)  # done, and others
 
 
 @pytest.mark.fuzz

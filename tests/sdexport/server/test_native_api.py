@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -17,6 +18,9 @@ from sdexport import Pipeline
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.result import Result
 from sdexport.server import image_service
+from sdexport.server.event_clients import EventTexts
+from sdexport.server.image_request import ImageRequest
+from sdexport.server.jobs import Job, JobEvent
 from tests.helpers.live_server import PATIENCE, LiveServer, live_server, wait_until
 
 STEPS = {"num_inference_steps": 2, "width": 64, "height": 64}
@@ -319,3 +323,26 @@ def test_closing_waits_for_images_that_were_not_fetched(
             assert live.request("GET", job["images"][index]["url"])[0] == 200
         closing.join(PATIENCE / 2)
         assert not closing.is_alive()
+
+
+def test_the_text_of_an_event_is_made_once_for_all_streams() -> None:
+    made: list[JobEvent] = []
+
+    async def make(job: Job, event: JobEvent) -> str:
+        made.append(event)
+        await asyncio.sleep(0)
+        return event.kind
+
+    async def run() -> list[str]:
+        texts, job = EventTexts(make), Job(ImageRequest("demo", {}), 1)
+        events = JobEvent("step", 1), JobEvent("step", 2)
+        found = [await asyncio.gather(*(texts.of(job, each) for _ in range(5))) for each in events]
+        task = asyncio.ensure_future(texts.of(job, JobEvent("done")))
+        await asyncio.sleep(0)
+        other = asyncio.ensure_future(texts.of(job, made[-1]))
+        await asyncio.sleep(0)
+        task.cancel()  # this client went away; the other one gets its text
+        return [*found[0], *found[1], await other]
+
+    assert asyncio.run(run()) == ["step"] * 10 + ["done"]
+    assert len(made) == 3
