@@ -45,7 +45,7 @@ NOT_RUN = {
     "export.md": 2,
     "getting-started.md": 4,
     "gpu-benchmark.md": 2,
-    "controlnet.md": 6,
+    "controlnet.md": 7,
     "ip-adapter.md": 2,
     "lora.md": 2,
     "openai-api.md": 1,
