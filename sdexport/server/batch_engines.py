@@ -41,10 +41,11 @@ class Engines(Protocol):
 class ClosableEngines(Engines, Protocol):
     """The engines of a service."""
 
-    def start(self, *, warm_up: bool) -> None:
+    def start(self, begin: Callable[[], None], *, warm_up: bool) -> None:
         """Wait until the first job can run.
 
         Args:
+          begin: called when jobs may be taken.
           warm_up: whether an image is generated with the first model.
         Raises: see load_pipeline and Pipeline.warm_up.
         """
@@ -79,13 +80,14 @@ class LocalEngine(OneEngine):
         super().__init__(JobRunner(models))
         self._models = models
 
-    def start(self, *, warm_up: bool) -> None:
-        """Open the first model."""
+    def start(self, begin: Callable[[], None], *, warm_up: bool) -> None:
+        """Open the first model, and take jobs then."""
         pipeline = self._models.open(self._models.models[0])
         if warm_up:
             _log.info("warm-up: %.2f s", pipeline.warm_up())
         else:  # in the background, so that the first job waits less
             pipeline.open_ahead(pipeline.package.family.prompt_components)
+        begin()
 
     def close(self) -> None:
         """Close the models, when nothing runs."""

@@ -101,8 +101,7 @@ class ImageService:
 
         Raises: see load_pipeline and Pipeline.warm_up.
         """
-        self._engines.start(warm_up=self.settings.warm_up)
-        self.queue.start()
+        self._engines.start(self.queue.start, warm_up=self.settings.warm_up)
         self.is_ready = True
 
     def request_images(self) -> RequestImages:

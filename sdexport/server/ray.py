@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,8 @@ SERVER, WORKER = "ImageServer", "ImageWorker"
 """The names of the deployments."""
 _AHEAD = 1
 """Calls that wait on a replica while it runs a batch, so that it need not be found again."""
+_FAREWELL = 5.0
+"""Seconds in which a worker that is removed tells the server so."""
 _SHORTEST, _LONGEST = 0.5, 10.0
 """Seconds between two reports of a replica's calls, from which replicas are added or removed."""
 
@@ -138,7 +140,9 @@ class ImageWorker:
 
     async def __del__(self) -> None:
         """Close the models; Ray Serve calls this when nothing runs any more."""
-        await self._server().worker_ended.remote(self._id)
+        with suppress(Exception):  # the server may have ended as well
+            async with asyncio.timeout(_FAREWELL):
+                await self._server().worker_ended.remote(self._id)
         await asyncio.to_thread(self._worker.close)
 
 

@@ -52,7 +52,10 @@ WorkerEngines.batch_of(ticket)."""
 
 
 class RemoteModels(ModelStore):
-    """The models of a server whose workers open them; here only the files about them are read."""
+    """The models of a server whose workers open them; here only the files about them are read.
+
+    Raises: see ModelStore. PackageError: a tokenizer is damaged.
+    """
 
     def __init__(
         self,
@@ -63,13 +66,7 @@ class RemoteModels(ModelStore):
         max_batch: int = 1,
     ) -> None:
         super().__init__(folders, options, memory_limit=memory_limit, max_batch=max_batch)
-        self._tokenizers: dict[str, list[ClipTokenizer]] = {}
-
-    def load_tokenizers(self) -> None:
-        """Read the tokenizers, so that it is known which prompts can run together.
-
-        Raises: PackageError: one is damaged.
-        """
+        # with them it is known which prompts can run together
         self._tokenizers = {
             model.name: [
                 model.package.tokenizer(spec.name)
@@ -80,8 +77,8 @@ class RemoteModels(ModelStore):
         }
 
     def tokenizers(self, model: Model) -> Collection[ClipTokenizer]:
-        """Those of a model; none before they were loaded."""
-        return self._tokenizers.get(model.name, ())
+        """Those of a model."""
+        return self._tokenizers[model.name]
 
     def note_open(self, worker: str, names: Collection[str]) -> None:
         """Note which models a worker has open."""
@@ -115,12 +112,14 @@ class WorkerEngines:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
-    def start(self, *, warm_up: bool) -> None:
-        """Read the tokenizers, and wait for the first worker; it warms up itself.
+    def start(self, begin: Callable[[], None], *, warm_up: bool) -> None:
+        """Take jobs, which have their deadlines, and wait for the first worker.
 
-        Raises: PackageError: a tokenizer is damaged.
+        Args:
+          begin: called at once.
+          warm_up: of no effect; workers warm up themselves.
         """
-        self._models.load_tokenizers()
+        begin()
         if self._waits:
             lease = self._lease(None)
             if lease is not None:
@@ -199,8 +198,8 @@ class WorkerEngines:
         """Let a worker go that may still wait for a batch."""
         given = self._batches.get(lease.ticket)
         if given is not None and not given.done():
-            given.set_result(None)
             with suppress(Exception):
+                given.set_result(None)
                 for _ in lease.messages:
                     pass
         self._forget(lease)

@@ -28,6 +28,8 @@ TITLE = "ray::ServeReplica:default:"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 LISTENS = "0A"
 """Addresses, and a state, as the system's tables of sockets have them."""
+ATTEMPTS = 4
+"""Ray gives up to start after 30 s, which a busy machine may need."""
 
 
 class RayProcess(LiveServer):
@@ -143,6 +145,7 @@ def environment_of(folder: Path) -> dict[str, str]:
     return os.environ | {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(folder),
+        "RAY_raylet_start_wait_time_s": "300",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or it writes one into the home folder
         "SDEXPORT_RAY_TEST": str(folder),
         "OMP_NUM_THREADS": "1",
@@ -183,14 +186,21 @@ def main(given: Mapping[str, Any]) -> None:
     from sdexport.server.ray import WORKER, app
 
     services.resolve_ip_for_localhost = lambda host: host  # or Ray takes another address for it
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        _temp_dir=given["folder"],
-        _node_ip_address="127.0.0.1",
-    )
+    for attempts in reversed(range(ATTEMPTS)):
+        try:
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,
+                log_to_driver=False,
+                _temp_dir=given["folder"],
+                _node_ip_address="127.0.0.1",
+            )
+            break
+        except Exception:
+            if not attempts:
+                raise
+            ray.shutdown()
     serve.start(http_options={"host": "127.0.0.1", "port": given["port"]})
     serve.run(app(given["arguments"]), name="default")
     answer(True)

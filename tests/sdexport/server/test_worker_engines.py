@@ -21,7 +21,7 @@ from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
 from sdexport.server.jobs import Job, JobEvent
 from sdexport.server.model_store import ModelStore
-from sdexport.server.server_errors import ModelFailedError
+from sdexport.server.server_errors import DeadlineError, ModelFailedError
 from sdexport.server.worker_messages import SentJob
 from tests.helpers.live_server import PATIENCE, wait_until
 from tests.helpers.local_workers import Worker, Workers, at_step, remote_service
@@ -138,7 +138,7 @@ def test_several_batches_run_at_a_time(store: ModelStore, demo_package: Path) ->
         both = [worker_of(store, name) for name in "ab"]
         workers.workers += both
         jobs = [submit(service, num_inference_steps=100) for _ in range(3)]
-        wait_until(lambda: sum(job.status == "running" for job in jobs) == 2)
+        wait_until(lambda: all(worker.batches for worker in both))
         assert service.queue.running == 2 and service.queue.waiting == 1
         assert service.queue.position(jobs[2]) == 0
         for job in reversed(jobs):  # first the one that waits
@@ -228,6 +228,9 @@ def test_a_server_that_waits_for_its_first_worker_is_ready_then(
     thread.start()
     wait_until(lambda: workers.calls)
     assert not service.is_ready
+    late = service.submit(ImageRequest("demo", {"prompt": "x", **SMALL}, 0.01))
+    wait_for(late)
+    assert late.status == "failed" and isinstance(late.error, DeadlineError)
     workers.workers.append(worker_of(store, "first"))
     thread.join(PATIENCE)
     assert service.is_ready and not workers.workers[0].batches
