@@ -123,6 +123,10 @@ MAPPED_PRODUCT_REL = 1e-5
 """Four matrix products in a row whose weights are not copied into another layout, of the scale: the
 1,024 terms of each sum are added in another order."""
 
+HALF_GROUP_NORM_REL = 2e-3
+"""Group normalization in float16 against float32: the normalized values, their product with the
+scale and the sum are each rounded to 11 bits, 2**-11 of what may be the largest value."""
+
 GPU_COMPONENT_REL = 5e-3
 """A float32 graph on a GPU against PyTorch on the CPU. TF32 keeps 10 bits of mantissa in products,
 2**-11 each, and the errors of some sixty layers add up. Not measured (no hardware)."""

@@ -9,22 +9,12 @@ Source: Vaswani et al., "Attention Is All You Need", equation 1; the ONNX operat
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sdexport.engines.errors import EngineError
-from sdexport.engines.onnx_file.wire_format import (
-    Attribute,
-    DataType,
-    Graph,
-    Model,
-    Node,
-    Slice,
-    open_model,
-)
+from sdexport.engines.onnx_file.replaced_nodes import attributes, names, replaced_nodes
+from sdexport.engines.onnx_file.wire_format import DataType, Node, Slice
 from sdexport.engines.onnx_file.wire_writer import (
-    field,
     float_attribute,
     int_attribute,
     ints_attribute,
@@ -40,44 +30,17 @@ _SCALE, _PRECISION = "scale", "softmax_precision"
 def spelled_out(model: Path | bytes, name: str) -> bytes | None:
     """The model as described above, as a ModelProto; None if there is nothing to replace.
 
-    Args:
-      model: the file, or its content; external data stays where it is.
-      name: of the component, for messages.
-    Raises: EngineError: not a well-formed ONNX model. FileNotFoundError: no such file.
+    For the arguments and what is raised see replaced_nodes.
     """
-    try:
-        if isinstance(model, bytes):
-            return _model(Slice(model, 0, len(model), name))
-        with open_model(model) as opened:
-            return _model(opened)
-    except ValueError as error:
-        raise EngineError(f"{name}: {error}") from None
-
-
-def _model(model: Slice) -> bytes | None:
-    graph = model.only(Model.GRAPH)
-    nodes = (value for number, value in graph.fields() if number == Graph.NODE)
-    if not any(_replaced(each) for each in nodes):
-        return None
-    return b"".join(
-        field(number, _graph(value)) if number == Model.GRAPH else whole.content()
-        for number, value, whole in model.every_field()
-    )
-
-
-def _graph(graph: Slice) -> bytes:
-    return b"".join(
-        (_replaced(value) if number == Graph.NODE else b"") or whole.content()
-        for number, value, whole in graph.every_field()
-    )
+    return replaced_nodes(model, name, _replaced)
 
 
 def _replaced(attention: Slice) -> bytes:
     """The nodes in place of one; b"" if it stays."""
     if attention.text(Node.OP_TYPE) != _OPERATOR or attention.text(Node.DOMAIN):
         return b""
-    inputs, outputs = _names(attention, Node.INPUT), _names(attention, Node.OUTPUT)
-    settings = dict(_attributes(attention))
+    inputs, outputs = names(attention, Node.INPUT), names(attention, Node.OUTPUT)
+    settings = dict(attributes(attention))
     scale, precision = settings.pop(_SCALE, 0.0), settings.pop(_PRECISION, 0)
     plain = settings.keys() <= {*_ZERO} and not any(settings.values())
     if not plain or len(inputs) != 3 or len(outputs) != 1 or not all(inputs):
@@ -115,26 +78,3 @@ def _nodes(inputs: Sequence[str], output: str, scale: float, *, in_float: bool) 
     else:
         yield node("Softmax", [scores], new("weights"))
     yield node("MatMul", [new("weights"), value], output)
-
-
-def _names(attention: Slice, wanted: int) -> list[str]:
-    names = [value.content().decode() for number, value in attention.fields() if number == wanted]
-    while names and not names[-1]:  # optional, and left out
-        names.pop()
-    return names
-
-
-def _attributes(attention: Slice) -> Iterator[tuple[str, float]]:
-    """Name and number of each attribute."""
-    for number, attribute in attention.fields():
-        if number == Node.ATTRIBUTE:
-            name = attribute.text(Attribute.NAME)
-            yield name, attribute.integer(Attribute.INTEGER) or _float(attribute)
-
-
-def _float(attribute: Slice) -> float:
-    found = 0.0
-    for number, value, _ in attribute.every_field():
-        if number == Attribute.FLOAT and value.end - value.start == 4:
-            (found,) = struct.unpack("<f", value.content())
-    return found

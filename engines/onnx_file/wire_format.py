@@ -74,6 +74,7 @@ class Attribute(IntEnum):
     INTEGER = 3
     TENSOR = 5
     GRAPH = 6
+    FLOATS = 7
     INTS = 8
     TENSORS = 10
     GRAPHS = 11

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from sdexport.engines.onnx_file.wire_format import Attribute, Graph, Node
 
 _LENGTH_DELIMITED, _FIXED32 = 2, 5
-_FLOAT, _INT, _INTS = 1, 2, 7
+_FLOAT, _INT, _FLOATS, _INTS = 1, 2, 6, 7
 """AttributeProto.AttributeType."""
+_ALL_BITS = 2**64 - 1
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -26,8 +27,8 @@ def text(number: int, value: str) -> bytes:
 
 
 def integer(number: int, value: int) -> bytes:
-    """A field that holds a number, which is not negative."""
-    return _varint(number << 3) + _varint(value)
+    """A field that holds a number of 64 bits."""
+    return _varint(number << 3) + _varint(value & _ALL_BITS)
 
 
 def node(kind: str, inputs: Sequence[str], output: str, *attributes: bytes) -> bytes:
@@ -62,6 +63,13 @@ def float_attribute(name: str, value: float) -> bytes:
     """An attribute of a node."""
     number = _varint(Attribute.FLOAT << 3 | _FIXED32) + struct.pack("<f", value)
     return b"".join((text(Attribute.NAME, name), number, integer(Attribute.TYPE, _FLOAT)))
+
+
+def floats_attribute(name: str, values: Sequence[float]) -> bytes:
+    """An attribute of a node."""
+    numbers = struct.pack(f"<{len(values)}f", *values)
+    fields = text(Attribute.NAME, name), field(Attribute.FLOATS, numbers)
+    return b"".join((*fields, integer(Attribute.TYPE, _FLOATS)))
 
 
 def _varint(value: int) -> bytes:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from sdexport.engines.errors import EngineError
-from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles, open_guarded
+from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.onnx_file.float32_graph import in_float32
-from sdexport.engines.onnx_file.graph_survey import survey
+from sdexport.engines.ort.external_data import give_external_data
 from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeBase
 from sdexport.engines.ort.runtime_library import (
     CPU,
-    DATA_FOLDER,
     loading,
     ort,
     session_options,
@@ -45,31 +41,3 @@ def open_float32(path: str | Path, *, files: CheckedFiles = UNCHECKED) -> Sessio
             session = ort.InferenceSession(model, options, providers=list(CPU))
     specs = map(tensor_specs, (session.get_inputs(), session.get_outputs()))
     return OnnxRuntimeBase(session, name, *specs)
-
-
-def give_external_data(name: str, path: Path, options: Any, mapped: ExitStack) -> None:
-    """Tell a session that gets a changed copy of a file's model where the external data is.
-
-    Args:
-      name: of the component.
-      options: of the session.
-      mapped: keeps files open until the session is loaded.
-    Raises: EngineError: the data cannot be opened.
-    """
-    options.add_session_config_entry(DATA_FOLDER, str(path.resolve().parent))
-    with loading(name, path.name):
-        _give_linked_data(path, options, mapped)
-
-
-def _give_linked_data(path: Path, options: Any, mapped: ExitStack) -> None:
-    """Map data files that are links, as in a hub's cache: ONNX Runtime follows none to them."""
-    names = [each for each in survey(path).locations if (path.parent / each).is_symlink()]
-    data = []
-    for name in names:
-        file = mapped.enter_context(open_guarded(path.parent / name, error=EngineError))
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        mapped.callback(content.close)
-        data.append(content)
-    if names:
-        sizes = [len(content) for content in data]
-        options.add_external_initializers_from_files_in_memory(names, data, sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from sdexport.engines.cuda_device import check_device
 from sdexport.engines.errors import EngineError, InvalidArgumentError
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.onnx_file.graph_survey import survey
+from sdexport.engines.onnx_file.group_norm_nodes import with_instance_norms
 from sdexport.engines.ort.cuda_libraries import missing_libraries
+from sdexport.engines.ort.external_data import give_external_data
 from sdexport.engines.ort.mapped_initializers import MappedInitializers
 from sdexport.engines.ort.runtime_library import (
     CPU,
@@ -124,7 +127,10 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
         with files.unchanged():
             session = None
             if tuple(wanted) == CPU:
-                session, halves = _load_widened(name, path, options, mapped=keep is None)
+                rewrites = optimization != "none"
+                session, halves = _load_widened(
+                    name, path, options, mapped=keep is None, rewrites=rewrites
+                )
                 if seldom and halves is not None:
                     stored = sum(each.size for each in survey(path).external)
                     self._weights, self._frees_all = halves, halves.size >= NEARLY_ALL * stored
@@ -132,7 +138,10 @@ class OnnxRuntimeSession(OnnxRuntimeBase):
                 self._weights = MappedInitializers.of(path) if seldom and keep is None else None
                 if self._weights is not None:
                     self._weights.give(options)
-                session = load(name, path, options, providers)
+                if tuple(wanted) == CPU and optimization != "none":
+                    session = _load_rewritten(name, path, options)
+                if session is None:
+                    session = load(name, path, options, providers)
                 session.mapped_weights = self._weights  # see _load_widened
         check_started(name, wanted, session.get_providers())
         super().__init__(
@@ -242,12 +251,13 @@ def maps_weights(path: Path) -> bool:
 
 
 def _load_widened(
-    name: str, path: Path, options: Any, *, mapped: bool
+    name: str, path: Path, options: Any, *, mapped: bool, rewrites: bool
 ) -> tuple[Any, MappedInitializers | None]:
     """ONNX Runtime's own session of a graph with large float16 weights; None for other graphs.
 
     Args:
       mapped: whether weights that stay float16 are used where their file is mapped.
+      rewrites: see _load_rewritten.
     Returns: also these weights. The session borrows them, and a call may still run when another
       thread closes it: so it keeps them itself.
     Raises: EngineError: it cannot be loaded.
@@ -264,11 +274,23 @@ def _load_widened(
             options.add_session_config_entry(DATA_FOLDER, str(model[1]))
             if halves is not None:
                 halves.give(options, prepacking=True)
-            session = ort.InferenceSession(
-                model[0], options, providers=list(CPU), enable_fallback=0
-            )
+            content = (with_instance_norms(model[0], name) if rewrites else None) or model[0]
+            session = load(name, path, options, CPU, model=content)
             session.mapped_weights = halves
             return session, halves
+
+
+def _load_rewritten(name: str, path: Path, options: Any) -> Any:
+    """ONNX Runtime's own session of a graph with group normalization; None for other graphs.
+
+    Raises: EngineError: it cannot be loaded.
+    """
+    model = with_instance_norms(path, name)
+    if model is None:
+        return None
+    with ExitStack() as mapped:
+        give_external_data(name, path, options, mapped)
+        return load(name, path, options, CPU, model=model)
 
 
 def _device_id(provider: Provider) -> int:

@@ -98,16 +98,29 @@ def store_optimized(options: Any, path: Path) -> None:
         options.add_session_config_entry(key, value)
 
 
-def load(name: str, path: Path, options: Any, providers: Sequence[Provider]) -> Any:
-    """ONNX Runtime's own session of a file; `name` is the component's, for messages.
+def load(
+    name: str,
+    path: Path,
+    options: Any,
+    providers: Sequence[Provider],
+    *,
+    model: bytes | None = None,
+) -> Any:
+    """ONNX Runtime's own session of a file.
 
+    Args:
+      name: of the component, for messages.
+      model: what to open instead of the file's content; `options` then say where its data is.
     Raises: EngineError: it cannot be loaded.
     """
     with loading(name, path.name):
         # without `enable_fallback`, a provider that fails raises its error; with it, ONNX Runtime
         # prints to stdout and goes on with the CPU
         return ort.InferenceSession(
-            str(path), options, providers=list(providers), enable_fallback=0
+            str(path) if model is None else model,
+            options,
+            providers=list(providers),
+            enable_fallback=0,
         )
 
 

@@ -17,7 +17,7 @@ from sdexport.engines.messages import plain
 from sdexport.engines.onnx_file.attention_nodes import spelled_out
 from sdexport.engines.onnx_file.float32_graph import in_float32, lower_precisions
 from sdexport.engines.onnx_file.wire_format import DataType
-from sdexport.engines.ort.float32_session import give_external_data
+from sdexport.engines.ort.external_data import give_external_data
 from sdexport.engines.ort.onnxruntime_session import OnDevice, OnnxRuntimeBase
 from sdexport.engines.ort.runtime_library import loading, session_options, tensor_specs
 from sdexport.engines.session import Feeds, GraphSource, Session, SessionBase

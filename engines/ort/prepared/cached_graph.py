@@ -34,7 +34,7 @@ from sdexport.engines.ort.runtime_library import ort
 from sdexport.engines.ort.widened_weights import widens
 from sdexport.engines.session import GraphSource, Session
 
-VERSION = 2
+VERSION = 3
 """Of what is stored; graphs of another one are not used."""
 _OPTION = "optimized"
 _DIGITS, _KEY_DIGITS = 12, 8
