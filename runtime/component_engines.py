@@ -115,15 +115,19 @@ def resolve_backend(
     if backend == AUTO or not runs_on(package, graph, backend, engine_dir):
         requested = backend
         backend = choose(
-            plan_of=lambda name: _fitting_engine(package, graph, name, engine_dir, precision),
+            plan_of=lambda name: fitting_engine(package, graph, name, engine_dir, precision),
             images=images,
         )
         _log.info("%s: %s takes %s", graph, requested, backend)
     return backend
 
 
-def _fitting_engine(
-    package: Package, graph: str, backend: str, engine_dir: str | Path | None, precision: str
+def fitting_engine(
+    package: Package,
+    graph: str,
+    backend: str,
+    engine_dir: str | Path | None,
+    precision: str = "f32",
 ) -> Path | None:
     """As `usable_engine`; None also if no prepared graph would be used.
 

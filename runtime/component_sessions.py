@@ -29,7 +29,7 @@ from sdexport.runtime.component_engines import (
 )
 from sdexport.runtime.expected_calls import ImageCall, expect_call
 from sdexport.runtime.images.recorded_values import plain, same_or_each
-from sdexport.runtime.opening_ahead import LARGE, OpeningAhead, gains, is_compiled
+from sdexport.runtime.opening_ahead import LARGE, OpeningAhead, gains, opens_at_once
 from sdexport.runtime.packages.package import Package
 
 EXTERNAL = "session"
@@ -112,7 +112,7 @@ class ComponentSessions:
     def open_meanwhile(self, component: str, coming: str, call: ImageCall | None) -> None:
         """Open a component now, if the one that is `coming` is still being opened.
 
-        Only if its graph is compiled already; that takes little time and memory.
+        Only if that takes little time and memory; mapped weights are freed until it runs.
 
         Args:
           call: see open_ahead.
@@ -121,8 +121,11 @@ class ComponentSessions:
             known = component in self._external or component in self._opened
             if known or call is None or self._closed or not self._ahead.is_opening(coming):
                 return
-            if is_compiled(self._package, component, self.opened_with(component), call):
-                expect_call(self._package, component, self._open(component), call)
+            if opens_at_once(self._package, component, self.opened_with(component), call):
+                session = self._open(component)
+                expect_call(self._package, component, session, call)
+                if session.mapped is not None:
+                    session.trim()
 
     def backend_names(self) -> str:
         """The backends that were asked for, in words."""

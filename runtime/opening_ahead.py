@@ -3,7 +3,7 @@
 To open a graph is mostly the work of one core. So the denoiser is opened in a thread from the
 beginning of a pipeline's first call, after the encoder of images if that is needed, and taken from
 it when it is needed. Small graphs open faster than that would gain. While the caller waits for it,
-the caller opens the decoder, if that is compiled already.
+the caller opens the decoder, if that is prepared or in the user's cache.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from sdexport.engines.cache import graph_cache
 from sdexport.engines.cache.staleness import fitting_sidecar
 from sdexport.engines.errors import PackageError
 from sdexport.engines.guarded_files import MIB
+from sdexport.engines.ort.prepared import prepared_graph
 from sdexport.engines.ov import compiled_graph
 from sdexport.engines.ov.compiled_graph import Variant
 from sdexport.runtime.component_backends import BackendSpec
-from sdexport.runtime.component_engines import package_binding, usable_engine
+from sdexport.runtime.component_engines import fitting_engine, package_binding, usable_engine
 from sdexport.runtime.expected_calls import ImageCall, expected_call
 from sdexport.runtime.packages.package import Package
 
@@ -134,14 +135,35 @@ def gains(package: Package, component: str, spec: BackendSpec) -> bool:
     return size >= LARGE
 
 
-def is_compiled(package: Package, graph: str, spec: BackendSpec, call: ImageCall) -> bool:
-    """Whether OpenVINO probably opens a graph for a call without compiling it, by its sidecars.
+def opens_at_once(package: Package, graph: str, spec: BackendSpec, call: ImageCall) -> bool:
+    """Whether a graph probably opens for a call with little time and memory, by sidecars.
 
-    Compiling two graphs at once would take memory for both.
+    That is what was prepared or is in the user's cache. To compile or optimise two graphs at once
+    would take memory for both.
     """
-    if spec.name != compiled_graph.BACKEND or not package.manifest.every_file:
+    if spec.name == prepared_graph.BACKEND:
+        return _is_mapped(package, graph, spec.options)
+    return spec.name == compiled_graph.BACKEND and _is_compiled(package, graph, spec.options, call)
+
+
+def _is_mapped(package: Package, graph: str, options: Mapping[str, Any]) -> bool:
+    """Whether ONNX Runtime maps a graph that was prepared, or that is in the user's cache."""
+    from sdexport.engines.ort.cpu_session import is_cached  # it imports ONNX Runtime
+
+    options = dict(options)
+    engine_dir = options.pop("engine_dir", None)
+    if usable_engine(package, graph, prepared_graph.BACKEND, engine_dir) is not None:
+        return fitting_engine(package, graph, prepared_graph.BACKEND, engine_dir) is not None
+    if package.hashes is None or not package.manifest.every_file:
         return False
-    variant = _variant(package, graph, spec.options, call)
+    return is_cached(package.model_path(graph), package.model_digest(graph), options)
+
+
+def _is_compiled(package: Package, graph: str, options: Mapping[str, Any], call: ImageCall) -> bool:
+    """Whether OpenVINO opens a graph for a call without compiling it."""
+    if not package.manifest.every_file:
+        return False
+    variant = _variant(package, graph, options, call)
     if variant is None:
         return False
     digest, version = package.model_digest(graph), compiled_graph.installed_version()
@@ -150,7 +172,7 @@ def is_compiled(package: Package, graph: str, spec: BackendSpec, call: ImageCall
             compiled_graph.plan_path(folder, name, variant),
             compiled_graph.requirements(digest=digest, package=binding, version=version),
         )
-        for folder, name, binding in _compiled_in(package, graph, spec.options, digest)
+        for folder, name, binding in _compiled_in(package, graph, options, digest)
     )
 
 

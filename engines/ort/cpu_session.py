@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sdexport.engines.guarded_files import UNCHECKED, CheckedFiles
 from sdexport.engines.ort.onnxruntime_session import OnnxRuntimeSession, maps_weights
@@ -15,6 +16,8 @@ from sdexport.engines.ort.runtime_library import CPU, Provider
 from sdexport.engines.session import Session
 
 NEEDS_DEFAULTS = "prepared graphs run only with the default providers, optimization and prepacking"
+_NOT_PREPARED = {"providers", "optimization", "prepacking"}
+"""Options without default values, with which none is looked for."""
 
 
 def open_onnxruntime(
@@ -69,6 +72,18 @@ def open_onnxruntime(
         assert check is not None and digest is not None
         return CachedGraph(path, _graph_of(path), digest, threads, original, check).open()
     return original(unused=NEEDS_DEFAULTS if exists else "")
+
+
+def is_cached(path: Path, digest: str, options: Mapping[str, Any]) -> bool:
+    """Whether open_onnxruntime probably opens a graph of the user's cache, by its sidecar.
+
+    Args:
+      path, digest: see open_onnxruntime. options: of the session.
+    """
+    if options.keys() & _NOT_PREPARED:
+        return False
+    original = partial(OnnxRuntimeSession, path)
+    return CachedGraph(path, _graph_of(path), digest, None, original, lambda: None).is_stored()
 
 
 def store_onnxruntime(

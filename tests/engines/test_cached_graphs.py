@@ -62,9 +62,9 @@ def optimised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load = onnxruntime_session.load
 
-    def counted(name: str, *arguments: object) -> object:
+    def counted(name: str, *arguments: Any, **model: Any) -> object:
         names.append(name)
-        return load(name, *arguments)  # type: ignore[arg-type]
+        return load(name, *arguments, **model)
 
     monkeypatch.setattr(onnxruntime_session, "load", counted)
     return names

@@ -1,9 +1,9 @@
 """Graphs that ONNX Runtime has optimised, in the user's cache: the next process maps them.
 
 To open a graph, ONNX Runtime rewrites it and copies its weights into the layout of its kernels. The
-result is stored with those copies, as `sdexport build` stores a prepared graph, but without any
-rewrite of ours: the same nodes compute the same bits. To store it takes twice as long as to open it
-does, so that a process of its own does it (runtime/store_graphs.py).
+result is stored with those copies, as `sdexport build` stores a prepared graph, but as a session of
+the ONNX file runs it: the same nodes compute the same bits. To store it takes twice as long as to
+open it does, so that a process of its own does it (runtime/store_graphs.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sdexport.engines.cache.engine_store import build_once
 from sdexport.engines.cache.processor import kernel_target
 from sdexport.engines.cache.processor_bound import requirements_here
 from sdexport.engines.cache.sidecar import Sidecar, sidecar_path
-from sdexport.engines.cache.staleness import Requirements, stale_reasons
+from sdexport.engines.cache.staleness import Requirements, fitting_sidecar, stale_reasons
 from sdexport.engines.errors import EngineError, PackageError
 from sdexport.engines.messages import one_line
 from sdexport.engines.onnx_file.graph_specs import graph_specs
@@ -108,6 +108,14 @@ class CachedGraph:
                 return session if session is not None else self.original()
         _missing[self.path] = self.graph
         return self.original()
+
+    def is_stored(self) -> bool:
+        """Whether `open` probably opens what is stored, by its sidecar."""
+        folder = _folder()
+        if folder is None:
+            return False
+        found = fitting_sidecar(self._plan(folder), self._required())
+        return found is not None and found.size > 0
 
     def _opened(self, plan: Path) -> Session | None:
         """The stored graph; None if it is one that must not be stored, see `store`.

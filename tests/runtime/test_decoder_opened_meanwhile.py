@@ -1,7 +1,8 @@
-"""The decoder is opened while a call waits for the denoiser, if OpenVINO has it compiled."""
+"""The decoder is opened while a call waits for the denoiser, if it is prepared or cached."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from sdexport import Package, Pipeline
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines import Session
 from sdexport.engines.cache import user_cache
+from sdexport.engines.ort.prepared.prepared_session import PreparedSession
 from sdexport.engines.ov import compiled_graph, deferred_graphs
-from sdexport.runtime import component_sessions, opening_ahead
+from sdexport.runtime import component_sessions, opening_ahead, store_graphs
 from sdexport.runtime.component_backends import BackendSpec
 from sdexport.runtime.component_engines import open_component
 from sdexport.runtime.expected_calls import ImageCall, expect_call
-from sdexport.runtime.opening_ahead import is_compiled
+from sdexport.runtime.opening_ahead import opens_at_once
 
 DECODER = "vae_decoder"
 CALL: dict[str, Any] = {"num_inference_steps": 1, "height": 64, "width": 64, "seed": 1}
@@ -45,10 +47,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opened:
     monkeypatch.setattr(opening_ahead, "LARGE", 1)
     monkeypatch.setattr(opening_ahead.os, "cpu_count", lambda: 2)
     found = Opened()
-    is_compiled = component_sessions.is_compiled
+    opens_at_once = component_sessions.opens_at_once
 
     def asked(*arguments: Any) -> bool:
-        is_stored = is_compiled(*arguments)
+        is_stored = opens_at_once(*arguments)
         if not is_stored:
             found.waits.set()
         return is_stored
@@ -63,13 +65,13 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Opened:
             found.decoder.set()
         return session
 
-    monkeypatch.setattr(component_sessions, "is_compiled", asked)
+    monkeypatch.setattr(component_sessions, "opens_at_once", asked)
     monkeypatch.setattr(component_sessions, "open_component", note)
     return found
 
 
-def image() -> np.ndarray:
-    with Pipeline(Package.load(PACKAGE_DIR), "openvino") as pipeline:
+def image(backend: str = "openvino") -> np.ndarray:
+    with Pipeline(Package.load(PACKAGE_DIR), backend) as pipeline:
         return np.asarray(pipeline("a red circle", **CALL).images[0])
 
 
@@ -81,6 +83,47 @@ def test_decoder_is_opened_meanwhile_from_the_second_process_on(opened: Opened) 
     assert opened.names == ["text_encoder", "vae_decoder", "unet"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="kept on Linux only")
+def test_decoder_that_onnxruntime_maps_is_opened_meanwhile_and_its_pages_freed(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = []
+    trim = PreparedSession.trim
+
+    def note(session: PreparedSession, room: int | None = None) -> bool:
+        freed.append(session.name)
+        return trim(session, room)
+
+    expected = image("onnxruntime")
+    assert opened.names == ["text_encoder", "unet", DECODER]
+    store_graphs.store(PACKAGE_DIR, [DECODER])
+    monkeypatch.setattr(PreparedSession, "trim", note)
+    opened.reset()
+    assert np.array_equal(image("onnxruntime"), expected)
+    assert opened.names == ["text_encoder", DECODER, "unet"]
+    assert freed == [DECODER]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kept on Linux only")
+def test_only_what_onnxruntime_would_map_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
+    loaded, unchecked = Package.load(PACKAGE_DIR), Package.load(PACKAGE_DIR, verify=False)
+
+    def known(package: Package = loaded, **options: Any) -> bool:
+        return opens_at_once(package, DECODER, BackendSpec("onnxruntime", options), ImageCall(8, 8))
+
+    assert not known()
+    store_graphs.store(PACKAGE_DIR, [DECODER])
+    assert known()
+    assert not known(unchecked) and not known(prepacking=False)
+    engines = tmp_path / "engines"
+    (engines / "onnxruntime").mkdir(parents=True)
+    (engines / "onnxruntime" / f"{DECODER}.onnx").touch()  # it cannot be used
+    assert not known(engine_dir=engines)
+
+
 def test_only_what_the_session_would_open_counts_as_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +133,7 @@ def test_only_what_the_session_would_open_counts_as_compiled(
     call = ImageCall(64, 64)
 
     def known(package: Package = loaded, call: ImageCall = call, **options: Any) -> bool:
-        return is_compiled(package, DECODER, BackendSpec("openvino", options), call)
+        return opens_at_once(package, DECODER, BackendSpec("openvino", options), call)
 
     assert not known()
     with open_component(loaded, DECODER, "openvino") as session:
