@@ -337,9 +337,10 @@ def test_the_text_of_an_event_is_made_once_for_all_streams() -> None:
         texts, job = EventTexts(make), Job(ImageRequest("demo", {}), 1)
         events = JobEvent("step", 1), JobEvent("step", 2)
         found = [await asyncio.gather(*(texts.of(job, each) for _ in range(5))) for each in events]
-        task = asyncio.ensure_future(texts.of(job, JobEvent("done")))
+        last = JobEvent("done")
+        task = asyncio.ensure_future(texts.of(job, last))
         await asyncio.sleep(0)
-        other = asyncio.ensure_future(texts.of(job, made[-1]))
+        other = asyncio.ensure_future(texts.of(job, last))
         await asyncio.sleep(0)
         task.cancel()  # this client went away; the other one gets its text
         return [*found[0], *found[1], await other]
