@@ -355,13 +355,8 @@ def test_a_broken_body_is_answered_once(
 ) -> None:
     head = f"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-API-Key: {KEY}\r\n".encode()
     for chunks in (b"-1\r\nx", b"3\r\nabcdef\r\n0\r\n\r\n"):
-        with guarded.socket() as connection:
-            connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
-            wait_until(lambda: guarded.request("GET", "/healthz")[0] == 200)
-            connection.sendall(chunks)
-            found = b""
-            while part := connection.recv(65536):
-                found += part
+        begin = head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+        found = raw(guarded, begin + chunks)
         assert found.startswith(b"HTTP/1.1 400") and found.count(b"HTTP/1.1") == 1
     assert guarded.request("GET", "/healthz")[0] == 200
     assert [each for each in caplog.records if each.levelname == "ERROR"] == []
