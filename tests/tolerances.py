@@ -150,6 +150,13 @@ SPLIT_REL = 1e-6
 """A model cut in two against the whole, float32, two layers. OpenVINO chooses other kernels for the
 halves, which sum in another order. Measured: 8e-8."""
 
+LOW_RANK_REL = 1e-5
+"""Layers with factors of a LoRA on OpenVINO, rewritten, against ONNX Runtime, float32; some by
+Winograd tiles. Measured: MEASURED."""
+
+LOW_RANK_BF16_REL = 3e-2
+"""The same computed in bfloat16 (2**-9), up to four layers. Measured: MEASURED16."""
+
 INT8_RMS = 0.06
 """A layer with 8-bit activations and weights against float32, ratio of root mean squares. A step of
 1/256 of 16 standard deviations is 6 % of one and its error 2 %; channels of unequal size double it.

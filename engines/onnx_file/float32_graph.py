@@ -67,7 +67,7 @@ def in_float32(
 ) -> bytes:
     """The model of a file as described above, as a ModelProto.
 
-    Its external data stays where it is.
+    Its external data stays where it is. Inputs with a default value are constants in it.
 
     Args:
       at_once: all weights may be converted before the first product.
@@ -129,6 +129,8 @@ def _graph(
     for number, value, whole in graph.every_field():
         if number == Graph.VALUE_INFO:
             continue
+        if number == Graph.INPUT and value.text(ValueInfo.NAME) in constants:
+            continue  # nobody gives it another value, and its type changes
         if number == Graph.INITIALIZER and (name := value.text(Tensor.NAME)) in lower:
             parts.append(field(number, _renamed(value, name + STORED, widened)))
             if widened is not None:

@@ -22,7 +22,7 @@ BACKEND = "openvino"
 SUFFIX = ".blob"
 ONCE_SUFFIX = f".once{SUFFIX}"
 """Of the second file, which computes what depends only on bound inputs."""
-REWRITES_VERSION = 1
+REWRITES_VERSION = 2
 """Version of the rewrites (engines/ov/rewrites); graphs compiled by another one are stale."""
 REWRITES = "rewrites"
 _KEY_DIGITS = 12

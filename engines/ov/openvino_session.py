@@ -193,14 +193,14 @@ class OpenVinoSession(SessionBase):
         try:
             bound = compiled.bound
             values = {
-                name: _half(value) if name in bound.shared else value
+                name: _tensor(_half(value) if name in bound.shared else value)
                 for name, value in feeds.items()
                 if name not in bound.constants and value.size
             }
             if session is not None and bound.constants:
                 values |= session.computed_once(compiled)
             with CANCEL.during(request.cancel):
-                request.infer({name: _tensor(value) for name, value in values.items()})
+                request.infer(values)
             outputs = {
                 spec.name: np.array(request.get_tensor(spec.name).data) for spec in self.outputs
             }
@@ -264,28 +264,29 @@ class _Bound(BoundSession):
         # without constants there is nothing to split a model for
         self.bound = BoundInputs(frozenset(constants), self._shared) if constants else UNBOUND
         self._lock = threading.Lock()
-        self._once: tuple[Compiled | None, Feeds] = None, {}
+        self._once: tuple[Compiled | None, Any, dict[str, Any]] = None, None, {}
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         return self._owner.compute(self._checked_feeds(feeds), self)
 
-    def computed_once(self, compiled: Compiled) -> Feeds:
+    def computed_once(self, compiled: Compiled) -> dict[str, Any]:
         """What the second model computes from the constants, by name; kept for later calls."""
         if compiled.once is None:
             return {}
         with self._lock:
             if self._once[0] is not compiled:
-                constants = {
-                    name: _tensor(value) for name, value in self._constants.items() if value.size
-                }
-                outputs = compiled.once(constants)
+                request = compiled.once.create_infer_request()
+                request.infer(
+                    {name: _tensor(value) for name, value in self._constants.items() if value.size}
+                )
                 count = len(compiled.once.outputs)
-                self._once = compiled, {ONCE.format(i): np.array(outputs[i]) for i in range(count)}
-            return self._once[1]
+                outputs = {ONCE.format(i): request.get_output_tensor(i) for i in range(count)}
+                self._once = compiled, request, outputs  # the request's own memory
+            return self._once[2]
 
     def _release(self) -> None:
         super()._release()
-        self._once = None, {}
+        self._once = None, None, {}
 
 
 def _config(precision: str, threads: int | None, streams: int) -> dict[str, Any]:

@@ -58,13 +58,17 @@ def tile_matrices(tile: int, taps: int = KERNEL) -> tuple[np.ndarray, np.ndarray
     return np.kron(bt, bt).astype(np.float32), np.kron(at, at).astype(np.float32)
 
 
+def kernel_matrix(tile: int, taps: int = KERNEL) -> np.ndarray:
+    """The transform of a kernel, G x G (side**2, taps**2), float32; taps are flattened by row."""
+    g = transforms(tile, taps)[1]
+    return np.kron(g, g).astype(np.float32)
+
+
 def transformed_weights(weights: np.ndarray, tile: int) -> np.ndarray:
     """G g G^T of (K, C, taps, taps) weights: (side**2, K, C) float32."""
     results, channels, taps = weights.shape[:3]
-    g = transforms(tile, taps)[1]
-    both = np.kron(g, g).astype(np.float32)
     flat = weights.reshape(results * channels, taps * taps).astype(np.float32, copy=False)
-    return (both @ flat.T).reshape(-1, results, channels)
+    return (kernel_matrix(tile, taps) @ flat.T).reshape(-1, results, channels)
 
 
 def weights_of_halves(weights: np.ndarray) -> dict[tuple[int, int], np.ndarray]:

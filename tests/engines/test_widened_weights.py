@@ -90,6 +90,29 @@ def test_results_are_the_same_as_of_onnxruntimes_own_conversion(
     assert (_output(path) == own).all()
 
 
+def _with_defaults(path: Path, target: Path) -> Path:
+    """The same graph; every weight is an input, too, as all are before ONNX's IR version 4."""
+    model = onnx.load(path, load_external_data=False)
+    for weight in model.graph.initializer:
+        value = helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        model.graph.input.append(value)
+    onnx.save(model, target)
+    return target
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("keeps", [False, True])
+def test_weights_that_are_inputs_with_default_values(
+    keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if keeps:
+        monkeypatch.setattr(widened_weights, "SMALLEST_KEPT", 1)
+    path = _graph(tmp_path / "model.onnx")
+    other = _with_defaults(path, tmp_path / "other.onnx")
+    assert widens(other) is not None
+    assert (_output(other) == _output(path)).all()
+
+
 @pytest.mark.usefixtures("small")
 def test_the_file_is_gone_once_the_session_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ see split_products.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from openvino import Type
 from openvino import opset13 as ops
 from openvino.utils import replace_node
 
+from sdexport.engines.ov.rewrites.low_rank import Branch
 from sdexport.engines.ov.rewrites.nodes import as_type, constant, constant_behind, values_of
 from sdexport.engines.ov.rewrites.split_products import rewrite_split
 from sdexport.engines.winograd.transforms import (
     KERNEL,
+    kernel_matrix,
     tile_matrices,
     transformed_weights,
     weights_of_halves,
@@ -32,16 +35,20 @@ MIN_CHANNELS = {4: 110, 2: 400}
 write (tile + 2)**2 values for tile**2."""
 
 
-def rewrite_convolutions(model: Any, *, winograd: bool) -> dict[str, int]:
+def rewrite_convolutions(
+    model: Any, *, winograd: bool, branches: Sequence[Branch] = ()
+) -> dict[str, int]:
     """Rewrite the convolutions and products that become faster.
 
     Args:
       model: an openvino.Model whose shapes are all fixed; it is changed.
       winograd: False leaves out Winograd's convolutions, whose rounding errors are several times
         those of a direct one: negligible in float32, too large in bfloat16.
+      branches: of the model; those of convolutions are rewritten along with them.
     Returns: how many nodes were rewritten in each way.
     """
     counts = {"halves": 0, "winograd": 0, "splits": 0}
+    added = {_convolution_of(branch): branch for branch in branches if branch.kernel}
     for node in model.get_ordered_ops():
         if node.get_type_name() in ("Split", "VariadicSplit"):
             counts["splits"] += rewrite_split(node)
@@ -51,7 +58,7 @@ def rewrite_convolutions(model: Any, *, winograd: bool) -> dict[str, int]:
                 _replace(node, small, _on_halves)
                 counts["halves"] += 1
             elif winograd and (tile := _tile(node)):
-                _replace(node, node.input_value(0), _winograd, tile)
+                _winograd(node, tile, added.get(node.get_name()))
                 counts["winograd"] += 1
     if any(counts.values()):
         model.validate_nodes_and_infer_types()
@@ -102,11 +109,19 @@ def _tile(node: Any) -> int:
     return 0
 
 
-def _replace(node: Any, sample: Any, build: Any, *arguments: int) -> None:
+def _convolution_of(branch: Branch) -> str:
+    """The name of the convolution to which a branch is added, with its bias or without."""
+    node = branch.base.get_node()
+    if node.get_type_name() == "Add":
+        node = node.input_value(0).get_node()
+    return str(node.get_name())
+
+
+def _replace(node: Any, sample: Any, build: Any) -> None:
     weights = values_of(constant_behind(node.input_value(1)))
     kind = node.get_element_type()
     # In float32 even in a graph of half precision, so that the new weights are not rounded again.
-    rewritten = as_type(build(as_type(sample, Type.f32), weights, *arguments).output(0), kind)
+    rewritten = as_type(build(as_type(sample, Type.f32), weights).output(0), kind)
     replace_node(node, rewritten.get_node())
 
 
@@ -120,23 +135,58 @@ def _on_halves(sample: Any, weights: np.ndarray) -> Any:
     return ops.depth_to_space(ops.concat(parts, 1), "blocks_first", 2)
 
 
-def _winograd(sample: Any, weights: np.ndarray, tile: int) -> Any:
-    """Patches, then three matrix products: into tiles, with the weights, back into pixels."""
-    batch, channels, height, width = sample.get_shape()
-    results, side = weights.shape[0], tile + KERNEL - 1
-    down, across = -(-height // tile), -(-width // tile)
-    into, back = tile_matrices(tile)
+def _winograd(node: Any, tile: int, branch: Branch | None) -> None:
+    """Replace a convolution, and the first product of its branch, by products of tiles."""
+    kind, shape = node.get_element_type(), list(node.get_input_shape(0))
+    weights = transformed_weights(values_of(constant_behind(node.input_value(1))), tile)
+    tiles = _tiles(as_type(node.input_value(0), Type.f32), tile)
+    if branch is not None:
+        product = ops.matmul(_transformed_down(branch, tile), tiles, False, False)
+        low = _reshape(_pixels(product, shape, tile), (shape[0], branch.rank, -1))
+        up = as_type(branch.up, Type.f32)
+        change = _reshape(ops.matmul(up, low, False, False), tuple(branch.output.get_shape()))
+        branch.total.input(branch.index).replace_source_output(as_type(change.output(0), kind))
+    product = ops.matmul(constant(weights), tiles, False, False)
+    rewritten = as_type(_pixels(product, shape, tile).output(0), kind)
+    replace_node(node, rewritten.get_node())
 
+
+def _transformed_down(branch: Branch, tile: int) -> Any:
+    """The first factor in the form of transformed_weights: (side * side, rank, channels)."""
+    both = ops.constant(kernel_matrix(tile))
+    channels = list(branch.down.get_shape())[1]
+    taps = _reshape(as_type(branch.down, Type.f32), (branch.rank, KERNEL * KERNEL, channels))
+    flat = _reshape(_transpose(taps, (1, 0, 2)), (KERNEL * KERNEL, -1))
+    return _reshape(ops.matmul(both, flat, False, False), (-1, branch.rank, channels))
+
+
+def _tiles(sample: Any, tile: int) -> Any:
+    """Transformed patches: (side * side, channels, tiles of all images)."""
+    batch, channels, height, width = sample.get_shape()
+    side = tile + KERNEL - 1
+    down, across = -(-height // tile), -(-width // tile)
     if batch > 1:  # so that one product serves all images
         sample = _transpose(sample, (1, 0, 2, 3))
     planes = _reshape(sample, (1, channels * batch, height, width))
     ends = (down * tile + 1 - height, across * tile + 1 - width)
     planes = ops.pad(planes, _sizes((0, 0, 1, 1)), _sizes((0, 0, *ends)), "constant")
     patches = ops.extract_image_patches(planes, [side, side], [tile, tile], [1, 1], "valid")
-    tiles = ops.matmul(constant(into), _reshape(patches, (side * side, -1)), False, False)
-    tiles = _reshape(tiles, (side * side, channels, -1))
-    products = ops.matmul(constant(transformed_weights(weights, tile)), tiles, False, False)
-    pixels = ops.matmul(constant(back), _reshape(products, (side * side, -1)), False, False)
+    into = constant(tile_matrices(tile)[0])
+    tiles = ops.matmul(into, _reshape(patches, (side * side, -1)), False, False)
+    return _reshape(tiles, (side * side, channels, -1))
+
+
+def _pixels(products: Any, shape: Sequence[int], tile: int) -> Any:
+    """The images that products of tiles with weights make.
+
+    Args:
+      products: (side * side, results, tiles). shape: of the convolution's input.
+    """
+    batch, _, height, width = shape
+    side, results = tile + KERNEL - 1, list(products.output(0).get_shape())[1]
+    down, across = -(-height // tile), -(-width // tile)
+    back = constant(tile_matrices(tile)[1])
+    pixels = ops.matmul(back, _reshape(products, (side * side, -1)), False, False)
     pixels = _reshape(pixels, (tile, tile, results, batch, down, across))
     pixels = _reshape(
         _transpose(pixels, (3, 2, 4, 0, 5, 1)), (batch, results, down * tile, across * tile)

@@ -36,3 +36,13 @@ def values_of(node: Any) -> np.ndarray:
     known = node.get_element_type() in (Type.f32, Type.f16)
     values: np.ndarray = node.data if known else node.get_data(dtype=np.float32)
     return values
+
+
+def key_of(output: Any) -> tuple[str, int]:
+    """What tells an output of a model's node from all others."""
+    return output.get_node().get_name(), output.get_index()
+
+
+def is_used_once(node: Any, type_name: str) -> bool:
+    """Whether it is a node of that type whose output one other reads."""
+    return node.get_type_name() == type_name and len(node.output(0).get_target_inputs()) == 1

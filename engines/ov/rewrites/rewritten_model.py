@@ -10,7 +10,9 @@ from sdexport.engines.ov.rewrites.convolutions import rewrite_convolutions
 from sdexport.engines.ov.rewrites.empty_products import remove_empty_products
 from sdexport.engines.ov.rewrites.half_weights import halve_weights
 from sdexport.engines.ov.rewrites.int8 import quantize
-from sdexport.engines.ov.rewrites.split import Shapes, half_shapes, split
+from sdexport.engines.ov.rewrites.low_rank import branches_of
+from sdexport.engines.ov.rewrites.low_rank_products import merge_branches
+from sdexport.engines.ov.rewrites.split import Shapes, half_shapes, hoist, split
 from sdexport.engines.session import TensorSpec
 
 
@@ -79,7 +81,12 @@ def rewrite_model(
     if shapes is not None and not bound.constants:
         model.reshape({name: list(shape) for name, shape in shapes.items()})
     if shapes is not None and convolutions:
-        rewrite_convolutions(model, winograd=precision == "f32")
+        branches = found = branches_of(model)
+        if once is not None and precision != "i8":
+            branches = merge_branches(branches, in_bfloat16=in_bfloat16)
+        rewrite_convolutions(model, winograd=precision == "f32", branches=branches)
+        if once is not None and found:
+            model, once = hoist(model, once, in_bfloat16=in_bfloat16)
     if precision == "i8":
         quantize(model)
     for each in (model, once):

@@ -69,44 +69,76 @@ def split(
     for each, shapes in ((model, whole), (smaller_model, half)):
         each.reshape({name: list(shape) for name, shape in shapes.items()})
         _fix_shapes(each)
-    equal = {n for n in whole if n not in constants and (n in shared or whole[n] == half[n])}
+    equal = {n for n in whole if n in shared or whole[n] == half[n]}
     nodes = model.get_ordered_ops()
     places = _places(nodes, constants, equal if shared else ())
     smaller = dict(zip((n.get_name() for n in nodes), smaller_model.get_ordered_ops(), strict=True))
     return _cut(model, nodes, places, smaller)
 
 
+def hoist(model: Any, once: Any, *, in_bfloat16: bool) -> tuple[Any, Any]:
+    """Compute once what rewrites have made of values that are computed once, and nothing else.
+
+    Args:
+      model, once: of `split`; they are changed and must not be used again.
+      in_bfloat16: hand values over in bfloat16, as they are computed with.
+    Returns: the two models, as `split` returns them.
+    """
+    handed_as = Type.bf16 if in_bfloat16 else Type.f32
+    results = once.get_results()
+    handed = {ONCE.format(i): result.input_value(0) for i, result in enumerate(results)}
+    nodes = model.get_ordered_ops()
+    first, further = _cut(model, nodes, _places(nodes, handed, ()), {}, handed_as)
+    for parameter in further.get_parameters():
+        (name,) = parameter.output(0).get_names()
+        parameter.output(0).set_names(set())  # or what replaces it would get the name, too
+        parameter.output(0).replace(handed[name])
+    return first, ov.Model(further.get_results(), once.get_parameters(), "once")
+
+
 def _cut(
-    model: Any, nodes: list[Any], places: Mapping[str, str], smaller: Mapping[str, Any]
+    model: Any,
+    nodes: list[Any],
+    places: Mapping[str, str],
+    smaller: Mapping[str, Any],
+    handed_as: Any = Type.f32,
 ) -> tuple[Any, Any]:
-    """Replace the inputs of nodes of every call that come from the other two places."""
+    """Replace the inputs of nodes of every call that come from the other two places.
+
+    Args:
+      handed_as: the type of numbers that one model hands over to the other.
+    """
     replaced: dict[tuple[str, int], Any] = {}  # in place of outputs of the nodes that were cut off
     inputs: list[Any] = []
     results: list[Any] = []
     for node in nodes:
         place = places[node.get_name()]
-        if node.get_type_name() == "Parameter" and place != _ONCE:
-            inputs.append(node if place == _EVERY else smaller[node.get_name()])
-        for target in node.inputs() if place == _EVERY else ():
-            source = target.get_source_output()
-            name, index = source.get_node().get_name(), source.get_index()
-            if places[name] == _EVERY:
+        if place == _ONCE:
+            continue
+        kept = node if place == _EVERY else smaller[node.get_name()]
+        if node.get_type_name() == "Parameter":
+            inputs.append(kept)
+        for target, before in zip(kept.inputs(), node.input_values(), strict=True):
+            name, index = before.get_node().get_name(), before.get_index()
+            if places[name] in (_EVERY, place):
                 continue
             if (name, index) not in replaced:
                 if places[name] == _HALF:
-                    replaced[name, index] = _repeated(smaller[name].output(index), source)
+                    replaced[name, index] = _repeated(smaller[name].output(index), before)
                 else:
-                    replaced[name, index] = _from_once(source, inputs, results)
+                    replaced[name, index] = _from_once(before, inputs, results, handed_as)
+            if place == _HALF and list(target.get_shape()) != list(before.get_shape()):
+                raise ValueError(f"{name} depends on the size of the batch")
             target.replace_source_output(replaced[name, index])
     first = ov.Model(model.get_results(), inputs, model.get_friendly_name())
     constants = [p for p in model.get_parameters() if places[p.get_name()] == _ONCE]
     return first, ov.Model(results, constants, "once") if results else None
 
 
-def _from_once(source: Any, inputs: list[Any], results: list[Any]) -> Any:
+def _from_once(source: Any, inputs: list[Any], results: list[Any], handed_as: Any) -> Any:
     """Hand a value of the model that is computed once over to the other, as a new input of it."""
     element = source.get_element_type()
-    handed = Type.f32 if element.is_real() else element  # NumPy has no bf16
+    handed = handed_as if element.is_real() else element
     parameter = ops.parameter(source.get_shape(), handed)
     parameter.output(0).set_names({ONCE.format(len(results))})
     results.append(ops.result(as_type(source, handed)))

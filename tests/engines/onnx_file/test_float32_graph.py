@@ -71,6 +71,18 @@ def write_chain(path: Path, dtype: str, *, external: bool) -> np.ndarray:
     return np.concatenate([stored(weight, dtype), stored(constant, dtype)])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_weight_that_is_an_input_with_a_default_value(dtype: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    rows = write_chain(path, dtype, external=True)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.input.append(helper.make_tensor_value_info("w", TYPES[dtype], [8, 5]))
+    path.write_bytes(model.SerializeToString())
+    x = np.random.default_rng(4).standard_normal((2, 8)).astype(np.float32)
+    with open_float32(path) as session:
+        assert_close(session.run({"x": x})["y"], x @ rows[:8] + rows[8:], rel=FLOAT32_PRODUCT_REL)
+
+
 @pytest.mark.parametrize("external", [False, True], ids=["inside", "external"])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_float32_graph_rounds_nothing_but_the_weights(
