@@ -62,7 +62,7 @@ def _rows_for_each_column(branch: Branch, layer: Any) -> float:
     weight = list(layer.get_input_shape(1))[:2]
     size = math.prod(list(layer.get_output_shape(0)))
     outputs = list(branch.up.get_shape())[1 if branch.kernel else 2]
-    return size / outputs / min(weight)
+    return float(size / outputs / min(weight))
 
 
 def _merge_product(branch: Branch, layer: Any) -> None:
