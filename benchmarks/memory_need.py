@@ -161,8 +161,8 @@ def main() -> None:
     print({key: row[key] for key in shown})
     if args.json:
         rows = json.loads(args.json.read_text()) if args.json.exists() else []
-        rows = [other for other in rows if _key(other) != _key(row)]
-        args.json.write_text(json.dumps([*rows, row], indent=1, sort_keys=True) + "\n")
+        by_key = {_key(other): other for other in rows} | {_key(row): row}  # in their order
+        args.json.write_text(json.dumps([*by_key.values()], indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
