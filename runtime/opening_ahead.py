@@ -148,10 +148,12 @@ def opens_at_once(package: Package, graph: str, spec: BackendSpec, call: ImageCa
 
 def _is_mapped(package: Package, graph: str, options: Mapping[str, Any]) -> bool:
     """Whether ONNX Runtime maps a graph that was prepared, or that is in the user's cache."""
-    from sdexport.engines.ort.cpu_session import is_cached  # it imports ONNX Runtime
+    from sdexport.engines.ort.cpu_session import is_cached, uses_prepared  # with ONNX Runtime
 
     options = dict(options)
     engine_dir = options.pop("engine_dir", None)
+    if not uses_prepared(options):
+        return False
     if usable_engine(package, graph, prepared_graph.BACKEND, engine_dir) is not None:
         return fitting_engine(package, graph, prepared_graph.BACKEND, engine_dir) is not None
     if package.hashes is None or not package.manifest.every_file:

@@ -57,7 +57,7 @@ def _nodes(inputs: Sequence[str], output: str, scale: float, *, in_float: bool) 
     query, key, value = inputs
 
     def new(suffix: str) -> str:
-        return f"{output}.{suffix}"
+        return f"sdexport/{output}/{suffix}"
 
     if scale:
         yield node("Constant", [], new("scale"), float_attribute("value_float", scale))

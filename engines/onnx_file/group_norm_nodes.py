@@ -26,7 +26,8 @@ _OPERATOR, _CHANNEL_SCALES = "GroupNormalization", 21
 """The operator, and the opset from which on it takes a scale and a bias for each channel."""
 _GROUPS, _EPSILON, _PRECISION = "num_groups", "epsilon", "stash_type"
 _DEFAULT_EPSILON = 1e-5
-_MOST_GROUPS = 65536
+_MOST_GROUPS = 1024
+"""Each takes eight bytes in the new model."""
 
 
 def with_instance_norms(model: Path | bytes, name: str) -> bytes | None:
@@ -54,12 +55,13 @@ def _replaced(norm: Slice) -> bytes:
 def _nodes(inputs: Sequence[str], output: str, groups: int, epsilon: float) -> Iterator[bytes]:
     """scale (x - mean) / sqrt(variance + epsilon) + bias, with mean and variance of each group.
 
-    The normalization is computed in float32, whatever the type of the inputs.
+    The normalization is computed in float32, whatever the type of the inputs. Channels that are no
+    multiple of the groups, and scales for another number of channels, fail in a call.
     """
     image, scale, bias = inputs
 
     def new(suffix: str) -> str:
-        return f"{output}.{suffix}"
+        return f"sdexport/{output}/{suffix}"
 
     def constant(suffix: str, value: bytes) -> bytes:
         return node("Constant", [], new(suffix), value)
@@ -77,7 +79,11 @@ def _nodes(inputs: Sequence[str], output: str, groups: int, epsilon: float) -> I
     )
     yield constant("same", ints_attribute("value_ints", [0]))
     yield constant("rest", ints_attribute("value_ints", [-1]))
-    yield node("Shape", [scale], new("channels"))
+    yield constant("groups", ints_attribute("value_ints", [groups]))
+    first, last = int_attribute("start", 1), int_attribute("end", 2)
+    yield node("Shape", [image], new("image_channels"), first, last)
+    yield node("Div", [new("image_channels"), new("groups")], new("in_group"))
+    yield node("Mul", [new("in_group"), new("groups")], new("channels"))
     yield node(
         "Concat",
         [new("same"), new("channels"), new("rest")],

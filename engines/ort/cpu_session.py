@@ -16,8 +16,6 @@ from sdexport.engines.ort.runtime_library import CPU, Provider
 from sdexport.engines.session import Session
 
 NEEDS_DEFAULTS = "prepared graphs run only with the default providers, optimization and prepacking"
-_NOT_PREPARED = {"providers", "optimization", "prepacking"}
-"""Options without default values, with which none is looked for."""
 
 
 def open_onnxruntime(
@@ -61,7 +59,9 @@ def open_onnxruntime(
         files=files,
         seldom=seldom and providers == CPU and prepacking,
     )
-    defaults = (providers, optimization, prepacking) == (CPU, "all", True)
+    defaults = uses_prepared(
+        {"providers": providers, "optimization": optimization, "prepacking": prepacking}
+    )
     exists = plan is not None and os.path.lexists(plan)
     if plan is not None and exists and defaults:
         return open_prepared(
@@ -74,13 +74,22 @@ def open_onnxruntime(
     return original(unused=NEEDS_DEFAULTS if exists else "")
 
 
+def uses_prepared(options: Mapping[str, Any]) -> bool:
+    """Whether a session with these options runs a prepared or cached graph if there is one."""
+    defaults = {"providers": CPU, "optimization": "all", "prepacking": True}
+    given = {name: options.get(name, value) for name, value in defaults.items()}
+    if isinstance(given["providers"], str):
+        given["providers"] = (given["providers"],)
+    return given | {"providers": tuple(given["providers"])} == defaults
+
+
 def is_cached(path: Path, digest: str, options: Mapping[str, Any]) -> bool:
     """Whether open_onnxruntime probably opens a graph of the user's cache, by its sidecar.
 
     Args:
       path, digest: see open_onnxruntime. options: of the session.
     """
-    if options.keys() & _NOT_PREPARED:
+    if not uses_prepared(options):
         return False
     original = partial(OnnxRuntimeSession, path)
     return CachedGraph(path, _graph_of(path), digest, None, original, lambda: None).is_stored()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,19 @@ def give_external_data(name: str, path: Path, options: Any, mapped: ExitStack) -
       mapped: keeps files open until the session is loaded.
     Raises: EngineError: the data cannot be opened.
     """
-    options.add_session_config_entry(DATA_FOLDER, str(path.resolve().parent))
     with loading(name, path.name):
-        _give_linked_data(path, options, mapped)
+        locations = survey(path).locations
+        is_here = any(os.path.lexists(path.parent / each) for each in locations)
+        folder = path.parent.resolve() if is_here else path.resolve().parent
+        options.add_session_config_entry(DATA_FOLDER, str(folder))
+        _give_linked_data(path, locations, options, mapped)
 
 
-def _give_linked_data(path: Path, options: Any, mapped: ExitStack) -> None:
+def _give_linked_data(
+    path: Path, locations: Iterable[str], options: Any, mapped: ExitStack
+) -> None:
     """Map data files that are links, as in a hub's cache: ONNX Runtime follows none to them."""
-    names = [each for each in survey(path).locations if (path.parent / each).is_symlink()]
+    names = [each for each in locations if (path.parent / each).is_symlink()]
     data = []
     for name in names:
         file = mapped.enter_context(open_guarded(path.parent / name, error=EngineError))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -283,9 +283,12 @@ def _load_widened(
 def _load_rewritten(name: str, path: Path, options: Any) -> Any:
     """ONNX Runtime's own session of a graph with group normalization; None for other graphs.
 
+    None also for files that are no ONNX model: ONNX Runtime says so, or has a format of its own.
     Raises: EngineError: it cannot be loaded.
     """
-    model = with_instance_norms(path, name)
+    model = None
+    with suppress(EngineError, OSError):
+        model = with_instance_norms(path, name)
     if model is None:
         return None
     with ExitStack() as mapped:

@@ -122,6 +122,10 @@ def test_only_what_onnxruntime_would_map_counts(
     (engines / "onnxruntime").mkdir(parents=True)
     (engines / "onnxruntime" / f"{DECODER}.onnx").touch()  # it cannot be used
     assert not known(engine_dir=engines)
+    monkeypatch.setattr(opening_ahead, "fitting_engine", lambda *_: engines)
+    assert known(engine_dir=engines, providers=["CPUExecutionProvider"], optimization="all")
+    assert not known(engine_dir=engines, prepacking=False)
+    assert not known(engine_dir=engines, optimization="basic")
 
 
 def test_only_what_the_session_would_open_counts_as_compiled(

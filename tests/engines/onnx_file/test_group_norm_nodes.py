@@ -24,15 +24,18 @@ def _write(
     path: Path,
     channels: int,
     *,
+    scales: int | None = None,
+    weight_names: tuple[str, str] = ("scale", "bias"),
     rank: int = 4,
     dtype: str = "float32",
     opset: int = 23,
     external: bool = False,
     **settings: Any,
 ) -> Path:
-    """y = norm(x, scale, bias)."""
+    """y = norm(x, scale, bias). scales: how many; None for one for each channel."""
     rng = np.random.default_rng(channels)
-    weights = {name: rng.standard_normal(channels).astype(dtype) for name in ("scale", "bias")}
+    count = channels if scales is None else scales
+    weights = {name: rng.standard_normal(count).astype(dtype) for name in weight_names}
     sizes = ["batch", channels, *(f"size{i}" for i in range(rank - 2))]
     edge = [helper.make_tensor_value_info(name, TYPES[dtype], sizes) for name in "xy"]
     node = helper.make_node("GroupNormalization", ["x", *weights], ["y"], **settings)
@@ -102,11 +105,25 @@ def _weights(path: Path) -> list[torch.Tensor]:
     [
         {"num_groups": 4, "stash_type": TensorProto.FLOAT16},
         {"num_groups": 4, "opset": 20},  # a scale and a bias for each group
-        {"num_groups": 2**20},
+        {"num_groups": 1025},
     ],
 )
 def test_other_group_norms_stay(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert with_instance_norms(_write(tmp_path / "model.onnx", 4, **settings), "vae") is None
+
+
+@pytest.mark.parametrize(
+    ("scales", "groups"), [(2, 2), (3, 2), (6, 4)], ids=["two", "three", "no multiple"]
+)
+def test_weights_that_do_not_fit_fail(tmp_path: Path, scales: int, groups: int) -> None:
+    path = _write(tmp_path / "model.onnx", 6, scales=scales, num_groups=groups)
+    with pytest.raises(EngineError):
+        _run(path, {"x": np.ones((2, 6, 3, 3), np.float32)}, tmp_path)
+
+
+def test_names_of_the_graph_do_not_matter(tmp_path: Path) -> None:
+    path = _write(tmp_path / "model.onnx", 4, weight_names=("y.scale", "y.bias"), num_groups=2)
+    assert _run(path, {"x": np.ones((1, 4, 2, 2), np.float32)}, tmp_path).shape == (1, 4, 2, 2)
 
 
 def test_damaged_model_is_an_engine_error(tmp_path: Path) -> None:
@@ -138,4 +155,10 @@ def test_weights_may_be_in_linked_files(tmp_path: Path) -> None:
     blob = tmp_path / "blob"
     data.rename(blob)
     data.symlink_to(blob)
+    np.testing.assert_array_equal(_run(path, {"x": x}, tmp_path), expected)
+    elsewhere = tmp_path / "model"  # the model alone is a link
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    data.unlink()
+    blob.rename(data)
     np.testing.assert_array_equal(_run(path, {"x": x}, tmp_path), expected)

@@ -192,7 +192,7 @@ def test_command_line(xs: Path, tmp_path: Path) -> None:
         ([{}], {"t2i_adapters": [sdexport.T2IAdapter("none", EDGES)]}, "takes no T2I-Adapters"),
         ([{}], {"ip_adapters": [sdexport.IPAdapter("none", EDGES)]}, "takes no IP-Adapters"),
     ],
-    ids=str,
+    ids=["guess_mode", "mode", "two", "images", "t2i_adapter", "ip_adapter"],
 )
 def test_calls_that_it_does_not_fit(
     nets: list[dict[str, Any]], further: dict[str, Any], message: str, pipe: Pipeline, xs: Path
