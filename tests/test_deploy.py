@@ -173,13 +173,31 @@ def test_rayservice_agrees_with_itself() -> None:
         assert set(mounts.values()) <= {volume["name"] for volume in pod["volumes"]}
         assert str(made.api_key_file.parent) in mounts  # type: ignore[union-attr]
         assert all(str(path.parent) in mounts for path in made.package.values())
+    assert cluster["authOptions"]["mode"] == "token"  # or Ray runs code for whoever reaches it
     pod = group["template"]["spec"]
     limits = pod["containers"][0]["resources"]["limits"]
     assert int(limits["nvidia.com/gpu"]) >= made.num_gpus and int(limits["cpu"]) >= made.num_cpus
     assert pod["terminationGracePeriodSeconds"] >= made.graceful_shutdown_timeout_s
 
 
+def test_neither_git_nor_the_sdist_takes_the_key_and_the_models() -> None:
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    left_out = lines[lines.index("graft deploy") :]  # a later line counts
+    compose = read_yaml("compose.yaml")
+    (volume,) = compose["services"]["sdexport"]["volumes"]
+    for value, command in (
+        (volume["source"], "prune"),
+        (compose["secrets"]["sdexport_api_key"]["file"], "exclude"),
+    ):
+        path = "deploy/" + value.rpartition(":-./")[2].rstrip("}")
+        assert path in (DEPLOY / "README.md").read_text(encoding="utf-8")
+        assert f"{command} {path}" in left_out
+        assert {f"/{path}", f"/{path}/"} & set(ignored)
+
+
 def test_files_hold_no_secret() -> None:
-    for path in (*DEPLOY.iterdir(), ROOT / ".dockerignore"):
+    own = [path for path in DEPLOY.iterdir() if path.name not in ("models", "api-key.txt")]
+    for path in (*own, ROOT / ".dockerignore"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b[A-Za-z0-9+/_-]{40,}={0,2}\b", text), path.name
