@@ -25,8 +25,17 @@ class Engines(Protocol):
         """Batches that may run at the same time, at least one."""
         ...
 
-    def free(self, job: Job) -> AbstractContextManager[Run]:
-        """Wait until the model of a job can run, and hold what runs it for a block."""
+    def free(self, job: Job, is_needed: Callable[[], bool]) -> AbstractContextManager[Run | None]:
+        """Wait until the model of a job can run, and hold what runs it for a block.
+
+        Args:
+          is_needed: whether jobs wait that have no other engine.
+        Returns: None if that was over before an engine was free.
+        """
+        ...
+
+    def end_surplus(self, model: str | None) -> None:
+        """End one wait for a model, as jobs that it was for are over; it asks `is_needed` then."""
         ...
 
     def interrupt(self, thread: int | None = None) -> None:
@@ -64,9 +73,12 @@ class OneEngine:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def free(self, job: Job) -> AbstractContextManager[Run]:
+    def free(self, job: Job, is_needed: Callable[[], bool]) -> AbstractContextManager[Run | None]:
         """What runs the job; no other thread asks for it."""
         return nullcontext(self._run)
+
+    def end_surplus(self, model: str | None) -> None:
+        """Nothing, as this engine is always free."""
 
     def interrupt(self, thread: int | None = None) -> None:
         """Cancel what an engine computes for jobs that are over."""

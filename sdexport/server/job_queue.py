@@ -65,7 +65,7 @@ class JobQueue:
         self._observer = observer
         self._waiting: list[Job] = []
         self._running: dict[int, Sequence[Job]] = {}  # thread -> its batch
-        self._engines_awaited: list[str | None] = []  # the model of each
+        self._engines_awaited: dict[int, str | None] = {}  # thread -> the model
         self._jobs: dict[str, Job] = {}
         self._changed = threading.Condition()
         self._closing = self._stopped = False
@@ -205,19 +205,34 @@ class JobQueue:
                 self._waiting.remove(job)
                 self._tell_waiting()
                 self._changed.notify_all()
+                if not self._is_needed(job.request.model):
+                    self._engines.end_surplus(job.request.model)
             for thread, batch in self._running.items():
                 if job in batch and all(each.is_over for each in batch):
                     self._engines.interrupt(thread)  # a call that nobody waits for
 
     def _work(self) -> None:
         while (first := self._await_job()) is not None:
-            model = first.request.model
-            with self._engines.free(first) as run:
-                del first
-                batch = self._take(model)
-                if batch:
-                    self._run_batch(run, batch)
-                del batch  # with its images
+            model, needed = first.request.model, partial(self._is_needed, first.request.model)
+            try:
+                with self._engines.free(first, needed) as run:
+                    del first
+                    if run is not None and (batch := self._take(model)):
+                        self._run_batch(run, batch)
+                        del batch  # with its images
+            except Exception:  # noqa: BLE001  the thread must go on
+                _log.exception("an engine for the model %s failed", model)
+                time.sleep(_TICK)
+            finally:
+                with self._changed:
+                    self._engines_awaited.pop(threading.get_ident(), None)
+                    self._running.pop(threading.get_ident(), None)
+
+    def _is_needed(self, model: str | None) -> bool:
+        """Whether no more engines are awaited for a model than batches of it wait."""
+        with self._changed:
+            batches = sum(first.request.model == model for first in self._first_of_batches())
+            return list(self._engines_awaited.values()).count(model) <= batches
 
     def _run_batch(self, run: Run, batch: Sequence[Job]) -> None:
         began, several = time.monotonic(), len(batch) > 1
@@ -244,14 +259,14 @@ class JobQueue:
             while not self._stopped:
                 first = self._unattended()
                 if first is not None:
-                    self._engines_awaited.append(first.request.model)
+                    self._engines_awaited[threading.get_ident()] = first.request.model
                     return first
                 self._changed.wait()
             return None
 
     def _unattended(self) -> Job | None:
         """The first job of a batch for which no engine is awaited yet."""
-        awaited = Counter(self._engines_awaited)
+        awaited = Counter(self._engines_awaited.values())
         for first in self._first_of_batches():
             if not awaited[first.request.model]:
                 return first
@@ -282,7 +297,7 @@ class JobQueue:
                 if wait <= 0:
                     break
                 self._changed.wait(wait)
-            self._engines_awaited.remove(model)
+            del self._engines_awaited[threading.get_ident()]
             if self._stopped or not self._waiting:
                 return []
             self._waiting = [job for job in self._waiting if job not in batch]

@@ -40,6 +40,8 @@ from sdexport.server.worker_messages import Message, SentJob, WorkerReady
 _log = logging.getLogger(__name__)
 SERVER, WORKER = "ImageServer", "ImageWorker"
 """The names of the deployments."""
+_HEAD = "node:__internal_head__"
+"""A resource that only the head node of a cluster of Ray has."""
 _AHEAD = 1
 """Calls that wait on a replica while it runs a batch, so that it need not be found again."""
 _FAREWELL = 5.0
@@ -71,10 +73,15 @@ def app(arguments: dict[str, Any]) -> Any:
         num_replicas=1,  # it has the queue
         # the server itself answers that it has too many requests; its workers must get through
         max_ongoing_requests=2 * ServerSettings.max_connections + 2 * made.max_replicas,
-        ray_actor_options={"num_cpus": made.server_cpus},
+        ray_actor_options={"num_cpus": made.server_cpus, "resources": _place(made)},
         graceful_shutdown_timeout_s=made.grace + made.graceful_shutdown_timeout_s,
     )
     return server.bind(made, worker.bind(made))
+
+
+def _place(arguments: RayArguments) -> dict[str, float]:
+    """Resources of the node on which the server runs: the head, which no autoscaler removes."""
+    return {_HEAD: 0.001} if arguments.server_on_head else {}
 
 
 def _replicas(arguments: RayArguments) -> dict[str, Any]:
@@ -125,6 +132,8 @@ class ImageWorker:
             yield WorkerReady(self._id, tuple(m.name for m in store.models if m.is_open))
             sent = await self._server().batch_of.remote(ticket)
             if sent is not None:
+                # jobs of another model, if all of the first one's were cancelled or taken
+                await self._opened(store.model(sent[0].request.model).name)
                 async with aclosing(self._worker.batch(sent)) as messages:
                     async for message in messages:
                         yield message

@@ -64,8 +64,9 @@ class RayArguments(BaseModel):
         trusted_key, trust, verify_hashes, api_key_file, allowed_host, cors_origin, and the limits:
         as the options of `sdexport serve`.
       options: of the backends' sessions, such as threads; default as many threads as processors of
-        a replica.
+        a replica, at least one; as many as the machine has if num_cpus is 0.
       num_cpus, num_gpus: of each replica. server_cpus: of the process that has the queue.
+      server_on_head: whether that process runs on the head node alone.
       min_replicas, max_replicas: how many there are; more than the least while batches wait.
       upscale_delay_s, downscale_delay_s: for how long, before one is added or removed.
       max_models: packages that a replica has open at a time; default all.
@@ -106,6 +107,7 @@ class RayArguments(BaseModel):
     num_cpus: Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False)] = 1.0
     num_gpus: Annotated[float, Field(ge=0, le=64, allow_inf_nan=False)] = 0.0
     server_cpus: Annotated[float, Field(ge=0, le=4096, allow_inf_nan=False)] = 0.0
+    server_on_head: bool = True
     min_replicas: Annotated[int, Field(ge=0, le=10_000)] = 1
     max_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
     upscale_delay_s: Seconds = 10.0
@@ -197,7 +199,7 @@ class RayArguments(BaseModel):
         backends = self.backends
         texts = [backends] if isinstance(backends, str) else list(backends.values())
         takes = any("threads" in SESSION_OPTIONS[BackendSpec.parse(t).name] for t in texts)
-        return {"threads": int(self.num_cpus)} if takes and self.num_cpus >= 1 else {}
+        return {"threads": max(1, int(self.num_cpus))} if takes and self.num_cpus > 0 else {}
 
 
 def ray_arguments(given: Mapping[str, Any] | RayArguments) -> RayArguments:

@@ -109,6 +109,8 @@ class WorkerEngines:
         self._call, self.count, self._models, self._waits = call, count, models, waits
         self._batches: dict[str, Future[Sequence[SentJob] | None]] = {}
         self._calls: set[WorkerCall] = set()
+        self._waiting: dict[WorkerCall, str | None] = {}  # for a worker -> the model
+        self._heard: dict[str, None] = {}  # workers, those heard of last at the end
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -131,18 +133,26 @@ class WorkerEngines:
         return None if given is None else await asyncio.wrap_future(given)
 
     @contextmanager
-    def free(self, job: Job) -> Iterator[Run]:
+    def free(self, job: Job, is_needed: Callable[[], bool]) -> Iterator[Run | None]:
         """Wait until a worker can run the model of a job, and hold it for a block."""
         model = job.request.model
         del job  # the block takes long
-        lease = self._lease(model)
+        lease = self._lease(model, is_needed=is_needed)
         if lease is None:
-            yield _fail_all
+            yield _fail_all if self._closed.is_set() else None
             return
         try:
-            yield partial(self._run, lease, model)
+            yield partial(self._run, lease)
         finally:
             self._give_back(lease)
+
+    def end_surplus(self, model: str | None) -> None:
+        """Cancel the newest call that waits for a worker with a model."""
+        with self._lock:
+            calls = [call for call, name in self._waiting.items() if name == model]
+            if calls:
+                del self._waiting[calls[-1]]
+                _cancel(calls[-1])
 
     def interrupt(self, thread: int | None = None) -> None:
         """Cancel all calls, for good; those of jobs that are over are cancelled in any case."""
@@ -158,38 +168,75 @@ class WorkerEngines:
         """Cancel all calls; the workers close their models themselves."""
         self.interrupt()
 
-    def _lease(self, model: str | None, jobs: Sequence[Job] = ()) -> _Lease | None:
+    def _lease(
+        self,
+        model: str | None,
+        jobs: Sequence[Job] = (),
+        is_needed: Callable[[], bool] = lambda: True,
+    ) -> _Lease | None:
         """A worker that waits for a batch.
 
         Args:
           jobs: that are to run again; nobody waits for a worker any more when all are over.
-        Returns: None if the engines were closed, or the jobs are over.
+        Returns: None if the engines were closed, the jobs are over, or it is not needed any more.
         """
-        while not self._closed.is_set() and not _are_over(jobs):
-            lease = self._called(model)
+
+        def is_over() -> bool:
+            return self._closed.is_set() or _are_over(jobs) or not is_needed()
+
+        while not is_over():
+            lease = None
             try:
+                lease = self._called(model)
                 with _when_over(jobs, lease.call):
+                    if is_over():  # before the call could be cancelled for that
+                        _cancel(lease.call)
                     ready = next(lease.messages)
-                if isinstance(ready, WorkerReady):
-                    self._models.note_open(ready.worker, ready.models)
+                if isinstance(ready, WorkerReady) and self._stops_waiting(lease):
+                    self._note_ready(ready)
                     lease.worker = ready.worker
                     return lease
             except Exception as error:  # noqa: BLE001  the thread must go on
-                if not self._closed.is_set() and not _are_over(jobs):
+                if not is_over():
                     _log.warning("no worker could be reached: %s", one_line(error, 300))
-            self._forget(lease)
+            if lease is not None:
+                self._forget(lease)
             self._closed.wait(_PAUSE)
         return None
 
     def _called(self, model: str | None) -> _Lease:
         ticket = secrets.token_urlsafe(16)
         self._batches[ticket] = Future()
-        call = self._call(ticket, model)
+        try:
+            call = self._call(ticket, model)
+        except BaseException:
+            del self._batches[ticket]
+            raise
         with self._lock:
             self._calls.add(call)
+            self._waiting[call] = model
         return _Lease(ticket, call, iter(call))
 
+    def _stops_waiting(self, lease: _Lease) -> bool:
+        """Note that a call has its worker; False if it was cancelled as surplus."""
+        with self._lock:
+            was_waiting = lease.call in self._waiting
+            self._waiting.pop(lease.call, None)
+        return was_waiting
+
+    def _note_ready(self, ready: WorkerReady) -> None:
+        """Note what a worker has open, and forget workers that more than `count` came after."""
+        with self._lock:
+            self._heard.pop(ready.worker, None)
+            self._heard[ready.worker] = None
+            self._models.note_open(ready.worker, ready.models)
+            while len(self._heard) > self.count:  # one that was idle may have died unnoticed
+                oldest = next(iter(self._heard))
+                del self._heard[oldest]
+                self._models.note_open(oldest, ())
+
     def _forget(self, lease: _Lease) -> None:
+        self._stops_waiting(lease)
         with self._lock:
             self._calls.discard(lease.call)
         self._batches.pop(lease.ticket, None)
@@ -204,8 +251,9 @@ class WorkerEngines:
                     pass
         self._forget(lease)
 
-    def _run(self, lease: _Lease, model: str | None, jobs: Sequence[Job]) -> None:
+    def _run(self, lease: _Lease, jobs: Sequence[Job]) -> None:
         """Run jobs together, again if the worker dies, and at last each alone."""
+        model = jobs[0].request.model  # the lease may be for another
         self._attempt(lease, jobs)
         for death in range(1, MOST_DEATHS):
             left = [job for job in jobs if not job.is_over]
@@ -234,6 +282,7 @@ class WorkerEngines:
                     elif isinstance(message, JobEnded):
                         message.apply(jobs[message.place])
                         self._note_model(lease, jobs[message.place])
+            self._fail_unsent(lease, jobs)
         except Exception as error:  # noqa: BLE001  a worker may die of anything
             if not _are_over(jobs):
                 _log.warning(
@@ -244,9 +293,20 @@ class WorkerEngines:
         finally:
             self._forget(lease)
 
+    def _fail_unsent(self, lease: _Lease, jobs: Sequence[Job]) -> None:
+        """Fail jobs of which a worker has said nothing before its stream ended."""
+        lost = [job for job in jobs if not job.is_over]
+        if lost:
+            _log.warning(
+                "the worker %s found no batch for %d jobs, which fail: another server has answered "
+                "it, as this one is being replaced",
+                *(lease.worker, len(lost)),
+            )
+            _fail_all(lost)
+
     def _note_model(self, lease: _Lease, job: Job) -> None:
         """A worker has the model of a job open that it has run."""
-        if job.images:
+        if job.images and lease.worker in self._heard:
             self._models.model(job.request.model).workers.add(lease.worker)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,21 @@ class Call:
     def cancel(self) -> None:
         self.was_cancelled = True
         self._loop.call_soon_threadsafe(lambda: self.task and self.task.cancel())
+
+
+class ScriptedCall:
+    """A call that sends given messages, and raises given errors."""
+
+    def __init__(self, script: Sequence[Message | Exception]) -> None:
+        self._script = script
+
+    def __iter__(self) -> Iterator[Message]:
+        for each in self._script:
+            if isinstance(each, Exception):
+                raise each
+            yield each
+
+    def cancel(self) -> None: ...
 
 
 class Workers:

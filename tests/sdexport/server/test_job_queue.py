@@ -373,3 +373,23 @@ def test_jobs_do_not_wait_for_clients_that_were_not_served() -> None:
         wait_until(lambda: coming.started)
         assert coming.started is not None and running.ended is not None
         assert coming.started - running.ended < 3.0
+
+
+def test_an_engine_that_fails_ends_no_thread_of_the_queue(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = Engine()
+    with queue_of(engine, batch_window=0.0) as queue:
+        free, failures = queue._engines.free, iter([RuntimeError("no engine")])
+
+        def fails_first(*arguments: Any) -> Any:
+            for error in failures:
+                raise error
+            return free(*arguments)
+
+        queue._engines.free = fails_first  # type: ignore[method-assign]
+        job = job_of()
+        queue.add(job)
+        engine.go.release()
+        wait_until(lambda: job.status == "done")
+        assert "no engine" in caplog.text and not queue._engines_awaited

@@ -103,22 +103,33 @@ def test_openai_client_with_previews(ray_server: RayProcess, one_thread: Pipelin
 
 
 def test_automatic1111_progress_and_interrupt(ray_server: RayProcess) -> None:
+    before = ended(ray_server, "cancelled")
     body = {"prompt": PROMPT, "steps": 150, "seed": 1}
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(ray_server.json, "POST", "/sdapi/v1/txt2img", body)
         wait_until(lambda: ray_server.json("GET", "/sdapi/v1/progress")[1]["progress"] > 0)
         assert ray_server.json("POST", "/sdapi/v1/interrupt")[0] == 200
-        assert answer.result(PATIENCE)[0] in (200, 409, 500)
+        status, found = answer.result(PATIENCE)
+    assert status == 200 and found["images"] == []  # and not the image of 150 steps
+    assert ended(ray_server, "cancelled") == before + 1
     assert b"sdexport_jobs_running 0.0" in ray_server.request("GET", "/metrics")[2]
 
 
 def test_cancelled_job_frees_its_replica(ray_server: RayProcess) -> None:
+    wait_until(lambda: ray_server.replicas() == 1)
+    (pid,) = ray_server.pids(WORKER)
+    before = processor_seconds(pid)
+    whole = ray_server.finished(LONG)
+    assert whole["status"] == "done"
+    needed = processor_seconds(pid) - before  # by 150 steps
     _, job = ray_server.json("POST", "/v1/jobs", LONG)
     wait_until(lambda: ray_server.json("GET", job["url"])[1]["step"] >= 1)
     status, cancelled = ray_server.json("DELETE", job["url"])
-    assert status == 200 and cancelled["status"] == "cancelled" and cancelled["step"] < 150
+    assert status == 200 and cancelled["status"] == "cancelled" and cancelled["step"] < 75
+    before = processor_seconds(pid)
     after = ray_server.finished({"prompt": PROMPT, "num_inference_steps": 1, "seed": 1})
     assert after["status"] == "done"
+    assert processor_seconds(pid) - before < needed / 2  # the rest was not generated
 
 
 def test_client_that_goes_away_cancels_its_job(ray_server: RayProcess) -> None:
@@ -129,6 +140,12 @@ def test_client_that_goes_away_cancels_its_job(ray_server: RayProcess) -> None:
     with client, suppress(openai.APITimeoutError):
         client.images.generate(prompt=PROMPT, extra_body={"num_inference_steps": 150, "seed": 1})
     wait_until(lambda: ended(ray_server, "cancelled") == before + 1)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has used."""
+    parts = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def ended(server: RayProcess, status: str) -> float:

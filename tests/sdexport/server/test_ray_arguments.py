@@ -51,7 +51,8 @@ def test_texts_of_the_command_line_are_numbers_and_lists(tmp_path: Path) -> None
 
 def test_a_replica_has_as_many_threads_as_processors() -> None:
     assert ray_arguments({**PACKAGE, "num_cpus": 2}).load_options()["threads"] == 2
-    assert "threads" not in ray_arguments({**PACKAGE, "num_cpus": 0.5}).load_options()
+    assert ray_arguments({**PACKAGE, "num_cpus": 0.5}).load_options()["threads"] == 1
+    assert "threads" not in ray_arguments({**PACKAGE, "num_cpus": 0}).load_options()
     both = {"*": "onnxruntime-cuda", "vae_decoder": "tensorrt"}
     assert ray_arguments({**PACKAGE, "backend": both}).load_options()["threads"] == 1
     assert "threads" not in ray_arguments({**PACKAGE, "backend": "tensorrt"}).load_options()

@@ -15,16 +15,17 @@ from PIL import Image
 
 from sdexport import Pipeline
 from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError, PackageError
+from sdexport.runtime.denoise import DenoiseStep
 from sdexport.runtime.images.metadata import save_image
-from sdexport.server import worker_engines
+from sdexport.server import job_runner, worker_engines
 from sdexport.server.image_request import ImageRequest
 from sdexport.server.image_service import ImageService
 from sdexport.server.jobs import Job, JobEvent
 from sdexport.server.model_store import ModelStore
-from sdexport.server.server_errors import DeadlineError, ModelFailedError
-from sdexport.server.worker_messages import SentJob
+from sdexport.server.server_errors import DeadlineError, ModelFailedError, ShuttingDownError
+from sdexport.server.worker_messages import Message, SentJob, WorkerReady
 from tests.helpers.live_server import PATIENCE, wait_until
-from tests.helpers.local_workers import Worker, Workers, at_step, remote_service
+from tests.helpers.local_workers import ScriptedCall, Worker, Workers, at_step, remote_service
 
 SMALL = {"num_inference_steps": 3, "width": 64, "height": 64, "seed": 5}
 
@@ -149,8 +150,16 @@ def test_several_batches_run_at_a_time(store: ModelStore, demo_package: Path) ->
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 def test_a_job_that_is_over_frees_its_worker(
-    store: ModelStore, demo_package: Path, how: str
+    store: ModelStore, demo_package: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    steps: list[int] = []  # of the engine, which nobody may wait for
+    steps_of = job_runner._Steps.__call__
+
+    def step(self: Any, each: DenoiseStep) -> None:
+        steps.append(each.count)
+        steps_of(self, each)
+
+    monkeypatch.setattr(job_runner._Steps, "__call__", step)
     with remote_service(demo_package, 1) as (service, workers):
         workers.workers.append(worker_of(store, "first"))
         job = submit(service, num_inference_steps=150, width=128, height=128)
@@ -160,10 +169,10 @@ def test_a_job_that_is_over_frees_its_worker(
         else:
             job.deadline = 0.0
         wait_for(job)
-        step = job.step
         after = submit(service)
         wait_for(after)
-        assert after.status == "done" and step < 150
+        assert after.status == "done"
+        assert 1 <= steps.count(150) < 150
         assert job.status == ("cancelled" if how == "cancel" else "failed")
         assert any(call.was_cancelled for call in workers.calls)
 
@@ -256,3 +265,102 @@ def test_workers_of_a_package_that_is_gone_fail_the_jobs(demo_package: Path) -> 
         job = submit(service)
         wait_for(job)
         assert job.status == "failed" and isinstance(job.error, ModelFailedError)
+
+
+def test_a_server_that_is_replaced_fails_jobs_whose_batch_nobody_can_get(
+    store: ModelStore, demo_package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with remote_service(demo_package, 1) as (service, workers):
+        models = worker_engines.RemoteModels({"demo": demo_package})
+        own, workers.engines = workers.engines, worker_engines.WorkerEngines(workers, 1, models)
+        workers.workers.append(worker_of(store, "first"))
+        job = submit(service)
+        wait_for(job)
+        assert isinstance(job.error, ShuttingDownError) and len(workers.calls) == 1
+        assert "being replaced" in caplog.text
+        workers.engines = own
+        after = submit(service)
+        wait_for(after)
+        assert after.status == "done"
+
+
+def test_a_call_that_cannot_begin_is_made_again(
+    store: ModelStore, demo_package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with remote_service(demo_package, 1) as (service, workers):
+        engines, failures = workers.engines, iter([ConnectionError("no controller")] * 2)
+        assert engines is not None
+
+        def call(ticket: str, model: str | None) -> Any:
+            for error in failures:
+                raise error
+            return workers(ticket, model)
+
+        engines._call = call
+        workers.workers.append(worker_of(store, "first"))
+        job = submit(service)
+        wait_for(job)
+        assert job.status == "done" and "no controller" in caplog.text
+        wait_until(lambda: not engines._batches)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_ends_the_call_for_a_worker(
+    store: ModelStore, demo_package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cancelled() -> int:
+        return sum(call.was_cancelled for call in workers.calls)
+
+    with remote_service(demo_package, 2, max_batch=1) as (service, workers):
+        jobs = [submit(service, seed=seed) for seed in range(3)]
+        wait_until(lambda: len(workers.calls) == 2)
+        service.cancel(jobs[2].id)
+        assert cancelled() == 0  # both calls have a job
+        service.cancel(jobs[0].id)
+        wait_until(lambda: cancelled() == 1)
+        service.cancel(jobs[1].id)
+        wait_until(lambda: cancelled() == 2)
+        assert workers.engines is not None
+        wait_until(lambda: not service.queue._engines_awaited)
+        assert not workers.engines._waiting and not workers.engines._batches
+        assert len(workers.calls) == 2 and "no worker" not in caplog.text
+        workers.workers.append(worker_of(store, "first"))
+        after = submit(service)
+        wait_for(after)
+        assert after.status == "done"
+
+
+def scripted_engines(
+    package: Path, count: int, scripts: Iterator[list[Message | Exception]]
+) -> tuple[worker_engines.WorkerEngines, worker_engines.RemoteModels, list[str | None]]:
+    """Engines whose calls send what the scripts say, and the models of these calls."""
+    models = worker_engines.RemoteModels({"a": package, "b": package})
+    called: list[str | None] = []
+
+    def call(ticket: str, model: str | None) -> ScriptedCall:
+        called.append(model)
+        return ScriptedCall(next(scripts))
+
+    return worker_engines.WorkerEngines(call, count, models), models, called
+
+
+def test_a_batch_of_another_model_than_its_lease_runs_again_with_its_own(
+    demo_package: Path,
+) -> None:
+    """As when the jobs of the first model were cancelled while its worker was awaited."""
+    dies: list[Message | Exception] = [WorkerReady("w", ("a",)), RuntimeError("killed")]
+    engines, _, called = scripted_engines(demo_package, 1, iter([dies] * 3))
+    first, other = (Job(ImageRequest(name, {"prompt": "x"}), 1) for name in "ab")
+    with engines.free(first, lambda: True) as run:
+        assert run is not None
+        run([other])
+    assert called == ["a", "b", "b"] and isinstance(other.error, ModelFailedError)
+
+
+def test_a_worker_that_died_unnoticed_has_no_model_open_for_ever(demo_package: Path) -> None:
+    scripts: list[list[Message | Exception]] = [[WorkerReady(name, ("a",))] for name in "pqrs"]
+    engines, models, _ = scripted_engines(demo_package, 2, iter(scripts))
+    job = Job(ImageRequest("a", {"prompt": "x"}), 1)
+    for _ in scripts:
+        with engines.free(job, lambda: True):
+            pass
+    assert models.model("a").workers == {"r", "s"}
