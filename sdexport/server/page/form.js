@@ -106,7 +106,7 @@ export class Form {
 
   fillSampler(chosen) {
     const { schedulers = [], schedulerLabels = {} } = this.server ?? {};
-    const labels = { ...schedulerLabels, "": "Model's default" };
+    const labels = { ...schedulerLabels, "": "Default" };
     fill($("scheduler"), ["", ...schedulers], chosen, labels);
   }
 

@@ -9,7 +9,7 @@ import { HistoryList } from "./history_list.js";
 import { prepared } from "./image_field.js";
 import { JobRun } from "./job_run.js";
 import { PendingJob } from "./pending_job.js";
-import { restored } from "./restore.js";
+import { modelName, restored } from "./restore.js";
 import { describeServer } from "./server_info.js";
 import { Stage } from "./stage.js";
 
@@ -19,7 +19,11 @@ let running = null;
 let lastSeed = null;
 
 const form = new Form(() => saveDraft());
-const stage = new Stage({ useAsImage, restore: (entry) => restoreEntry(entry) });
+const stage = new Stage({
+  useAsImage,
+  restore: (entry) => restoreEntry(entry),
+  modelName: (settings) => modelName(settings, serverNow()) || settings.model,
+});
 const history = new HistoryList((entry) => {
   if (!running) stage.finish([entry]);
   restoreEntry(entry);
@@ -178,6 +182,11 @@ function hideProblem() {
   $("problem").textContent = "";
 }
 
+/** What the server offers, as far as that is known. */
+function serverNow() {
+  return form.server ?? describeServer({});
+}
+
 // ---- restore --------------------------------------------------------------------------------
 
 /** Apply a state, and offer the way back. */
@@ -202,7 +211,7 @@ async function restoreFile(file) {
   hideProblem();
   try {
     const { settings, not_understood: notUnderstood } = await api.imageSettings(file);
-    const { state, notes } = restored(settings, form.server ?? describeServer({}), notUnderstood);
+    const { state, notes } = restored(settings, serverNow(), notUnderstood);
     applyState(state, `Settings of ${file.name} restored.`);
     if (notes.length) showProblem(`Not everything could be restored. ${notes.join(" ")}`);
   } catch (error) {

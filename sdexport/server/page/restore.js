@@ -69,12 +69,17 @@ function batch({ batch_size: size = 1, batch_index: index = 0, prompts, seeds },
   return { num_images_per_prompt: String(size), one_seed: true };
 }
 
-/** The server's name of a model, by its hash or else by its name. */
-function model({ model: name, model_hash: hash }, { models }, notes) {
-  const fits = ({ digest }) => digest && hash && (digest.startsWith(hash) || hash.startsWith(digest));
-  const same = models.find(fits) ?? models.find((each) => each.name === name);
+function model(settings, server, notes) {
+  const same = modelName(settings, server);
+  const { model: name } = settings;
   if (!same && name) notes.push(`The model was ${name}, which this server does not have.`);
-  return same?.name ?? "";
+  return same;
+}
+
+/** The server's name of a model, by its hash or else by its name; "" if it has no such model. */
+export function modelName({ model: name, model_hash: hash }, { models }) {
+  const fits = ({ digest }) => digest && hash && (digest.startsWith(hash) || hash.startsWith(digest));
+  return (models.find(fits) ?? models.find((each) => each.name === name))?.name ?? "";
 }
 
 function named(entries, offered, what, notes) {

@@ -3,7 +3,7 @@
 import { $, button, icon, ICONS, make } from "./dom.js";
 
 export class Stage {
-  /** @param actions {useAsImage(entry), restore(entry)} */
+  /** @param actions {useAsImage(entry), restore(entry), modelName(settings)} */
   constructor(actions) {
     this.actions = actions;
     this.urls = [];
@@ -20,6 +20,8 @@ export class Stage {
       return frame;
     });
     this.show(frames);
+    if (count === 1) shape($("progress"), width, height);
+    else $("progress").removeAttribute("style");
     this.progress("Sending", null);
   }
 
@@ -77,7 +79,7 @@ export class Stage {
       make("figcaption", {},
         make("span", { class: "facts" }, `${width} × ${height}`, seed),
         this.tools(entry, url),
-        details(settings)));
+        details({ ...settings, model: this.actions.modelName(settings) })));
     shape(tile, width, height);
     return tile;
   }
@@ -96,10 +98,10 @@ export class Stage {
   }
 }
 
-/** Let a tile have the shape of its image before there is one. */
-function shape(tile, width = 1, height = 1) {
-  tile.style.setProperty("--ratio", `${width} / ${height}`);
-  tile.style.setProperty("--ratio-number", width / height);
+/** Let a tile have the shape of its image before there is one, or the progress its width. */
+function shape(element, width = 1, height = 1) {
+  element.style.setProperty("--ratio", `${width} / ${height}`);
+  element.style.setProperty("--ratio-number", width / height);
 }
 
 const SHOWN = {

@@ -429,12 +429,27 @@ def test_page_is_accessible(visit: Open, theme: str, options: dict[str, Any]) ->
     assert serious_problems(page) == []
     generate(page, width="")
     page.click(".about summary")
+    assert page.locator(".about dd").all_text_contents()[:2] == [CIRCLE, "demo"]
     page.click(".tools button:has-text('Edit')")
     page.wait_for_selector("#mask-draw")
     assert serious_problems(page) == []
     page.click("#mask-draw")
     assert serious_problems(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_long_names_do_not_widen_the_form(browser: Any, demo_package: Path, tmp_path: Path) -> None:
+    (tmp_path / f"{'long-name-' * 12}.safetensors").touch()
+    with live_server({"demo": demo_package}, lora_dir=tmp_path) as live:
+        for options in (DESKTOP, PHONE):
+            page = Visit(browser, f"http://127.0.0.1:{live.port}/", **options).ready()
+            width = "document.querySelector('.compose').getBoundingClientRect().width"
+            before = page.evaluate(width)
+            page.click("#lora-section summary")
+            page.click("#lora-add")
+            assert page.evaluate(width) == before
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.context.close()
 
 
 def test_theme_is_kept(visit: Open) -> None:
