@@ -18,6 +18,8 @@ from PIL import Image
 from sdexport import Pipeline, load_pipeline
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.errors import EngineError
+from sdexport.engines.onnx_file.group_norm_nodes import with_instance_norms
+from sdexport.engines.ort import onnxruntime_session
 from sdexport.exporter import export
 from sdexport.server.request_checks import argument_names
 from sdexport.triton.pipeline_tensors import INPUTS, JSON, NOT_INPUTS
@@ -30,9 +32,18 @@ from tests.helpers.triton_server import (
     TritonModelException,
     TritonServer,
 )
+from tests.tolerances import IMAGE_ABS, assert_close
 
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 2, "seed": 3}
 KINDS = {each.name: each.kind for each in INPUTS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_stored() -> Iterator[None]:
+    """The library runs graphs as they are in their files, as Triton does: without rewrites."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime_session, "with_instance_norms", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +147,17 @@ def check_family(package: Path, folder: Path, further: Mapping[str, Any]) -> Non
     with load_pipeline(package) as pipe:
         expected = pipe(**arguments).images[0]
     np.testing.assert_array_equal(found["image"][0], np.asarray(expected))
+
+
+def test_images_of_the_rewritten_graphs_differ_by_rounding(
+    server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"prompt": "a large blue star", **SMALL}
+    monkeypatch.setattr(onnxruntime_session, "with_instance_norms", with_instance_norms)
+    with load_pipeline(PACKAGE_DIR) as pipe:
+        expected = np.asarray(pipe(**arguments).images[0])
+    found = server.infer("demo", tensors(arguments))["image"][0]
+    assert_close(found, expected, abs_=IMAGE_ABS)
 
 
 def test_compatible_requests_are_one_pipeline_call(server: TritonServer, pipe: Pipeline) -> None:
