@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdexport.checkpoints.adapter_source import AdapterCheckpoint, open_adapter
+from sdexport.checkpoints.base_model import BaseOptions
 from sdexport.checkpoints.modules import free_weights
 from sdexport.export_steps import (
     DEFAULT_OPSET,
@@ -47,6 +48,9 @@ def export_adapter(
     allow_pickle: bool = False,
     image_encoder: str | Path | None = None,
     base: str | Path | None = None,
+    base_revision: str | None = None,
+    base_variant: str | None = None,
+    base_ema: bool = False,
     force: bool = False,
     progress: Progress = lambda component, stage, total: None,
     on_memory_need: Callable[[int], object] = lambda need: None,
@@ -65,6 +69,8 @@ def export_adapter(
         the file's folder or the one above.
       base: of a ControlNet-XS, the checkpoint of the model with whose UNet it is fused: a diffusers
         folder, a hub id, or a single file. Images are generated with a package of that model.
+      base_revision, base_variant: the same of the base. base_ema: take a single file's averaged
+        weights, if the model was exported with them.
       force, progress, on_memory_need: see `sdexport.export`.
     Returns: the manifest that was written.
     Raises: see open_adapter, and `sdexport.export`.
@@ -77,6 +83,7 @@ def export_adapter(
         allow_pickle=allow_pickle,
         image_encoder=image_encoder,
         base=base,
+        base_options=BaseOptions(base_revision, base_variant, base_ema),
     )
     on_memory_need(TRACING + 4 * checkpoint.weights)
     with package_folder(destination, force=force) as folder, tracing(checkpoint.label):

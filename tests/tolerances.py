@@ -414,7 +414,7 @@ UNION_RESIDUAL = 1e-5
 """Residuals of a ControlNet-Union, of their largest value, next to PyTorch's: float32 in another
 order. A scale or a mode that is left out changes them by 1e-2 and more."""
 
-FUSED_ABS = 1e-5
+FUSED_UNET_ABS = 1e-5
 """Noise predicted by one module of PyTorch whose weights lie at other addresses, so that its sums
 may be in another order. Measured: 3.6e-7. Other groups of channels change it by 1e-3 and more."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from sdexport.checkpoints.base_model import BaseModel, BaseOptions
 from sdexport.checkpoints.config_files import read_config
 from sdexport.checkpoints.controlnet_source import controlnet_in_file, controlnet_in_folder
 from sdexport.checkpoints.controlnet_xs_source import check_base, controlnet_xs_in_folder
@@ -93,6 +95,7 @@ def open_adapter(
     allow_pickle: bool = False,
     image_encoder: str | Path | None = None,
     base: str | Path | None = None,
+    base_options: BaseOptions | None = None,
 ) -> AdapterCheckpoint:
     """Find and check an adapter, without reading its weights.
 
@@ -102,11 +105,14 @@ def open_adapter(
       allow_pickle: read .pth, .pt and .bin files too.
       image_encoder: folder of the image encoder of an IP-Adapter; see ip_in_file.
       base: of a ControlNet-XS, the checkpoint of the model: a folder, a hub id, or a single file.
+      base_options: which weights of that are taken.
     Raises: FileNotFoundError: no such folder or file. CheckpointError: damaged, incomplete, or of a
       kind that is not supported. InvalidArgumentError: options that do not fit the source.
       ConnectionError: the hub cannot be reached.
     """
-    path = Path(source)
+    path, base_options = Path(source), base_options or BaseOptions()
+    if base is None:
+        base_options.reject("no --base is given", "revision", "variant", "ema")
     if path.is_file():
         for name, value in (("revision", revision), ("variant", variant)):
             if value is not None:
@@ -126,7 +132,9 @@ def open_adapter(
     folder, origin = locate_adapter(
         source, revision, variant=variant, allow_pickle=allow_pickle, check=check
     )
-    opened = _from_folder(folder, base, variant=variant, allow_pickle=allow_pickle)
+    check(folder)
+    model = None if base is None else partial(BaseModel.open, base, base_options)
+    opened = _from_folder(folder, model, variant=variant, allow_pickle=allow_pickle)
     if origin is None:
         return opened
     of_base = {key: value for key, value in opened.source.items() if key.startswith("base.")}
@@ -152,11 +160,10 @@ def _from_file(
 
 
 def _from_folder(
-    folder: Path, base: str | Path | None, *, variant: str | None, allow_pickle: bool
+    folder: Path, base: Callable[..., BaseModel] | None, *, variant: str | None, allow_pickle: bool
 ) -> AdapterCheckpoint:
     opens, config = _opener(folder)
-    check_base(folder, config["_class_name"], base)
-    further = {} if base is None else {"base": base}
+    further = {} if base is None else {"base": partial(base, allow_pickle=allow_pickle)}
     found = opens(folder, config, variant=variant, allow_pickle=allow_pickle, **further)
     return AdapterCheckpoint(label=str(folder), **found)
 

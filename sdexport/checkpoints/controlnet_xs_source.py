@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +20,14 @@ import diffusers
 import torch
 
 from sdexport.checkpoints.adapter_folder import AdapterFolder
-from sdexport.checkpoints.config_files import read_config
-from sdexport.checkpoints.diffusers_folder import Checkpoint
+from sdexport.checkpoints.base_model import BaseModel
 from sdexport.checkpoints.modules import check_shapes, empty, fill
-from sdexport.checkpoints.sources import Options, open_source
 from sdexport.checkpoints.unused_weights import check_all_used
 from sdexport.checkpoints.weight_file import WeightFile, merged
 from sdexport.checkpoints.weight_origins import origins
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError
 from sdexport.engines.messages import shown
 from sdexport.runtime.adapters.damaged_files import parsing
-from sdexport.runtime.models.components import UNET
 from sdexport.runtime.models.controlnet import CONTROLNET_XS, CONTROLNET_XS_FAMILY, XS_CLASSES
 
 _ADAPTER, _FUSED = XS_CLASSES
@@ -120,12 +117,12 @@ def controlnet_xs_in_folder(
     *,
     variant: str | None,
     allow_pickle: bool,
-    base: str | Path | None = None,
+    base: Callable[[], BaseModel] | None = None,
 ) -> dict[str, Any]:
     """The fields of an AdapterCheckpoint of a folder that diffusers wrote.
 
     Args:
-      base: the checkpoint of the model, exactly if the folder holds a ControlNet-XS alone.
+      base: opens the model, exactly if the folder holds a ControlNet-XS alone.
     Raises: CheckpointError: see `open_adapter`; the base model does not fit, or is not supported.
     """
     class_name = str(config["_class_name"])
@@ -148,12 +145,12 @@ def controlnet_xs_in_folder(
     if base is None:
         load = partial(_load_fused, config, opened.files)
     else:
-        checkpoint = open_source(base, options=Options(allow_pickle=allow_pickle))
-        unet = _checked_unet(folder, opened.config, checkpoint)
-        with parsing(f"{folder} does not fit {checkpoint.label}"):
-            module = _fused(unet, config)
-        load = partial(_load_both, config, opened.files, checkpoint, unet)
-        source |= {f"base.{key}": value for key, value in checkpoint.source.items()}
+        model = base()
+        _check_unet(folder, opened.config, model)
+        with parsing(f"{folder} does not fit {model.label}"):
+            module = _fused(model.config, config)
+        load = partial(_load_both, config, opened.files, model)
+        source |= {f"base.{key}": value for key, value in model.source.items()}
     return _fields(folder, module) | {"source": source, "loader": load}
 
 
@@ -184,16 +181,14 @@ def _fields(folder: Path, module: Any) -> dict[str, Any]:
     }
 
 
-def _checked_unet(
-    folder: Path, config: Mapping[str, Any], checkpoint: Checkpoint
-) -> Mapping[str, Any]:
-    """The configuration of the UNet with which a ControlNet-XS is fused.
+def _check_unet(folder: Path, config: Mapping[str, Any], model: BaseModel) -> None:
+    """Check the UNet with which a ControlNet-XS is fused.
 
     Raises: CheckpointError: diffusers fuses no such UNet, or it has another size.
     """
-    unet = vars(checkpoint.configs[UNET.source])
-    what = f"{folder} cannot be fused with {checkpoint.label}"
-    if checkpoint.family.refines:
+    unet = model.settings
+    what = f"{folder} cannot be fused with {model.label}"
+    if model.is_refiner:
         raise CheckpointError(f"{what}: a refiner has no ControlNet-XS")
     for key, values in _FIXED.items():
         value = _plain(unet.get(key, values[0]))
@@ -209,10 +204,9 @@ def _checked_unet(
         expected, got = (_listed(each) for each in (config[key], unet[of_unet]))
         if expected != got:
             raise CheckpointError(
-                f"{folder} is for another model than {checkpoint.label}: it has {key} "
+                f"{folder} is for another model than {model.label}: it has {key} "
                 f"{shown(expected)}, and the unet {of_unet} {shown(got)}"
             )
-    return read_config(checkpoint.folder / UNET.source / "config.json")
 
 
 def _plain(value: Any) -> Any:
@@ -245,14 +239,13 @@ def _load_fused(config: Mapping[str, Any], files: Sequence[WeightFile], part: st
 def _load_both(
     config: Mapping[str, Any],
     files: Sequence[WeightFile],
-    checkpoint: Checkpoint,
-    unet: Mapping[str, Any],
+    model: BaseModel,
     part: str,
 ) -> Any:
-    base, own = checkpoint.load(UNET.source).state_dict(), merged(files)
+    base, own = model.load().state_dict(), merged(files)
     weights = {_renamed(name, _OF_UNET): value for name, value in base.items()}
     weights |= {_renamed(name, _OF_ADAPTER): value for name, value in own.items()}
-    return fill(_fused(unet, config), weights)
+    return fill(_fused(model.config, config), weights)
 
 
 def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:

@@ -33,6 +33,11 @@ from sdexport.commands.verbosity import verbosity_options
     metavar="CHECKPOINT",
     help="Of a ControlNet-XS: the model whose UNet it is fused with (folder, model id or file).",
 )
+@click.option("--base-revision", help="As --revision, of --base.")
+@click.option("--base-variant", metavar="NAME", help="As --variant, of --base.")
+@click.option(
+    "--base-ema", is_flag=True, help="Take the averaged weights of --base, a single file."
+)
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @ignore_memory_option
 @json_option
@@ -47,6 +52,9 @@ def export_adapter(
     allow_pickle: bool,
     image_encoder: Path | None,
     base: str | None,
+    base_revision: str | None,
+    base_variant: str | None,
+    base_ema: bool,
     force: bool,
     ignore_memory: bool,
     as_json: bool,
@@ -70,6 +78,9 @@ def export_adapter(
             allow_pickle=allow_pickle,
             image_encoder=image_encoder,
             base=base,
+            base_revision=base_revision,
+            base_variant=base_variant,
+            base_ema=base_ema,
             force=force,
             progress=partial(on_stage, shown),
             on_memory_need=lambda need: check_memory(

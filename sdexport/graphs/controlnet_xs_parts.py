@@ -8,7 +8,8 @@ Source: diffusers, models/controlnets/controlnet_xs.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,8 @@ from sdexport.runtime.models.stable_diffusion_xl import POOLED_TEXT, TIME_IDS
 
 LATENT_CHANNELS = 4
 """Of every UNet that diffusers fuses with a ControlNet-XS."""
+NORM_EPS = 1e-5
+"""In the normalisations of such a UNet; in those of residual blocks the fused module has 1e-6."""
 _INPUTS = ("sample", "timestep", "encoder_hidden_states")
 
 
@@ -66,7 +69,10 @@ class FusedUNet(nn.Module):
 
 
 class BaseUNet(nn.Module):
-    """The inputs of a UNet -> out_sample, as the UNet computes it without the ControlNet-XS."""
+    """The inputs of a UNet -> out_sample, as the UNet computes it without the ControlNet-XS.
+
+    For reference outputs; it is not traced.
+    """
 
     def __init__(self, model: Any, conditioning: Sequence[ConditioningInput]) -> None:
         super().__init__()
@@ -86,7 +92,25 @@ class BaseUNet(nn.Module):
             "encoder_hidden_states": encoder_hidden_states,
             "apply_control": False,
         }
-        return _denoised(self.model, sample, self.model.ctrl_conv_in(sample), common)
+        with _own_eps(self.model):
+            return _denoised(self.model, sample, self.model.ctrl_conv_in(sample), common)
+
+
+@contextmanager
+def _own_eps(model: Any) -> Iterator[None]:
+    """Let the residual blocks of the UNet normalise as in the UNet itself."""
+    blocks = [*model.mid_block.base_midblock.resnets]
+    blocks += [each for block in model.down_blocks for each in block.base_resnets]
+    blocks += [each for block in model.up_blocks for each in block.resnets]
+    norms = [norm for block in blocks for norm in (block.norm1, block.norm2)]
+    before = [norm.eps for norm in norms]
+    try:
+        for norm in norms:
+            norm.eps = NORM_EPS
+        yield
+    finally:
+        for norm, eps in zip(norms, before, strict=True):
+            norm.eps = eps
 
 
 def _time_embedding(

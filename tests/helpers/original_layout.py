@@ -10,10 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 import transformers
 
 from sdexport.checkpoints.published_configs import FAMILIES, SingleFileFamily
+from sdexport.checkpoints.single_file import SingleFile
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -70,6 +72,18 @@ def small(family: SingleFileFamily) -> SingleFileFamily:
 
 
 SMALL = tuple(map(small, FAMILIES))
+
+
+def use_families(monkeypatch: pytest.MonkeyPatch, families: tuple[SingleFileFamily, ...]) -> None:
+    """Let single files be of these families, and not of the published ones."""
+    original = SingleFile.open.__func__  # type: ignore[attr-defined]
+
+    def open_small(cls: Any, path: Any, **options: Any) -> Any:
+        return original(cls, path, **options, families=families)
+
+    monkeypatch.setattr(SingleFile, "open", classmethod(open_small))
+
+
 _made: dict[str, dict[str, Any]] = {}
 
 

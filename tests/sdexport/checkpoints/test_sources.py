@@ -17,14 +17,18 @@ from safetensors.torch import load_file, save_file
 
 from sdexport import Package
 from sdexport.checkpoints.diffusers_folder import Checkpoint
-from sdexport.checkpoints.published_configs import SingleFileFamily
-from sdexport.checkpoints.single_file import SingleFile
 from sdexport.checkpoints.sources import Options, open_source
 from sdexport.demo_model import MODEL_DIR
 from sdexport.engines.errors import CheckpointError, InvalidArgumentError, SDExportError
 from sdexport.exporter import export
 from tests.helpers.lora_files import ATTENTION, random_lora, save_kohya
-from tests.helpers.original_layout import SMALL, original_layout, random_modules, vae_layout
+from tests.helpers.original_layout import (
+    SMALL,
+    original_layout,
+    random_modules,
+    use_families,
+    vae_layout,
+)
 
 TOKENIZER = MODEL_DIR / "tokenizer"
 SD1 = SMALL[0]
@@ -36,15 +40,6 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
-
-
-def use_families(monkeypatch: pytest.MonkeyPatch, families: tuple[SingleFileFamily, ...]) -> None:
-    original = SingleFile.open.__func__  # type: ignore[attr-defined]
-
-    def open_small(cls: Any, path: Any, **options: Any) -> Any:
-        return original(cls, path, **options, families=families)
-
-    monkeypatch.setattr(SingleFile, "open", classmethod(open_small))
 
 
 @pytest.fixture
