@@ -34,6 +34,10 @@ from sdexport.engines.session import (
 
 PREPARED = "prepared"
 """GraphSource.form of a compiled graph that `sdexport build` wrote."""
+LARGE_ONCE = 32_000_000
+"""Bytes of what is computed once, as of the weights to which LoRAs are added, from which on nothing
+keeps them when a bound session is closed: an idle infer request keeps the inputs of its last call.
+A new request takes longer."""
 PRECISIONS = ("f32", "bf16", "f16", "i8")
 
 
@@ -248,6 +252,11 @@ class OpenVinoSession(SessionBase):
             self._splits = False
         return compiled
 
+    def forget_requests(self, compiled: Compiled) -> None:
+        """Free infer requests that no thread uses, and the inputs of their last calls."""
+        with self._lock:
+            compiled.idle.clear()
+
     def _release(self) -> None:
         with self._lock:
             self._compiled = None
@@ -276,9 +285,10 @@ class _Bound(BoundSession):
         with self._lock:
             if self._once[0] is not compiled:
                 request = compiled.once.create_infer_request()
-                request.infer(
-                    {name: _tensor(value) for name, value in self._constants.items() if value.size}
-                )
+                with CANCEL.during(request.cancel):
+                    request.infer(
+                        {name: _tensor(v) for name, v in self._constants.items() if v.size}
+                    )
                 count = len(compiled.once.outputs)
                 outputs = {ONCE.format(i): request.get_output_tensor(i) for i in range(count)}
                 self._once = compiled, request, outputs  # the request's own memory
@@ -286,7 +296,11 @@ class _Bound(BoundSession):
 
     def _release(self) -> None:
         super()._release()
-        self._once = None, None, {}
+        with self._lock:
+            compiled, _, outputs = self._once
+            self._once = None, None, {}
+        if compiled and sum(each.get_byte_size() for each in outputs.values()) >= LARGE_ONCE:
+            self._owner.forget_requests(compiled)
 
 
 def _config(precision: str, threads: int | None, streams: int) -> dict[str, Any]:

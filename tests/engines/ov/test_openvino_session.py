@@ -18,6 +18,8 @@ from tests.tolerances import BF16_COSINE, COMPONENT_REL, assert_close
 
 openvino = pytest.importorskip("openvino")
 
+from sdexport.engines.ov import openvino_session  # noqa: E402
+
 
 @pytest.fixture(scope="module")
 def expected(package: Path) -> np.ndarray:
@@ -104,6 +106,27 @@ def test_openvino_session_called_with_and_without_bound_inputs(
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize(("limit", "idle"), [(0, 0), (10**12, 1)])
+def test_large_values_that_are_computed_once_are_freed(
+    limit: int, idle: int, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle infer request keeps its last inputs, such as weights to which LoRAs are added."""
+    monkeypatch.setattr(openvino_session, "LARGE_ONCE", limit)
+    call = feeds()
+    constants = {"encoder_hidden_states": call.pop("encoder_hidden_states")}
+    with open_session(package / "unet" / "model.onnx", "openvino") as session:
+        assert isinstance(session, openvino_session.OpenVinoSession)
+        outputs = []
+        for _ in range(2):
+            with session.bind(**constants) as bound:
+                outputs.append(bound.run(call)["out_sample"])
+                compiled = session._compiled
+                assert compiled is not None and compiled.once is not None
+                assert len(compiled.idle) == 1
+            assert len(compiled.idle) == idle
+    assert np.array_equal(*outputs)
 
 
 def test_openvino_cache_is_written_used_and_survives_damage(
