@@ -245,6 +245,11 @@ class ComponentSessions:
                     self._opened.pop(other).close()
             self._last = component
 
+    def leave_room(self) -> None:
+        """Make room for a graph that is opened elsewhere, if one is kept in memory at a time."""
+        if self._low_memory:
+            self.make_room()
+
     def close(self) -> None:
         """Close every session that was opened here; closing twice is allowed."""
         with self._lock:

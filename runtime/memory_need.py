@@ -23,6 +23,7 @@ from sdexport.runtime.models.components import (
     AdapterKind,
     Role,
 )
+from sdexport.runtime.models.controlnet import is_xs
 from sdexport.runtime.packages.package import Package
 
 PYTHON = 70_000_000
@@ -218,8 +219,10 @@ def need_with_adapter(
     own = memory_need(adapter, calls, backends, options=options, low_memory=low_memory)
     if need is None or own is None:
         return None
-    if low_memory and adapter.family.adapter is not AdapterKind.CONTROLNET:
-        return max(need, own)  # it is closed before the steps
+    if low_memory and (
+        adapter.family.adapter is not AdapterKind.CONTROLNET or is_xs(adapter.family)
+    ):
+        return max(need, own)  # it is closed before the steps, or the denoiser is
     return need + own - PYTHON
 
 

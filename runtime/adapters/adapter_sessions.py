@@ -74,6 +74,10 @@ class AdapterSessions(ClosesOnExit):
         """Close a component that the image does not need any more, if it is the only one."""
         self._components.finish([component])
 
+    def leave_room(self) -> None:
+        """Make room for a graph of another package; see ComponentSessions.leave_room."""
+        self._components.leave_room()
+
     def close(self) -> None:
         """Close every session; closing twice is allowed."""
         self._components.close()

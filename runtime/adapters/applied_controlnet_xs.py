@@ -26,6 +26,7 @@ from sdexport.runtime.adapters.controlnet_runs import ControlRun, steps_of
 from sdexport.runtime.adapters.followed_images import FollowedImages
 from sdexport.runtime.adapters.replaced_session import ReplacedSession
 from sdexport.runtime.adapters.xs_base import check_base
+from sdexport.runtime.component_sessions import ComponentSessions
 from sdexport.runtime.expected_calls import ImageCall
 from sdexport.runtime.images.control_images import ControlImages
 from sdexport.runtime.models.components import AdapterKind
@@ -64,6 +65,7 @@ class AppliedControlNetXS:
 
     Args:
       store: of the pipeline. package: of the model. images: the control images.
+      components: sessions of the model.
     Raises: InvalidArgumentError: it does not fit the model, control images that cannot be shared
       out, or a setting that it does not have. PackageError: one of the packages is damaged. See
       Package.load.
@@ -78,8 +80,9 @@ class AppliedControlNetXS:
         net: ControlNet,
         images: ControlImages,
         call: ControlledImages,
+        components: ComponentSessions,
     ) -> None:
-        self._net, self._call = net, call
+        self._net, self._call, self._components = net, call, components
         self._inputs = package.graph_inputs(package.family.denoiser)
         self._steps = steps_of(call.steps, net)
         self._embedding: np.ndarray | None = None
@@ -142,7 +145,12 @@ class AppliedControlNetXS:
             channels=channels_of(embedding),
             replacement=partial(sessions.session, CONTROLNET_XS.name),
             denoiser=partial(denoiser, graph),
+            leave_room=self._leave_room,
         )
+
+    def _leave_room(self, to_replacement: bool) -> None:
+        """Close, with low_memory, what the graph that comes does not need."""
+        (self._components if to_replacement else self._run.opened.sessions).leave_room()
 
     def conditioning(self, *, guided: bool) -> dict[str, np.ndarray]:
         """Further inputs of that session, a row for each row of the embeddings; see `denoise`."""

@@ -40,7 +40,9 @@ def denoiser_adapters(
         # While these are held, a package that is opened again is not read again.
         with closing(OpenedAdapters(store, folders, kind)) as nets:
             if any(is_xs(each.family) for each in nets.packages):
-                return [_controlnet_xs(store, package, following, call, nets, with_loras)]
+                return [
+                    _controlnet_xs(store, package, following, call, nets, components, with_loras)
+                ]
             _check_backend(following.kinds, package, components, with_loras=with_loras)
             return _taken_by_graph(store, package, following, call)
     finally:
@@ -80,6 +82,7 @@ def _controlnet_xs(
     following: FollowedImages,
     call: ControlledImages,
     nets: OpenedAdapters,
+    components: ComponentSessions,
     with_loras: bool,
 ) -> DenoiserAdapter:
     """The ControlNet-XS among the ControlNets of a call.
@@ -91,7 +94,7 @@ def _controlnet_xs(
     folder = next(each.folder for each in nets.packages if is_xs(each.family))
     check_alone(folder, following, with_loras=with_loras)
     (net,), (images,) = following.controlnets, following.controls
-    return AppliedControlNetXS(store, package, net, images, call)
+    return AppliedControlNetXS(store, package, net, images, call, components)
 
 
 def _check_backend(

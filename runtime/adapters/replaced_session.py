@@ -23,6 +23,8 @@ class ReplacedSession(SessionBase):
       channels: of the embedded control image.
       replacement, denoiser: return the sessions of both graphs, which stay open when this one is
         closed. Each is called when a step needs it.
+      leave_room: called before another graph than in the step before runs, with whether that is
+        the replacement; and with False after the last step.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class ReplacedSession(SessionBase):
         channels: int,
         replacement: Callable[[], Session],
         denoiser: Callable[[], Session],
+        leave_room: Callable[[bool], object] = lambda to_replacement: None,
     ) -> None:
         batch = next(spec.shape[0] for spec in inputs if spec.name == "sample")
         shape = (batch, channels, f"{EMBEDDING}_height", f"{EMBEDDING}_width")
@@ -46,6 +49,8 @@ class ReplacedSession(SessionBase):
         super().__init__(name, (*inputs, *further), outputs)
         self.steps, self.scale = steps, np.full(1, scale, np.float32)
         self.replacement, self.denoiser = replacement, denoiser
+        self._leave_room = leave_room
+        self._last: bool | None = None
 
     def bind(self, *, shared: Sequence[str] = (), **constants: np.ndarray) -> Session:
         return _BoundReplaced(self, shared, constants)
@@ -56,6 +61,12 @@ class ReplacedSession(SessionBase):
         constants = {name: value for name, value in feeds.items() if name not in steps}
         with self.bind(shared=(), **constants) as bound:
             return bound.run(steps)
+
+    def switch(self, to_replacement: bool) -> None:
+        """Make room for the graph that runs next, if another one ran before."""
+        if self._last is not to_replacement:
+            self._leave_room(to_replacement)
+            self._last = to_replacement
 
 
 class _BoundReplaced(WrappedSession):
@@ -70,6 +81,7 @@ class _BoundReplaced(WrappedSession):
         self._check_open()
         feeds = dict(feeds)
         replaced = int(feeds.pop(STEP)[0]) in self._session.steps
+        self._session.switch(replaced)
         if replaced not in self._bound:
             self._bound[replaced] = self._bind(replaced=replaced)
         bound = self._bound[replaced]
@@ -90,3 +102,4 @@ class _BoundReplaced(WrappedSession):
         self._constants = {}
         for session in self._bound.values():
             session.close()
+        self._session.switch(False)
