@@ -191,3 +191,21 @@ def test_a_killed_replica_loses_no_request_and_replicas_follow_the_load(
     assert images > 1.5 * batches  # they ran together
     assert 'status="failed"' not in text
     wait_until(lambda: ray_server.replicas() == 1)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_starts_no_worker(demo_package: Path) -> None:
+    arguments = {"package": {"demo": str(demo_package)}, "min_replicas": 0, "max_replicas": 1}
+    body = {"prompt": PROMPT, "num_inference_steps": 1, "seed": 1}
+    with ray_process(**arguments, upscale_delay_s=3, downscale_delay_s=1, grace=1) as server:
+        wait_until(lambda: server.request("GET", "/readyz")[0] == 200)
+        began = time.monotonic()
+        assert server.finished(body)["status"] == "done"
+        needed = time.monotonic() - began  # with the start of a worker
+        wait_until(lambda: server.replicas() == 0 and not server.pids(WORKER))
+        _, job = server.json("POST", "/v1/jobs", body)
+        assert server.json("DELETE", job["url"])[1]["status"] == "cancelled"
+        until = time.monotonic() + needed
+        while time.monotonic() < until:
+            assert server.pids(WORKER) == []
+            time.sleep(0.2)
+        assert server.finished(body)["status"] == "done"  # a new call was made
