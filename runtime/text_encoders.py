@@ -74,6 +74,8 @@ class TextEncoders:
     Attributes:
       tokenizers: by the name of the text encoder.
       image_variants: for each image of a call the index of its variant; empty if there is only one.
+      most_rows: rows of 75 tokens that a text may have, textual inversions and words of LoRAs
+        written out; None for any number.
     Raises: PackageError: a tokenizer or a config.json is damaged.
     """
 
@@ -81,6 +83,7 @@ class TextEncoders:
         self._session = session
         self._variants: Sequence[EncoderVariant] = [EncoderVariant(session)]
         self.image_variants: Sequence[int] = ()
+        self.most_rows: int | None = None
         self._vectors: Mapping[str, AddedVectors] = {}
         self._rows = RowCache(CACHED_ROWS)
         self._text_layers = package.family.text_layers
@@ -140,8 +143,9 @@ class TextEncoders:
             sdexport.runtime.text.token_embeds. Each word must occur in at least one text.
         Returns: (B, n, width) float32. n is 77, or a multiple of 77 in all styles but "plain".
         Raises:
-          InvalidArgumentError: texts that are not valid Unicode; an unknown style; a clip_skip for
-            which the package has no output; token_embeds of another kind.
+          InvalidArgumentError: texts that are not valid Unicode or have more rows than `most_rows`;
+            an unknown style; a clip_skip for which the package has no output; token_embeds of
+            another kind.
           PackageError: the package lacks the graphs for token_embeds.
         """
         style = style_name(prompt_style, weights=prompt_weights)
@@ -154,9 +158,11 @@ class TextEncoders:
         if style == COMPEL:
             if replacements:
                 raise InvalidArgumentError("token_embeds cannot be combined with the style compel")
+            self._check_rows(lambda: max(map(_full_rows, self.tokenizers.values(), own.values())))
             return self._encode_compel(own, negatives, variants, clip_skip)
         tokens = {name: _tokens(self.tokenizers[name], own[name], style) for name in own}
         rows = max(each.input_ids.shape[1] for each in tokens.values())
+        self._check_rows(lambda: rows)
         found = []
         for name, tokenizer in self.tokenizers.items():
             how: dict[str, Any] = {"clip_skip": clip_skip, "replacements": replacements}
@@ -164,6 +170,14 @@ class TextEncoders:
             same = tokens[name].extended(tokenizer, rows)
             found.append(_encode(tokenizer, same, negatives, style, run))
         return _concatenated(found)
+
+    def _check_rows(self, count: Callable[[], int]) -> None:
+        """Raises: InvalidArgumentError: more rows than `most_rows`."""
+        if self.most_rows is not None and (rows := count()) > self.most_rows:
+            raise InvalidArgumentError(
+                f"prompt: a text has {rows:,} rows of tokens, with its textual inversions and the "
+                f"words of LoRAs written out; at most {self.most_rows:,} are read"
+            )
 
     def _encode_compel(
         self,
@@ -323,6 +337,12 @@ def _tokens(tokenizer: ClipTokenizer, texts: Sequence[str], style: str) -> Weigh
         return tokenize_weighted(tokenizer, texts, comma_backtrack=COMMA_BACKTRACK)
     input_ids = tokenizer(texts)[:, None]
     return WeightedTokens(input_ids, np.ones(input_ids.shape, np.float32), (1,) * len(texts))
+
+
+def _full_rows(tokenizer: ClipTokenizer, texts: Sequence[str]) -> int:
+    """The rows that the tokens of the longest text fill."""
+    longest = max((len(tokenizer.encode(text)) for text in texts), default=0)
+    return -(-longest // max(tokenizer.max_length - 2, 1))
 
 
 def _encode(

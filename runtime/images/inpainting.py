@@ -13,7 +13,7 @@ from sdexport.engines.errors import InvalidArgumentError
 from sdexport.runtime import checks
 from sdexport.runtime.images.masks import NAME, adjusted
 from sdexport.runtime.images.paste_back import PasteBack, crop_region, whole_image
-from sdexport.runtime.images.resizing import resize
+from sdexport.runtime.images.resizing import check_mode, resize
 
 MAX_BLUR, MAX_PADDING = 1024, 16384
 _log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class InpaintOptions:
 
     def check(self, mask: object, resize_mode: str, output_type: str) -> None:
         """Raises: InvalidArgumentError: a wrong value, or one that would have no effect."""
+        check_mode(resize_mode)
         checks.number("mask_blur", self.mask_blur, 0, MAX_BLUR)
         checks.boolean("mask_invert", self.mask_invert)
         checks.boolean("paste_back", self.paste_back)

@@ -27,7 +27,7 @@ def resize(image: Image.Image, width: int, height: int, mode: str = "stretch") -
     Returns: an image of that size; in RGB where "crop" or "fill" changed the proportions.
     Raises: InvalidArgumentError: unknown mode.
     """
-    _check_mode(mode)
+    check_mode(mode)
     if image.size == (width, height):
         return image
     if mode == "stretch":
@@ -53,7 +53,7 @@ def nearest(pixels: np.ndarray, width: int, height: int, mode: str = "stretch") 
       width, height, mode: see `resize`, which places an image in the same way.
     Raises: InvalidArgumentError: unknown mode.
     """
-    _check_mode(mode)
+    check_mode(mode)
     size = pixels.shape[1], pixels.shape[0]
     scaled = (width, height) if mode == "stretch" else scaled_size(size, width, height, mode)
     columns, rows = (
@@ -64,8 +64,9 @@ def nearest(pixels: np.ndarray, width: int, height: int, mode: str = "stretch") 
     return found
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in RESIZE_MODES:
+def check_mode(mode: object) -> None:
+    """Raises: InvalidArgumentError: no name of one of RESIZE_MODES."""
+    if not isinstance(mode, str) or mode not in RESIZE_MODES:
         raise InvalidArgumentError(
             f"unknown resize_mode {shown(mode)}; choose one of {', '.join(RESIZE_MODES)}"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sdexport.commands.output import echo
 from sdexport.commands.progress import progress
@@ -67,7 +68,8 @@ _COUNT = click.IntRange(1, 1024)
     type=click.IntRange(0, 60_000_000),
     default=20_000,
     show_default=True,
-    help="Microseconds for which a request waits for others to run with it.",
+    help="Microseconds for which a request waits for others to run with it, if --max-batch is more "
+    "than 1.",
 )
 @click.option(
     "--max-pixels",
@@ -126,7 +128,15 @@ def triton(
             trust=trust,
             verify_hashes=verify_hashes,
         )
+    _name_unused_delay(options["max_batch"])
     _print(record, package, repository, options["adapter_graphs"], as_json=as_json)
+
+
+def _name_unused_delay(max_batch: int) -> None:
+    """Name a delay that was given for a batch of one image, which waits for no other."""
+    source = click.get_current_context().get_parameter_source("queue_delay")
+    if max_batch == 1 and source is not ParameterSource.DEFAULT:
+        echo("not used: --max-queue-delay-us; with --max-batch 1 no request waits", err=True)
 
 
 def _print(

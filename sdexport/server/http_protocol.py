@@ -38,11 +38,12 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
             super().connection_made(transport)
             self._waits_since = self.loop.time()
             if len(self.connections) > most:
-                closable = _closable(other for other in self.connections if other is not self)
+                others = (other for other in self.connections if other is not self)
+                closable = _closable(others, max(most // 16, 1))
                 if not closable:  # all of them wait for this server
                     transport.abort()
                     return
-                for other in closable[: max(most // 16, 1)]:  # looking for them takes time
+                for other in closable:
                     other.transport.abort()
             self._wait_for_header()
 
@@ -114,11 +115,12 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
     return TimedProtocol
 
 
-def _closable(connections: Iterable[Any]) -> list[Any]:
+def _closable(connections: Iterable[Any], most: int) -> list[Any]:
     """The connections that are closed to make room; none if no client keeps the server waiting.
 
-    They are of the address that has most of those that wait: the oldest whose header is awaited
-    first, then the oldest whose body is.
+    They are of the address that has most of those that wait: the oldest whose header is awaited,
+    up to `most` at a time, as looking for them takes time. Where there are none, one whose body is
+    awaited, as that is a request which is lost.
     """
     waiting: dict[str, list[Any]] = {}
     for each in connections:
@@ -126,8 +128,9 @@ def _closable(connections: Iterable[Any]) -> list[Any]:
         if is_awaited and not each.transport.is_closing():
             waiting.setdefault(_address(each), []).append(each)
     of_one = max(waiting.values(), key=len, default=[])
-    of_one.sort(key=lambda each: (each.conn.their_state is not h11.IDLE, each._waits_since))
-    return of_one
+    of_one.sort(key=lambda each: each._waits_since)
+    idle = [each for each in of_one if each.conn.their_state is h11.IDLE]
+    return idle[:most] or of_one[:1]
 
 
 def _address(connection: H11Protocol) -> str:

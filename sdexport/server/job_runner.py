@@ -25,7 +25,7 @@ from sdexport.server.batching import merged_arguments, part_of
 from sdexport.server.job_warnings import kept_warnings, warnings_of
 from sdexport.server.jobs import Job
 from sdexport.server.model_store import ModelStore
-from sdexport.server.prompt_length import check_tokens
+from sdexport.server.prompt_length import limit_texts
 from sdexport.server.registered_names import ADAPTERS
 from sdexport.server.request_checks import adapter_folders, requested_size, texts_of
 from sdexport.server.server_errors import ModelFailedError
@@ -73,7 +73,7 @@ class JobRunner:
             count, adapters = sum(job.count for job in jobs), adapter_folders(request.arguments)
             pipeline = self._models.open(model, size, count, adapters)
             arguments = merged_arguments(jobs)
-            check_tokens(arguments, pipeline.text_encoders.tokenizers.values())
+            limit_texts(arguments, pipeline.text_encoders)
             steps = _Steps(jobs, pipeline)
             result: Result = pipeline(**arguments, on_step=steps)
         for job in jobs:

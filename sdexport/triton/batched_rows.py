@@ -13,6 +13,7 @@ from sdexport.runtime.pipeline import Pipeline
 from sdexport.server.batching import batch_key, merged_arguments, part_of
 from sdexport.server.job_warnings import kept_warnings, warnings_of
 from sdexport.server.jobs import Job
+from sdexport.server.prompt_length import limit_texts
 from sdexport.server.server_errors import JobCancelledError
 
 _log = logging.getLogger(__name__)
@@ -46,10 +47,10 @@ def _run(rows: Sequence[Row], pipeline: Pipeline) -> None:
     jobs = [row.job for row in rows]
     try:
         _check_cancelled(rows)
+        arguments = merged_arguments(jobs)
+        limit_texts(arguments, pipeline.text_encoders)
         with kept_warnings() as records:
-            result = pipeline(
-                **merged_arguments(jobs), on_step=lambda step: _after_step(rows, step)
-            )
+            result = pipeline(**arguments, on_step=lambda step: _after_step(rows, step))
         for job in jobs:
             part = part_of(result, jobs, job)
             job.warnings = warnings_of(job, records, pipeline, is_alone=len(jobs) == 1)

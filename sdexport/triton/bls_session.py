@@ -10,6 +10,7 @@ import numpy as np
 from sdexport.engines.errors import EngineError, engine_error
 from sdexport.engines.messages import one_line
 from sdexport.engines.session import Feeds, SessionBase, TensorSpec
+from sdexport.triton.graph_models import has_no_dims
 
 
 class BlsSession(SessionBase):
@@ -34,6 +35,7 @@ class BlsSession(SessionBase):
     ) -> None:
         super().__init__(name, inputs, outputs)
         self._model, self._max_batch, self._triton = model, max_batch, triton
+        self._no_dims = {spec.name for spec in (*inputs, *outputs) if has_no_dims(spec, max_batch)}
 
     def _compute(self, feeds: Feeds) -> dict[str, np.ndarray]:
         rows = len(next(iter(feeds.values()))) if self._max_batch else 0
@@ -54,7 +56,7 @@ class BlsSession(SessionBase):
         request = triton.InferenceRequest(
             model_name=self._model,
             requested_output_names=[spec.name for spec in self.outputs],
-            inputs=[triton.Tensor(k, np.ascontiguousarray(v)) for k, v in feeds.items()],
+            inputs=[triton.Tensor(k, self._sent(k, v)) for k, v in feeds.items()],
             preferred_memory=triton.PreferredMemory(triton.TRITONSERVER_MEMORY_CPU, 0),
         )
         response = request.exec()
@@ -63,12 +65,19 @@ class BlsSession(SessionBase):
             raise engine_error(f"{self.name}: Triton's model {self._model} failed: {reason}")
         return {spec.name: self._output(response, spec) for spec in self.outputs}
 
+    def _sent(self, name: str, values: np.ndarray) -> np.ndarray:
+        """An input as Triton takes it."""
+        found = np.ascontiguousarray(values)  # which gives a scalar a dimension
+        return found.reshape(*np.shape(values), 1) if name in self._no_dims else found
+
     def _output(self, response: Any, spec: TensorSpec) -> np.ndarray:
         tensor = self._triton.get_output_tensor_by_name(response, spec.name)
         if tensor is None:
             raise EngineError(f"{self.name}: Triton's model {self._model} gave no {spec.name}")
         # a copy: the tensor is in memory that Triton takes back
         values: np.ndarray = np.array(tensor.as_numpy())
+        if spec.name in self._no_dims and values.shape[-1:] == (1,):
+            values = values[..., 0]
         if values.dtype != spec.dtype or values.ndim != len(spec.shape):
             raise EngineError(
                 f"{self.name}: Triton's model {self._model} gave {values.dtype} {values.shape} as "

@@ -55,7 +55,7 @@ class GraphModel:
             spec.name,
             spec.dtype,
             dims or (1,),
-            has_no_dims=not dims and self.max_batch_size > 0,
+            has_no_dims=has_no_dims(spec, self.max_batch_size),
         )
 
 
@@ -105,6 +105,11 @@ def has_batch(specs: Sequence[TensorSpec]) -> bool:
     return all(spec.shape and spec.shape[0] in _BATCH for spec in specs) and not any(
         size in _BATCH for spec in specs for size in spec.shape[1:]
     )
+
+
+def has_no_dims(spec: TensorSpec, max_batch_size: int) -> bool:
+    """Whether a tensor has no dimension but the batch, for which Triton's clients add one of 1."""
+    return len(spec.shape) == (1 if max_batch_size else 0)
 
 
 def model_files(package: Package, graph: str) -> dict[str, Path]:

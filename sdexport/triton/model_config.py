@@ -28,7 +28,8 @@ class ConfigTensor:
 
     dtype: one of DATA_TYPES. dims: without the batch dimension, where the model has one; ANY for
     any size. has_no_dims: the model's own tensor has no dimension but the batch, which Triton
-    cannot say: `dims` is (1,) then, and the model gets the tensor without that dimension.
+    cannot say: `dims` is (1,) then, and the model gets and returns the tensor without that
+    dimension. Clients and other models of the server have it.
     """
 
     name: str

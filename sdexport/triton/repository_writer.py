@@ -54,10 +54,10 @@ class RepositoryOptions:
     name: of the pipeline's model, and what names of the others begin with; None takes that of the
     package's folder. max_batch: images that are generated together at most, and rows of a batch of
     a graph that Triton batches. queue_delay: microseconds for which a request to the pipeline waits
-    for others. instances: of each graph. pipelines: of the pipeline, each a process. kind: "cpu" or
-    "gpu", where the graphs run. adapter_graphs: also write graphs that take inputs of adapters.
-    copy: copy all files, instead of hard links where they are possible. max_pixels, max_steps: of
-    an image.
+    for others, if max_batch is more than 1. instances: of each graph. pipelines: of the pipeline,
+    each a process. kind: "cpu" or "gpu", where the graphs run. adapter_graphs: also write graphs
+    that take inputs of adapters. copy: copy all files, instead of hard links where they are
+    possible. max_pixels, max_steps: of an image.
     """
 
     name: str | None = None

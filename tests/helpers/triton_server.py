@@ -345,12 +345,12 @@ class _Graph:
     def run(self, inputs: Arrays) -> Arrays:
         fields = {each.name: each for each in self._config.input}
         shaped = {
-            name: values.reshape(len(values)) if fields[name].HasField("reshape") else values
+            name: values.reshape(values.shape[:-1]) if fields[name].HasField("reshape") else values
             for name, values in inputs.items()
         }
         names = [each.name for each in self._config.output]
         found = dict(zip(names, self._session.run(names, shaped), strict=True))
         for field in self._config.output:
             if field.HasField("reshape"):
-                found[field.name] = found[field.name].reshape(-1, 1)
+                found[field.name] = np.asarray(found[field.name])[..., None]
         return found

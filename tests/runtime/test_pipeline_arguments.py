@@ -84,6 +84,10 @@ def test_call_with_an_image_refuses(pipe: Pipeline, name: str) -> None:
     assert_rejected(pipe, OF_IMAGES[name], name, image=IMAGE, width=64, height=72)
 
 
+def test_resize_mode_is_checked_without_an_image(pipe: Pipeline) -> None:
+    assert_rejected(pipe, [*OF_IMAGES["resize_mode"], ["crop"]], "resize_mode")
+
+
 @pytest.mark.parametrize("name", OF_MASKS)
 def test_call_with_a_mask_refuses(pipe: Pipeline, name: str) -> None:
     assert_rejected(pipe, OF_MASKS[name], name, image=IMAGE, mask_image=IMAGE + 255)

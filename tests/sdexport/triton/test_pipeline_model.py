@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from sdexport import Pipeline, load_pipeline
@@ -20,8 +22,11 @@ from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.errors import EngineError
 from sdexport.engines.onnx_file.group_norm_nodes import with_instance_norms
 from sdexport.engines.ort import onnxruntime_session
+from sdexport.engines.session import TensorSpec
 from sdexport.exporter import export
 from sdexport.server.request_checks import argument_names
+from sdexport.triton.bls_session import BlsSession
+from sdexport.triton.graph_models import GraphModel
 from sdexport.triton.pipeline_tensors import INPUTS, JSON, NOT_INPUTS
 from sdexport.triton.repository_record import RECORD
 from sdexport.triton.repository_writer import RepositoryOptions, write_repository
@@ -189,6 +194,29 @@ def test_rows_beyond_the_limit_of_a_model_are_sent_in_parts(
     assert found["image"].shape == (4, 64, 64, 3)
 
 
+@pytest.mark.parametrize("max_batch", [0, 2])
+def test_tensors_without_dimensions_are_sent_with_one(max_batch: int, tmp_path: Path) -> None:
+    shape = ("batch",) if max_batch else ()
+    specs = [TensorSpec(name, "float32", shape) for name in "abc"]
+    model = GraphModel("g", "m", tuple(specs[:2]), tuple(specs[2:]), max_batch)
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "abc"]
+    node = helper.make_node("Add", ["a", "b"], ["c"])
+    graph = helper.make_graph([node], "g", infos[:2], infos[2:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    onnx.save(made, tmp_path / "m" / "1" / "model.onnx")
+    config = model.config(instances=1, kind="cpu").text()
+    (tmp_path / "m" / "config.pbtxt").write_text(config, "utf-8")
+    triton = TritonServer(tmp_path).module()
+    session = BlsSession(
+        "g", model.inputs, model.outputs, model="m", max_batch=max_batch, triton=triton
+    )
+    values = np.arange(5, dtype=np.float32) if max_batch else np.array(3, np.float32)
+    found = session.run({"a": values, "b": values})["c"]
+    assert found.shape == values.shape
+    np.testing.assert_array_equal(found, 2 * values)
+
+
 def test_random_seeds_are_named_and_reproduce(server: TritonServer) -> None:
     arguments = {"prompt": "a star", **SMALL}
     del arguments["seed"]
@@ -214,11 +242,13 @@ def test_random_seeds_are_named_and_reproduce(server: TritonServer) -> None:
         ({"scheduler_options": [1]}, "scheduler_options"),
         ({"scheduler_options": {"solver_order": 1e300}}, "at most 100,000"),
         ({"prompt": "x" * 30_000}, "30,000 characters; at most 20,000 are read"),
+        ({"prompt": "x " * 10_000, "prompt_style": "compel"}, "at most 2,400 are read"),
         ({"strength": 2.0, "image": picture()}, "strength must be 0 to 1"),
         ({"mask_image": mask()}, "image"),
         ({"image": np.zeros((0, 64, 3))}, "image: empty array"),
         ({"timesteps": ()}, "timesteps"),
         ({"resize_mode": "no", "image": picture()}, "resize_mode"),
+        ({"resize_mode": "no"}, "resize_mode"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

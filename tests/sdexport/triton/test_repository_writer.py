@@ -110,7 +110,9 @@ def test_scalars_and_batches_in_configurations() -> None:
     assert config.inputs[1] == ConfigTensor("b", "int64", (1,), has_no_dims=True)
     assert "reshape: { shape: [ ] }" in config.text()
     scalar = GraphModel("g", "m", (TensorSpec("s", "float32", ()),), (batch,), 0)
-    assert scalar.config(instances=1, kind="gpu").inputs[0].dims == (1,)
+    assert scalar.config(instances=1, kind="gpu").inputs[0] == ConfigTensor(
+        "s", "float32", (1,), has_no_dims=True
+    )
 
 
 @pytest.mark.parametrize("name", ['a"b\\c', "tab\tline\nend", "grün ☃", "\x00\x7f", "} input {"])
@@ -364,6 +366,21 @@ def test_command_prints_what_it_wrote(tmp_path: Path, lora_package: Path) -> Non
     assert again.exit_code == 0 and "a (pipeline), a_text_encoder" in again.stdout
     assert "left out: " in again.stderr and "unet.lora" in again.stderr
     assert "not used: " in again.stderr and "engines" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--max-batch", "1", "--max-queue-delay-us", "20000"], True),  # the default, but given
+        (["--max-batch", "1"], False),
+        (["--max-batch", "2", "--max-queue-delay-us", "5"], False),
+    ],
+)
+def test_a_delay_without_batches_is_named(tmp_path: Path, options: list[str], named: bool) -> None:
+    arguments = ["triton", str(PACKAGE_DIR), str(tmp_path / "m"), "--name", "a", *options]
+    found = CliRunner().invoke(main, arguments)
+    assert found.exit_code == 0, found.output
+    assert ("not used: --max-queue-delay-us" in found.stderr) == named
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes of POSIX")
