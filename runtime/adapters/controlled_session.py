@@ -24,6 +24,18 @@ def embedding_name(place: int) -> str:
     return _EMBEDDING.format(place)
 
 
+def run_bound(session: Session, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Run a session that computes when it is bound alone, with what is constant for an image bound.
+
+    Args:
+      feeds: of a single step.
+    """
+    step = {name: feeds[name] for name in ("sample", "timestep", STEP) if name in feeds}
+    constants = {name: value for name, value in feeds.items() if name not in step}
+    with session.bind(shared=(), **constants) as bound:
+        return bound.run(step)
+
+
 @dataclass(frozen=True, eq=False)
 class StepControlNet:
     """A ControlNet in the denoising loop.
@@ -66,10 +78,7 @@ class ControlledSession(WrappedSession):
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
-        steps = {name: feeds[name] for name in ("sample", "timestep", STEP) if name in feeds}
-        constants = {name: value for name, value in feeds.items() if name not in steps}
-        with self.bind(shared=(), **constants) as bound:
-            return bound.run(steps)
+        return run_bound(self, feeds)
 
 
 class _BoundControlled(WrappedSession):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sdexport.engines.session import Feeds, Session, SessionBase, TensorSpec, WrappedSession
-from sdexport.runtime.adapters.controlled_session import embedding_name
+from sdexport.runtime.adapters.controlled_session import embedding_name, run_bound
 from sdexport.runtime.expected_calls import STEP
 from sdexport.runtime.models.controlnet import CONDITIONING_SCALE, EMBEDDING
 
@@ -57,10 +57,7 @@ class ReplacedSession(SessionBase):
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         self._check_open()
-        steps = {name: feeds[name] for name in ("sample", "timestep", STEP) if name in feeds}
-        constants = {name: value for name, value in feeds.items() if name not in steps}
-        with self.bind(shared=(), **constants) as bound:
-            return bound.run(steps)
+        return run_bound(self, feeds)
 
     def switch(self, to_replacement: bool) -> None:
         """Make room for the graph that runs next, if another one ran before."""

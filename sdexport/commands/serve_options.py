@@ -8,14 +8,17 @@ from pathlib import Path
 import click
 
 from sdexport.commands.shared_options import FILE, FOLDER, with_options
+from sdexport.server.server_settings import ServerSettings
 
 _COUNT = click.IntRange(1, 1_000_000)
 ADDRESS_OPTIONS = (
-    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+    click.option(
+        "--host", default=ServerSettings.host, show_default=True, help="Address to listen on."
+    ),
     click.option(
         "--port",
         type=click.IntRange(0, 65535),
-        default=8000,
+        default=ServerSettings.port,
         show_default=True,
         help="Port to listen on; 0 takes a free one.",
     ),
@@ -43,26 +46,30 @@ ADDRESS_OPTIONS = (
 )
 QUEUE_OPTIONS = (
     click.option(
-        "--max-queue", type=_COUNT, default=64, show_default=True, help="Jobs that wait at most."
+        "--max-queue",
+        type=_COUNT,
+        default=ServerSettings.max_queue,
+        show_default=True,
+        help="Jobs that wait at most.",
     ),
     click.option(
         "--max-batch",
         type=click.IntRange(1, 64),
-        default=4,
+        default=ServerSettings.max_batch,
         show_default=True,
         help="Images that are generated together at most.",
     ),
     click.option(
         "--batch-window-ms",
         type=click.FloatRange(0, 10_000),
-        default=20,
+        default=round(1000 * ServerSettings.batch_window),
         show_default=True,
         help="While several clients are served, how long a job waits for others to run with it.",
     ),
     click.option(
         "--timeout",
         type=click.FloatRange(0.001, 1e6),
-        default=600,
+        default=int(ServerSettings.timeout),
         show_default=True,
         metavar="SECONDS",
         help="A job that is not done after this time fails.",
@@ -70,7 +77,7 @@ QUEUE_OPTIONS = (
     click.option(
         "--grace",
         type=click.FloatRange(0, 1e6),
-        default=10,
+        default=int(ServerSettings.grace),
         show_default=True,
         metavar="SECONDS",
         help="How long jobs may go on after Ctrl-C or SIGTERM; a second signal cancels them.",
@@ -80,28 +87,28 @@ LIMIT_OPTIONS = (
     click.option(
         "--max-pixels",
         type=click.IntRange(1, 2**28),
-        default=2048 * 2048,
+        default=ServerSettings.max_pixels,
         show_default=True,
         help="Pixels of an image at most.",
     ),
     click.option(
         "--max-steps",
         type=click.IntRange(1, 1000),
-        default=150,
+        default=ServerSettings.max_steps,
         show_default=True,
         help="Steps of an image at most.",
     ),
     click.option(
         "--max-images",
         type=click.IntRange(1, 64),
-        default=8,
+        default=ServerSettings.max_images,
         show_default=True,
         help="Images of a request at most.",
     ),
     click.option(
         "--max-body",
         type=click.IntRange(1024, 2**30),
-        default=32 * 2**20,
+        default=ServerSettings.max_body,
         show_default=True,
         help="Bytes of a request at most.",
     ),

@@ -18,6 +18,7 @@ from sdexport.commands.shared_options import (
     verify_hashes_option,
 )
 from sdexport.commands.verbosity import verbosity_options
+from sdexport.server.server_settings import ServerSettings
 
 if TYPE_CHECKING:
     from sdexport.triton.repository_record import RepositoryRecord
@@ -74,14 +75,14 @@ _COUNT = click.IntRange(1, 1024)
 @click.option(
     "--max-pixels",
     type=click.IntRange(1, 2**28),
-    default=2048 * 2048,
+    default=ServerSettings.max_pixels,
     show_default=True,
     help="Pixels of an image at most.",
 )
 @click.option(
     "--max-steps",
     type=click.IntRange(1, 1000),
-    default=150,
+    default=ServerSettings.max_steps,
     show_default=True,
     help="Steps of an image at most.",
 )

@@ -37,14 +37,10 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._waits_since = self.loop.time()
-            if len(self.connections) > most:
-                others = (other for other in self.connections if other is not self)
-                closable = _closable(others, max(most // 16, 1))
-                if not closable:  # all of them wait for this server
-                    transport.abort()
-                    return
-                for other in closable:
-                    other.transport.abort()
+            is_full = len(self.connections) > most
+            if is_full and not _make_room(self.connections - {self}, most):
+                transport.abort()
+                return
             self._wait_for_header()
 
         def data_received(self, data: bytes) -> None:
@@ -115,6 +111,18 @@ def protocol_with(header_seconds: float, send_seconds: float, most: int) -> type
     return TimedProtocol
 
 
+def _make_room(connections: Iterable[Any], most: int) -> bool:
+    """Close some connections if as many as `most` are open; False if all wait for this server."""
+    # those that are closing are among them until the event loop goes on
+    is_open = [each for each in connections if not each.transport.is_closing()]
+    if len(is_open) < most:
+        return True
+    closable = _closable(is_open, max(most // 16, 1))
+    for each in closable:
+        each.transport.abort()
+    return bool(closable)
+
+
 def _closable(connections: Iterable[Any], most: int) -> list[Any]:
     """The connections that are closed to make room; none if no client keeps the server waiting.
 
@@ -124,8 +132,7 @@ def _closable(connections: Iterable[Any], most: int) -> list[Any]:
     """
     waiting: dict[str, list[Any]] = {}
     for each in connections:
-        is_awaited = isinstance(each, H11Protocol) and each.conn.their_state in _AWAITED
-        if is_awaited and not each.transport.is_closing():
+        if isinstance(each, H11Protocol) and each.conn.their_state in _AWAITED:
             waiting.setdefault(_address(each), []).append(each)
     of_one = max(waiting.values(), key=len, default=[])
     of_one.sort(key=lambda each: each._waits_since)

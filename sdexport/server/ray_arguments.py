@@ -92,15 +92,17 @@ class RayArguments(BaseModel):
     api_key_file: Path | None = None
     allowed_host: Texts = []
     cors_origin: Texts = []
-    max_queue: Count = 64
-    max_batch: Annotated[int, Field(ge=1, le=64)] = 4
-    batch_window_ms: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = 20.0
-    timeout: Annotated[float, Field(ge=0.001, le=1e6, allow_inf_nan=False)] = 600.0
-    grace: Seconds = 10.0
-    max_pixels: Annotated[int, Field(ge=1, le=2**28)] = 2048 * 2048
-    max_steps: Annotated[int, Field(ge=1, le=1000)] = 150
-    max_images: Annotated[int, Field(ge=1, le=64)] = 8
-    max_body: Annotated[int, Field(ge=1024, le=2**30)] = 32 * 2**20
+    max_queue: Count = ServerSettings.max_queue
+    max_batch: Annotated[int, Field(ge=1, le=64)] = ServerSettings.max_batch
+    batch_window_ms: Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)] = (
+        1000 * ServerSettings.batch_window
+    )
+    timeout: Annotated[float, Field(ge=0.001, le=1e6, allow_inf_nan=False)] = ServerSettings.timeout
+    grace: Seconds = ServerSettings.grace
+    max_pixels: Annotated[int, Field(ge=1, le=2**28)] = ServerSettings.max_pixels
+    max_steps: Annotated[int, Field(ge=1, le=1000)] = ServerSettings.max_steps
+    max_images: Annotated[int, Field(ge=1, le=64)] = ServerSettings.max_images
+    max_body: Annotated[int, Field(ge=1024, le=2**30)] = ServerSettings.max_body
     memory_limit: Annotated[float, Field(ge=0.001, le=1e6)] | None = None
     warm_up: bool = False
 

@@ -19,6 +19,7 @@ from sdexport.runtime.packages.listed_files import inside
 from sdexport.runtime.packages.manifest import MANIFEST, FileRecord
 from sdexport.runtime.packages.package import Package
 from sdexport.runtime.version import __version__
+from sdexport.server.server_settings import ServerSettings
 from sdexport.triton.graph_models import GraphModel, graph_models, model_files
 from sdexport.triton.model_config import KINDS
 from sdexport.triton.pipeline_tensors import pipeline_config
@@ -68,8 +69,8 @@ class RepositoryOptions:
     kind: str = "gpu"
     adapter_graphs: bool = False
     copy: bool = False
-    max_pixels: int = 2048 * 2048
-    max_steps: int = 150
+    max_pixels: int = ServerSettings.max_pixels
+    max_steps: int = ServerSettings.max_steps
 
     def __post_init__(self) -> None:
         """Raises: InvalidArgumentError: a value out of range."""

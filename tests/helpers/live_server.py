@@ -41,11 +41,22 @@ class LiveServer:
     """A running server.
 
     Attributes:
-      service, port: of the server.
+      service, port: of the server. loop: its event loop.
     """
 
-    def __init__(self, service: ImageService, port: int, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        service: ImageService,
+        port: int,
+        headers: Mapping[str, str],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.service, self.port, self.headers = service, port, dict(headers)
+        self.loop = loop
+
+    def with_headers(self, headers: Mapping[str, str]) -> LiveServer:
+        """The same, for a client that sends these headers alone."""
+        return LiveServer(self.service, self.port, headers, self.loop)
 
     def request(
         self,
@@ -107,14 +118,18 @@ def live_server(
     server = uvicorn.Server(server_config(service, metrics))
     bound = listening_socket("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    thread = threading.Thread(
-        target=lambda: asyncio.run(server.serve(sockets=[bound])), name="server", daemon=True
-    )
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=[bound])
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="server", daemon=True)
     thread.start()
     service.start()
     wait_until(lambda: server.started)
     try:
-        yield LiveServer(service, port, headers or {})
+        yield LiveServer(service, port, headers or {}, loops[0])
     finally:
         service.close(0.0)
         server.should_exit = True

@@ -41,16 +41,17 @@ class Worker:
 
 
 class Call:
-    """A call to a worker, as WorkerCall."""
+    """A call to a worker, as WorkerCall. is_awaited: whether its first message is, or was."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._messages: queue.Queue[Message | Exception | None] = queue.Queue()
         self.put = self._messages.put
         self.task: asyncio.Task[None] | None = None
-        self.was_cancelled = False
+        self.was_cancelled = self.is_awaited = False
 
     def __iter__(self) -> Iterator[Message]:
+        self.is_awaited = True
         while (message := self._messages.get(timeout=PATIENCE)) is not None:
             if isinstance(message, Exception):
                 raise message

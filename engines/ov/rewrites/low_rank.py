@@ -44,11 +44,9 @@ class Branch:
     @property
     def source(self) -> Any:
         """The layer's input."""
-        return (
-            self.low.input_value(1).get_node().input_value(0)
-            if self.kernel
-            else (self.low.input_value(0))
-        )
+        if self.kernel:
+            return self.low.input_value(1).get_node().input_value(0)
+        return self.low.input_value(0)
 
     @property
     def rank(self) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdexport import ControlNet, IPAdapter, Package, PackageError, T2IAdapter
 from sdexport.cli import main
-from sdexport.commands import memory_check
+from sdexport.commands import memory_check, progress
 from tests.helpers.changed_package import accept_files
 
 
@@ -30,9 +30,10 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_field_case_r8_photo_without_a_size(
-    package: Path, photo: Path, caplog: pytest.LogCaptureFixture
+    package: Path, photo: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The size and how to limit it are said before the work; nothing is generated."""
+    monkeypatch.setattr(progress, "LINE", 3600.0)  # a busy machine would write a line of its own
     out = photo.with_name("a.png")
     result = call("generate", package, "x", "-o", out, "--image", photo, "--steps", 2)
     assert result.exit_code == 1 and not out.exists(), result.output

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -81,7 +82,7 @@ def basic(password: str) -> str:
     ],
 )
 def test_a_key_opens_the_server(guarded: LiveServer, headers: Mapping[str, str]) -> None:
-    status, _, _ = LiveServer(guarded.service, guarded.port, headers).request("GET", "/v1/server")
+    status, _, _ = guarded.with_headers(headers).request("GET", "/v1/server")
     assert status == 200
 
 
@@ -102,7 +103,7 @@ def test_a_key_opens_the_server(guarded: LiveServer, headers: Mapping[str, str])
 def test_without_a_right_key_nothing_is_done(
     guarded: LiveServer, headers: Mapping[str, str]
 ) -> None:
-    client = LiveServer(guarded.service, guarded.port, headers)
+    client = guarded.with_headers(headers)
     before = len(guarded.service.queue.jobs())
     for method, path in (
         ("GET", "/v1/server"),
@@ -174,7 +175,7 @@ def test_origin_must_be_known(guarded: LiveServer, origin: str, allowed: bool) -
 
 
 def test_pages_of_allowed_origins_can_read_rejections(guarded: LiveServer) -> None:
-    client = LiveServer(guarded.service, guarded.port, {})
+    client = guarded.with_headers({})
     for origin, readable in (("https://page.example", True), ("https://evil.example", False)):
         status, found, _ = client.request("GET", "/v1/server", headers={"Origin": origin})
         assert status == (401 if readable else 403)
@@ -183,7 +184,7 @@ def test_pages_of_allowed_origins_can_read_rejections(guarded: LiveServer) -> No
 
 
 def test_preflight_of_an_allowed_origin_needs_no_key(guarded: LiveServer) -> None:
-    client = LiveServer(guarded.service, guarded.port, {})
+    client = guarded.with_headers({})
     headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     headers["Access-Control-Request-Headers"] = "authorization, content-type"
     status, found, _ = client.request("OPTIONS", "/v1/jobs", headers=headers)
@@ -247,7 +248,9 @@ def test_a_body_counts_until_its_job_waits() -> None:
     assert (early[0], late[0]) == (503, 200)
 
 
-def test_many_requests_leave_room_for_the_state(demo_package: Path) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_many_requests_leave_room_for_the_state(demo_package: Path, at_once: bool) -> None:
+    """at_once: the server is busy while clients connect, and finds all of them together."""
     head = b"Content-Length: 100\r\n\r\n{"
     with live_server({"demo": demo_package}, max_connections=3) as live, ExitStack() as stack:
         for _ in range(3):
@@ -256,7 +259,11 @@ def test_many_requests_leave_room_for_the_state(demo_package: Path) -> None:
         assert status == 503 and found["retry-after"] == "1" and b"3 requests" in content
         for path in ("/healthz", "/readyz"):
             assert live.request("GET", path)[0] == 200
+        goes_on = threading.Event()
+        if at_once:
+            live.loop.call_soon_threadsafe(goes_on.wait)
         idle = [stack.enter_context(live.socket()) for _ in range(2 * (3 + 64))]
+        goes_on.set()
         for path in ("/healthz", "/readyz"):  # the oldest that say nothing make room
             assert live.request("GET", path)[0] == 200
         assert idle[0].recv(1) == b""
@@ -471,7 +478,7 @@ def test_folders_of_the_server_are_not_in_messages(
 def test_jobs_belong_to_the_key_that_sent_them(guarded: LiveServer) -> None:
     clients = []
     for key in (KEY, OTHER, KEY):
-        client = LiveServer(guarded.service, guarded.port, {"X-API-Key": key})
+        client = guarded.with_headers({"X-API-Key": key})
         _, job = client.json("POST", "/v1/jobs", JOB)
         clients.append(guarded.service.job(job["id"]).client)
     assert clients[0] == clients[2] != clients[1]

@@ -312,7 +312,7 @@ def test_a_job_that_is_cancelled_while_it_waits_ends_the_call_for_a_worker(
 
     with remote_service(demo_package, 2, max_batch=1) as (service, workers):
         jobs = [submit(service, seed=seed) for seed in range(3)]
-        wait_until(lambda: len(workers.calls) == 2)
+        wait_until(lambda: [call.is_awaited for call in workers.calls] == [True] * 2)
         service.cancel(jobs[2].id)
         assert cancelled() == 0  # both calls have a job
         service.cancel(jobs[0].id)
