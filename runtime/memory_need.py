@@ -15,6 +15,7 @@ from typing import Any
 from sdexport.engines import PREPARED_BACKEND
 from sdexport.engines.errors import EngineError
 from sdexport.engines.ort.widened_weights import kept_halves, widens
+from sdexport.runtime.adapters.adapter_memory import Kinds, graph_for, merged_weights
 from sdexport.runtime.component_backends import Backends, backend_of
 from sdexport.runtime.component_engines import resolve_backend, usable_engine
 from sdexport.runtime.models.components import (
@@ -73,6 +74,9 @@ _BUILD_CONVERTED = 1.77
 """The same for ONNX Runtime and a package that is not in float32: it converts all weights first."""
 _LOWER = (f"{OPENVINO} bf16", f"{OPENVINO} f16", f"{OPENVINO} i8")
 """Forms that compute any package in less than float32."""
+_MERGED = {f"{OPENVINO} f32": 8, f"{OPENVINO} bf16": 4, f"{OPENVINO} f16": 4}
+"""Bytes for each element of the weights to which factors of LoRAs are added: the sum, and once more
+as it is arranged in a call."""
 _IN_FLOAT32 = 1.2
 """Bytes that a graph in float32 needs for each stored byte: most are mapped, and weights are
 converted one at a time."""
@@ -86,6 +90,7 @@ _STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 class Call:
     """A component that is run: on so many rows, of so many latent cells in height and width.
 
+    merges: whether the factors of LoRAs may be added to its weights.
     unprepared: by the package's own graph although it is prepared, and closed again.
     in_float32: from its weights as they are stored, if it otherwise runs in a lower precision, and
       closed again; verification does that.
@@ -95,6 +100,7 @@ class Call:
     rows: int
     height: int
     width: int
+    merges: bool = False
     unprepared: bool = False
     in_float32: bool = False
 
@@ -110,8 +116,12 @@ def image_calls(
     max_batch: int | None = None,
     vae_tile: int | None = None,
     safety: bool = False,
+    kinds: Sequence[Kinds] = (frozenset(),),
 ) -> list[Call]:
     """The components that generate images, in the order in which they run.
+
+    There are further graphs of them where images use adapters of different kinds: each has a copy
+    of the weights.
 
     Args:
       width, height: in pixels.
@@ -120,11 +130,13 @@ def image_calls(
       from_image: whether there is an input image.
       max_batch, vae_tile: of the pipeline.
       safety: whether the images are checked.
+      kinds: those of each image, see kinds_of; equal ones count once.
     """
     unit = package.manifest.downscale
     rows = min(batch, max_batch or batch)
     size = -(-height // unit), -(-width // unit)
     tile = max(vae_tile // unit, 1) if vae_tile else max(size)
+    with_loras = any(AdapterKind.LORA in each for each in kinds)
     calls = []
     for role in (Role.TEXT_ENCODER, Role.VAE_ENCODER, Role.DENOISER, Role.VAE_DECODER):
         for spec in package.family.components:
@@ -133,7 +145,10 @@ def image_calls(
             in_tiles = role in (Role.VAE_ENCODER, Role.VAE_DECODER)
             sides = [min(side, tile) for side in size] if in_tiles else size
             doubled = role is Role.DENOISER and guided
-            calls.append(Call(spec.name, rows * (2 if doubled else 1), *sides))
+            count = rows * (2 if doubled else 1)
+            for graph in dict.fromkeys(graph_for(spec, each) for each in kinds):
+                merges = role is Role.DENOISER and with_loras and graph != spec.name
+                calls.append(Call(graph, count, sides[0], sides[1], merges=merges))
     checker = package.family.safety_checker
     if safety and checker in package.manifest.components:
         calls.append(Call(str(checker), rows, 0, 0))
@@ -171,7 +186,7 @@ def memory_need(
     kept: dict[str, int] = {}
     for call in calls:
         component = call.component.partition(".")[0]
-        form = _form(package, component, backends, options)
+        form = _form(package, call.component, backends, options)
         if low_memory:
             kept = {}
         for name in [name for name in kept if _is_done(package, name, component, form, options)]:
@@ -194,6 +209,7 @@ def memory_need(
         if call.component.endswith(TOKEN_EMBEDDING):
             weights = 0  # a table, which is mapped
         new = round(cost.kept * weights) + _activations(package, call, cost)
+        new += _merged(package, call, form)
         if not low_memory:
             base += _opened_meanwhile(package, component, kept, backends, options)
         peak = max(peak, base + round(cost.opening * weights), base + new)
@@ -286,14 +302,14 @@ def build_need(
     return PYTHON + round(max(map(of, names)))
 
 
-def _form(package: Package, component: str, backends: Backends, options: Mapping[str, Any]) -> str:
-    """In which form a component's weights are kept: a key of _COSTS, or something else."""
-    spec = backend_of(backends, component)
+def _form(package: Package, graph: str, backends: Backends, options: Mapping[str, Any]) -> str:
+    """In which form the weights of a graph are kept: a key of _COSTS, or something else."""
+    spec = backend_of(backends, graph)
     options = {**options, **spec.options}
     precision = options.get("precision", "f32")
     backend = resolve_backend(
         package,
-        component,
+        graph,
         spec.name,
         options.get("engine_dir"),
         options.get("expected_images"),
@@ -303,9 +319,9 @@ def _form(package: Package, component: str, backends: Backends, options: Mapping
         return f"{backend} {precision}" if options.get("device", "CPU") == "CPU" else ""
     if backend != PREPARED_BACKEND or options.get("providers", CPU) not in (CPU, [CPU], (CPU,)):
         return backend
-    if usable_engine(package, component, backend, options.get("engine_dir")):
+    if usable_engine(package, graph, backend, options.get("engine_dir")):
         return _PREPARED
-    return _own_form(package, component)
+    return _own_form(package, graph.partition(".")[0])
 
 
 def _in_float32(package: Package, call: Call, form: str) -> int:
@@ -317,6 +333,20 @@ def _in_float32(package: Package, call: Call, form: str) -> int:
     stored = _weights(package, component) * _STORED.get(precision, _FLOAT) // _FLOAT
     activations = _activations(package, call, _COSTS[f"{PREPARED_BACKEND} fp32"])
     return round(_IN_FLOAT32 * stored) + activations
+
+
+def _merged(package: Package, call: Call, form: str) -> int:
+    """Bytes that the weights take in OpenVINO to which factors of LoRAs are added."""
+    if not call.merges or form not in _MERGED:
+        return 0
+    found = merged_weights(
+        package,
+        call.component,
+        call.rows,
+        (call.height, call.width),
+        in_bfloat16=form == f"{OPENVINO} bf16",
+    )
+    return round(_MERGED[form] * found)
 
 
 def _own_form(package: Package, component: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sdexport.commands.generate_options import generate_options
-from sdexport.commands.memory_check import check_images, ignore_memory_option
+from sdexport.commands.memory_check import adapters_of, check_images, ignore_memory_option
 from sdexport.commands.one_heap import use_one_heap
 from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import (
@@ -146,10 +146,11 @@ def generate(
         load_pipeline(package, **checked, **opened_with) as pipe,
         progress(None, "generate") as shown,
     ):
+        used = adapters_of(jobs)
         defer(pipe.package)
         if reference:
             reference.warn_of_differences(pipe.settings, jobs)
-        check_images(pipe, jobs, opened_with, ignore=ignore_memory)
+        check_images(pipe, jobs, used, opened_with, ignore=ignore_memory)
         if previews:
             check_previews(previews, jobs, force=force)
             if any(job.arguments.get("safety") for job in jobs):

@@ -51,16 +51,35 @@ def check_memory(need: int | None, what: str, remedies: str, *, ignore: bool) ->
         raise OutOfMemoryError(f"{text}; {remedies}, or begin anyway with --ignore-memory")
 
 
+def adapters_of(jobs: Iterable[Any]) -> dict[Any, Any]:
+    """The packages of the adapters that images use, by their folders.
+
+    Args:
+      jobs: of generate_jobs.
+    Raises: FileNotFoundError, PackageError: see Package.load.
+    """
+    from sdexport.runtime.packages.package import Package
+
+    folders = dict.fromkeys(folder for job in jobs for folder in _folders(job))
+    return {folder: Package.load(folder, verify=False) for folder in folders}
+
+
 def check_images(
-    pipe: Any, jobs: Sequence[Any], opened_with: Mapping[str, Any], *, ignore: bool
+    pipe: Any,
+    jobs: Sequence[Any],
+    adapters: Mapping[Any, Any],
+    opened_with: Mapping[str, Any],
+    *,
+    ignore: bool,
 ) -> None:
     """Check the largest of the images that will be generated.
 
     Args:
-      jobs: of generate_jobs. opened_with: arguments of load_pipeline.
+      jobs: of generate_jobs. adapters: of adapters_of. opened_with: arguments of load_pipeline.
     Raises: see check_memory.
     """
     from sdexport.engines.guarded_files import parsing
+    from sdexport.runtime.adapters.adapter_memory import lora_need
     from sdexport.runtime.component_backends import DEFAULT
     from sdexport.runtime.inputs import MAX_SIDE
     from sdexport.runtime.memory_need import (
@@ -69,16 +88,16 @@ def check_images(
         memory_need,
         need_with_adapter,
     )
-    from sdexport.runtime.packages.package import Package
 
     jobs = list(jobs)
     options = dict(opened_with)
     backends = options.pop("backend", DEFAULT)
     low_memory = bool(options.pop("low_memory", False))
     tiles = {name: options.pop(name, None) for name in ("vae_tile", "max_batch")}
-    adapters = {folder: Package.load(folder, verify=False) for folder in _adapters(jobs)}
     sizes = {_size(pipe.package, job.arguments) for job in jobs}
     safety = any(job.arguments.get("safety") for job in jobs)
+    kinds = list(dict.fromkeys(_kinds(job, adapters) for job in jobs))
+    factors = lora_need([_loras(job) for job in jobs])
     for width, height, from_image, guided in sizes:
         if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in (width, height)):
             continue  # the pipeline says what is wrong
@@ -89,11 +108,13 @@ def check_images(
             guided=guided,
             from_image=from_image,
             safety=safety,
+            kinds=kinds,
             **tiles,
         )
         if all(_is_replaced(job, adapters) for job in jobs):
             calls = [each for each in calls if each.component != pipe.package.family.denoiser]
         need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)
+        need = None if need is None else need + factors
         for adapter in adapters.values():
             with parsing(PackageError, adapter.folder):
                 need = need_with_adapter(
@@ -123,14 +144,25 @@ def _is_replaced(job: Any, adapters: Mapping[Any, Any]) -> bool:
     return any((each.start, each.end) == (0, 1) for each in fused)
 
 
-def _adapters(jobs: Iterable[Any]) -> set[Any]:
-    """The folders of the packages of adapters that the images use."""
+def _kinds(job: Any, adapters: Mapping[Any, Any]) -> frozenset[Any]:
+    """The kinds of adapters that an image uses, for `image_calls`."""
+    from sdexport.runtime.adapters.adapter_memory import kinds_of
+
+    packages = [adapters[folder] for folder in _folders(job)]
+    return kinds_of(packages, with_loras=bool(_loras(job)))
+
+
+def _folders(job: Any) -> list[Any]:
+    """The folders of the packages of the adapters of an image."""
     from sdexport.runtime.adapters.call_adapters import FIELDS
 
-    every = [
-        each for job in jobs for name in FIELDS.values() for each in job.arguments.get(name) or ()
-    ]
-    return {each.package for each in every if isinstance(each.package, str | Path)}
+    used = [each.package for name in FIELDS.values() for each in job.arguments.get(name) or ()]
+    return [package for package in used if isinstance(package, str | Path)]
+
+
+def _loras(job: Any) -> list[Path]:
+    """The files and folders of the LoRAs of an image."""
+    return [Path(path) for path, _ in job.arguments.get("loras") or ()]
 
 
 def check_verification(

@@ -123,8 +123,13 @@ class ImageService:
             arguments, count = checked_arguments(
                 request.arguments, model, self.names, self.settings
             )
+            loras = tuple(self.names.lora_files(arguments))
             self.models.check_need(
-                model, requested_size(arguments, model), count, adapter_folders(arguments)
+                model,
+                requested_size(arguments, model),
+                count,
+                adapter_folders(arguments),
+                loras=loras,
             )
         except (SDExportError, OSError) as error:
             raise self.public(error) from error
@@ -133,7 +138,7 @@ class ImageService:
             raise InvalidArgumentError(
                 f"timeout must be at most {self.settings.timeout:g} s (--timeout), got {timeout:g}"
             )
-        made = ImageRequest(model.name, arguments, timeout)
+        made = ImageRequest(model.name, arguments, timeout, loras)
         job = Job(
             made,
             count,
@@ -151,7 +156,7 @@ class ImageService:
 
     def _batch_key(self, request: ImageRequest, count: int, model: Model) -> Hashable | None:
         """See batch_key; it knows more of a model that is open."""
-        pipeline, files = model.pipeline, self.names.lora_files(request.arguments)
+        pipeline, files = model.pipeline, request.loras
         may_add_words = (
             pipeline is None or not files or any(map(pipeline.lora_may_add_words, files))
         )

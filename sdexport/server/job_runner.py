@@ -71,7 +71,7 @@ class JobRunner:
             model = self._models.model(request.model)
             size = requested_size(request.arguments, model)
             count, adapters = sum(job.count for job in jobs), adapter_folders(request.arguments)
-            pipeline = self._models.open(model, size, count, adapters)
+            pipeline = self._models.open(model, size, count, adapters, loras=request.loras)
             arguments = merged_arguments(jobs)
             limit_texts(arguments, pipeline.text_encoders)
             steps = _Steps(jobs, pipeline)

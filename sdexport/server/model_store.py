@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdexport.engines.errors import InvalidArgumentError, OutOfMemoryError
 from sdexport.engines.messages import shown
+from sdexport.runtime.adapters.adapter_memory import Kinds, kinds_of, lora_need
 from sdexport.runtime.adapters.adapter_store import MOST_IDLE
 from sdexport.runtime.memory_need import (
     adapter_calls,
@@ -38,6 +39,8 @@ class Model:
       held: bytes that it needs with its adapters, for the largest images since it was opened.
       largest: those of them that it needs without adapters.
       adapters: those of its last calls, the last used ones last.
+      kinds: of adapters in its calls since it was opened, for each of which a graph is open.
+      loras: the files of those calls.
       workers: other processes that have it open, by an id.
     """
 
@@ -49,6 +52,8 @@ class Model:
     held: int = 0
     largest: int = 0
     adapters: tuple[Path, ...] = ()
+    kinds: tuple[Kinds, ...] = ()
+    loras: frozenset[Path] = frozenset()
     workers: set[str] = field(default_factory=set)
 
     @property
@@ -145,14 +150,16 @@ class ModelStore:
         size: tuple[int, int] | None = None,
         count: int = 1,
         adapters: Collection[Path] = (),
+        *,
+        loras: Collection[Path] = (),
     ) -> Pipeline:
         """The pipeline of a model; others are closed if the memory does not suffice.
 
         Args:
-          size, count, adapters: of the images that it generates next; see `need`.
+          size, count, adapters, loras: of the images that it generates next; see `need`.
         Raises: OutOfMemoryError: the model alone is beyond the limit. See load_pipeline.
         """
-        self._make_room(model, size, count, adapters)
+        self._make_room(model, size, count, adapters, loras)
         if model.pipeline is None:
             began = time.perf_counter()
             model.pipeline = load_pipeline(model.folder, **self._options)
@@ -167,6 +174,9 @@ class ModelStore:
         size: tuple[int, int] | None = None,
         count: int = 1,
         adapters: Collection[Path] = (),
+        *,
+        loras: Collection[Path] = (),
+        kinds: Sequence[Kinds] = (),
     ) -> int | None:
         """Bytes that a model needs; None if that is not known.
 
@@ -174,7 +184,10 @@ class ModelStore:
           size: (width, height) of the images; default the model's own.
           count: images of one request.
           adapters: the packages of the adapters that are open with it.
+          loras: the files of the LoRAs of the images.
+          kinds: of the images for which graphs are open; default of these images alone.
         """
+        kinds = kinds or [self._kinds(adapters, loras)]
         options = {name: value for name, value in self._options.items() if name not in _NOT_OF_NEED}
         width, height = size or model.package.manifest.default_size[::-1]
         batch, most = max(self._max_batch, count), self._options.get("max_batch")
@@ -185,6 +198,7 @@ class ModelStore:
             batch=batch,
             vae_tile=self._options.get("vae_tile"),
             max_batch=most,
+            kinds=kinds,
         )
         backends = self._options.get("backend", "onnxruntime")
         how: Any = {"options": options, "low_memory": bool(self._options.get("low_memory"))}
@@ -194,7 +208,7 @@ class ModelStore:
             rows = min(batch, most or batch)
             calls = adapter_calls(adapter, width=width, height=height, batch=rows)
             need = need_with_adapter(need, adapter, calls, backends, **how)
-        return need
+        return None if need is None else need + lora_need([loras])
 
     def check_need(
         self,
@@ -202,11 +216,13 @@ class ModelStore:
         size: tuple[int, int],
         count: int,
         adapters: Collection[Path] = (),
+        *,
+        loras: Collection[Path] = (),
     ) -> None:
         """Raises: InvalidArgumentError: images that need more memory than the limit."""
         if self.memory_limit is None:
             return
-        need = self.need(model, size, count, adapters)
+        need = self.need(model, size, count, adapters, loras=loras)
         if need is not None and need > self.memory_limit:
             raise InvalidArgumentError(
                 f"{count} images of {size[0]}x{size[1]} need about {need / 1e9:.1f} GB of memory; "
@@ -225,22 +241,27 @@ class ModelStore:
             self._adapters[folder] = Package.load(folder, verify=False)
         return self._adapters[folder]
 
+    def _kinds(self, adapters: Collection[Path], loras: Collection[Path]) -> Kinds:
+        """The kinds of adapters of images, which say what graphs they need."""
+        return kinds_of(map(self._adapter, adapters), with_loras=bool(loras))
+
     def _make_room(
         self,
         wanted: Model,
         size: tuple[int, int] | None,
         count: int,
         adapters: Collection[Path],
+        loras: Collection[Path],
     ) -> None:
         if self.memory_limit is None:
             return
-        need = self.need(wanted, size, count, adapters) or 0
+        need = self.need(wanted, size, count, adapters, loras=loras) or 0
         if not need and wanted.pipeline is None:
             _log.warning("%s: its need of memory is not known, so it is not limited", wanted.name)
-        own = self._need_now(wanted, size, count, adapters)
+        own = self._need_now(wanted, size, count, adapters, loras)
         if need <= self.memory_limit < own:  # with what earlier images left open
             self._close(wanted)
-            own = self._need_now(wanted, size, count, adapters)
+            own = self._need_now(wanted, size, count, adapters, loras)
         if own > self.memory_limit:
             raise OutOfMemoryError(
                 f"the model {wanted.name} needs about {own / 1e9:.1f} GB of memory, and the "
@@ -258,20 +279,24 @@ class ModelStore:
         size: tuple[int, int] | None,
         count: int,
         adapters: Collection[Path],
+        loras: Collection[Path],
     ) -> int:
         """What a model will need with its adapters, and with what it keeps of earlier images."""
         if model.pipeline is None:
-            model.adapters, model.largest = (), 0
+            model.adapters, model.largest, model.kinds, model.loras = (), 0, (), frozenset()
         unused = [each for each in model.adapters if each not in adapters]
         if adapters:  # a call without adapters closes none
             unused = unused[-MOST_IDLE:]
         if self._options.get("low_memory"):
             unused = []
         model.adapters = (*unused, *adapters)
-        alone = self.need(model, size, count) or 0
-        further = (self.need(model, size, count, model.adapters) or 0) - alone
+        model.kinds = (*dict.fromkeys((*model.kinds, self._kinds(adapters, loras))),)
+        model.loras |= set(loras)
+        alone = self.need(model, size, count, kinds=model.kinds) or 0
+        further = self.need(model, size, count, model.adapters, kinds=model.kinds) or 0
         model.largest = max(alone, model.largest)  # it is not given back after larger images
-        return model.largest + further
+        factors = lora_need([loras, *([each] for each in model.loras)])
+        return model.largest + further - alone + factors
 
     def _close(self, model: Model) -> None:
         if model.pipeline is not None:

@@ -11,6 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+LEAST_ROWS = {"f32": 3.0, "bf16": 0.75, "convolution": 0.75}
+"""Rows for each column of a weight, or pixels for each channel, from which on it is cheaper to add
+the product of the factors to the weight. OpenVINO then arranges that anew in each call, and it
+takes as much memory again."""
 _RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")
 
 

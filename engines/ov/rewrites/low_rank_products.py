@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as ops
 
-from sdexport.engines.ov.rewrites.low_rank import Branch
+from sdexport.engines.ov.rewrites.low_rank import LEAST_ROWS, Branch
 from sdexport.engines.ov.rewrites.nodes import as_type, is_used_once, key_of
-
-LEAST_ROWS = {"f32": 3.0, "bf16": 0.75, "convolution": 0.75}
-"""Rows for each column of a weight, or pixels for each channel, from which on it is cheaper to add
-the product of the factors to the weight. OpenVINO then arranges that anew in each call, and it
-takes as much memory again."""
 
 
 def merge_branches(branches: Sequence[Branch], *, in_bfloat16: bool) -> list[Branch]:

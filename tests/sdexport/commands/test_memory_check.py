@@ -133,7 +133,8 @@ def test_every_kind_of_adapter_counts(
 
     def need(low_memory: bool = False, **arguments: Any) -> int:
         job = SimpleNamespace(arguments={"width": 64, "height": 64, **arguments})
-        memory_check.check_images(pipe, [job], {"low_memory": low_memory}, ignore=False)
+        used, opened_with = memory_check.adapters_of([job]), {"low_memory": low_memory}
+        memory_check.check_images(pipe, [job], used, opened_with, ignore=False)
         return needs.pop()
 
     pipe = SimpleNamespace(package=Package.load(image_adapters / "package"))
@@ -149,3 +150,36 @@ def test_every_kind_of_adapter_counts(
     accept_files(damaged, "t2i_adapter/config.json")
     with pytest.raises(PackageError, match="t2i is damaged"):
         need(t2i_adapters=[T2IAdapter(damaged, image)])
+
+
+def test_factors_of_loras_and_further_graphs_count(
+    lora_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images without LoRAs run another graph than those with some, and both stay open."""
+    needs: list[int] = []
+    monkeypatch.setattr(memory_check, "check_memory", lambda need, *_, **__: needs.append(need))
+    pipe = SimpleNamespace(package=Package.load(lora_package))
+    (tmp_path / "folder").mkdir()
+    files = {"small.safetensors": 1_000, "folder/pytorch_lora_weights.safetensors": 10_000}
+    for name, size in files.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    small, large = tmp_path / "small.safetensors", tmp_path / "folder"
+
+    def need(*of_jobs: list[Path], low_memory: bool = False) -> int:
+        jobs = [
+            SimpleNamespace(
+                arguments={"width": 64, "height": 64, "loras": [(path, 1.0) for path in paths]}
+            )
+            for paths in of_jobs
+        ]
+        memory_check.check_images(pipe, jobs, {}, {"low_memory": low_memory}, ignore=False)
+        return needs.pop()
+
+    plain = need([])
+    assert need([small]) - plain == 4 * 1_000  # kept in float32, and joined for a call
+    assert need([small], [large]) - plain == 2 * 11_000 + 2 * 10_000
+    assert need([small, large]) - plain == 4 * 11_000
+    assert need([tmp_path / "none"]) == plain
+    weights = sum(record.size for record in pipe.package.manifest.components["unet"].files)
+    assert need([], [small]) > plain + weights
+    assert need([], [small], low_memory=True) == need([small], low_memory=True)

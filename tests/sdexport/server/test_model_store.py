@@ -66,16 +66,18 @@ def test_adapters_count_for_as_long_as_they_are_open(
     assert alone < one < both
     store.open(a, None, 1, [first])
     assert a.held == one
-    store.open(a)  # without adapters; it stays open
-    assert a.held == one
     store.open(a, None, 1, [second])
     assert a.held == both
-    store.memory_limit = both + alone - 1
+    store.open(a)  # without adapters, by another graph of the denoiser; all stay open
+    graph = sum(record.size for record in a.package.manifest.components["unet"].files)
+    assert a.held > both + graph
+    store.memory_limit = a.held + alone - 1
     store.open(b)
     assert (a.pipeline, a.held, a.adapters) == (None, 0, ())
     store.open(a)
     assert a.held == alone
     store.open(a, None, 1, [first])
+    assert a.held > one + graph
     store.memory_limit = both - 1
     store.open(a, None, 1, [second])  # it is opened anew, without the first one
     assert a.held < both and a.adapters == (second,)
@@ -85,19 +87,42 @@ def test_adapters_count_for_as_long_as_they_are_open(
     store.close()
 
 
+def test_loras_count_with_their_graphs(lora_package: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for path in files:
+        path.write_bytes(bytes(1_000))
+    store = ModelStore({"a": lora_package}, memory_limit=10**12)
+    (model,) = store.models
+    alone, with_one = store.need(model), store.need(model, loras=files[:1])
+    assert alone is not None and with_one == alone + 4_000
+    store.open(model, loras=files[:1])
+    assert model.held == with_one
+    store.open(model, loras=files[1:])  # the first one's factors are kept
+    assert model.held == with_one + 2_000
+    store.open(model)
+    graph = sum(record.size for record in model.package.manifest.components["unet"].files)
+    assert model.held > alone + graph
+    store.memory_limit = with_one
+    store.open(model, loras=files[1:])  # it is opened anew
+    assert model.held == with_one and model.loras == {files[1]}
+    with pytest.raises(InvalidArgumentError, match="--memory-limit"):
+        store.check_need(model, model.package.manifest.default_size, 1, loras=files)
+    store.close()
+
+
 def test_a_job_opens_its_model_for_its_size(demo_package: Path) -> None:
     asked: list[object] = []
     with live_server({"a": demo_package}) as live, pytest.MonkeyPatch.context() as patch:
         opened = live.service.models.open
 
-        def noted(model: Model, *need: object) -> Pipeline:
-            asked.extend(need)
+        def noted(model: Model, *need: object, **further: object) -> Pipeline:
+            asked.extend((*need, *further.values()))
             return opened(model)
 
         patch.setattr(live.service.models, "open", noted)
         job = {**JOB, "num_images_per_prompt": 2, "width": 96}
         assert live.finished(job)["status"] == "done"
-    assert asked == [(96, 64), 2, []]
+    assert asked == [(96, 64), 2, [], ()]
 
 
 def test_requests_name_models_and_larger_images_need_more(demo_package: Path) -> None:
