@@ -41,26 +41,20 @@ _NOT_STORED = "%s: its graph is not stored for the next start: %s"
 _log = logging.getLogger(__name__)
 
 
-def defer(package: Package) -> None:
-    """Let graphs of a package be compiled without being stored; `store_later` has to follow."""
-    if sys.platform == "linux":
+def defer(*packages: Package) -> None:
+    """Let graphs of packages be compiled without being stored; `store_later` has to follow."""
+    for package in packages if sys.platform == "linux" else ():
         deferred_graphs.defer(_paths(package))
 
 
-def store_later(package: Package) -> None:
-    """Store the graphs of a package that this process optimised or compiled, in one of its own.
+def store_later(*packages: Package) -> None:
+    """Store the graphs of packages that this process optimised or compiled, in one of its own.
 
     It goes on when this process ends. What goes wrong there is silent: the next process then does
     what this one did.
     """
-    paths, cached = _paths(package), sys.modules.get(_CACHED)
-    graphs: list[str] = []
-    if cached is not None:
-        missing = cached.missing_graphs(paths)
-        graphs += [graph for graph in missing if _has_room(graph, paths[graph], cached.shortage)]
-    for graph, variant in deferred_graphs.deferred(paths):
-        if _has_room(graph, paths[graph], deferred_graphs.shortage):
-            graphs.append(json.dumps({_GRAPH: graph, **variant.options()}))
+    found = {str(package.folder.absolute()): _not_stored(package) for package in packages}
+    graphs = {folder: each for folder, each in found.items() if each}
     if not graphs:
         return
     command, environment = module_command(__name__)
@@ -70,7 +64,7 @@ def store_later(package: Package) -> None:
             graphs_file.write(json.dumps(graphs).encode())
             graphs_file.seek(0)
             subprocess.Popen(
-                [*command, str(package.folder.absolute())],
+                command,
                 stdin=graphs_file,
                 stdout=nothing,
                 stderr=nothing,
@@ -81,6 +75,19 @@ def store_later(package: Package) -> None:
         _log.info("graphs are not stored for the next start: %s", one_line(error))
     else:
         _log.debug("graphs are stored in the background, for the next start")
+
+
+def _not_stored(package: Package) -> list[str]:
+    """The graphs of a package that this process optimised or compiled, as `store` takes them."""
+    paths, cached = _paths(package), sys.modules.get(_CACHED)
+    graphs: list[str] = []
+    if cached is not None:
+        missing = cached.missing_graphs(paths)
+        graphs += [graph for graph in missing if _has_room(graph, paths[graph], cached.shortage)]
+    for graph, variant in deferred_graphs.deferred(paths):
+        if _has_room(graph, paths[graph], deferred_graphs.shortage):
+            graphs.append(json.dumps({_GRAPH: graph, **variant.options()}))
+    return graphs
 
 
 def _paths(package: Package) -> dict[str, Path]:
@@ -148,5 +155,6 @@ def _step_back() -> None:
 
 if __name__ == "__main__":
     _step_back()
-    with suppress(SDExportError, OSError, MemoryError):
-        store(Path(sys.argv[1]), json.load(sys.stdin))
+    for name, graphs_of_it in json.load(sys.stdin).items():
+        with suppress(SDExportError, OSError, MemoryError):
+            store(Path(name), graphs_of_it)

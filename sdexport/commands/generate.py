@@ -147,7 +147,7 @@ def generate(
         progress(None, "generate") as shown,
     ):
         used = adapters_of(jobs)
-        defer(pipe.package)
+        defer(pipe.package, *used.values())
         if reference:
             reference.warn_of_differences(pipe.settings, jobs)
         check_images(pipe, jobs, used, opened_with, ignore=ignore_memory)
@@ -168,7 +168,7 @@ def generate(
         )
         if reference:
             reference.warn_of_engines(report)
-    store_later(pipe.package)
+    store_later(pipe.package, *used.values())
     if as_json:
         print_json({"images": report})
 
