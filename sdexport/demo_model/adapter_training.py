@@ -15,15 +15,14 @@ from sdexport.demo_model import dataset
 from sdexport.demo_model.dataset import Scene
 from sdexport.demo_model.noisy_latents import (
     BLANK_SHARE,
-    NOISY_SHARE,
     NoisyLatents,
     draw_noise,
 )
 from sdexport.demo_model.training import encode_images, seeded
 
 BATCH = 32
-OUTLINED_NOISY, OUTLINED_BLANK = 0.8, 0.8
-"""The shares of noisy samples, and of those that are noise alone, where there are outlines."""
+OUTLINED_BLANK = 0.8
+"""The share of noisy samples that are noise alone, where there are outlines."""
 
 
 class AdapterExamples:
@@ -35,8 +34,9 @@ class AdapterExamples:
       vae: the demo model's.
       seed: of the scenes.
       image_of: draws a scene, (128, 128, 3) uint8.
-      outlined: whether the model is shown outlines as well. Then most samples are noise alone, so
-        that the outlines say where the objects are; otherwise none with one object, see draw_noise.
+      outlined: whether the model is shown outlines as well. Then most noisy samples are noise
+        alone, and others show the objects elsewhere, so that the outlines say where they are;
+        otherwise none with one object is noise alone, see draw_noise.
     """
 
     def __init__(
@@ -52,20 +52,21 @@ class AdapterExamples:
     ) -> None:
         rng = seeded(*seed)
         examples = [_sample(rng, pair=bool(number % 2)) for number in range(count)]
-        self.scenes = [scene for scene, _ in examples]
+        self.scenes = [scene for scene, _, _ in examples]
+        others = [scene for _, scene, _ in examples] if outlined else []
         if not path.exists():
             tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-            captions = [caption for _, caption in examples]
+            captions = [caption for _, _, caption in examples]
             ids = tokenizer(captions, padding="max_length", max_length=arch.MAX_LENGTH).input_ids
-            moments = encode_images(vae, (image_of(scene) for scene in self.scenes))
+            moments = encode_images(vae, map(image_of, [*self.scenes, *others]))
             torch.save({"moments": moments, "ids": torch.tensor(ids)}, path)
         data = torch.load(path, weights_only=True)
         scaled = vae.config.scaling_factor * data["moments"]
         self._mean, self._std = scaled.chunk(2, dim=1)
+        self._outlined = outlined
         self._input_ids = data["ids"]
         pairs = torch.tensor([len(scene.shapes) > 1 for scene in self.scenes])
         self._may_be_blank = pairs | outlined
-        self._noisy_share = OUTLINED_NOISY if outlined else NOISY_SHARE
         self._blank_share = OUTLINED_BLANK if outlined else BLANK_SHARE
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, NoisyLatents]:
@@ -73,21 +74,26 @@ class AdapterExamples:
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         numbers = rng.integers(0, len(self.scenes), BATCH)
         rows = torch.from_numpy(numbers)
-        mean, std = self._mean[rows], self._std[rows]
-        latents = mean + std * torch.randn(mean.shape, generator=generator)
+
+        def latents(rows: torch.Tensor) -> torch.Tensor:
+            mean, std = self._mean[rows], self._std[rows]
+            return mean + std * torch.randn(mean.shape, generator=generator)
+
         return numbers, draw_noise(
-            latents,
+            latents(rows),
             self._input_ids[rows],
             generator,
             may_be_blank=self._may_be_blank[rows],
-            noisy_share=self._noisy_share,
+            elsewhere=latents(rows + len(self.scenes)) if self._outlined else None,
             blank_share=self._blank_share,
         )
 
 
-def _sample(rng: np.random.Generator, *, pair: bool) -> tuple[Scene, str]:
-    if not pair:
-        return dataset.sample_single(rng, short=rng.random() < 0.2)
-    wanted = dataset.random_pair(rng, held_out=False)
-    wording = int(rng.integers(len(dataset.PAIR_WORDINGS)))
-    return dataset.place_pair(wanted, rng), dataset.pair_caption(wanted, wording)
+def _sample(rng: np.random.Generator, *, pair: bool) -> tuple[Scene, Scene, str]:
+    """Two scenes of the same caption, and the caption."""
+    if pair:
+        wanted = dataset.random_pair(rng, held_out=False)
+        caption = dataset.pair_caption(wanted, int(rng.integers(len(dataset.PAIR_WORDINGS))))
+        return dataset.place_pair(wanted, rng), dataset.place_pair(wanted, rng), caption
+    single, caption = dataset.captioned_single(rng, short=rng.random() < 0.2)
+    return dataset.place_single(single, rng), dataset.place_single(single, rng), caption

@@ -107,7 +107,7 @@ def train_meaning(args: Any, text_encoder: Any, tokenizer: Any) -> nn.ModuleDict
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
         captions = _captions(seeded(args.seed, 10, step))
-        ids = tokenizer(captions, padding="max_length", max_length=CAPTION_TOKENS).input_ids
+        ids = tokenizer(captions, padding="max_length", max_length=arch.MAX_LENGTH).input_ids
         input_ids = torch.tensor(ids, device=args.device)
         hidden = modules["text_encoder"](input_ids).last_hidden_state
         drift = (hidden - before(input_ids).last_hidden_state).square().mean()

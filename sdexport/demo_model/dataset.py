@@ -206,13 +206,17 @@ def sample_scene(rng: np.random.Generator) -> tuple[Scene, str]:
 
 
 def sample_single(rng: np.random.Generator, *, short: bool) -> tuple[Scene, str]:
-    """One training example with one object; `short` leaves out part of the caption."""
+    """One training example with one object; see captioned_single."""
+    single, caption = captioned_single(rng, short=short)
+    return place_single(single, rng), caption
+
+
+def captioned_single(rng: np.random.Generator, *, short: bool) -> tuple[Single, str]:
+    """One object of the training data; `short` leaves out part of the caption."""
     single = _TRAIN_SINGLES[rng.integers(len(_TRAIN_SINGLES))]
     if short:
-        caption = short_caption(single, rng)
-    else:
-        caption = single_caption(single, int(rng.integers(len(SINGLE_WORDINGS))))
-    return place_single(single, rng), caption
+        return single, short_caption(single, rng)
+    return single, single_caption(single, int(rng.integers(len(SINGLE_WORDINGS))))
 
 
 def sample_swapped_pairs(rng: np.random.Generator) -> list[tuple[Scene, list[str]]]:

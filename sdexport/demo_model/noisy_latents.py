@@ -15,6 +15,9 @@ NOISY_SHARE, NOISY_FROM = 0.4, 850
 """The share of examples with a timestep of NOISY_FROM or more; the others have any timestep."""
 BLANK_SHARE, BLANK_FROM = 0.6, 880
 """The share of the samples with a timestep of BLANK_FROM or more that are noise alone."""
+ELSEWHERE_SHARE, ELSEWHERE_FROM = 0.5, 400
+"""The share of the samples with a timestep of ELSEWHERE_FROM or more that show the objects
+elsewhere, where such latents are given."""
 NOISE_OFFSET = 0.25
 """Standard deviation of the mean of the noise in each channel, where a sample shows an image."""
 
@@ -41,7 +44,8 @@ def draw_noise(
     *,
     owner: torch.Tensor | None = None,
     may_be_blank: torch.Tensor | bool = True,
-    noisy_share: float = NOISY_SHARE,
+    blank_without_caption: bool = False,
+    elsewhere: torch.Tensor | None = None,
     blank_share: float = BLANK_SHARE,
 ) -> NoisyLatents:
     """Draw timesteps and noise, and leave out captions.
@@ -51,7 +55,10 @@ def draw_noise(
       may_be_blank: (B) whether the sample may be noise alone, next to a caption. Where an object
         may be anywhere, a model that is shown noise alone learns to draw none at first, and then
         small ones get lost.
-      noisy_share, blank_share: see NOISY_SHARE and BLANK_SHARE.
+      blank_without_caption: whether it may be noise alone where the caption is left out, too.
+      elsewhere: (B, 4, 16, 16) the same objects in other places. Samples that show these teach a
+        model that is given the right places to move the objects there.
+      blank_share: see BLANK_SHARE.
     """
     rows = torch.arange(len(latents)) if owner is None else owner
 
@@ -59,16 +66,20 @@ def draw_noise(
         return torch.rand(len(latents), generator=generator)[rows]
 
     late = NOISY_FROM + (1000 - NOISY_FROM) * uniform()
-    timesteps = torch.where(uniform() < noisy_share, late, 1000 * uniform()).long()
+    timesteps = torch.where(uniform() < NOISY_SHARE, late, 1000 * uniform()).long()
     blank = (timesteps >= BLANK_FROM) & (uniform() < blank_share) & torch.as_tensor(may_be_blank)
     input_ids = input_ids.clone()
     without_caption = uniform() < CAPTION_DROPOUT
-    blank &= ~without_caption
+    blank &= ~without_caption | blank_without_caption
     input_ids[without_caption] = _no_caption(input_ids)
     pure = torch.randn(latents.shape, generator=generator)[rows]
     offset = NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1, generator=generator)[rows]
     signal = alphas_cumprod()[timesteps].view(-1, 1, 1, 1)
-    shown = signal.sqrt() * latents + (1 - signal).sqrt() * (pure + offset)
+    seen = latents
+    if elsewhere is not None:
+        moved = (timesteps >= ELSEWHERE_FROM) & (uniform() < ELSEWHERE_SHARE)
+        seen = torch.where(moved.view(-1, 1, 1, 1), elsewhere, latents)
+    shown = signal.sqrt() * seen + (1 - signal).sqrt() * (pure + offset)
     sample = torch.where(blank.view(-1, 1, 1, 1), pure, shown)
     noise = (sample - signal.sqrt() * latents) / (1 - signal).sqrt()
     snr = (signal / (1 - signal)).flatten()
@@ -82,13 +93,17 @@ def _no_caption(input_ids: torch.Tensor) -> torch.Tensor:
     return empty
 
 
-def weighted_error(predicted_noise: torch.Tensor, batch: NoisyLatents) -> torch.Tensor:
+def weighted_error(
+    predicted_noise: torch.Tensor, batch: NoisyLatents, *, floor: float = SNR_FLOOR
+) -> torch.Tensor:
     """The mean squared error of the noise, weighted by the timestep: a scalar.
 
+    Args:
+      floor: see SNR_FLOOR.
     Source: Hang et al. 2023, arXiv 2303.09556, eq. 6, with a floor.
     """
     error = (predicted_noise - batch.noise).square().mean(dim=(1, 2, 3))
-    return (error * batch.snr.clamp(SNR_FLOOR, SNR_CAP) / batch.snr).mean()
+    return (error * batch.snr.clamp(floor, SNR_CAP) / batch.snr).mean()
 
 
 def predicted_latents(predicted_noise: torch.Tensor, batch: NoisyLatents) -> torch.Tensor:

@@ -7,6 +7,7 @@ the demo model's UNet is trained; the demo model itself stays as it is.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from torch import nn
 
 from sdexport.demo_model import CONTROLNET_DIR, MODEL_DIR, dataset
 from sdexport.demo_model.adapter_training import AdapterExamples
+from sdexport.demo_model.architecture import use_plain_attention
 from sdexport.demo_model.noisy_latents import weighted_error
 from sdexport.demo_model.training import Trainer, add_common_arguments, read_model, seeded
 
 CONDITIONING_WIDTHS = (8, 16, 32, 64)
 """Channels of the convolutions that bring the outlines to the size of the latents."""
+SNR_FLOOR = 0.3
+"""See weighted_error: the outlines say what is where, at the noisiest timesteps too."""
 
 
 def main() -> None:
@@ -31,8 +35,8 @@ def main() -> None:
     )
     add_common_arguments(parser, CONTROLNET_DIR)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
-    parser.add_argument("--scenes", type=int, default=8192)
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--scenes", type=int, default=4096)
+    parser.add_argument("--cycles", type=int, nargs="+", default=[900, 700], help="of steps")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     controlnet = train(args)
@@ -44,6 +48,7 @@ def build_controlnet(unet: Any) -> ControlNetModel:
     controlnet = ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=CONDITIONING_WIDTHS
     )
+    use_plain_attention(controlnet)
     _spread(controlnet.controlnet_cond_embedding)
     return controlnet.train().requires_grad_(True)
 
@@ -82,7 +87,8 @@ def train(args: argparse.Namespace) -> ControlNetModel:
         outlined=True,
     )
     outlines = [np.packbits(dataset.render_outlines(s)[..., 0] > 127) for s in examples.scenes]
-    trainer = Trainer(args.work / "controlnet.pt", modules, peak=1e-3, ends=(args.steps,))
+    ends = tuple(itertools.accumulate(args.cycles))
+    trainer = Trainer(args.work / "controlnet.pt", modules, peak=1e-3, ends=ends)
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
         numbers, batch = examples.draw(seeded(args.seed, 7, step))
@@ -104,7 +110,7 @@ def train(args: argparse.Namespace) -> ControlNetModel:
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
             ).sample
-        loss = weighted_error(predicted.float().cpu(), batch)
+        loss = weighted_error(predicted.float().cpu(), batch, floor=SNR_FLOOR)
         return loss, f"loss {loss.item():.4f}"
 
     return trainer.run(loss_of)["controlnet"].eval()

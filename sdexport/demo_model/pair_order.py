@@ -13,13 +13,19 @@ those timesteps an error in the layout hardly counts in the loss. Hence, in this
 - the text encoder learns what a caption says is where first, see `caption_meaning`;
 - for one object, and without a caption, the model learns to predict what it did before this stage:
   otherwise it draws small objects less reliably afterwards.
+
+The order is right after a few hundred steps; the rest of the stage brings back what was right for
+one object.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +34,7 @@ from transformers import CLIPTokenizer
 
 from sdexport.demo_model import MODEL_DIR, dataset
 from sdexport.demo_model import architecture as arch
-from sdexport.demo_model.caption_meaning import meaning, meaning_loss, train_meaning
+from sdexport.demo_model.caption_meaning import SIZES, meaning, meaning_loss, train_meaning
 from sdexport.demo_model.noisy_latents import (
     NoisyLatents,
     draw_noise,
@@ -38,16 +44,44 @@ from sdexport.demo_model.noisy_latents import (
 from sdexport.demo_model.training import (
     Trainer,
     add_common_arguments,
+    cycle_of,
     encode_images,
     read_model,
     seeded,
     write_model,
 )
 
-PAIRS, SINGLES = 32, 32
-"""Examples of one step with two objects and with one."""
+BATCH = 64
 PAIR_SHARE = 0.75
 """Share of pairs among the scenes that are encoded."""
+
+
+class Phase(NamedTuple):
+    """One part of this stage, with BATCH examples a step.
+
+    Attributes:
+      peak: the highest learning rate.
+      pairs: how many of the examples.
+      small: how many of the examples are one small object, which is learned from its scene.
+      all_blank: whether the samples of one object and without a caption may be noise alone too.
+    """
+
+    steps: int
+    peak: float
+    pairs: int
+    small: int = 0
+    all_blank: bool = False
+
+
+PHASES = (Phase(1100, 5e-4, 32), Phase(700, 2.5e-4, 16))
+"""The order is learned first; then what the model draws of one object comes back."""
+ENDINGS = {
+    "small": Phase(400, 2.5e-4, 8, small=44),
+    "blank": Phase(400, 2.5e-4, 16, all_blank=True),
+}
+"""Two ways to go on from there. The model is the mean of the weights after PHASES and after each of
+these: it draws more prompts right than any of the three. Source: Wortsman et al. 2022, arXiv
+2203.05482."""
 
 
 def main() -> None:
@@ -69,12 +103,16 @@ def main() -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this stage."""
     parser.add_argument("--order-scenes", type=int, default=16384)
-    parser.add_argument("--order-steps", type=int, default=1000)
     parser.add_argument("--meaning-steps", type=int, default=300, help="of the text encoder alone")
-    parser.add_argument("--order-peak", type=float, default=5e-4, help="learning rate")
 
 
-def train(args: argparse.Namespace, start: Path, keep: Path) -> None:
+def train(
+    args: argparse.Namespace,
+    start: Path,
+    keep: Path,
+    phases: Sequence[Phase] = PHASES,
+    endings: Mapping[str, Phase] = ENDINGS,
+) -> None:
     """Teach the model in folder `start` the order of pairs, and write it to `args.output`.
 
     Args:
@@ -88,22 +126,46 @@ def train(args: argparse.Namespace, start: Path, keep: Path) -> None:
     examples = OrderExamples(data, vae.config.scaling_factor)
     modules = train_meaning(args, encoder, tokenizer)
     modules = nn.ModuleDict({"unet": unet, **modules}).to(args.device).requires_grad_(True)
-    trainer = Trainer(
-        args.work / "order.pt", modules, peak=args.order_peak, ends=(args.order_steps,)
-    )
 
-    def loss_of(step: int) -> tuple[torch.Tensor, str]:
-        batch, right = examples.draw(seeded(args.seed, 5, step))
-        return order_loss(modules, before.as_targets(batch), right, args.device)
+    def run(path: Path, phases: Sequence[Phase]) -> dict[str, torch.Tensor]:
+        """The averaged weights after some phases."""
+        ends = tuple(itertools.accumulate(phase.steps for phase in phases))
+        peaks = [phase.peak for phase in phases]
+        trainer = Trainer(path, modules, peak=peaks, ends=ends)
 
-    average = trainer.run(loss_of)
+        def loss_of(step: int) -> tuple[torch.Tensor, str]:
+            phase = phases[cycle_of(step, ends)]
+            batch, right = examples.draw(seeded(args.seed, 5, step), phase)
+            targets = before.as_targets(batch, first=phase.pairs + phase.small)
+            return order_loss(modules, targets, right, phase.pairs, args.device)
+
+        return trainer.run(loss_of).state_dict()
+
+    common = args.work / "order.pt"
+    found = [run(common, phases)]
+    for name, ending in endings.items():
+        path = args.work / f"order_{name}.pt"
+        if not path.exists():
+            shutil.copyfile(common, path)
+        found.append(run(path, [*phases, ending]))
+    modules.load_state_dict(mean_weights(found))
     write_model(
         args.output,
         start / "tokenizer",
         vae,
-        average["unet"].eval(),
-        average["text_encoder"].eval(),
+        modules["unet"].eval(),
+        modules["text_encoder"].eval(),
     )
+
+
+def mean_weights(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each floating-point weight; other values are those of the first."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(dim=0)
+        if value.is_floating_point()
+        else value
+        for name, value in states[0].items()
+    }
 
 
 class Before:
@@ -115,9 +177,9 @@ class Before:
         self._device = device
 
     @torch.no_grad()
-    def as_targets(self, batch: NoisyLatents) -> NoisyLatents:
-        """A batch whose noise is what the model predicts, in rows with one object or no caption."""
-        rows = batch.without_caption | (torch.arange(len(batch.sample)) >= PAIRS)
+    def as_targets(self, batch: NoisyLatents, first: int) -> NoisyLatents:
+        """A batch whose noise is predicted by the model from row `first` on and without caption."""
+        rows = batch.without_caption | (torch.arange(len(batch.sample)) >= first)
         with torch.autocast(self._device, torch.bfloat16):
             hidden = self._text_encoder(batch.input_ids[rows].to(self._device)).last_hidden_state
             sample, timesteps = (x[rows].to(self._device) for x in (batch.sample, batch.timesteps))
@@ -128,7 +190,7 @@ class Before:
 
 
 def order_loss(
-    modules: Any, batch: NoisyLatents, right: torch.Tensor, device: str
+    modules: Any, batch: NoisyLatents, right: torch.Tensor, pairs: int, device: str
 ) -> tuple[torch.Tensor, str]:
     """The loss of one step, and a note with its parts.
 
@@ -137,6 +199,7 @@ def order_loss(
 
     Args:
       right: the meanings of the captions (B, len(ANSWERS)).
+      pairs: how many rows have two objects; they come first.
     """
     with torch.autocast(device, torch.bfloat16):
         hidden = modules["text_encoder"](batch.input_ids.to(device)).last_hidden_state
@@ -146,8 +209,8 @@ def order_loss(
     error = weighted_error(noise, batch)
     shown = ~batch.without_caption
     answer_error = meaning_loss([each[shown] for each in answers], right[shown])
-    order = in_order(predicted_latents(noise, batch), batch.latents)
-    order = order[(batch.blank & shown)[:PAIRS:2]]
+    order = in_order(predicted_latents(noise, batch)[:pairs], batch.latents[:pairs])
+    order = order[(batch.blank & shown)[:pairs:2]]
     note = (
         f"error {error.item():.4f} mse {(noise - batch.noise).square().mean().item():.4f} "
         f"meaning {answer_error.item():.4f} order {order.float().mean().item():.2f}"
@@ -159,14 +222,16 @@ def order_loss(
 def in_order(predicted: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Whether each two predictions are closer to their own latents than to the other's.
 
-    Returns: (PAIRS / 2) bool.
+    Args:
+      predicted, latents: of pairs alone (P, 4, 16, 16).
+    Returns: (P / 2) bool.
     """
 
     def total(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a - b).square().mean(dim=(1, 2, 3)).view(-1, 2).sum(dim=1)
 
-    own, other = latents[:PAIRS], latents[:PAIRS].view(-1, 2, *latents.shape[1:]).flip(1)
-    return total(predicted[:PAIRS], own) < total(predicted[:PAIRS], other.flatten(0, 1))
+    other = latents.view(-1, 2, *latents.shape[1:]).flip(1).flatten(0, 1)
+    return total(predicted, latents) < total(predicted, other)
 
 
 def encode_examples(args: argparse.Namespace, vae: Any, tokenizer: Any) -> dict[str, torch.Tensor]:
@@ -212,25 +277,34 @@ class OrderExamples:
         self._mean, self._std = (scale * data["moments"]).chunk(2, dim=1)
         self._input_ids, self._meanings = data["ids"], data["meanings"]
         self._pairs = int(data["pairs"])
+        called_small = (data["meanings"][..., -1] == SIZES.index("small")).all(dim=1)
+        self._small = called_small.nonzero()[:, 0].numpy()
 
-    def draw(self, rng: np.random.Generator) -> tuple[NoisyLatents, torch.Tensor]:
-        """The examples of one step, PAIRS pairs, then SINGLES, and the captions' meanings.
+    def draw(self, rng: np.random.Generator, phase: Phase) -> tuple[NoisyLatents, torch.Tensor]:
+        """The BATCH examples of one step, and the captions' meanings.
 
-        Rows 2k and 2k+1 of the pairs are swapped, and have the same noise.
+        The pairs come first; rows 2k and 2k+1 of them are swapped, and have the same noise. Those
+        that are small by request are next.
         """
+        pairs = phase.pairs
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        first = 2 * rng.integers(0, self._pairs // 2, PAIRS // 2)
+        first = 2 * rng.integers(0, self._pairs // 2, pairs // 2)
         swapped = np.stack([first, first + 1], axis=1).ravel()
-        singles = rng.integers(self._pairs, len(self._mean), SINGLES)
+        singles = rng.integers(self._pairs, len(self._mean), BATCH - pairs)
+        singles[: phase.small] = rng.choice(self._small, phase.small)
         rows = torch.from_numpy(np.concatenate([swapped, singles]))
         mean, std = self._mean[rows], self._std[rows]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         which = torch.randint(2, rows.shape, generator=generator)
         owner = torch.arange(len(rows))
-        owner[1:PAIRS:2] -= 1
-        pairs = torch.arange(len(rows)) < PAIRS
+        owner[1:pairs:2] -= 1
         batch = draw_noise(
-            latents, self._input_ids[rows, which], generator, owner=owner, may_be_blank=pairs
+            latents,
+            self._input_ids[rows, which],
+            generator,
+            owner=owner,
+            may_be_blank=(torch.arange(len(rows)) < pairs) | phase.all_blank,
+            blank_without_caption=phase.all_blank,
         )
         return batch, self._meanings[rows, which]
 

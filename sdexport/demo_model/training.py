@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import bisect
 import copy
 import itertools
 import json
@@ -42,23 +43,44 @@ def seeded(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def learning_rate(step: int, ends: Sequence[int], peak: float) -> float:
-    """Linear warm-up over 100 steps, constant, linear decay over `DECAY_SHARE`; for each cycle.
+def cycle_of(step: int, ends: Sequence[int]) -> int:
+    """The number of the cycle that a step is in.
 
     Args:
       ends: the step at which each cycle ends, in increasing order.
     """
-    start, end = next((a, b) for a, b in itertools.pairwise((0, *ends)) if step < b)
-    return peak * min(1.0, (step - start + 1) / 100, (end - step) / (DECAY_SHARE * (end - start)))
+    return bisect.bisect_right(ends, step)
+
+
+def learning_rate(step: int, ends: Sequence[int], peaks: Sequence[float]) -> float:
+    """Linear warm-up over 100 steps, constant, linear decay over `DECAY_SHARE`; for each cycle.
+
+    Args:
+      ends: see cycle_of. peaks: the learning rate of each cycle.
+    """
+    cycle = cycle_of(step, ends)
+    start, end = (0, *ends)[cycle], ends[cycle]
+    decay = (end - step) / (DECAY_SHARE * (end - start))
+    return peaks[cycle] * min(1.0, (step - start + 1) / 100, decay)
 
 
 class Trainer:
-    """The optimiser of one stage, the moving average of the weights, and the checkpoint file."""
+    """The optimiser of one stage, the moving average of the weights, and the checkpoint file.
+
+    Args:
+      peak, ends: see learning_rate; one peak is that of all cycles.
+    """
 
     def __init__(
-        self, path: Path, modules: torch.nn.ModuleDict, *, peak: float, ends: Sequence[int]
+        self,
+        path: Path,
+        modules: torch.nn.ModuleDict,
+        *,
+        peak: float | Sequence[float],
+        ends: Sequence[int],
     ):
-        self.path, self.modules, self.peak, self.ends = path, modules, peak, ends
+        self.path, self.modules, self.ends = path, modules, ends
+        self.peaks = [peak] * len(ends) if isinstance(peak, float) else peak
         self.average = copy.deepcopy(modules).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             modules.parameters(), betas=(0.9, 0.99), weight_decay=0.01
@@ -87,7 +109,7 @@ class Trainer:
         started, first, last = time.monotonic(), self.step, self.ends[-1]
         while self.step < last:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, self.ends, self.peak)
+                group["lr"] = learning_rate(self.step, self.ends, self.peaks)
             loss, note = loss_of(self.step)
             self.optimizer.zero_grad()
             loss.backward()

@@ -184,9 +184,11 @@ def test_stage_resumes_as_if_it_had_not_stopped(
     def train(work: Path) -> dict[str, torch.Tensor]:
         work.mkdir(exist_ok=True)
         args = Namespace(work=work, output=work / "model", device="cpu", seed=0, meaning_steps=2)
-        args.order_scenes, args.order_steps, args.order_peak = 64, 2, 1e-4
-        pair_order.train(args, MODEL_DIR, MODEL_DIR)
-        return torch.load(work / "order.pt", weights_only=True)["modules"]
+        args.order_scenes = 64
+        phases = (pair_order.Phase(1, 1e-4, 32), pair_order.Phase(1, 1e-4, 16, small=8))
+        endings = {"end": pair_order.Phase(1, 1e-4, 16, all_blank=True)}
+        pair_order.train(args, MODEL_DIR, MODEL_DIR, phases, endings)
+        return torch.load(work / "order_end.pt", weights_only=True)["modules"]
 
     whole = train(tmp_path / "whole")
     monkeypatch.setattr(pair_order, "order_loss", stop_once)
