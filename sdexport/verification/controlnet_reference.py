@@ -14,7 +14,7 @@ from sdexport.graphs.controlnet_parts import residual_specs
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.expected_calls import level_sizes
 from sdexport.runtime.models.components import MID_RESIDUAL
-from sdexport.verification.reference import RECORDED_SIZES, SEED
+from sdexport.verification.reference import RECORDED_SIZES, SEED, random_signs
 
 STRENGTH = 0.5
 """Standard deviation of the residuals; that of what they are added to is about 1."""
@@ -28,9 +28,7 @@ def residuals_added(part: Part, module: nn.Module) -> Iterator[Feeds]:
     generator = torch.Generator().manual_seed(SEED)
     residuals = {
         spec.name: STRENGTH
-        * torch.randn(
-            [sizes[d] if isinstance(d, str) else d for d in spec.shape], generator=generator
-        )
+        * random_signs([sizes[d] if isinstance(d, str) else d for d in spec.shape], generator)
         for spec in residual_specs(config)
     }
     down = tuple(value for name, value in residuals.items() if name != MID_RESIDUAL)

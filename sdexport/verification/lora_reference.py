@@ -14,7 +14,7 @@ from torch import nn
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part
 from sdexport.runtime.adapters.lora_inputs import DOWN, UP, down_input, input_name, up_input
-from sdexport.verification.reference import SEED
+from sdexport.verification.reference import SEED, random_signs
 
 RANK = 2
 STRENGTH = 0.25
@@ -35,14 +35,17 @@ def lora_added(part: Part, module: nn.Module) -> Iterator[Feeds]:
 
 
 def _random_factors(module: nn.Module) -> _Factors:
-    """(down, up) of every linear and convolution layer, in the shapes of PyTorch's weights."""
+    """(down, up) of every linear and convolution layer, in the shapes of PyTorch's weights.
+
+    Only the signs are random: in the package they take a twentieth of the room of normal numbers.
+    """
     generator = torch.Generator().manual_seed(SEED)
     factors = {}
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             outputs, *rest = layer.weight.shape
-            down = torch.randn(RANK, *rest, generator=generator) / math.sqrt(math.prod(rest))
-            up = torch.randn(outputs, RANK, *(1 for _ in rest[1:]), generator=generator)
+            down = random_signs([RANK, *rest], generator) / math.sqrt(math.prod(rest))
+            up = random_signs([outputs, RANK, *(1 for _ in rest[1:])], generator)
             factors[name] = down, up * (STRENGTH / math.sqrt(RANK))
     return factors
 

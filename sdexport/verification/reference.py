@@ -12,6 +12,7 @@ import torch
 
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.engines import SessionBase
+from sdexport.engines.array_files import MAX_UNPACKED
 from sdexport.engines.errors import MissingDependencyError
 from sdexport.engines.session import Feeds
 from sdexport.graphs.wrappers import Part
@@ -354,10 +355,20 @@ def _coloured(size: Sequence[int]) -> np.ndarray:
     return np.rint(127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
 
+def random_signs(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Numbers that are 1 or -1: weights of adapters that take little room when compressed."""
+    return 2.0 * torch.randint(0, 2, tuple(shape), generator=generator) - 1.0
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz file; the same arrays give the same bytes."""
+    """Write an .npz file; the same arrays give the same bytes.
+
+    It is compressed, unless its arrays have more bytes than are read from a compressed file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, allow_pickle=False, **dict(arrays))
+    size = sum(array.nbytes for array in arrays.values())
+    save = np.savez_compressed if size <= MAX_UNPACKED else np.savez
+    save(path, allow_pickle=False, **dict(arrays))
 
 
 def _deterministic(scheduler_config: Mapping[str, Any]) -> str:
