@@ -55,9 +55,10 @@ lint: $(VENV)/lint
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# The package of the demo model that wheels hold; its files name the version.
+# The package of the demo model that wheels hold; its files name the version. Its adapters are
+# written by their training: sdexport.demo_model.outline_controlnet and style_lora.
 demo-package: $(VENV)/demo
-	$(BIN)/sdexport export sdexport/demo_model/model sdexport/demo_model/package --precision fp16 --force
+	$(BIN)/sdexport export sdexport/demo_model/model sdexport/demo_model/package --precision fp16 --lora-inputs --controlnet-inputs --force
 
 # The sdist, and the wheel that is built from it, in dist/.
 dist: $(VENV)/lint

@@ -180,8 +180,9 @@ def all_tables() -> dict[str, str]:
     full = [_read(path.stem) for path in RESULTS.glob("full_size.*.json")]
     full.sort(key=lambda r: (list(NAMES).index(r["family"]), r["precision"], r["source"]))
     found = {"evaluation": demo_model_tables.evaluation(_read("shapes"))}
-    if _has("demo_adapters"):
-        found["demo_adapters"] = demo_model_tables.adapters(_read("demo_adapters"))
+    found["demo_adapters"] = (
+        demo_model_tables.adapters(_read("demo_adapters")) if _has("demo_adapters") else MISSING
+    )
     if _has("families"):
         by_model = {(r["family"], r["precision"]): r for r in full}
         found["families"] = families(_read("families"), by_model)

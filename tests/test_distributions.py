@@ -25,6 +25,7 @@ from tests.helpers.distributions import (
 )
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DEMO = ("package", "controlnet_package", "loras")
 NOISE = "sdexport/runtime/noise/_noise"
 EDITABLE = [
     ("lenient", True),
@@ -62,10 +63,10 @@ def names(wheel: Path) -> list[str]:
 
 
 def data_in_wheel() -> set[str]:
-    """The server's page, and the demo model's package without its checkpoint."""
+    """The server's page, and the demo model's packages and LoRAs without its checkpoint."""
     return {
         path.relative_to(ROOT).as_posix()
-        for folder in ("demo_model/package", "server/page")
+        for folder in (*(f"demo_model/{name}" for name in DEMO), "server/page")
         for path in (ROOT / "sdexport" / folder).rglob("*")
         if path.is_file()
     }

@@ -1,7 +1,8 @@
 """The code in README and docs runs; links, tables and file lists are true.
 
-Every bash and python block of a page runs in order, in a folder that holds the demo package as
-`sdexport demo` leaves it. A block below `<!-- not run: reason -->` is left out, and counted.
+Every bash and python block of a page runs in order, in a folder that holds the packages and LoRAs
+that `sdexport demo` leaves there. A block below `<!-- not run: reason -->` is left out, and
+counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import docs_tables
-from sdexport.demo_model import PACKAGE_DIR
+from sdexport.demo_model import CONTROLNET_PACKAGE_DIR, LORA_DIR, PACKAGE_DIR
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.schedule_names import find_schedule
 from tests.helpers import scheduler_names_page
@@ -34,6 +35,10 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 OWN_TEST = ("experiments.md",)
 """Pages whose blocks another test runs."""
+DEMO = {"package": PACKAGE_DIR, "controlnet": CONTROLNET_PACKAGE_DIR, "loras": LORA_DIR}
+"""What `sdexport demo` copies."""
+PICTURES = ("lora.png", "controlnet.png")
+"""Pictures in docs which a block of the page of that name makes: tests.helpers.page_pictures."""
 NOT_RUN = {
     "README.md": 2,
     "CONTRIBUTING.md": 1,
@@ -96,9 +101,10 @@ def runnable(page: Path) -> bool:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the demo package, and with `sdexport` and `python` on the path."""
+    """A folder with the demo's files, and with `sdexport` and `python` on the path."""
     folder, programs = tmp_path / "scratch", tmp_path / "bin"
-    shutil.copytree(PACKAGE_DIR, folder / "sdexport-demo" / "package")
+    for name, source in DEMO.items():
+        shutil.copytree(source, folder / "sdexport-demo" / name)
     programs.mkdir()
     for name, arguments in (("sdexport", "-m sdexport"), ("python", "")):
         program = programs / name
@@ -126,6 +132,9 @@ def test_code_blocks_run_in_order(page: Path, scratch: Path) -> None:
                 exec(code, names)
             if block.printed is not None:
                 assert printed.getvalue() == block.printed, where
+    picture = page.with_suffix(".png").name
+    if picture in PICTURES:
+        check_same_picture(DOCS / picture, Path(picture))
 
 
 def run_bash(code: str, where: str) -> None:
@@ -234,7 +243,11 @@ def test_experiments_page_is_what_its_code_gives(package: Path, tmp_path: Path) 
     assert sum(f.stat().st_size for f in (DOCS / "experiments").iterdir()) < MAX_BYTES
     for name in names:
         made = script["made"](tmp_path, name)
-        with Image.open(DOCS / "experiments" / name) as kept, Image.open(made) as new:
-            a, b = (np.asarray(image.convert("RGB"), int) for image in (kept, new))
-        assert a.shape == b.shape, name
-        assert np.abs(a - b).mean() <= DOCS_IMAGE_MEAN, name
+        check_same_picture(DOCS / "experiments" / name, made)
+
+
+def check_same_picture(kept: Path, new: Path) -> None:
+    """Up to the rounding of another processor."""
+    a, b = (np.asarray(Image.open(path).convert("RGB"), int) for path in (kept, new))
+    assert a.shape == b.shape, kept.name
+    assert np.abs(a - b).mean() <= DOCS_IMAGE_MEAN, kept.name

@@ -297,6 +297,13 @@ DOCS_IMAGE_MEAN = 2.0
 """An image of the docs against the same generated anew: another processor's rounding, grown over
 the steps, and the WebP compression of both."""
 
+FEW_CASES_OVERLAP = 0.75
+"""Mean intersection over union of the objects with the outlines that the demo model's ControlNet is
+given, in a few cases: less than the bound of all cases, for their spread."""
+
+FEW_CASES_STYLED = 0.75
+"""The share of images with the style of the demo model's LoRA, in a few cases, as above."""
+
 COVERAGE_REL = 2e-3
 """Area of a circle of radius 30 from anti-aliased pixels against pi r**2."""
 

@@ -12,8 +12,9 @@ from sdexport.commands.progress import progress
 from sdexport.commands.shared_options import FOLDER, json_option, print_json, require_passed
 from sdexport.commands.verbosity import verbosity_options
 
-CHECKS = 6
-"""Progress reports of the verification: hashes, four components and an image."""
+CHECKS = 9
+"""Progress reports of the verifications: hashes, four components and an image; hashes and the two
+components of the ControlNet."""
 
 
 @click.command()
@@ -31,19 +32,23 @@ def demo(folder: Path, from_checkpoint: bool, force: bool, as_json: bool) -> Non
     """Try sdexport with a small demo model.
 
     The demo model is a Stable Diffusion model of coloured shapes. Its package is installed with
-    sdexport. It is copied to FOLDER/package and verified, and generates FOLDER/sheet.png with
-    twelve images. FOLDER is sdexport-demo by default.
+    sdexport, and so are a ControlNet on outlines and two LoRAs. They are copied to FOLDER/package,
+    FOLDER/controlnet and FOLDER/loras, verified, and generate FOLDER/sheet.png: images of twelve
+    prompts, with LoRAs, with the ControlNet, and with both. FOLDER is sdexport-demo by default.
     """
-    from sdexport.demo_model.demo_run import STEPS, checkpoint, copy_package, run
+    from sdexport.demo_model import PACKAGE_DIR
+    from sdexport.demo_model.demo_run import CALLS, STEPS, checkpoint, copy_package, run
 
-    make_package = copy_package
+    def make_package(destination: Path, force: bool) -> None:
+        copy_package(PACKAGE_DIR, destination, force=force)
+
     if from_checkpoint:
         source = checkpoint()
 
         def make_package(destination: Path, force: bool) -> None:
-            run_export(source, destination, force=force)
+            run_export(source, destination, lora_inputs=True, controlnet_inputs=True, force=force)
 
-    with progress(CHECKS + STEPS, "demo") as shown:
+    with progress(CHECKS + CALLS * STEPS, "demo") as shown:
         report = run(folder, make_package, force=force, progress=shown.begin)
     if as_json:
         print_json(report)
@@ -51,5 +56,6 @@ def demo(folder: Path, from_checkpoint: bool, force: bool, as_json: bool) -> Non
         echo(*report["table"].split("\n"))
         for stage, seconds in report["seconds"].items():
             echo(f"{stage:<9}{seconds:7.1f} s")
-        echo(f"package: {report['package']}", f"sheet:   {report['sheet']}")
+        for what in ("package", "controlnet", "loras", "sheet"):
+            echo(f"{what + ':':<12}{report[what]}")
     require_passed(report["passed"])

@@ -1,10 +1,10 @@
-"""The demo: a package of the demo model is verified and generates a contact sheet."""
+"""The demo: packages of the demo model are verified and generate a contact sheet."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from sdexport.demo_model import MODEL_DIR, PACKAGE_DIR
+from sdexport.demo_model import CONTROLNET_PACKAGE_DIR, LORA_DIR, MODEL_DIR, dataset
+from sdexport.demo_model.dataset import Scene, Shape
+from sdexport.engines.files import write_atomically
 from sdexport.package_folder import package_folder
+from sdexport.runtime.adapters.controlnet_argument import ControlNet
 from sdexport.runtime.images.metadata import save_image
 from sdexport.runtime.pipeline_loading import load_pipeline
 from sdexport.verification.text_report import report_lines
@@ -34,7 +37,21 @@ PROMPTS = (
     "a blue star right of an orange star on a white background",
 )
 COLUMNS = 4
+LORA_SCALES = {"striped": [1.0, 0.5, 0.0, 0.0], "soft": [0.0, 0.0, 1.0, 0.5]}
+"""Scales of the LoRAs in a row of the sheet, with the prompts and seeds of the row above."""
+CONTROLLED = "a red circle above a blue square on a yellow background"
+OUTLINED = Scene(
+    dataset.COLOURS["yellow"],
+    (
+        Shape("circle", dataset.COLOURS["red"], 92, 34, 24),
+        Shape("square", dataset.COLOURS["blue"], 44, 88, 30, 0.2),
+    ),
+)
+"""The scene whose outlines are the control image."""
+CONTROLLED_LORA_SCALES = {"striped": [0.0, 1.0, 0.0], "soft": [0.0, 0.0, 1.0]}
 STEPS, GUIDANCE_SCALE, SEED = 25, 5.0, 0
+CALLS = 3
+"""How often the pipeline is called."""
 MARGIN, CAPTION = 8, 44
 
 MakePackage = Callable[[Path, bool], object]
@@ -48,42 +65,60 @@ def run(
     force: bool,
     progress: Callable[[str], object] = lambda what: None,
 ) -> dict[str, Any]:
-    """Put a package into folder/package, verify it, and generate folder/sheet.png.
+    """Put packages and LoRAs into a folder, verify the packages, and generate folder/sheet.png.
+
+    The folder will hold the demo model's package, its ControlNet's (controlnet) and its LoRAs
+    (loras).
 
     Args:
       make_package: `copy_package`, or a function that exports the checkpoint.
-      progress: called before each part of the verification and after each of the STEPS.
+      progress: called before each part of the verification and after each of the STEPS, of each of
+        the CALLS.
     Returns: paths, the table of checks, whether all passed, and seconds of each stage.
     Raises: FileExistsError: the folder holds a demo already, without `force`.
     """
-    package, sheet = folder / "package", folder / "sheet.png"
+    package, controlnet, loras = (folder / name for name in ("package", "controlnet", "loras"))
+    sheet = folder / "sheet.png"
     if sheet.exists() and not force:
         raise FileExistsError(f"{sheet} exists; use --force to replace it")
     import_module("sdexport.engines.ort.onnxruntime_session")  # fails early if it is not installed
     clock = [time.perf_counter()]
     make_package(package, force)
+    copy_package(CONTROLNET_PACKAGE_DIR, controlnet, force=force)
+    _copy_loras(loras, force=force)
     clock.append(time.perf_counter())
-    checks = verify(package, progress=progress)
+    checks = [verify(each, progress=progress) for each in (package, controlnet)]
     clock.append(time.perf_counter())
-    save_image(_generate_sheet(package, progress), sheet)
+    save_image(_generate_sheet(folder, progress), sheet)
     clock.append(time.perf_counter())
     seconds = [round(end - start, 2) for start, end in pairwise(clock)]
     return {
         "package": str(package),
+        "controlnet": str(controlnet),
+        "loras": str(loras),
         "sheet": str(sheet),
-        "passed": checks.passed,
+        "passed": all(each.passed for each in checks),
         "seconds": dict(zip(("package", "verify", "generate"), seconds, strict=True)),
-        "table": "\n".join(report_lines(checks)),
+        "table": "\n\n".join("\n".join(report_lines(each)) for each in checks),
     }
 
 
-def copy_package(destination: Path, force: bool) -> None:
-    """Copy the package that is installed with sdexport.
+def copy_package(source: Path, destination: Path, *, force: bool) -> None:
+    """Copy a package that is installed with sdexport.
 
     Raises: FileExistsError: see package_folder.
     """
     with package_folder(destination, force=force) as folder:
-        shutil.copytree(PACKAGE_DIR, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def _copy_loras(destination: Path, *, force: bool) -> None:
+    destination.mkdir(exist_ok=True)
+    for source in sorted(LORA_DIR.glob("*.safetensors")):
+        copy = destination / source.name
+        if copy.exists() and not force:
+            raise FileExistsError(f"{copy} exists; use --force to replace it")
+        write_atomically(copy, source.read_bytes())
 
 
 def checkpoint() -> Path:
@@ -114,17 +149,57 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str]) -> Ima
     return sheet
 
 
-def _generate_sheet(package: Path, progress: Callable[[str], object]) -> Image.Image:
-    with load_pipeline(package) as pipeline:
-        result = pipeline(
-            PROMPTS,
-            num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE_SCALE,
-            scheduler="lms",
-            seed=[SEED + i for i in range(len(PROMPTS))],
-            on_step=lambda step: progress("generate"),
+def _generate_sheet(folder: Path, progress: Callable[[str], object]) -> Image.Image:
+    """The prompts; LoRAs, with the last four of them; and a ControlNet, alone and with LoRAs."""
+    seeds = [SEED + i for i in range(len(PROMPTS))]
+    outlines = Image.fromarray(dataset.render_outlines(OUTLINED))
+    with load_pipeline(folder / "package") as pipeline:
+
+        def generate(prompts: Sequence[str], seeds: Sequence[int], **adapters: Any) -> list[Any]:
+            result = pipeline(
+                prompts,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+                scheduler="lms",
+                seed=seeds,
+                on_step=lambda step: progress("generate"),
+                **adapters,
+            )
+            return list(result.images)
+
+        images = generate(PROMPTS, seeds)
+        images += generate(PROMPTS[-COLUMNS:], seeds[-COLUMNS:], loras=_loras(folder, LORA_SCALES))
+        images.append(outlines)
+        images += generate(
+            [CONTROLLED] * 3,
+            [SEED] * 3,
+            controlnets=[ControlNet(folder / "controlnet", outlines)],
+            loras=_loras(folder, CONTROLLED_LORA_SCALES),
         )
-    return contact_sheet(result.images, PROMPTS)
+    return contact_sheet(images, captions())
+
+
+def _loras(folder: Path, scales: Mapping[str, Sequence[float]]) -> list[Any]:
+    """The argument `loras` of a call, with a scale for each image."""
+    return [(folder / "loras" / f"{style}.safetensors", each) for style, each in scales.items()]
+
+
+def captions() -> list[str]:
+    """Of the sheet's images."""
+    styled = [
+        f"the image above with the LoRA {style}" + (f" at scale {scale:g}" if scale < 1 else "")
+        for style, scales in LORA_SCALES.items()
+        for scale in scales
+        if scale
+    ]
+    both = [f"the same with the LoRA {style}" for style in CONTROLLED_LORA_SCALES]
+    return [
+        *PROMPTS,
+        *styled,
+        "control image of a ControlNet, for the next three",
+        CONTROLLED,
+        *both,
+    ]
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:

@@ -14,10 +14,20 @@ from PIL import Image
 
 from sdexport import Pipeline
 from sdexport.cli import main
-from sdexport.demo_model import MODEL_DIR, dataset, demo_run, judge
+from sdexport.demo_model import (
+    CONTROLNET_PACKAGE_DIR,
+    LORA_DIR,
+    MODEL_DIR,
+    PACKAGE_DIR,
+    dataset,
+    demo_run,
+    judge,
+    styles,
+)
 from sdexport.demo_model import evaluate as evaluation
 from sdexport.demo_model.demo_run import contact_sheet
-from tests.tolerances import COVERAGE_REL
+from sdexport.demo_model.evaluate_adapters import FULL, overlaps
+from tests.tolerances import COVERAGE_REL, FEW_CASES_OVERLAP
 
 LARGEST = 12_000_000
 
@@ -120,38 +130,68 @@ def test_contact_sheet_shows_every_image(pipe: Pipeline) -> None:
     assert sheet.crop((8, 8, 136, 136)).tobytes() == result.images[0].tobytes()
 
 
-@pytest.fixture
-def installed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exported package in place of the one that is installed."""
-    monkeypatch.setattr(demo_run, "PACKAGE_DIR", package)
-
-
-@pytest.mark.usefixtures("installed")
 def test_demo_command_verifies_and_generates(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "demo"
     done = CliRunner().invoke(main, ["demo", str(folder), "--json"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["passed"] and set(report["seconds"]) == {"package", "verify", "generate"}
-    assert (report["package"], report["sheet"]) == (f"{folder}/package", f"{folder}/sheet.png")
-    assert sorted(file.name for file in folder.iterdir()) == ["package", "sheet.png"]
+    written = {name: f"{folder}/{name}" for name in ("package", "controlnet", "loras")}
+    written["sheet"] = f"{folder}/sheet.png"
+    assert written.items() <= report.items()
+    assert sorted(map(str, folder.iterdir())) == sorted(written.values())
+    for name, source in (
+        ("package", PACKAGE_DIR),
+        ("controlnet", CONTROLNET_PACKAGE_DIR),
+        ("loras", LORA_DIR),
+    ):
+        assert contents(folder / name) == contents(source)
     with Image.open(report["sheet"]) as sheet:
-        assert sheet.size == (4 * 136 + 8, 3 * 180 + 8)
-    copied = {f.relative_to(folder / "package") for f in (folder / "package").rglob("*")}
-    assert copied == {f.relative_to(package) for f in package.rglob("*")}
+        check_adapters_on_sheet(sheet)
 
     again = CliRunner().invoke(main, ["demo", str(folder)])
     assert again.exit_code == 1
     assert again.stderr == f"error: {report['sheet']} exists; use --force to replace it\n"
     calls: list[tuple[object, ...]] = []
     command = sys.modules["sdexport.commands.demo"]
-    monkeypatch.setattr(command, "run_export", lambda s, d, force: calls.append((s, d, force)))
+    monkeypatch.setattr(command, "run_export", lambda *args, **kw: calls.append((*args, kw)))
     forced = CliRunner().invoke(main, ["demo", str(folder), "--from-checkpoint", "--force"])
     assert forced.exit_code == 0, forced.output
-    assert calls == [(MODEL_DIR, folder / "package", True)]
-    assert forced.stdout.splitlines()[-1] == f"sheet:   {folder}/sheet.png"
+    arguments = {"force": True, "lora_inputs": True, "controlnet_inputs": True}
+    assert calls == [(MODEL_DIR, folder / "package", arguments)]
+    assert forced.stdout.splitlines()[-1] == f"sheet:      {folder}/sheet.png"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {f.relative_to(folder): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def check_adapters_on_sheet(sheet: Image.Image) -> None:
+    """The last row: outlines, and images that follow them, without a LoRA and with each."""
+    assert sheet.size == (4 * 136 + 8, 5 * 180 + 8)
+    cells = [
+        np.asarray(sheet.crop((8 + 136 * x, 728, 136 * (x + 1), 856)).convert("RGB"))
+        for x in range(4)
+    ]
+    scene = demo_run.OUTLINED
+    np.testing.assert_array_equal(cells[0], dataset.render_outlines(scene))
+    for cell in cells[1:]:
+        assert np.mean(overlaps(cell, scene)) >= FEW_CASES_OVERLAP
+    for cell, style in zip(cells[2:], demo_run.CONTROLLED_LORA_SCALES, strict=True):
+        amounts = [styles.style_amount(each, scene, style) for each in (cells[1], cell)]
+        assert amounts[0] < FULL <= amounts[1], style
+
+
+def test_demo_does_not_replace_loras(tmp_path: Path) -> None:
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    (loras / "soft.safetensors").write_text("mine")
+    done = CliRunner().invoke(main, ["demo", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stderr == f"error: {loras}/soft.safetensors exists; use --force to replace it\n"
+    assert (loras / "soft.safetensors").read_text() == "mine"
 
 
 def test_demo_from_checkpoint_needs_the_repository(
@@ -166,7 +206,6 @@ def test_demo_from_checkpoint_needs_the_repository(
 def test_package_is_not_replaced_by_half_a_copy(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_run, "PACKAGE_DIR", package)
     old = tmp_path / "package"
     old.mkdir()
     (old / "sdexport.json").write_text("{}")
@@ -176,6 +215,6 @@ def test_package_is_not_replaced_by_half_a_copy(
 
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(OSError, match="No space left on device"):
-        demo_run.copy_package(old, True)
+        demo_run.copy_package(package, old, force=True)
     assert [file.name for file in tmp_path.iterdir()] == ["package"]
     assert (old / "sdexport.json").read_text() == "{}"
