@@ -103,7 +103,7 @@ def test_manifest_with_a_key_twice(folder: Path, old: str, new: str) -> None:
     [
         "unet/notes.txt",
         "unet/.hidden.json",
-        "unet/model.onnx_data",
+        "vae_decoder/model.onnx_data",
         "reference/further.npz",
         "tokenizer/added_tokens.json",
         "tokenizer/tokenizer.json",
