@@ -15,8 +15,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +22,15 @@ import pytest
 from PIL import Image
 
 from benchmarks import docs_tables
-from sdexport.demo_model import CONTROLNET_PACKAGE_DIR, LORA_DIR, PACKAGE_DIR
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.schedule_names import find_schedule
 from tests.helpers import scheduler_names_page
+from tests.helpers.page_blocks import DEMO, DOCS, PICTURES, ROOT, SHOWN_ONLY, blocks
 from tests.tolerances import DOCS_IMAGE_MEAN
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 OWN_TEST = ("experiments.md",)
 """Pages whose blocks another test runs."""
-DEMO = {"package": PACKAGE_DIR, "controlnet": CONTROLNET_PACKAGE_DIR, "loras": LORA_DIR}
-"""What `sdexport demo` copies."""
-PICTURES = ("lora.png", "controlnet.png")
-"""Pictures in docs which a block of the page of that name makes: tests.helpers.page_pictures."""
 NOT_RUN = {
     "README.md": 2,
     "CONTRIBUTING.md": 1,
@@ -66,33 +58,7 @@ NOT_RUN = {
 """How many blocks of a page carry the marker."""
 GENERATED = ("api.md", "cli.md", "contributing.md")
 """Pages whose headings exist only in the built site, where `mkdocs build --strict` checks them."""
-SHOWN_ONLY = {"text", "json", "toml", "dockerfile", "yaml"}
 MAX_BYTES = 1_500_000
-
-_BLOCK = re.compile(
-    r"(?P<marker><!-- not run: [^\n]+ -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$"
-    r"(?:\n\n```text\n(?P<printed>.*?)^```$)?",
-    re.DOTALL | re.MULTILINE,
-)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A code block; printed: the text block right below a python block, or None."""
-
-    language: str
-    code: str
-    line: int
-    runs: bool
-    printed: str | None
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text(encoding="utf-8")
-    for match in _BLOCK.finditer(text):
-        line = text.count("\n", 0, match.start("code")) + 1
-        runs = match["marker"] is None and match["language"] not in SHOWN_ONLY
-        yield Block(match["language"], match["code"], line, runs, match["printed"])
 
 
 def runnable(page: Path) -> bool:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.test_docs import DEMO, DOCS, PICTURES, blocks
+from tests.helpers.page_blocks import DEMO, DOCS, PICTURES, blocks
 
 
 def main() -> None:
