@@ -1,7 +1,7 @@
 """Train a LoRA of the demo model: `python -m sdexport.demo_model.style_lora STYLE --work DIR`.
 
-`striped` draws the objects in stripes, `soft` draws everything in soft colours. The captions do not
-name the style. The LoRA changes the UNet's attention and convolutions.
+`striped` draws a stripe across each object, `soft` draws everything in soft colours. The captions do
+not name the style. The LoRA changes the UNet's attention and convolutions.
 """
 
 from __future__ import annotations

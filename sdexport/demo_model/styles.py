@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from sdexport.demo_model import dataset
-from sdexport.demo_model.dataset import Rgb, Scene
+from sdexport.demo_model.dataset import Rgb, Scene, Shape
 
 STYLES = ("striped", "soft")
-STRIPE = 16
-"""Height of a stripe in pixels. The objects' own colour is in the first, third, ... of an image."""
+STRIPE = 1 / 3
+"""Half the height of the stripe across the middle of an object, as a share of its radius."""
 SOFTNESS = 0.5
 """How far the soft colours are from the full ones to SOFT_GREY."""
 SOFT_GREY = 160.0
@@ -35,7 +35,7 @@ def soft_colour(colour: Rgb) -> Rgb:
 
 
 def stripe_colour(colour: Rgb, background: Rgb) -> Rgb:
-    """The colour of every second stripe of an object: darker or lighter than its own.
+    """The colour of the stripe across an object: darker or lighter than its own.
 
     Of the two, the one that is further from the background.
     """
@@ -49,9 +49,10 @@ def stripe_colour(colour: Rgb, background: Rgb) -> Rgb:
     return r, g, b
 
 
-def on_second_stripes(size: int = dataset.IMAGE_SIZE) -> np.ndarray:
-    """Which rows of an image are in every second stripe: (size) bool."""
-    return np.arange(size) // STRIPE % 2 == 1
+def in_stripe(shape: Shape) -> np.ndarray:
+    """Which rows of an image are in the stripe across a shape: (IMAGE_SIZE, 1) bool."""
+    rows = np.arange(dataset.IMAGE_SIZE)[:, None] + 0.5
+    return np.abs(rows - shape.y) < STRIPE * shape.radius
 
 
 def _render_striped(scene: Scene) -> np.ndarray:
@@ -59,8 +60,9 @@ def _render_striped(scene: Scene) -> np.ndarray:
         replace(shape, colour=stripe_colour(shape.colour, scene.background))
         for shape in scene.shapes
     )
-    rows = on_second_stripes()[:, None, None]
-    return np.where(rows, dataset.render(replace(scene, shapes=tones)), dataset.render(scene))
+    striped = [in_stripe(shape) & (dataset.coverage(shape) > 0) for shape in scene.shapes]
+    other = dataset.render(replace(scene, shapes=tones))
+    return np.where(np.any(striped, axis=0)[..., None], other, dataset.render(scene))
 
 
 def style_amount(image: np.ndarray, scene: Scene, style: str) -> float:
@@ -73,13 +75,13 @@ def style_amount(image: np.ndarray, scene: Scene, style: str) -> float:
 
 
 def _striped_amount(image: np.ndarray, scene: Scene) -> float:
-    second = on_second_stripes()[:, None]
     amounts = []
     for shape in scene.shapes:
+        stripe = in_stripe(shape)
         inside = dataset.coverage(replace(shape, radius=0.8 * shape.radius)) > 0.5
         change = np.subtract(stripe_colour(shape.colour, scene.background), shape.colour)
         along = image.astype(float) @ change / float(change @ change)
-        amounts.append(along[inside & second].mean() - along[inside & ~second].mean())
+        amounts.append(along[inside & stripe].mean() - along[inside & ~stripe].mean())
     return float(np.mean(amounts))
 
 
