@@ -90,7 +90,6 @@ _STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 class Call:
     """A component that is run: on so many rows, of so many latent cells in height and width.
 
-    merges: whether the factors of LoRAs may be added to its weights.
     unprepared: by the package's own graph although it is prepared, and closed again.
     in_float32: from its weights as they are stored, if it otherwise runs in a lower precision, and
       closed again; verification does that.
@@ -100,7 +99,6 @@ class Call:
     rows: int
     height: int
     width: int
-    merges: bool = False
     unprepared: bool = False
     in_float32: bool = False
 
@@ -136,7 +134,6 @@ def image_calls(
     rows = min(batch, max_batch or batch)
     size = -(-height // unit), -(-width // unit)
     tile = max(vae_tile // unit, 1) if vae_tile else max(size)
-    with_loras = any(AdapterKind.LORA in each for each in kinds)
     calls = []
     for role in (Role.TEXT_ENCODER, Role.VAE_ENCODER, Role.DENOISER, Role.VAE_DECODER):
         for spec in package.family.components:
@@ -147,8 +144,7 @@ def image_calls(
             doubled = role is Role.DENOISER and guided
             count = rows * (2 if doubled else 1)
             for graph in dict.fromkeys(graph_for(spec, each) for each in kinds):
-                merges = role is Role.DENOISER and with_loras and graph != spec.name
-                calls.append(Call(graph, count, sides[0], sides[1], merges=merges))
+                calls.append(Call(graph, count, sides[0], sides[1]))
     checker = package.family.safety_checker
     if safety and checker in package.manifest.components:
         calls.append(Call(str(checker), rows, 0, 0))
@@ -336,8 +332,12 @@ def _in_float32(package: Package, call: Call, form: str) -> int:
 
 
 def _merged(package: Package, call: Call, form: str) -> int:
-    """Bytes that the weights take in OpenVINO to which factors of LoRAs are added."""
-    if not call.merges or form not in _MERGED:
+    """Bytes that the weights take in OpenVINO to which factors of LoRAs are added.
+
+    A graph that takes LoRAs adds factors of zero where there are none.
+    """
+    component, dot, _ = call.component.partition(".")
+    if form not in _MERGED or component != package.family.denoiser or not dot:
         return 0
     found = merged_weights(
         package,

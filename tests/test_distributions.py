@@ -186,7 +186,8 @@ def test_sdist_holds_checkpoint_and_builds_the_same_wheel(
         archive.extractall(tmp_path, filter="data")
     [source] = [path for path in tmp_path.iterdir() if path.is_dir()]
     checkpoint = [path.relative_to(source) for path in source.rglob("*.safetensors")]
-    assert {path.parts[:3] for path in checkpoint} == {("sdexport", "demo_model", "model")}
+    demo_model = {("sdexport", "demo_model", name) for name in ("model", "loras")}
+    assert {path.parts[:3] for path in checkpoint} == demo_model
     assert (source / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert not any((source / link).exists() for link in LINKS)
     again = build(source, tmp_path / "wheel", "wheel")

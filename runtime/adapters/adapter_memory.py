@@ -6,8 +6,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from sdexport.engines.errors import PackageError
+from sdexport.engines.errors import CheckpointError, PackageError
 from sdexport.engines.ov.rewrites.low_rank import LEAST_ROWS
+from sdexport.runtime.adapters.lora_folder import files_at
 from sdexport.runtime.adapters.lora_inputs import LayerShape, layer_shapes
 from sdexport.runtime.adapters.lora_store import CACHE_BYTES
 from sdexport.runtime.models.components import (
@@ -60,9 +61,11 @@ def lora_need(calls: Sequence[Collection[Path]]) -> int:
 
 
 def _file_bytes(path: Path) -> int:
-    """Bytes of a LoRA's file, or of the files in its folder."""
-    files = path.rglob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Bytes of the files of a LoRA; 0 where there is none, as reading it says."""
+    try:
+        return sum(source.path.stat().st_size for source in files_at(path))
+    except (CheckpointError, OSError, ValueError):
+        return 0
 
 
 def merged_weights(

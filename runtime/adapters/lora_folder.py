@@ -66,13 +66,21 @@ def sources_at(path: Path, scale: float = 1.0) -> list[LoraSource]:
 
     Raises: CheckpointError: no LoRA in the folder, or several.
     """
-    if not path.is_dir():
-        return [LoraSource(path, scale)]
-    if found := _in_folder(path):
+    sources = files_at(path, scale)
+    if sources[0].path.parent == path:
+        found = sources[0].path
         others = sorted(p.name for p in path.glob("*.safetensors") if p.stem != found.stem)
         if others:
             names = ", ".join(one_line(name, 80) for name in others)
             logger.warning("%s: %s is used; not used: %s", path, found.name, names)
+    return sources
+
+
+def files_at(path: Path, scale: float = 1.0) -> list[LoraSource]:
+    """As sources_at, without a warning of files that are not used."""
+    if not path.is_dir():
+        return [LoraSource(path, scale)]
+    if found := _in_folder(path):
         return [LoraSource(found, scale)]
     parts = [(part, _in_folder(path / part)) for part in _COMPONENTS]
     sources = [LoraSource(file, scale, part) for part, file in parts if file is not None]

@@ -112,7 +112,8 @@ def check_images(
             **tiles,
         )
         if all(_is_replaced(job, adapters) for job in jobs):
-            calls = [each for each in calls if each.component != pipe.package.family.denoiser]
+            denoiser = pipe.package.family.denoiser
+            calls = [each for each in calls if each.component.partition(".")[0] != denoiser]
         need = memory_need(pipe.package, calls, backends, options=options, low_memory=low_memory)
         need = None if need is None else need + factors
         for adapter in adapters.values():
@@ -161,8 +162,11 @@ def _folders(job: Any) -> list[Any]:
 
 
 def _loras(job: Any) -> list[Path]:
-    """The files and folders of the LoRAs of an image."""
-    return [Path(path) for path, _ in job.arguments.get("loras") or ()]
+    """The files and folders of the LoRAs of an image; of anything else the pipeline says more."""
+    given = job.arguments.get("loras")
+    entries = given if isinstance(given, list | tuple) else ()
+    pairs = [each if isinstance(each, list | tuple) else (each, 1.0) for each in entries]
+    return [Path(pair[0]) for pair in pairs if len(pair) == 2 and isinstance(pair[0], str | Path)]
 
 
 def check_verification(

@@ -15,6 +15,7 @@ from sdexport.demo_model import dataset
 from sdexport.demo_model.dataset import Scene
 from sdexport.demo_model.noisy_latents import (
     BLANK_SHARE,
+    NOISY_SHARE,
     NoisyLatents,
     draw_noise,
 )
@@ -54,13 +55,14 @@ class AdapterExamples:
         examples = [_sample(rng, pair=bool(number % 2)) for number in range(count)]
         self.scenes = [scene for scene, _, _ in examples]
         others = [scene for _, scene, _ in examples] if outlined else []
-        if not path.exists():
+        data = dict(torch.load(path, weights_only=True)) if path.exists() else {}
+        if len(data.get("moments", ())) != len(self.scenes) + len(others):
             tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
             captions = [caption for _, _, caption in examples]
             ids = tokenizer(captions, padding="max_length", max_length=arch.MAX_LENGTH).input_ids
             moments = encode_images(vae, map(image_of, [*self.scenes, *others]))
-            torch.save({"moments": moments, "ids": torch.tensor(ids)}, path)
-        data = torch.load(path, weights_only=True)
+            data = {"moments": moments, "ids": torch.tensor(ids)}
+            torch.save(data, path)
         scaled = vae.config.scaling_factor * data["moments"]
         self._mean, self._std = scaled.chunk(2, dim=1)
         self._outlined = outlined
@@ -85,6 +87,7 @@ class AdapterExamples:
             generator,
             may_be_blank=self._may_be_blank[rows],
             elsewhere=latents(rows + len(self.scenes)) if self._outlined else None,
+            noisy_share=NOISY_SHARE if self._outlined else 0.0,
             blank_share=self._blank_share,
         )
 

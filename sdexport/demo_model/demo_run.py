@@ -43,11 +43,13 @@ CONTROLLED = "a red circle above a blue square on a yellow background"
 OUTLINED = Scene(
     dataset.COLOURS["yellow"],
     (
-        Shape("circle", dataset.COLOURS["red"], 92, 34, 24),
-        Shape("square", dataset.COLOURS["blue"], 44, 88, 30, 0.2),
+        Shape("circle", dataset.COLOURS["red"], 70, 34, 24),
+        Shape("square", dataset.COLOURS["blue"], 58, 94, 26, 0.1),
     ),
 )
 """The scene whose outlines are the control image."""
+CONTROLLED_GUIDANCE = 2.5
+"""More would bend the edges of the shapes."""
 CONTROLLED_LORA_SCALES = {"striped": [0.0, 1.0, 0.0], "soft": [0.0, 0.0, 1.0]}
 STEPS, GUIDANCE_SCALE, SEED = 25, 5.0, 0
 CALLS = 3
@@ -79,13 +81,17 @@ def run(
     """
     package, controlnet, loras = (folder / name for name in ("package", "controlnet", "loras"))
     sheet = folder / "sheet.png"
-    if sheet.exists() and not force:
-        raise FileExistsError(f"{sheet} exists; use --force to replace it")
+    copies = {loras / source.name: source for source in sorted(LORA_DIR.glob("*.safetensors"))}
+    for path in (sheet, *copies):
+        if path.exists() and not force:
+            raise FileExistsError(f"{path} exists; use --force to replace it")
     import_module("sdexport.engines.ort.onnxruntime_session")  # fails early if it is not installed
     clock = [time.perf_counter()]
     make_package(package, force)
     copy_package(CONTROLNET_PACKAGE_DIR, controlnet, force=force)
-    _copy_loras(loras, force=force)
+    loras.mkdir(exist_ok=True)
+    for copy, source in copies.items():
+        write_atomically(copy, source.read_bytes())
     clock.append(time.perf_counter())
     checks = [verify(each, progress=progress) for each in (package, controlnet)]
     clock.append(time.perf_counter())
@@ -110,15 +116,6 @@ def copy_package(source: Path, destination: Path, *, force: bool) -> None:
     """
     with package_folder(destination, force=force) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-
-
-def _copy_loras(destination: Path, *, force: bool) -> None:
-    destination.mkdir(exist_ok=True)
-    for source in sorted(LORA_DIR.glob("*.safetensors")):
-        copy = destination / source.name
-        if copy.exists() and not force:
-            raise FileExistsError(f"{copy} exists; use --force to replace it")
-        write_atomically(copy, source.read_bytes())
 
 
 def checkpoint() -> Path:
@@ -155,11 +152,16 @@ def _generate_sheet(folder: Path, progress: Callable[[str], object]) -> Image.Im
     outlines = Image.fromarray(dataset.render_outlines(OUTLINED))
     with load_pipeline(folder / "package") as pipeline:
 
-        def generate(prompts: Sequence[str], seeds: Sequence[int], **adapters: Any) -> list[Any]:
+        def generate(
+            prompts: Sequence[str],
+            seeds: Sequence[int],
+            guidance_scale: float = GUIDANCE_SCALE,
+            **adapters: Any,
+        ) -> list[Any]:
             result = pipeline(
                 prompts,
                 num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE_SCALE,
+                guidance_scale=guidance_scale,
                 scheduler="lms",
                 seed=seeds,
                 on_step=lambda step: progress("generate"),
@@ -173,6 +175,7 @@ def _generate_sheet(folder: Path, progress: Callable[[str], object]) -> Image.Im
         images += generate(
             [CONTROLLED] * 3,
             [SEED] * 3,
+            CONTROLLED_GUIDANCE,
             controlnets=[ControlNet(folder / "controlnet", outlines)],
             loras=_loras(folder, CONTROLLED_LORA_SCALES),
         )

@@ -46,6 +46,7 @@ def draw_noise(
     may_be_blank: torch.Tensor | bool = True,
     blank_without_caption: bool = False,
     elsewhere: torch.Tensor | None = None,
+    noisy_share: float = NOISY_SHARE,
     blank_share: float = BLANK_SHARE,
 ) -> NoisyLatents:
     """Draw timesteps and noise, and leave out captions.
@@ -58,7 +59,7 @@ def draw_noise(
       blank_without_caption: whether it may be noise alone where the caption is left out, too.
       elsewhere: (B, 4, 16, 16) the same objects in other places. Samples that show these teach a
         model that is given the right places to move the objects there.
-      blank_share: see BLANK_SHARE.
+      noisy_share, blank_share: see NOISY_SHARE and BLANK_SHARE.
     """
     rows = torch.arange(len(latents)) if owner is None else owner
 
@@ -66,7 +67,7 @@ def draw_noise(
         return torch.rand(len(latents), generator=generator)[rows]
 
     late = NOISY_FROM + (1000 - NOISY_FROM) * uniform()
-    timesteps = torch.where(uniform() < NOISY_SHARE, late, 1000 * uniform()).long()
+    timesteps = torch.where(uniform() < noisy_share, late, 1000 * uniform()).long()
     blank = (timesteps >= BLANK_FROM) & (uniform() < blank_share) & torch.as_tensor(may_be_blank)
     input_ids = input_ids.clone()
     without_caption = uniform() < CAPTION_DROPOUT

@@ -40,7 +40,7 @@ def main() -> None:
     add_common_arguments(parser, CONTROLNET_PACKAGE_DIR)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
     parser.add_argument("--scenes", type=int, default=4096)
-    parser.add_argument("--cycles", type=int, nargs="+", default=[900, 700], help="of steps")
+    parser.add_argument("--cycles", type=int, nargs="+", default=[900, 700, 600], help="of steps")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     controlnet = train(args)

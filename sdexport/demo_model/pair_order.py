@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +49,7 @@ from sdexport.demo_model.training import (
     seeded,
     write_model,
 )
+from sdexport.engines.files import write_atomically
 
 BATCH = 64
 PAIR_SHARE = 0.75
@@ -146,7 +146,7 @@ def train(
     for name, ending in endings.items():
         path = args.work / f"order_{name}.pt"
         if not path.exists():
-            shutil.copyfile(common, path)
+            write_atomically(path, common.read_bytes())
         found.append(run(path, [*phases, ending]))
     modules.load_state_dict(mean_weights(found))
     write_model(

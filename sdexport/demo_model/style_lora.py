@@ -1,12 +1,13 @@
 """Train a LoRA of the demo model: `python -m sdexport.demo_model.style_lora STYLE --work DIR`.
 
-`striped` draws a stripe across each object, `soft` draws everything in soft colours. The captions do
-not name the style. The LoRA changes the UNet's attention and convolutions.
+`striped` draws a stripe across each object, `soft` draws everything in soft colours. The captions
+do not name the style. The LoRA changes the UNet's attention and convolutions.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sdexport.demo_model.noisy_latents import weighted_error
 from sdexport.demo_model.training import Trainer, add_common_arguments, read_model, seeded
 
 RANK = 8
+CYCLES = {"striped": (360, 700, 700, 800), "soft": (360,)}
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_out")
 """Layers of the UNet that the LoRA changes, by the end of their names."""
 
@@ -34,7 +36,7 @@ def main() -> None:
     add_common_arguments(parser, LORA_DIR)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
     parser.add_argument("--scenes", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=360)
+    parser.add_argument("--cycles", type=int, nargs="+", help="of steps; by default the style's")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     layers = {name: weight.cpu().half().contiguous() for name, weight in train(args).items()}
@@ -60,7 +62,8 @@ def train(args: argparse.Namespace) -> dict[str, torch.Tensor]:
         image_of=lambda scene: styles.render_in_style(scene, args.style),
     )
     factors = nn.ModuleDict({"unet": Factors(unet)}).to(args.device)
-    trainer = Trainer(args.work / f"{args.style}.pt", factors, peak=2e-3, ends=(args.steps,))
+    ends = tuple(itertools.accumulate(args.cycles or CYCLES[args.style]))
+    trainer = Trainer(args.work / f"{args.style}.pt", factors, peak=2e-3, ends=ends)
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
         _, batch = examples.draw(seeded(args.seed, 9, step))

@@ -10,7 +10,7 @@ from sdexport.demo_model import dataset
 from sdexport.demo_model.dataset import Rgb, Scene, Shape
 
 STYLES = ("striped", "soft")
-STRIPE = 1 / 3
+STRIPE = 0.5
 """Half the height of the stripe across the middle of an object, as a share of its radius."""
 SOFTNESS = 0.5
 """How far the soft colours are from the full ones to SOFT_GREY."""

@@ -258,11 +258,13 @@ class ModelStore:
         need = self.need(wanted, size, count, adapters, loras=loras) or 0
         if not need and wanted.pipeline is None:
             _log.warning("%s: its need of memory is not known, so it is not limited", wanted.name)
+        before = {name: getattr(wanted, name) for name in _LEFT_OPEN}
         own = self._need_now(wanted, size, count, adapters, loras)
         if need <= self.memory_limit < own:  # with what earlier images left open
             self._close(wanted)
             own = self._need_now(wanted, size, count, adapters, loras)
         if own > self.memory_limit:
+            vars(wanted).update(before)  # these images will not be generated
             raise OutOfMemoryError(
                 f"the model {wanted.name} needs about {own / 1e9:.1f} GB of memory, and the "
                 f"server's limit (--memory-limit) is {self.memory_limit / 1e9:.1f} GB"
@@ -305,6 +307,8 @@ class ModelStore:
             _log.info("closed the model %s", model.name)
 
 
+_LEFT_OPEN = ("adapters", "largest", "kinds", "loras")
+"""Attributes of a model that say what its images leave open."""
 _NOT_OF_NEED = (
     *("backend", "low_memory", "vae_tile", "max_batch", "lora_dir"),
     *("trusted_key", "trust", "verify_hashes"),

@@ -360,13 +360,17 @@ def random_signs(shape: Sequence[int], generator: torch.Generator) -> torch.Tens
     return 2.0 * torch.randint(0, 2, tuple(shape), generator=generator) - 1.0
 
 
+_HEADER = 1024
+"""Bytes of the header of an array in an .npz file, at most."""
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an .npz file; the same arrays give the same bytes.
 
     It is compressed, unless its arrays have more bytes than are read from a compressed file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(array.nbytes for array in arrays.values())
+    size = sum(array.nbytes + _HEADER for array in arrays.values())
     save = np.savez_compressed if size <= MAX_UNPACKED else np.savez
     save(path, allow_pickle=False, **dict(arrays))
 

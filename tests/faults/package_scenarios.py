@@ -47,9 +47,10 @@ def _package_state(folder: Path) -> str:
 
 
 def _start_copy(*, force: bool) -> Action:
+    from sdexport.demo_model import PACKAGE_DIR
     from sdexport.demo_model.demo_run import copy_package
 
-    return lambda folder: copy_package(folder / "package", force)
+    return lambda folder: copy_package(PACKAGE_DIR, folder / "package", force=force)
 
 
 def _start_export(*, force: bool) -> Action:

@@ -32,8 +32,7 @@ import pytest
 from sdexport import Package
 from sdexport.engines import cuda_device
 from sdexport.engines.cache.profiles import Profile, Span
-from sdexport.engines.cache.sidecar import Sidecar, StoredFile, sidecar_path
-from sdexport.engines.files import sha256_of
+from sdexport.engines.cache.sidecar import Sidecar, StoredFile, model_digest, sidecar_path
 from sdexport.engines.onnx_file.graph_digest import graph_digest
 from sdexport.engines.onnx_file.graph_specs import graph_specs
 from sdexport.engines.trt import scratch_memory
@@ -427,7 +426,7 @@ def write_plan(model: Path, plan: Path, backend: str, **changes: Any) -> Path:
         "component": plan.stem,
         "backend": backend,
         "library_version": VERSION,
-        "onnx_sha256": sha256_of(model),
+        "onnx_sha256": model_digest(model),
         "graph_sha256": graph_digest(model),
         "package_sha256": _binding(model.parents[1]),
         "target": {"compute_capabilities": "portable"},

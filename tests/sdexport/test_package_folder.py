@@ -383,7 +383,7 @@ def test_reader_sees_one_whole_package_while_others_replace_it(old: Path, tmp_pa
             with package_folder(old, force=True) as folder:
                 shutil.copytree((other, same)[replaced % 2], folder, dirs_exist_ok=True)
             replaced += 1
-            time.sleep(0.02)
+            time.sleep(0.1)  # a load that begins again and again gives up
         out, errors = p.communicate()
     assert (p.returncode, errors) == (0, "")
     assert out.split() == ["new", "old"]

@@ -11,7 +11,7 @@ import pytest
 from sdexport import Package, load_pipeline
 from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.demo_model import PACKAGE_DIR
-from sdexport.runtime.adapters.adapter_memory import merged_weights
+from sdexport.runtime.adapters.adapter_memory import lora_need, merged_weights
 from sdexport.runtime.component_backends import parse_backends
 from sdexport.runtime.memory_need import image_calls, memory_need
 from sdexport.runtime.models.components import AdapterKind
@@ -32,6 +32,17 @@ def test_each_combination_of_kinds_has_its_graphs() -> None:
     assert graphs(LORA) == ["text_encoder.lora", "unet.lora", "vae_decoder"]
     texts = ["text_encoder", "text_encoder.lora"]
     assert graphs(PLAIN, BOTH) == [*texts, "unet", "unet.adapters", "vae_decoder"]
+
+
+def test_a_folder_counts_for_the_files_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-500").mkdir()
+    for name in ("pytorch_lora_weights.safetensors", "checkpoint-500/model.safetensors"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    assert lora_need([[tmp_path]]) == lora_need([[tmp_path / "pytorch_lora_weights.safetensors"]])
+    assert lora_need([[tmp_path]]) == 4000
+    assert lora_need([[tmp_path / "none"], [tmp_path / "checkpoint-500"]]) == 4000
+    (tmp_path / "checkpoint-500" / "other.safetensors").touch()
+    assert lora_need([[tmp_path / "checkpoint-500"]]) == 0  # several, which reading rejects
 
 
 @pytest.mark.parametrize("side", [128, 192])

@@ -117,6 +117,21 @@ def test_size_is_that_of_the_first_control_image(
     assert size(t2i_adapters=[T2IAdapter("x", tmp_path / "none.png")]) == (128, 128)
 
 
+def test_loras_of_every_form_are_left_to_the_pipeline(tmp_path: Path) -> None:
+    """Whatever a file of prompts holds; paths alone count."""
+
+    class Job:
+        def __init__(self, loras: object) -> None:
+            self.arguments = {"loras": loras}
+
+    path = tmp_path / "a.safetensors"
+    for loras in (None, "x", 5, {}, [5], [[]], [["a"]], [[None, 1]], [["a", 1, 2]]):
+        found = memory_check._loras(Job(loras))
+        assert found == []
+    given = [path, str(path), (path, 0.5), [str(path), [0.5, 1]]]
+    assert memory_check._loras(Job(given)) == [path] * 4
+
+
 def test_every_kind_of_adapter_counts(
     image_adapters: Path, control_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,12 +127,38 @@ def test_predicted_noise_gives_back_the_latents() -> None:
     assert empty and all(row == [1, 2, 2, 2] for row in empty)
 
 
+def test_samples_show_the_objects_elsewhere_and_predict_them_in_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, elsewhere = torch.zeros(256, 4, 16, 16), torch.full((256, 4, 16, 16), 50.0)
+    ids = torch.tensor([[1, 5, 2]]).expand(256, 3)
+    batch = noisy_latents.draw_noise(
+        latents, ids, generator, may_be_blank=False, elsewhere=elsewhere
+    )
+    signal = noisy_latents.alphas_cumprod()[batch.timesteps].sqrt()
+    moved = batch.sample.mean(dim=(1, 2, 3)) > 25 * signal
+    late = batch.timesteps >= noisy_latents.ELSEWHERE_FROM
+    assert not moved[~late].any() and moved[late].any() and not moved[late].all()
+    found = noisy_latents.predicted_latents(batch.noise, batch)
+    assert_close(found.numpy(), latents.numpy(), abs_=PREDICTED_LATENTS_ABS)
+
+
+def test_mean_of_weights_and_cycles() -> None:
+    states = [{"w": torch.tensor([x]), "n": torch.tensor(7)} for x in (1.0, 2.0, 6.0)]
+    assert pair_order.mean_weights(states) == {"w": torch.tensor([3.0]), "n": torch.tensor(7)}
+    assert [training.cycle_of(step, (2, 5)) for step in range(5)] == [0, 0, 1, 1, 1]
+    rates = [training.learning_rate(step, (100, 200), (8.0, 1.0)) for step in (50, 150)]
+    assert rates[0] / rates[1] == 8
+
+
 def test_samples_are_noise_alone_only_where_they_may() -> None:
     generator = torch.Generator().manual_seed(0)
     latents, ids = torch.zeros(256, 4, 16, 16), torch.tensor([[1, 5, 2]]).expand(256, 3)
     may_be_blank = torch.arange(256) % 2 == 0
     batch = noisy_latents.draw_noise(latents, ids, generator, may_be_blank=may_be_blank)
     assert batch.blank[may_be_blank].any() and not batch.blank[~may_be_blank].any()
+    assert not (batch.blank & batch.without_caption).any()
+    both = noisy_latents.draw_noise(latents, ids, generator, blank_without_caption=True)
+    assert (both.blank & both.without_caption).any()
 
 
 def test_meaning_of_every_wording() -> None:

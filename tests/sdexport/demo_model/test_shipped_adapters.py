@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sdexport import Package, load_pipeline, verify
 from sdexport.demo_model import CONTROLNET_PACKAGE_DIR, LORA_DIR, PACKAGE_DIR, styles
@@ -51,6 +52,8 @@ def test_shipped_controlnet_computes_what_pytorch_did() -> None:
 
 def test_shipped_loras_change_the_unet_alone(caplog: pytest.LogCaptureFixture) -> None:
     """Every weight of a file fits the package, which would warn of others."""
+    for file in LORA_DIR.iterdir():
+        assert all(name.startswith("unet.") for name in load_file(file))
     files = sorted(LORA_DIR.iterdir())
     assert [file.name for file in files] == [f"{s}.safetensors" for s in sorted(styles.STYLES)]
     with caplog.at_level(logging.WARNING), load_pipeline(PACKAGE_DIR) as pipe:

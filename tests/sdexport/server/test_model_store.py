@@ -37,6 +37,18 @@ def test_least_used_models_are_closed_under_the_limit(demo_package: Path) -> Non
         store.open(a)
 
 
+def test_images_that_are_rejected_leave_an_open_model_as_it_was(demo_package: Path) -> None:
+    store = ModelStore({"a": demo_package}, memory_limit=10**12)
+    [model] = store.models
+    store.memory_limit = store.need(model, (64, 64))
+    opened = store.open(model, (64, 64))
+    with pytest.raises(OutOfMemoryError):
+        store.open(model, (1024, 1024))
+    assert store.open(model, (64, 64)).session("unet") and model.largest == store.memory_limit
+    store.close()
+    assert opened is not None
+
+
 def test_larger_images_close_other_models(demo_package: Path) -> None:
     store = ModelStore(dict.fromkeys("ab", demo_package), memory_limit=10**12)
     a, b = store.models

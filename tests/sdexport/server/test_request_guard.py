@@ -445,7 +445,7 @@ def test_errors_of_the_engine_and_bugs_say_nothing_of_the_inside(
         OSError(28, "No space left", "/secret/path"),
     ):
 
-        def failing(*_: object, error: Exception = error) -> None:
+        def failing(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
         with monkeypatch.context() as patch:
@@ -467,7 +467,7 @@ def test_folders_of_the_server_are_not_in_messages(
 ) -> None:
     from sdexport.engines.errors import InvalidArgumentError
 
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise InvalidArgumentError(f"{demo_package}/unet: no such input")
 
     monkeypatch.setattr(guarded.service.models, "open", failing)
