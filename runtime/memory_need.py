@@ -336,8 +336,10 @@ def _merged(package: Package, call: Call, form: str) -> int:
 
     A graph that takes LoRAs adds factors of zero where there are none.
     """
-    component, dot, _ = call.component.partition(".")
-    if form not in _MERGED or component != package.family.denoiser or not dot:
+    component, further, _ = call.component.partition(".")
+    if form not in _MERGED or not further:
+        return 0
+    if package.family.component(component).role is not Role.DENOISER:
         return 0
     found = merged_weights(
         package,
