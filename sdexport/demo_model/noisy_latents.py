@@ -95,15 +95,20 @@ def _no_caption(input_ids: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_error(
-    predicted_noise: torch.Tensor, batch: NoisyLatents, *, floor: float = SNR_FLOOR
+    predicted_noise: torch.Tensor,
+    batch: NoisyLatents,
+    *,
+    floor: float = SNR_FLOOR,
+    cells: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
     """The mean squared error of the noise, weighted by the timestep: a scalar.
 
     Args:
       floor: see SNR_FLOOR.
+      cells: (B, 1, 16, 16) how much each cell of the latents counts.
     Source: Hang et al. 2023, arXiv 2303.09556, eq. 6, with a floor.
     """
-    error = (predicted_noise - batch.noise).square().mean(dim=(1, 2, 3))
+    error = ((predicted_noise - batch.noise).square() * cells).mean(dim=(1, 2, 3))
     return (error * batch.snr.clamp(floor, SNR_CAP) / batch.snr).mean()
 
 

@@ -1,13 +1,13 @@
 """Train a LoRA of the demo model: `python -m sdexport.demo_model.style_lora STYLE --work DIR`.
 
 `striped` draws a stripe across each object, `soft` draws everything in soft colours. The captions
-do not name the style. The LoRA changes the UNet's attention and convolutions.
+do not name the style. The LoRA changes the UNet's attention and convolutions. In some steps it has
+half of its scale, and the images have half of the style.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,18 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
-from sdexport.demo_model import LORA_DIR, MODEL_DIR, styles
+from sdexport.demo_model import LORA_DIR, MODEL_DIR, dataset, styles
 from sdexport.demo_model.adapter_training import AdapterExamples
+from sdexport.demo_model.dataset import Scene
 from sdexport.demo_model.noisy_latents import weighted_error
 from sdexport.demo_model.training import Trainer, add_common_arguments, read_model, seeded
 
 RANK = 8
-CYCLES = {"striped": (360, 700, 700, 800), "soft": (360,)}
+STEPS = {"striped": 7000, "soft": 400}
+HALF_SHARE = 0.3
+"""The share of the steps at scale 0.5."""
+STYLED_WEIGHT = 3.0
+"""How much more the error counts in cells of the latents that the style changes."""
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_out")
 """Layers of the UNet that the LoRA changes, by the end of their names."""
 
@@ -36,7 +41,7 @@ def main() -> None:
     add_common_arguments(parser, LORA_DIR)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
     parser.add_argument("--scenes", type=int, default=4096)
-    parser.add_argument("--cycles", type=int, nargs="+", help="of steps; by default the style's")
+    parser.add_argument("--steps", type=int, help="by default the style's")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     layers = {name: weight.cpu().half().contiguous() for name, weight in train(args).items()}
@@ -53,31 +58,48 @@ def train(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     unet.add_adapter(
         LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS), init_lora_weights=True)
     )
-    examples = AdapterExamples(
-        args.work / f"{args.style}_latents.pt",
-        args.model,
-        vae,
-        count=args.scenes,
-        seed=(args.seed, 8),
-        image_of=lambda scene: styles.render_in_style(scene, args.style),
-    )
+
+    def examples_of(scale: float) -> AdapterExamples:
+        return AdapterExamples(
+            args.work / f"{args.style}_{scale:g}_latents.pt",
+            args.model,
+            vae,
+            count=args.scenes,
+            seed=(args.seed, 8),
+            image_of=lambda scene: styles.render_in_style(scene, args.style, scale),
+        )
+
+    examples = {scale: examples_of(scale) for scale in (0.5, 1.0)}
+    size, scenes = unet.config.sample_size, examples[1.0].scenes
+    weights = torch.stack([cell_weights(scene, args.style, size) for scene in scenes])
     factors = nn.ModuleDict({"unet": Factors(unet)}).to(args.device)
-    ends = tuple(itertools.accumulate(args.cycles or CYCLES[args.style]))
-    trainer = Trainer(args.work / f"{args.style}.pt", factors, peak=2e-3, ends=ends)
+    steps = args.steps or STEPS[args.style]
+    trainer = Trainer(args.work / f"{args.style}.pt", factors, peak=2e-3, ends=(steps,))
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
-        _, batch = examples.draw(seeded(args.seed, 9, step))
+        rng = seeded(args.seed, 9, step)
+        scale = 0.5 if rng.random() < HALF_SHARE else 1.0
+        unet.set_adapters("default", scale)
+        numbers, batch = examples[scale].draw(rng)
         with torch.no_grad():
             hidden = text_encoder(batch.input_ids.to(args.device)).last_hidden_state
         with torch.autocast(args.device, torch.bfloat16):
             predicted = unet(
                 batch.sample.to(args.device), batch.timesteps.to(args.device), hidden
             ).sample
-        loss = weighted_error(predicted.float().cpu(), batch)
+        loss = weighted_error(predicted.float().cpu(), batch, cells=weights[numbers])
         return loss, f"loss {loss.item():.4f}"
 
     factors.load_state_dict(trainer.run(loss_of).state_dict())
     return get_peft_model_state_dict(unet)
+
+
+def cell_weights(scene: Scene, style: str, size: int) -> torch.Tensor:
+    """How much the error counts in each cell of a scene's latents: (1, size, size) float32."""
+    plain, styled = dataset.render(scene), styles.render_in_style(scene, style)
+    changed = torch.from_numpy((plain != styled).any(axis=-1)).float()
+    shares = nn.functional.adaptive_avg_pool2d(changed[None], size)
+    return 1 + STYLED_WEIGHT * shares
 
 
 class Factors(nn.Module):

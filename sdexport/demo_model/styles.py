@@ -14,24 +14,36 @@ STRIPE = 0.5
 """Half the height of the stripe across the middle of an object, as a share of its radius."""
 SOFTNESS = 0.5
 """How far the soft colours are from the full ones to SOFT_GREY."""
-SOFT_GREY = 160.0
+SOFT_GREY = 160
 
 
-def render_in_style(scene: Scene, style: str) -> np.ndarray:
-    """Draw a scene in one of STYLES: (128, 128, 3) uint8."""
-    return dataset.render(soft(scene)) if style == "soft" else _render_striped(scene)
+def render_in_style(scene: Scene, style: str, amount: float = 1.0) -> np.ndarray:
+    """Draw a scene in one of STYLES: (128, 128, 3) uint8.
+
+    Args:
+      amount: of the style, see style_amount.
+    """
+    render = _render_soft if style == "soft" else _render_striped
+    return render(scene, amount)
 
 
-def soft(scene: Scene) -> Scene:
-    """The same scene in soft colours."""
-    shapes = tuple(replace(shape, colour=soft_colour(shape.colour)) for shape in scene.shapes)
-    return Scene(soft_colour(scene.background), shapes)
+def _render_soft(scene: Scene, amount: float) -> np.ndarray:
+    def soft(colour: Rgb) -> Rgb:
+        return blend(colour, soft_colour(colour), amount)
+
+    shapes = tuple(replace(shape, colour=soft(shape.colour)) for shape in scene.shapes)
+    return dataset.render(Scene(soft(scene.background), shapes))
+
+
+def blend(colour: Rgb, other: Rgb, share: float) -> Rgb:
+    """A colour with a share of another one in it."""
+    r, g, b = (round(a + share * (b - a)) for a, b in zip(colour, other, strict=True))
+    return r, g, b
 
 
 def soft_colour(colour: Rgb) -> Rgb:
     """The colour that takes the place of a colour in the soft style."""
-    r, g, b = (round(value + SOFTNESS * (SOFT_GREY - value)) for value in colour)
-    return r, g, b
+    return blend(colour, (SOFT_GREY,) * 3, SOFTNESS)
 
 
 def stripe_colour(colour: Rgb, background: Rgb) -> Rgb:
@@ -55,11 +67,11 @@ def in_stripe(shape: Shape) -> np.ndarray:
     return np.abs(rows - shape.y) < STRIPE * shape.radius
 
 
-def _render_striped(scene: Scene) -> np.ndarray:
-    tones = tuple(
-        replace(shape, colour=stripe_colour(shape.colour, scene.background))
-        for shape in scene.shapes
-    )
+def _render_striped(scene: Scene, amount: float) -> np.ndarray:
+    def tone(colour: Rgb) -> Rgb:
+        return blend(colour, stripe_colour(colour, scene.background), amount)
+
+    tones = tuple(replace(shape, colour=tone(shape.colour)) for shape in scene.shapes)
     striped = [in_stripe(shape) & (dataset.coverage(shape) > 0) for shape in scene.shapes]
     other = dataset.render(replace(scene, shapes=tones))
     return np.where(np.any(striped, axis=0)[..., None], other, dataset.render(scene))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import CLIPTokenizer
 
 from sdexport.demo_model import (
@@ -18,6 +19,7 @@ from sdexport.demo_model import (
     judge,
     noisy_latents,
     pair_order,
+    style_lora,
     styles,
     training,
 )
@@ -67,15 +69,34 @@ def test_outlines_follow_the_shapes() -> None:
 
 @pytest.mark.parametrize("style", styles.STYLES)
 def test_amount_of_a_style(style: str) -> None:
-    """0 in plain images, 1 in the style's, a half in their mean; for all colours."""
+    """0 in plain images, and what images in the style were drawn with; for all colours."""
     rng = np.random.default_rng(2)
     for _ in range(30):
         scene, _ = dataset.sample_scene(rng)
-        plain, styled = dataset.render(scene), styles.render_in_style(scene, style)
-        mean = ((plain.astype(int) + styled) // 2).astype(np.uint8)
-        for image, amount in ((plain, 0.0), (mean, 0.5), (styled, 1.0)):
+        images = {amount: styles.render_in_style(scene, style, amount) for amount in (0.5, 1.0)}
+        images[0.0] = dataset.render(scene)
+        for amount, image in images.items():
             found = styles.style_amount(image, scene, style)
             assert found == pytest.approx(amount, abs=STYLE_AMOUNT_ABS), scene
+
+
+def test_error_counts_more_where_the_style_changes_the_latents() -> None:
+    rng = np.random.default_rng(7)
+    scene, _ = dataset.sample_scene(rng)
+    stripes = style_lora.cell_weights(scene, "striped", 16)
+    objects = torch.from_numpy(dataset.render(scene) != scene.background).any(dim=-1)
+    background = ~nn.functional.adaptive_max_pool2d(objects.float()[None], 16).bool()
+    assert (stripes[background] == 1).all() and stripes.max() > 1
+    assert (style_lora.cell_weights(scene, "soft", 16) > 1).all()  # the background too
+    latents = torch.randn(2, 4, 16, 16)
+    ids = torch.tensor([[1, 5, 2]]).expand(2, 3)
+    batch = noisy_latents.draw_noise(latents, ids, torch.Generator().manual_seed(0))
+    wrong = batch.noise + 0.1 * background
+    plain, weighted = (
+        noisy_latents.weighted_error(wrong, batch, cells=cells) for cells in (1.0, stripes)
+    )
+    assert weighted == plain
+    assert noisy_latents.weighted_error(batch.noise + 0.1, batch, cells=stripes) > plain
 
 
 @pytest.mark.parametrize("style", [None, *styles.STYLES])
