@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -14,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from sdexport import EngineError, Package, PackageError, load_pipeline
-from sdexport.cli import main
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.cache import graph_cache, processor_bound, remembered_hashes, user_cache
 from sdexport.engines.cache.lock import locked
@@ -27,8 +24,8 @@ from sdexport.engines.ort.prepared.prepared_session import PreparedSession
 from sdexport.engines.temporary_files import TEMPORARY, temporary_file
 from sdexport.runtime import store_graphs
 from sdexport.runtime.component_engines import open_component
-from tests.helpers.control_nets import control_image
 from tests.helpers.engine_damages import DAMAGES
+from tests.helpers.stored_later import Graphs, check_images_before_and_after
 from tests.helpers.two_starts import check_two_starts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kept on Linux only")
@@ -298,33 +295,21 @@ def stored_later(package: Path, monkeypatch: pytest.MonkeyPatch) -> int | None:
 def test_graphs_of_adapters_are_stored_later_too(
     xs_folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[dict[str, list[str]]] = []
-    edges, xs = tmp_path / "edges.png", xs_folder / "xs"
-    control_image(64, 64).save(edges)
+    def check(graphs: Graphs) -> None:
+        assert graphs == {
+            str(xs_folder / "package"): ["text_encoder", DECODER],  # the UNet does not run
+            str(xs_folder / "xs"): ["control_embedding", "controlnet"],
+        }
 
-    def image(name: str) -> bytes:
-        command: list[object] = ["generate", xs_folder / "package", "a", "-o", tmp_path / name]
-        command += ["--steps", 2, "--seed", 0, "--size", "64x64", "--backend", "onnxruntime"]
-        command += ["--controlnet", f"{xs}:{edges}"]
-        result = CliRunner().invoke(main, [str(each) for each in command])
-        assert result.exit_code == 0, result.output
-        return (tmp_path / name).read_bytes()
-
-    def start(command: list[str], *, stdin: Any, **_: Any) -> None:
-        started.append(json.load(stdin))
-
-    monkeypatch.setattr(store_graphs.subprocess, "Popen", start)
-    expected = image("first.png")
-    (graphs,) = started
-    assert graphs == {
-        str(xs_folder / "package"): ["text_encoder", DECODER],  # the UNet does not run
-        str(xs): ["control_embedding", "controlnet"],
-    }
-    for folder, each in graphs.items():
-        store_graphs.store(Path(folder), each)
-    assert len(graph_cache.graphs(cache)) == 4
-    monkeypatch.setattr(cached_graph, "_missing", {})
-    assert image("second.png") == expected and len(started) == 1
+    check_images_before_and_after(
+        xs_folder,
+        cache,
+        tmp_path,
+        monkeypatch,
+        backend="onnxruntime",
+        check=check,
+        between=lambda: monkeypatch.setattr(cached_graph, "_missing", {}),
+    )
 
 
 def test_graphs_of_other_packages_are_not_missing(tmp_path: Path, package: Path) -> None:

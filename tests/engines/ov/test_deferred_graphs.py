@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 pytest.importorskip("openvino", exc_type=ImportError)
 
 from sdexport import Package
-from sdexport.cli import main
 from sdexport.demo_model import PACKAGE_DIR
 from sdexport.engines.cache import graph_cache, user_cache
 from sdexport.engines.ov import deferred_graphs
@@ -22,7 +20,7 @@ from sdexport.engines.ov.compiled_graph import Variant
 from sdexport.engines.ov.compiler import Compiler
 from sdexport.runtime import store_graphs
 from sdexport.runtime.component_engines import open_component
-from tests.helpers.control_nets import control_image
+from tests.helpers.stored_later import Graphs, check_images_before_and_after
 from tests.helpers.two_starts import check_two_starts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="deferred on Linux only")
@@ -112,37 +110,27 @@ def test_graphs_of_adapters_are_stored_later_too(
     xs_folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one process, as there is one at a time."""
-    started: list[dict[str, list[str]]] = []
-    edges, xs = tmp_path / "edges.png", xs_folder / "xs"
-    control_image(64, 64).save(edges)
 
-    def image(name: str) -> bytes:
-        command: list[object] = ["generate", xs_folder / "package", "a", "-o", tmp_path / name]
-        command += ["--steps", 2, "--seed", 0, "--size", "64x64", "--backend", "openvino"]
-        command += ["--controlnet", f"{xs}:{edges}"]
-        result = CliRunner().invoke(main, [str(each) for each in command])
-        assert result.exit_code == 0, result.output
-        return (tmp_path / name).read_bytes()
+    def check(graphs: Graphs) -> None:
+        names = {folder: {json.loads(g)["graph"] for g in each} for folder, each in graphs.items()}
+        assert names == {
+            str(xs_folder / "package"): {"text_encoder", DECODER},  # the UNet does not run
+            str(xs_folder / "xs"): {"control_embedding", "controlnet"},
+        }
 
-    def start(command: list[str], *, stdin: Any, **_: Any) -> None:
-        started.append(json.load(stdin))
+    def nothing_compiles() -> None:
+        monkeypatch.setattr(deferred_graphs, "_deferred", {})
+        monkeypatch.setattr(Compiler, "_new", None)  # would raise TypeError
 
-    monkeypatch.setattr(store_graphs.subprocess, "Popen", start)
-    expected = image("first.png")
-    assert graph_cache.graphs(cache) == []
-    (graphs,) = started
-    names = {folder: {json.loads(g)["graph"] for g in each} for folder, each in graphs.items()}
-    model = {"text_encoder", DECODER}  # the UNet does not run
-    assert names == {
-        str(xs_folder / "package"): model,
-        str(xs): {"control_embedding", "controlnet"},
-    }
-    for folder, each in graphs.items():
-        store_graphs.store(Path(folder), each)
-    assert len(graph_cache.graphs(cache)) == 4
-    monkeypatch.setattr(deferred_graphs, "_deferred", {})
-    monkeypatch.setattr(Compiler, "_new", None)  # would raise TypeError
-    assert image("second.png") == expected and len(started) == 1
+    check_images_before_and_after(
+        xs_folder,
+        cache,
+        tmp_path,
+        monkeypatch,
+        backend="openvino",
+        check=check,
+        between=nothing_compiles,
+    )
 
 
 @pytest.mark.parametrize("lacks", ["memory", "disk"])
