@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,19 @@ class AdapterExamples:
             noisy_share=NOISY_SHARE if self._outlined else 0.0,
             blank_share=self._blank_share,
         )
+
+
+class Outlines:
+    """The outlines of scenes, as the ControlNet takes them."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        drawn = [dataset.render_outlines(scene)[..., 0] > 127 for scene in scenes]
+        self._bits = np.packbits(np.stack(drawn), axis=-1)
+
+    def draw(self, numbers: np.ndarray) -> torch.Tensor:
+        """Those of some scenes, by their numbers: (B, 3, 128, 128) float32, 0 or 1."""
+        lines = torch.from_numpy(np.unpackbits(self._bits[numbers], axis=-1)).float()
+        return lines[:, None].expand(-1, 3, -1, -1)
 
 
 def _sample(rng: np.random.Generator, *, pair: bool) -> tuple[Scene, Scene, str]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from sdexport.adapter_exporter import export_adapter
 from sdexport.demo_model import CONTROLNET_PACKAGE_DIR, MODEL_DIR, dataset
-from sdexport.demo_model.adapter_training import AdapterExamples
+from sdexport.demo_model.adapter_training import AdapterExamples, Outlines
 from sdexport.demo_model.architecture import use_plain_attention
 from sdexport.demo_model.noisy_latents import weighted_error
 from sdexport.demo_model.training import Trainer, add_common_arguments, read_model, seeded
@@ -76,6 +76,18 @@ def _spread(embedding: Any) -> None:
         values = nn.functional.silu(layer(values))
 
 
+def guidance(
+    controlnet: Any,
+    sample: torch.Tensor,
+    timesteps: torch.Tensor,
+    hidden: torch.Tensor,
+    outlines: torch.Tensor,
+) -> dict[str, Any]:
+    """What a ControlNet adds to the features of the UNet, as the arguments of its call."""
+    down, middle = controlnet(sample, timesteps, hidden, outlines, return_dict=False)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
 def train(args: argparse.Namespace) -> ControlNetModel:
     """Train the ControlNet; returns it with averaged weights."""
     torch.manual_seed(args.seed)
@@ -91,30 +103,20 @@ def train(args: argparse.Namespace) -> ControlNetModel:
         image_of=dataset.render,
         outlined=True,
     )
-    outlines = [np.packbits(dataset.render_outlines(s)[..., 0] > 127) for s in examples.scenes]
+    outlines = Outlines(examples.scenes)
     ends = tuple(itertools.accumulate(args.cycles))
     trainer = Trainer(args.work / "controlnet.pt", modules, peak=1e-3, ends=ends)
 
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
         numbers, batch = examples.draw(seeded(args.seed, 7, step))
-        bits = np.unpackbits(np.stack([outlines[number] for number in numbers]), axis=1)
-        size = dataset.IMAGE_SIZE
-        control = torch.from_numpy(bits).view(-1, 1, size, size).expand(-1, 3, -1, -1).float()
         with torch.no_grad():
             hidden = text_encoder(batch.input_ids.to(args.device)).last_hidden_state
         timesteps = batch.timesteps.to(args.device)
         sample = batch.sample.to(args.device)
+        control = outlines.draw(numbers).to(args.device)
         with torch.autocast(args.device, torch.bfloat16):
-            down, middle = modules["controlnet"](
-                sample, timesteps, hidden, control.to(args.device), return_dict=False
-            )
-            predicted = unet(
-                sample,
-                timesteps,
-                hidden,
-                down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
-            ).sample
+            residuals = guidance(modules["controlnet"], sample, timesteps, hidden, control)
+            predicted = unet(sample, timesteps, hidden, **residuals).sample
         loss = weighted_error(predicted.float().cpu(), batch, floor=SNR_FLOOR)
         return loss, f"loss {loss.item():.4f}"
 

@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
 from sdexport.demo_model import LORA_DIR, MODEL_DIR, dataset, styles
-from sdexport.demo_model.adapter_training import AdapterExamples
+from sdexport.demo_model.adapter_training import AdapterExamples, Outlines
+from sdexport.demo_model.architecture import use_plain_attention
 from sdexport.demo_model.dataset import Scene
 from sdexport.demo_model.noisy_latents import weighted_error
+from sdexport.demo_model.outline_controlnet import guidance
 from sdexport.demo_model.training import Trainer, add_common_arguments, read_model, seeded
 
 RANK = 8
-STEPS = {"striped": 7000, "soft": 400}
+STEPS = {"striped": 8500, "soft": 400}
 HALF_SHARE = 0.3
 """The share of the steps at scale 0.5."""
+GUIDED_SHARE = 0.6
+"""The share of the steps with the ControlNet, if it is given."""
 STYLED_WEIGHT = 3.0
 """How much more the error counts in cells of the latents that the style changes."""
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_out")
@@ -40,6 +44,11 @@ def main() -> None:
     parser.add_argument("style", choices=styles.STYLES)
     add_common_arguments(parser, LORA_DIR)
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the demo model")
+    parser.add_argument(
+        "--controlnet",
+        type=Path,
+        help="what outline_controlnet leaves in its --work: the style is learned with it too",
+    )
     parser.add_argument("--scenes", type=int, default=4096)
     parser.add_argument("--steps", type=int, help="by default the style's")
     args = parser.parse_args()
@@ -72,6 +81,8 @@ def train(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     examples = {scale: examples_of(scale) for scale in (0.5, 1.0)}
     size, scenes = unet.config.sample_size, examples[1.0].scenes
     weights = torch.stack([cell_weights(scene, args.style, size) for scene in scenes])
+    outlines = Outlines(scenes)
+    controlnet = read_controlnet(args.controlnet, args.device) if args.controlnet else None
     factors = nn.ModuleDict({"unet": Factors(unet)}).to(args.device)
     steps = args.steps or STEPS[args.style]
     trainer = Trainer(args.work / f"{args.style}.pt", factors, peak=2e-3, ends=(steps,))
@@ -79,19 +90,31 @@ def train(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     def loss_of(step: int) -> tuple[torch.Tensor, str]:
         rng = seeded(args.seed, 9, step)
         scale = 0.5 if rng.random() < HALF_SHARE else 1.0
+        guided = rng.random() < GUIDED_SHARE
         unet.set_adapters("default", scale)
         numbers, batch = examples[scale].draw(rng)
+        sample, timesteps = batch.sample.to(args.device), batch.timesteps.to(args.device)
+        residuals: dict[str, Any] = {}
         with torch.no_grad():
             hidden = text_encoder(batch.input_ids.to(args.device)).last_hidden_state
+            if guided and controlnet is not None:
+                control = outlines.draw(numbers).to(args.device)
+                with torch.autocast(args.device, torch.bfloat16):
+                    residuals = guidance(controlnet, sample, timesteps, hidden, control)
         with torch.autocast(args.device, torch.bfloat16):
-            predicted = unet(
-                batch.sample.to(args.device), batch.timesteps.to(args.device), hidden
-            ).sample
+            predicted = unet(sample, timesteps, hidden, **residuals).sample
         loss = weighted_error(predicted.float().cpu(), batch, cells=weights[numbers])
         return loss, f"loss {loss.item():.4f}"
 
     factors.load_state_dict(trainer.run(loss_of).state_dict())
     return get_peft_model_state_dict(unet)
+
+
+def read_controlnet(folder: Path, device: str) -> Any:
+    """The ControlNet that outline_controlnet trained, in float32."""
+    controlnet = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float32)
+    use_plain_attention(controlnet)
+    return controlnet.to(device).eval().requires_grad_(False)
 
 
 def cell_weights(scene: Scene, style: str, size: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ from sdexport.demo_model import (
     training,
 )
 from sdexport.demo_model import evaluate as evaluation
+from sdexport.demo_model.adapter_training import Outlines
 from sdexport.demo_model.caption_meaning import ANSWERS, CAPTION_TOKENS, meaning
 from tests.tolerances import (
     PREDICTED_LATENTS_ABS,
@@ -65,6 +66,16 @@ def test_outlines_follow_the_shapes() -> None:
     assert lines.shape == (128, 128, 3) and lines.dtype == np.uint8
     assert lines[64, 94].min() >= 250
     assert not lines[60:68, 60:68].any() and not lines[:30].any()
+
+
+def test_outlines_of_scenes_by_their_numbers() -> None:
+    rng = np.random.default_rng(8)
+    scenes = [dataset.sample_scene(rng)[0] for _ in range(3)]
+    found = Outlines(scenes).draw(np.array([2, 0, 2]))
+    assert found.shape == (3, 3, 128, 128) and found.dtype == torch.float32
+    for number, row in zip((2, 0, 2), found, strict=True):
+        drawn = torch.from_numpy(dataset.render_outlines(scenes[number])).permute(2, 0, 1)
+        assert torch.equal(row, (drawn > 127).float())
 
 
 @pytest.mark.parametrize("style", styles.STYLES)
