@@ -223,7 +223,8 @@ def all_tables() -> dict[str, str]:
         table = getattr(adapter_tables, name)
         found[name] = table(_read("adapter_costs")) if _has("adapter_costs") else MISSING
     found["lora"] = adapter_tables.lora(_read("lora")) if _has("lora") else MISSING
-    found["startup"] = startup_table.table(_read("startup")) if _has("startup") else MISSING
+    started = tables.reports(RESULTS, "startup")
+    found["startup"] = startup_table.table(started) if started else MISSING
     profiled = tables.reports(RESULTS, "operators")
     found["operators"] = operators_table.table(profiled) if profiled else MISSING
     if timed := tables.reports(RESULTS, "latency"):

@@ -10,7 +10,6 @@ from typing import Any
 from benchmarks import startup_table
 from benchmarks.arguments import RESULTS
 from benchmarks.contenders import OURS
-from benchmarks.reports import read
 from benchmarks.startup_programs import PROGRAMS
 from benchmarks.tables import name_of, reports, rows_of
 
@@ -101,13 +100,14 @@ def main() -> None:
         path = args.folder / f"image-{name_of(report)}.png"
         if image_times(report, path):
             print(path)
-    startup = args.results / "startup.json"
-    for name, found in read(startup).get("models", {}).items():
-        path = args.folder / f"first-image-{name}.png"
-        width, height = found["size"]
-        title = f"{name}, {width}x{height}, {found['num_inference_steps']} steps"
-        if first_images(found["rows"], path, title):
-            print(path)
+    for report in reports(args.results, "startup"):
+        for name, found in report["models"].items():
+            path = args.folder / startup_table.plot_of(name, found)
+            width, height = found["size"]
+            cores = startup_table.cores(found["machine"])
+            title = f"{name}, {width}x{height}, {found['num_inference_steps']} steps, {cores}"
+            if first_images(found["rows"], path, title):
+                print(path)
     scaling = args.results / "scaling.json"
     if scaling.is_file():
         growth(json.loads(scaling.read_text(encoding="utf-8")), args.folder / "growth.png")

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import file_cache, startup_imports
+from benchmarks import file_cache, startup_imports, startup_table
 from benchmarks.arguments import RESULTS
 from benchmarks.contenders import OURS, ROOT
 from benchmarks.latency import EXACT, ROUNDED
@@ -239,7 +239,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     compile_ours()
-    work, path = args.work.resolve(), args.results.resolve() / "startup.json"
+    work = args.work.resolve()
+    path = args.results.resolve() / f"startup-{startup_table.slug(machine())}.json"
     name, size, steps, rounds = MODELS[args.model]
     model = made(name, work, args.tokenizer and Path(args.tokenizer))
     report = read(path)

@@ -10,6 +10,8 @@ from benchmarks.startup_programs import PROGRAMS, REFERENCE, Program
 from benchmarks.tables import table_row
 
 TITLES = {"sd15": "SD 1.5 (random weights)", "demo": "The demo model"}
+ZEN = {"25": "Zen 4", "26": "Zen 5"}
+"""AMD's families of processors that have bf16."""
 DEMO_GOAL = 0.25
 """Of diffusers' time: the demo model's first image, whatever the backend in fp32."""
 QUIET = 0.1
@@ -17,10 +19,20 @@ QUIET = 0.1
 Rows = Sequence[Mapping[str, Any]]
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """A table for each model that was measured."""
-    models = report["models"]
-    return "\n\n".join(_of_model(name, models[name]) for name in TITLES if name in models)
+def table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each model that was measured, and each kind of processor."""
+    found = [(name, r["models"][name]) for name in TITLES for r in reports if name in r["models"]]
+    return "\n\n".join(_of_model(name, each) for name, each in found)
+
+
+def slug(machine: Mapping[str, Any]) -> str:
+    """The kind of processor, for names of files."""
+    return f"family{machine.get('cpu_family', '')}"
+
+
+def plot_of(model: str, found: Mapping[str, Any]) -> str:
+    """File name of the plot."""
+    return f"first-image-{model}-{slug(found['machine'])}.png"
 
 
 def first_image(rows: Rows, name: str, process: str, files: str) -> float | None:
@@ -32,7 +44,7 @@ def _of_model(model: str, found: Mapping[str, Any]) -> str:
     rows, (width, height) = found["rows"], found["size"]
     lines = [
         f"{TITLES[model]}, {width}x{height}, {found['num_inference_steps']} steps, guidance, two "
-        f"images, {found['machine']['cores']} cores; seconds from the start of the process.\n",
+        f"images, {cores(found['machine'])}; seconds from the start of the process.\n",
         table_row(
             *("", "process", "first image", "second", "first, of diffusers'", "goal"),
             *("first, cold files", "peak memory, GB", "private", "mapped files"),
@@ -43,8 +55,14 @@ def _of_model(model: str, found: Mapping[str, Any]) -> str:
         for process in program.processes:
             if any(_rows(rows, program.name, process, "warm")):
                 lines.append(_row(model, program, process, rows))
-    plot = f"![Seconds to the first image](benchmarks/first-image-{model}.png)"
+    plot = f"![Seconds to the first image](benchmarks/{plot_of(model, found)})"
     return "\n".join([*lines, "", *_notes(rows), "", plot])
+
+
+def cores(machine: Mapping[str, Any]) -> str:
+    """How many cores of which kind a machine has."""
+    kind = ZEN.get(machine.get("cpu_family"), "") if "avx512_bf16" in machine["cpu_flags"] else ""
+    return f"{machine['cores']} {kind} cores".replace("  ", " ")
 
 
 def _row(model: str, program: Program, process: str, rows: Rows) -> str:

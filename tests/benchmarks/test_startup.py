@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -103,6 +104,9 @@ def test_weights_are_merged_into_one_file_for_stable_diffusion_cpp(tmp_path: Pat
     assert not names
 
 
+MACHINE = {"cores": 2, "cpu_family": "25", "cpu_flags": ["avx2", "avx512_bf16"]}
+
+
 def row(name: str, seconds: float, *, run: str = "today", **changes: Any) -> dict[str, Any]:
     memory = {"peak_mb": 2000.0, "private_mb": 1500.0, "mapped_mb": 400.0}
     found = {"name": name, "process": "first", "files": "warm", "run": run}
@@ -131,12 +135,12 @@ def report() -> dict[str, Any]:
         {"name": "optimum fp32", "process": "first", "files": "warm", "run": "today"}
         | {"error": "installing optimum.txt failed"},
     ]
-    model = {"rows": rows, "size": [256, 256], "num_inference_steps": 5, "machine": {"cores": 2}}
+    model = {"rows": rows, "size": [256, 256], "num_inference_steps": 5, "machine": MACHINE}
     return {"models": {"sd15": model}}
 
 
 def test_table_shows_shares_goals_and_what_went_wrong(report: dict[str, Any]) -> None:
-    text = startup_table.table(report)
+    text = startup_table.table([report])
     prepared = "| sdexport openvino fp32 prepared"
     assert f"{prepared} | first | 9 | 10 | **0.45** | 0.45 | - | 2.00 | 1.50 | 0.40 |" in text
     assert f"{prepared} | later | 10 | 11 | 0.50 | 0.45 | 12 |" in text
@@ -144,8 +148,19 @@ def test_table_shows_shares_goals_and_what_went_wrong(report: dict[str, Any]) ->
     assert "- optimum fp32: installing optimum.txt failed" in text
     assert "- diffusers bf16: its rounding gives another image (mean difference 70 of 255)" in text
     assert "Other processes" not in text
+    assert "two images, 2 Zen 4 cores; seconds" in text
+    assert "(benchmarks/first-image-sd15-family25.png)" in text
     report["models"]["sd15"]["rows"][0]["others_cores"] = 1.5
-    assert "- Other processes used up to 1.5 cores meanwhile." in startup_table.table(report)
+    assert "- Other processes used up to 1.5 cores meanwhile." in startup_table.table([report])
+
+
+def test_each_kind_of_processor_has_a_table(report: dict[str, Any]) -> None:
+    other = copy.deepcopy(report)
+    other["models"]["sd15"]["machine"] = {"cores": 8, "cpu_family": "6", "cpu_flags": ["avx2"]}
+    text = startup_table.table([report, other])
+    assert text.startswith(startup_table.table([report]))
+    assert "two images, 8 cores; seconds" in text
+    assert "(benchmarks/first-image-sd15-family6.png)" in text
 
 
 def test_demo_model_has_a_goal_of_its_own() -> None:
