@@ -197,10 +197,10 @@ def test_named_files_exist() -> None:
 
 
 @pytest.mark.slow
-def test_experiments_page_is_what_its_code_gives(package: Path, tmp_path: Path) -> None:
+def test_experiments_page_is_what_its_code_gives(tmp_path: Path) -> None:
     script = runpy.run_path(str(DOCS / "experiments.py"))
     page = (DOCS / "experiments.md").read_text(encoding="utf-8")
-    again = script["run"](page, package, tmp_path)
+    again = script["run"](page, DEMO["package"], tmp_path)
     measured = re.compile(r"\d+\.\d+ s\b")
     assert measured.sub("", again) == measured.sub("", page)
     names = script["images"](page)
