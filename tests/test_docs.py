@@ -25,7 +25,8 @@ from benchmarks import docs_tables
 from sdexport.runtime import schedulers
 from sdexport.runtime.schedulers.schedule_names import find_schedule
 from tests.helpers import scheduler_names_page
-from tests.helpers.page_blocks import DEMO, DOCS, PICTURES, ROOT, SHOWN_ONLY, blocks
+from tests.helpers.page_blocks import DEMO, DOCS, PICTURES, ROOT, ROWS, SHOWN_ONLY, blocks
+from tests.helpers.page_pictures import save_row
 from tests.tolerances import DOCS_IMAGE_MEAN
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
@@ -101,6 +102,10 @@ def test_code_blocks_run_in_order(page: Path, scratch: Path) -> None:
     picture = page.with_suffix(".png").name
     if picture in PICTURES:
         check_same_picture(DOCS / picture, Path(picture))
+    row = page.with_suffix(".webp").name
+    if row in ROWS:
+        save_row(row)
+        check_same_picture(DOCS / row, Path(row))
 
 
 def run_bash(code: str, where: str) -> None:

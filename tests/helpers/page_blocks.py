@@ -15,6 +15,8 @@ DEMO = {"package": PACKAGE_DIR, "controlnet": CONTROLNET_PACKAGE_DIR, "loras": L
 """What `sdexport demo` copies."""
 PICTURES = ("lora.png", "controlnet.png")
 """Pictures in docs which a block of the page of that name makes: tests.helpers.page_pictures."""
+ROWS = {"inpainting.webp": ("photo.png", "mask.png", "whole.png", "pasted.png", "part.png")}
+"""Pictures in docs of images next to each other that the blocks of the page of that name make."""
 SHOWN_ONLY = {"text", "json", "toml", "dockerfile", "yaml"}
 
 _BLOCK = re.compile(
