@@ -107,15 +107,15 @@ def located(image: np.ndarray, scene: Scene) -> Scene | None:
     count = len(scene.shapes)
     if len(regions) < count:
         return None
-    colours = [np.median(image[region], axis=0) for region in regions[:count]]
 
     def misfit(order: tuple[int, ...]) -> float:
-        """How far the regions' colours are from those of the scene's shapes, in any style."""
+        """How far the regions' pixels are from the colours of the scene's shapes, in any style."""
         total = 0.0
         for i, shape in zip(order, scene.shapes, strict=True):
             tone = styles.stripe_colour(shape.colour, scene.background)
             every = np.array([shape.colour, tone, styles.soft_colour(shape.colour)])
-            total += float(np.linalg.norm(colours[i] - every, axis=1).min())
+            away = np.linalg.norm(image[regions[i]][:, None] - every, axis=-1)
+            total += float(away.min(axis=1).mean())
         return total
 
     best = min(itertools.permutations(range(count)), key=misfit)

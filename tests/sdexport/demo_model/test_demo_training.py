@@ -144,6 +144,18 @@ def test_style_of_a_lora_alone_is_judged_where_the_objects_are(style: str) -> No
         assert evaluate_adapters.style_figures(amounts)["style"] == share
 
 
+@pytest.mark.parametrize("kind", ["circle", "square"])
+def test_stronger_stripes_do_not_swap_the_objects(kind: str) -> None:
+    """A white object with a dark stripe, and a black one with a light stripe, of the same shape."""
+    rng = np.random.default_rng(6)
+    pair = dataset.Pair(("white", kind), "left of", ("black", kind), "purple")
+    scene, other = (dataset.place_pair(pair, rng) for _ in range(2))
+    found = evaluate_adapters.located(styles.render_in_style(scene, "striped", 1.4), other)
+    assert found is not None
+    for each, wanted in zip(found.shapes, scene.shapes, strict=True):
+        assert np.hypot(each.x - wanted.x, each.y - wanted.y) < wanted.radius
+
+
 def test_predicted_noise_gives_back_the_latents() -> None:
     """Also where the sample is noise alone."""
     generator = torch.Generator().manual_seed(0)
