@@ -239,8 +239,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     compile_ours()
-    work = args.work.resolve()
-    path = args.results.resolve() / f"startup-{startup_table.slug(machine())}.json"
+    work, here = args.work.resolve(), machine()
+    path = args.results.resolve() / f"startup-{startup_table.slug(here)}.json"
     name, size, steps, rounds = MODELS[args.model]
     model = made(name, work, args.tokenizer and Path(args.tokenizer))
     report = read(path)
@@ -249,14 +249,14 @@ def main() -> None:
         models.pop(args.model, None)
     found = models.setdefault(args.model, {"rows": []})
     found |= {"size": [size, size], "num_inference_steps": steps, "method": file_cache.METHOD}
-    found["machine"] = machine()
+    found["machine"] = here
 
     def add(row: dict[str, Any]) -> None:
         found["rows"] = [*_without(found["rows"], row, list(PROGRAMS)), row]
         save(report, path)
 
     if args.model == "demo":
-        report["imports"] = {"machine": machine(), **startup_imports.measure()}
+        report["imports"] = {"machine": here, **startup_imports.measure()}
     with tempfile.TemporaryDirectory(dir=work) as folder:
         scratch = Path(folder)
         job = Job(model, size, steps, _images(PROMPTS[args.model], size, scratch), work)

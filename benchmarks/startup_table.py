@@ -61,8 +61,9 @@ def _of_model(model: str, found: Mapping[str, Any]) -> str:
 
 def cores(machine: Mapping[str, Any]) -> str:
     """How many cores of which kind a machine has."""
-    kind = ZEN.get(machine.get("cpu_family"), "") if "avx512_bf16" in machine["cpu_flags"] else ""
-    return f"{machine['cores']} {kind} cores".replace("  ", " ")
+    has_bf16 = "avx512_bf16" in machine["cpu_flags"]
+    kind = f"{ZEN[machine['cpu_family']]} " if has_bf16 and machine["cpu_family"] in ZEN else ""
+    return f"{machine['cores']} {kind}cores"
 
 
 def _row(model: str, program: Program, process: str, rows: Rows) -> str:
