@@ -352,9 +352,22 @@ def check_feeds(
         raise InvalidArgumentError(_wrong_names(name, expected, feeds, known or expected))
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
-        _check_feed(name, spec, feeds[spec.name])
-        for dimension, size in zip(spec.shape, feeds[spec.name].shape, strict=True):
-            if isinstance(dimension, str) and dimension != ANY_SIZE:
+        value = feeds[spec.name]
+        if (
+            not isinstance(value, np.ndarray)
+            or value.dtype != spec.dtype
+            or value.ndim != len(spec.shape)
+        ):
+            raise _unfit(name, spec, value)
+        for dimension, size in zip(spec.shape, value.shape, strict=True):
+            if isinstance(dimension, int):
+                if dimension != size:
+                    raise _unfit(name, spec, value)
+            elif not size and "." not in dimension:  # the rank of a layer's factors may be 0
+                raise InvalidArgumentError(
+                    f"{name}: input '{spec.name}': empty array {value.shape}"
+                )
+            elif dimension != ANY_SIZE:
                 first, source = sizes.setdefault(dimension, (size, spec.name))
                 if first != size:
                     raise InvalidArgumentError(
@@ -363,22 +376,12 @@ def check_feeds(
                     )
 
 
-def _check_feed(name: str, spec: TensorSpec, value: object) -> None:
-    """Raises: InvalidArgumentError: not an array of the dtype and shape of its input."""
-    where = f"{name}: input '{spec.name}'"
+def _unfit(name: str, spec: TensorSpec, value: object) -> InvalidArgumentError:
+    """The error for what is not an array of the dtype and shape of its input."""
+    where = f"{name}: input '{spec.name}': expected"
     if not isinstance(value, np.ndarray):
-        raise InvalidArgumentError(
-            f"{where}: expected a NumPy array {spec}, got {type(value).__name__}"
-        )
-    fits = value.dtype == spec.dtype and value.ndim == len(spec.shape)
-    if not fits or any(
-        isinstance(dimension, int) and dimension != size
-        for dimension, size in zip(spec.shape, value.shape, strict=True)
-    ):
-        raise InvalidArgumentError(f"{where}: expected {spec}, got {value.dtype} {value.shape}")
-    empty = [name for name, size in zip(spec.shape, value.shape, strict=True) if not size]
-    if not all("." in str(name) for name in empty):  # the rank of a layer's factors may be 0
-        raise InvalidArgumentError(f"{where}: empty array {value.shape}")
+        return InvalidArgumentError(f"{where} a NumPy array {spec}, got {type(value).__name__}")
+    return InvalidArgumentError(f"{where} {spec}, got {value.dtype} {value.shape}")
 
 
 def _wrong_names(
