@@ -24,7 +24,8 @@ from benchmarks.full_size import measure
 from sdexport.bench.workload import PROMPT
 from sdexport.commands.memory_check import verification_calls
 from sdexport.runtime.component_backends import parse_backends
-from sdexport.runtime.memory_need import Call, build_need, image_calls, memory_need
+from sdexport.runtime.component_memory import Call
+from sdexport.runtime.memory_need import build_need, image_calls, memory_need
 from sdexport.runtime.packages.package import Package
 
 COMMANDS = ("generate", "verify", "build", "float32")

@@ -2,65 +2,33 @@
 
 The peak of the process is estimated component by component, in the order in which they are opened:
 weights in the form that the backend keeps, what opening needs besides, and the largest
-intermediate tensors of a call. The figures of `_COSTS` were measured with full-size models
-(benchmarks/memory_need.py), on the CPU; GPUs are not estimated.
+intermediate tensors of a call; see component_memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sdexport.engines import PREPARED_BACKEND
-from sdexport.engines.errors import EngineError
-from sdexport.engines.ort.widened_weights import kept_halves, widens
-from sdexport.runtime.adapters.adapter_memory import Kinds, graph_for, merged_weights
-from sdexport.runtime.component_backends import Backends, backend_of
-from sdexport.runtime.component_engines import resolve_backend, usable_engine
-from sdexport.runtime.models.components import (
-    STEP_ROLES,
-    TOKEN_EMBEDDING,
-    AdapterKind,
-    Role,
+from sdexport.runtime.adapters.adapter_memory import Kinds, graph_for
+from sdexport.runtime.component_backends import Backends
+from sdexport.runtime.component_memory import (
+    OPENVINO,
+    PREPARED,
+    Call,
+    float32_session,
+    form_of,
+    held_by,
+    own_form,
+    weights_of,
 )
+from sdexport.runtime.models.components import STEP_ROLES, AdapterKind, Role
 from sdexport.runtime.models.controlnet import is_xs
 from sdexport.runtime.packages.package import Package
 
 PYTHON = 70_000_000
 """Bytes of the interpreter, NumPy and a backend's library."""
-OPENVINO, CPU = "openvino", "CPUExecutionProvider"
-_FLOAT = 4
-"""Bytes of an element of a float32 tensor."""
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """What a backend needs.
-
-    opening, kept: bytes while and after a component is opened, for each byte of float32 weights.
-    scores: float32 matrices of attention scores that are held at once; 0 if none is ever complete.
-    denoiser, decoder, encoder: tensors of the size of the first level's that are held at once.
-    """
-
-    opening: float
-    kept: float
-    scores: float
-    denoiser: float
-    decoder: float
-    encoder: float
-
-
-_COSTS: Mapping[str, _Cost] = {
-    "onnxruntime fp32": _Cost(1.03, 1.03, 1, 20, 7.6, 4),
-    "onnxruntime fp16": _Cost(1.07, 1.07, 1, 20, 7.6, 4),
-    f"{PREPARED_BACKEND} prepared": _Cost(1.12, 1.12, 1, 20, 7.6, 4),
-    "openvino f32": _Cost(1.27, 1.27, 0, 320, 4.6, 4),
-    "openvino bf16": _Cost(0.58, 0.56, 0, 40, 4.2, 4),
-    "openvino f16": _Cost(0.58, 0.56, 0, 40, 4.2, 4),
-    "openvino i8": _Cost(0.42, 0.42, 0, 40, 4.2, 4),
-}
-_PREPARED = f"{PREPARED_BACKEND} prepared"
 _BUILDS = {
     PREPARED_BACKEND: 1.45,
     "tensorrt-rtx": 1.9,
@@ -72,35 +40,6 @@ _BUILDS = {
 """Bytes that a build needs for each byte of a component's float32 weights."""
 _BUILD_CONVERTED = 1.77
 """The same for ONNX Runtime and a package that is not in float32: it converts all weights first."""
-_LOWER = (f"{OPENVINO} bf16", f"{OPENVINO} f16", f"{OPENVINO} i8")
-"""Forms that compute any package in less than float32."""
-_MERGED = {f"{OPENVINO} f32": 8, f"{OPENVINO} bf16": 4, f"{OPENVINO} f16": 4}
-"""Bytes for each element of the weights to which factors of LoRAs are added: the sum, and once more
-as it is arranged in a call."""
-_IN_FLOAT32 = 1.2
-"""Bytes that a graph in float32 needs for each stored byte: most are mapped, and weights are
-converted one at a time."""
-_SMALL = (Role.TEXT_ENCODER, Role.SAFETY_CHECKER, Role.IMAGE_ENCODER, Role.IMAGE_PROJECTION)
-"""Components whose intermediate tensors are small next to their weights, for any image."""
-_STORED = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-"""Bytes of a weight in a package of a precision."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A component that is run: on so many rows, of so many latent cells in height and width.
-
-    unprepared: by the package's own graph although it is prepared, and closed again.
-    in_float32: from its weights as they are stored, if it otherwise runs in a lower precision, and
-      closed again; verification does that.
-    """
-
-    component: str
-    rows: int
-    height: int
-    width: int
-    unprepared: bool = False
-    in_float32: bool = False
 
 
 def image_calls(
@@ -182,34 +121,28 @@ def memory_need(
     kept: dict[str, int] = {}
     for call in calls:
         component = call.component.partition(".")[0]
-        form = _form(package, call.component, backends, options)
+        form = form_of(package, call.component, backends, options)
         if low_memory:
             kept = {}
         for name in [name for name in kept if _is_done(package, name, component, form, options)]:
             del kept[name]
         base = PYTHON + sum(kept.values())
         if call.in_float32:
-            peak = max(peak, base + _in_float32(package, call, form))
+            peak = max(peak, base + float32_session(package, call, form))
             continue
-        if call.unprepared and form != _PREPARED:
-            continue
-        cost = _COSTS.get(_own_form(package, component) if call.unprepared else form)
-        if cost is None:
-            return None
         if call.unprepared:
-            own = _own_form(package, component)
-            opening = round(cost.opening * _in_memory(package, component, own))
-            peak = max(peak, base + opening + _activations(package, call, cost))
-            continue
-        weights = 0 if call.component in kept else _in_memory(package, component, form)
-        if call.component.endswith(TOKEN_EMBEDDING):
-            weights = 0  # a table, which is mapped
-        new = round(cost.kept * weights) + _activations(package, call, cost)
-        new += _merged(package, call, form)
+            if form != PREPARED:
+                continue
+            form = own_form(package, component)
+        is_open = call.component in kept and not call.unprepared
+        held = held_by(package, call, form, is_open=is_open)
+        if held is None:
+            return None
         if not low_memory:
             base += _opened_meanwhile(package, component, kept, backends, options)
-        peak = max(peak, base + round(cost.opening * weights), base + new)
-        kept[call.component] = kept.get(call.component, 0) + new  # arenas are not given back
+        peak = max(peak, base + held.opening, base + held.kept)
+        if not call.unprepared:  # arenas are not given back
+            kept[call.component] = kept.get(call.component, 0) + held.kept
     return peak
 
 
@@ -252,10 +185,11 @@ def _opened_meanwhile(
     decoder = family.vae_decoder
     if decoder in kept or decoder not in package.manifest.components:
         return 0
-    form = _form(package, decoder, backends, options)
-    if not form.startswith(OPENVINO) or form not in _COSTS:
+    form = form_of(package, decoder, backends, options)
+    if not form.startswith(OPENVINO):
         return 0
-    return round(_COSTS[form].kept * _weights(package, decoder))
+    held = held_by(package, Call(decoder, 0, 0, 0), form, is_open=False)
+    return held.kept if held else 0
 
 
 def _is_done(
@@ -293,125 +227,6 @@ def build_need(
     def of(name: str) -> float:
         converted = package.manifest.components[name].precision != "fp32"
         is_more = converted and backend == PREPARED_BACKEND
-        return (_BUILD_CONVERTED if is_more else _BUILDS[key]) * _weights(package, name)
+        return (_BUILD_CONVERTED if is_more else _BUILDS[key]) * weights_of(package, name)
 
     return PYTHON + round(max(map(of, names)))
-
-
-def _form(package: Package, graph: str, backends: Backends, options: Mapping[str, Any]) -> str:
-    """In which form the weights of a graph are kept: a key of _COSTS, or something else."""
-    spec = backend_of(backends, graph)
-    options = {**options, **spec.options}
-    precision = options.get("precision", "f32")
-    backend = resolve_backend(
-        package,
-        graph,
-        spec.name,
-        options.get("engine_dir"),
-        options.get("expected_images"),
-        precision,
-    )
-    if backend == OPENVINO:
-        return f"{backend} {precision}" if options.get("device", "CPU") == "CPU" else ""
-    if backend != PREPARED_BACKEND or options.get("providers", CPU) not in (CPU, [CPU], (CPU,)):
-        return backend
-    if usable_engine(package, graph, backend, options.get("engine_dir")):
-        return _PREPARED
-    return _own_form(package, graph.partition(".")[0])
-
-
-def _in_float32(package: Package, call: Call, form: str) -> int:
-    """Bytes of a session that computes a graph in float32; 0 if it runs in float32 anyway."""
-    component = call.component.partition(".")[0]
-    precision = package.manifest.components[component].precision
-    if precision == "fp32" and form not in _LOWER:
-        return 0
-    stored = _weights(package, component) * _STORED.get(precision, _FLOAT) // _FLOAT
-    activations = _activations(package, call, _COSTS[f"{PREPARED_BACKEND} fp32"])
-    return round(_IN_FLOAT32 * stored) + activations
-
-
-def _merged(package: Package, call: Call, form: str) -> int:
-    """Bytes that the weights take in OpenVINO to which factors of LoRAs are added.
-
-    A graph that takes LoRAs adds factors of zero where there are none.
-    """
-    component, further, _ = call.component.partition(".")
-    if form not in _MERGED or not further:
-        return 0
-    if package.family.component(component).role is not Role.DENOISER:
-        return 0
-    found = merged_weights(
-        package,
-        call.component,
-        call.rows,
-        (call.height, call.width),
-        in_bfloat16=form == f"{OPENVINO} bf16",
-    )
-    return round(_MERGED[form] * found)
-
-
-def _own_form(package: Package, component: str) -> str:
-    """The form in which ONNX Runtime keeps the weights of the package's own graph."""
-    return f"{PREPARED_BACKEND} {package.manifest.components[component].precision}"
-
-
-def _weights(package: Package, component: str) -> int:
-    """Bytes of a component's weights in float32."""
-    files = (package.folder / component).iterdir()
-    stored = sum(file.stat().st_size for file in files if file.is_file())
-    return stored * _FLOAT // _STORED.get(package.manifest.components[component].precision, 4)
-
-
-def _in_memory(package: Package, component: str, form: str) -> int:
-    """Bytes of a component's weights as a backend uses them, before the factors of _COSTS.
-
-    ONNX Runtime keeps large factors of products in float16 where they are mapped, and converts one
-    at a time.
-    """
-    weights = _weights(package, component)
-    if form != f"{PREPARED_BACKEND} fp16":
-        return weights
-    try:
-        found = widens(package.model_path(component))
-        halves = [each.size for each in kept_halves(found)] if found else []
-    except (EngineError, ValueError, OSError):
-        return weights  # opening it says what is wrong
-    return weights - sum(halves) + 2 * max(halves, default=0)  # of 4 bytes, 2 are kept
-
-
-def _activations(package: Package, call: Call, cost: _Cost) -> int:
-    """Bytes of the intermediate tensors of a call that are held at once."""
-    component = call.component.partition(".")[0]
-    spec, config = package.family.component(component), package.config(component)
-    if spec.role in _SMALL:
-        return 0
-    levels: Sequence[int] = (
-        config.get("block_out_channels") or config.get("decoder_block_out_channels") or (128,)
-    )
-    cells = call.rows * call.height * call.width
-    if spec.role is Role.CONTROL_EMBEDDING:
-        widest = config.get("conditioning_embedding_out_channels") or (16,)
-        return round(_FLOAT * cost.encoder * widest[0] * cells * package.manifest.downscale**2)
-    if spec.role is Role.T2I_ADAPTER:
-        widest = config.get("channels") or (320,)
-        return round(_FLOAT * cost.encoder * widest[0] * cells)
-    if spec.role in STEP_ROLES:
-        scores = max(_scores(config, level, call) for level in range(len(levels)))
-        held = cost.denoiser
-    else:
-        scores = cells * call.height * call.width
-        cells *= package.manifest.downscale**2
-        held = cost.decoder if spec.role is Role.VAE_DECODER else cost.encoder
-    return round(_FLOAT * (held * levels[0] * cells + cost.scores * scores))
-
-
-def _scores(config: Mapping[str, Any], level: int, call: Call) -> int:
-    """Elements of the scores of one self-attention on a level of a UNet; 0 if there is none."""
-    blocks = config.get("down_block_types") or ()
-    if level >= len(blocks) or "CrossAttn" not in blocks[level]:
-        return 0
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 8
-    count: int = heads if isinstance(heads, int) else heads[level]
-    tokens: int = -(-call.height // 2**level) * -(-call.width // 2**level)
-    return call.rows * count * tokens**2

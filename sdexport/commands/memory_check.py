@@ -192,7 +192,8 @@ def verification_calls(package: Any) -> list[Any]:
     A prepared denoiser runs as the package's own graph too, for the sizes that it does not take.
     Graphs that run in a lower precision are computed in float32 as well.
     """
-    from sdexport.runtime.memory_need import Call, image_calls
+    from sdexport.runtime.component_memory import Call
+    from sdexport.runtime.memory_need import image_calls
     from sdexport.verification.replay import reference_size
 
     height, width = reference_size(package)

@@ -15,9 +15,11 @@ from sdexport.checkpoints.published_configs import FAMILIES
 from sdexport.commands.memory_check import verification_calls
 from sdexport.engines.errors import EngineError
 from sdexport.export_steps import TRACING
+from sdexport.runtime import component_memory
 from sdexport.runtime import memory_need as module
 from sdexport.runtime.component_backends import parse_backends
-from sdexport.runtime.memory_need import Call, build_need, image_calls, memory_need
+from sdexport.runtime.component_memory import Call
+from sdexport.runtime.memory_need import build_need, image_calls, memory_need
 from sdexport.runtime.packages.graph_surveys import GraphSurveys
 from sdexport.runtime.packages.manifest import ComponentRecord, FileRecord, Manifest
 from tests.tolerances import MEMORY_ESTIMATE
@@ -167,7 +169,7 @@ def test_verification_counts_both_graphs_of_a_prepared_denoiser(
     assert len(calls) == len(without) + 1
     plain = memory_need(loaded, calls)
     assert plain is not None and plain == memory_need(loaded, without)
-    monkeypatch.setattr(module, "_form", lambda *_: "onnxruntime prepared")
+    monkeypatch.setattr(module, "form_of", lambda *_: "onnxruntime prepared")
     until_decoder = calls[: calls.index(Call("vae_decoder", 2, 8, 8))]
     both = memory_need(loaded, until_decoder)
     one = memory_need(loaded, [call for call in until_decoder if not call.unprepared])
@@ -221,10 +223,12 @@ def test_factors_that_stay_half_count_half(package: Path, monkeypatch: pytest.Mo
     """All of them as they are stored, and the largest in float32."""
     loaded = Package.load(package, verify=False)
     calls = [Call("unet", 2, 8, 8)]
-    monkeypatch.setattr(module, "_form", lambda *_: "onnxruntime fp16")
+    monkeypatch.setattr(module, "form_of", lambda *_: "onnxruntime fp16")
     before = memory_need(loaded, calls)
-    monkeypatch.setattr(module, "widens", lambda path: path)
-    monkeypatch.setattr(module, "kept_halves", lambda _: [SimpleNamespace(size=100_000)] * 10)
+    monkeypatch.setattr(component_memory, "widens", lambda path: path)
+    monkeypatch.setattr(
+        component_memory, "kept_halves", lambda _: [SimpleNamespace(size=100_000)] * 10
+    )
     after = memory_need(loaded, calls)
     assert before is not None and after is not None
     assert 700_000 < before - after < 900_000
@@ -232,7 +236,7 @@ def test_factors_that_stay_half_count_half(package: Path, monkeypatch: pytest.Mo
     def fail(path: Path) -> None:
         raise EngineError(f"{path} is damaged")
 
-    monkeypatch.setattr(module, "widens", fail)
+    monkeypatch.setattr(component_memory, "widens", fail)
     assert memory_need(loaded, calls) == before
 
 
