@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.tables import table_row
+from sdexport.demo_model.evaluate import GUIDANCE_SCALE
 from sdexport.demo_model.evaluate_adapters import FULL, GUIDED
 
 
@@ -35,7 +36,7 @@ def evaluation(report: dict[str, Any]) -> str:
 _WAYS = {
     "vae": "the scenes themselves, encoded and decoded by the VAE",
     "controlnet": "ControlNet",
-    GUIDED: "ControlNet, guidance scale 5",
+    GUIDED: f"ControlNet, guidance scale {GUIDANCE_SCALE:g}",
     "striped 0.5": "ControlNet, LoRA `striped` at 0.5",
     "striped 1.0": "ControlNet, LoRA `striped`",
     "soft 0.5": "ControlNet, LoRA `soft` at 0.5",
@@ -60,8 +61,8 @@ def adapters(report: dict[str, Any]) -> str:
         figures = report[key]
         lines.append(table_row(name, *(f"{figures[c]:.3f}" for c in ("overlap", *_SHAPES))))
     lines += [
-        "\nHow much of a LoRA's style the images have: about 0 without it, about 1 in the images "
-        f"that it was trained with; and in how many it is present ({FULL:g} or more):\n",
+        "\nHow much of a LoRA's style the images have: about 0 without it, about 1 in drawings "
+        f"with all of it; and in how many it is present ({FULL:g} or more):\n",
         "| LoRA | with | scale | mean amount | present |",
         "|---|---|---|---|---|",
     ]

@@ -91,6 +91,21 @@ def test_amount_of_a_style(style: str) -> None:
             assert found == pytest.approx(amount, abs=STYLE_AMOUNT_ABS), scene
 
 
+def test_stripes_are_drawn_stronger_unless_the_background_is_like_them() -> None:
+    """A light green stripe on white would hardly be seen; a dark yellow one is."""
+    green, yellow = (
+        dataset.Shape("circle", dataset.COLOURS[name], x, 64, 20)
+        for name, x in (("green", 30), ("yellow", 90))
+    )
+
+    def amount(*shapes: dataset.Shape, style: str = "striped") -> float:
+        return style_lora.training_amount(dataset.Scene(dataset.COLOURS["white"], shapes), style)
+
+    assert amount(yellow) == style_lora.STRONGER > 1
+    assert amount(green) == amount(yellow, green) == 1
+    assert amount(yellow, style="soft") == 1
+
+
 def test_error_counts_more_where_the_style_changes_the_latents() -> None:
     rng = np.random.default_rng(7)
     scene, _ = dataset.sample_scene(rng)
