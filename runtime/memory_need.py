@@ -93,12 +93,16 @@ def image_calls(
 def adapter_calls(
     package: Package, *, width: int, height: int, batch: int = 1, guided: bool = True
 ) -> list[Call]:
-    """The components of an adapter that images need; see image_calls for the arguments."""
+    """The components of an adapter that images need; see image_calls for the arguments.
+
+    Those that the package has: what is no adapter is rejected when it is opened.
+    """
     unit = package.manifest.downscale
     size = -(-height // unit), -(-width // unit)
     return [
         Call(spec.name, batch * (2 if guided and spec.role in STEP_ROLES else 1), *size)
         for spec in package.family.components
+        if spec.name in package.manifest.components
     ]
 
 

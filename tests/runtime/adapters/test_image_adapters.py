@@ -246,6 +246,22 @@ def test_command_line(image_adapters: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out.png").is_file()
 
 
+@pytest.mark.parametrize("option", ["--controlnet", "--t2i-adapter", "--ip-adapter"])
+def test_command_line_with_a_model_for_an_adapter(
+    option: str, image_adapters: Path, tmp_path: Path
+) -> None:
+    """The check of the memory, which comes first, leaves the message to the pipeline."""
+    picture(1).save(tmp_path / "edges.png")
+    package = image_adapters / "package"
+    made = run(
+        *("generate", package, PROMPT, "-o", tmp_path / "out.png", "--steps", 1),
+        *(option, f"{package}:{tmp_path / 'edges.png'}"),
+    )
+    assert made.exit_code == 1
+    assert f"{package} is the package of a model, not of " in made.output
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_damaged_sources(image_adapters: Path, tmp_path: Path) -> None:
     weights = load_file(image_adapters / "base.safetensors")
     shutil.copytree(image_adapters / "image_encoder", tmp_path / "image_encoder")

@@ -14,6 +14,7 @@ import pytest
 
 from sdexport import (
     ControlNet,
+    InvalidArgumentError,
     IPAdapter,
     Package,
     PackageError,
@@ -35,6 +36,10 @@ Change = Callable[[TensorSpec], list[TensorSpec]]
 
 def shape(*sizes: int | str) -> Change:
     return lambda spec: [replace(spec, shape=sizes)]
+
+
+def sized(axis: int, size: int) -> Change:
+    return lambda spec: [replace(spec, shape=(*spec.shape[:axis], size, *spec.shape[axis + 1 :]))]
 
 
 def renamed(spec: TensorSpec) -> list[TensorSpec]:
@@ -143,6 +148,43 @@ def test_controlnets(
         pytest.raises(PackageError, match="first is damaged: "),
     ):
         pipe("a", controlnets=[ControlNet(package, IMAGE)], **CALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mid_block_additional_residual", sized(1, 128), "128 channels"),
+        ("sample", sized(1, 9), "its sample has 9 channels, that of the model 4"),
+        ("encoder_hidden_states", sized(2, 64), "its encoder_hidden_states has 64 channels"),
+    ],
+)
+def test_controlnets_of_other_models(
+    lora_package: Path, control_folder: Path, name: str, change: Change, message: str
+) -> None:
+    package = changed(Package.load(control_folder / "first"), "controlnet", name, change)
+    with (
+        load_pipeline(lora_package) as pipe,
+        pytest.raises(InvalidArgumentError, match=f"{message}.*a model of another family"),
+    ):
+        pipe("a", controlnets=[ControlNet(package, IMAGE)], **CALL)
+
+
+def test_t2i_adapters_of_other_models(pipe: Pipeline, image_adapters: Path) -> None:
+    package = Package.load(image_adapters / "t2i")
+    other = changed(package, "t2i_adapter", residual_name(0), sized(1, 9))
+    with pytest.raises(InvalidArgumentError, match=r"t2i is for another model.*9 channels"):
+        pipe("a", t2i_adapters=[T2IAdapter(other, IMAGE)], **CALL)
+
+
+@pytest.mark.parametrize("names", [("key_0", "value_0"), ("image_tokens",)], ids=str)
+def test_ip_adapters_of_other_models(
+    pipe: Pipeline, image_adapters: Path, names: tuple[str, ...]
+) -> None:
+    package = Package.load(image_adapters / "base")
+    for name in names:
+        package = changed(package, "image_projection", name, sized(2, 640))
+    with pytest.raises(InvalidArgumentError, match=r"base is for another model.* 640"):
+        pipe("a", ip_adapters=[IPAdapter(package, IMAGE)], **CALL)
 
 
 @pytest.mark.parametrize(
