@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from PIL import Image
 
 from sdexport import ControlNet, Pipeline
 from sdexport.adapter_exporter import export_adapter
+from sdexport.checkpoints.diffusers_folder import Checkpoint
 from sdexport.exporter import export
 from sdexport.runtime import schedulers
 from tests.helpers.control_nets import build_controlnet, control_image
 from tests.helpers.families import build
+from tests.helpers.lora_files import ATTENTION, random_lora, save_peft
 
 TASKS = {
     "sd1": ("", "Img2Img", "Inpaint"),
@@ -32,6 +34,7 @@ TASKS = {
 }
 """By family, the tasks for which diffusers has a ControlNet pipeline."""
 NETS = ("first", "second")
+LORA = "lora.safetensors"
 _SCHEDULERS = (None, None, "euler", "euler_a", "heun", "dpm++", "unipc")
 _PROMPTS = ("a red bird", "a small yellow star on a blue background", "an old house")
 
@@ -41,7 +44,9 @@ class ControlCall:
     """A random call.
 
     shared: arguments that both pipelines have. nets: scale, start and end of each ControlNet.
-    images: for each ControlNet its control image, or one for each prompt.
+    images: for each ControlNet its control image, or one for each prompt; an array is that of an
+      inpainting ControlNet.
+    lora: the scale of the LoRA of the checkpoint, if it is used.
     """
 
     family: str
@@ -51,20 +56,23 @@ class ControlCall:
     guess_mode: bool
     shared: dict[str, Any]
     nets: list[tuple[float, float, float]]
-    images: list[list[Image.Image]]
+    images: list[list[Any]]
+    lora: float | None = None
 
 
 def make_folder(family: str, folder: Path) -> None:
     """Write checkpoint/ and package/ of a family, and two ControlNets with their packages."""
     folder.mkdir()
     checkpoint = build(family, folder / "checkpoint")
-    export(checkpoint, folder / "package", controlnet_inputs=True)
+    export(checkpoint, folder / "package", controlnet_inputs=True, lora_inputs=True)
     make_nets(checkpoint, folder)
 
 
 def make_nets(checkpoint: Path, folder: Path) -> None:
-    """Write two ControlNets for a checkpoint, and their packages."""
+    """Write two ControlNets for a checkpoint and their packages, and a LoRA."""
     folder.mkdir(exist_ok=True)
+    unet = Checkpoint.open(checkpoint).load("unet")
+    save_peft(folder / LORA, random_lora({"unet": unet}, ATTENTION))
     for seed, name in enumerate(NETS):
         net = build_controlnet(checkpoint, folder / f"{name}-net", seed)
         export_adapter(net, folder / name)
@@ -105,6 +113,19 @@ def random_control_call(number: int, families: Sequence[str] = tuple(TASKS)) -> 
     return ControlCall(
         family, task, int(rng.integers(2**31)), scheduler, guess_mode, shared, nets, images
     )
+
+
+def extended_call(number: int, families: Sequence[str] = tuple(TASKS)) -> ControlCall:
+    """That call, at times with a LoRA, and with the control image of an inpainting ControlNet."""
+    rng = np.random.default_rng([11, number])
+    call = random_control_call(number, families)
+    if call.task == "Inpaint" and rng.random() < 0.5:
+        pixels = np.asarray(call.shared["image"], np.float32) / 255
+        pixels[np.asarray(call.shared["mask_image"]) >= 128] = -1
+        call = replace(call, images=[[pixels.transpose(2, 0, 1)[None]], *call.images[1:]])
+    if rng.random() < 0.4:
+        call = replace(call, lora=round(float(rng.uniform(-1, 1)), 3))
+    return call
 
 
 def interval(rng: np.random.Generator) -> tuple[float, float]:
@@ -166,6 +187,7 @@ class ControlPipelines:
         pipeline, own = self.of_diffusers(call.family, call.task, count)
         use_scheduler(pipeline, own, call.scheduler)
         images: Any = [each[0] if len(each) == 1 else each for each in call.images]
+        images = [torch.from_numpy(i) if isinstance(i, np.ndarray) else i for i in images]
         scales, starts, ends = (list(values) for values in zip(*call.nets, strict=True))
         further = {
             "control_image" if call.task else "image": images if count > 1 else images[0],
@@ -177,7 +199,11 @@ class ControlPipelines:
         generator = torch.Generator().manual_seed(call.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if call.lora is not None:
+                pipeline.load_lora_weights(str(self.folder / LORA), adapter_name="random")
+                pipeline.set_adapters(["random"], [call.lora])
             found = pipeline(generator=generator, **call.shared, **further).images
+            pipeline.unload_lora_weights()
         return np.stack([np.asarray(image) for image in found])
 
     def ours(self, call: ControlCall, pipe: Pipeline) -> np.ndarray:
@@ -191,5 +217,7 @@ class ControlPipelines:
             )
             for name, images, settings in zip(NETS, call.images, call.nets, strict=False)
         ]
-        found = pipe(seed=call.seed, scheduler=call.scheduler, controlnets=nets, **call.shared)
+        loras = None if call.lora is None else [(self.folder / LORA, call.lora)]
+        further = {"seed": call.seed, "scheduler": call.scheduler, "loras": loras}
+        found = pipe(controlnets=nets, **further, **call.shared)
         return np.stack([np.asarray(image) for image in found.images])

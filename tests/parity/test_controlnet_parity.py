@@ -14,6 +14,7 @@ from sdexport import Pipeline, load_pipeline
 from tests.helpers.control_calls import (
     TASKS,
     ControlPipelines,
+    extended_call,
     make_folder,
     random_control_call,
 )
@@ -26,7 +27,7 @@ BACKENDS = ("onnxruntime", "openvino")
 
 
 def compare(pipelines: ControlPipelines, pipe: Pipeline, number: int, *families: str) -> None:
-    call = random_control_call(number, families or tuple(TASKS))
+    call = extended_call(number, families or tuple(TASKS))
     expected, found = pipelines.expected(call), pipelines.ours(call, pipe)
     assert found.shape == expected.shape, call
     difference = np.abs(found.astype(int) - expected.astype(int)).max()
