@@ -38,7 +38,7 @@ NOT_RUN = {
     "automatic1111-api.md": 1,
     "backends.md": 6,
     "coming-from-automatic1111.md": 1,
-    "control-images.md": 1,
+    "control-images.md": 2,
     "embedding.md": 5,
     "export.md": 2,
     "getting-started.md": 4,

@@ -325,6 +325,31 @@ def test_file_that_was_written_to_is_read_again(
     pipe.unload_lora(name)
 
 
+@pytest.mark.parametrize("how", ["replaced", "written to", "deleted"])
+def test_file_that_changes_while_an_image_is_made(
+    how: str, pipe: Pipeline, files: dict[str, Path], tmp_path: Path
+) -> None:
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    shutil.copy(files["unet"], path)
+    before = pixels(pipe, loras=[path])
+
+    def change(*_: Any) -> dict[str, Any]:
+        if how == "deleted":
+            path.unlink(missing_ok=True)
+        elif how == "replaced":
+            shutil.copy(files["wide"], other).replace(path)
+        else:
+            shutil.copy(files["wide"], path)
+        return {}
+
+    assert np.array_equal(pixels(pipe, loras=[path], callback_on_step_end=change), before)
+    if how == "deleted":
+        with pytest.raises(FileNotFoundError):
+            pixels(pipe, loras=[path])
+    else:
+        assert np.abs(pixels(pipe, loras=[path]) - before).max() > IMAGE_ABS
+
+
 def test_loras_that_do_not_fit(
     pipe: Pipeline, files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -461,10 +486,14 @@ def test_lower_precisions(
 
 @pytest.mark.slow
 @pytest.mark.skipif(resident_mb()["private_mb"] is None, reason="reads Linux's /proc")
-def test_memory_stays_over_many_switches(pipe: Pipeline, files: dict[str, Path]) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_memory_stays_over_many_switches(
+    backend: str, lora_package: Path, files: dict[str, Path]
+) -> None:
     used = []
-    for _ in range(40):
-        for path in files.values():
-            pixels(pipe, num_inference_steps=1, loras=[(path, 0.5)])
-        used.append(resident_mb()["private_mb"] or 0.0)
+    with load_pipeline(lora_package, backend) as pipe:
+        for _ in range(40):
+            for path in files.values():
+                pixels(pipe, num_inference_steps=1, loras=[(path, 0.5)])
+            used.append(resident_mb()["private_mb"] or 0.0)
     assert used[-1] - used[9] <= LORA_SWITCH_MB, used
