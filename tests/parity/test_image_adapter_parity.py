@@ -20,6 +20,7 @@ from transformers import CLIPImageProcessor
 from sdexport import ControlNet, IPAdapter, Pipeline, T2IAdapter, load_pipeline
 from sdexport.adapter_exporter import export_adapter
 from sdexport.exporter import export
+from tests.helpers.control_calls import use_scheduler
 from tests.helpers.control_nets import build_controlnet
 from tests.helpers.family_pipelines import over_diffusers
 from tests.helpers.image_adapters import (
@@ -33,6 +34,8 @@ from tests.tolerances import IMAGE_ABS, UNUSED_ABS
 
 pytestmark = pytest.mark.slow
 SIZE = {"height": 64, "width": 96}
+CALLS = 17
+"""Random calls of each checkpoint; 102 in all."""
 KINDS = {"sd1": ("full_adapter", "light_adapter"), "sdxl": ("full_adapter_xl",)}
 
 
@@ -43,6 +46,7 @@ class Adapted:
     family: str
     folder: Path
     theirs: Any
+    scheduler: Any
     pipe: Pipeline
     t2i: dict[str, Any]
     encoder: Any
@@ -114,7 +118,8 @@ def build(family: str, folder: Path, seed: int) -> Adapted:
         path = folder / f"{kind}.safetensors"
         ip[kind] = random_ip_adapter(kind, theirs.unet, path, seed)
         export_adapter(path, folder / f"{kind}-package")
-    return Adapted(family, folder, theirs, load_pipeline(folder / "package"), t2i, encoder, ip)
+    pipe = load_pipeline(folder / "package")
+    return Adapted(family, folder, theirs, theirs.scheduler, pipe, t2i, encoder, ip)
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -140,11 +145,25 @@ def difference(ours: Any, theirs: Any) -> int:
     return int(np.abs(one - two).max())
 
 
-def both(adapted: Adapted, pipeline: Any, theirs: dict[str, Any], **ours: Any) -> int:
-    """The largest difference of the images of both pipelines, which differ without the adapter."""
-    shared = {"num_inference_steps": 3, "guidance_scale": ours.pop("guidance_scale", 5.0), **SIZE}
+def both(
+    adapted: Adapted,
+    pipeline: Any,
+    theirs: dict[str, Any],
+    *,
+    scheduler: str | None = None,
+    least: int = 3 * IMAGE_ABS,
+    **ours: Any,
+) -> int:
+    """The largest difference of the images of both pipelines.
+
+    Args:
+      scheduler: of both; default that of the checkpoint.
+      least: the images differ by more than that from those without the adapter.
+    """
     prompt = ours.pop("prompt", "a red circle")
-    further = ours.pop("both", {})
+    shared = {"num_inference_steps": 3, "guidance_scale": ours.pop("guidance_scale", 5.0), **SIZE}
+    shared |= ours.pop("both", {})
+    use_scheduler(pipeline, adapted.scheduler, scheduler)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = pipeline(
@@ -152,12 +171,11 @@ def both(adapted: Adapted, pipeline: Any, theirs: dict[str, Any], **ours: Any) -
             generator=torch.Generator().manual_seed(7),
             **shared,
             **theirs,
-            **further,
         ).images
-    call = {"seed": 7, **shared, **further}
+    call = {"seed": 7, "scheduler": scheduler, **shared}
     images = adapted.pipe(prompt, **call, **ours).images
     plain = adapted.pipe(prompt, **call).images
-    assert max(map(difference_only, images, plain)) > 3 * IMAGE_ABS, "the adapter has no effect"
+    assert max(map(difference_only, images, plain)) > least, "the adapter has no effect"
     return max(map(difference, images, expected))
 
 
@@ -384,36 +402,82 @@ def test_ip_adapter_with_a_controlnet(adapted: Adapted) -> None:
     assert found <= IMAGE_ABS
 
 
+def random_size(choose: random.Random) -> dict[str, int]:
+    return {side: 8 * choose.randint(7, 13) for side in ("height", "width")}
+
+
+def random_t2i(adapted: Adapted, choose: random.Random, count: int) -> tuple[Any, Any, Any]:
+    """A pipeline of diffusers with T2I-Adapters, its arguments, and ours."""
+    kinds = choose.choices(list(adapted.t2i), k=choose.choice([1, 1, 2]))
+    scales = [round(choose.uniform(-0.5, 1.7), 3) for _ in kinds]
+    images = [[picture(choose.randrange(100)) for _ in range(count)] for _ in kinds]
+    factor = choose.choice([1.0, 0.6]) if adapted.family == "sdxl" else 1.0
+    theirs: dict[str, Any] = {
+        "image": images[0] if len(kinds) == 1 else images,
+        "adapter_conditioning_scale": scales[0] if len(kinds) == 1 else scales,
+    }
+    if adapted.family == "sdxl":
+        theirs["adapter_conditioning_factor"] = factor
+    ours = [
+        T2IAdapter(adapted.package(kind), each, scale, factor=factor)
+        for kind, each, scale in zip(kinds, images, scales, strict=True)
+    ]
+    return adapted.with_t2i(*kinds), theirs, {"t2i_adapters": ours}
+
+
+def random_ip(
+    adapted: Adapted, choose: random.Random, size: dict[str, int]
+) -> tuple[Any, Any, Any]:
+    """The same with IP-Adapters, of one or two images each, perhaps with a mask for each."""
+    kinds = choose.sample(["base", "plus"], choose.choice([1, 1, 2]))
+    images = [[picture(choose.randrange(100)) for _ in range(choose.randint(1, 2))] for _ in kinds]
+    masked = [choose.random() < 0.4 for _ in kinds]
+    masks = [
+        [picture(choose.randrange(100), "L") for _ in each] if has else None
+        for each, has in zip(images, masked, strict=True)
+    ]
+    scales: list[Any] = [
+        [round(choose.uniform(-0.5, 1.5), 3) for _ in each]
+        if has
+        else choose.choice([round(choose.uniform(-0.5, 1.5), 3), {"up": 0.5, "mid": 1.0}])
+        for each, has in zip(images, masked, strict=True)
+    ]
+    pipeline = adapted.with_ip(*kinds)
+    pipeline.set_ip_adapter_scale(scales)
+    theirs: dict[str, Any] = {"ip_adapter_image": images}
+    if any(masked):
+        processor = diffusers.image_processor.IPAdapterMaskProcessor()
+        prepared = [each and processor.preprocess(each, **size) for each in masks]
+        shaped = [None if p is None else p.reshape(1, -1, *p.shape[2:]) for p in prepared]
+        theirs["cross_attention_kwargs"] = {"ip_adapter_masks": shaped}
+    ours = [
+        IPAdapter(adapted.package(kind), *settings)
+        for kind, *settings in zip(kinds, images, scales, masks, strict=True)
+    ]
+    return pipeline, theirs, {"ip_adapters": ours}
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_random_configurations(family: str, seed: int, tmp_path: Path) -> None:
     choose = random.Random(seed)
     adapted = build(family, tmp_path, seed)
     with adapted.pipe:
-        for _ in range(6):
+        for number in range(CALLS):
             prompt: Any = choose.choice(["a red circle", ["a red circle", "a blue square"]])
-            guidance_scale = choose.choice([1.0, 4.0, 9.0])
-            scale = choose.choice([-0.5, 0.3, 1.0, 1.7])
-            numbers = [choose.randrange(100) for _ in range(2)]
+            size = random_size(choose)
+            call: dict[str, Any] = {
+                "prompt": prompt,
+                "guidance_scale": choose.choice([1.0, 4.0, 9.0]),
+                "scheduler": choose.choice([None, "euler", "dpm++", "unipc"]),
+                "both": {"num_inference_steps": choose.randint(2, 5), **size},
+            }
             if choose.random() < 0.5:
-                kind = choose.choice(list(adapted.t2i))
-                ours: dict[str, Any] = {
-                    "t2i_adapters": [T2IAdapter(adapted.package(kind), picture(numbers[0]), scale)]
-                }
-                pipeline = adapted.with_t2i(kind)
-                many = 2 if isinstance(prompt, list) else 1
-                images = [picture(numbers[0])] * many
-                theirs = {"image": images, "adapter_conditioning_scale": scale}
+                count = len(prompt) if isinstance(prompt, list) else 1
+                pipeline, theirs, ours = random_t2i(adapted, choose, count)
             else:
-                kind = choose.choice(["base", "plus"])
-                images = [picture(number) for number in numbers]
-                ours = {"ip_adapters": [IPAdapter(adapted.package(kind), images, scale)]}
-                pipeline = adapted.with_ip(kind)
-                pipeline.set_ip_adapter_scale(scale)
-                theirs = {"ip_adapter_image": [images]}
-            found = both(
-                adapted, pipeline, theirs, prompt=prompt, guidance_scale=guidance_scale, **ours
-            )
+                pipeline, theirs, ours = random_ip(adapted, choose, size)
+            found = both(adapted, pipeline, theirs, least=0, **call, **ours)
             if "ip_adapters" in ours:
                 pipeline.unload_ip_adapter()
-            assert found <= IMAGE_ABS, (kind, scale, guidance_scale, prompt)
+            assert found <= IMAGE_ABS, (number, call, ours)
