@@ -42,7 +42,7 @@ OVERLAP_BOUND = 0.85
 """Mean intersection over union with the scene's objects, at least."""
 FULL, NONE = 0.35, 0.2
 """A style is present from the first amount (see styles.style_amount), absent up to the second. The
-VAE softens stripes: it leaves amounts of 0.38 to 0.97 of them."""
+VAE softens stripes: it leaves amounts of 0.38 to 0.97 of most."""
 GUIDED = f"controlnet at {evaluation.GUIDANCE_SCALE:g}"
 """Entry of the report: with the guidance of the evaluation of prompts, without a bound."""
 BETWEEN = 0.1
